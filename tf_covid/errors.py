@@ -1,0 +1,42 @@
+"""What can go wrong, by kind. A library raises these with the facts; only the command line exits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tf_covid.result import Finding
+
+
+class TfCovidError(Exception):
+    """Base of every error that `tf_covid` raises on purpose. Its text states the facts and the way out."""
+
+
+class ScanRefused(TfCovidError):
+    """A scan that cannot be answered honestly.
+
+    Args:
+        findings: What was found; at least one has level "error".
+
+    The message is that of the first error.
+    """
+
+    def __init__(self, findings: Sequence[Finding]) -> None:
+        self.findings = tuple(findings)
+        errors = [finding for finding in self.findings if finding.level == "error"]
+        if not errors:
+            raise ValueError("a refusal needs at least one finding of level 'error'")
+        super().__init__("; ".join(f"{finding.code}: {finding.message}" for finding in errors))
+
+
+class ModelError(TfCovidError):
+    """A model or weight file that is missing, damaged, foreign, or does not fit its contract."""
+
+
+class OutputError(TfCovidError):
+    """An output that cannot be written, or that would overwrite another case's answer."""
+
+
+class ManifestError(TfCovidError):
+    """A manifest with one or more wrong rows; the message has a line for each, with row and column."""

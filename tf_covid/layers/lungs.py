@@ -1,0 +1,145 @@
+"""The lung mask, slice by slice in chunks, and the box around it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import keras
+import tensorflow as tf
+
+from tf_covid.layers.resample import clipped_hu, full_axis_matrix, in_plane, over_chunks
+from tf_covid.layers.window import LEVEL_HU, WIDTH_HU, HUWindow
+
+
+@keras.saving.register_keras_serializable("tf_covid")
+class LungSegmenter(keras.layers.Layer):
+    """Lung probability of every slice on the coarse grid of the U-Net.
+
+    Args:
+        unet: Network from slices (n, h, w, 1) in [0, 1] to `{"logits": (n, h, w, 1)}`; h and w are known and are the
+            mask grid.
+        level_hu: Window centre, in HU.
+        width_hu: Window width, in HU.
+        chunk: Slices at a time; memory grows with it, not with the number of slices.
+
+    Input: int16 HU (N, D, H, W), and `depth` int32 (N,), the number of true slices of each scan: later ones are
+    padding. Output: float32 (N, D, h, w) in [0, 1]; 0 in padding slices.
+
+    Raises:
+        ValueError: If the U-Net's input has no fixed size or more than one channel.
+    """
+
+    def __init__(
+        self,
+        unet: keras.Model,
+        level_hu: float = LEVEL_HU,
+        width_hu: float = WIDTH_HU,
+        chunk: int = 16,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(autocast=False, **kwargs)
+        height, width, channels = unet.input_shape[1:]
+        if height is None or width is None or channels != 1:
+            raise ValueError(f"the lung U-Net needs a fixed input of one channel, not {unet.input_shape[1:]}")
+        self.unet, self.chunk = unet, int(chunk)
+        self.grid = (int(height), int(width))
+        self.window = HUWindow(level_hu, width_hu, dtype="float32")
+
+    def call(self, hu: Any, depth: Any) -> Any:
+        """HU → lung probability."""
+        shape, grid = tf.shape(hu), self.grid
+        valid = tf.where(tf.sequence_mask(depth, shape[1]))  # (S, 2): scan, slice
+        rows = full_axis_matrix(grid[0], shape[2])
+        columns = full_axis_matrix(grid[1], shape[3])
+        count = tf.shape(valid)[0]
+
+        def body(numbers: Any, written: Any) -> Any:
+            planes = tf.gather_nd(hu, tf.gather(valid, tf.maximum(numbers, 0)))
+            small = in_plane(rows, clipped_hu(planes), columns)
+            logits = self.unet(self.window(small)[..., tf.newaxis], training=False)["logits"][..., 0]
+            keep = tf.cast(numbers >= 0, tf.float32)[:, tf.newaxis, tf.newaxis]
+            probability = tf.sigmoid(tf.cast(logits, tf.float32)) * keep
+            return tf.tensor_scatter_nd_add(written, tf.maximum(numbers, 0)[:, tf.newaxis], probability)
+
+        flat = over_chunks(count, self.chunk, body, tf.zeros(tf.stack([tf.maximum(count, 1), *grid])))
+        # An empty batch of slices has one row that is in nobody's place.
+        return tf.scatter_nd(valid, flat[:count], tf.cast(tf.concat([shape[:2], grid], 0), valid.dtype))
+
+    def compute_output_spec(self, hu: Any, depth: Any) -> keras.KerasTensor:
+        """(N, D, h, w), float32."""
+        return keras.KerasTensor((*hu.shape[:2], *self.grid), dtype="float32")
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments that rebuild the layer, the U-Net's architecture included."""
+        return {
+            **super().get_config(),
+            "unet": keras.saving.serialize_keras_object(self.unet),
+            "level_hu": self.window.level_hu,
+            "width_hu": self.window.width_hu,
+            "chunk": self.chunk,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> LungSegmenter:
+        """Rebuild the layer."""
+        config = dict(config)
+        return cls(keras.saving.deserialize_keras_object(config.pop("unet")), **config)
+
+
+@keras.saving.register_keras_serializable("tf_covid")
+class LungBox(keras.layers.Layer):
+    """The box in the plane around the lungs of the kept slices, as shares of the image.
+
+    Args:
+        box: "lungs" for the box of the mask plus a margin; "none" for the full frame, as in the paper.
+        margin: Share of the box's side added on each side, cut at the image's border.
+        noise: A row or column belongs to the box when it holds at least this share of the fullest one's lung:
+            a stray pixel of the mask must not move the box.
+
+    Input: lung probability (N, D, h, w), and `keep` bool (N, D). Output: float32 (N, 4): top, bottom, left, right as
+    shares of height and width, 0 … 1; the full frame where nothing is kept.
+
+    Raises:
+        ValueError: If `box` is neither, or a share is not within [0, 1).
+    """
+
+    def __init__(
+        self, box: Literal["lungs", "none"] = "lungs", margin: float = 0.04, noise: float = 0.02, **kwargs: Any
+    ) -> None:
+        super().__init__(autocast=False, **kwargs)
+        if box not in ("lungs", "none"):
+            raise ValueError(f'box must be "lungs" or "none", not {box!r}')
+        if not (0 <= margin < 1 and 0 <= noise < 1):
+            raise ValueError(f"margin and noise must lie within [0, 1), not {margin} and {noise}")
+        self.box, self.margin, self.noise = box, float(margin), float(noise)
+
+    def call(self, probability: Any, keep: Any) -> Any:
+        """Mask and kept slices → box."""
+        if self.box == "none":
+            full = tf.constant([0.0, 1.0, 0.0, 1.0])
+            return tf.repeat(full[tf.newaxis], tf.shape(probability)[0], axis=0)
+        inside = tf.cast(probability > 0.5, tf.float32) * tf.cast(keep, tf.float32)[:, :, tf.newaxis, tf.newaxis]
+        sides = [self._extent(tf.reduce_sum(inside, axis=axes)) for axes in ((1, 3), (1, 2))]
+        return tf.concat(sides, axis=1)
+
+    def _extent(self, profile: Any) -> Any:
+        size = tf.shape(profile)[1]
+        fullest = tf.reduce_max(profile, axis=1, keepdims=True)
+        taken = (profile > 0) & (profile >= self.noise * fullest)
+        cell = tf.range(size, dtype=tf.float32)[tf.newaxis]
+        length = tf.cast(size, tf.float32)
+        first = tf.reduce_min(tf.where(taken, cell, length), axis=1) / length
+        last = tf.reduce_max(tf.where(taken, cell + 1.0, 0.0), axis=1) / length
+        extra = self.margin * (last - first)
+        found = last > first
+        start = tf.where(found, tf.maximum(first - extra, 0.0), 0.0)
+        stop = tf.where(found, tf.minimum(last + extra, 1.0), 1.0)
+        return tf.stack([start, stop], axis=1)
+
+    def compute_output_spec(self, probability: Any, keep: Any) -> keras.KerasTensor:
+        """(N, 4), float32."""
+        return keras.KerasTensor((probability.shape[0], 4), dtype="float32")
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments that rebuild the layer."""
+        return {**super().get_config(), "box": self.box, "margin": self.margin, "noise": self.noise}

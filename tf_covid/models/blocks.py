@@ -1,0 +1,79 @@
+"""Blocks that several networks share, in two or three dimensions. Stock Keras layers only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import layers
+
+#: Batch-norm epsilon of the published Inception-v1 and I3D weights.
+INCEPTION_EPSILON = 1e-3
+
+# Keras names a layer class by its rank; these two tables are the only place that spells it out.
+_CONV = {2: layers.Conv2D, 3: layers.Conv3D}
+_MAX_POOL = {2: layers.MaxPooling2D, 3: layers.MaxPooling3D}
+_GLOBAL_POOL = {2: layers.GlobalAveragePooling2D, 3: layers.GlobalAveragePooling3D}
+
+
+def conv_unit(
+    x: Any, name: str, filters: int, kernel: int | Sequence[int], stride: int | Sequence[int] = 1, *, dtype: Any = None
+) -> Any:
+    """Convolution, batch normalisation without scale, ReLU: the unit of Inception-v1 and I3D.
+
+    Args:
+        x: (N, H, W, C) or (N, D, H, W, C); the rank chooses two or three dimensions.
+        name: Name of the unit's output, the ReLU; the others are `<name>_conv` and `<name>_bn`.
+        filters: Output channels.
+        kernel: Kernel size.
+        stride: Stride.
+        dtype: Keras dtype policy.
+
+    Source: the released weights have no convolution bias and no batch-norm gamma.
+    """
+    rank = len(x.shape) - 2
+    x = _CONV[rank](
+        filters,
+        kernel,
+        strides=stride,
+        padding="same",
+        use_bias=False,
+        kernel_initializer="he_normal",
+        name=f"{name}_conv",
+        dtype=dtype,
+    )(x)
+    x = layers.BatchNormalization(scale=False, epsilon=INCEPTION_EPSILON, name=f"{name}_bn", dtype=dtype)(x)
+    return layers.ReLU(name=name, dtype=dtype)(x)
+
+
+def max_pool(
+    x: Any, name: str, size: int | Sequence[int], stride: int | Sequence[int], padding: str = "same", dtype: Any = None
+) -> Any:
+    """Max-pooling in two or three dimensions, by the rank of `x`."""
+    return _MAX_POOL[len(x.shape) - 2](size, strides=stride, padding=padding, name=name, dtype=dtype)(x)
+
+
+def classifier(x: Any, classes: int, *, dropout: float, ct_score: bool, dtype: Any = None) -> dict[str, Any]:
+    """Global average pooling, dropout and dense outputs: `logits` (N, classes) and, if asked for, `ct_score` (N, 1).
+
+    The outputs are float32 under any policy; `ct_score` is bounded to 0–25 by a scaled sigmoid.
+    """
+    rank = len(x.shape) - 2
+    x = _GLOBAL_POOL[rank](name="global_pool", dtype=dtype)(x)
+    return dense_outputs(x, classes, dropout=dropout, ct_score=ct_score, dtype=dtype)
+
+
+def dense_outputs(x: Any, classes: int, *, dropout: float, ct_score: bool, dtype: Any = None) -> dict[str, Any]:
+    """Dropout, then `logits` (N, classes) and, if asked for, `ct_score` (N, 1), from features (N, C)."""
+    x = layers.Dropout(dropout, name="dropout", dtype=dtype)(x)
+    outputs = {"logits": layers.Dense(classes, name="logits", dtype="float32")(x)}
+    if ct_score:
+        share = layers.Dense(1, activation="sigmoid", name="ct_score_share", dtype="float32")(x)
+        outputs["ct_score"] = layers.Rescaling(25.0, name="ct_score", dtype="float32")(share)
+    return outputs
+
+
+def functional(inputs: Any, outputs: dict[str, Any], name: str) -> keras.Model:
+    """A functional model with named outputs (a dict keeps the names in an export)."""
+    return keras.Model(inputs, outputs, name=name)

@@ -1,0 +1,133 @@
+"""From the patient to what a scanner stores: blur, noise, kernel, streaks, table, padding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from tf_covid.phantom.fields import Field, Grid
+from tf_covid.phantom.settings import Draws, ScannerSettings, draw
+
+AIR_HU = -1000.0
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One examination: what was drawn, and the grid in patient mm."""
+
+    p: Draws
+    padding_hu: int
+    low: tuple[float, float, float]
+    high: tuple[float, float, float]
+
+    def grid(self, shape: tuple[int, int, int], parts: int = 1) -> Grid:
+        """Voxel centres of a (D, H, W) scan; `parts` sub-slices a slice."""
+        field_of_view = self.high[2] - self.low[2]
+        step = field_of_view / max(shape[1], shape[2])
+        middle = [0.5 * (a + b) for a, b in zip(self.low, self.high, strict=True)]
+        depth = shape[0] * parts
+        u = self.low[0] + (np.arange(depth) + 0.5) * (self.high[0] - self.low[0]) / depth
+        y = middle[1] + (np.arange(shape[1]) - 0.5 * (shape[1] - 1)) * step
+        x = middle[2] + (np.arange(shape[2]) - 0.5 * (shape[2] - 1)) * step
+        return Grid(u.astype(np.float32), y.astype(np.float32), x.astype(np.float32))
+
+
+def draw_protocol(settings: ScannerSettings, body: Draws, rng: np.random.Generator) -> Protocol:
+    """Draw an examination that fits the patient's size."""
+    p = draw(settings, rng)
+    low, high = settings.noise_hu
+    p["noise_hu"] = float(low * (high / low) ** rng.random())  # as many quiet scans as noisy ones
+    padding = int(rng.choice(np.array(settings.padding_hu)))
+    lungs_mm = 2.0 * body["chest_half_width_mm"] + 2.0 * body["muscle_mm"] + 10.0
+    p["field_of_view_mm"] = max(p["field_of_view_mm"], lungs_mm)
+    floor = body["dome_depth_mm"] + body["recess_depth_mm"] * 1.25 + p["below_recess_mm"]
+    top = -p["above_apex_mm"] - 10.0
+    if p["cut_apex"]:
+        top = float(rng.uniform(5.0, 0.15 * floor))
+    if p["cut_base"]:
+        floor = body["dome_depth_mm"] + float(rng.uniform(-5.0, 25.0))
+    half = 0.5 * p["field_of_view_mm"]
+    y, x = p["off_centre_mm"], float(rng.uniform(*settings.off_centre_mm))
+    return Protocol(p, padding, (top, y - half, x - half), (floor, y + half, x + half))
+
+
+def surroundings(protocol: Protocol, body_back_mm: float, rng: np.random.Generator) -> list[Draws]:
+    """The table and blanket as curved sheets: y = level + bend·x², thickness and HU."""
+    sheets: list[Draws] = []
+    p = protocol.p
+    if p["table"]:
+        level, bend = body_back_mm + float(rng.uniform(2.0, 14.0)), float(rng.choice([0.0, -0.0009, -0.0016]))
+        thick, shell = float(rng.uniform(15.0, 50.0)), float(rng.uniform(1.0, 3.0))
+        reach = float(rng.uniform(190.0, 270.0))
+        for offset, width, hu in ((0.0, shell, rng.uniform(-700.0, 50.0)), (0.5 * thick, thick, rng.uniform(-985.0, -900.0)),
+                                  (thick, shell, rng.uniform(-700.0, 50.0))):  # fmt: skip
+            sheets.append({"level": level + offset, "bend": bend, "thick": width, "hu": float(hu), "reach": reach})
+        if rng.random() < 0.5:  # the mattress
+            sheets.append({"level": level - 7.0, "bend": bend, "thick": 11.0, "hu": float(rng.uniform(-985, -880)),
+                           "reach": reach - 15.0})  # fmt: skip
+    return sheets
+
+
+def paint_surroundings(hu: Field, grid: Grid, sheets: list[Draws]) -> None:
+    """Raise the air of a slab to the sheets' HU, in place."""
+    y, x = grid.y[:, None], grid.x[None, :]
+    width = float(grid.y[1] - grid.y[0])
+    picture = np.full((len(grid.y), len(grid.x)), AIR_HU, np.float32)
+    for sheet in sheets:
+        gap = np.abs(y - sheet["level"] - sheet["bend"] * x**2) - 0.5 * sheet["thick"]
+        share = np.clip(0.5 - gap / width, 0.0, min(sheet["thick"] / width, 1.0)) * (np.abs(x) < sheet["reach"])
+        picture += share * (sheet["hu"] - picture)
+    np.maximum(hu, picture, out=hu)
+
+
+def _kernel(slices: Field, p: Draws, step_mm: float) -> None:
+    """The reconstruction kernel's blur, and the overshoot of a sharp one; in place."""
+    blur = p["coarse_blur_mm"] if p["coarse"] else p["blur_mm"]
+    sigma = blur / step_mm
+    if sigma > 0.3:
+        for one in slices:
+            ndimage.gaussian_filter(one, sigma, output=one, truncate=2.5)
+    if p["sharp"]:
+        for one in slices:
+            one += p["sharpening"] * (one - ndimage.gaussian_filter(one, 1.2 / step_mm, truncate=2.5))
+
+
+def _noise(shape: tuple[int, ...], p: Draws, step_mm: float, rng: np.random.Generator) -> Field:
+    """Noise of the drawn deviation and spectrum, in HU."""
+    noise = rng.standard_normal(shape, dtype=np.float32)
+    sigma = p["noise_correlation_mm"] / step_mm
+    if sigma > 0.25:
+        for one in noise:
+            ndimage.gaussian_filter(one, sigma, output=one, truncate=2.5)
+    if p["sharp"]:  # a sharp kernel's noise lacks the low frequencies
+        for one in noise:
+            one -= ndimage.uniform_filter(one, 5)
+    noise *= p["noise_hu"] / max(float(noise[:: max(len(noise) // 8, 1)].std()), 1e-6)
+    return noise
+
+
+def examine(slices: Field, grid: Grid, protocol: Protocol, rng: np.random.Generator) -> Field:
+    """Turn a slab of true HU into stored HU: kernel, noise, streaks, offset; float32, in place."""
+    p = protocol.p
+    step = float(grid.x[1] - grid.x[0])
+    _kernel(slices, p, step)
+    slices += _noise(slices.shape, p, step, rng)
+    if p["streaks"]:
+        # Along the rows: photon starvation through shoulders and arms; it changes from row to row and slice to slice.
+        rows = rng.standard_normal((len(slices), slices.shape[1], 1), dtype=np.float32)
+        load = np.maximum(np.mean(slices > -200.0, axis=2, keepdims=True) - 0.45, 0.0) ** 1.5
+        slices += p["streak_hu"] * rows * load * 4.0
+    slices += p["offset_hu"]
+    return slices
+
+
+def store(slices: Field, grid: Grid, protocol: Protocol) -> np.ndarray:
+    """Round to int16, with the padding outside a circular field of view."""
+    stored = np.clip(np.rint(slices), -1024, 3071).astype(np.int16)
+    if protocol.p["circle"]:
+        y, x = grid.y - grid.y.mean(), grid.x - grid.x.mean()
+        radius = 0.5 * (max(len(y), len(x))) * float(grid.x[1] - grid.x[0])
+        stored[:, y[:, None] ** 2 + x[None, :] ** 2 > radius**2] = protocol.padding_hu
+    return stored

@@ -1,0 +1,140 @@
+"""Everything that the phantom draws at random, in one readable table: ranges with their units, and probabilities.
+
+A pair is a range, drawn uniformly; a single number whose name starts with `p_` is a probability. Ranges are wider than
+reality where that helps a network that must meet any scanner and any patient (domain randomisation).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+
+Range = tuple[float, float]
+Draws = dict[str, float]
+
+
+@dataclass(frozen=True)
+class BodySettings:
+    """Size and shape of the patient; lengths in mm."""
+
+    chest_half_width_mm: Range = (112.0, 152.0)
+    chest_depth_to_width: Range = (0.62, 0.84)
+    chest_roundness: Range = (2.0, 2.7)
+    dome_depth_mm: Range = (130.0, 225.0)
+    recess_depth_mm: Range = (35.0, 80.0)
+    dome_difference_mm: Range = (-8.0, 30.0)
+    dome_steepness: Range = (1.6, 3.8)
+    heart_scale: Range = (0.85, 1.3)
+    vessel_scale: Range = (0.85, 1.25)
+    mediastinal_fat_mm: Range = (1.0, 9.0)
+    muscle_mm: Range = (12.0, 26.0)
+    fat_mm: Range = (3.0, 45.0)
+    kyphosis_mm: Range = (-12.0, 16.0)
+    warp_mm: Range = (2.0, 7.0)
+    tilt_degrees: Range = (-7.0, 7.0)
+    liver_reach_mm: Range = (10.0, 85.0)
+    liver_hu: Range = (40.0, 68.0)
+    spleen_scale: Range = (0.75, 1.4)
+    bone_hu: Range = (350.0, 900.0)
+    marrow_hu: Range = (90.0, 300.0)
+    p_female: float = 0.5
+    p_arms_down: float = 0.25
+    p_stomach_gas: float = 0.8
+    p_oesophagus_air: float = 0.3
+    p_calcification: float = 0.4
+
+
+@dataclass(frozen=True)
+class LungSettings:
+    """Aerated lung and what runs through it."""
+
+    air_hu: Range = (-935.0, -770.0)
+    gravity_hu: Range = (0.0, 90.0)
+    texture_hu: Range = (4.0, 22.0)
+    patchy_hu: Range = (3.0, 25.0)
+    vessel_root_mm: Range = (4.4, 6.4)
+    vessel_exponent: Range = (2.65, 3.4)
+    airway_root_mm: Range = (3.4, 5.2)
+    airway_wall: Range = (0.18, 0.42)
+    fissure_hu: Range = (0.0, 260.0)
+    p_emphysema: float = 0.12
+    p_dependent: float = 0.3
+    p_band: float = 0.15
+
+
+@dataclass(frozen=True)
+class DiseaseSettings:
+    """COVID's patterns; `lesion_opacity` is the share of the air replaced from which a voxel counts as diseased."""
+
+    glass_hu: Range = (-680.0, -330.0)
+    consolidation_hu: Range = (-60.0, 50.0)
+    consolidated_share: Range = (0.0, 0.65)
+    edge_softness: Range = (0.08, 0.6)
+    peripheral: Range = (0.0, 1.6)
+    basal: Range = (-0.4, 1.2)
+    posterior: Range = (-0.2, 1.2)
+    patch_mm: Range = (9.0, 40.0)
+    nodularity: Range = (0.0, 1.4)
+    crazy_paving_hu: Range = (40.0, 220.0)
+    reticulation_hu: Range = (60.0, 260.0)
+    p_crazy_paving: float = 0.4
+    p_reticulation: float = 0.3
+    lesion_opacity: float = 0.5
+
+
+@dataclass(frozen=True)
+class ScannerSettings:
+    """How the scanner sees it."""
+
+    field_of_view_mm: Range = (290.0, 490.0)
+    above_apex_mm: Range = (8.0, 60.0)
+    below_recess_mm: Range = (2.0, 90.0)
+    off_centre_mm: Range = (-18.0, 18.0)
+    blur_mm: Range = (0.3, 1.3)
+    coarse_blur_mm: Range = (1.3, 2.6)
+    slice_blur: Range = (0.0, 0.8)
+    noise_hu: Range = (4.0, 60.0)
+    noise_correlation_mm: Range = (0.25, 1.3)
+    sharpening: Range = (0.2, 1.3)
+    offset_hu: Range = (-12.0, 12.0)
+    contrast_hu: Range = (110.0, 380.0)
+    breathing_mm: Range = (2.0, 9.0)
+    streak_hu: Range = (2.0, 15.0)
+    p_coarse: float = 0.15
+    p_sharp: float = 0.35
+    p_contrast: float = 0.3
+    p_breathing: float = 0.2
+    p_streaks: float = 0.2
+    p_circle: float = 0.5
+    p_cut_apex: float = 0.06
+    p_cut_base: float = 0.08
+    p_table: float = 0.9
+    p_blanket: float = 0.5
+    padding_hu: tuple[int, ...] = (-1024, -2000, -3024, -1024)
+
+
+@dataclass(frozen=True)
+class PhantomSettings:
+    """The whole table."""
+
+    body: BodySettings = field(default_factory=BodySettings)
+    lung: LungSettings = field(default_factory=LungSettings)
+    disease: DiseaseSettings = field(default_factory=DiseaseSettings)
+    scanner: ScannerSettings = field(default_factory=ScannerSettings)
+
+
+Section = BodySettings | LungSettings | DiseaseSettings | ScannerSettings
+
+
+def draw(section: Section, rng: np.random.Generator) -> Draws:
+    """One value for each range of a section; 1.0 or 0.0 for each probability, under its name without `p_`."""
+    values: Draws = {}
+    for entry in fields(section):
+        setting = getattr(section, entry.name)
+        chance = float(rng.random())
+        if entry.name.startswith("p_"):
+            values[entry.name[2:]] = float(chance < setting)
+        elif isinstance(setting, tuple) and len(setting) == 2:
+            values[entry.name] = setting[0] + chance * (setting[1] - setting[0])
+    return values

@@ -1,0 +1,188 @@
+"""What we say about one scan, and its JSON (`result.json`). Values only: no computing, no writing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Level = Literal["info", "warning", "error"]
+
+DISCLAIMER = "Research software, not a medical device. Not for diagnosis or treatment decisions."
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was noticed about a scan.
+
+    Args:
+        code: Stable name in snake_case, e.g. "missing_slices".
+        level: "info" changes nothing, "warning" limits the answer, "error" refuses it.
+        message: One sentence with the facts and units, without any identifier of the patient.
+        value: The number or short text behind it, if there is one.
+    """
+
+    code: str
+    level: Level
+    message: str
+    value: float | int | str | None = None
+
+
+@dataclass(frozen=True)
+class Series:
+    """Geometry of the series that was read, on the canonical grid (D, H, W) after gap repair."""
+
+    slices: int
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    interpolated: tuple[int, ...]
+    chosen_because: str
+    #: Only with `--keep-identifiers`: DICOM UIDs, patient id and friends.
+    identifiers: dict[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Lungs:
+    """Volumes in millilitres and involvement in percent; lists run from head to feet."""
+
+    volume_ml: float
+    left_ml: float
+    right_ml: float
+    slices_kept: int
+    slices_total: int
+    involvement_percent: float
+    involvement_per_slice: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Severity:
+    """Severity of five classes. `number` is `class` in the JSON."""
+
+    number: int
+    label: str
+    probabilities: tuple[float, ...]
+    ct_score: float | None
+    ct_score_interval: tuple[float, float] | None = None
+    refer: bool | None = None
+
+
+@dataclass(frozen=True)
+class Covid:
+    """COVID yes or no; positive from a probability of 0.5."""
+
+    probability: float
+    positive: bool
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How the attention map was made. `per_slice` is its mean over each slice, 0–1."""
+
+    method: str
+    target: str
+    endpoint: str
+    inside_lung_fraction: float | None
+    per_slice: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ModelAnswer:
+    """What one model of the ensemble answered, and which file it was."""
+
+    name: str
+    sha256: str
+    note: str
+    probabilities: tuple[float, ...]
+    ct_score: float | None
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Volumes behind a result, on the canonical grid (D, H, W) of the scan.
+
+    Args:
+        lungs: uint8; 0 outside, 1 right, 2 left.
+        attention: uint8; 255 is the maximum within this scan. None with `--attention none`.
+        kept: bool (D,); the slices that hold at least the required share of lung.
+    """
+
+    lungs: np.ndarray
+    attention: np.ndarray | None
+    kept: np.ndarray
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything that we say about one scan.
+
+    A refused case has `case`, `status`, `findings` and `versions` only.
+    """
+
+    case: str
+    status: Literal["pass", "repaired", "refused"]
+    findings: tuple[Finding, ...]
+    versions: dict[str, str]
+    series: Series | None = None
+    lungs: Lungs | None = None
+    severity: Severity | None = None
+    covid: Covid | None = None
+    attention: Attention | None = None
+    models: tuple[ModelAnswer, ...] = ()
+    timings_s: dict[str, float] = field(default_factory=dict)
+    #: Not part of the JSON: the volumes to write and to draw.
+    maps: Maps | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The dictionary behind `result.json`, keys in the contract's order."""
+        head: dict[str, Any] = {
+            "case": self.case,
+            "status": self.status,
+            "findings": [dataclasses.asdict(finding) for finding in self.findings],
+        }
+        if self.status == "refused":
+            return head | {"versions": self.versions}
+
+        def plain(value: Any) -> Any:
+            return None if value is None else dataclasses.asdict(value)
+
+        series = plain(self.series)
+        if series is not None:
+            series |= series.pop("identifiers") or {}
+        severity = plain(self.severity)
+        if severity is not None:
+            severity = {"class": severity.pop("number")} | severity
+        return head | {
+            "series": series,
+            "lungs": plain(self.lungs),
+            "severity": severity,
+            "covid": plain(self.covid),
+            "attention": plain(self.attention),
+            "models": [plain(model) for model in self.models],
+            "timings_s": self.timings_s,
+            "versions": self.versions,
+        }
+
+    def to_json(self) -> str:
+        """The text of `result.json`: UTF-8, floats rounded to six digits after the point.
+
+        Raises:
+            ValueError: If a number is not finite: a NaN is never an answer.
+        """
+        return json.dumps(_rounded(self.as_dict()), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError("a result holds a number that is not finite")
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item) for item in value]
+    return value

@@ -1,0 +1,79 @@
+"""The value that every reader returns: int16 HU in one canonical order, with its geometry and its history.
+
+Canonical order (D, H, W): D from head to feet, H from anterior to posterior, W from the patient's right to left
+(highdicom's F-P-L). Millimetres are DICOM's LPS everywhere inside; RAS exists only inside NIfTI files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tf_covid.result import Finding
+
+
+@dataclass(frozen=True)
+class SourceGrid:
+    """How the source file stored the voxels, so that every output lands on its grid.
+
+    Args:
+        shape: Size of the stored array, in its own axis order (after gap repair).
+        affine_ras: (4, 4) NIfTI affine of the stored array: its index → RAS mm.
+        axes: `axes[i]` is the canonical axis (0 D, 1 H, 2 W) that the stored axis i runs along.
+        flipped: `flipped[i]` is true where the stored axis i runs against the canonical direction.
+    """
+
+    shape: tuple[int, int, int]
+    affine_ras: np.ndarray
+    axes: tuple[int, int, int]
+    flipped: tuple[bool, bool, bool]
+
+    def from_canonical(self, volume: np.ndarray) -> np.ndarray:
+        """A canonical (D, H, W) volume as a view in the stored order."""
+        stored = np.transpose(volume, self.axes)
+        return stored[tuple(slice(None, None, -1 if flip else 1) for flip in self.flipped)]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A chest CT.
+
+    Args:
+        case: Name of the case, safe as a folder name, without any identifier of the patient.
+        hu: int16 Hounsfield units, (D, H, W) in canonical order, C-contiguous.
+        affine: (4, 4) LPS: (d, h, w, 1) → mm.
+        source: The grid of the source file.
+        fingerprint: sha256 (hex) over the bytes of the input files that belong to this case.
+        findings: What was noticed; none of level "error" (that is a `ScanRefused`).
+        interpolated: Numbers of the slices that were made up by gap repair.
+        chosen_because: Why this series and no other, for a human.
+        identifiers: Names, ids and UIDs from the header; they leave the program only by `--keep-identifiers`.
+    """
+
+    case: str
+    hu: np.ndarray
+    affine: np.ndarray
+    source: SourceGrid
+    fingerprint: str
+    findings: tuple[Finding, ...] = ()
+    interpolated: tuple[int, ...] = ()
+    chosen_because: str = ""
+    identifiers: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(D, H, W)."""
+        depth, height, width = self.hu.shape
+        return depth, height, width
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size along (D, H, W), in mm."""
+        d, h, w = (float(np.linalg.norm(self.affine[:3, axis])) for axis in range(3))
+        return d, h, w
+
+    @property
+    def repaired(self) -> bool:
+        """True where the reader changed what it read (interpolated slices and the like)."""
+        return bool(self.interpolated)

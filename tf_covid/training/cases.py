@@ -1,0 +1,127 @@
+"""Synthetic chests drawn once, on disk, for the training of the weights that ship.
+
+Both shipped networks learn from the same cases: the U-Net from their slices, the I3D from the clips that the shipped
+U-Net makes of them. A case is a `.npz` of HU and truth; a killed run continues where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+
+from tf_covid.phantom import draw_chest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One synthetic scan with its truth.
+
+    Args:
+        seed: Seed of the chest.
+        hu: int16 (D, H, W).
+        lungs: bool (D, H, W).
+        lesions: bool (D, H, W).
+        lobe_scores: Five scores of 0–5.
+        ct_score: 0–25.
+        severity: 0–4.
+    """
+
+    seed: int
+    hu: np.ndarray
+    lungs: np.ndarray
+    lesions: np.ndarray
+    lobe_scores: tuple[int, ...]
+    ct_score: int
+    severity: int
+
+#: Seeds of the chests that no training sees.
+UNSEEN = 1_000_000
+
+
+def draw_cases(folder: Path, seeds: range, *, workers: int = 2) -> None:
+    """Draw the cases of `seeds` that are not there yet, in several processes.
+
+    Args:
+        folder: Where the `.npz` files go; made if needed.
+        seeds: A case a seed.
+        workers: Number of processes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [seed for seed in seeds if not _path(folder, seed).exists()]
+    log.info("%d of %d cases are there", len(seeds) - len(missing), len(seeds))
+    if not missing:
+        return
+    # A process each, so one BLAS thread each; spawned, since TensorFlow may already run threads in this process.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        for number, _ in enumerate(pool.map(_draw, [folder] * len(missing), missing, chunksize=4), 1):
+            if number % 100 == 0:
+                log.info("drawn %d of %d", number, len(missing))
+
+
+def read_case(folder: Path, seed: int) -> Case:
+    """One case that `draw_cases` wrote."""
+    with np.load(_path(folder, seed)) as file:
+        shape = file["hu"].shape
+        masks = np.unpackbits(file["masks"], axis=1)[:, : int(np.prod(shape))].reshape(2, *shape).astype(bool)
+        scores = tuple(int(score) for score in file["lobe_scores"])
+        return Case(seed, file["hu"], masks[0], masks[1], scores, int(file["ct_score"]), int(file["severity"]))
+
+
+def read_cases(folder: Path, seeds: range) -> Iterator[Case]:
+    """Cases in the order of their seeds."""
+    return (read_case(folder, seed) for seed in seeds)
+
+
+def _path(folder: Path, seed: int) -> Path:
+    return folder / f"{seed:08d}.npz"
+
+
+def case_shape(seed: int) -> tuple[int, int, int]:
+    """Grid of a training case: 112–160 pixels a side, 28–64 slices; small, so that thousands fit into an hour."""
+    rng = np.random.default_rng([seed, 0xCA5E])
+    side = int(rng.integers(7, 11)) * 16
+    return int(rng.integers(28, 65)), side, side
+
+
+def _draw(folder: Path, seed: int) -> None:
+    # The class follows from the seed, so that any range of seeds is balanced.
+    chest = draw_chest(seed, case_shape(seed), severity=seed % 5)
+    path = _path(folder, seed)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        np.savez(
+            file,
+            hu=chest.hu,
+            masks=np.packbits(np.stack([chest.lungs > 0, chest.lesions]).reshape(2, -1), axis=1),
+            lobe_scores=np.asarray(chest.lobe_scores, np.uint8),
+            ct_score=np.uint8(chest.ct_score),
+            severity=np.uint8(chest.severity),
+        )
+    os.replace(partial, path)
+
+
+@click.command()
+@click.option("--out", "folder", type=click.Path(path_type=Path), required=True, help="Where the chests are kept.")
+@click.option("--train", default=1500, show_default=True, help="Chests to learn from: seeds 0 … train − 1.")
+@click.option("--unseen", default=100, show_default=True, help="Chests to measure on: seeds 1000000 ….")
+@click.option("--workers", default=2, show_default=True)
+def main(folder: Path, train: int, unseen: int, workers: int) -> None:
+    """Draw the synthetic chests that both shipped networks learn from; a killed run continues."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    draw_cases(folder, range(UNSEEN, UNSEEN + unseen), workers=workers)
+    draw_cases(folder, range(train), workers=workers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Train the lung U-Net that ships, on slices of synthetic chests.
+
+    python -m tf_covid.training.lungs --cases build/cases --out saved_models/lungs-unet
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_covid.layers import HUWindow
+from tf_covid.layers.resample import clipped_hu, full_axis_matrix, in_plane
+from tf_covid.models import UNet
+from tf_covid.training import augment
+from tf_covid.training.cases import UNSEEN, draw_cases, read_case, read_cases
+from tf_covid.weights import Contract, save_model
+
+log = logging.getLogger(__name__)
+
+NOTE = (
+    "Trained on synthetic chests only (tf_covid.phantom), on no patient. A demonstration of the method: "
+    "not validated on patients, not for clinical use."
+)
+
+
+def slices(folder: Path, seeds: range, *, side: int, each: int, batch: int) -> tf.data.Dataset:
+    """Endless augmented batches: windowed slices (batch, side, side, 1), masks (batch, side, side, 1)."""
+
+    def draw(seed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        case = read_case(folder, int(seed))
+        chosen = np.random.default_rng().integers(0, len(case.hu), each)
+        return case.hu[chosen].astype(np.float32), case.lungs[chosen].astype(np.float32)
+
+    def small(seed: Any) -> tuple[Any, Any]:
+        hu, mask = tf.numpy_function(draw, [seed], [tf.float32, tf.float32])
+        hu.set_shape([each, None, None])
+        mask.set_shape([each, None, None])
+        return on_grid(clipped_hu(hu), side), on_grid(mask, side)
+
+    window = HUWindow()
+
+    def change(hu: Any, mask: Any) -> tuple[Any, Any]:
+        hu, mask = augment.slice_and_mask(hu, mask)
+        return window(hu)[..., tf.newaxis], mask
+
+    seeds_set = tf.data.Dataset.from_tensor_slices(np.asarray(seeds)).shuffle(len(seeds), reshuffle_each_iteration=True).repeat()
+    found = seeds_set.map(small, num_parallel_calls=2).unbatch().shuffle(64 * each)
+    return found.batch(batch, drop_remainder=True).map(change, num_parallel_calls=1).prefetch(4)
+
+
+def on_grid(planes: Any, side: int) -> Any:
+    """Planes (N, H, W) on the U-Net's grid (N, side, side), as `LungSegmenter` does it."""
+    shape = tf.shape(planes)
+    grid = in_plane(full_axis_matrix(side, shape[1]), planes, full_axis_matrix(side, shape[2]))
+    return tf.ensure_shape(grid, [None, side, side])
+
+
+def loss(mask: Any, logits: Any) -> Any:
+    """Cross-entropy plus soft Dice over the batch (one scan's slices without lung would make Dice jump)."""
+    logits = tf.cast(logits, tf.float32)
+    entropy = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=mask, logits=logits))
+    share = tf.sigmoid(logits)
+    overlap = (2 * tf.reduce_sum(share * mask) + 1) / (tf.reduce_sum(share) + tf.reduce_sum(mask) + 1)
+    return entropy + 0.5 * (1 - overlap)
+
+
+def dice_per_case(network: keras.Model, folder: Path, seeds: range) -> list[float]:
+    """Dice on the U-Net's grid, one for each unseen chest, without augmentation."""
+    side, window, found = network.input_shape[1], HUWindow(), []
+    for case in read_cases(folder, seeds):
+        slices = window(on_grid(clipped_hu(case.hu), side))[..., tf.newaxis]
+        mask = network.predict(slices, batch_size=16, verbose=0)["logits"][..., 0] > 0
+        truth = on_grid(case.lungs.astype(np.float32), side).numpy() >= 0.5
+        found.append(float(2 * (mask & truth).sum() / max(mask.sum() + truth.sum(), 1)))
+    return found
+
+
+class Log(keras.callbacks.Callback):
+    """One plain line an epoch."""
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Write the line."""
+        log.info("epoch %d: %s", epoch + 1, ", ".join(f"{key} {value:.4f}" for key, value in (logs or {}).items()))
+
+
+def setup(seed: int) -> None:
+    """Seeds and a plain log."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    keras.utils.set_random_seed(seed)
+
+
+@click.command()
+@click.option("--cases", "folder", type=click.Path(path_type=Path), required=True, help="Where the chests are kept.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The model's folder.")
+@click.option("--seed", default=1, show_default=True)
+@click.option("--train", default=1500, show_default=True, help="Chests to learn from: seeds 0 … train − 1.")
+@click.option("--unseen", default=100, show_default=True, help="Chests to measure on: seeds 1000000 ….")
+@click.option("--side", default=128, show_default=True, help="Mask grid, in pixels.")
+@click.option("--filters", default=16, show_default=True)
+@click.option("--epochs", default=15, show_default=True, help="Epochs of --steps steps.")
+@click.option("--steps", default=100, show_default=True)
+@click.option("--batch", default=16, show_default=True)
+@click.option("--rate", default=2e-3, show_default=True, help="Peak learning rate.")
+def main(
+    folder: Path, out: Path, seed: int, train: int, unseen: int, side: int, filters: int, epochs: int, steps: int,
+    batch: int, rate: float,
+) -> None:
+    """Train the lung U-Net on synthetic chests; a killed run continues."""
+    setup(seed)
+    held_out = range(UNSEEN, UNSEEN + unseen)
+    draw_cases(folder, range(train))
+    draw_cases(folder, held_out)
+    arguments = {"input_shape": [side, side, 1], "filters": filters}
+    network = UNet(**arguments)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, epochs * steps, warmup_target=rate, warmup_steps=steps, alpha=0.01
+    )
+    network.compile(keras.optimizers.Adam(schedule, clipnorm=1.0), loss={"logits": loss})
+    history = network.fit(
+        slices(folder, range(train), side=side, each=8, batch=batch).map(lambda x, y: (x, {"logits": y})),
+        epochs=epochs,
+        steps_per_epoch=steps,
+        shuffle=False,  # the data set shuffles
+        verbose=0,
+        callbacks=[Log(), keras.callbacks.BackupAndRestore(out / "backup", save_freq="epoch")],
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    contract = Contract(
+        model="unet", arguments=arguments, task="lungs", note=NOTE, origin=f"tf_covid.training.lungs, seed {seed}",
+        licence="Apache-2.0",
+    )
+    save_model(network, contract, out / "model.keras", dtype="float16")
+    dice = dice_per_case(network, folder, held_out)
+    log.info("unseen chests: Dice mean %.4f, lowest %.4f", np.mean(dice), np.min(dice))
+    curves = {"loss": history.history["loss"], "dice_unseen": dice}
+    (out / "curves.json").write_text(json.dumps(curves, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
