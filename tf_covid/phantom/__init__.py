@@ -1,6 +1,23 @@
-"""A chest we know everything about: synthetic CT with its lungs, lobes, lesions, scores and class."""
+"""A chest we know everything about: synthetic CT with its lungs, lobes, lesions, scores and class.
+
+anatomy (torso, organs) → patient (with lesions, trees, clothing) → chest (tissue, parenchyma, scanner) → cohort, files.
+"""
 
 from tf_covid.phantom.chest import Chest, draw_chest
-from tf_covid.phantom.settings import PhantomSettings
+from tf_covid.phantom.settings import (
+    BodySettings,
+    DiseaseSettings,
+    LungSettings,
+    PhantomSettings,
+    ScannerSettings,
+)
 
-__all__ = ["Chest", "PhantomSettings", "draw_chest"]
+__all__ = [
+    "BodySettings",
+    "Chest",
+    "DiseaseSettings",
+    "LungSettings",
+    "PhantomSettings",
+    "ScannerSettings",
+    "draw_chest",
+]

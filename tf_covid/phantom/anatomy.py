@@ -69,19 +69,23 @@ def build(p: Draws, lattice: Grid, rng: np.random.Generator) -> Anatomy:
     }  # fmt: skip
     parts["heart"] = np.maximum(parts["heart"], dome + 1.0)
     parts["mediastinum"] = torso.mediastinum(p, q, parts)
-    lungs = torso.lungs(p, q, parts)
+    pleura = torso.lungs(p, q, parts)
+    lungs = torso.aerated(p, q, pleura, centre)
     muscle = join(wall - organs.muscle_thickness(p, q, centre), organs.shoulders(p, q), 25.0)
     arm = organs.arms(p, q)
     fat = organs.fat_thickness(p, q, centre) + organs.breasts(p, q, centre)
     body = np.minimum(muscle - fat, arm)
+    # What is not lung within the cage is fat, but for the neck above it and the muscles behind the spine.
+    hollow = np.maximum(np.maximum(wall, -8.0 - q.u), q.y - spine_y - 10.0)
+    hollow = np.maximum(hollow, np.minimum(np.abs(q.x) - 50.0, 0.6 * p["cap_height_mm"] - q.u))
     fields = {
         "body": body, "muscle": np.minimum(muscle, arm + 0.5 * p["fat_mm"] * 0.6 + 3.0), "arm": arm, "wall": wall,
-        "lungs": lungs, "side": q.x - p["junction_x_mm"] + 0.0 * lungs, "diaphragm": dome,
+        "lungs": lungs, "pleura": pleura, "side": q.x - p["junction_x_mm"] + 0.0 * lungs, "diaphragm": dome,
         "airway": parts["airway"], "blood": parts["blood"], "heart": parts["heart"],
         "oesophagus": parts["oesophagus"], "column": spine["column"], "canal": spine["canal"],
         "bones": organs.bones(p, q, wall, centre), "ribs": organs.rib_phase(p, q, centre),
-        "rib_end": organs.rib_end(p, q, centre), "hollow": np.maximum(wall, -8.0 - q.u),
-        "front": (q.y - centre) / p["chest_half_depth_mm"], "y": q.y + 0.0 * lungs,
+        "rib_end": organs.rib_end(p, q, centre), "hollow": hollow,
+        "front": (q.y - centre) / p["chest_half_depth_mm"],
     }  # fmt: skip
     fields |= {f"{name}_fissure": field for name, field in torso.fissures(p, q, centre).items()}
     fields |= organs.abdomen(p, q, wall, dome)

@@ -68,10 +68,13 @@ def _axis_matrix(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     return matrix
 
 
-class Upsampler:
-    """Linear interpolation of lattice fields onto slabs of a finer grid.
+Box = tuple[slice, slice, slice]
 
-    As matrix products, which are several times faster than `scipy.ndimage.map_coordinates` on a separable grid.
+
+class Upsampler:
+    """Linear interpolation of lattice fields onto parts of a finer grid.
+
+    As matrix products, several times faster than `scipy.ndimage.map_coordinates` on a rectilinear grid.
     """
 
     def __init__(self, lattice: Grid, grid: Grid) -> None:
@@ -79,12 +82,12 @@ class Upsampler:
         self._rows = _axis_matrix(lattice.y, grid.y)
         self._columns = np.ascontiguousarray(_axis_matrix(lattice.x, grid.x).T)
 
-    def __call__(self, field: Field, slab: slice) -> Field:
-        """The (slab, Y, X) values of a lattice field."""
-        left, fraction = self._left[slab], self._fraction[slab, None, None]
+    def __call__(self, field: Field, box: Box) -> Field:
+        """The values of a lattice field within a box of the grid."""
+        left, fraction = self._left[box[0]], self._fraction[box[0], None, None]
         right = np.minimum(left + 1, field.shape[0] - 1)
         slices = field[left] * (1.0 - fraction) + field[right] * fraction
-        return self._rows @ (slices @ self._columns)
+        return self._rows[box[1]] @ (slices @ self._columns[:, box[2]])
 
 
 def _spline_matrix(axis: np.ndarray, start: float, step: float, count: int) -> np.ndarray:
@@ -166,20 +169,42 @@ def rotated(q: Points, centre: Sequence[float], about_u: float = 0.0, about_y: f
     return Points(du, dy, dx)
 
 
-def tube(q: Points, path: Sequence[Sequence[float]], radii: float | Sequence[float]) -> Field:
-    """Distance to a chain of round cones through the points `path` (u, y, x) with the given radii, in mm."""
+def tube(
+    q: Points, path: Sequence[Sequence[float]], radii: float | Sequence[float], reach_mm: float | None = 45.0
+) -> Field:
+    """Distance to a chain of round cones through the points `path` (u, y, x) with the given radii, in mm.
+
+    Distances are cut off at `reach_mm`, and nothing is computed farther away, unless it is None.
+    """
     widths = np.broadcast_to(np.asarray(radii, np.float32), (len(path),))
-    nearest: Field | None = None
+    nearest = np.full(np.broadcast_shapes(*(axis.shape for axis in q)), reach_mm or np.inf, np.float32)
     for start, stop, first, last in zip(path[:-1], path[1:], widths[:-1], widths[1:], strict=True):
+        near = (slice(None),) * 3
+        if reach_mm is not None:
+            margin = reach_mm + max(float(first), float(last))
+            near = _near(q, np.minimum(start, stop) - margin, np.maximum(start, stop) + margin)
+        u, y, x = (axis[near] if axis.shape == nearest.shape else axis for axis in q)
         step = [float(b) - float(a) for a, b in zip(start, stop, strict=True)]
-        du, dy, dx = q.u - start[0], q.y - start[1], q.x - start[2]
+        du, dy, dx = u - start[0], y - start[1], x - start[2]
         length = step[0] ** 2 + step[1] ** 2 + step[2] ** 2
         t = np.clip((du * step[0] + dy * step[1] + dx * step[2]) / length, 0.0, 1.0)
         gap = np.sqrt((du - t * step[0]) ** 2 + (dy - t * step[1]) ** 2 + (dx - t * step[2]) ** 2)
         gap -= first + t * (last - first)
-        nearest = gap if nearest is None else np.minimum(nearest, gap)
-    assert nearest is not None
+        nearest[near] = np.minimum(nearest[near], gap)
     return nearest
+
+
+def _near(q: Points, low: np.ndarray, high: np.ndarray) -> Box:
+    """The part of (U, Y, X) points, of a gently warped lattice, that may lie between two corners."""
+    if any(axis.ndim != 3 or axis.shape != q.u.shape for axis in q):
+        return slice(None), slice(None), slice(None)
+    found = []
+    for number, axis in enumerate(q):
+        # Every third line is enough: the warp is smooth, and the reach far larger than what lies between.
+        lines = np.moveaxis(axis, number, 0)[:, ::3, ::3].reshape(axis.shape[number], -1)
+        inside = np.flatnonzero((lines.max(axis=1) > low[number] - 4.0) & (lines.min(axis=1) < high[number] + 4.0))
+        found.append(slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0))
+    return found[0], found[1], found[2]
 
 
 def occupancy(distance: Field, width_mm: float) -> Field:

@@ -40,13 +40,16 @@ ORIENTATIONS = {
 
 @dataclass(frozen=True)
 class Facts:
-    """Who the synthetic patient is. Nothing here belongs to a person."""
+    """Who the synthetic patient is. Nothing here belongs to a person.
 
-    patient_id: str = "PHANTOM"
-    patient_name: str = "Phantom^Synthetic"
+    Name and id are words that no folder is called by: a case whose folder names its patient is shown as a hash.
+    """
+
+    patient_id: str = "MQ-000000"
+    patient_name: str = "Mannequin^Xylon"
     birth_date: str = "19600101"
     sex: str = "O"
-    accession_number: str = "PH1"
+    accession_number: str = "MQ1"
     study_date: str = "20200301"
     patient_position: str = "HFS"
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from tf_covid.phantom.anatomy import HIGH, LOW, Anatomy
-from tf_covid.phantom.fields import Field, Grid, SplineNoise
+from tf_covid.phantom.fields import Field, SplineNoise, smooth_step
 from tf_covid.phantom.settings import DiseaseSettings, Draws, draw
+from tf_covid.phantom.slab import Slab
 from tf_covid.severity import CLASS_UPPER_SCORES, LOBES
 
 #: Bands of involvement, in percent, of the lobe scores 0–5, kept off their edges so that the grid cannot move a score.
@@ -74,6 +75,7 @@ def draw_disease(
         lobes: (U, Y, X) lobe numbers on the lattice, within what the scan sees.
     """
     p = draw(settings, rng)
+    p["consolidated_share"] *= float(rng.random())  # glass leads
     f = anatomy.fields
     lungs = lobes > 0
     scores = draw_lobe_scores(severity, rng)
@@ -102,19 +104,22 @@ def excess(disease: Disease, lobes: np.ndarray) -> Field:
 class Texture:
     """What lesions look like, evaluated slab by slab on any grid."""
 
-    def __init__(self, disease: Disease, rng: np.random.Generator) -> None:
+    def __init__(
+        self, disease: Disease, rng: np.random.Generator, low: tuple[float, ...], high: tuple[float, ...]
+    ) -> None:
         p = self._p = disease.p
-        self._dense = SplineNoise(rng, 14.0, LOW, HIGH)
-        self._tone = SplineNoise(rng, 22.0, LOW, HIGH)
-        self._net = [SplineNoise(rng, 5.0, LOW, HIGH) for _ in range(2 if p["crazy_paving"] or p["reticulation"] else 0)]
+        self._dense = SplineNoise(rng, 14.0, low, high)
+        self._tone = SplineNoise(rng, 22.0, low, high)
+        nets = 2 if p["crazy_paving"] or p["reticulation"] else 0
+        self._net = [SplineNoise(rng, 5.0, low, high) for _ in range(nets)]
 
-    def hu(self, grid: Grid, excess: Field) -> Field:
+    def hu(self, slab: Slab, excess: Field) -> Field:
         """HU of fully diseased lung at each point of a slab, before vessels and airways."""
-        p = self._p
+        p, grid = self._p, slab.grid
         glass = p["glass_hu"] + 55.0 * self._tone(grid)
-        level = self._dense(grid) + 0.6 * np.minimum(excess, 2.0)
-        share = p["consolidated_share"]
-        filled = np.clip((level - (2.2 - 3.2 * share)) / 0.5, 0.0, 1.0)
+        level = self._dense(grid) + 0.6 * np.minimum(excess, 2.0) + 0.7 * slab.read("front")
+        start = 2.4 - 3.2 * p["consolidated_share"]
+        filled = smooth_step(level, start, start + p["consolidation_edge"])
         if self._net:
             lines = np.exp(-((np.minimum(np.abs(self._net[0](grid)), np.abs(self._net[1](grid))) / 0.16) ** 2))
             strength = p["crazy_paving"] * p["crazy_paving_hu"] + p["reticulation"] * p["reticulation_hu"]

@@ -45,7 +45,7 @@ def muscle_thickness(p: Draws, q: Points, centre: Field) -> Field:
     height = smooth_step(q.u, 1.1 * p["dome_depth_mm"], 0.1 * p["dome_depth_mm"])
     base = p["muscle_mm"] + 12.0 * np.exp(-(((turn - 1.05) / 0.35) ** 2))
     base += height * (9.0 * np.exp(-(((turn + 0.75) / 0.4) ** 2)) + 14.0 * np.exp(-(((turn - 0.35) / 0.5) ** 2)))
-    return base - 4.0 * np.exp(-(((turn + 1.57) / 0.25) ** 2))
+    return base
 
 
 def fat_thickness(p: Draws, q: Points, centre: Field) -> Field:
@@ -61,8 +61,8 @@ def shoulders(p: Draws, q: Points) -> Field:
     middle = p["carina_y_mm"] + 8.0
     u = p["shoulder_u_mm"]
     girdle = tube(q, [(u, middle + 8.0, -p["shoulder_mm"]), (u - 25.0, middle, -40.0), (u - 25.0, middle, 40.0),
-                      (u, middle + 8.0, p["shoulder_mm"])], [46.0, 52.0, 52.0, 46.0])  # fmt: skip
-    return join(girdle, tube(q, [(-260.0, middle - 14.0, 0.0), (-20.0, middle, 0.0)], p["neck_mm"]), 30.0)
+                      (u, middle + 8.0, p["shoulder_mm"])], [46.0, 52.0, 52.0, 46.0], None)  # fmt: skip
+    return join(girdle, tube(q, [(-260.0, middle - 14.0, 0.0), (-20.0, middle, 0.0)], p["neck_mm"], None), 30.0)
 
 
 def breasts(p: Draws, q: Points, centre: Field) -> Field:
@@ -81,7 +81,8 @@ def arms(p: Draws, q: Points) -> Field:
     y = p["carina_y_mm"] + 10.0
     mirrored = Points(q.u, q.y, np.abs(q.x))
     upper = (p["shoulder_u_mm"], y, p["shoulder_mm"])
-    return tube(mirrored, [upper, (120.0, y + 12.0, x), (520.0, y - 10.0, x + 15.0)], [44.0, p["arm_mm"], p["arm_mm"]])
+    path = [upper, (120.0, y + 12.0, x), (520.0, y - 10.0, x + 15.0)]
+    return tube(mirrored, path, [44.0, p["arm_mm"], p["arm_mm"]], None)
 
 
 def vertebrae(p: Draws, q: Points, spine_y: Field) -> dict[str, Field]:
@@ -126,7 +127,8 @@ def rib_end(p: Draws, q: Points, centre: Field) -> Field:
     """Distance beyond the first rib, or beyond the costal arch where the lower ribs stop short of the front."""
     along = rib_phase(p, q, centre) / p["rib_step_mm"]
     last = 11.6 - 5.0 * smooth_step(rib_front(p, q, centre), 0.2, 0.8)
-    return np.maximum(-0.55 - along, along - last) * p["rib_step_mm"]
+    beyond = np.maximum(-0.55 - along, along - last) * p["rib_step_mm"]
+    return np.maximum(beyond, np.where(q.y > centre, 24.0 - np.abs(q.x), -9.0))  # ribs end at the vertebrae
 
 
 def rib_phase(p: Draws, q: Points, centre: Field) -> Field:
@@ -149,12 +151,13 @@ def abdomen(p: Draws, q: Points, wall: Field, diaphragm: Field) -> dict[str, Fie
     u = p["stomach_u_mm"]
     bag = tube(q, [(u, -4.0, 62.0), (u + 35.0, -28.0, 55.0), (u + 75.0, -42.0, 5.0)], [size, size * 0.85, size * 0.6])
     stomach = meet(meet(bag, inside, 6.0), -np.minimum(liver, spleen) + 1.5, 6.0)
+    gas = np.maximum(stomach + 4.0, (q.y - p["stomach_level_mm"]) * (1.0 - 2.0 * p["prone"]))
     mirrored = Points(q.u + 12.0 * (q.x < 0) * -1.0, q.y, np.abs(q.x))
     depth = p["dome_depth_mm"] + 105.0
     turned = rotated(mirrored, (depth, p["spine_front_mm"] + 8.0, 52.0), 0.5, 0.15)
     kidney = np.maximum(ellipsoid(turned, (0.0, 0.0, 0.0), (52.0, 28.0, 24.0)), inside)
-    cut = np.minimum(np.minimum(liver, spleen), stomach)
-    return {"liver": liver, "spleen": spleen, "stomach": stomach, "kidney": np.maximum(kidney, -cut + 1.0)}
+    kidney = np.maximum(kidney, 1.0 - np.minimum(np.minimum(liver, spleen), stomach))
+    return {"liver": liver, "spleen": spleen, "stomach": stomach, "stomach_gas": gas, "kidney": kidney}
 
 
 def bowel(p: Draws, q: Points, inside: Field) -> dict[str, Field]:

@@ -10,8 +10,6 @@ from scipy import ndimage
 from tf_covid.phantom.fields import Field, Grid
 from tf_covid.phantom.settings import Draws, ScannerSettings, draw
 
-AIR_HU = -1000.0
-
 
 @dataclass(frozen=True)
 class Protocol:
@@ -42,7 +40,7 @@ def draw_protocol(settings: ScannerSettings, body: Draws, rng: np.random.Generat
     padding = int(rng.choice(np.array(settings.padding_hu)))
     lungs_mm = 2.0 * body["chest_half_width_mm"] + 2.0 * body["muscle_mm"] + 10.0
     p["field_of_view_mm"] = max(p["field_of_view_mm"], lungs_mm)
-    floor = body["dome_depth_mm"] + body["recess_depth_mm"] * 1.25 + p["below_recess_mm"]
+    floor = body["dome_depth_mm"] + body["recess_depth_mm"] + 15.0 + p["below_recess_mm"]
     top = -p["above_apex_mm"] - 10.0
     if p["cut_apex"]:
         top = float(rng.uniform(5.0, 0.15 * floor))
@@ -51,35 +49,6 @@ def draw_protocol(settings: ScannerSettings, body: Draws, rng: np.random.Generat
     half = 0.5 * p["field_of_view_mm"]
     y, x = p["off_centre_mm"], float(rng.uniform(*settings.off_centre_mm))
     return Protocol(p, padding, (top, y - half, x - half), (floor, y + half, x + half))
-
-
-def surroundings(protocol: Protocol, body_back_mm: float, rng: np.random.Generator) -> list[Draws]:
-    """The table and blanket as curved sheets: y = level + bend·x², thickness and HU."""
-    sheets: list[Draws] = []
-    p = protocol.p
-    if p["table"]:
-        level, bend = body_back_mm + float(rng.uniform(2.0, 14.0)), float(rng.choice([0.0, -0.0009, -0.0016]))
-        thick, shell = float(rng.uniform(15.0, 50.0)), float(rng.uniform(1.0, 3.0))
-        reach = float(rng.uniform(190.0, 270.0))
-        for offset, width, hu in ((0.0, shell, rng.uniform(-700.0, 50.0)), (0.5 * thick, thick, rng.uniform(-985.0, -900.0)),
-                                  (thick, shell, rng.uniform(-700.0, 50.0))):  # fmt: skip
-            sheets.append({"level": level + offset, "bend": bend, "thick": width, "hu": float(hu), "reach": reach})
-        if rng.random() < 0.5:  # the mattress
-            sheets.append({"level": level - 7.0, "bend": bend, "thick": 11.0, "hu": float(rng.uniform(-985, -880)),
-                           "reach": reach - 15.0})  # fmt: skip
-    return sheets
-
-
-def paint_surroundings(hu: Field, grid: Grid, sheets: list[Draws]) -> None:
-    """Raise the air of a slab to the sheets' HU, in place."""
-    y, x = grid.y[:, None], grid.x[None, :]
-    width = float(grid.y[1] - grid.y[0])
-    picture = np.full((len(grid.y), len(grid.x)), AIR_HU, np.float32)
-    for sheet in sheets:
-        gap = np.abs(y - sheet["level"] - sheet["bend"] * x**2) - 0.5 * sheet["thick"]
-        share = np.clip(0.5 - gap / width, 0.0, min(sheet["thick"] / width, 1.0)) * (np.abs(x) < sheet["reach"])
-        picture += share * (sheet["hu"] - picture)
-    np.maximum(hu, picture, out=hu)
 
 
 def _kernel(slices: Field, p: Draws, step_mm: float) -> None:
@@ -108,10 +77,20 @@ def _noise(shape: tuple[int, ...], p: Draws, step_mm: float, rng: np.random.Gene
     return noise
 
 
-def examine(slices: Field, grid: Grid, protocol: Protocol, rng: np.random.Generator) -> Field:
-    """Turn a slab of true HU into stored HU: kernel, noise, streaks, offset; float32, in place."""
+def _breathe(slices: Field, grid: Grid, p: Draws) -> None:
+    """Double contours where the chest moved during the rotation: more in some slices than in others; in place."""
+    shift = max(1, round(p["breathing_mm"] / float(grid.y[1] - grid.y[0])))
+    share = 0.5 * np.clip(np.sin(grid.u / 19.0 + p["off_centre_mm"]), 0.0, 1.0).astype(np.float32)[:, None, None]
+    moved = slices[:, shift:] - slices[:, :-shift]
+    slices[:, :-shift] += share * moved
+
+
+def examine(slices: Field, grid: Grid, protocol: Protocol, rng: np.random.Generator) -> np.ndarray:
+    """Turn true HU (D, H, W) into what the scanner stores: motion, kernel, noise, streaks, offset, padding; int16."""
     p = protocol.p
     step = float(grid.x[1] - grid.x[0])
+    if p["breathing"]:
+        _breathe(slices, grid, p)
     _kernel(slices, p, step)
     slices += _noise(slices.shape, p, step, rng)
     if p["streaks"]:
@@ -120,14 +99,9 @@ def examine(slices: Field, grid: Grid, protocol: Protocol, rng: np.random.Genera
         load = np.maximum(np.mean(slices > -200.0, axis=2, keepdims=True) - 0.45, 0.0) ** 1.5
         slices += p["streak_hu"] * rows * load * 4.0
     slices += p["offset_hu"]
-    return slices
-
-
-def store(slices: Field, grid: Grid, protocol: Protocol) -> np.ndarray:
-    """Round to int16, with the padding outside a circular field of view."""
     stored = np.clip(np.rint(slices), -1024, 3071).astype(np.int16)
-    if protocol.p["circle"]:
+    if p["circle"]:
         y, x = grid.y - grid.y.mean(), grid.x - grid.x.mean()
-        radius = 0.5 * (max(len(y), len(x))) * float(grid.x[1] - grid.x[0])
+        radius = 0.5 * max(len(y), len(x)) * step
         stored[:, y[:, None] ** 2 + x[None, :] ** 2 > radius**2] = protocol.padding_hu
     return stored

@@ -22,17 +22,17 @@ class BodySettings:
     chest_depth_to_width: Range = (0.62, 0.84)
     chest_roundness: Range = (2.0, 2.7)
     dome_depth_mm: Range = (130.0, 225.0)
-    recess_depth_mm: Range = (35.0, 80.0)
+    recess_depth_mm: Range = (40.0, 95.0)
     dome_difference_mm: Range = (-8.0, 30.0)
-    dome_steepness: Range = (1.6, 3.8)
+    dome_steepness: Range = (1.2, 3.0)
     heart_scale: Range = (0.85, 1.3)
     vessel_scale: Range = (0.85, 1.25)
     mediastinal_fat_mm: Range = (1.0, 9.0)
-    muscle_mm: Range = (12.0, 26.0)
+    muscle_mm: Range = (15.0, 28.0)
     fat_mm: Range = (3.0, 45.0)
     kyphosis_mm: Range = (-12.0, 16.0)
     warp_mm: Range = (2.0, 7.0)
-    tilt_degrees: Range = (-7.0, 7.0)
+    tilt_degrees: Range = (-10.0, 10.0)
     liver_reach_mm: Range = (10.0, 85.0)
     liver_hu: Range = (40.0, 68.0)
     spleen_scale: Range = (0.75, 1.4)
@@ -43,6 +43,9 @@ class BodySettings:
     p_stomach_gas: float = 0.8
     p_oesophagus_air: float = 0.3
     p_calcification: float = 0.4
+    p_effusion_right: float = 0.06
+    p_effusion_left: float = 0.06
+    p_prone: float = 0.04
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,16 @@ class LungSettings:
     texture_hu: Range = (4.0, 22.0)
     patchy_hu: Range = (3.0, 25.0)
     vessel_root_mm: Range = (4.4, 6.4)
-    vessel_exponent: Range = (2.65, 3.4)
+    vessel_exponent: Range = (2.75, 3.6)
     airway_root_mm: Range = (3.4, 5.2)
     airway_wall: Range = (0.18, 0.42)
     fissure_hu: Range = (0.0, 260.0)
+    mosaic_hu: Range = (40.0, 130.0)
     p_emphysema: float = 0.12
     p_dependent: float = 0.3
     p_band: float = 0.15
+    p_nodules: float = 0.15
+    p_mosaic: float = 0.08
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,8 @@ class DiseaseSettings:
 
     glass_hu: Range = (-680.0, -330.0)
     consolidation_hu: Range = (-60.0, 50.0)
-    consolidated_share: Range = (0.0, 0.65)
+    consolidated_share: Range = (0.0, 1.0)
+    consolidation_edge: Range = (0.3, 1.6)
     edge_softness: Range = (0.08, 0.6)
     peripheral: Range = (0.0, 1.6)
     basal: Range = (-0.4, 1.2)
@@ -110,7 +117,8 @@ class ScannerSettings:
     p_cut_apex: float = 0.06
     p_cut_base: float = 0.08
     p_table: float = 0.9
-    p_blanket: float = 0.5
+    p_blanket: float = 0.45
+    p_wires: float = 0.35
     padding_hu: tuple[int, ...] = (-1024, -2000, -3024, -1024)
 
 

@@ -45,8 +45,8 @@ def diaphragm(p: Draws, q: Points, wall: Field) -> Field:
     rise = 1.0 - (1.0 - inside) ** p["dome_steepness"]
     side = smooth_step(q.x, -35.0, 40.0)
     crest = p["dome_depth_mm"] + p["dome_difference_mm"] * side
-    tilt = p["recess_tilt"] * (q.y - chest_centre(p, q))
-    edge = p["dome_depth_mm"] + p["recess_depth_mm"] + np.maximum(tilt, -0.95 * p["recess_depth_mm"])
+    ahead = np.clip(0.5 - 0.5 * (q.y - chest_centre(p, q)) / p["chest_half_depth_mm"], 0.0, 1.0)
+    edge = p["dome_depth_mm"] + p["recess_depth_mm"] * (1.0 - p["recess_tilt"] * ahead)
     seat = np.exp(-(((q.x - 12.0) / 42.0) ** 2)) * smooth_step(chest_centre(p, q) + 25.0 - q.y, 0.0, 50.0)
     level = edge + (crest - edge) * rise + p["heart_seat_mm"] * seat  # the heart presses the middle down
     return (q.u - level) / np.sqrt(1.0 + (0.9 * (1.0 - rise) * p["recess_depth_mm"] / p["dome_reach_mm"] * 2.0) ** 2)
@@ -82,30 +82,41 @@ def airways(p: Draws, q: Points) -> Field:
     return lumen
 
 
-def vessels(p: Draws, q: Points) -> Field:
-    """Distance to the great vessels' blood: aorta, its branches, pulmonary trunk and arteries, both venae cavae."""
-    c, y, g = p["carina_mm"], p["carina_y_mm"], p["vessel_scale"]
-    back = p["spine_front_mm"]
-    dome = p["dome_depth_mm"]
+def _vessel_paths(p: Draws) -> list[tuple[list[tuple[float, float, float]], list[float]]]:
+    """Great vessels: (u, y, x) paths, and radii before scaling, in mm."""
+    c, y, back, dome = p["carina_mm"], p["carina_y_mm"], p["spine_front_mm"], p["dome_depth_mm"]
     k = (y + p["chest_half_depth_mm"]) / 88.0  # room between carina and sternum: the vessels in front share it
-    arch = [
-        (c + 55.0, y - 34.0 * k, 2.0), (c + 10.0, y - 38.0 * k, -16.0), (c - 22.0, y - 28.0 * k, -10.0), (c - 30.0, y - 8.0, 8.0),
-        (c - 22.0, back - 2.0, 22.0), (c + 10.0, back + 4.0, 24.0), (c + 80.0, back, 18.0), (dome + 20.0, back - 8, 6.0),
-        (dome + 300.0, back - 8.0, 3.0),
+    confluence = (c - 40.0, y - 28.0 * k, -26.0)
+    return [
+        # aorta
+        ([(c + 55, y - 34 * k, 2.0), (c + 10, y - 38 * k, -16.0), (c - 22, y - 28 * k, -10.0), (c - 30, y - 8, 8.0),
+          (c - 22, back - 2, 22.0), (c + 10, back + 4, 24.0), (c + 80, back, 18.0), (dome + 20, back - 8, 6.0),
+          (dome + 300, back - 8, 3.0)], [15, 15, 14, 13, 12.5, 12, 11.5, 10.5, 8.5]),
+        # its branches: to the right arm and head, the head, the left arm
+        ([(c - 32, y - 20 * k, -4.0), (-70.0, y - 14 * k, -26.0)], [6, 4.5]),
+        ([(c - 32, y - 12, 6.0), (-70.0, y - 10, 24.0)], [4.5, 3.5]),
+        ([(c - 30, y, 14.0), (0.0, y + 4, 26.0), (-25.0, y, 60.0)], [5, 4.5, 4]),
+        # superior vena cava and left brachiocephalic vein
+        ([(-40.0, y - 24 * k, -36.0), confluence, (c + 60, y - 22 * k, -30.0)], [6, 9, 10]),
+        ([confluence, (c - 52, y - 42 * k, 8.0), (-30.0, y - 26 * k, 40.0)], [7, 6.5, 5]),
+        # pulmonary trunk into the left artery, and the right artery
+        ([(c + 50, y - 48 * k, 22.0), (c + 18, y - 36 * k, 24.0), (c + 12, y - 14 * k, 34.0), (c + 16, y, 46.0)],
+         [14, 13.5, 11, 9]),
+        ([(c + 18, y - 30 * k, 18.0), (c + 22, y - 16 * k, -12.0), (c + 28, y - 6, -42.0)], [12, 10.5, 8.5]),
+        # inferior vena cava
+        ([(c + 90, y - 8, -22.0), (dome + 30, y - 2, -18.0), (dome + 200, back - 6, -16.0)], [11, 11, 11]),
     ]  # fmt: skip
-    blood = tube(q, arch, [15 * g, 15 * g, 14 * g, 13 * g, 12.5 * g, 12 * g, 11.5 * g, 10.5 * g, 8.5 * g])
-    blood = np.minimum(blood, tube(q, [(c - 32.0, y - 20.0 * k, -4.0), (-70.0, y - 14.0 * k, -26.0)], [6 * g, 4.5 * g]))
-    blood = np.minimum(blood, tube(q, [(c - 32.0, y - 12.0, 6.0), (-70.0, y - 10.0, 24.0)], [4.5 * g, 3.5 * g]))
-    blood = np.minimum(blood, tube(q, [(c - 30.0, y, 14.0), (0.0, y + 4.0, 26.0), (-25.0, y, 60.0)], [5 * g, 4.5 * g, 4]))
-    cava = [(-40.0, y - 24.0 * k, -36.0), (c - 40.0, y - 28.0 * k, -26.0), (c + 60.0, y - 22.0 * k, -30.0)]
-    blood = np.minimum(blood, tube(q, cava, [6 * g, 9 * g, 10 * g]))
-    blood = np.minimum(blood, tube(q, [cava[1], (c - 52.0, y - 42.0 * k, 8.0), (-30.0, y - 26.0 * k, 40.0)], [7 * g, 6.5 * g, 5]))
-    trunk = [(c + 50.0, y - 48.0 * k, 22.0), (c + 18.0, y - 36.0 * k, 24.0), (c + 12.0, y - 14.0 * k, 34.0), (c + 16.0, y, 46.0)]
-    blood = np.minimum(blood, tube(q, trunk, [14 * g, 13.5 * g, 11 * g, 9 * g]))
-    right = [(c + 18.0, y - 30.0 * k, 18.0), (c + 22.0, y - 16.0 * k, -12.0), (c + 28.0, y - 6.0, -42.0)]
-    blood = np.minimum(blood, tube(q, right, [12 * g, 10.5 * g, 8.5 * g]))
-    lower = tube(q, [(c + 90.0, y - 8.0, -22.0), (dome + 30.0, y - 2.0, -18.0), (dome + 200.0, back - 6.0, -16.0)], 11 * g)
-    return np.minimum(blood, lower)
+
+
+def vessels(p: Draws, q: Points) -> Field:
+    """Distance to the great vessels' blood."""
+    scale = p["vessel_scale"]
+    blood: Field | None = None
+    for path, radii in _vessel_paths(p):
+        vessel = tube(q, path, [scale * radius for radius in radii])
+        blood = vessel if blood is None else np.minimum(blood, vessel)
+    assert blood is not None
+    return blood
 
 
 def heart(p: Draws, q: Points) -> Field:
@@ -154,6 +165,17 @@ def lungs(p: Draws, q: Points, parts: dict[str, Field]) -> Field:
     return meet(shape, -parts["mediastinum"], 5.0)
 
 
+def aerated(p: Draws, q: Points, pleura: Field, centre: Field) -> Field:
+    """Distance to the lungs proper: `pleura` without the fluid that collects at its back and base."""
+    shape = pleura
+    for side, sign in (("right", -1.0), ("left", 1.0)):
+        if p[f"effusion_{side}"]:
+            level = p[f"effusion_{side}_depth"] * p["chest_half_depth_mm"]
+            fluid = 0.9 * (level - q.y + centre) - 0.35 * (q.u - 0.75 * p["dome_depth_mm"])
+            shape = np.where(sign * q.x > 0.0, meet(shape, -fluid, 10.0), shape)
+    return shape
+
+
 def fissures(p: Draws, q: Points, centre: Field) -> dict[str, Field]:
     """Distance to the fissures: negative above and in front of the oblique one, above the horizontal one."""
     y = q.y - centre
@@ -192,19 +214,21 @@ def draw_torso(body: Draws, rng: np.random.Generator) -> Draws:
     p["junction_mm"] = between(1.2, 6.0)
     p["junction_x_mm"] = between(-4.0, 8.0)
     p["pleura_mm"] = between(1.0, 3.0)
-    p["apex_sharpness"] = between(0.9, 1.7)
+    p["apex_sharpness"] = between(0.7, 1.4)
     p["front_roundness"] = between(1.75, 2.3)
     p["gutter_mm"] = between(0.0, 15.0)
     p["heart_seat_mm"] = between(4.0, 26.0)
     p["cap_height_mm"] = between(0.45, 0.68) * dome
     p["apex_shift_mm"] = between(-7.0, 7.0)
     p["recess_round_mm"] = between(1.0, 5.0)
-    p["recess_tilt"] = between(0.2, 0.85)
+    p["recess_tilt"] = between(0.3, 1.1)
     p["dome_reach_mm"] = between(0.6, 0.95) * depth
     p["fissure_phase"] = between(0.0, 6.3)
     for side in ("right", "left"):
         slope = between(0.75, 1.25)
         p[f"{side}_fissure_slope"] = slope
         p[f"{side}_fissure_mm"] = dome * between(0.56, 0.68)
+    for side in ("right", "left"):
+        p[f"effusion_{side}_depth"] = between(-0.1, 0.75)
     p["horizontal_fissure_mm"] = dome * between(0.5, 0.6)
     return p

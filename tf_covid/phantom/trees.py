@@ -34,9 +34,7 @@ def together(trees: list[Tree]) -> Tree:
     return Tree(*(np.concatenate([getattr(t, name) for t in trees]) for name in ("start", "stop", "radius", "level")))
 
 
-def grow(
-    root: np.ndarray, targets: np.ndarray, root_mm: float, exponent: float, rng: np.random.Generator
-) -> Tree:
+def grow(root: np.ndarray, targets: np.ndarray, root_mm: float, exponent: float, rng: np.random.Generator) -> Tree:
     """Grow a tree from `root` towards `targets`, (2**k, 3): each branch serves the half of its targets on its side.
 
     Every generation splits each group across its longest direction and walks part of the way to the new groups'
@@ -50,13 +48,14 @@ def grow(
     while True:
         count, size, _ = groups.shape
         centres = groups.mean(axis=1)
-        share = rng.uniform(0.35, 0.62, (count, 1)).astype(np.float32) if size > 1 else np.float32(1.0)
-        ends = tips + share * (centres - tips)
+        low, high = (0.35, 0.62) if size > 1 else (1.0, 1.0)  # the last ones arrive
+        share = np.asarray(rng.uniform(low, high, count), np.float32)
+        ends = tips + share[:, None] * (centres - tips)
         bend = rng.standard_normal((count, 3), dtype=np.float32)
         length = np.linalg.norm(ends - tips, axis=1, keepdims=True)
         middles = 0.5 * (tips + ends) + 0.09 * length * bend
-        radius = np.full(count, root_mm * (size / total) ** (1.0 / exponent), np.float32)
-        radius *= rng.uniform(0.85, 1.15, count).astype(np.float32)
+        mean = root_mm * (size / total) ** (1.0 / exponent)
+        radius = np.asarray(mean * rng.uniform(0.85, 1.15, count), np.float32)
         starts += [tips, middles]
         stops += [middles, ends]
         radii += [radius, radius * 0.95]
@@ -135,3 +134,10 @@ def paint(volume: Field, grid: Grid, tree: Tree) -> None:
     _paint_thin(volume, grid, tree.select(~thick))
     np.minimum(volume, 1.0, out=volume)
     _paint_thick(volume, grid, tree.select(thick), max(fine, 0.5))
+
+
+def within(tree: Tree, near: tuple[float, float]) -> Tree:
+    """The segments that reach into a range of u, with a margin for their radius."""
+    low = np.minimum(tree.start[:, 0], tree.stop[:, 0]) - tree.radius - 2.0
+    high = np.maximum(tree.start[:, 0], tree.stop[:, 0]) + tree.radius + 2.0
+    return tree.select((high > near[0]) & (low < near[1]))

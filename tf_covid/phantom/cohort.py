@@ -1,0 +1,146 @@
+"""A synthetic cohort on disk: scans as a hospital sends them, their truth, and the manifest."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from tf_covid.cohort.manifest import write_manifest
+from tf_covid.errors import OutputError
+from tf_covid.phantom.chest import Chest, draw_chest
+from tf_covid.phantom.files import Facts, write_dicom, write_nifti_volume
+from tf_covid.phantom.settings import PhantomSettings
+from tf_covid.severity import LABELS
+
+_FORMATS = ("dicom", "nifti")
+_SITES = ("north", "south", "west")
+
+Progress = Callable[[Iterable[int]], Iterable[int]]
+
+
+def write_cohort(
+    out: str | os.PathLike[str],
+    cases: int,
+    *,
+    seed: int,
+    size: int = 512,
+    slices: int | None = None,
+    format: str = "dicom",
+    progress: Progress | None = None,
+    settings: PhantomSettings | None = None,
+) -> Path:
+    """Draw a cohort and write each case's scan, truth masks and row of the manifest.
+
+    A case is a folder `<case>/` with `dicom/` or `ct.nii.gz`, and `lungs.nii.gz` (0, 1 right, 2 left), `lobes.nii.gz`
+    (0, 1–5 in the order of `severity.LOBES`) and `lesions.nii.gz`. It is written under another name and renamed, and
+    kept when it is there: a killed run goes on where it was. Classes are spread evenly.
+
+    Args:
+        out: The cohort's folder; made if needed.
+        cases: Number of cases, each a patient of its own.
+        seed: Everything follows from it and the case's number.
+        size: Pixels along each side of a slice.
+        slices: Slices of every scan; drawn between 100 and 350 for each where None.
+        format: "dicom" or "nifti".
+        progress: Wraps the case numbers, to show how far the work is.
+        settings: Ranges of everything drawn.
+
+    Returns:
+        The path of `manifest.csv`; its paths are relative to it.
+
+    Raises:
+        OutputError: If a number or the format makes no sense, or `out` holds a cohort drawn otherwise.
+    """
+    if format not in _FORMATS:
+        raise OutputError(f"a cohort is written as {' or '.join(_FORMATS)}, not as {format!r}")
+    if cases < 1 or size < 32 or (slices is not None and slices < 8):
+        raise OutputError(f"a cohort needs a case, 32 pixels and 8 slices at least, not {cases}, {size} and {slices}")
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    _same_cohort(folder, f"seed {seed}, {size} pixels, {slices or 'drawn'} slices, {format}\n")
+    numbers: Iterable[int] = range(cases)
+    for number in progress(numbers) if progress else numbers:
+        if not _case_folder(folder, number).is_dir():
+            _write_case(folder, number, seed, (slices, size), format, settings)
+    return _write_manifest(folder, cases)
+
+
+def _same_cohort(folder: Path, text: str) -> None:
+    """Refuse to mix two cohorts in one folder."""
+    path = folder / "cohort.txt"
+    known = path.read_text(encoding="utf-8") if path.exists() else text
+    if known != text:
+        raise OutputError(f"{folder} holds a cohort of {known.strip()}; choose another folder")
+    path.write_text(text, encoding="utf-8")
+
+
+def _case_folder(folder: Path, number: int) -> Path:
+    return folder / f"case-{number:04d}"
+
+
+def _draw(number: int, seed: int, grid: tuple[int | None, int], settings: PhantomSettings | None) -> tuple[Chest, int]:
+    """A case's chest, and the random number that its header follows from."""
+    rng = np.random.default_rng([seed, number])
+    slices = grid[0] or int(rng.integers(100, 351))
+    chest_seed = int(rng.integers(2**31))
+    # The order of the classes differs in each round of five, so that a prefix of the cohort is balanced, too.
+    turn = np.random.default_rng([seed, number // len(LABELS), 1]).permutation(len(LABELS))
+    severity = int(turn[number % len(LABELS)])
+    return draw_chest(chest_seed, (slices, grid[1], grid[1]), severity=severity, settings=settings), chest_seed
+
+
+def _write_case(
+    folder: Path, number: int, seed: int, grid: tuple[int | None, int], format: str, settings: PhantomSettings | None
+) -> None:
+    """Draw and write one case as a whole."""
+    chest, chest_seed = _draw(number, seed, grid, settings)
+    final = _case_folder(folder, number)
+    part = final.with_name(f".{final.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    row = _row(chest, final.name, number, chest_seed, format)
+    if format == "dicom":
+        facts = Facts(
+            patient_id=row["patient"], patient_name=f"PHANTOM^{number:04d}", sex=row["sex"],
+            birth_date=f"{2020 - int(row['age'])}0101", accession_number=f"PH{number:04d}",
+        )  # fmt: skip
+        write_dicom(chest.hu, chest.affine, part / "dicom", facts=facts, seed=chest_seed)
+    else:
+        write_nifti_volume(chest.hu, chest.affine, part / "ct.nii.gz")
+    for name, mask in (("lungs", chest.lungs), ("lobes", chest.lobes), ("lesions", chest.lesions.astype(np.uint8))):
+        write_nifti_volume(mask, chest.affine, part / f"{name}.nii.gz")
+    (part / "row.json").write_text(json.dumps(row), encoding="utf-8")
+    part.rename(final)
+
+
+def _row(chest: Chest, case: str, number: int, chest_seed: int, format: str) -> dict[str, str]:
+    """The case's line of the manifest."""
+    rng = np.random.default_rng([chest_seed, 2])
+    return {
+        "case": case,
+        "patient": f"PHANTOM{number:04d}",
+        "path": f"{case}/dicom" if format == "dicom" else f"{case}/ct.nii.gz",
+        "ct_score": str(chest.ct_score),
+        "severity": str(chest.severity),
+        "covid": str(int(chest.severity > 0)),
+        "lobe_scores": " ".join(map(str, chest.lobe_scores)),
+        "lungs": f"{case}/lungs.nii.gz",
+        "lesions": f"{case}/lesions.nii.gz",
+        "age": str(int(rng.integers(22, 90))),
+        "sex": "F" if chest.settings["female"] else "M",
+        "site": str(rng.choice(_SITES)),
+        "lobes": f"{case}/lobes.nii.gz",
+    }
+
+
+def _write_manifest(folder: Path, cases: int) -> Path:
+    """Gather the cases' rows."""
+    texts = [(_case_folder(folder, number) / "row.json").read_text(encoding="utf-8") for number in range(cases)]
+    path = folder / "manifest.csv"
+    write_manifest(map(json.loads, texts), path)
+    return path

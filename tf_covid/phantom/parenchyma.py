@@ -1,0 +1,101 @@
+"""The lungs in Hounsfield units: aerated tissue, disease, fissures, and the branches that run through them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tf_covid.phantom.fields import Field, Grid, SplineNoise, smooth_step
+from tf_covid.phantom.lesions import Texture
+from tf_covid.phantom.patient import Patient, regions
+from tf_covid.phantom.settings import Draws
+from tf_covid.phantom.slab import Slab, blend
+from tf_covid.phantom.trees import Tree, paint, within
+
+
+class Parenchyma:
+    """Aerated lung: gravity, patchiness, texture, and what imitates disease without being it."""
+
+    def __init__(
+        self, lung: Draws, prone: bool, rng: np.random.Generator, low: tuple[float, ...], high: tuple[float, ...]
+    ) -> None:
+        self._p = lung
+        self._down = -1.0 if prone else 1.0
+        self._patchy = SplineNoise(rng, 24.0, low, high)
+        self._texture = SplineNoise(rng, 4.0, low, high)
+        self._holes = SplineNoise(rng, 6.5, low, high)
+        self._severity = float(rng.uniform(0.1, 1.0))
+        self._dependent_hu = float(rng.uniform(80.0, 330.0))
+        self._band_hu = float(rng.uniform(150.0, 600.0))
+        self._band = rng.uniform(-1.0, 1.0, 3)
+
+    def hu(self, slab: Slab) -> Field:
+        """HU before vessels and disease."""
+        p, grid = self._p, slab.grid
+        down = self._down * slab.read("front")
+        patchy = self._patchy(grid)
+        hu = p["air_hu"] + p["gravity_hu"] * np.maximum(down + 0.3, 0.0)
+        hu += p["patchy_hu"] * patchy + p["texture_hu"] * self._texture(grid)
+        if p["mosaic"]:
+            hu += p["mosaic_hu"] * (smooth_step(patchy, -0.15, 0.15) - 0.5)
+        if p["dependent"]:
+            hu += self._dependent_hu * smooth_step(down + 0.016 * slab.read("lungs"), 0.45, 0.95)
+        if p["band"]:
+            q, tilt = grid.points(), self._band
+            plane = (q.u - 150.0 - 40.0 * tilt[0]) + 0.7 * tilt[1] * q.y + 0.5 * tilt[2] * q.x
+            hu += self._band_hu * np.exp(-((plane / 2.0) ** 2)) * smooth_step(patchy, 0.3, 0.9)
+        if p["emphysema"]:
+            hole = smooth_step(self._holes(grid) + 0.8 * patchy, 1.6 - 1.6 * self._severity, 2.4)
+            hu += hole * (-985.0 - hu) * 0.9
+        return hu
+
+
+def lungs_hu(patient: Patient, slab: Slab, healthy: Parenchyma, lesions: Texture) -> Field:
+    """HU of the lungs in a slab, (D, H, W) float32; meaningless outside them."""
+    hu = healthy.hu(slab)
+    lobes = regions(slab.read)
+    allowed = np.array([False, *(share > 0.0 for share in patient.disease.shares)])[lobes]
+    if allowed.any():
+        over, soft = slab.read("excess"), patient.disease.p["edge_softness"]
+        opacity = smooth_step(over, -soft, soft) * allowed
+        # Glass is always denser than what it fills, or nobody could see it.
+        hu += opacity * np.maximum(lesions.hu(slab, over) - hu, 90.0)
+    if patient.lung["fissure_hu"] > 30.0:
+        _fissures(hu, patient.lung["fissure_hu"], slab)
+    _branches(hu, patient, slab.grid)
+    return hu
+
+
+def _fissures(hu: Field, height_hu: float, slab: Slab) -> None:
+    """The pleura between the lobes as a thin line, in place; none shows within consolidated lung."""
+    aerated = hu < -500.0
+    left = slab.read("side") > 0.0
+    in_front = slab.read("right_fissure") < 0.0
+    for name, where in (
+        ("right_fissure", ~left),
+        ("left_fissure", left),
+        ("horizontal_fissure", ~left & in_front),
+    ):
+        distance = slab.read(name)
+        where &= aerated & (np.abs(distance) < 2.5)
+        hu[where] += height_hu * np.exp(-((distance[where] / 0.8) ** 2))
+
+
+def _padded(axis: np.ndarray) -> np.ndarray:
+    """An axis with one more point on each side, so that slabs see the branches that cross into them."""
+    step = axis[-1] - axis[-2] if len(axis) > 1 else np.float32(1.0)
+    return np.concatenate([[axis[0] - step], axis, [axis[-1] + step]]).astype(np.float32)
+
+
+def _branches(hu: Field, patient: Patient, grid: Grid) -> None:
+    """Vessels, and bronchi with walls and air, over the lung; in place."""
+    padded = Grid(_padded(grid.u), grid.y, grid.x)
+    near = (float(padded.u[0]), float(padded.u[-1]))
+    blood, wall, lumen = (np.zeros(padded.shape, np.float32) for _ in range(3))
+    paint(blood, padded, within(patient.vessels, near))
+    bronchi = within(patient.bronchi, near)
+    thick = bronchi.radius * (1.0 + patient.lung["airway_wall"]) + 0.3
+    paint(wall, padded, Tree(bronchi.start, bronchi.stop, thick, bronchi.level))
+    paint(lumen, padded, bronchi)
+    blend(hu, blood[1:-1], patient.tissue["blood_hu"])
+    blend(hu, wall[1:-1], 20.0)
+    blend(hu, lumen[1:-1], -960.0)
