@@ -129,10 +129,9 @@ def write_dicom(
         OutputError: If the folder exists and is not empty, or cannot be written.
     """
     folder = Path(folder)
-    facts = facts or Facts()
     pixels = pixels or _LOSSY_PIXELS.get(str(transfer_syntax)) or Pixels()
     stored, affine = _reorder(hu, affine_lps, orientation)
-    template = _template(affine, stored.shape, facts, kernel, slice_thickness, series_number)
+    template = _template(affine, stored.shape, facts or Facts(), kernel, slice_thickness, series_number)
     _add_uids(template, seed, seed if study_seed is None else study_seed)
     _add_pixel_module(template, stored.shape, pixels, str(transfer_syntax))
     names = [f"IM{number:05d}.dcm" for number in range(1, len(stored) + 1)]

@@ -1,0 +1,53 @@
+# make demo [CT=PATH]   a synthetic patient, and your own scan, through the whole road
+# make test             every test; make test ARGS='-m "not slow"' for the quick ones
+# make test-system      as root: Debian packages that tests use where they are there
+# make lint, make clean
+
+PYTHON ?= $(firstword $(foreach python,python3.11 python3 python,$(shell \
+	$(python) -c 'import sys; sys.version_info >= (3, 11) and print("$(python)")' 2>/dev/null)))
+VENV ?= .venv
+BIN := $(VENV)/bin
+CT ?=
+DEMO ?= demo
+ARGS ?=
+
+# TensorFlow's start-up chatter; 0 shows it.
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: demo test test-system lint clean
+
+demo: $(VENV)/.installed $(DEMO)/phantom/manifest.csv
+	$(BIN)/tfcovid infer $(DEMO)/phantom/manifest.csv $(if $(CT),"$(CT)") --out $(DEMO)/results --overwrite
+	@echo; echo "Open in a browser:"; find "$(CURDIR)/$(DEMO)/results" -name report.html | sort
+
+$(DEMO)/phantom/manifest.csv: $(VENV)/.installed
+	rm -rf $(DEMO)/phantom
+	$(BIN)/tfcovid phantom --cases 1 --seed 7 --out $(DEMO)/phantom
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(ARGS)
+
+test-system:
+	apt-get update
+	DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with make PYTHON=…" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	@touch $@

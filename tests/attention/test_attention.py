@@ -1,0 +1,188 @@
+"""Attention by its laws: the closed form, the mirror, and the way back onto the scan."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_covid import attention
+from tf_covid.attention import Axis
+from tf_covid.models import I3D, LTC
+
+
+@pytest.fixture(scope="module")
+def i3d():
+    keras.utils.set_random_seed(0)
+    return I3D((16, 64, 64, 1), classes=5, ct_score=True)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return np.random.default_rng(1).random((1, 16, 64, 64, 1), np.float32)
+
+
+def test_backbone_and_head_are_the_network(i3d, clip):
+    cut = attention.split(i3d, "Mixed_5c")
+    outputs = cut.head(cut.backbone(clip))
+    np.testing.assert_allclose(outputs["logits"], i3d(clip)["logits"], atol=1e-6)
+    np.testing.assert_allclose(outputs["ct_score"], i3d(clip)["ct_score"], atol=1e-5)
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_gradcam_equals_the_closed_form_of_a_global_pool_head(i3d, clip, number):
+    """The gradient of a logit behind a global average is its dense weights over the number of cells (Zhou 2016)."""
+    cut = attention.split(i3d, "Mixed_5c")
+    features = cut.backbone(clip)
+    raw = attention.attention_map(cut.explained, features, attention.class_logit(number))
+    weights = i3d.get_layer("logits").kernel.numpy()[:, number]
+    cells = np.prod(features.shape[1:4])
+    closed = np.maximum((features.numpy()[0] * weights / cells).sum(axis=-1), 0)
+    assert raw.shape == features.shape[1:4]
+    np.testing.assert_allclose(raw, closed, atol=1e-5 * max(closed.max(), 1e-3))
+
+
+def test_expected_class_target_is_the_chain_rule_of_the_closed_form(i3d, clip):
+    cut = attention.split(i3d, "Mixed_5c")
+    features = cut.backbone(clip)
+    raw = attention.attention_map(cut.explained, features, attention.expected_class)
+    p = tf.nn.softmax(cut.head(features)["logits"]).numpy()[0].astype(np.float64)
+    slope = p * (np.arange(5) - (p * np.arange(5)).sum())  # dE/dlogit_k
+    weights = i3d.get_layer("logits").kernel.numpy() @ slope / np.prod(features.shape[1:4])
+    closed = np.maximum((features.numpy()[0] * weights).sum(axis=-1), 0)
+    np.testing.assert_allclose(raw, closed, atol=1e-5 * max(closed.max(), 1e-3))
+
+
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "layercam"])
+@pytest.mark.parametrize("endpoint", ["Mixed_5c", "Mixed_4f"])
+def test_every_method_gives_a_finite_map_that_is_never_negative(i3d, clip, method, endpoint):
+    cut = attention.split(i3d, endpoint)
+    raw = attention.attention_map(cut.explained, cut.backbone(clip), attention.expected_class, method)
+    assert raw.ndim == 3 and np.isfinite(raw).all() and (raw >= 0).all()
+
+
+def test_an_unknown_method_is_named(i3d, clip):
+    cut = attention.split(i3d, "Mixed_5c")
+    with pytest.raises(ValueError, match="method must be one of"):
+        attention.attention_map(cut.explained, cut.backbone(clip), attention.expected_class, "saliency")
+
+
+def test_the_bright_spot_raises_the_score_there():
+    """Polarity and place: a net that sums what it sees must look where something is."""
+    inputs = keras.Input((8, 32, 32, 1))
+    x = keras.layers.AveragePooling3D(4, name="cells")(inputs)
+    pooled = keras.layers.GlobalAveragePooling3D()(x)
+    network = keras.Model(inputs, {"logits": keras.layers.Dense(2, name="logits")(pooled)})
+    network.get_layer("logits").set_weights([np.array([[-1.0, 1.0]], np.float32), np.zeros(2, np.float32)])
+    clip = np.zeros((1, 8, 32, 32, 1), np.float32)
+    clip[0, 5, 9, 26] = 1.0
+    cut = attention.split(network, "cells")
+    raw = attention.attention_map(cut.explained, cut.backbone(clip), attention.expected_class)
+    assert np.unravel_index(raw.argmax(), raw.shape) == (1, 2, 6)
+    axes = attention.feature_axes(network, "cells")
+    box = np.array([0.25, 0.75, 0.5, 1.0])
+    keep = np.zeros(20, bool)
+    keep[4:20:2] = True  # eight kept slices: frame 5 is slice 14
+    volume = attention.onto_scan(raw, axes, (8, 32, 32), keep, box, (20, 128, 128))
+    brightest = np.nonzero(volume == 255)
+    # Clip (5, 9, 26) lies in the cell of frames 4–7, rows 8–11, columns 24–27; two scan pixels are one of the clip.
+    # It is the last cell of two in depth: from its centre on, its value continues to the end.
+    assert brightest[0].min() == pytest.approx(4 + 2 * 5.5, abs=1.01)
+    y, x = (axis.mean() for axis in brightest[1:])
+    assert y == pytest.approx(32 + 2 * 10, abs=2)
+    assert x == pytest.approx(64 + 2 * 26, abs=2)
+
+
+def test_flipping_the_clip_flips_the_map():
+    """With odd, centred strides a mirror symmetric network has a mirror symmetric map."""
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((9, 27, 27, 1))
+    conv = keras.layers.Conv3D(6, 3, strides=3, activation="relu", name="cells")
+    x = keras.layers.GlobalAveragePooling3D()(conv(inputs))
+    network = keras.Model(inputs, {"logits": keras.layers.Dense(5, name="logits")(x)})
+    kernel = conv.kernel.numpy()
+    conv.kernel.assign((kernel + kernel[:, :, ::-1]) / 2)
+    clip = np.random.default_rng(4).random((1, 9, 27, 27, 1), np.float32)
+    cut = attention.split(network, "cells")
+
+    def volume(clip):
+        raw = attention.attention_map(cut.explained, cut.backbone(clip), attention.expected_class)
+        axes, box = attention.feature_axes(network, "cells"), np.array([0.1, 0.9, 0.2, 0.8])
+        return attention.onto_scan(raw, axes, (9, 27, 27), np.ones(12, bool), box, (12, 50, 60))
+
+    assert volume(clip).any()
+    np.testing.assert_allclose(volume(clip[:, :, :, ::-1])[..., ::-1], volume(clip), atol=1)
+
+
+@pytest.mark.parametrize(
+    ("network", "endpoint"),
+    [(I3D((24, 96, 112, 1)), "Mixed_5c"), (I3D((16, 64, 64, 1)), "Mixed_4f"), (LTC((16, 64, 64, 1), dense=8), "conv5")],
+    ids=["i3d-5c", "i3d-4f", "ltc"],
+)
+def test_cells_lie_where_the_network_put_them(network, endpoint):
+    """Against TensorFlow's own average pooling of the voxel positions with the same windows."""
+    axes = attention.feature_axes(network, endpoint)
+    for number in range(3):
+        strides = _strided(network, endpoint, number)
+        centre = _centre_of_cell(strides, network.input_shape[1 + number], cell=1)
+        assert axes[number].first + axes[number].step == pytest.approx(centre)
+
+
+def _strided(network, endpoint, axis):
+    rows = []
+    for layer in network.layers:
+        if max(getattr(layer, "strides", (1,))) > 1:
+            size = getattr(layer, "kernel_size", None) or layer.pool_size
+            rows.append((size[axis], layer.strides[axis], layer.padding))
+        if layer.name == endpoint:
+            return rows
+    raise AssertionError(endpoint)
+
+
+def _centre_of_cell(rows, size, cell):
+    """Average TensorFlow's own pooling over voxel positions: what a cell's window is centred on."""
+    position = np.arange(size, dtype=np.float32)
+    # Positions continue beyond the border: average pooling with explicit padding, so that the border does not pull.
+    for kernel, stride, padding in rows:
+        n = len(position)
+        step = position[1] - position[0] if n > 1 else np.float32(1)
+        if padding == "same":
+            out = -(-n // stride)
+            total = max((out - 1) * stride + kernel - n, 0)
+            before, after = total // 2, total - total // 2
+            left = position[0] - step * np.arange(before, 0, -1)
+            right = position[-1] + step * np.arange(1, after + 1)
+            position = np.concatenate([left, position, right]).astype(np.float32)
+        pooled = tf.nn.avg_pool1d(position[None, :, None], kernel, stride, "VALID")
+        position = pooled.numpy()[0, :, 0]
+    return position[cell] if len(position) > cell else position[0] + (cell * np.prod([row[1] for row in rows]))
+
+
+def test_strides_in_branches_are_refused():
+    inputs = keras.Input((8, 32, 32, 1))
+    branches = [keras.layers.Conv3D(2, 1, strides=2)(inputs) for _ in range(2)]
+    joined = keras.layers.Concatenate(name="joined")(branches)
+    network = keras.Model(inputs, {"logits": keras.layers.GlobalAveragePooling3D(name="logits")(joined)})
+    with pytest.raises(ValueError, match="strides give"):
+        attention.feature_axes(network, "joined")
+
+
+def test_outside_the_box_and_in_other_slices_is_nothing():
+    keep = np.zeros(10, bool)
+    keep[3:7] = True
+    axes = (Axis(1, 0), Axis(1, 0), Axis(1, 0))
+    volume = attention.onto_scan(
+        np.ones((4, 8, 8), np.float32), axes, (4, 8, 8), keep, np.array([0.25, 0.75, 0.5, 1.0]), (10, 16, 16)
+    )
+    assert (volume[3:7, 4:12, 8:] == 255).all()
+    volume[3:7, 4:12, 8:] = 0
+    assert not volume.any()
+
+
+def test_an_empty_map_stays_empty():
+    axes = (Axis(1, 0), Axis(1, 0), Axis(1, 0))
+    volume = attention.onto_scan(
+        np.zeros((2, 2, 2), np.float32), axes, (2, 2, 2), np.ones(4, bool), np.array([0, 1, 0, 1.0]), (4, 8, 8)
+    )
+    assert volume.shape == (4, 8, 8) and not volume.any()

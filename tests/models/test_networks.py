@@ -1,0 +1,122 @@
+"""One shared test for every network: a new network is a new row."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+from tf_covid.models import I3D, LTC, NETWORKS, InceptionV1, UNet
+from tf_covid.models.inception import endpoint_names
+
+ROWS = {
+    "i3d": ("i3d", {"input_shape": (8, 32, 32, 1), "classes": 5, "ct_score": True}),
+    "i3d-rgb": ("i3d", {"input_shape": (16, 40, 36, 3), "classes": 2}),
+    "ltc": ("ltc", {"input_shape": (16, 32, 32, 1), "classes": 5, "dense": 32, "ct_score": True}),
+    "c3d": ("ltc", {"input_shape": (16, 32, 48, 3), "classes": 2, "dense": 16, "trunk": "c3d"}),
+    "inception_v1": ("inception_v1", {"input_shape": (32, 48, 3), "classes": 7}),
+    "unet": ("unet", {"input_shape": (32, 48, 1), "depth": 3, "filters": 4, "outputs": 2}),
+}
+each_network = pytest.mark.parametrize(("name", "arguments"), ROWS.values(), ids=ROWS.keys())
+
+
+def batch(arguments, count=2):
+    return np.random.default_rng(0).random((count, *arguments["input_shape"]), np.float32)
+
+
+@each_network
+def test_shape_and_names_of_the_outputs(name, arguments):
+    network = NETWORKS[name].build(**arguments)
+    outputs = network(batch(arguments))
+    assert set(outputs) == {"logits"} | ({"ct_score"} if arguments.get("ct_score") else set())
+    if name == "unet":
+        assert outputs["logits"].shape == (2, *arguments["input_shape"][:2], arguments["outputs"])
+    else:
+        assert outputs["logits"].shape == (2, arguments["classes"])
+    if "ct_score" in outputs:
+        assert outputs["ct_score"].shape == (2, 1)
+        assert (0 <= outputs["ct_score"].numpy()).all() and (outputs["ct_score"].numpy() <= 25).all()
+    if NETWORKS[name].endpoint:
+        assert network.get_layer(NETWORKS[name].endpoint(arguments)).output.shape[0] is None
+
+
+@each_network
+def test_keras_file_opens_in_safe_mode_without_our_classes(name, arguments, tmp_path):
+    network = NETWORKS[name].build(**arguments)
+    network.save(tmp_path / "network.keras")
+    again = keras.saving.load_model(tmp_path / "network.keras", safe_mode=True)
+    stock = {layer.__module__.split(".")[0] for layer in again.layers}
+    assert stock == {"keras"}
+    clip = batch(arguments)
+    np.testing.assert_array_equal(network(clip)["logits"], again(clip)["logits"])
+
+
+@each_network
+def test_saved_model_answers_alike(name, arguments, tmp_path):
+    network = NETWORKS[name].build(**arguments)
+    network.export(tmp_path / "saved", verbose=False)
+    layer = keras.layers.TFSMLayer(tmp_path / "saved", call_endpoint="serve")
+    clip = batch(arguments)
+    np.testing.assert_allclose(layer(clip)["logits"], network(clip)["logits"], atol=1e-5)
+
+
+@each_network
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_one_training_step_changes_every_trainable_weight(name, arguments, precision):
+    keras.utils.set_random_seed(0)
+    network = NETWORKS[name].build(**arguments | ({} if name == "unet" else {"dropout": 0.0}), dtype=precision)
+    before = [np.array(weight) for weight in network.trainable_weights]
+    truth = {key: np.random.default_rng(1).random(value.shape) for key, value in network(batch(arguments)).items()}
+    network.compile(keras.optimizers.SGD(1.0), loss=dict.fromkeys(truth, "mse"))
+    loss = network.train_on_batch(batch(arguments), truth)
+    assert np.isfinite(loss).all()
+    unchanged = [w.path for w, old in zip(network.trainable_weights, before, strict=True) if (np.array(w) == old).all()]
+    assert unchanged == []
+
+
+@each_network
+def test_mixed_precision_keeps_float32_logits_near_the_exact_ones(name, arguments):
+    keras.utils.set_random_seed(2)
+    exact = NETWORKS[name].build(**arguments)
+    mixed = NETWORKS[name].build(**arguments, dtype="mixed_bfloat16")
+    mixed.set_weights(exact.get_weights())
+    clip = batch(arguments)
+    logits, answer = exact(clip)["logits"].numpy(), mixed(clip)["logits"]
+    assert answer.dtype == "float32"
+    assert np.abs(answer - logits).max() < 0.1 * max(np.abs(logits).max(), 1)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: I3D((4, 224, 224, 1)), "at least"),
+        (lambda: I3D((16, 112, 112, 3), head="kinetics"), "kinetics head needs a clip of at least"),
+        (lambda: I3D(head="average"), 'head must be "global" or "kinetics"'),
+        (lambda: I3D((64, 224, 224, 3), head="kinetics", ct_score=True), "no ct_score"),
+        (lambda: LTC((8, 112, 112, 1)), "at least 16×32×32"),
+        (lambda: LTC((None, 112, 112, 1)), "of known size"),
+        (lambda: LTC(trunk="c4d"), "trunk must be one of"),
+        (lambda: InceptionV1((16, 224, 3)), "at least 32×32"),
+        (lambda: UNet((100, 128, 1)), "multiples of 16"),
+    ],
+)
+def test_impossible_clips_are_named(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_published_endpoint_names_are_layers_in_order():
+    names = [layer.name for layer in I3D((8, 32, 32, 1)).layers]
+    places = [names.index(name) for name in endpoint_names(3)]
+    assert places == sorted(places)
+    assert endpoint_names(3)[0] == "Conv3d_1a_7x7" and endpoint_names(3)[-1] == "Mixed_5c"
+    flat = [layer.name for layer in InceptionV1((32, 32, 3)).layers]
+    assert set(endpoint_names(2)) <= set(flat)
+
+
+def test_known_sizes():
+    # Weights of the published I3D with 400 classes: 12,697,264 trainable ones and the moving statistics.
+    kinetics = I3D((16, 224, 224, 3), classes=400, head="kinetics")
+    assert sum(int(np.prod(w.shape)) for w in kinetics.trainable_weights) == 12_697_264
+    first_dense = LTC((64, 224, 224, 1)).get_layer("fc6").kernel
+    assert int(np.prod(first_dense.shape)) == 102_760_448  # the 103 M of the issue

@@ -1,0 +1,53 @@
+"""`montage.png`."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tf_covid.report import figures
+
+
+def drawn(case: Any) -> np.ndarray:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures.montage(*case).savefig(buffer, dpi=figures.DPI)
+    picture = Image.open(buffer)
+    assert picture.format == "PNG" and picture.size == (1600, 900)
+    return np.asarray(picture.convert("RGB"))
+
+
+def test_the_montage_is_a_slide(make_case: Any) -> None:
+    pixels = drawn(make_case())
+    assert pixels.std() > 25, "not blank"
+    page = np.median(pixels.reshape(-1, 3), axis=0)
+    for edge in (pixels[:8], pixels[-8:], pixels[:, :8], pixels[:, -8:]):
+        assert (edge == page).all(), "nothing runs over the edge"
+
+
+def test_what_is_on_the_right_of_the_patient_is_on_the_left(make_case: Any) -> None:
+    pixels = drawn(make_case()).astype(int)
+    # The attention's colours: far more red than blue. The first axial picture's column is 310 pixels wide from 40.
+    axial = pixels[200:800, 40:350]
+    warm = axial[..., 0] - axial[..., 2] > 80
+    assert warm[:, :155].sum() > 10 * max(1, warm[:, 165:].sum())
+
+
+@pytest.mark.parametrize("case", ["<script>", r"$\frac$", "a$b", "日本 \u202e x", "w" * 300])
+def test_any_name_can_be_drawn(case: str, make_case: Any) -> None:
+    drawn(make_case(case=case))
+
+
+def test_without_attention_and_for_covid(make_case: Any, covid_case: Any) -> None:
+    drawn(make_case(attention=False))
+    drawn(covid_case)
+
+
+def test_what_is_missing_is_left_out(make_case: Any) -> None:
+    drawn(make_case(severity=None, lungs=None, series=None, models=(), findings=(), timings_s={}))

@@ -1,0 +1,174 @@
+"""`report.html`: complete, closed, harmless, and readable in a real browser."""
+
+from __future__ import annotations
+
+import dataclasses
+import html.parser
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tf_covid.report.html import render
+from tf_covid.result import DISCLAIMER, Finding, Result, Severity
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}"
+
+
+class Page(html.parser.HTMLParser):
+    """Tags with their attributes, and the visible text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", self.words.split("</style>")[-1])
+
+
+def test_the_answer_is_on_the_page(make_case: Any) -> None:
+    result, scan = make_case(severity=Severity(3, "severe", (0.0, 0.001, 0.25, 0.735, 0.014), 15.4, (12.1, 18.9), True))
+    page = Page(render(result, scan))
+    for expected in (
+        *("case-1", "severe", "15.4 of 25", "likely 12.1 to 18.9", "leave this one to a reader"),
+        *("25 %", "74 %", "< 1 %", "Trained on phantoms.", "9f2c9f2c9f2c", "tensorflow 2.21.0", "total 5.90"),
+        *(finding.message for finding in result.findings),
+        *("does not compare patients", f"{result.lungs.slices_kept} of 40", "gradcam of severity at Mixed_5c"),
+    ):
+        assert expected in page.text, expected
+    assert page.text.count(DISCLAIMER) >= 2
+    assert page.text.index("reach the last slice") < page.text.index("Two stacks"), "worst finding first"
+
+
+def test_each_slice_is_shown_plain_and_coloured(make_case: Any) -> None:
+    page = Page(render(*make_case()))
+    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(pictures) == 2 * (8 + 1), "eight axial pairs and the sagittal one"
+    assert len([1 for tag, _ in page.tags if tag == "image"]) == 2, "the coronal pair"
+    assert all(picture["alt"] for picture in pictures)
+
+
+def test_slice_numbers_and_places_agree(make_case: Any) -> None:
+    text = render(*make_case())
+    shown = re.findall(r"<b>slice (\d+)</b><span[^>]*>(\d+) mm from top · z (−?[\d.]+)</span>", text)
+    assert len(shown) == 8
+    for number, below_mm, z in shown:
+        # Slices count from 1; the fixture's are 7 mm apart and the first one lies at z = 35 mm.
+        assert float(below_mm) == pytest.approx((int(number) - 0.5) * 7.0, abs=0.5)
+        assert float(z.replace("−", "-")) == 35.0 - 7.0 * (int(number) - 1)
+
+
+@pytest.mark.parametrize("where", ["case", "finding", "model", "version"])
+def test_hostile_text_stays_text(where: str, make_case: Any) -> None:
+    result, scan = make_case()
+    result = {
+        "case": lambda: dataclasses.replace(result, case=HOSTILE),
+        "finding": lambda: dataclasses.replace(result, findings=(Finding("x", "info", HOSTILE),)),
+        "model": lambda: dataclasses.replace(
+            result, models=(dataclasses.replace(result.models[0], name=HOSTILE, note=HOSTILE, sha256=HOSTILE),)
+        ),
+        "version": lambda: dataclasses.replace(result, versions={HOSTILE: HOSTILE}),
+    }[where]()
+    for one in (result, dataclasses.replace(result, status="refused")):
+        text = render(one, scan)
+        tags = Page(text).tags
+        assert not [tag for tag, _ in tags if tag == "script"]
+        assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
+        assert "<script" not in text
+    assert re.sub(r"\s+", " ", HOSTILE) in Page(render(result, scan)).text, "shown as it is, {{ }} included"
+
+
+def test_nothing_is_fetched(make_case: Any) -> None:
+    text = render(*make_case())
+    assert "http://" not in text and "https://" not in text and "@import" not in text and "url(" not in text
+    for tag, attributes in Page(text).tags:
+        assert tag not in {"script", "link", "iframe", "object", "embed", "base", "form"}
+        for name in ("src", "href"):
+            assert (attributes.get(name) or "data:").startswith("data:image/jpeg;base64,") or name not in attributes
+    assert "default-src 'none'" in text and "script-src" not in text
+
+
+def test_no_identifier_is_shown(make_case: Any) -> None:
+    result, scan = make_case()
+    series = dataclasses.replace(result.series, identifiers={"uid": "1.2.840.99", "patient_id": "SECRET-7"})
+    text = render(dataclasses.replace(result, series=series), scan)
+    assert "1.2.840.99" not in text and "SECRET-7" not in text
+
+
+def test_without_attention_nothing_speaks_of_it(make_case: Any) -> None:
+    text = Page(render(*make_case(attention=False))).text
+    assert "No attention map" in text and "mean attention" not in text and "does not compare patients" not in text
+
+
+def test_a_covid_answer(covid_case: Any) -> None:
+    text = Page(render(*covid_case)).text
+    assert "positive" in text and "83 %" in text and "17 %" in text
+    assert "no severity class" in text and "of 25" not in text
+
+
+def test_what_is_missing_is_left_out(make_case: Any) -> None:
+    text = Page(render(*make_case(severity=None, lungs=None, series=None, models=(), findings=(), timings_s={}))).text
+    assert "not computed" in text and "None" not in text
+
+
+@pytest.mark.parametrize(
+    ("code", "way_out"), [("not_hu", "original values"), ("few_slices", "--lungs"), ("new", "axial")]
+)
+def test_a_refusal_says_why_and_what_to_do(code: str, way_out: str, refused: Result) -> None:
+    text = Page(render(dataclasses.replace(refused, findings=(Finding(code, "error", "Because."),)), None)).text
+    assert "refused" in text and "Because." in text and way_out in text and DISCLAIMER in text
+    assert "not the same as" in text
+
+
+def test_the_page_is_small(make_case: Any) -> None:
+    result, scan = make_case()
+    noisy = scan.hu + np.random.default_rng(3).normal(0, 120, scan.shape).astype(np.int16)
+    assert len(render(result, dataclasses.replace(scan, hu=noisy)).encode()) < 3_000_000
+
+
+@pytest.mark.parametrize("kind", ["answered", "refused"])
+def test_a_browser_shows_it_without_complaint(kind: str, make_case: Any, refused: Result, tmp_path: Path) -> None:
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("needs Chromium to render the report")
+    (tmp_path / "report.html").write_text(
+        render(*make_case()) if kind == "answered" else render(refused, None), "utf-8"
+    )
+    switches = (
+        "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
+        "disable-component-update disable-sync hide-scrollbars enable-logging=stderr window-size=1240,2400"
+    )
+    run = subprocess.run(
+        [
+            browser,
+            *(f"--{switch}" for switch in switches.split()),
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--screenshot={tmp_path / 'page.png'}",
+            (tmp_path / "report.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert not [line for line in run.stderr.splitlines() if "CONSOLE" in line]
+    pixels = np.asarray(Image.open(tmp_path / "page.png").convert("RGB"))
+    assert pixels.shape == (2400, 1240, 3)
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > (1000 if kind == "answered" else 50)
+    if kind == "answered":
+        assert (pixels.reshape(-1, 3).max(axis=1) < 60).mean() > 0.1, "the dark pictures are there"

@@ -1,0 +1,81 @@
+"""What is chosen to be shown."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tf_covid.report import headfeet
+from tf_covid.report.views import choose, lung_box, telling_slices
+
+
+def peak(depth: int, at: int, width: float) -> np.ndarray:
+    values: np.ndarray = np.exp(-(((np.arange(depth) - at) / width) ** 2))
+    return values
+
+
+def test_the_highest_of_both_are_among_the_slices() -> None:
+    chosen = telling_slices(peak(100, 70, 9), peak(100, 30, 9), np.arange(10, 90), 8)
+    why = {one.reason: one.index for one in chosen}
+    assert why["highest attention"] == 70 and why["largest involved area"] == 30
+
+
+@pytest.mark.parametrize("first", [0, 10])
+@pytest.mark.parametrize("depth", [1, 5, 8, 40, 300])
+@pytest.mark.parametrize("attention", [0.0, 1.0])
+def test_slices_are_kept_ones_in_order_and_apart(first: int, depth: int, attention: float) -> None:
+    candidates = np.arange(first, first + depth)
+    size = first + depth + 5
+    chosen = [one.index for one in telling_slices(attention * peak(size, 20, 4), np.zeros(size), candidates, 8)]
+    assert len(chosen) == min(8, depth)
+    assert chosen == sorted(set(chosen)) and set(chosen) <= set(candidates.tolist())
+    if depth >= 40:
+        assert np.diff(chosen).min() >= depth // 20
+        assert chosen[-1] - chosen[0] > depth / 2
+
+
+def test_the_planes_go_through_the_attention_else_the_involvement(make_case: Any) -> None:
+    result, scan = make_case()
+    views = choose(result, scan)
+    assert views.place == (24, 36, 20) and "attention" in views.place_reason
+    result, scan = make_case(attention=False)
+    views = choose(result, scan)
+    assert "involved" in views.place_reason
+    assert result.maps.lungs[views.place] == 1 and result.lungs.involvement_per_slice[views.place[0]] > 0
+
+
+def test_attention_outside_the_lungs_does_not_choose_the_place(make_case: Any) -> None:
+    result, scan = make_case()
+    attention = np.zeros_like(result.maps.attention)
+    attention[2, 2, 2], attention[20, 30, 54] = 255, 90
+    result = dataclasses.replace(result, maps=dataclasses.replace(result.maps, attention=attention))
+    assert choose(result, scan).place == (20, 30, 54)
+
+
+def test_the_box_holds_the_lungs_and_stays_in_the_volume() -> None:
+    lungs = np.zeros((50, 80, 90), np.uint8)
+    lungs[10:30, 20:60, 1:70] = 1
+    box = lung_box(lungs, (5.0, 2.0, 2.0))
+    assert box == (slice(5, 35), slice(10, 70), slice(0, 80))
+    assert lung_box(np.zeros_like(lungs), (5.0, 2.0, 2.0)) == (slice(0, 50), slice(0, 80), slice(0, 90))
+
+
+@pytest.mark.parametrize(("highest", "top"), [(0.0, 10.0), (10.0, 10.0), (10.1, 20.0), (34.0, 50.0), (100.0, 100.0)])
+def test_axes_end_at_round_numbers(highest: float, top: float) -> None:
+    assert headfeet.nice_top(highest, 10.0) == top
+
+
+def test_the_curves_lie_beside_the_coronal_view(make_case: Any) -> None:
+    result, scan = make_case()
+    views = choose(result, scan)
+    figure = headfeet.layout(result, scan, views, True)
+    first, last = views.box[0].start, views.box[0].stop
+    step = figure.height / (last - first)
+    assert figure.height == pytest.approx((last - first) * scan.spacing_mm[0] * figure.px_per_mm)
+    kept = np.flatnonzero(result.maps.kept)
+    assert figure.kept == (pytest.approx(((kept[0] - first) * step, len(kept) * step)),)
+    assert [mark for mark, _ in figure.marks] == pytest.approx([(s.index - first + 0.5) * step for s in views.slices])
+    assert figure.right <= headfeet.WIDTH

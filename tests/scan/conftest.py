@@ -1,0 +1,87 @@
+"""A small asymmetric chest, and how the tests store, change and read it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+
+from tf_covid.errors import ScanRefused
+from tf_covid.phantom.files import write_dicom
+from tf_covid.result import Finding
+from tf_covid.scan import find_cases
+
+
+@dataclass(frozen=True)
+class Marker:
+    """int16 HU (D, H, W) in canonical order, and its LPS affine."""
+
+    hu: np.ndarray
+    affine: np.ndarray
+
+
+@pytest.fixture(scope="session")
+def marker() -> Marker:
+    """A chest that no flip and no rotation maps onto itself: a bright block high, in front, on the right."""
+    hu = np.full((14, 40, 32), -1000, dtype=np.int16)
+    hu[:, 6:34, 4:28] = 40
+    hu[:, 10:28, 6:14] = -850
+    hu[:, 10:28, 17:26] = -820
+    hu[9:, 12:22, 17:22] = 50  # heart: low and left
+    hu[1:3, 8:12, 5:8] = 700
+    hu += np.random.default_rng(0).integers(-20, 20, hu.shape).astype(np.int16)
+    affine = np.array([[0, 0, 0.8, -120.0], [0, 0.9, 0, -150.0], [-2.5, 0, 0, 300.0], [0, 0, 0, 1]])
+    hu.flags.writeable = False
+    return Marker(hu, affine)
+
+
+@pytest.fixture(scope="session")
+def master(marker: Marker, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The marker as a DICOM series; not to be changed."""
+    return write_dicom(marker.hu, marker.affine, tmp_path_factory.mktemp("master") / "series")
+
+
+@pytest.fixture
+def series(master: Path, tmp_path: Path) -> Path:
+    """A copy of the DICOM series, to be changed; its files are in order from feet to head."""
+    return Path(shutil.copytree(master, tmp_path / "series"))
+
+
+Change = Callable[[pydicom.Dataset], object]
+
+
+@pytest.fixture(scope="session")
+def edit() -> Callable[[Path, Change], None]:
+    """Change a DICOM file, or every file of a folder, in place."""
+
+    def change(path: Path, change: Change) -> None:
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            dataset = pydicom.dcmread(file)
+            change(dataset)
+            dataset.save_as(file)
+
+    return change
+
+
+@pytest.fixture(scope="session")
+def refused() -> Callable[[Path], dict[str, Finding]]:
+    """The errors with which the one case of a path is refused, by code; the test fails if it is read."""
+
+    def read(path: Path) -> dict[str, Finding]:
+        (case,) = find_cases(path)
+        with pytest.raises(ScanRefused) as caught:
+            case.read()
+        return {finding.code: finding for finding in caught.value.findings if finding.level == "error"}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def findings() -> Callable[[object], dict[str, Finding]]:
+    """The findings of a scan, by code."""
+    return lambda scan: {finding.code: finding for finding in scan.findings}  # type: ignore[attr-defined]

@@ -1,0 +1,175 @@
+"""Inputs → cases: what lies in a path, what it is called, what identifies it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tf_covid.errors import ScanRefused
+from tf_covid.phantom.files import Facts, write_dicom, write_nifti_volume
+from tf_covid.scan import find_cases, read
+
+
+def pack(folder: Path, path: Path) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, file.relative_to(folder.parent))
+    return path
+
+
+def test_a_hospital_folder(marker, tmp_path: Path, findings) -> None:
+    """Nested, without extensions, with a viewer, a DICOMDIR, a report and a text beside the images."""
+    root = tmp_path / "export"
+    write_dicom(marker.hu, marker.affine, root / "A" / "B" / "C", shuffle_names=True)
+    (root / "VIEWER").mkdir()
+    (root / "VIEWER" / "autorun.exe").write_bytes(b"MZ" + bytes(500))
+    (root / "readme").write_text("hello")
+    (root / "empty").touch()
+    (root / "nested.zip").write_bytes(b"PK\x05\x06" + bytes(18))
+    (root / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + bytes.fromhex("02000000554c0400") + bytes(4) + bytes(100))
+    scan = read(root)
+    np.testing.assert_array_equal(scan.hu, marker.hu)
+    assert scan.case == "export"
+    assert findings(scan)["foreign_files"].value == 5
+    assert read(root / "DICOMDIR").case == "export"
+
+
+@pytest.mark.parametrize("order", ["folder", "members"])
+def test_zip(marker, series: Path, tmp_path: Path, order: str) -> None:
+    scan = read(pack(series, tmp_path / "Scan 7.zip"))
+    np.testing.assert_array_equal(scan.hu, marker.hu)
+    assert scan.case == "Scan_7"
+    assert scan.fingerprint == read(series).fingerprint
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii"])
+def test_zip_of_a_volume(marker, tmp_path: Path, name: str) -> None:
+    (tmp_path / "in").mkdir()
+    write_nifti_volume(marker.hu, marker.affine, tmp_path / "in" / name)
+    np.testing.assert_array_equal(read(pack(tmp_path / "in", tmp_path / "b.zip")).hu, marker.hu)
+
+
+def test_a_folder_of_volumes(marker, tmp_path: Path) -> None:
+    root = tmp_path / "cohort"
+    (root / "x").mkdir(parents=True)
+    for name in ("one.nii.gz", "two.nii", "x/one.nii.gz"):
+        write_nifti_volume(marker.hu, marker.affine, root / name)
+    cases = find_cases(root)
+    assert [case.name for case in cases] == ["cohort-one", "cohort-two", "cohort-x_one"]
+    assert [case.read().case for case in cases] == [case.name for case in cases]
+    with pytest.raises(ScanRefused, match=r"several_cases.*find_cases"):
+        read(root)
+
+
+def test_several_patients(marker, tmp_path: Path) -> None:
+    root = tmp_path / "ward"
+    for number in (1, 2):
+        facts = Facts(patient_id=f"P-{number}00", patient_name=f"Name{number}^X")
+        write_dicom(marker.hu, marker.affine, root / f"bed{number}", seed=number, facts=facts)
+    cases = find_cases(root)
+    assert [case.name for case in cases] == ["ward-bed1", "ward-bed2"]
+    assert len({case.fingerprint() for case in cases}) == 2
+    for case in cases:
+        np.testing.assert_array_equal(case.read().hu, marker.hu)
+    with pytest.raises(ScanRefused, match="2 studies"):
+        read(root)
+
+
+def test_studies_mixed_in_one_folder_are_numbered(marker, tmp_path: Path) -> None:
+    root = tmp_path / "mixed"
+    root.mkdir()
+    for number in (1, 2):
+        folder = write_dicom(marker.hu, marker.affine, tmp_path / f"p{number}", seed=number)
+        for file in folder.iterdir():
+            shutil.move(file, root / f"{number}-{file.name}")
+    assert [case.name for case in find_cases(root)] == ["mixed-1", "mixed-2"]
+
+
+FACTS = Facts(
+    patient_id="12-34 567", patient_name="Müller-Øst^Jane^^Dr", accession_number="ACC99", birth_date="19470203"
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["UID", "ct_JANE", "Muller scan", "x12-34567", "1234567", "acc99", "b19470203", "J.A.N.E", "MÜLLER", "øst-ct"],
+)
+def test_a_name_with_the_patient_in_it_becomes_a_hash(marker, tmp_path: Path, name: str) -> None:
+    folder = write_dicom(marker.hu, marker.affine, tmp_path / name, facts=FACTS)
+    if name == "UID":
+        folder = folder.rename(tmp_path / find_cases(folder)[0].instances[0].study_uid)
+    (case,) = find_cases(folder)
+    assert case.name.startswith("case-") and len(case.name) == 17
+    assert find_cases(pack(folder, tmp_path / "other.zip"))[0].name == "other"
+    (again,) = find_cases(pack(folder, tmp_path / f"{folder.name}.zip"))
+    assert again.name == case.name
+
+
+@pytest.mark.parametrize("name", ["scan", "ct-12", "drx", "3"])
+def test_a_name_without_the_patient_stays(marker, tmp_path: Path, name: str) -> None:
+    assert find_cases(write_dicom(marker.hu, marker.affine, tmp_path / name, facts=FACTS))[0].name == name
+
+
+def test_a_subfolder_with_another_patients_name(marker, tmp_path: Path) -> None:
+    write_dicom(marker.hu, marker.affine, tmp_path / "in" / "jane", facts=FACTS, seed=1)
+    write_dicom(
+        marker.hu, marker.affine, tmp_path / "in" / "b", facts=dataclasses.replace(FACTS, patient_id="X"), seed=2
+    )
+    names = [case.name for case in find_cases(tmp_path / "in")]
+    assert names[0] == "in-b" and names[1].startswith("case-")
+
+
+@pytest.mark.parametrize("name", ["..hidden", "a b/c", "ü", "x" * 300, "-rf"])
+def test_names_are_safe(name: str) -> None:
+    from tf_covid.scan.names import case_names
+
+    (made,) = case_names(Path("/data") / name.replace("/", ":"), [""], [()])
+    assert made and len(made) <= 80 and made.isascii() and not set(made) & set("/\\: ") and made[0] not in ".-"
+
+
+def test_identifiers_are_there_and_nowhere_else(marker, tmp_path: Path, edit) -> None:
+    folder = write_dicom(marker.hu, marker.affine, tmp_path / "a", facts=FACTS)
+    sorted(folder.iterdir())[5].unlink()
+    scan = read(folder)
+    assert set(scan.identifiers) == {
+        *("patient_id", "patient_name", "birth_date", "accession_number", "study_uid", "uid"),
+    }
+    assert scan.identifiers["patient_id"] == "12-34 567"
+    public = repr(scan) + scan.chosen_because + "".join(finding.message for finding in scan.findings)
+    for value in (*scan.identifiers.values(), "Jane", "ller"):
+        assert value not in public
+
+
+def test_the_fingerprint_is_of_the_bytes(marker, series: Path, tmp_path: Path) -> None:
+    before = find_cases(series)[0].fingerprint()
+    (series / "note.txt").write_text("not part of the case")
+    moved = tmp_path / "moved"
+    shutil.copytree(series, moved)
+    first = sorted(moved.glob("*.dcm"))[0]
+    first.rename(moved / "renamed")
+    assert find_cases(moved)[0].fingerprint() == before == read(series).fingerprint
+    data = bytearray((moved / "renamed").read_bytes())
+    data[-1] ^= 1
+    (moved / "renamed").write_bytes(data)
+    assert find_cases(moved)[0].fingerprint() != before
+
+
+def test_a_file_without_preamble_and_meta(marker, series: Path) -> None:
+    for file in series.iterdir():
+        data = file.read_bytes()
+        length = int.from_bytes(data[140:144], "little")
+        file.write_bytes(data[144 + length :])
+    np.testing.assert_array_equal(read(series).hu, marker.hu)
+
+
+def test_no_tensorflow() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, tf_covid.scan, tf_covid.phantom.files; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,91 @@
+"""Lungs after the graph: pieces, sides, volumes, involvement; by hand-made bodies."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tf_covid.lungs import LEFT, RIGHT, read_lungs
+
+SHAPE, GRID = (20, 96, 120), (48, 60)
+KEEP = np.ones(SHAPE[0], bool)
+
+
+def body(*lungs, hu=-850):
+    """HU (D, H, W) of soft tissue with boxes of lung, and the probability on the coarse grid."""
+    volume = np.full(SHAPE, 40, np.int16)
+    probability = np.zeros((SHAPE[0], *GRID), np.float32)
+    for slices, rows, columns in lungs:
+        volume[slices, rows, columns] = hu
+        coarse = [slice(part.start // 2, part.stop // 2) for part in (rows, columns)]
+        probability[slices, coarse[0], coarse[1]] = 1
+    return volume, probability
+
+
+R = (slice(2, 18), slice(20, 80), slice(10, 50))
+L = (slice(2, 18), slice(20, 80), slice(70, 110))
+
+
+def test_right_is_on_the_patients_right_and_volumes_are_those_of_the_voxels():
+    hu, probability = body(R, (slice(2, 18), slice(20, 80), slice(70, 90)))
+    reading = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0))
+    assert set(np.unique(reading.labels[..., :60])) == {0, RIGHT}
+    assert set(np.unique(reading.labels[..., 60:])) == {0, LEFT}
+    assert reading.lungs.right_ml == pytest.approx(16 * 60 * 40 * 5 / 1000, rel=0.03)
+    assert reading.lungs.left_ml == pytest.approx(16 * 60 * 20 * 5 / 1000, rel=0.05)
+    assert reading.lungs.volume_ml == reading.lungs.right_ml + reading.lungs.left_ml
+
+
+def test_touching_lungs_are_told_apart():
+    bridge = (slice(9, 11), slice(20, 24), slice(48, 72))
+    hu, probability = body(R, L, bridge)
+    labels = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).labels
+    assert (labels[:, 30:70, 12:48][2:18] == RIGHT).all()
+    assert (labels[:, 30:70, 72:108][2:18] == LEFT).all()
+
+
+def test_a_lung_in_two_pieces_keeps_its_side():
+    apex, base = (slice(2, 7), *R[1:]), (slice(9, 18), *R[1:])
+    hu, probability = body(apex, base, L)
+    labels = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).labels
+    assert set(np.unique(labels[..., :60])) == {0, RIGHT}
+
+
+def test_small_pieces_go_and_holes_are_filled():
+    gas = (slice(3, 5), slice(88, 92), slice(56, 62))
+    hu, probability = body(R, L, gas)
+    probability[8:10, 20:24, 10:14] = 0  # a hole in the right lung's mask
+    labels = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).labels
+    assert not labels[3:5, 86:94, 54:64].any()
+    assert (labels[8:10, 40:48, 20:28] == RIGHT).all()
+
+
+def test_one_lung_only_is_one_side():
+    hu, probability = body(R)
+    lungs = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).lungs
+    assert lungs.left_ml == 0 and lungs.right_ml > 0
+
+
+def test_involvement_is_the_dense_share_without_thin_vessels():
+    hu, probability = body(R, L)
+    lesion = np.zeros(SHAPE, bool)
+    lesion[6:14, 30:70, 20:44] = True
+    hu[lesion] = -500
+    hu[:, 40:43, 72:108][2:18] = -200  # a vessel of 3 mm
+    reading = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0))
+    truth = 100 * lesion.sum() / (2 * 16 * 60 * 40)
+    assert reading.lungs.involvement_percent == pytest.approx(truth, abs=0.7)
+    per_slice = np.array(reading.lungs.involvement_per_slice)
+    assert (per_slice[6:14] > 15).all() and (per_slice[[2, 3, 16, 17]] < 1.5).all()
+    assert len(per_slice) == SHAPE[0] and (per_slice[[0, 1, 18, 19]] == 0).all()
+
+
+def test_healthy_lungs_have_no_involvement():
+    hu, probability = body(R, L)
+    assert read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).lungs.involvement_percent == 0
+
+
+def test_no_lung_at_all_is_zeros_not_a_crash():
+    hu, probability = body()
+    reading = read_lungs(hu, probability, ~KEEP, (5.0, 1.0, 1.0))
+    assert reading.lungs.volume_ml == 0 and reading.lungs.slices_kept == 0 and not reading.labels.any()

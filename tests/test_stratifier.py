@@ -1,0 +1,105 @@
+"""The joined model: Keras, its `.keras` file and its parts answer alike."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+import tf_covid
+import tf_covid.layers  # registers them for keras.saving
+from tf_covid.errors import ModelError
+from tf_covid.models import I3D, LTC, UNet
+from tf_covid.stratifier_model import Stratifier
+from tf_covid.weights import Preprocessing
+
+
+@pytest.fixture(scope="module")
+def unet():
+    """Answers "lung" where the windowed slice is dark: a mask without training."""
+    inputs = keras.Input((32, 32, 1))
+    logits = keras.layers.Conv2D(1, 1, name="logits")(inputs)
+    network = keras.Model(inputs, {"logits": logits})
+    network.get_layer("logits").set_weights([np.full((1, 1, 1, 1), -40.0, np.float32), np.array([20.0], np.float32)])
+    return network
+
+
+@pytest.fixture(scope="module")
+def road(unet):
+    keras.utils.set_random_seed(0)
+    return Stratifier(I3D((8, 32, 32, 1), ct_score=True), unet)
+
+
+def scan(depth=14, seed=1):
+    """Soft tissue with two dark lungs in the middle slices."""
+    hu = np.random.default_rng(seed).integers(0, 80, (depth, 64, 72)).astype(np.int16)
+    hu[3 : depth - 3, 16:48, 8:30] -= 860
+    hu[3 : depth - 3, 16:48, 42:64] -= 860
+    return hu
+
+
+def test_padded_scans_of_one_batch_answer_as_each_alone(road):
+    long, short = scan(14), scan(11, seed=2)
+    padded = np.zeros((2, 14, 64, 72), np.int16)
+    padded[0], padded[1, :11] = long, short
+    together = road({"hu": padded, "depth": np.array([14, 11], np.int32)})
+    assert together["slices_kept"].numpy().tolist() == [8, 5]
+    for number, hu in enumerate((long, short)):
+        alone = road({"hu": hu[None], "depth": np.array([len(hu)], np.int32)})
+        np.testing.assert_allclose(together["logits"][number], alone["logits"][0], atol=1e-4)
+        np.testing.assert_allclose(together["ct_score"][number], alone["ct_score"][0], atol=1e-4)
+
+
+def test_the_clip_is_the_windowed_lung_and_nothing_else(road):
+    hu = scan()[None]
+    prepared = road.prepare(hu, road.segment(hu, np.array([14], np.int32)))
+    clip = prepared["clip"].numpy()[0, ..., 0]
+    lung = clip[clip > 0]
+    # −860 … −780 HU in the window −1100 … 300.
+    assert lung.min() > (-870 + 1100) / 1400 and lung.max() < 0.6
+    assert 0.4 < (clip > 0).mean() < 0.95
+    np.testing.assert_allclose(prepared["box"].numpy()[0], [0.25, 0.75, 1 / 9, 8 / 9], atol=0.06)
+
+
+def test_keras_file_round_trip(road, tmp_path):
+    road({"hu": scan()[None], "depth": np.array([14], np.int32)})
+    road.save(tmp_path / "road.keras")
+    again = keras.saving.load_model(tmp_path / "road.keras")
+    inputs = {"hu": scan()[None], "depth": np.array([14], np.int32)}
+    assert isinstance(again, Stratifier)
+    np.testing.assert_array_equal(road(inputs)["logits"], again(inputs)["logits"])
+
+
+def test_input_scaling_is_a_layer_behind_window_and_mask(unet):
+    network = I3D((8, 32, 32, 3))
+    plain, scaled = (
+        Stratifier(network, unet, Preprocessing(input_scale=scale, input_offset=offset))
+        for scale, offset in (((1.0,), (0.0,)), ((2.0, 2.0, 4.0), (-1.0, -1.0, 0.5)))
+    )
+    hu, depth = scan()[None], np.array([14], np.int32)
+    clips = [one.prepare(hu, one.segment(hu, depth))["clip"].numpy() for one in (plain, scaled)]
+    np.testing.assert_allclose(clips[1], clips[0] * [2, 2, 4] + [-1, -1, 0.5], atol=1e-6)
+
+
+def test_nothing_kept_is_said_and_finite(road):
+    answer = road({"hu": np.zeros((1, 9, 64, 64), np.int16), "depth": np.array([9], np.int32)})
+    assert answer["slices_kept"].numpy().tolist() == [0]
+    assert np.isfinite(answer["logits"]).all()
+
+
+def test_public_function_takes_any_keras_model(unet):
+    joined = tf_covid.stratifier(LTC((16, 32, 32, 1), dense=8), unet)
+    assert joined({"hu": scan()[None], "depth": np.array([14], np.int32)})["logits"].shape == (1, 5)
+
+
+def test_networks_of_unknown_size_are_refused(unet):
+    with pytest.raises(ModelError, match="clips of a known size"):
+        tf_covid.stratifier(I3D((None, None, None, 1)), unet)
+    with pytest.raises(ModelError, match="clips of a known size"):
+        tf_covid.stratifier(UNet((32, 32, 1), depth=2), unet)
+
+
+def test_shipped_names_join(tmp_path):
+    joined = tf_covid.stratifier("severity-i3d", precision="bfloat16")
+    answer = joined({"hu": scan(24)[None], "depth": np.array([24], np.int32)})
+    assert answer["logits"].dtype == "float32" and answer["logits"].shape == (1, 5)

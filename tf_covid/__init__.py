@@ -1,0 +1,85 @@
+"""Severity of COVID-19 from a chest CT, with its evidence. Research software, not a medical device.
+
+The map of the house, in the order in which data walks through it; a room may use those above it, never one below:
+
+    errors, severity, result    what can go wrong; the study's scales; what we say about one scan
+    scan/                       BYTES → SCAN: int16 HU in one canonical order, what was found wrong, what was repaired
+    layers/                     SCAN → CLIP: window, lung mask and box, slice rule, resampling; Keras layers of TF ops
+    models/                     CLIP → LOGITS: U-Net, LTC, I3D, Inception-v1; stock Keras layers
+    weights/                    what ships, with origin, licence and sha256; reading a model file safely
+    stratifier_model.py         layers, U-Net and network as one model from int16 HU
+    lungs.py                    after the graph: components, left and right, volumes, involvement
+    attention/                  LOGITS → MAP: Grad-CAM, brought onto the source grid
+    local.py                    the models of this process, asked one scan at a time
+    report/                     RESULT → FILES: montage, report, maps
+    pipeline.py                 `stratify`: the whole road on one screen
+    cohort/                     MANY SCANS: the manifest, one case after the other
+    phantom/                    a synthetic chest that we know everything about
+    training/                   how the shipped weights were made
+    doctor/                     what is installed and works
+    console.py, cli.py          what a terminal shows; the commands
+
+A volume is (D, H, W) throughout: D from head to feet, H from anterior to posterior, W from the patient's right to left.
+
+    import tf_covid                                     # imports neither TensorFlow nor NumPy
+    scan = tf_covid.read("folder-or-file")
+    result = tf_covid.stratify(scan)
+    net = tf_covid.load_model("severity-i3d")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tf_covid import models
+    from tf_covid.errors import ScanRefused, TfCovidError
+    from tf_covid.pipeline import stratify
+    from tf_covid.result import Result
+    from tf_covid.scan import Scan, find_cases, read
+    from tf_covid.stratifier_model import stratifier
+    from tf_covid.weights import load_model
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Result",
+    "Scan",
+    "ScanRefused",
+    "TfCovidError",
+    "__version__",
+    "find_cases",
+    "load_model",
+    "models",
+    "read",
+    "stratifier",
+    "stratify",
+]
+
+#: Public name → module that holds it; imported when the name is first asked for.
+_HOMES = {
+    "Result": "result",
+    "Scan": "scan",
+    "ScanRefused": "errors",
+    "TfCovidError": "errors",
+    "find_cases": "scan",
+    "load_model": "weights",
+    "read": "scan",
+    "stratifier": "stratifier_model",
+    "stratify": "pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "models":
+        return importlib.import_module("tf_covid.models")
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"tf_covid.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

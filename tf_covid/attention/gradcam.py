@@ -1,0 +1,104 @@
+"""LOGITS → MAP: Grad-CAM by tf-keras-vis on the head, behind a backbone that ran once.
+
+Polarity, everywhere: larger means that more of the feature there raises the target. Nothing below 0, nothing inverted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+Method = Literal["gradcam", "gradcam++", "layercam"]
+
+#: Name of the head's first layer, which tf-keras-vis is told to explain.
+_FIRST = "features"
+
+
+@dataclass(frozen=True)
+class Split:
+    """A network cut in two at an endpoint.
+
+    Args:
+        backbone: Clip → features.
+        head: Features → `{"logits": …}` and `ct_score` where the network has one.
+        explained: Features → logits only; its first layer is called "features".
+        endpoint: Name of the layer at the cut.
+    """
+
+    backbone: keras.Model
+    head: keras.Model
+    explained: keras.Model
+    endpoint: str
+
+
+def split(network: keras.Model, endpoint: str) -> Split:
+    """Cut a functional network at the output of a layer.
+
+    Args:
+        network: From clips to `{"logits": …}`.
+        endpoint: Layer name, e.g. "Mixed_5c".
+
+    Raises:
+        ValueError: If there is no such layer.
+    """
+    features = network.get_layer(endpoint).output
+    backbone = keras.Model(network.input, features, name="backbone")
+    head = keras.Model(features, network.output, name="head")
+    inputs = keras.Input(features.shape[1:], dtype=features.dtype, name="seed")
+    # tf-keras-vis differentiates by the output of a layer, and an input is none.
+    first = keras.layers.Activation("linear", dtype=features.dtype, name=_FIRST)(inputs)
+    explained = keras.Model(inputs, head(first)["logits"], name="explained")
+    return Split(backbone, head, explained, endpoint)
+
+
+def expected_class(logits: Any) -> Any:
+    """Expected class index, Σ k·pₖ, of logits (N, classes): what raises it raises severity. Shape (N,)."""
+    probabilities = tf.nn.softmax(tf.cast(logits, tf.float32))
+    return tf.reduce_sum(probabilities * tf.range(tf.shape(logits)[-1], dtype=tf.float32), axis=-1)
+
+
+def class_logit(number: int) -> Callable[[Any], Any]:
+    """The logit of one class: the paper's target."""
+    return lambda logits: tf.cast(logits[:, number], tf.float32)
+
+
+def attention_map(
+    explained: keras.Model, features: Any, target: Callable[[Any], Any], method: Method = "gradcam"
+) -> np.ndarray:
+    """The raw map of one scan on the grid of its features.
+
+    Args:
+        explained: `Split.explained`.
+        features: (1, d, h, w, C).
+        target: Logits (1, classes) → score (1,).
+        method: "gradcam" (Selvaraju 2017), "gradcam++" (Chattopadhay 2018) or "layercam" (Jiang 2021).
+
+    Returns:
+        float32 (d, h, w), ≥ 0, neither normalised nor enlarged: tf-keras-vis would min-max-normalise and zoom
+        corner-aligned without an affine.
+
+    Raises:
+        ValueError: If the method does not exist.
+    """
+    from tf_keras_vis.gradcam import Gradcam
+    from tf_keras_vis.gradcam_plus_plus import GradcamPlusPlus
+    from tf_keras_vis.layercam import Layercam
+
+    methods = {"gradcam": Gradcam, "gradcam++": GradcamPlusPlus, "layercam": Layercam}
+    if method not in methods:
+        raise ValueError(f"method must be one of {', '.join(methods)}, not {method!r}")
+    raw = methods[method](explained, clone=False)(
+        target,
+        features,
+        penultimate_layer=_FIRST,
+        seek_penultimate_conv_layer=False,
+        expand_cam=False,
+        normalize_cam=False,
+    )
+    # Grad-CAM++ can divide by a vanishing sum; such a cell has no say.
+    return np.nan_to_num(np.maximum(np.asarray(raw, np.float32)[0], 0.0), nan=0.0, posinf=0.0)

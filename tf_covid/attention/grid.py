@@ -1,0 +1,114 @@
+"""From the grid of the features back onto the grid of the scan, cell-centred."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where the cells of a feature axis lie on the clip: cell i is centred at clip position `step·i + first`.
+
+    Positions count clip voxels from the centre of voxel 0.
+    """
+
+    step: float
+    first: float
+
+
+def feature_axes(network: keras.Model, endpoint: str) -> tuple[Axis, Axis, Axis]:
+    """Follow every strided layer from the clip to an endpoint.
+
+    Padding "same" with stride 2 is not centred: at 112 pixels I3D's four cells lie 32 pixels apart and reach beyond
+    the clip, so that stretching the map over the clip would misplace it by up to half a cell.
+
+    Args:
+        network: Takes clips (N, D, H, W, C) of a known size; its strided layers lie one behind the other.
+        endpoint: Layer name.
+
+    Returns:
+        One `Axis` each for D, H, W.
+
+    Raises:
+        ValueError: If the strides do not explain the size of the features (a network with strided branches).
+    """
+    sizes = list(network.input_shape[1:4])
+    axes = [Axis(1.0, 0.0)] * 3
+    target = network.get_layer(endpoint)
+    for layer in network.layers:
+        strides = getattr(layer, "strides", None)
+        if strides is not None and max(strides) > 1:
+            kernels = getattr(layer, "kernel_size", None) or layer.pool_size
+            for number, (kernel, stride) in enumerate(zip(kernels, strides, strict=True)):
+                axes[number], sizes[number] = _through(axes[number], sizes[number], kernel, stride, layer.padding)
+        if layer is target:
+            break
+    if tuple(sizes) != tuple(target.output.shape[1:4]):
+        raise ValueError(f"strides give {tuple(sizes)} cells at {endpoint}, which has {target.output.shape[1:4]}")
+    return axes[0], axes[1], axes[2]
+
+
+def _through(axis: Axis, size: int, kernel: int, stride: int, padding: str) -> tuple[Axis, int]:
+    if padding == "same":
+        size_out = -(-size // stride)
+        before = max((size_out - 1) * stride + kernel - size, 0) // 2
+    else:
+        size_out, before = (size - kernel) // stride + 1, 0
+    centre = (kernel - 1) / 2 - before
+    return Axis(axis.step * stride, axis.first + centre * axis.step), size_out
+
+
+def onto_scan(
+    raw: np.ndarray,
+    axes: tuple[Axis, Axis, Axis],
+    clip: tuple[int, int, int],
+    keep: np.ndarray,
+    box: np.ndarray,
+    shape: tuple[int, int, int],
+) -> np.ndarray:
+    """Bring a raw map onto the scan, linearly between cell centres, and divide it by its maximum.
+
+    Args:
+        raw: float32 (d, h, w), ≥ 0.
+        axes: From `feature_axes`.
+        clip: (D', H', W') of the clip.
+        keep: bool (D,), the kept slices.
+        box: (4,) top, bottom, left, right as shares of height and width.
+        shape: (D, H, W) of the scan.
+
+    Returns:
+        uint8 (D, H, W), 255 at the maximum; 0 in slices that were not kept and outside the box. All 0 where the map is.
+    """
+    height, width = shape[1:]
+    rows = _plane_weights(axes[1], raw.shape[1], clip[1], height, box[0], box[1])
+    columns = _plane_weights(axes[2], raw.shape[2], clip[2], width, box[2], box[3])
+    planes = np.matmul(np.matmul(rows, raw), columns.T).astype(np.float32)  # (d, H, W)
+    kept = np.flatnonzero(keep)
+    # The rank of a kept slice among the kept, as the sampler put them one behind the other.
+    place = (np.arange(len(kept)) + 0.5) / max(len(kept), 1) * clip[0] - 0.5
+    along = _weights((place - axes[0].first) / axes[0].step, raw.shape[0])
+    out = np.zeros(shape, np.uint8)
+    highest = max((float((along[rank] @ planes.reshape(len(planes), -1)).max()) for rank in range(len(kept))), default=0)
+    if highest <= 0:
+        return out
+    for rank, number in enumerate(kept):
+        taps = np.flatnonzero(along[rank])
+        plane = sum(along[rank, tap] * planes[tap] for tap in taps)
+        out[number] = np.rint(plane * (255.0 / highest))
+    return out
+
+
+def _plane_weights(axis: Axis, cells: int, clip: int, size: int, start: float, stop: float) -> np.ndarray:
+    share = (np.arange(size) + 0.5) / size
+    place = (share - start) / (stop - start) * clip - 0.5
+    inside = (share >= start) & (share <= stop)
+    return _weights((place - axis.first) / axis.step, cells) * inside[:, np.newaxis]
+
+
+def _weights(cell: np.ndarray, cells: int) -> np.ndarray:
+    """Linear weights (n, cells) at fractional cell numbers; beyond the outermost centres their value continues."""
+    distance = np.abs(np.clip(cell, 0, cells - 1)[:, np.newaxis] - np.arange(cells))
+    return np.maximum(1.0 - distance, 0.0).astype(np.float32)

@@ -1,0 +1,136 @@
+"""The command line: parses, calls one function, prints. No logic, and no TensorFlow before it is needed."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tf_covid import __version__
+
+# TensorFlow's start-up chatter is no message of ours.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+def _guarded(command: Callable[..., bool]) -> Callable[..., None]:
+    """Turn errors into one line and exit 1; add `--debug`, which shows the traceback. True from a command is exit 0."""
+
+    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+    @functools.wraps(command)
+    def run(*args: Any, debug: bool, **kwargs: Any) -> None:
+        from tf_covid import console
+
+        try:
+            done = command(*args, **kwargs)
+        except click.ClickException:
+            raise
+        except KeyboardInterrupt:
+            console.error("interrupted; finished cases are kept")
+            raise SystemExit(130) from None
+        except Exception as failure:  # the outermost layer: whatever it is, one line and exit 1
+            if debug:
+                raise
+            text = str(failure).strip() or "no further text"
+            console.error(text if _ours(failure) else f"{type(failure).__name__}: {text} (--debug shows where)")
+            raise SystemExit(1) from None
+        raise SystemExit(0 if done else 1)
+
+    return run
+
+
+def _ours(failure: Exception) -> bool:
+    from tf_covid.errors import TfCovidError
+
+    return isinstance(failure, TfCovidError)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="tfcovid")
+def main() -> None:
+    """Severity of COVID-19 from a chest CT, with the evidence. Research software, not a medical device."""
+
+
+@main.command()
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="INPUT...")
+@click.option("--out", required=True, type=_FOLDER, help="Folder of the answers: OUT/<case>/ and OUT/summary.csv.")
+@click.option("--model", "models", multiple=True, default=("severity-i3d",), show_default=True, metavar="NAME|FILE",
+              help="Shipped name or .keras file; several of one task: the mean of their probabilities.")  # fmt: skip
+@click.option("--lungs", type=click.Path(path_type=Path, dir_okay=False, exists=True),
+              help="Your own lung mask (NIfTI, NRRD, MHA) instead of the U-Net's.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--attention", type=click.Choice(["gradcam", "gradcam++", "layercam", "none"]), default="gradcam",
+              show_default=True)  # fmt: skip
+@click.option("--attention-target", type=click.Choice(["severity", "class"]), default="severity", show_default=True,
+              help="What raises severity, or what speaks for the predicted class.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace an answer of the same name to another question.")
+@click.option("--keep-identifiers", is_flag=True, help="Put UIDs, patient id and name into result.json.")
+@_guarded
+def infer(
+    inputs: tuple[Path, ...], out: Path, models: tuple[str, ...], lungs: Path | None, precision: str, attention: str,
+    attention_target: str, overwrite: bool, keep_identifiers: bool,
+) -> bool:  # fmt: skip
+    """Answer chest CTs: severity class, CT score, lungs, attention map, report.
+
+    INPUT is a DICOM folder, a .zip of one, NIfTI (.nii, .nii.gz), .nrrd, .mha, or a manifest .csv. A folder with
+    several patients or studies is several cases. Exits with 1 if any case was refused; the rest is done.
+    """
+    from tf_covid import console
+    from tf_covid.cohort.infer import Options, Run, cases_of
+    from tf_covid.report import write_summary
+
+    cases = list(cases_of(inputs))
+    if lungs is not None and len(cases) != 1:
+        raise click.UsageError(f"--lungs is the mask of one scan, but the input holds {len(cases)} cases.")
+    options = Options(models, precision, attention, attention_target, lungs, keep_identifiers)
+    run = Run(out, options, overwrite=overwrite)
+    outcomes = []
+    for case in console.progress(cases, "infer", "name"):
+        outcome = run.answer(case)
+        outcomes.append(outcome)
+        if outcome.problem:
+            console.error(f"{outcome.case}: {outcome.problem}")
+        else:
+            click.echo(outcome.line())
+        write_summary([one.values for one in outcomes], out / "summary.csv")
+    return not any(outcome.problem for outcome in outcomes)
+
+
+@main.command()
+@click.option("--cases", default=1, show_default=True, type=click.IntRange(1, 100_000), help="Number of patients.")
+@click.option("--out", required=True, type=_FOLDER, help="Folder of the cohort.")
+@click.option("--format", "kind", type=click.Choice(["dicom", "nifti"]), default="dicom", show_default=True)
+@click.option("--size", default=512, show_default=True, type=click.IntRange(64, 1024), help="Pixels a side.")
+@click.option("--slices", type=click.IntRange(16, 1000), help="Slices of each scan; drawn for each if not given.")
+@click.option("--seed", default=1, show_default=True, type=click.IntRange(0, 2**31 - 1))
+@_guarded
+def phantom(cases: int, out: Path, kind: str, size: int, slices: int | None, seed: int) -> bool:
+    """Make a synthetic cohort with its truth: scans, lung, lobe and lesion masks, and manifest.csv."""
+    from tf_covid import console
+    from tf_covid.phantom.cohort import write_cohort
+
+    def bar(numbers: Any) -> Any:
+        return console.progress(numbers, "phantom")
+
+    click.echo(write_cohort(out, cases, seed=seed, size=size, slices=slices, format=kind, progress=bar))
+    return True
+
+
+@main.command()
+@_guarded
+def doctor() -> bool:
+    """Tell what is installed, which decoders and devices work, and which weights are there."""
+    from tf_covid import doctor as room
+
+    report = room.report()
+    click.echo(room.render(report))
+    return bool(report.ok)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The manifest: a CSV with a row for each scan of a cohort, and what is known about it."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from tf_covid import severity
+from tf_covid.errors import ManifestError, OutputError
+
+#: Columns that mean something to us, in the order in which we write them; others are kept as they are.
+COLUMNS = (
+    "case", "patient", "path", "ct_score", "severity", "covid", "lobe_scores", "lungs", "lesions", "age", "sex", "site",
+)  # fmt: skip
+
+#: More rows than any chest CT cohort has; a wrong file with this many is not read to its end.
+MOST_ROWS = 1_000_000
+
+
+def _scores(value: Any) -> Any:
+    return tuple(value.split()) if isinstance(value, str) else value
+
+
+class Row(BaseModel):
+    """One scan of a cohort. Paths are absolute once read; whatever is not known is None.
+
+    Args:
+        case: Name of the case, safe as a folder name, unique in the manifest.
+        patient: Who it is; rows of one patient stay together in cross-validation.
+        path: The scan.
+        ct_score: Global CT Score, 0–25.
+        severity: Class, 0–4.
+        covid: 0 or 1.
+        lobe_scores: Five scores of 0–5.
+        lungs, lesions: Mask files.
+        age: Years.
+        sex, site: Free text.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    case: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
+    patient: Annotated[str, Field(min_length=1)]
+    path: Path
+    ct_score: Annotated[float, Field(ge=0, le=25)] | None = None
+    severity: Annotated[int, Field(ge=0, le=4)] | None = None
+    covid: Annotated[int, Field(ge=0, le=1)] | None = None
+    lobe_scores: (
+        Annotated[
+            tuple[Annotated[int, Field(ge=0, le=5)], ...], BeforeValidator(_scores), Field(min_length=5, max_length=5)
+        ]
+        | None
+    ) = None
+    lungs: Path | None = None
+    lesions: Path | None = None
+    age: Annotated[float, Field(ge=0, le=130)] | None = None
+    sex: str | None = None
+    site: str | None = None
+
+
+def read_manifest(path: Path) -> list[Row]:
+    """Every row of a manifest, checked in one pass.
+
+    Args:
+        path: CSV, UTF-8 (a byte order mark is fine); paths in it are relative to its folder.
+
+    Raises:
+        ManifestError: With a line for each wrong cell: a missing file, an impossible value, a case named twice,
+            scores that contradict each other.
+    """
+    rows: list[Row] = []
+    errors: list[str] = []
+    seen: dict[str, int] = {}
+    for number, cells in _cells(path):
+        try:
+            row = Row(**{key: value for key, value in cells.items() if value != ""})
+        except ValidationError as error:
+            errors += [f"row {number}, {item['loc'][0]}: {item['msg']}" for item in error.errors()]
+            continue
+        if row.case.lower() in seen:
+            errors.append(f"row {number}, case: {row.case!r} stands in row {seen[row.case.lower()]} already")
+        seen.setdefault(row.case.lower(), number)
+        files = {key: path.parent / value for key in ("path", "lungs", "lesions") if (value := getattr(row, key))}
+        errors += [f"row {number}, {key}: there is no such file" for key, file in files.items() if not file.exists()]
+        errors += [f"row {number}, {text}" for text in _contradictions(row)]
+        rows.append(row.model_copy(update=files))
+    if errors:
+        raise ManifestError(f"{path.name}: {len(errors)} error(s)\n" + "\n".join(errors))
+    if not rows:
+        raise ManifestError(f"{path.name}: holds no row")
+    return rows
+
+
+def _cells(path: Path) -> Iterable[tuple[int, dict[str, str]]]:
+    """(row number as a spreadsheet shows it, cells) of a CSV."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, restkey="", strict=True)
+            missing = [name for name in ("case", "patient", "path") if name not in (reader.fieldnames or ())]
+            if missing:
+                raise ManifestError(f"{path.name}: row 1 has no column {', '.join(missing)}")
+            for number, cells in enumerate(reader, 2):
+                if number > MOST_ROWS:
+                    raise ManifestError(f"{path.name}: has more than {MOST_ROWS} rows")
+                if "" in cells:
+                    raise ManifestError(f"{path.name}: row {number} has more cells than row 1")
+                yield number, {key: (value or "").strip() for key, value in cells.items()}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(f"{path.name}: cannot be read as a CSV in UTF-8 ({error})") from error
+
+
+def _contradictions(row: Row) -> list[str]:
+    found = []
+    if row.lobe_scores is not None and row.ct_score is not None and sum(row.lobe_scores) != row.ct_score:
+        found.append(f"ct_score: {row.ct_score:g} is not the sum of the lobe scores, {sum(row.lobe_scores)}")
+    if row.ct_score is not None and row.severity not in (None, severity.severity_class(row.ct_score)):
+        found.append(f"severity: {row.severity} does not belong to a CT score of {row.ct_score:g}")
+    return found
+
+
+def write_manifest(rows: Iterable[dict[str, Any]], path: Path) -> None:
+    """Write a manifest atomically; columns of ours first, others behind in order of appearance.
+
+    Args:
+        rows: Cells by column; None and missing ones stay empty, sequences are joined by spaces.
+        path: The file.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    table = list(rows)
+    others = dict.fromkeys(key for row in table for key in row if key not in COLUMNS)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        try:
+            with partial.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, [*COLUMNS, *others], lineterminator="\n")
+                writer.writeheader()
+                for row in table:
+                    writer.writerow({key: _cell(value) for key, value in row.items()})
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _cell(value: Any) -> Any:
+    return " ".join(str(item) for item in value) if isinstance(value, (list, tuple)) else value

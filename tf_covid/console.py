@@ -1,0 +1,43 @@
+"""What the command line says, and where: progress on a terminal, plain lines in a log, errors in one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import click
+
+Item = TypeVar("Item")
+
+
+def error(message: str) -> None:
+    """One line on standard error, whatever line breaks or control characters are in the message."""
+    shown = "".join(letter if letter.isprintable() else " " for letter in message)
+    click.echo(f"error: {shown}", err=True)
+
+
+def progress(items: Sequence[Item], label: str, name: str = "case") -> Iterator[Item]:
+    """The items one after the other, with a bar on a terminal, and else a plain line each on standard error.
+
+    Args:
+        items: What is worked through.
+        label: What is being done, e.g. "infer".
+        name: Attribute of an item that is shown, if it has it.
+    """
+    if not sys.stderr.isatty():
+        for number, item in enumerate(items, 1):
+            click.echo(f"{label} {number}/{len(items)} {getattr(item, name, item)}", err=True)
+            yield item
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+        task = bars.add_task(label, total=len(items))
+        for item in items:
+            bars.update(task, description=f"{label} {escape(str(getattr(item, name, item)))}")
+            yield item
+            bars.advance(task)

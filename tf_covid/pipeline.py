@@ -1,0 +1,180 @@
+"""The whole road, top to bottom, on one screen: a scan in, a result out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tf_covid import severity
+from tf_covid.errors import ScanRefused
+from tf_covid.lungs import LungReading, read_lungs
+from tf_covid.result import Attention, Covid, Finding, Maps, ModelAnswer, Result, Series, Severity
+from tf_covid.scan import Scan, lung_findings
+
+if TYPE_CHECKING:
+    from tf_covid.local import Answer, LocalModels
+
+#: Lung volumes outside this range, in ml, are possible but rare in adults; they are pointed out.
+USUAL_VOLUME_ML = (1500.0, 9000.0)
+
+
+def stratify(
+    scan: Scan,
+    model: str | Path | Sequence[str | Path] | LocalModels = "severity-i3d",
+    *,
+    lungs: np.ndarray | None = None,
+    precision: str = "float32",
+    attention: str = "gradcam",
+    attention_target: str = "severity",
+    identifiers: bool = False,
+) -> Result:
+    """Severity (or covid) of one chest CT, with its evidence.
+
+    Args:
+        scan: From `tf_covid.read`.
+        model: A shipped name, a `.keras` file, several of one task (the mean of their probabilities), or
+            `LocalModels`, which are loaded once for many scans.
+        lungs: The user's own mask, bool (D, H, W) in canonical order, instead of the U-Net's.
+        precision: "float32" or "bfloat16", for models given by name or file.
+        attention: "gradcam", "gradcam++", "layercam" or "none".
+        attention_target: "severity" (the expected class index) or "class" (the predicted class).
+        identifiers: Put the header's identifiers into the result.
+
+    Returns:
+        A result; its status is "refused" where the lungs do not allow an answer.
+
+    Raises:
+        ModelError: If a model is missing, damaged or foreign.
+    """
+    models = _models(model, precision)
+    start = time.perf_counter()
+    found = models.segment(scan.hu) if lungs is None else models.from_mask(lungs)
+    try:
+        answers = _gate_then_classify(scan, models, found.probability)
+    except ScanRefused as refusal:
+        return refused(scan.case, refusal.findings)
+    keep = answers[0].keep
+    measuring = time.perf_counter()
+    reading = read_lungs(scan.hu, found.probability, keep, scan.spacing_mm)
+    timings = {"lungs": found.seconds + time.perf_counter() - measuring}
+    timings["classify"] = sum(answer.seconds for answer in answers)
+
+    probabilities = np.mean([answer.probabilities for answer in answers], axis=0)
+    number = int(np.argmax(probabilities))
+    scores = [answer.ct_score for answer in answers if answer.ct_score is not None]
+    score = float(np.mean(scores)) if scores else None
+
+    looking = time.perf_counter()
+    volume, looked = _attend(models, answers, scan.shape, reading, attention, attention_target, number)
+    timings["attention"] = time.perf_counter() - looking
+    timings["total"] = time.perf_counter() - start
+
+    findings = [*scan.findings, *lung_findings(reading.share, spacing_mm=scan.spacing_mm)]
+    findings += _findings(reading, models.task, number, score, volume)
+    return Result(
+        case=scan.case,
+        status="repaired" if scan.repaired else "pass",
+        findings=tuple(findings),
+        versions=versions(),
+        series=_series(scan, identifiers),
+        lungs=reading.lungs,
+        severity=_severity(number, probabilities, score) if models.task == "severity" else None,
+        covid=Covid(float(probabilities[1]), bool(probabilities[1] >= 0.5)) if models.task == "covid" else None,
+        attention=looked,
+        models=tuple(_model_answer(answer) for answer in answers),
+        timings_s=timings,
+        maps=Maps(lungs=reading.labels, attention=volume, kept=keep),
+    )
+
+
+def refused(case: str, findings: Sequence[Finding]) -> Result:
+    """The result of a scan that cannot be answered."""
+    return Result(case=case, status="refused", findings=tuple(findings), versions=versions())
+
+
+def versions() -> dict[str, str]:
+    """Versions of what has a say in the answer."""
+    return {name: metadata.version(name) for name in ("tf-covid", "tensorflow", "keras", "tf-keras-vis", "numpy")}
+
+
+def _models(model: str | Path | Sequence[str | Path] | LocalModels, precision: str) -> LocalModels:
+    from tf_covid.local import LocalModels
+
+    if isinstance(model, LocalModels):
+        return model
+    return LocalModels([model] if isinstance(model, (str, Path)) else list(model), precision=precision)
+
+
+def _gate_then_classify(scan: Scan, models: LocalModels, probability: np.ndarray) -> list[Answer]:
+    # The graph's own mask decides, as it does behind a server: no cleaning before the slice rule.
+    share = (probability > 0.5).mean(axis=(1, 2))
+    findings = lung_findings(share, spacing_mm=scan.spacing_mm)
+    if any(finding.level == "error" for finding in findings):
+        raise ScanRefused([*scan.findings, *findings])
+    return models.classify(scan.hu, probability)
+
+
+def _attend(
+    models: LocalModels,
+    answers: Sequence[Answer],
+    shape: tuple[int, int, int],
+    reading: LungReading,
+    method: str,
+    target: str,
+    number: int,
+) -> tuple[np.ndarray | None, Attention | None]:
+    if method == "none":
+        return None, None
+    volume = models.attend(answers, shape, target, number, method)
+    per_slice = volume.mean(axis=(1, 2), dtype=np.float64) / 255.0
+    inside = [float(plane[labels > 0].sum()) for plane, labels in zip(volume, reading.labels, strict=True)]
+    total = float(per_slice.sum()) * 255.0 * shape[1] * shape[2]
+    fraction = sum(inside) / total if total > 0 else None
+    return volume, Attention(method, target, models.endpoint, fraction, tuple(map(float, per_slice)))
+
+
+def _findings(
+    reading: LungReading, task: str, number: int, score: float | None, volume: np.ndarray | None
+) -> list[Finding]:
+    found = []
+    lungs = reading.lungs
+    low, high = USUAL_VOLUME_ML
+    if not low <= lungs.volume_ml <= high:
+        message = f"The lungs measure {lungs.volume_ml:.0f} ml; adults' mostly lie within {low:.0f}–{high:.0f} ml."
+        found.append(Finding("unusual_lung_volume", "warning", message, round(lungs.volume_ml)))
+    if min(lungs.left_ml, lungs.right_ml) < 0.1 * lungs.volume_ml:
+        side = "left" if lungs.left_ml < lungs.right_ml else "right"
+        found.append(Finding("one_lung", "warning", f"Hardly any {side} lung was found; look at the mask.", side))
+    if task == "severity" and score is not None and severity.severity_class(score) != number:
+        other = severity.LABELS[severity.severity_class(score)]
+        message = f"The CT score of {score:.1f} belongs to the class “{other}”, the probabilities to another."
+        found.append(Finding("score_class_mismatch", "warning", message, round(score, 1)))
+    if volume is not None and not volume.any():
+        found.append(Finding("attention_empty", "info", "Nothing in the scan raises the target: the map is empty."))
+    return found
+
+
+def _series(scan: Scan, identifiers: bool) -> Series:
+    return Series(
+        slices=scan.shape[0],
+        shape=scan.shape,
+        spacing_mm=scan.spacing_mm,
+        interpolated=scan.interpolated,
+        chosen_because=scan.chosen_because,
+        identifiers=dict(scan.identifiers) if identifiers else None,
+    )
+
+
+def _severity(number: int, probabilities: np.ndarray, score: float | None) -> Severity:
+    return Severity(number, severity.LABELS[number], tuple(float(value) for value in probabilities), score)
+
+
+def _model_answer(answer: Answer) -> ModelAnswer:
+    model = answer.model
+    probabilities = tuple(float(value) for value in answer.probabilities)
+    return ModelAnswer(model.name, model.sha256, model.contract.note, probabilities, answer.ct_score)

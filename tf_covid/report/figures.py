@@ -1,0 +1,250 @@
+"""`montage.png`: the answer and its evidence on one slide."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from tf_covid.report import words
+from tf_covid.result import DISCLAIMER
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from tf_covid.report.views import Box, TellingSlice, Views
+    from tf_covid.result import Result
+    from tf_covid.scan.scan import Scan
+
+#: 1600 × 900 pixels, a 16:9 slide.
+DPI = 100
+_WIDTH_IN, _HEIGHT_IN = 16.0, 9.0
+_WIDTH_PX, _HEIGHT_PX = 1600.0, 900.0
+
+_PAGE, _INK, _SOFT, _TRACK = "#0d1115", "#eef2f5", "#9daab6", "#27303a"
+_ACCENT, _CAUTION, _LETTER = "#58b0f0", "#ffcf87", "#ffe9a8"
+#: The colours of the classes, as in the report: from blue to dark purple, each darker than the one before.
+_RANKS = (("#3f74a8", "#ffffff"), ("#f2c14e", "#231a00"), ("#ee8a2a", "#231200"), ("#c6491c", "#ffffff"),
+          ("#6d1a52", "#ffffff"))  # fmt: skip
+
+_SLICES = 6
+
+
+def montage(result: Result, scan: Scan, views: Views | None = None) -> Figure:
+    """Draw the montage of an answered case.
+
+    Args:
+        result: The answer, with its maps.
+        scan: The scan behind it.
+        views: What to show, where it was chosen already.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from tf_covid.report.views import choose
+
+    views = views or choose(result, scan)
+    figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN), dpi=DPI, facecolor=_PAGE)
+    FigureCanvasAgg(figure)
+    # One set of axes in pixels from the top left: a slide is laid out, not plotted.
+    page = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    page.set(xlim=(0, _WIDTH_PX), ylim=(_HEIGHT_PX, 0))
+    page.axis("off")
+    _headline(page, result)
+    _probabilities(page, result)
+    _facts(page, result)
+    _axial(page, result, scan, views)
+    _planes(page, result, scan, views)
+    _footer(page, result)
+    return figure
+
+
+def _text(page: Axes, x: float, y: float, text: str, size_px: float = 17, color: str = _INK, **options: Any) -> None:
+    """Write text as it is: a name with dollar signs is no formula, and a letter that the font lacks is a "?"."""
+    points = size_px * 72 / DPI
+    page.text(x, y, _drawable(text), fontsize=points, color=color, parse_math=False, va="baseline", zorder=4, **options)
+
+
+def _drawable(text: str) -> str:
+    known = _known_letters()
+    return "".join(letter if ord(letter) in known else "?" for letter in text)
+
+
+@functools.cache
+def _known_letters() -> frozenset[int]:
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    fonts = [get_font(findfont(FontProperties(weight=weight))) for weight in ("normal", "bold")]
+    return frozenset.intersection(*(frozenset(font.get_charmap()) for font in fonts))
+
+
+def _shortened(text: str, letters: int) -> str:
+    return text if len(text) <= letters else text[: letters - 1].rstrip() + "…"
+
+
+def _rectangle(page: Axes, x: float, y: float, width: float, height: float, color: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    page.add_patch(Rectangle((x, y), width, height, facecolor=color, edgecolor="none"))
+
+
+def _headline(page: Axes, result: Result) -> None:
+    from matplotlib.patches import FancyBboxPatch
+
+    answer = words.headline(result)
+    ground, letter = (_TRACK, _INK) if answer.rank is None else _RANKS[answer.rank]
+    _text(page, 40, 46, _shortened(result.case, 40), 24, weight="bold")
+    _text(page, 40, 70, f"{words.task(result)} · {words.STATUS[result.status]}", 15, _SOFT)
+    page.add_patch(FancyBboxPatch((40, 92), 104, 88, "round,pad=0,rounding_size=14", facecolor=ground, lw=0))
+    _text(page, 92, 158, answer.number, 60, letter, ha="center", weight="bold")
+    _text(page, 164, 138, answer.label, 40, weight="bold")
+    _text(page, 164, 168, answer.question, 16, _SOFT)
+
+
+def _probabilities(page: Axes, result: Result) -> None:
+    left, top, width = 700, 60, 190
+    _text(page, 560, 46, "Probabilities", 15, _SOFT)
+    for row, bar in enumerate(words.bars(result)):
+        y = top + row * 25
+        weight = "bold" if bar.chosen else "normal"
+        _text(page, 560, y + 14, bar.name, 17, weight=weight)
+        _rectangle(page, left, y, width, 16, _TRACK)
+        _rectangle(page, left, y, width * bar.probability, 16, _ACCENT if bar.chosen else "#6d7a86")
+        _text(page, left + width + 74, y + 14, words.percent(bar.probability), 17, weight=weight, ha="right")
+
+
+def _facts(page: Axes, result: Result) -> None:
+    facts = []
+    if result.severity is not None:
+        score = result.severity.ct_score
+        facts.append(("CT score", "–" if score is None else f"{score:.1f} of 25"))
+    if result.lungs is not None:
+        lungs = result.lungs
+        facts.append(("Involved lung", f"{lungs.involvement_percent:.1f} %"))
+        facts.append(("Lung volume", f"{lungs.volume_ml:.0f} ml"))
+        facts.append(("right, left", f"{lungs.right_ml:.0f}, {lungs.left_ml:.0f} ml"))
+        facts.append(("Slices used", f"{lungs.slices_kept} of {lungs.slices_total}"))
+    for row, (name, value) in enumerate(facts):
+        y = 74 + row * 25
+        _text(page, 1010, y, name, 17, _SOFT)
+        _text(page, 1250, y, value, 17, ha="right", weight="bold" if row == 0 else "normal")
+    _text(page, 1010, 46, "Key figures", 15, _SOFT)
+    worst = [finding for finding in words.findings(result) if finding.level != "info"]
+    _text(page, 1290, 46, "Findings about the scan", 15, _SOFT)
+    lines = [finding.code.replace("_", " ") for finding in worst] or ["no warnings"]
+    if len(lines) > 5:
+        lines = [*lines[:4], f"and {len(lines) - 4} more: see the report"]
+    for row, line in enumerate(lines):
+        _text(page, 1290, 74 + row * 25, _shortened(line, 32), 17, _CAUTION if worst else _INK)
+
+
+def _show(page: Axes, result: Result, scan: Scan, axis: int, index: int, box: Box, frame: tuple[float, ...],
+          coloured: bool, letters: str) -> tuple[float, float, float, float]:  # fmt: skip
+    """Draw a plane into a frame (x, y, width, height), as large as fits; where it went, the same way.
+
+    `letters` are those at the left and the right edge.
+    """
+    from matplotlib.patheffects import withStroke
+
+    from tf_covid.report import pictures
+
+    assert result.maps is not None
+    dark_rim = [withStroke(linewidth=2.5, foreground="#000000")]
+    plane = pictures.cut(scan, result.maps, axis, index, box)
+    height_mm, width_mm = plane.size_mm
+    px_per_mm = min(frame[2] / width_mm, frame[3] / height_mm)
+    picture = pictures.overlay(plane, px_per_mm) if coloured else pictures.plain(plane, px_per_mm)
+    width, height = picture.size
+    x, y = round(frame[0] + (frame[2] - width) / 2), round(frame[1] + (frame[3] - height) / 2)
+    page.imshow(picture, cmap="gray", vmin=0, vmax=255, extent=(x, x + width, y + height, y), aspect="auto",
+                interpolation="nearest", zorder=2)  # fmt: skip
+    # Drawing a picture moves the limits of the page to it.
+    page.set(xlim=(0, _WIDTH_PX), ylim=(_HEIGHT_PX, 0))
+    for letter, at, side in ((letters[0], x + 6, "left"), (letters[1], x + width - 6, "right")):
+        _text(page, at, y + height / 2, letter, 15, _LETTER, ha=side, weight="bold", path_effects=dark_rim)
+    return x, y, width, height
+
+
+def _axial(page: Axes, result: Result, scan: Scan, views: Views) -> None:
+    """Six telling slices in two rows, with mask and attention."""
+    left, top, width, height, gap = 40, 200, 310, 288, 6
+    for number, chosen in enumerate(_spread(views)):
+        x = left + (number % 3) * (width + gap)
+        y = top + (number // 3) * (height + 26 + gap)
+        _show(page, result, scan, 0, chosen.index, views.box, (x, y, width, height), True, "RL")
+        _text(page, x + 2, y + height + 19, f"slice {chosen.index + 1}", 15, weight="bold")
+        _text(page, x + width - 2, y + height + 19, chosen.reason, 14, _SOFT, ha="right")
+
+
+def _spread(views: Views) -> list[TellingSlice]:
+    """At most six of the telling slices: those that were chosen for nothing but the overview go first."""
+    from tf_covid.report.views import OVERVIEW
+
+    chosen = list(views.slices)
+    for wanted in (OVERVIEW, "high attention", "large involved area"):
+        for candidate in [one for one in chosen if one.reason == wanted][::2]:
+            if len(chosen) > _SLICES:
+                chosen.remove(candidate)
+    return chosen[:_SLICES]
+
+
+def _planes(page: Axes, result: Result, scan: Scan, views: Views) -> None:
+    """Coronal plane, plain and coloured, and the curves from head to feet beneath."""
+    left, top, width, height, gap = 1010, 200, 272, 288, 6
+    for column, coloured in enumerate((False, True)):
+        x = left + column * (width + gap)
+        drawn = _show(page, result, scan, 1, views.place[1], views.box, (x, top, width, height), coloured, "RL")
+        if coloured:
+            per_slice = drawn[3] / (views.box[0].stop - views.box[0].start)
+            for chosen in _spread(views):
+                y = drawn[1] + (chosen.index + 0.5 - views.box[0].start) * per_slice
+                page.plot((drawn[0], drawn[0] + drawn[2]), (y, y), color=_LETTER, linewidth=0.7, alpha=0.7, zorder=3,
+                          linestyle=(0, (3, 4)))  # fmt: skip
+    _text(page, left + 2, top + height + 19, "coronal", 15, weight="bold")
+    _text(page, left + 2 * width + gap, top + height + 19, "lines: the slices shown", 14, _SOFT, ha="right")
+    _curves(page, result, scan, views)
+
+
+def _curves(page: Axes, result: Result, scan: Scan, views: Views) -> None:
+    import numpy as np
+
+    from tf_covid.report.headfeet import involvement
+
+    panels = [("involved lung, % of each slice", involvement(result, scan))]
+    if result.attention is not None:
+        panels.append(("mean attention of each slice", views.attention))
+    assert result.maps is not None
+    first, last = views.box[0].start, views.box[0].stop
+    mm = (np.arange(first, last) + 0.5) * scan.spacing_mm[0]
+    height = 0.29 / len(panels)
+    for row, (title, values) in enumerate(panels):
+        bottom = 0.105 + (len(panels) - 1 - row) * (height + 0.012)
+        panel = page.figure.add_axes((1044 / _WIDTH_PX, bottom, 516 / _WIDTH_PX, height - 0.03), facecolor=_PAGE)
+        shown = values[first:last]
+        panel.fill_between(mm, shown, color=_ACCENT, alpha=0.2, linewidth=0)
+        panel.plot(mm, shown, color=_ACCENT, linewidth=1.6)
+        panel.fill_between(mm, 0, 1, where=result.maps.kept[first:last], color=_ACCENT, alpha=0.10, linewidth=0,
+                           transform=panel.get_xaxis_transform())  # fmt: skip
+        panel.set(xlim=(first * scan.spacing_mm[0], last * scan.spacing_mm[0]), ylim=(0, None))
+        panel.set_title(title, fontsize=10.5, color=_INK, loc="left", pad=4)
+        panel.tick_params(colors=_SOFT, labelsize=9, labelbottom=row == len(panels) - 1)
+        panel.locator_params(axis="y", nbins=3)
+        for side in panel.spines.values():
+            side.set_color(_TRACK)
+        if row == len(panels) - 1:
+            panel.set_xlabel("mm below the top of the scan; shaded: slices used", fontsize=10, color=_SOFT)
+
+
+def _footer(page: Axes, result: Result) -> None:
+    from tf_covid.report import pictures
+
+    _text(page, 40, 880, DISCLAIMER, 16, _CAUTION, weight="bold")
+    note = " ".join(words.notes(result))
+    _text(page, 1560, 880, _shortened(note, 95), 14, _SOFT, ha="right")
+    if result.attention is None:
+        return
+    colours = pictures.attention_scale_rgb(64)
+    page.imshow(colours[None], extent=(56, 206, 856, 844), aspect="auto", interpolation="nearest", zorder=2)
+    page.set(xlim=(0, _WIDTH_PX), ylim=(_HEIGHT_PX, 0))
+    _text(page, 40, 856, "0", 14, _SOFT)
+    _text(page, 214, 856, f"1   {words.ATTENTION_SCALE}", 14, _SOFT)

@@ -1,0 +1,162 @@
+"""The head-to-feet figure of the report: curves beside the coronal view, on one axis in mm and slice numbers.
+
+Computes coordinates only; `report.html.j2` draws them as inline SVG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from tf_covid.report.views import Views
+    from tf_covid.result import Result
+    from tf_covid.scan.scan import Scan
+
+#: Width of the figure and of its parts, in SVG units (CSS pixels at full size).
+WIDTH = 1080.0
+_AXIS, _GAP, _CURVE = 52.0, 12.0, 148.0
+_HIGHEST = 620.0
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One value per slice, drawn downwards.
+
+    Args:
+        title: What it is, with its unit.
+        left: Where its panel begins.
+        line: SVG path of the curve.
+        area: SVG path of the area between the curve and zero.
+        ticks: (x, text) of the value axis.
+    """
+
+    title: str
+    left: float
+    line: str
+    area: str
+    ticks: tuple[tuple[float, str], ...]
+
+
+@dataclass(frozen=True)
+class HeadFeet:
+    """Everything that the figure draws, in SVG units; y = 0 at the top of the pictures.
+
+    Args:
+        height: Of the pictures and the panels.
+        picture_width: Of a coronal picture.
+        picture_lefts: Where the plain and the coloured coronal picture begin.
+        px_per_mm: Scale of the figure.
+        curves: Panels from left to right; `curve_width` is the width of each.
+        mm_ticks, slice_ticks: (y, text) along the two ends of the axis.
+        kept: (y, height) of the runs of kept slices.
+        interpolated: y of the slices that were made up.
+        marks: (y, slice number) of the telling slices.
+        right: Where the last panel ends.
+    """
+
+    height: float
+    picture_width: float
+    picture_lefts: tuple[float, float]
+    px_per_mm: float
+    curve_width: float
+    curves: tuple[Curve, ...]
+    mm_ticks: tuple[tuple[float, str], ...]
+    slice_ticks: tuple[tuple[float, str], ...]
+    kept: tuple[tuple[float, float], ...]
+    interpolated: tuple[float, ...]
+    marks: tuple[tuple[float, int], ...]
+    right: float
+
+
+def layout(result: Result, scan: Scan, views: Views, has_attention: bool) -> HeadFeet:
+    """Lay out the figure for an answered case."""
+    spacing = scan.spacing_mm[0]
+    first, last = views.box[0].start, views.box[0].stop
+    columns = views.box[2].stop - views.box[2].start
+    width_mm, height_mm = columns * scan.spacing_mm[2], (last - first) * spacing
+    panels = 2 if has_attention else 1
+    room = WIDTH - 2 * _AXIS - panels * (_CURVE + _GAP) - _GAP
+    scale = min(room / 2 / width_mm, _HIGHEST / height_mm)
+    picture = width_mm * scale
+    lefts = (_AXIS, _AXIS + picture + _GAP)
+
+    def y(slice_number: float) -> float:
+        return (slice_number - first) * spacing * scale
+
+    values = [("involved lung, %", involvement(result, scan), 10.0)]
+    if has_attention:
+        values.append(("mean attention, 0–1", views.attention, 0.05))
+    left = lefts[1] + picture + _GAP
+    curves = []
+    for title, per_slice, least in values:
+        curves.append(_curve(title, left, per_slice[first:last], y(first + 1) - y(first), least))
+        left += _CURVE + _GAP
+    return HeadFeet(
+        height=(last - first) * spacing * scale,
+        picture_width=picture,
+        picture_lefts=lefts,
+        px_per_mm=scale,
+        curve_width=_CURVE,
+        curves=tuple(curves),
+        mm_ticks=_mm_ticks(first * spacing, last * spacing, scale),
+        slice_ticks=_slice_ticks(first, last, y),
+        kept=_runs(np.flatnonzero(_kept(result, scan)), y),
+        interpolated=tuple(y(index + 0.5) for index in scan.interpolated if first <= index < last),
+        marks=tuple((y(chosen.index + 0.5), chosen.index + 1) for chosen in views.slices),
+        right=left - _GAP,
+    )
+
+
+def involvement(result: Result, scan: Scan) -> np.ndarray:
+    """(D,) involved share of the lung in percent, cut off at a round number above that of every kept slice.
+
+    Above and below the kept slices a few voxels of lung are easily "100 % involved": they must not set the scale.
+    """
+    percent = np.asarray(result.lungs.involvement_per_slice if result.lungs else np.zeros(scan.shape[0]))
+    return np.minimum(percent, nice_top(float(percent[_kept(result, scan)].max(initial=0.0)), 10.0))
+
+
+def _kept(result: Result, scan: Scan) -> np.ndarray:
+    return result.maps.kept if result.maps is not None else np.ones(scan.shape[0], bool)
+
+
+def nice_top(highest: float, least: float) -> float:
+    """A round number (1, 2 or 5 times a power of ten) that is not below `highest` nor below `least`."""
+    wanted = max(highest, least)
+    power = 10.0 ** np.floor(np.log10(wanted))
+    return float(next(step * power for step in (1.0, 2.0, 5.0, 10.0) if step * power >= wanted * (1 - 1e-9)))
+
+
+def _curve(title: str, left: float, values: np.ndarray, step: float, least: float) -> Curve:
+    top = nice_top(float(values.max(initial=0.0)), least)
+    points = [(left + value / top * _CURVE, (row + 0.5) * step) for row, value in enumerate(values)]
+    line = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+    area = f"M{left:.1f} {points[0][1]:.1f}L" + line[1:] + f"L{left:.1f} {points[-1][1]:.1f}Z"
+    ticks = tuple((left + share * _CURVE, f"{share * top:g}") for share in (0.0, 0.5, 1.0))
+    return Curve(title, left, line, area, ticks)
+
+
+def _mm_ticks(first_mm: float, last_mm: float, scale: float) -> tuple[tuple[float, str], ...]:
+    step = 50 if last_mm - first_mm > 120 else 10
+    ticks = np.arange(np.ceil(first_mm / step) * step, last_mm + 1e-6, step)
+    return tuple(((mm - first_mm) * scale, f"{mm:.0f}") for mm in ticks)
+
+
+def _slice_ticks(first: int, last: int, y: Callable[[float], float]) -> tuple[tuple[float, str], ...]:
+    step = max(1, int(nice_top((last - first) / 10.0, 1.0)))
+    numbers = [number for number in range(first + 1, last + 1) if number % step == 0 or number == first + 1]
+    # The first number of the picture is shown unless it would touch its neighbour.
+    if len(numbers) > 1 and numbers[1] - numbers[0] < step / 2:
+        numbers = numbers[1:]
+    return tuple((y(number - 0.5), str(number)) for number in numbers)
+
+
+def _runs(kept: np.ndarray, y: Callable[[float], float]) -> tuple[tuple[float, float], ...]:
+    if not len(kept):
+        return ()
+    groups = np.split(kept, np.flatnonzero(np.diff(kept) > 1) + 1)
+    return tuple((y(group[0]), y(group[-1] + 1) - y(group[0])) for group in groups)

@@ -1,0 +1,132 @@
+"""`report.html`: one file that opens from disk, without network, scripts or anybody's name."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from tf_covid.report import words
+from tf_covid.result import DISCLAIMER
+
+if TYPE_CHECKING:
+    import jinja2
+
+    from tf_covid.report.views import Views
+    from tf_covid.result import Result
+    from tf_covid.scan.scan import Scan
+
+#: Pixels of a picture across; twice its usual size on the page, for sharp prints and screens.
+_PICTURE_PX = 560
+
+
+def render(result: Result, scan: Scan | None, drawn: Mapping[str, Any] | None = None) -> str:
+    """The page of one case.
+
+    Args:
+        result: The answer, with its maps; a refused one has none.
+        scan: The scan behind it; None for a refused case only.
+        drawn: What `draw` gave for this case, where that was done already.
+
+    Raises:
+        ValueError: If an answered case comes without its scan or its maps.
+    """
+    context: dict[str, Any] = {
+        "result": result,
+        "words": words,
+        "disclaimer": DISCLAIMER,
+        "levels": words.LEVELS,
+        "findings": words.findings(result),
+    }
+    if result.status != "refused":
+        if scan is None or result.maps is None:
+            raise ValueError("an answered case needs its scan and its maps to be drawn")
+        context |= draw(result, scan) if drawn is None else drawn
+    return _template().render(context)
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    import jinja2
+
+    # Names of cases, models and tags come from files that anybody may have written: everything is escaped.
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(resources.files("tf_covid.report").joinpath("report.html.j2").read_text("utf-8"))
+
+
+def draw(result: Result, scan: Scan, views: Views | None = None) -> dict[str, Any]:
+    """The pictures and figures of an answered case: all that takes time, apart from the text.
+
+    Args:
+        result: The answer, with its maps.
+        scan: The scan behind it.
+        views: What to show, where it was chosen already.
+    """
+    from tf_covid.report import headfeet, pictures
+    from tf_covid.report.views import choose
+
+    views = views or choose(result, scan)
+    has_attention = result.maps is not None and result.maps.attention is not None
+    return {
+        "headline": words.headline(result),
+        "bars": words.bars(result),
+        "score_ranges": words.score_ranges(),
+        "notes": words.notes(result),
+        "has_attention": has_attention,
+        "scale": pictures.attention_scale(),
+        "window": f"level {pictures.WINDOW_LEVEL_HU} HU, width {pictures.WINDOW_WIDTH_HU} HU".replace("-", "−"),
+        "slices": _axial_pictures(result, scan, views),
+        "figure": headfeet.layout(result, scan, views, has_attention),
+        "coronal": _picture_pair(result, scan, views, axis=1),
+        "sagittal": _picture_pair(result, scan, views, axis=2),
+        "place": [index + 1 for index in views.place],
+        "place_reason": views.place_reason,
+        "kept_range": _kept_range(result, scan),
+    }
+
+
+def _axial_pictures(result: Result, scan: Scan, views: Views) -> list[dict[str, Any]]:
+    involvement = result.lungs.involvement_per_slice if result.lungs else ()
+    shown = []
+    for chosen in views.slices:
+        index = chosen.index
+        shown.append(
+            _picture_pair(result, scan, views, axis=0, index=index)
+            | {
+                "number": index + 1,
+                "reason": chosen.reason,
+                "below_top_mm": (index + 0.5) * scan.spacing_mm[0],
+                # The z of LPS, as the source file gives it: what a viewing station shows as slice location.
+                "z_mm": float(scan.affine[2] @ (index, 0.0, 0.0, 1.0)),
+                "involvement": involvement[index] if involvement else None,
+                "made_up": index in scan.interpolated,
+            }
+        )
+    return shown
+
+
+def _picture_pair(result: Result, scan: Scan, views: Views, axis: int, index: int | None = None) -> dict[str, Any]:
+    from tf_covid.report import pictures
+
+    assert result.maps is not None
+    plane = pictures.cut(scan, result.maps, axis, views.place[axis] if index is None else index, views.box)
+    height_mm, width_mm = plane.size_mm
+    px_per_mm = _PICTURE_PX / max(height_mm, width_mm)
+    return {
+        "plain": pictures.data_uri(pictures.plain(plane, px_per_mm)),
+        "overlay": pictures.data_uri(pictures.overlay(plane, px_per_mm)),
+        "width_mm": width_mm,
+        "height_mm": height_mm,
+    }
+
+
+def _kept_range(result: Result, scan: Scan) -> tuple[int, int, float] | None:
+    """(first, last) kept slice, from 1, and the length from one to the other in mm."""
+    assert result.maps is not None
+    kept = [int(index) for index in result.maps.kept.nonzero()[0]]
+    if not kept:
+        return None
+    return kept[0] + 1, kept[-1] + 1, (kept[-1] + 1 - kept[0]) * scan.spacing_mm[0]

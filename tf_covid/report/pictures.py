@@ -1,0 +1,169 @@
+"""One plane of the scan as a picture: true proportions in mm, lung window, lung contour, attention.
+
+Pictures carry no text: the report and the montage write theirs beside or over them, in their own type.
+Radiological convention: axial and coronal planes show the patient's right at the left of the picture, which is the
+canonical order of the columns already; sagittal planes show anterior at the left.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from tf_covid.report.views import Box
+    from tf_covid.result import Maps
+    from tf_covid.scan.scan import Scan
+
+#: The lung window of the pictures, in HU. For the eye only; the networks' window is `tf_covid.layers`.
+WINDOW_LEVEL_HU = -400
+WINDOW_WIDTH_HU = 1400
+
+#: Sky blue: apart from grey and from every colour of the attention map, for every kind of colour vision.
+CONTOUR_RGB = (74, 201, 255)
+
+#: The attention map's colours: dark purple to yellow, of steadily growing lightness.
+ATTENTION_COLOURS = "inferno"
+_ATTENTION_OPACITY = 0.68
+_CONTOUR_WIDTH_PX = 2.4
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A plane through a scan, rows from top to bottom of the picture.
+
+    Args:
+        hu: int16 (rows, columns).
+        lungs: uint8 (rows, columns); 0 outside, 1 right, 2 left.
+        attention: uint8 (rows, columns), or None.
+        spacing_mm: Distance of neighbouring rows and of neighbouring columns.
+    """
+
+    hu: np.ndarray
+    lungs: np.ndarray
+    attention: np.ndarray | None
+    spacing_mm: tuple[float, float]
+
+    @property
+    def size_mm(self) -> tuple[float, float]:
+        """(height, width)."""
+        return self.hu.shape[0] * self.spacing_mm[0], self.hu.shape[1] * self.spacing_mm[1]
+
+
+def cut(scan: Scan, maps: Maps, axis: int, index: int, box: Box) -> Plane:
+    """The plane at `index` across a canonical axis, cropped to the box.
+
+    Args:
+        axis: 0 axial, 1 coronal, 2 sagittal.
+        index: Position along that axis, in voxels of the whole scan.
+        box: What to show, as slices of (D, H, W); its entry for `axis` is not used.
+    """
+    where: list[slice | int] = list(box)
+    where[axis] = index
+    key = tuple(where)
+    rows, columns = (scan.spacing_mm[other] for other in range(3) if other != axis)
+    attention = None if maps.attention is None else maps.attention[key]
+    return Plane(scan.hu[key], maps.lungs[key], attention, (rows, columns))
+
+
+def plain(plane: Plane, px_per_mm: float) -> Image.Image:
+    """The plane in the lung window: a grey picture (mode "L")."""
+    from PIL import Image
+
+    return Image.fromarray(np.round(_grey(plane, _size(plane, px_per_mm))).astype(np.uint8))
+
+
+def overlay(plane: Plane, px_per_mm: float) -> Image.Image:
+    """The plane in the lung window with attention and lung contours: a colour picture (mode "RGB")."""
+    from PIL import Image
+
+    size = _size(plane, px_per_mm)
+    picture = np.repeat(_grey(plane, size)[..., None], 3, axis=2)
+    if plane.attention is not None:
+        level = np.clip(_resized(plane.attention, size), 0.0, 255.0)
+        colours, opacity = attention_colours()
+        value = np.round(level).astype(np.uint8)
+        picture += (colours[value] - picture) * opacity[value][..., None]
+    # Side by side lungs touch in front of the heart: one contour each keeps the border between them visible.
+    for side in (1, 2):
+        line = _outline(plane.lungs == side, size)[..., None]
+        picture += (np.array(CONTOUR_RGB, np.float32) - picture) * line
+    return Image.fromarray(np.round(picture).astype(np.uint8))
+
+
+@functools.cache
+def attention_colours() -> tuple[np.ndarray, np.ndarray]:
+    """Colour (256, 3), 0–255, and opacity (256,), 0–1, of each attention value."""
+    from matplotlib import colormaps
+
+    value = np.linspace(0.0, 1.0, 256)
+    # The darkest part would hide in the grey of the lung; opacity tells low values from none instead.
+    colours = colormaps[ATTENTION_COLOURS](0.3 + 0.7 * value)[:, :3] * 255.0
+    return colours.astype(np.float32), (_ATTENTION_OPACITY * value**0.8).astype(np.float32)
+
+
+def attention_scale_rgb(steps: int) -> np.ndarray:
+    """Colours of attention 0 … 1 as they look over aerated lung, (steps, 3), 0–1: the colour bar."""
+    colours, opacity = attention_colours()
+    lung_grey = np.interp(-850, *_window())
+    values = np.linspace(0, 255, steps).round().astype(int)
+    return (lung_grey + (colours[values] - lung_grey) * opacity[values][:, None]) / 255.0
+
+
+def attention_scale(steps: int = 12) -> list[str]:
+    """The colour bar as CSS colours."""
+    return [f"rgb({red:.0f},{green:.0f},{blue:.0f})" for red, green, blue in attention_scale_rgb(steps) * 255.0]
+
+
+def data_uri(picture: Image.Image, quality: int = 82) -> str:
+    """The picture as a JPEG that is part of the page."""
+    buffer = io.BytesIO()
+    # Full colour resolution: thin coloured contours bleed at the usual half of it.
+    picture.save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _window() -> tuple[tuple[float, float], tuple[float, float]]:
+    half = WINDOW_WIDTH_HU / 2
+    return (WINDOW_LEVEL_HU - half, WINDOW_LEVEL_HU + half), (0.0, 255.0)
+
+
+def _size(plane: Plane, px_per_mm: float) -> tuple[int, int]:
+    """(width, height) of the picture in pixels, as Pillow wants it."""
+    height, width = plane.size_mm
+    return max(1, round(width * px_per_mm)), max(1, round(height * px_per_mm))
+
+
+def _grey(plane: Plane, size: tuple[int, int]) -> np.ndarray:
+    """float32 (height, width), 0–255. Interpolated in HU and windowed after, as a viewing station does."""
+    return np.interp(_resized(plane.hu, size), *_window()).astype(np.float32)
+
+
+def _resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """float32 (height, width): smooth where enlarged, averaged where shrunk."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
+
+
+def _outline(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Opacity, 0–1, of a smooth line of even width along the border of a mask, float32 (height, width)."""
+    from PIL import Image, ImageFilter
+
+    if not mask.any():
+        return np.zeros(size[::-1], np.float32)
+    soft = Image.fromarray((mask * 255.0).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    # About a voxel of blur takes the stairs out of coarse masks; at least a pixel or so, for a slope that is defined.
+    blur = max(1.4, 0.35 * size[0] / mask.shape[1])
+    level = np.asarray(soft.filter(ImageFilter.GaussianBlur(blur)), np.float32) / 255.0
+    rows, columns = np.gradient(level)
+    slope = np.hypot(rows, columns)
+    distance = np.abs(level - 0.5) / np.maximum(slope, 1e-3)
+    return np.clip(_CONTOUR_WIDTH_PX / 2 + 0.5 - distance, 0.0, 1.0).astype(np.float32)

@@ -1,0 +1,91 @@
+"""`summary.csv`: a row a case, for a spreadsheet or a notebook."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tf_covid.errors import OutputError
+from tf_covid.severity import LABELS
+
+if TYPE_CHECKING:
+    from tf_covid.result import Result
+
+COLUMNS = (
+    "case",
+    "status",
+    "class",
+    "label",
+    "ct_score",
+    *(f"probability_{number}" for number in range(len(LABELS))),
+    "involvement_percent",
+    "volume_ml",
+    "findings",
+    "seconds",
+)
+
+#: A spreadsheet runs a cell that begins like this as a formula.
+_FORMULA_STARTS = ("=", "+", "-", "@")
+
+
+def write_summary(results: Iterable[Result | Mapping[str, Any]], path: Path) -> None:
+    """Write the table of a run, in the order given, all or nothing.
+
+    Args:
+        results: Results, or what `result.json` holds of cases that were finished before.
+        path: The file; missing parents are made.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(row(result) for result in results)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def row(result: Result | Mapping[str, Any]) -> dict[str, Any]:
+    """One row of the table; what was not computed is empty.
+
+    A COVID answer fills the same columns: class 0 or 1, label "negative" or "positive", and the probabilities of both.
+    """
+    values = result if isinstance(result, Mapping) else result.as_dict()
+    severity, covid = values.get("severity"), values.get("covid")
+    lungs = values.get("lungs") or {}
+    cells: dict[str, Any] = dict.fromkeys(COLUMNS)
+    cells |= {
+        "case": _harmless(values["case"]),
+        "status": values["status"],
+        "involvement_percent": lungs.get("involvement_percent"),
+        "volume_ml": lungs.get("volume_ml"),
+        "findings": " ".join(finding["code"] for finding in values["findings"]),
+        "seconds": (values.get("timings_s") or {}).get("total"),
+    }
+    if severity:
+        cells |= {"class": severity["class"], "label": severity["label"], "ct_score": severity["ct_score"]}
+        probabilities = severity["probabilities"]
+    elif covid:
+        cells |= {"class": int(covid["positive"]), "label": "positive" if covid["positive"] else "negative"}
+        probabilities = (1.0 - covid["probability"], covid["probability"])
+    else:
+        probabilities = ()
+    cells |= {f"probability_{number}": value for number, value in enumerate(probabilities)}
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in cells.items()}
+
+
+def _harmless(text: str) -> str:
+    """The text on one line and never a formula."""
+    line = "".join(letter if letter.isprintable() else " " for letter in text)
+    return f"'{line}" if line.lstrip().startswith(_FORMULA_STARTS) else line

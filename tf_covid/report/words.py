@@ -1,0 +1,164 @@
+"""The sentences and number formats of the report and the montage, once."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tf_covid.severity import CLASS_UPPER_SCORES, LABELS
+
+if TYPE_CHECKING:
+    from tf_covid.result import Attention, Finding, Result
+
+#: Worst first; what each level of a finding means for the reader.
+LEVELS = {
+    "error": "no answer",
+    "warning": "limits the answer",
+    "info": "for information",
+}
+
+STATUS = {
+    "pass": "scan passed the checks",
+    "repaired": "scan was repaired",
+    "refused": "scan was refused",
+}
+
+INVOLVEMENT = "Involvement: share of the lung above −700 HU, vessels removed."
+
+ATTENTION_SCALE = "attention, relative to this scan's maximum; does not compare patients"
+
+_ORIGINAL = "Give the axial slices of one chest CT, all of them, from above the lungs to below them."
+_AGAIN = "Export or copy the series again: a part of it is missing or damaged."
+_VALUES = "Export the original values in Hounsfield units, not a windowed picture, a capture or another modality."
+_MASK = "Make the lung mask on the grid of the scan, with at least some lung in it, or leave it out."
+
+#: The way out of a refusal, by the code of the finding.
+_WAY_OUT = {
+    **dict.fromkeys(("not_ct", "not_hu", "not_scalar"), _VALUES),
+    **dict.fromkeys(("no_slices", "no_scan", "single_slice", "not_3d", "several_cases"), _ORIGINAL),
+    **dict.fromkeys(("missing_slices", "truncated_file", "empty_file", "blank_slices", "archive_damaged"), _AGAIN),
+    **dict.fromkeys(("mask_grid", "mask_empty"), _MASK),
+    **dict.fromkeys(
+        ("mixed_geometry", "irregular_spacing"),
+        "Give one series alone: slices of different position, size or direction do not make one volume.",
+    ),
+    "gantry_tilt": "Ask for a reconstruction without gantry tilt; tilted stacks are not read.",
+    "undecodable": "Export the series without compression; “tfcovid doctor” lists the decoders that work here.",
+    **dict.fromkeys(
+        ("no_lung", "few_slices"),
+        "Look whether the series covers the lungs. If it does, give your own lung mask by “--lungs”.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The answer in three short texts.
+
+    Args:
+        question: What was asked, with the scale.
+        number: The class number, or a plus or minus sign.
+        label: The class in a word.
+        rank: 0 (nothing found) … 4 (critical), for the colour; None without an answer.
+    """
+
+    question: str
+    number: str
+    label: str
+    rank: int | None
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One probability of the answer."""
+
+    name: str
+    probability: float
+    chosen: bool
+
+
+def headline(result: Result) -> Headline:
+    """The answer of a case that was not refused."""
+    if result.severity is not None:
+        severity = result.severity
+        return Headline("Severity class, 0 to 4", str(severity.number), severity.label, severity.number)
+    if result.covid is not None:
+        label = "positive" if result.covid.positive else "negative"
+        rank = 3 if result.covid.positive else 0
+        return Headline("COVID-19, yes or no", "+" if result.covid.positive else "−", label, rank)
+    return Headline("Severity class, 0 to 4", "?", "not computed", None)
+
+
+def task(result: Result) -> str:
+    """What this is an answer about, for the line beside the name of the case."""
+    return "chest CT, COVID-19 yes or no" if result.covid and not result.severity else "chest CT, COVID-19 severity"
+
+
+def bars(result: Result) -> list[Bar]:
+    """The probabilities behind the answer, one bar each."""
+    if result.severity is not None:
+        chosen = result.severity.number
+        return [
+            Bar(f"{number} {LABELS[number]}", probability, number == chosen)
+            for number, probability in enumerate(result.severity.probabilities)
+        ]
+    if result.covid is not None:
+        probability, positive = result.covid.probability, result.covid.positive
+        return [Bar("COVID-19", probability, positive), Bar("no COVID-19", 1.0 - probability, not positive)]
+    return []
+
+
+def findings(result: Result) -> list[Finding]:
+    """The findings, worst first, otherwise in the order they were made."""
+    order = list(LEVELS)
+    return sorted(result.findings, key=lambda finding: order.index(finding.level))
+
+
+def what_to_do(result: Result) -> list[str]:
+    """The way out of a refusal, each step once."""
+    codes = [finding.code for finding in result.findings if finding.level == "error"]
+    steps = list(dict.fromkeys(_WAY_OUT[code] for code in codes if code in _WAY_OUT))
+    return [*(steps or [_ORIGINAL]), "Then run this case again. It has no other effect on the cases beside it."]
+
+
+def score_ranges() -> list[tuple[str, int, int]]:
+    """(label, first, last) Global CT Score of each class."""
+    firsts = [0, *(upper + 1 for upper in CLASS_UPPER_SCORES[:-1])]
+    return list(zip(LABELS, firsts, CLASS_UPPER_SCORES, strict=True))
+
+
+def percent(share: float) -> str:
+    """A probability as a percentage; never "0 %" or "100 %" for what is only close to it."""
+    if 0.0 < share < 0.005:
+        return "< 1 %"
+    if 0.995 <= share < 1.0:
+        return "> 99 %"
+    return f"{share * 100:.0f} %"
+
+
+def millilitres(volume_ml: float) -> str:
+    """A volume with a thin space between the thousands."""
+    return f"{volume_ml:,.0f}".replace(",", "\u2009") + " ml"
+
+
+def version(text: str) -> str:
+    """A version as it is, a sha256 in short."""
+    return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text
+
+
+def notes(result: Result) -> list[str]:
+    """What the models were trained on, each note once."""
+    return list(dict.fromkeys(model.note for model in result.models if model.note))
+
+
+def attention_meaning(attention: Attention) -> str:
+    """What the colours of the attention map say, for a reader who has never seen one."""
+    target = {
+        "severity": "what raises the predicted severity",
+        "class": "what speaks for the predicted class",
+    }.get(attention.target, f"what speaks for “{attention.target}”")
+    return (
+        f"Colours show where the network found {target} ({attention.method}). The map is coarse: it points to a "
+        "region, not to a lesion, and says nothing about the lung that it leaves uncoloured."
+    )

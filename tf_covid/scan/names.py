@@ -1,0 +1,94 @@
+"""Names of cases: from the input's own name, safe, unique, and never the patient's."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tf_covid.scan.dicom.header import Instance
+
+_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".zip", ".dcm")
+_MOST_LETTERS = 80
+#: Shorter parts of a name or id are in too many words to mean anything.
+_LEAST_LETTERS = 3
+
+
+def case_names(path: Path, parts: Sequence[str], groups: Sequence[Sequence[Instance]]) -> list[str]:
+    """A name for each case of one input.
+
+    Args:
+        path: The input; its name is the base.
+        parts: For each case, where it lies within the input (a relative path), or "".
+        groups: For each case, its DICOM headers.
+
+    Returns:
+        The base alone for one case, else the base with the case's folder or number. Wherever that holds a name, id,
+        birth date, accession number or UID of any patient in the input, a short hash of the case's SOP Instance UIDs
+        instead: they are long and random, so the hash cannot be turned back by trying, as a patient id could.
+    """
+    base = _safe(_stem(path.resolve().name)) or "case"
+    if len(groups) == 1:
+        names = [base]
+        raw = [path.resolve().name]
+    else:
+        distinct = len({part.lower() for part in parts}) == len(parts) and all(parts)
+        raw = [f"{path.resolve().name} {part if distinct else ''}" for part in parts]
+        suffixes = [_safe(_stem(part)) if distinct else "" for part in parts]
+        names = [f"{base}-{suffix or number}" for number, suffix in enumerate(suffixes, 1)]
+    secrets = _secrets(instance for group in groups for instance in group)
+    named = []
+    for name, original, group in zip(names, raw, groups, strict=True):
+        told = any(secret in _plain(text) for secret in secrets for text in (name, original))
+        named.append(_hashed(group) if told else name[:_MOST_LETTERS])
+    return _unique(named)
+
+
+def _stem(name: str) -> str:
+    lower = name.lower()
+    for suffix in _SUFFIXES:
+        if lower.endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def _safe(name: str) -> str:
+    """ASCII letters, digits, `.`, `_` and `-`; no leading dot, so that it is neither hidden nor a way upwards."""
+    ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", ascii_name).strip("._-")
+
+
+def _plain(text: str) -> str:
+    """Lower-case letters and digits only: `Doe^Jane`, `doe_jane` and `DOE JANE` are the same."""
+    folded = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(letter for letter in folded if letter.isalnum())
+
+
+def _secrets(instances: Iterable[Instance]) -> set[str]:
+    found: set[str] = set()
+    for instance in instances:
+        words = re.split(r"[\^=\s,;._-]+", instance.patient_name)
+        numbers = [instance.patient_id, instance.birth_date, instance.accession_number]
+        numbers += [instance.study_uid, instance.series_uid]
+        found |= {_plain(text) for text in (*words, *numbers)}
+    return {secret for secret in found if len(secret) >= _LEAST_LETTERS}
+
+
+def _hashed(group: Sequence[Instance]) -> str:
+    uids = sorted(instance.sop_uid or instance.name for instance in group)
+    return "case-" + hashlib.sha256("\n".join(uids).encode()).hexdigest()[:12]
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    taken: set[str] = set()
+    result = []
+    for name in names:
+        candidate, number = name, 1
+        while candidate.lower() in taken:  # some file systems do not tell upper from lower case
+            number += 1
+            candidate = f"{name}-{number}"
+        taken.add(candidate.lower())
+        result.append(candidate)
+    return result

@@ -1,0 +1,141 @@
+"""Layers, U-Net and network as one Keras model from int16 HU: what `infer` runs and what an export holds.
+
+The file is not called `stratifier.py`: `tf_covid.stratifier` is the public function.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_covid.errors import ModelError
+from tf_covid.layers import ClipSampler, HUWindow, LungBox, LungSegmenter, MaskedClip, SliceRule
+from tf_covid.weights import Preprocessing, contract_of, load_model
+
+
+@keras.saving.register_keras_serializable("tf_covid")
+class Stratifier(keras.Model):
+    """The road from HU to logits.
+
+    Args:
+        network: Classifier from clips (N, D, H, W, C) of fixed D, H, W to `{"logits": …}`.
+        lungs: U-Net from slices (n, h, w, 1) to `{"logits": …}`.
+        preprocessing: Window, slice rule, box and input scaling.
+        chunk: Slices at a time through U-Net and resampling.
+
+    Input: a dict of `hu` int16 (N, D, H, W) in canonical order (D from head to feet, H from anterior to posterior, W
+    from the patient's right to left) and `depth` int32 (N,), the number of true slices of each scan. Output: a dict
+    of `logits` (N, classes), `ct_score` (N,) where the network has one, and `slices_kept` int32 (N,). Where no slice
+    is kept the clip is empty and the logits mean nothing: the caller refuses such a scan.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        lungs: keras.Model,
+        preprocessing: Preprocessing | None = None,
+        chunk: int = 16,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        settings = preprocessing or Preprocessing()
+        shape = network.input_shape
+        if len(shape) != 5 or None in shape[1:]:
+            raise ModelError(f"the stratifier needs a network from clips of a known size, not {shape}")
+        frames, height, width, channels = shape[1:]
+        self.network, self.lungs, self.preprocessing, self.chunk = network, lungs, settings, int(chunk)
+        self.segmenter = LungSegmenter(lungs, settings.level_hu, settings.width_hu, chunk, name="segmenter")
+        self.slice_rule = SliceRule(settings.slice_minimum, name="slice_rule")
+        self.lung_box = LungBox(settings.box, settings.box_margin, name="lung_box")
+        self.sampler = ClipSampler(frames, height, width, chunk, name="sampler")
+        self.window = HUWindow(settings.level_hu, settings.width_hu, dtype="float32", name="window")
+        self.masked = MaskedClip(channels, dtype="float32", name="masked")
+        scale, offset = list(settings.input_scale), list(settings.input_offset)
+        self.scaling = keras.layers.Rescaling(
+            scale if len(scale) > 1 else scale[0], offset if len(offset) > 1 else offset[0], dtype="float32"
+        )
+
+    def segment(self, hu: Any, depth: Any) -> Any:
+        """Lung probability (N, D, h, w) on the U-Net's grid, float32. No component analysis: see `lungs.py`."""
+        return self.segmenter(hu, depth)
+
+    def prepare(self, hu: Any, probability: Any) -> dict[str, Any]:
+        """The clip and what brings it back onto the scan.
+
+        Args:
+            hu: int16 (N, D, H, W).
+            probability: Lung probability (N, D, h, w), from `segment` or from a user's mask.
+
+        Returns:
+            `clip` float32 (N, D', H', W', C) as the network takes it, `keep` bool (N, D), `box` float32 (N, 4).
+        """
+        keep = self.slice_rule(probability)
+        box = self.lung_box(probability, keep)
+        clip = self.window(self.sampler(hu, keep, box))
+        # A probability is a share of 0 … 1; the sampler's clipping of HU leaves it as it is.
+        lungs = self.sampler(probability, keep, box)
+        return {"clip": self.scaling(self.masked(clip, lungs)), "keep": keep, "box": box}
+
+    def call(self, inputs: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        """The whole road."""
+        hu, depth = inputs["hu"], inputs["depth"]
+        prepared = self.prepare(hu, self.segment(hu, depth))
+        answer = self.network(prepared["clip"], training=training)
+        outputs = {"logits": tf.cast(answer["logits"], tf.float32)}
+        if "ct_score" in answer:
+            outputs["ct_score"] = tf.cast(answer["ct_score"][:, 0], tf.float32)
+        return outputs | {"slices_kept": tf.reduce_sum(tf.cast(prepared["keep"], tf.int32), axis=1)}
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments that rebuild the model, both architectures included."""
+        return {
+            "name": self.name,
+            "network": keras.saving.serialize_keras_object(self.network),
+            "lungs": keras.saving.serialize_keras_object(self.lungs),
+            "preprocessing": self.preprocessing.model_dump(mode="json"),
+            "chunk": self.chunk,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Stratifier:
+        """Rebuild the model."""
+        config = dict(config)
+        for part in ("network", "lungs"):
+            config[part] = keras.saving.deserialize_keras_object(config[part], custom_objects=custom_objects)
+        return cls(**config | {"preprocessing": Preprocessing(**config["preprocessing"])})
+
+
+def stratifier(
+    network: keras.Model | str | Path,
+    lungs: keras.Model | str | Path = "lungs-unet",
+    *,
+    preprocessing: Preprocessing | None = None,
+    precision: str = "float32",
+    chunk: int = 16,
+) -> Stratifier:
+    """Join window, U-Net, slice rule, lung box, resampling, mask, input scaling and network into one model.
+
+    Args:
+        network: A shipped name, a `.keras` file, or any `keras.Model` from clips to `{"logits": …}`.
+        lungs: The lung U-Net: a shipped name, a `.keras` file, or a `keras.Model`.
+        preprocessing: Overrides what lies beside the network's weights; the paper's values where nothing does.
+        precision: "float32" or "bfloat16", for models given by name or file.
+        chunk: Slices at a time.
+
+    Returns:
+        A model from `{"hu": int16 (N, D, H, W), "depth": int32 (N,)}` to `{"logits", "ct_score", "slices_kept"}`.
+
+    Raises:
+        ModelError: If a model is missing, foreign, damaged, or takes no clip of a known size.
+    """
+    if not isinstance(network, keras.Model):
+        network = load_model(network, precision=precision)
+    if not isinstance(lungs, keras.Model):
+        lungs = load_model(lungs, precision=precision)
+    if preprocessing is None:
+        contract = contract_of(network)
+        preprocessing = contract.preprocessing if contract else Preprocessing()
+    return Stratifier(network, lungs, preprocessing, chunk)

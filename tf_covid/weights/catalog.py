@@ -1,0 +1,52 @@
+"""What ships with the package: a folder for each model, with its card."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from tf_covid.errors import ModelError
+
+#: File names inside a shipped model's folder.
+MODEL, CARD = "model.keras", "README.md"
+
+
+def folder() -> Path:
+    """The folder of the shipped models: package data of `tf_covid.saved_models`, or `saved_models/` of a checkout.
+
+    Raises:
+        ModelError: If there is neither.
+    """
+    try:
+        with resources.as_file(resources.files("tf_covid.saved_models")) as path:
+            return Path(path)
+    except ModuleNotFoundError:
+        # `python cli.py` in a checkout that was not installed: the package is mapped at install time only.
+        checkout = Path(__file__).parents[2] / "saved_models"
+        if (checkout / "__init__.py").is_file():
+            return checkout
+    raise ModelError("the shipped weights are missing: reinstall tf-covid")
+
+
+def shipped() -> dict[str, Path]:
+    """Name → `.keras` file of every shipped model, sorted by name."""
+    return {path.parent.name: path for path in sorted(folder().glob(f"*/{MODEL}"))}
+
+
+def find(source: str | Path) -> Path:
+    """The file of a shipped name, or the path itself.
+
+    Raises:
+        ModelError: If it is neither a shipped name nor a file.
+    """
+    if isinstance(source, str) and source in (known := shipped()):
+        return known[source]
+    path = Path(source)
+    if path.is_file():
+        return path
+    raise ModelError(f"{source}: neither a file nor a shipped model ({', '.join(shipped()) or 'none is installed'})")
+
+
+def name_of(source: str | Path) -> str:
+    """What a model is called in results: its shipped name, or its file's name without the ending."""
+    return source if isinstance(source, str) and source in shipped() else Path(source).stem

@@ -1,0 +1,169 @@
+"""Our `.keras` files: written for any Keras, read by us without running anything from them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+from pydantic import ValidationError
+
+from tf_covid.errors import ModelError
+from tf_covid.models import NETWORKS
+from tf_covid.weights import catalog, quarantine
+from tf_covid.weights.contract import Contract
+
+#: Keras dtype policy of each precision.
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+
+#: Attribute of a loaded network that holds its contract.
+_ATTRIBUTE = "tf_covid_contract"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network with what its file says about it."""
+
+    name: str
+    network: keras.Model
+    contract: Contract
+    sha256: str
+
+
+def contract_of(network: keras.Model) -> Contract | None:
+    """The contract that came with a network from `load_model`; None for any other model."""
+    return getattr(network, _ATTRIBUTE, None)
+
+
+def load_model(source: str | Path, *, precision: str = "float32") -> keras.Model:
+    """A network: a shipped name or a `.keras` file.
+
+    The architecture is rebuilt from our own code and only the weights are read.
+
+    Args:
+        source: A shipped name, e.g. "severity-i3d", or a path.
+        precision: "float32", "bfloat16" or "float16" (the compute dtype; variables and logits stay float32).
+
+    Returns:
+        A model from clips (N, D, H, W, C), or slices (N, H, W, C) for 2D networks, to `{"logits": …}` and `ct_score`
+        where it was trained with one.
+
+    Raises:
+        ModelError: If there is no such model, or the file is damaged, foreign or without its contract.
+    """
+    return load(source, precision=precision).network
+
+
+def load(source: str | Path, *, precision: str = "float32") -> LoadedModel:
+    """`load_model` with name, contract and sha256."""
+    path = catalog.find(source)
+    contract = read_contract(path)
+    network = _build(contract, precision, path)
+    with _opened(path) as archive, tempfile.TemporaryDirectory() as folder:
+        theirs = quarantine.architecture(quarantine.as_json(archive, quarantine.CONFIG))
+        # `json`: the way through which the file's own config went.
+        ours = quarantine.architecture(json.loads(network.to_json()))
+        if theirs != ours:
+            first = next((pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]), "their number")
+            raise ModelError(f"{path}: the architecture is not ours (first difference: {first}); see `tfcovid import`")
+        weights = Path(folder) / quarantine.WEIGHTS
+        weights.write_bytes(quarantine.member(archive, quarantine.WEIGHTS, quarantine.MOST_WEIGHTS))
+        quarantine.check_hdf5(weights)
+        # Keras leaves a weight that the file lacks at its random start, with a warning; a NaN there is found below.
+        network.set_weights([np.full(value.shape, np.nan, np.float32) for value in network.get_weights()])
+        try:
+            with warnings.catch_warnings(action="ignore", category=UserWarning):
+                network.load_weights(weights)
+        except (ValueError, KeyError, OSError, TypeError) as error:
+            raise ModelError(f"{path}: the weights do not fit the architecture ({error})") from error
+    if any(not np.isfinite(value).all() for value in network.get_weights()):
+        raise ModelError(f"{path}: a weight is missing or not a finite number")
+    setattr(network, _ATTRIBUTE, contract)
+    return LoadedModel(catalog.name_of(source), network, contract, quarantine.sha256(path))
+
+
+def read_contract(path: Path) -> Contract:
+    """The contract inside a `.keras` file.
+
+    Raises:
+        ModelError: If the file is no model file, or its contract is missing or wrong.
+    """
+    with _opened(path) as archive:
+        if quarantine.CONTRACT not in archive.namelist():
+            raise ModelError(f"{path}: holds no {quarantine.CONTRACT}: task, window and clip of this model are unknown")
+        try:
+            return Contract.model_validate(quarantine.as_json(archive, quarantine.CONTRACT))
+        except ValidationError as error:
+            facts = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+            raise ModelError(f"{path}: {quarantine.CONTRACT} is wrong: {facts}") from error
+
+
+def save_model(network: keras.Model, contract: Contract, path: Path, *, dtype: str = "float32") -> None:
+    """Write a `.keras` file that any Keras loads in safe mode, with its contract inside; atomically.
+
+    Args:
+        network: A network built by `tf_covid.models`; an optimizer is left out.
+        contract: What the file says about itself.
+        path: Ends with `.keras`.
+        dtype: "float16" halves the file; Keras casts back to the variables' float32 on loading.
+    """
+    clean = NETWORKS[contract.model].build(**contract.arguments)
+    clean.set_weights(network.get_weights())
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        plain, final = Path(folder) / "plain.keras", Path(folder) / "final.keras"
+        clean.save(plain)
+        with zipfile.ZipFile(plain) as source, zipfile.ZipFile(final, "w", zipfile.ZIP_DEFLATED) as target:
+            for name in source.namelist():
+                if name != quarantine.WEIGHTS:
+                    target.writestr(name, source.read(name))
+            weights = Path(source.extract(quarantine.WEIGHTS, folder))
+            target.write(_cast(weights, dtype), quarantine.WEIGHTS)
+            target.writestr(quarantine.CONTRACT, contract.model_dump_json(indent=2))
+        os.replace(final, path)
+
+
+def _cast(weights: Path, dtype: str) -> Path:
+    cast = weights.with_suffix(f".{dtype}.h5")
+    with h5py.File(weights, "r") as source, h5py.File(cast, "w") as target:
+
+        def copy(name: str, item: Any) -> None:
+            if isinstance(item, h5py.Group):
+                made: Any = target.require_group(name)
+            else:
+                value = item[()]
+                made = target.create_dataset(name, data=value.astype(dtype) if value.dtype.kind == "f" else value)
+            made.attrs.update(item.attrs)
+
+        source.visititems(copy)
+        target.attrs.update(source.attrs)
+    return cast
+
+
+def _build(contract: Contract, precision: str, path: Path) -> keras.Model:
+    if contract.model not in NETWORKS:
+        raise ModelError(f"{path}: unknown network {contract.model!r}; known: {', '.join(NETWORKS)}")
+    if precision not in POLICIES:
+        raise ModelError(f"precision must be one of {', '.join(POLICIES)}, not {precision!r}")
+    try:
+        return NETWORKS[contract.model].build(**contract.arguments, dtype=POLICIES[precision])
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{path}: {contract.model} cannot be built from its arguments: {error}") from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Any:
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ModelError(f"{path}: is no .keras file ({error})") from error
+    with archive:
+        yield archive
