@@ -65,8 +65,10 @@ def main(size: int, slices: int, precision: str, runs: int) -> None:
         warm = {name: float(np.median([one[name] for one in seconds[1:] or seconds])) for name in STAGES}
         peer = peer_seconds(Path(folder) / "scan")
         print(f"peak resident memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
-        print(f"attention on top of lungs and classification: {warm['attention'] / (warm['lungs'] + warm['classify']):+.1%}")
-        print(f"reading: {warm['read'] / peer:.2f} of SimpleITK's {peer:.2f} s; the whole road: {warm['total'] / peer:.1f} of it")
+        share = warm["attention"] / (warm["lungs"] + warm["classify"])
+        print(f"attention on top of lungs and classification: {share:+.1%}")
+        print(f"reading: {warm['read'] / peer:.2f} times SimpleITK's {peer:.2f} s")
+        print(f"the whole road: {warm['total'] / peer:.1f} times SimpleITK's reading")
 
 
 if __name__ == "__main__":

@@ -235,7 +235,9 @@ def test_a_scan_without_lungs_is_refused_not_answered_zero(chest, tmp_path):
 
 
 def test_errors_of_models_and_usage(patient, tmp_path):
-    assert "neither a file nor a shipped model" in run(patient / "ward", "--out", tmp_path, "--model", "x", code=1).stderr
+    assert (
+        "neither a file nor a shipped model" in run(patient / "ward", "--out", tmp_path, "--model", "x", code=1).stderr
+    )
     assert "models of one task" in run(patient / "ward", "--out", tmp_path, "--model", "lungs-unet", code=1).stderr
     run("--out", tmp_path, code=2)
     run(patient / "ward", code=2)

@@ -32,7 +32,8 @@ def test_keys_are_the_contracts_in_its_order():
     assert list(values["findings"][0]) == ["code", "level", "message", "value"]
     assert list(values["series"]) == ["slices", "shape", "spacing_mm", "interpolated", "chosen_because"]
     assert list(values["lungs"]) == [
-        "volume_ml", "left_ml", "right_ml", "slices_kept", "slices_total", "involvement_percent", "involvement_per_slice",
+        "volume_ml", "left_ml", "right_ml", "slices_kept", "slices_total", "involvement_percent",
+        "involvement_per_slice",
     ]  # fmt: skip
     assert list(values["severity"]) == ["class", "label", "probabilities", "ct_score", "ct_score_interval", "refer"]
     assert list(values["attention"]) == ["method", "target", "endpoint", "inside_lung_fraction", "per_slice"]

@@ -151,7 +151,9 @@ class LocalModels:
         start = time.perf_counter()
         height, width = self.members[0].stratifier.segmenter.grid
         rows, columns = full_axis_matrix(height, mask.shape[1]), full_axis_matrix(width, mask.shape[2])
-        planes = [in_plane(rows, mask[first : first + 16].astype(np.float32), columns) for first in range(0, len(mask), 16)]
+        planes = [
+            in_plane(rows, mask[first : first + 16].astype(np.float32), columns) for first in range(0, len(mask), 16)
+        ]
         return Segmentation(np.concatenate([part.numpy() for part in planes]), time.perf_counter() - start)
 
     def classify(self, hu: np.ndarray, probability: np.ndarray) -> list[Answer]:

@@ -95,7 +95,9 @@ def test_scans_of_one_batch_do_not_meet():
 
 
 def test_a_scan_without_kept_slices_is_an_empty_clip():
-    clip = ClipSampler(4, 8, 8)(np.full((1, 5, 8, 8), 100, np.int16), np.zeros((1, 5), bool), np.ones((1, 4), np.float32))
+    clip = ClipSampler(4, 8, 8)(
+        np.full((1, 5, 8, 8), 100, np.int16), np.zeros((1, 5), bool), np.ones((1, 4), np.float32)
+    )
     assert not clip.numpy().any()
 
 

@@ -26,7 +26,9 @@ def drawn(name, shape, seed=7):
 
 def ours(name):
     """Our variable of a Sonnet name."""
-    path = name.removeprefix("RGB/inception_i3d/").replace("Mixed_5b/Branch_2/Conv3d_0a_3x3", "Mixed_5b/Branch_2/Conv3d_0b_3x3")
+    path = name.removeprefix("RGB/inception_i3d/").replace(
+        "Mixed_5b/Branch_2/Conv3d_0a_3x3", "Mixed_5b/Branch_2/Conv3d_0b_3x3"
+    )
     unit, kind = re.fullmatch(r"(.*?)/(?:batch_norm/|conv_3d/)(\w+)", path).groups()
     unit = unit.replace("/", "_")
     if unit.startswith("Logits_"):

@@ -95,7 +95,10 @@ def lambda_config():
 
 BAD = {
     "no contract": (lambda f, t: rewrite(f, contract=None), "holds no tf_covid.json"),
-    "typo in contract": (lambda f, t: rewrite(f, contract=CONTRACT.model_dump_json().replace('"note"', '"noet"')), "noet"),
+    "typo in contract": (
+        lambda f, t: rewrite(f, contract=CONTRACT.model_dump_json().replace('"note"', '"noet"')),
+        "noet",
+    ),
     "contract is no json": (lambda f, t: rewrite(f, contract="{"), "no valid JSON"),
     "unknown network": (
         lambda f, t: rewrite(f, contract=CONTRACT.model_copy(update={"model": "vgg"}).model_dump_json()),
@@ -125,7 +128,9 @@ BAD = {
         "outside the file",
     ),
     "shape bomb": (
-        lambda f, t: rewrite(f, weights=hdf5(t, lambda s: s.create_dataset("x", (10**6, 10**6), "f4", chunks=(1, 10**6)))),
+        lambda f, t: rewrite(
+            f, weights=hdf5(t, lambda s: s.create_dataset("x", (10**6, 10**6), "f4", chunks=(1, 10**6)))
+        ),
         "add up to more than",
     ),
     "pickled objects": (

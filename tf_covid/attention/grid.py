@@ -91,7 +91,9 @@ def onto_scan(
     place = (np.arange(len(kept)) + 0.5) / max(len(kept), 1) * clip[0] - 0.5
     along = _weights((place - axes[0].first) / axes[0].step, raw.shape[0])
     out = np.zeros(shape, np.uint8)
-    highest = max((float((along[rank] @ planes.reshape(len(planes), -1)).max()) for rank in range(len(kept))), default=0)
+    highest = max(
+        (float((along[rank] @ planes.reshape(len(planes), -1)).max()) for rank in range(len(kept))), default=0
+    )
     if highest <= 0:
         return out
     for rank, number in enumerate(kept):

@@ -65,8 +65,8 @@ class Outcome:
 
     def line(self) -> str:
         """One line for a person."""
-        severity, covid, lungs = self.values.get("severity"), self.values.get("covid"), self.values["lungs"]
-        if severity:
+        severity, covid, lungs = (self.values[key] for key in ("severity", "covid", "lungs"))
+        if severity is not None:
             answer = f"class {severity['class']} ({severity['label']})"
             if severity["ct_score"] is not None:
                 answer += f", CT score {severity['ct_score']:.1f} of 25"

@@ -78,7 +78,7 @@ def read_manifest(path: Path) -> list[Row]:
     seen: dict[str, int] = {}
     for number, cells in _cells(path):
         try:
-            row = Row(**{key: value for key, value in cells.items() if value != ""})
+            row = Row.model_validate({key: value for key, value in cells.items() if value != ""})
         except ValidationError as error:
             errors += [f"row {number}, {item['loc'][0]}: {item['msg']}" for item in error.errors()]
             continue

@@ -14,7 +14,7 @@ from tf_covid.models.inception import trunk
 LAST_ENDPOINT = "Mixed_5c"
 
 
-def I3D(  # noqa: N802 (a model is named like a class, as in keras.applications)
+def I3D(
     input_shape: tuple[int | None, int | None, int | None, int] = (64, 224, 224, 1),
     classes: int = 5,
     *,
@@ -57,7 +57,9 @@ def I3D(  # noqa: N802 (a model is named like a class, as in keras.applications)
     if head == "global":
         outputs = classifier(features, classes, dropout=dropout, ct_score=ct_score, dtype=dtype)
     else:
-        x = layers.AveragePooling3D((2, 7, 7), strides=1, padding="valid", name="AvgPool3d_6a_7x7", dtype=dtype)(features)
+        x = layers.AveragePooling3D((2, 7, 7), strides=1, padding="valid", name="AvgPool3d_6a_7x7", dtype=dtype)(
+            features
+        )
         x = layers.Dropout(dropout, name="dropout", dtype=dtype)(x)
         x = layers.Conv3D(classes, 1, name="Conv3d_0c_1x1", dtype="float32")(x)
         outputs = {"logits": layers.GlobalAveragePooling3D(name="logits", dtype="float32")(x)}

@@ -10,7 +10,7 @@ from tf_covid.models.blocks import classifier, functional
 from tf_covid.models.inception import trunk
 
 
-def InceptionV1(  # noqa: N802 (a model is named like a class, as in keras.applications)
+def InceptionV1(
     input_shape: tuple[int | None, int | None, int] = (224, 224, 3),
     classes: int = 1000,
     *,

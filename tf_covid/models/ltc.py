@@ -27,7 +27,7 @@ TRUNKS: dict[str, tuple[tuple[tuple[str, int], ...], ...]] = {
 LAST_ENDPOINT = {trunk: stages[-1][-1][0] for trunk, stages in TRUNKS.items()}
 
 
-def LTC(  # noqa: N802 (a model is named like a class, as in keras.applications)
+def LTC(
     input_shape: tuple[int, int, int, int] = (64, 112, 112, 1),
     classes: int = 5,
     *,

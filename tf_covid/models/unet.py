@@ -10,7 +10,7 @@ from keras import layers
 from tf_covid.models.blocks import functional
 
 
-def UNet(  # noqa: N802 (a model is named like a class, as in keras.applications)
+def UNet(
     input_shape: tuple[int | None, int | None, int] = (128, 128, 1),
     *,
     depth: int = 4,

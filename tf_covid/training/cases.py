@@ -44,6 +44,7 @@ class Case:
     ct_score: int
     severity: int
 
+
 #: Seeds of the chests that no training sees.
 UNSEEN = 1_000_000
 

@@ -1,6 +1,6 @@
 """Train the lung U-Net that ships, on slices of synthetic chests.
 
-    python -m tf_covid.training.lungs --cases build/cases --out saved_models/lungs-unet
+python -m tf_covid.training.lungs --cases build/cases --out saved_models/lungs-unet
 """
 
 from __future__ import annotations
@@ -51,7 +51,11 @@ def slices(folder: Path, seeds: range, *, side: int, each: int, batch: int) -> t
         hu, mask = augment.slice_and_mask(hu, mask)
         return window(hu)[..., tf.newaxis], mask
 
-    seeds_set = tf.data.Dataset.from_tensor_slices(np.asarray(seeds)).shuffle(len(seeds), reshuffle_each_iteration=True).repeat()
+    seeds_set = (
+        tf.data.Dataset.from_tensor_slices(np.asarray(seeds))
+        .shuffle(len(seeds), reshuffle_each_iteration=True)
+        .repeat()
+    )
     found = seeds_set.map(small, num_parallel_calls=2).unbatch().shuffle(64 * each)
     return found.batch(batch, drop_remainder=True).map(change, num_parallel_calls=1).prefetch(4)
 
@@ -111,15 +115,24 @@ def setup(seed: int) -> None:
 @click.option("--batch", default=16, show_default=True)
 @click.option("--rate", default=2e-3, show_default=True, help="Peak learning rate.")
 def main(
-    folder: Path, out: Path, seed: int, train: int, unseen: int, side: int, filters: int, epochs: int, steps: int,
-    batch: int, rate: float,
+    folder: Path,
+    out: Path,
+    seed: int,
+    train: int,
+    unseen: int,
+    side: int,
+    filters: int,
+    epochs: int,
+    steps: int,
+    batch: int,
+    rate: float,
 ) -> None:
     """Train the lung U-Net on synthetic chests; a killed run continues."""
     setup(seed)
     held_out = range(UNSEEN, UNSEEN + unseen)
     draw_cases(folder, range(train))
     draw_cases(folder, held_out)
-    arguments = {"input_shape": [side, side, 1], "filters": filters}
+    arguments: dict[str, Any] = {"input_shape": [side, side, 1], "filters": filters}
     network = UNet(**arguments)
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, epochs * steps, warmup_target=rate, warmup_steps=steps, alpha=0.01
@@ -135,7 +148,11 @@ def main(
     )
     out.mkdir(parents=True, exist_ok=True)
     contract = Contract(
-        model="unet", arguments=arguments, task="lungs", note=NOTE, origin=f"tf_covid.training.lungs, seed {seed}",
+        model="unet",
+        arguments=arguments,
+        task="lungs",
+        note=NOTE,
+        origin=f"tf_covid.training.lungs, seed {seed}",
         licence="Apache-2.0",
     )
     save_model(network, contract, out / "model.keras", dtype="float16")

@@ -1,6 +1,6 @@
 """Train the severity I3D that ships, on clips that the shipped lung U-Net cuts out of synthetic chests.
 
-    python -m tf_covid.training.severity --cases build/cases --out saved_models/severity-i3d
+python -m tf_covid.training.severity --cases build/cases --out saved_models/severity-i3d
 """
 
 from __future__ import annotations

@@ -26,9 +26,10 @@ _SHUNNED_PLUGINS = ("pyjpegls",)
 #: What a codec raises on data that it cannot read; imagecodecs' own errors are RuntimeErrors.
 _CODEC_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, EOFError, ImportError)
 
-#: Transfer syntax → the decoder of one frame's code stream. Each was fed thousands of damaged streams: lossless JPEG
-#: goes to libjpeg-turbo because `ljpeg_decode` dies of a segmentation fault where a Huffman table is missing, and HTJ2K
-#: to OpenJPEG because `htj2k_decode` dies of a floating point exception.
+#: Transfer syntax → the decoder of one frame's code stream. Each was fed 3,000 damaged streams, but for JPEG-LS, which
+#: takes seconds for a damaged frame (250). Lossless JPEG goes to libjpeg-turbo because `ljpeg_decode` dies of a
+#: segmentation fault where a Huffman table is missing, and HTJ2K to OpenJPEG because `htj2k_decode` dies of a floating
+#: point exception.
 _DECODERS: dict[str, str] = {
     "1.2.840.10008.1.2.4.50": "jpeg8_decode",  # JPEG baseline, 8 bit
     "1.2.840.10008.1.2.4.51": "jpeg8_decode",  # JPEG extended, 12 bit
