@@ -13,7 +13,7 @@ import click
 from tf_covid import __version__
 
 # TensorFlow's start-up chatter is no message of ours.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -88,7 +88,7 @@ def infer(
     if lungs is not None and len(cases) != 1:
         raise click.UsageError(f"--lungs is the mask of one scan, but the input holds {len(cases)} cases.")
     options = Options(models, precision, attention, attention_target, lungs, keep_identifiers)
-    run = Run(out, options, overwrite=overwrite)
+    run = Run(out, options, overwrite=overwrite, before_models=console.import_tensorflow)
     outcomes = []
     for case in console.progress(cases, "infer", "name"):
         outcome = run.answer(case)
@@ -125,10 +125,12 @@ def phantom(cases: int, out: Path, kind: str, size: int, slices: int | None, see
 @_guarded
 def doctor() -> bool:
     """Tell what is installed, which decoders and devices work, and which weights are there."""
+    from tf_covid import console
     from tf_covid import doctor as room
 
+    console.import_tensorflow()
     report = room.report()
-    click.echo(room.render(report))
+    click.echo(room.render(report), nl=False)
     return bool(report.ok)
 
 

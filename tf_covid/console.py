@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -48,3 +49,24 @@ def progress(items: Sequence[Item], label: str, name: str = "case") -> Iterator[
             bars.update(task, description=f"{label} {escape(str(getattr(item, name, item)))}")
             yield item
             bars.advance(task)
+
+
+def import_tensorflow() -> None:
+    """Import TensorFlow and find its devices without its start-up lines about missing GPUs.
+
+    They are written by C++ code before any log level is read, so standard error itself is closed for that moment;
+    an error that Python raises comes through.
+    """
+    if "tensorflow" in sys.modules:
+        return
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        import tensorflow as tf
+
+        tf.constant(0) + 1
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)

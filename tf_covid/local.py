@@ -69,12 +69,15 @@ class Member:
     def __init__(self, model: LoadedModel, lungs: keras.Model) -> None:
         self.model = model
         self.stratifier = Stratifier(model.network, lungs, model.contract.preprocessing)
-        endpoint = NETWORKS[model.contract.model].endpoint
-        if endpoint is None:
+        last = NETWORKS[model.contract.model].endpoint
+        if last is None:
             raise ModelError(f"{model.name}: {model.contract.model} gives no class for a scan")
-        name = endpoint(model.contract.arguments)
-        self.split: Split = attention.split(model.network, name)
-        self.axes: tuple[Axis, Axis, Axis] = attention.feature_axes(model.network, name)
+        endpoint = model.contract.endpoint or last(model.contract.arguments)
+        try:
+            self.split: Split = attention.split(model.network, endpoint)
+            self.axes: tuple[Axis, Axis, Axis] = attention.feature_axes(model.network, endpoint)
+        except ValueError as error:
+            raise ModelError(f"{model.name}: {endpoint} cannot be explained ({error})") from error
         self.prepare = tf.function(self.stratifier.prepare, input_signature=[_HU, _PROBABILITY])
         self.classify = tf.function(self._classify)
 
@@ -139,6 +142,11 @@ class LocalModels:
     def fingerprint(self) -> tuple[str, ...]:
         """sha256 of every file that has a say, the lung model's first."""
         return (self.lungs.sha256, *(member.model.sha256 for member in self.members))
+
+    @property
+    def slice_minimum(self) -> float:
+        """The least share of a slice that must be lung for any of the networks to keep it."""
+        return min(member.model.contract.preprocessing.slice_minimum for member in self.members)
 
     def segment(self, hu: np.ndarray) -> Segmentation:
         """Lung probability of one scan, int16 (D, H, W)."""

@@ -74,7 +74,9 @@ def stratify(
     timings["attention"] = time.perf_counter() - looking
     timings["total"] = time.perf_counter() - start
 
-    findings = [*scan.findings, *lung_findings(reading.share, spacing_mm=scan.spacing_mm)]
+    # Of the cleaned mask: a table's tube in the last slice does not cut a lung off. Too little lung was refused above.
+    limits = lung_findings(reading.share, min_fraction=models.slice_minimum, spacing_mm=scan.spacing_mm)
+    findings = [*scan.findings, *(finding for finding in limits if finding.level != "error")]
     findings += _findings(reading, models.task, number, score, volume)
     return Result(
         case=scan.case,
@@ -113,7 +115,7 @@ def _models(model: str | Path | Sequence[str | Path] | LocalModels, precision: s
 def _gate_then_classify(scan: Scan, models: LocalModels, probability: np.ndarray) -> list[Answer]:
     # The graph's own mask decides, as it does behind a server: no cleaning before the slice rule.
     share = (probability > 0.5).mean(axis=(1, 2))
-    findings = lung_findings(share, spacing_mm=scan.spacing_mm)
+    findings = lung_findings(share, min_fraction=models.slice_minimum, spacing_mm=scan.spacing_mm)
     if any(finding.level == "error" for finding in findings):
         raise ScanRefused([*scan.findings, *findings])
     return models.classify(scan.hu, probability)

@@ -23,7 +23,8 @@ class Stratifier(keras.Model):
     Args:
         network: Classifier from clips (N, D, H, W, C) of fixed D, H, W to `{"logits": …}`.
         lungs: U-Net from slices (n, h, w, 1) to `{"logits": …}`.
-        preprocessing: Window, slice rule, box and input scaling.
+        preprocessing: Window, slice rule, box and input scaling of the network.
+        lungs_preprocessing: Window of the U-Net; what came with it, else the network's.
         chunk: Slices at a time through U-Net and resampling.
 
     Input: a dict of `hu` int16 (N, D, H, W) in canonical order (D from head to feet, H from anterior to posterior, W
@@ -37,6 +38,7 @@ class Stratifier(keras.Model):
         network: keras.Model,
         lungs: keras.Model,
         preprocessing: Preprocessing | None = None,
+        lungs_preprocessing: Preprocessing | None = None,
         chunk: int = 16,
         **kwargs: Any,
     ) -> None:
@@ -46,8 +48,13 @@ class Stratifier(keras.Model):
         if len(shape) != 5 or None in shape[1:]:
             raise ModelError(f"the stratifier needs a network from clips of a known size, not {shape}")
         frames, height, width, channels = shape[1:]
+        if lungs_preprocessing is None:
+            contract = contract_of(lungs)
+            lungs_preprocessing = contract.preprocessing if contract else settings
         self.network, self.lungs, self.preprocessing, self.chunk = network, lungs, settings, int(chunk)
-        self.segmenter = LungSegmenter(lungs, settings.level_hu, settings.width_hu, chunk, name="segmenter")
+        self.lungs_preprocessing = lungs_preprocessing
+        level_hu, width_hu = lungs_preprocessing.level_hu, lungs_preprocessing.width_hu
+        self.segmenter = LungSegmenter(lungs, level_hu, width_hu, chunk, name="segmenter")
         self.slice_rule = SliceRule(settings.slice_minimum, name="slice_rule")
         self.lung_box = LungBox(settings.box, settings.box_margin, name="lung_box")
         self.sampler = ClipSampler(frames, height, width, chunk, name="sampler")
@@ -96,6 +103,7 @@ class Stratifier(keras.Model):
             "network": keras.saving.serialize_keras_object(self.network),
             "lungs": keras.saving.serialize_keras_object(self.lungs),
             "preprocessing": self.preprocessing.model_dump(mode="json"),
+            "lungs_preprocessing": self.lungs_preprocessing.model_dump(mode="json"),
             "chunk": self.chunk,
         }
 
@@ -105,7 +113,9 @@ class Stratifier(keras.Model):
         config = dict(config)
         for part in ("network", "lungs"):
             config[part] = keras.saving.deserialize_keras_object(config[part], custom_objects=custom_objects)
-        return cls(**config | {"preprocessing": Preprocessing(**config["preprocessing"])})
+        for part in ("preprocessing", "lungs_preprocessing"):
+            config[part] = Preprocessing(**config[part])
+        return cls(**config)
 
 
 def stratifier(
@@ -138,4 +148,4 @@ def stratifier(
     if preprocessing is None:
         contract = contract_of(network)
         preprocessing = contract.preprocessing if contract else Preprocessing()
-    return Stratifier(network, lungs, preprocessing, chunk)
+    return Stratifier(network, lungs, preprocessing, chunk=chunk)

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -84,13 +84,22 @@ class Run:
         out: Folder of the answers.
         options: What decides the answer.
         overwrite: Replace an answer of the same name to another question.
+        before_models: Called once before TensorFlow is needed.
 
     Raises:
         ModelError: If a named model does not exist.
     """
 
-    def __init__(self, out: Path, options: Options, *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        out: Path,
+        options: Options,
+        *,
+        overwrite: bool = False,
+        before_models: Callable[[], None] | None = None,
+    ) -> None:
         self.out, self.options, self.overwrite = out, options, overwrite
+        self._before_models = before_models
         files = [catalog.find(name) for name in (*options.models, "lungs-unet")]
         self._question = [
             [quarantine.sha256(file) for file in files],
@@ -102,6 +111,8 @@ class Run:
     @cached_property
     def models(self) -> LocalModels:
         """The networks, loaded at first use: keeping finished cases needs no TensorFlow."""
+        if self._before_models is not None:
+            self._before_models()
         from tf_covid.local import LocalModels
 
         return LocalModels(self.options.models, precision=self.options.precision)
@@ -139,13 +150,13 @@ class Run:
         return Outcome(case.name, values, folder, problem=_problem(values))
 
     def _stratify(self, scan: Any, mask: Any) -> Result:
+        options, models = self.options, self.models
         import tensorflow as tf
 
-        options = self.options
         try:
             return stratify(
                 scan,
-                self.models,
+                models,
                 lungs=mask,
                 attention=options.attention,
                 attention_target=options.attention_target,

@@ -92,5 +92,5 @@ def build(p: Draws, lattice: Grid, rng: np.random.Generator) -> Anatomy:
     fields |= organs.bowel(p, q, np.maximum(wall + 6.0, -dome + 6.0))
     shape = lattice.shape
     return Anatomy(
-        p, lattice, {k: np.ascontiguousarray(np.broadcast_to(v, shape), np.float32) for k, v in fields.items()}
+        p, lattice, {k: np.array(np.broadcast_to(v, shape), np.float32, order="C") for k, v in fields.items()}
     )

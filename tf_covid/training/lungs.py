@@ -5,9 +5,11 @@ python -m tf_covid.training.lungs --cases build/cases --out saved_models/lungs-u
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from tf_covid.layers import HUWindow
 from tf_covid.layers.resample import clipped_hu, full_axis_matrix, in_plane
 from tf_covid.models import UNet
 from tf_covid.training import augment
+from tf_covid.training.card import write_card
 from tf_covid.training.cases import UNSEEN, draw_cases, read_case, read_cases
 from tf_covid.weights import Contract, load_model, save_model
 
@@ -29,6 +32,8 @@ NOTE = (
     "Trained on synthetic chests only (tf_covid.phantom), on no patient. A demonstration of the method: "
     "not validated on patients, not for clinical use."
 )
+
+TASK = "2D U-Net: a slice in the study's lung window in, the logit of “lung” for each pixel out."
 
 
 def slices(folder: Path, seeds: range, *, side: int, each: int, batch: int) -> tf.data.Dataset:
@@ -137,7 +142,7 @@ def main(
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, epochs * steps, warmup_target=rate, warmup_steps=steps, alpha=0.01
     )
-    network.compile(keras.optimizers.Adam(schedule, clipnorm=1.0), loss={"logits": loss})
+    network.compile(keras.optimizers.Adam(schedule, clipnorm=1.0), loss={"logits": loss}, jit_compile=False)
     history = network.fit(
         slices(folder, range(train), side=side, each=8, batch=batch).map(lambda x, y: (x, {"logits": y})),
         epochs=epochs,
@@ -159,8 +164,23 @@ def main(
     # Measured on what ships: the float16 file, read back.
     dice = dice_per_case(load_model(out / "model.keras"), folder, held_out)
     log.info("unseen chests: Dice mean %.4f, lowest %.4f", np.mean(dice), np.min(dice))
-    curves = {"loss": history.history["loss"], "dice_unseen": dice}
-    (out / "curves.json").write_text(json.dumps(curves, indent=1) + "\n")
+    write_card(
+        out,
+        task=TASK,
+        command=shlex.join(["python", "-m", "tf_covid.training.lungs", *sys.argv[1:]]),
+        curves={"loss": history.history["loss"]},
+        figures=figures(dice),
+    )
+
+
+def figures(dice: Sequence[float]) -> dict[str, str]:
+    """What the model card says of the Dice on unseen chests."""
+    kind = f"{len(dice)} unseen synthetic chests, mask grid"
+    return {
+        f"Dice, mean of {kind}": f"{np.mean(dice):.4f}",
+        f"Dice, median of {kind}": f"{np.median(dice):.4f}",
+        f"Dice, lowest of {kind}": f"{np.min(dice):.4f}",
+    }
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from tf_covid import severity
 from tf_covid.models import I3D
 from tf_covid.stratifier_model import Stratifier
 from tf_covid.training import augment
+from tf_covid.training.card import write_card
 from tf_covid.training.cases import UNSEEN, draw_cases, read_case
 from tf_covid.training.lungs import NOTE, Log, setup
 from tf_covid.weights import Contract, Preprocessing, load, save_model
@@ -147,6 +150,7 @@ def main(
         loss={"logits": keras.losses.SparseCategoricalCrossentropy(from_logits=True), "ct_score": score_loss},
         loss_weights={"logits": 1.0, "ct_score": 10.0},
         metrics={"logits": "accuracy"},
+        jit_compile=False,  # Keras would take XLA, whose 3D convolutions are several times slower on a CPU
     )
     history = network.fit(
         batches(*read_clips(folder, where, range(train)), batch=batch),
@@ -172,8 +176,27 @@ def main(
     # Measured on what ships: the float16 file, read back, in float32.
     found = measure(load(out / "model.keras").network, *read_clips(folder, where, held_out))
     log.info("unseen chests: %s", json.dumps(found))
-    curves = {key: [round(value, 5) for value in values] for key, values in history.history.items()}
-    (out / "curves.json").write_text(json.dumps({"training": curves, "unseen": found}, indent=1) + "\n")
+    write_card(
+        out,
+        task="I3D: the kept slices of a chest CT, masked to the lungs, in; severity class and CT score out.",
+        command=shlex.join(["python", "-m", "tf_covid.training.severity", *sys.argv[1:]]),
+        curves=history.history,
+        figures=figures(found),
+    )
+
+
+def figures(found: dict[str, Any]) -> dict[str, str]:
+    """What the model card says of the unseen chests."""
+    table = "; ".join(" ".join(str(count) for count in row) for row in found["confusion_matrix"])
+    kind = f"{found['cases']} unseen synthetic chests"
+    return {
+        f"quadratic weighted kappa, {kind}": f"{found['quadratic_kappa']:.3f}",
+        f"accuracy, {kind}": f"{found['accuracy']:.3f}",
+        f"within one class, {kind}": f"{found['within_one']:.3f}",
+        f"mean error of the CT score (0–25), {kind}": f"{found['ct_score_mean_error']:.2f}",
+        f"correlation of the CT score, {kind}": f"{found['ct_score_correlation']:.3f}",
+        "confusion matrix (row = truth, column = answer, 0 … 4)": table,
+    }
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ class Contract(BaseModel):
         task: What it answers.
         preprocessing: How HU become its input.
         classes: Labels of the logits, in order.
+        endpoint: Layer that Grad-CAM explains, if not the last one before the head.
         lungs_sha256: The lung model it was trained behind; None for a lung model.
         note: What it was trained on, and its limits; stands in every result.
         origin: Who made the weights, and how.
@@ -54,6 +55,7 @@ class Contract(BaseModel):
     task: Task
     preprocessing: Preprocessing = Preprocessing()
     classes: tuple[str, ...] = ()
+    endpoint: str | None = None
     lungs_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     note: Annotated[str, Field(max_length=2000)]
     origin: Annotated[str, Field(max_length=2000)] = ""
