@@ -123,6 +123,8 @@ def test_a_finished_case_is_kept_and_another_question_needs_overwrite(patient, a
     assert "(kept)" in run(patient / "volume.nii.gz", "--out", out).stdout
     other = run(patient / "volume.nii.gz", "--out", out, "--attention", "none", code=1)
     assert "name_taken" in other.stderr
+    # The table says what is in the folders, those of earlier runs included.
+    assert [row["status"] for row in csv.DictReader((out / "summary.csv").open())] == ["pass", "pass"]
     assert (out / "volume" / "result.json").read_bytes() == before
     # Another patient under the same name must never get this one's answer.
     strange = tmp_path / "b" / "volume.nii.gz"
@@ -224,6 +226,25 @@ def test_rubbish_gets_one_line_each_and_the_rest_is_done(patient, chest, tmp_pat
         assert set(values) == {"case", "status", "findings", "versions"} and values["status"] == "refused"
         assert rows[case]["status"] == "refused" and rows[case]["class"] == ""
         assert code is None or code in rows[case]["findings"].split()
+
+
+def test_a_refusal_is_tried_again_and_never_in_the_way(patient, tmp_path):
+    out, scan = tmp_path / "out", tmp_path / "late.nii.gz"
+    assert "not_found" in run(scan, "--out", out, code=1).stderr
+    shutil.copy(patient / "volume.nii.gz", scan)
+    assert "class" in run(scan, "--out", out, "--attention", "none").stdout
+
+
+def test_a_case_called_like_the_table_gets_another_folder(patient, tmp_path):
+    shutil.copy(patient / "volume.nii.gz", tmp_path / "summary.csv.nii.gz")
+    run(tmp_path / "summary.csv.nii.gz", "--out", tmp_path / "out", "--attention", "none")
+    assert (tmp_path / "out" / "summary.csv").is_file()
+    assert (tmp_path / "out" / "summary.csv-2" / "result.json").is_file()
+
+
+def test_an_output_folder_that_is_a_file_is_named(patient, tmp_path):
+    (tmp_path / "out").touch()
+    assert run(patient / "ward", "--out", tmp_path / "out", code=2)
 
 
 def test_a_scan_without_lungs_is_refused_not_answered_zero(chest, tmp_path):

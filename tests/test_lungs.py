@@ -60,6 +60,41 @@ def test_small_pieces_go_and_holes_are_filled():
     assert (labels[8:10, 40:48, 20:28] == RIGHT).all()
 
 
+def test_a_separate_lobe_beside_touching_lungs_keeps_its_side():
+    """Right lung and left upper lobe joined in front, the left lower lobe apart: common in severe disease."""
+    upper, lower = (slice(2, 9), *L[1:]), (slice(11, 18), *L[1:])
+    hu, probability = body(R, upper, lower, (slice(4, 6), slice(20, 24), slice(48, 72)))
+    labels = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).labels
+    assert (labels[2:18, 30:70, 12:46] == RIGHT).all()
+    assert (labels[2:9, 30:70, 74:108] == LEFT).all() and (labels[11:18, 30:70, 74:108] == LEFT).all()
+
+
+def test_the_heart_between_lungs_that_touch_is_no_hole():
+    front, back = ((slice(6, 12), rows, slice(48, 72)) for rows in (slice(20, 24), slice(76, 80)))
+    hu, probability = body(R, L, front, back)
+    labels = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).labels
+    assert not labels[:, 30:70, 54:66].any()
+
+
+def test_a_users_mask_is_taken_voxel_by_voxel():
+    hu, probability = body(R, L)
+    mask = np.zeros(SHAPE, bool)
+    mask[R] = mask[L] = True
+    mask[5, 40, 30] = False
+    reading = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0), mask)
+    np.testing.assert_array_equal(reading.labels > 0, mask)
+    assert reading.lungs.volume_ml == pytest.approx(mask.sum() * 5 / 1000)
+
+
+def test_involvement_does_not_jump_with_the_field_of_view():
+    hu, probability = body(R, L)
+    hu[4:16, 30:70, 16:40] = -450
+    found = [
+        read_lungs(hu, probability, KEEP, (5.0, mm, mm)).lungs.involvement_percent for mm in np.linspace(1.2, 1.4, 9)
+    ]
+    assert max(found) - min(found) < 0.5
+
+
 def test_one_lung_only_is_one_side():
     hu, probability = body(R)
     lungs = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).lungs
@@ -71,7 +106,7 @@ def test_involvement_is_the_dense_share_without_thin_vessels():
     lesion = np.zeros(SHAPE, bool)
     lesion[6:14, 30:70, 20:44] = True
     hu[lesion] = -500
-    hu[:, 40:43, 72:108][2:18] = -200  # a vessel of 3 mm
+    hu[2:18, 40:43, 72:108] = -200  # a vessel of 3 mm
     reading = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0))
     truth = 100 * lesion.sum() / (2 * 16 * 60 * 40)
     assert reading.lungs.involvement_percent == pytest.approx(truth, abs=0.7)

@@ -81,24 +81,24 @@ def infer(
     several patients or studies is several cases. Exits with 1 if any case was refused; the rest is done.
     """
     from tf_covid import console
-    from tf_covid.cohort.infer import Options, Run, cases_of
-    from tf_covid.report import write_summary
+    from tf_covid.cohort.infer import Options, Run, Summary, cases_of
 
     cases = list(cases_of(inputs))
     if lungs is not None and len(cases) != 1:
         raise click.UsageError(f"--lungs is the mask of one scan, but the input holds {len(cases)} cases.")
     options = Options(models, precision, attention, attention_target, lungs, keep_identifiers)
     run = Run(out, options, overwrite=overwrite, before_models=console.import_tensorflow)
-    outcomes = []
+    summary, problems = Summary(out), 0
     for case in console.progress(cases, "infer", "name"):
         outcome = run.answer(case)
-        outcomes.append(outcome)
+        summary.add(outcome)
         if outcome.problem:
+            problems += 1
             console.error(f"{outcome.case}: {outcome.problem}")
         else:
             click.echo(outcome.line())
-        write_summary([one.values for one in outcomes], out / "summary.csv")
-    return not any(outcome.problem for outcome in outcomes)
+    summary.write()
+    return problems == 0
 
 
 @main.command()

@@ -12,11 +12,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_covid import attention
+from tf_covid import attention, severity
 from tf_covid.attention import Axis, Split
-from tf_covid.errors import ModelError
+from tf_covid.errors import ModelError, ScanRefused
 from tf_covid.layers.resample import full_axis_matrix, in_plane
 from tf_covid.models import NETWORKS
+from tf_covid.result import Finding
 from tf_covid.stratifier_model import Stratifier
 from tf_covid.weights import LoadedModel, load
 
@@ -91,10 +92,11 @@ class Member:
         prepared = self.prepare(hu[np.newaxis], probability[np.newaxis])
         features, outputs = self.classify(prepared["clip"])
         logits = outputs["logits"].numpy()[0].astype(np.float64)
-        if not np.isfinite(logits).all():
-            raise ModelError(f"{self.model.name}: the answer is not a finite number")
-        shares = np.exp(logits - logits.max())
         score = float(outputs["ct_score"].numpy()[0, 0]) if "ct_score" in outputs else None
+        if not (np.isfinite(logits).all() and np.isfinite(score or 0.0)):
+            message = f"The answer of {self.model.name} is not a finite number."
+            raise ScanRefused([Finding("not_finite", "error", message)])
+        shares = np.exp(logits - logits.max())
         return Answer(
             model=self.model,
             probabilities=shares / shares.sum(),
@@ -126,7 +128,10 @@ class LocalModels:
         tasks = sorted({model.contract.task for model in loaded})
         if len(tasks) > 1 or tasks[0] not in ("severity", "covid"):
             raise ModelError(f"models of one task, severity or covid, are needed, not {', '.join(tasks)}")
+        if len({model.contract.preprocessing.slice_minimum for model in loaded}) > 1:
+            raise ModelError("models that keep different slices do not answer together")
         for model in loaded:
+            _check_classes(model)
             theirs = model.contract.lungs_sha256
             if theirs not in (None, lungs.sha256):
                 raise ModelError(
@@ -139,14 +144,9 @@ class LocalModels:
         self.segment_graph = tf.function(self.members[0].stratifier.segment, input_signature=[_HU, _DEPTH])
 
     @property
-    def fingerprint(self) -> tuple[str, ...]:
-        """sha256 of every file that has a say, the lung model's first."""
-        return (self.lungs.sha256, *(member.model.sha256 for member in self.members))
-
-    @property
     def slice_minimum(self) -> float:
-        """The least share of a slice that must be lung for any of the networks to keep it."""
-        return min(member.model.contract.preprocessing.slice_minimum for member in self.members)
+        """The least share of a slice that must be lung for the networks to keep it."""
+        return self.members[0].model.contract.preprocessing.slice_minimum
 
     def segment(self, hu: np.ndarray) -> Segmentation:
         """Lung probability of one scan, int16 (D, H, W)."""
@@ -169,35 +169,54 @@ class LocalModels:
         return [member.answer(hu, probability) for member in self.members]
 
     def attend(
-        self, answers: Sequence[Answer], shape: tuple[int, int, int], target: str, number: int, method: str
-    ) -> np.ndarray:
-        """The mean of the networks' attention maps, uint8 (D, H, W), 255 at its maximum.
+        self, answers: Sequence[Answer], lungs: np.ndarray, target: str, number: int, method: str
+    ) -> tuple[np.ndarray, float | None]:
+        """The mean of the networks' attention maps, on the grid of the scan.
 
         Args:
             answers: From `classify`.
-            shape: (D, H, W) of the scan.
+            lungs: (D, H, W), not 0 within the lungs.
             target: "severity" (the expected class index) or "class" (the predicted class).
             number: The predicted class.
             method: "gradcam", "gradcam++" or "layercam".
+
+        Returns:
+            uint8 (D, H, W), 255 at its maximum; and the share that lay within the lungs, see `attention.onto_scan`.
         """
         score: Callable[[Any], Any] = (
             attention.expected_class if target == "severity" else attention.class_logit(number)
         )
-        total: np.ndarray | None = None
+        volumes, shares = [], []
         for member, answer in zip(self.members, answers, strict=True):
             raw = attention.attention_map(member.split.explained, answer.features, score, method)
             clip = member.model.network.input_shape[1:4]
-            volume = attention.onto_scan(raw, member.axes, clip, answer.keep, answer.box, shape)
-            if len(self.members) == 1:
-                return volume
-            total = volume.astype(np.uint16) if total is None else total + volume
-        assert total is not None
-        highest = max(int(total.max()), 1)
-        for plane in total:  # in place, slice by slice: no float copy of the volume
-            plane[:] = np.rint(plane * (255.0 / highest))
-        return total.astype(np.uint8)
+            volume, share = attention.onto_scan(raw, member.axes, clip, answer.keep, answer.box, lungs)
+            volumes.append(volume)
+            shares += [] if share is None else [share]
+        return _mean_map(volumes), float(np.mean(shares)) if shares else None
 
     @property
     def endpoint(self) -> str:
         """Where the networks were cut, e.g. "Mixed_5c"."""
         return " + ".join(dict.fromkeys(member.split.endpoint for member in self.members))
+
+
+def _check_classes(model: LoadedModel) -> None:
+    """Refuse a network whose logits are not those of its task, in the order of `severity.LABELS`."""
+    expected = len(severity.LABELS) if model.contract.task == "severity" else 2
+    count = model.network.output["logits"].shape[-1]
+    if count != expected:
+        raise ModelError(f"{model.name}: {model.contract.task} has {expected} classes, the network {count}")
+    if model.contract.task == "severity" and model.contract.classes not in ((), severity.LABELS):
+        raise ModelError(f"{model.name}: its classes are {model.contract.classes}, not {severity.LABELS}")
+
+
+def _mean_map(volumes: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean of uint8 maps (D, H, W), 255 at its maximum; slice by slice, without a float copy of a volume."""
+    if len(volumes) == 1:
+        return volumes[0]
+    highest = max(int(sum(plane.astype(np.uint32) for plane in planes).max()) for planes in zip(*volumes, strict=True))
+    out = np.zeros_like(volumes[0])
+    for plane, *planes in zip(out, *volumes, strict=True):
+        plane[:] = np.rint(sum(one.astype(np.float32) for one in planes) * (255.0 / max(highest, 1)))
+    return out

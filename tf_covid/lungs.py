@@ -24,8 +24,12 @@ LEAST_PIECE = 0.04
 #: Lung denser than this is counted as involved (the contract's rule).
 INVOLVED_HU = -700.0
 
-#: Half width, in mm, of what counts as a vessel or as the partial volume of the pleura, and not as disease.
-THIN_MM = 4.0
+#: Dense tissue nearer than this to its border, in mm, is as thin as a vessel or the partial volume of the pleura: what
+#: is nowhere thicker than twice this (and a cell of the U-Net's grid) does not count as disease.
+THIN_MM = 3.5
+
+#: A piece of lung lies on one side of the body when the other side has less than this share of it.
+STRADDLES = 0.15
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,11 @@ class LungReading:
 
 
 def read_lungs(
-    hu: np.ndarray, probability: np.ndarray, keep: np.ndarray, spacing_mm: tuple[float, float, float]
+    hu: np.ndarray,
+    probability: np.ndarray,
+    keep: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    mask: np.ndarray | None = None,
 ) -> LungReading:
     """Clean the mask, tell right from left, and measure.
 
@@ -53,117 +61,161 @@ def read_lungs(
         probability: float32 (D, h, w), lung probability on the U-Net's grid.
         keep: bool (D,), the kept slices.
         spacing_mm: Voxel size of `hu` along (D, H, W).
+        mask: The user's own mask, bool (D, H, W): taken as it is, and only its sides are told.
     """
-    sides = _sides(_clean(probability > 0.5))
-    grid_mm = (spacing_mm[1] * hu.shape[1] / sides.shape[1], spacing_mm[2] * hu.shape[2] / sides.shape[2])
-    involved = _involved(hu, sides > 0, grid_mm)
-    labels = _onto_scan(probability, sides, hu.shape)
+    inside = probability > 0.5
+    grid = inside.shape[1:]
+    cell_mm = (spacing_mm[0], spacing_mm[1] * hu.shape[1] / grid[0], spacing_mm[2] * hu.shape[2] / grid[1])
+    coarse_hu = _planes(hu, grid)
+    sides = _sides(inside if mask is not None else _clean(inside), _middle(coarse_hu), cell_mm)
+    if mask is None:
+        sides = _filled(sides)
+    involved = _involved(coarse_hu, sides > 0, cell_mm)
+    labels = _onto_scan(probability, sides, hu.shape) if mask is None else _sided(mask, sides, cell_mm)
     voxel_ml = float(np.prod(spacing_mm)) / 1000.0
-    counts = np.bincount(labels.ravel(), minlength=3)
+    right, left = (sum(int(np.count_nonzero(plane == side)) for plane in labels) for side in (RIGHT, LEFT))
     cells, dense = (volume.sum(axis=(1, 2)) for volume in (sides > 0, involved))
-    percent = 100.0 * dense / np.maximum(cells, 1)
     lungs = Lungs(
-        volume_ml=float(counts[RIGHT] + counts[LEFT]) * voxel_ml,
-        left_ml=float(counts[LEFT]) * voxel_ml,
-        right_ml=float(counts[RIGHT]) * voxel_ml,
+        volume_ml=(right + left) * voxel_ml,
+        left_ml=left * voxel_ml,
+        right_ml=right * voxel_ml,
         slices_kept=int(keep.sum()),
         slices_total=len(keep),
         involvement_percent=float(100.0 * dense.sum() / max(cells.sum(), 1)),
-        involvement_per_slice=tuple(float(value) for value in percent),
+        involvement_per_slice=tuple(float(value) for value in 100.0 * dense / np.maximum(cells, 1)),
     )
-    return LungReading(labels, lungs, cells / float(np.prod(sides.shape[1:])))
+    return LungReading(labels, lungs, cells / float(np.prod(grid)))
 
 
 def _clean(mask: np.ndarray) -> np.ndarray:
-    """The large pieces of the mask, their holes filled slice by slice."""
+    """The large pieces of the mask."""
     pieces, count = ndimage.label(mask)
     if count == 0:
         return mask
     sizes = np.bincount(pieces.ravel())[1:]
     wanted = np.flatnonzero(sizes >= LEAST_PIECE * sizes.max()) + 1
-    mask = np.isin(pieces, wanted)
-    return np.stack([ndimage.binary_fill_holes(plane) for plane in mask])
+    return np.isin(pieces, wanted)
 
 
-def _sides(mask: np.ndarray) -> np.ndarray:
-    """uint8 labels of a cleaned mask: each voxel goes to the nearer of the two lungs' cores.
+def _filled(sides: np.ndarray) -> np.ndarray:
+    """Holes filled slice by slice, each lung alone: between two lungs that touch lies the heart, which is no hole."""
+    out = sides.copy()
+    for plane in out:
+        for side in (RIGHT, LEFT):
+            holes = ndimage.binary_fill_holes(plane == side) & (plane == 0)
+            plane[holes] = side
+    return out
 
-    The lungs touch in front of the aorta and behind the heart; they come apart when the mask is eroded.
+
+def _middle(hu: np.ndarray) -> float:
+    """Column of the middle of the body, on the grid of `hu`: the centre of what is denser than lung."""
+    columns = (hu > -500.0).sum(axis=(0, 1), dtype=np.float64)
+    total = columns.sum()
+    return float((columns * np.arange(len(columns))).sum() / total) if total else (len(columns) - 1) / 2
+
+
+def _sides(mask: np.ndarray, middle: float, cell_mm: tuple[float, float, float]) -> np.ndarray:
+    """uint8 labels of a mask: each voxel goes to the nearer of the two lungs' cores.
+
+    The lungs touch in front of the aorta and behind the heart; they come apart when the mask is eroded. A core is a
+    piece that lies on one side of the body.
     """
     sides = np.zeros(mask.shape, np.uint8)
     if not mask.any():
         return sides
-    core = mask
+    box = tuple(slice(int(where.min()), int(where.max()) + 1) for where in np.nonzero(mask))
+    inner, middle = mask[box], middle - box[2].start
+    core, total = inner, int(inner.sum())
     for _ in range(8):
-        cores = _two_cores(core, int(mask.sum()))
+        cores = _cores(core, total, middle)
         if cores is not None:
-            nearest = ndimage.distance_transform_edt(cores == 0, return_distances=False, return_indices=True)
-            return np.where(mask, cores[tuple(nearest)], 0).astype(np.uint8)
+            break
         core = ndimage.binary_erosion(core, np.ones((1, 3, 3), bool))
-    # One lung only, or two that never come apart: cut at the middle of the body, which is that of the image.
-    sides[mask] = RIGHT
-    sides[..., mask.shape[2] // 2 :][mask[..., mask.shape[2] // 2 :]] = LEFT
+    else:
+        # Two that never come apart: cut at the middle of the body.
+        cores = np.where(np.arange(inner.shape[2]) < middle, RIGHT, LEFT).astype(np.uint8) * inner
+    sides[box] = np.where(inner, _nearest(cores, cell_mm), 0)
     return sides
 
 
-def _two_cores(core: np.ndarray, total: int) -> np.ndarray | None:
+def _cores(core: np.ndarray, total: int, middle: float) -> np.ndarray | None:
+    """The side of every large piece, or None while one of them straddles the middle of the body."""
     pieces, count = ndimage.label(core)
-    if count < 2:
+    sizes = np.bincount(pieces.ravel(), minlength=count + 1)
+    of_right = np.bincount(pieces[..., : int(np.ceil(middle))].ravel(), minlength=count + 1) / np.maximum(sizes, 1)
+    large = np.flatnonzero(sizes >= 0.02 * total)
+    large = large[large > 0]
+    if not len(large):
         return None
-    sizes = np.bincount(pieces.ravel())[1:]
-    numbers = np.flatnonzero(sizes >= max(0.02 * total, 1)) + 1
-    if len(numbers) < 2:
+    if any(STRADDLES < share < 1 - STRADDLES for share in of_right[large]):
         return None
-    middle = np.array([point[2] for point in ndimage.center_of_mass(core, pieces, numbers)])
-    order = np.argsort(middle)
-    gaps = np.diff(middle[order])
-    # Several pieces (apex and base of a broken lung) fall into two groups at the widest gap from right to left.
-    cut = int(np.argmax(gaps)) + 1
-    if gaps[cut - 1] < 0.12 * core.shape[2]:
-        return None
-    cores = np.zeros(core.shape, np.uint8)
-    cores[np.isin(pieces, numbers[order[:cut]])] = RIGHT
-    cores[np.isin(pieces, numbers[order[cut:]])] = LEFT
-    return cores
+    side = np.zeros(count + 1, np.uint8)
+    side[large] = np.where(of_right[large] > 0.5, RIGHT, LEFT)
+    return side[pieces]
 
 
-def _involved(hu: np.ndarray, mask: np.ndarray, grid_mm: tuple[float, float]) -> np.ndarray:
+def _nearest(sides: np.ndarray, cell_mm: tuple[float, float, float]) -> np.ndarray:
+    """The side of the nearest labelled voxel, everywhere."""
+    if not sides.any():
+        return sides
+    nearest = ndimage.distance_transform_edt(sides == 0, sampling=cell_mm, return_distances=False, return_indices=True)
+    return sides[tuple(nearest)]
+
+
+def _involved(hu: np.ndarray, mask: np.ndarray, cell_mm: tuple[float, float, float]) -> np.ndarray:
     """Involved cells of the U-Net's grid: dense lung, less everything as thin as a vessel or the pleura's border."""
-    dense = (_planes(hu, mask.shape[1:], float("-inf")) > INVOLVED_HU) & mask
-    half = [max(1, round(THIN_MM / size)) for size in grid_mm]
-    disk = np.hypot(*np.meshgrid(*(np.arange(-n, n + 1) / n for n in half), indexing="ij")) <= 1.0
-    core = ndimage.binary_opening(dense, disk[np.newaxis])
-    # Opening rounds the corners of disease off; one cell of what was dense comes back.
-    return ndimage.binary_dilation(core, np.ones((1, 3, 3), bool)) & dense
+    dense = (hu > INVOLVED_HU) & mask
+    thin = THIN_MM + (cell_mm[1] + cell_mm[2]) / 4  # from the border to a cell's centre is half a cell more
+    out = np.zeros_like(dense)
+    for number in np.flatnonzero(dense.any(axis=(1, 2))):
+        # One cell more around: the picture's border is a border.
+        plane = np.pad(dense[number], 1)
+        core = ndimage.distance_transform_edt(plane, sampling=cell_mm[1:]) >= thin
+        if core.any():
+            # Back to the border from the core: opening by a disk, whose radius no cell size rounds.
+            near = ndimage.distance_transform_edt(~core, sampling=cell_mm[1:]) <= thin
+            out[number] = (near & plane)[1:-1, 1:-1]
+    return out
 
 
 def _onto_scan(probability: np.ndarray, sides: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """uint8 (D, H, W): the smooth border of the probability, the sides of the cleaned mask."""
     # One cell around the cleaned mask keeps the border's partial cells; other pieces vanish.
     near = ndimage.maximum_filter(sides, size=(1, 3, 3))
-    inside = _planes(np.where(near > 0, np.maximum(probability, 0.6 * (sides > 0)), 0.0), shape[1:], 0.5)
+    smooth = np.where(near > 0, np.maximum(probability, np.float32(0.6) * (sides > 0)), np.float32(0))
+    inside = _planes(smooth, shape[1:], 0.5)
+    return _labelled(inside, np.where(sides > 0, sides, near))
+
+
+def _sided(mask: np.ndarray, sides: np.ndarray, cell_mm: tuple[float, float, float]) -> np.ndarray:
+    """uint8 (D, H, W): a user's mask with the side of the nearest cell."""
+    return _labelled(mask, _nearest(sides, cell_mm))
+
+
+def _labelled(inside: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """uint8 (D, H, W): where `inside`, the side of the cell of the coarse grid that holds the voxel."""
     rows, columns = (
         np.minimum((np.arange(size) + 0.5) * cells / size, cells - 1).astype(int)
-        for size, cells in zip(shape[1:], sides.shape[1:], strict=True)
+        for size, cells in zip(inside.shape[1:], sides.shape[1:], strict=True)
     )
-    # Where the smooth border leaves the enlarged cells by a pixel, the nearer side is the greater number around it.
-    side = near[:, rows][:, :, columns]
-    return np.where(inside, side, 0).astype(np.uint8)
+    labels = np.zeros(inside.shape, np.uint8)
+    for label, plane, coarse in zip(labels, inside, sides, strict=True):
+        label[plane] = coarse[rows][:, columns][plane]
+    return labels
 
 
-def _planes(volume: np.ndarray, size: tuple[int, ...], threshold: float) -> np.ndarray:
+def _planes(volume: np.ndarray, size: tuple[int, ...], threshold: float | None = None) -> np.ndarray:
     """Planes (D, H, W) resampled onto (D, *size) by the layers' own matrices, a few at a time.
 
-    Returns float32, or bool where a finite `threshold` is given: the comparison keeps memory small.
+    Returns float32, or bool where a `threshold` is given: the comparison keeps memory small.
     """
     import tensorflow as tf
 
     from tf_covid.layers.resample import clipped_hu, full_axis_matrix, in_plane
 
     rows, columns = (full_axis_matrix(new, old) for new, old in zip(size, volume.shape[1:], strict=True))
-    binary = np.isfinite(threshold)
-    out = np.empty((len(volume), *size), bool if binary else np.float32)
+    out = np.empty((len(volume), *size), np.float32 if threshold is None else bool)
     for first in range(0, len(volume), 16):
         planes: Any = in_plane(rows, clipped_hu(tf.constant(volume[first : first + 16])), columns).numpy()
-        out[first : first + 16] = planes > threshold if binary else planes
+        out[first : first + 16] = planes if threshold is None else planes > threshold
     return out

@@ -60,24 +60,20 @@ def stratify(
         return refused(scan.case, refusal.findings)
     keep = answers[0].keep
     measuring = time.perf_counter()
-    reading = read_lungs(scan.hu, found.probability, keep, scan.spacing_mm)
+    reading = read_lungs(scan.hu, found.probability, keep, scan.spacing_mm, lungs)
     timings = {"lungs": found.seconds + time.perf_counter() - measuring}
     timings["classify"] = sum(answer.seconds for answer in answers)
 
-    probabilities = np.mean([answer.probabilities for answer in answers], axis=0)
+    probabilities, score = _mean_answer(answers)
     number = int(np.argmax(probabilities))
-    scores = [answer.ct_score for answer in answers if answer.ct_score is not None]
-    score = float(np.mean(scores)) if scores else None
-
     looking = time.perf_counter()
-    volume, looked = _attend(models, answers, scan.shape, reading, attention, attention_target, number)
+    volume, looked = _attend(models, answers, reading.labels, attention, attention_target, number)
     timings["attention"] = time.perf_counter() - looking
     timings["total"] = time.perf_counter() - start
 
-    # Of the cleaned mask: a table's tube in the last slice does not cut a lung off. Too little lung was refused above.
-    limits = lung_findings(reading.share, min_fraction=models.slice_minimum, spacing_mm=scan.spacing_mm)
-    findings = [*scan.findings, *(finding for finding in limits if finding.level != "error")]
-    findings += _findings(reading, models.task, number, score, volume)
+    findings = [*scan.findings, *_findings(scan, models, reading, number, score)]
+    if volume is not None and not volume.any():
+        findings.append(Finding("attention_empty", "info", "Nothing in the scan raises the target: the map is empty."))
     return Result(
         case=scan.case,
         status="repaired" if scan.repaired else "pass",
@@ -121,29 +117,28 @@ def _gate_then_classify(scan: Scan, models: LocalModels, probability: np.ndarray
     return models.classify(scan.hu, probability)
 
 
+def _mean_answer(answers: Sequence[Answer]) -> tuple[np.ndarray, float | None]:
+    """Mean probabilities, and the mean CT score of the networks that have one."""
+    scores = [answer.ct_score for answer in answers if answer.ct_score is not None]
+    return np.mean([answer.probabilities for answer in answers], axis=0), float(np.mean(scores)) if scores else None
+
+
 def _attend(
-    models: LocalModels,
-    answers: Sequence[Answer],
-    shape: tuple[int, int, int],
-    reading: LungReading,
-    method: str,
-    target: str,
-    number: int,
+    models: LocalModels, answers: Sequence[Answer], lungs: np.ndarray, method: str, target: str, number: int
 ) -> tuple[np.ndarray | None, Attention | None]:
     if method == "none":
         return None, None
-    volume = models.attend(answers, shape, target, number, method)
-    per_slice = volume.mean(axis=(1, 2), dtype=np.float64) / 255.0
-    inside = [float(plane[labels > 0].sum()) for plane, labels in zip(volume, reading.labels, strict=True)]
-    total = float(per_slice.sum()) * 255.0 * shape[1] * shape[2]
-    fraction = sum(inside) / total if total > 0 else None
-    return volume, Attention(method, target, models.endpoint, fraction, tuple(map(float, per_slice)))
+    volume, fraction = models.attend(answers, lungs, target, number, method)
+    sums = [int(plane.sum(dtype=np.int64)) for plane in volume]
+    areas = [max(int(np.count_nonzero(plane)), 1) for plane in lungs]
+    per_slice = tuple(total / 255.0 / area for total, area in zip(sums, areas, strict=True))
+    return volume, Attention(method, target, models.endpoint, fraction, per_slice)
 
 
-def _findings(
-    reading: LungReading, task: str, number: int, score: float | None, volume: np.ndarray | None
-) -> list[Finding]:
-    found = []
+def _findings(scan: Scan, models: LocalModels, reading: LungReading, number: int, score: float | None) -> list[Finding]:
+    # Of the cleaned mask: a table's tube in the last slice does not cut a lung off. Too little lung was refused before.
+    limits = lung_findings(reading.share, min_fraction=models.slice_minimum, spacing_mm=scan.spacing_mm)
+    found = [finding for finding in limits if finding.level != "error"]
     lungs = reading.lungs
     low, high = USUAL_VOLUME_ML
     if not low <= lungs.volume_ml <= high:
@@ -152,12 +147,10 @@ def _findings(
     if min(lungs.left_ml, lungs.right_ml) < 0.1 * lungs.volume_ml:
         side = "left" if lungs.left_ml < lungs.right_ml else "right"
         found.append(Finding("one_lung", "warning", f"Hardly any {side} lung was found; look at the mask.", side))
-    if task == "severity" and score is not None and severity.severity_class(score) != number:
+    if models.task == "severity" and score is not None and severity.severity_class(score) != number:
         other = severity.LABELS[severity.severity_class(score)]
         message = f"The CT score of {score:.1f} belongs to the class “{other}”, the probabilities to another."
         found.append(Finding("score_class_mismatch", "warning", message, round(score, 1)))
-    if volume is not None and not volume.any():
-        found.append(Finding("attention_empty", "info", "Nothing in the scan raises the target: the map is empty."))
     return found
 
 

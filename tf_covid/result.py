@@ -81,7 +81,10 @@ class Covid:
 
 @dataclass(frozen=True)
 class Attention:
-    """How the attention map was made. `per_slice` is its mean over each slice, 0–1."""
+    """How the attention map was made. `per_slice` is its mean over the lungs of each slice, 0–1.
+
+    `inside_lung_fraction` is the share of the map that lay within the lungs before it was cut to them.
+    """
 
     method: str
     target: str

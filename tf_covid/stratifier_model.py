@@ -107,6 +107,9 @@ class Stratifier(keras.Model):
             "chunk": self.chunk,
         }
 
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Nothing to build: both networks come with their weights' places."""
+
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Stratifier:
         """Rebuild the model."""

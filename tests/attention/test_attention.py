@@ -84,7 +84,7 @@ def test_the_bright_spot_raises_the_score_there():
     box = np.array([0.25, 0.75, 0.5, 1.0])
     keep = np.zeros(20, bool)
     keep[4:20:2] = True  # eight kept slices: frame 5 is slice 14
-    volume = attention.onto_scan(raw, axes, (8, 32, 32), keep, box, (20, 128, 128))
+    volume, _ = attention.onto_scan(raw, axes, (8, 32, 32), keep, box, np.ones((20, 128, 128)))
     brightest = np.nonzero(volume == 255)
     # Clip (5, 9, 26) lies in the cell of frames 4–7, rows 8–11, columns 24–27; two scan pixels are one of the clip.
     # It is the last cell of two in depth: from its centre on, its value continues to the end.
@@ -109,7 +109,7 @@ def test_flipping_the_clip_flips_the_map():
     def volume(clip):
         raw = attention.attention_map(cut.explained, cut.backbone(clip), attention.expected_class)
         axes, box = attention.feature_axes(network, "cells"), np.array([0.1, 0.9, 0.2, 0.8])
-        return attention.onto_scan(raw, axes, (9, 27, 27), np.ones(12, bool), box, (12, 50, 60))
+        return attention.onto_scan(raw, axes, (9, 27, 27), np.ones(12, bool), box, np.ones((12, 50, 60)))[0]
 
     assert volume(clip).any()
     np.testing.assert_allclose(volume(clip[:, :, :, ::-1])[..., ::-1], volume(clip), atol=1)
@@ -168,21 +168,34 @@ def test_strides_in_branches_are_refused():
         attention.feature_axes(network, "joined")
 
 
-def test_outside_the_box_and_in_other_slices_is_nothing():
+SAME = (Axis(1, 0), Axis(1, 0), Axis(1, 0))
+
+
+def test_outside_the_box_the_lungs_and_in_other_slices_is_nothing():
     keep = np.zeros(10, bool)
     keep[3:7] = True
-    axes = (Axis(1, 0), Axis(1, 0), Axis(1, 0))
-    volume = attention.onto_scan(
-        np.ones((4, 8, 8), np.float32), axes, (4, 8, 8), keep, np.array([0.25, 0.75, 0.5, 1.0]), (10, 16, 16)
-    )
-    assert (volume[3:7, 4:12, 8:] == 255).all()
-    volume[3:7, 4:12, 8:] = 0
-    assert not volume.any()
+    lungs = np.ones((10, 16, 16), np.uint8)
+    lungs[:, 6] = 0
+    raw, box = np.ones((4, 8, 8), np.float32), np.array([0.25, 0.75, 0.5, 1.0])
+    volume, inside = attention.onto_scan(raw, SAME, (4, 8, 8), keep, box, lungs)
+    expected = np.zeros_like(volume)
+    expected[3:7, 4:12, 8:] = 255
+    expected[:, 6] = 0
+    np.testing.assert_array_equal(volume, expected)
+    assert inside == pytest.approx(7 / 8)
+
+
+def test_the_maximum_is_that_within_the_lungs():
+    raw = np.zeros((2, 4, 4), np.float32)
+    raw[0, 0, 0], raw[1, 3, 3] = 8.0, 2.0
+    lungs = np.ones((2, 4, 4), np.uint8)
+    lungs[0, 0, 0] = 0
+    volume, inside = attention.onto_scan(raw, SAME, (2, 4, 4), np.ones(2, bool), np.array([0, 1, 0, 1.0]), lungs)
+    assert volume[1, 3, 3] == 255 and volume.sum() == 255
+    assert inside == pytest.approx(0.2)
 
 
 def test_an_empty_map_stays_empty():
-    axes = (Axis(1, 0), Axis(1, 0), Axis(1, 0))
-    volume = attention.onto_scan(
-        np.zeros((2, 2, 2), np.float32), axes, (2, 2, 2), np.ones(4, bool), np.array([0, 1, 0, 1.0]), (4, 8, 8)
-    )
-    assert volume.shape == (4, 8, 8) and not volume.any()
+    raw, full = np.zeros((2, 2, 2), np.float32), np.array([0, 1, 0, 1.0])
+    volume, inside = attention.onto_scan(raw, SAME, (2, 2, 2), np.ones(4, bool), full, np.ones((4, 8, 8)))
+    assert volume.shape == (4, 8, 8) and not volume.any() and inside is None

@@ -40,6 +40,14 @@ def test_a_byte_order_mark_is_fine(folder):
     assert read_manifest(path)[0].case == "a"
 
 
+def test_columns_without_a_name_or_a_value_are_ignored(folder):
+    path = write(folder, "case,,patient,path,,\na,,p,a.nii.gz,,\n\nb,,p,b.nii.gz\n../c,,p,a.nii.gz,,,\n")
+    with pytest.raises(ManifestError, match=r"1 error.*\nrow 5, case"):  # an empty line is a row to a spreadsheet
+        read_manifest(path)
+    rows = read_manifest(write(folder, path.read_text("utf-8").rpartition("../")[0]))
+    assert [(row.case, row.model_extra) for row in rows] == [("a", {}), ("b", {})]
+
+
 def test_every_error_is_listed_with_row_and_column(folder):
     path = write(
         folder,
@@ -69,7 +77,9 @@ def test_every_error_is_listed_with_row_and_column(folder):
         ("", "no column case, patient, path"),
         ("case,patient,path\n", "holds no row"),
         ("case,path\na,a.nii.gz\n", "no column patient"),
-        ("case,patient,path\na,p,a.nii.gz,more\n", "more cells than row 1"),
+        ("case,patient,path\na,p,a.nii.gz,more\n", "row 2, column 4: holds a value"),
+        ("case,,patient,path,\nb,,p,b.nii.gz,\na,x,p,a.nii.gz,\n", "row 3, column 2: holds a value"),
+        ("case,patient,path,age,age\na,p,a.nii.gz,1,2\n", "row 1 has more than one column age"),
         ('case,patient,path\n"a,p', "cannot be read as a CSV"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -147,11 +148,52 @@ def test_a_kill_while_swapping_keeps_the_old_answer(refused: Result, tmp_path: P
 
 
 def test_other_cases_and_living_writers_are_left_alone(refused: Result, tmp_path: Path) -> None:
-    others = {f".case-1.{os.getppid()}.partial", ".case-10.1234567.partial", ".case-1.x.partial", "notes"}
+    mine = files._sibling(tmp_path / "case-1", "partial").name
+    other_case = files._sibling(tmp_path / "case-10", "partial").name.replace(str(os.getpid()), "1234567")
+    others = {mine.replace(str(os.getpid()), str(os.getppid())), other_case, ".case-1.x.partial", "notes"}
     for name in others:
         (tmp_path / name).mkdir()
     write_case(refused, None, tmp_path / "case-1")
     assert names(tmp_path) == others | {"case-1"}
+
+
+def test_another_hosts_leftovers_are_left_alone_for_a_day(
+    refused: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Containers share a folder and process ids, but no list of processes: this id may run over there."""
+    folder = tmp_path / "case-1"
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(platform, "node", lambda: "pod_7.cluster")
+        siblings = {files._sibling(folder, kind).name for kind in ("partial", "old", "old")}
+    assert len(siblings) == 3 and all(name.startswith(".case-1.pod-7-cluster.") for name in siblings)
+    for name in siblings:
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (0, 0))  # an old answer that was set aside just now
+    write_case(refused, None, folder)
+    assert names(tmp_path) == siblings | {"case-1"}
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 90_000)
+    files.recover(folder)
+    assert names(tmp_path) == {"case-1"}
+
+
+@pytest.mark.parametrize("name", [".git", ".notes", ".lungs.nii.gz", ".result.json.part", "._folder/"])
+def test_hidden_files_of_somebody_are_not_removed(name: str, refused: Result, tmp_path: Path) -> None:
+    folder = tmp_path / "case-1"
+    folder.mkdir()
+    (folder / name).mkdir() if name.endswith("/") else (folder / name).write_text("work")
+    with pytest.raises(OutputError, match=name.strip("/")):
+        write_case(refused, None, folder)
+    assert (folder / name).exists()
+
+
+def test_litter_is_replaced(refused: Result, tmp_path: Path) -> None:
+    folder = tmp_path / "case-1"
+    folder.mkdir()
+    for name in (".DS_Store", "._report.html", ".lungs.nii.gz.0123abcd.part"):
+        (folder / name).touch()
+    write_case(refused, None, folder)
+    assert names(folder) == {"result.json", "report.html"}
 
 
 def test_a_folder_with_anything_else_is_not_replaced(refused: Result, tmp_path: Path) -> None:

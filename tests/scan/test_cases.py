@@ -12,6 +12,7 @@ import pytest
 
 from tf_covid.errors import ScanRefused
 from tf_covid.phantom.files import Facts, write_dicom, write_nifti_volume
+from tf_covid.report import files
 from tf_covid.scan import find_cases, read
 
 
@@ -108,6 +109,73 @@ def test_a_name_with_the_patient_in_it_becomes_a_hash(marker, tmp_path: Path, na
     assert find_cases(pack(folder, tmp_path / "other.zip"))[0].name == "other"
     (again,) = find_cases(pack(folder, tmp_path / f"{folder.name}.zip"))
     assert again.name == case.name
+
+
+@pytest.mark.parametrize("name", ["Li_Wu", "liwu-ct", "WuLi", "ct Li", "x_7", "Lí.scan", "LiAnWu"])
+def test_a_short_name_or_id_becomes_a_hash(marker, tmp_path: Path, name: str) -> None:
+    facts = dataclasses.replace(FACTS, patient_name="Li^Wu An^^Dr", patient_id="7")
+    folder = write_dicom(marker.hu, marker.affine, tmp_path / name, facts=facts)
+    assert find_cases(folder)[0].name.startswith("case-")
+
+
+@pytest.mark.parametrize("name", ["clinic", "wuhan", "ct-77", "plan"])
+def test_a_word_that_only_holds_a_short_name_stays(marker, tmp_path: Path, name: str) -> None:
+    facts = dataclasses.replace(FACTS, patient_name="Li^Wu An^^Dr", patient_id="7")
+    assert find_cases(write_dicom(marker.hu, marker.affine, tmp_path / name, facts=facts))[0].name == name
+
+
+def test_numbers_of_ours_are_no_patient_id(marker, tmp_path: Path) -> None:
+    root = tmp_path / "mixed"
+    root.mkdir()
+    for number in (1, 2):
+        facts = dataclasses.replace(FACTS, patient_id=str(number))
+        folder = write_dicom(marker.hu, marker.affine, tmp_path / f"p{number}", seed=number, facts=facts)
+        for file in folder.iterdir():
+            shutil.move(file, root / f"x{number}-{file.name}")
+    assert [case.name for case in find_cases(root)] == ["mixed-1", "mixed-2"]
+
+
+def test_a_file_named_by_its_sop_instance_uid(marker, series: Path, tmp_path: Path) -> None:
+    file = sorted(series.iterdir())[0]
+    uid = find_cases(file)[0].instances[0].sop_uid
+    assert find_cases(Path(shutil.copy(file, tmp_path / f"{uid}.dcm")))[0].name.startswith("case-")
+    assert find_cases(pack(series, tmp_path / f"{uid}.zip"))[0].name.startswith("case-")
+
+
+def test_a_link_keeps_its_own_name(marker, series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """git-annex keeps every file under the hash of its content and links to it."""
+    store = tmp_path / "annex"
+    store.mkdir()
+    write_nifti_volume(marker.hu, marker.affine, store / "SHA256E-s1--abc.nii.gz")
+    (tmp_path / "scan 7.nii.gz").symlink_to(store / "SHA256E-s1--abc.nii.gz")
+    (tmp_path / "ward").symlink_to(series)
+    (store / "SHA256E-s1--def").write_bytes(bytes(200))
+    (series / "DICOMDIR").symlink_to(store / "SHA256E-s1--def")
+    monkeypatch.chdir(tmp_path / "ward")
+    paths = [tmp_path / "scan 7.nii.gz", tmp_path / "ward", tmp_path / "ward/DICOMDIR", "DICOMDIR", "."]
+    assert [read(path).case for path in paths] == ["scan_7", "ward", "ward", "series", "series"]
+    (tmp_path / "series" / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "series" / "sub")
+    assert read("..").case == "series"
+
+
+def test_answers_of_ours_are_no_input(marker, series: Path, findings) -> None:
+    """`infer . --out out`, again: the masks of the first run are volumes too."""
+    before = read(series)
+    answer = series / "out" / "series"
+    killed = files._sibling(answer, "partial")
+    for folder in (answer, killed):
+        folder.mkdir(parents=True)
+        write_nifti_volume(marker.hu, marker.affine, folder / "lungs.nii.gz")
+    for name in (*files.CASE_FILES, ".DS_Store"):
+        (answer / name).touch()
+    after = read(series)
+    assert after.findings == before.findings and after.fingerprint == before.fingerprint
+    assert "no_scan" in {finding.code for case in find_cases(answer) for finding in case.findings}
+    # Somebody else's files of these names lie beside images, which are not passed over.
+    for name in ("result.json", "report.html"):
+        (series / name).touch()
+    assert findings(read(series))["foreign_files"].value == 2
 
 
 @pytest.mark.parametrize("name", ["scan", "ct-12", "drx", "3"])

@@ -32,6 +32,24 @@ def test_missing_slices_are_made_up_and_listed(marker, series: Path, findings) -
     np.testing.assert_allclose(scan.affine, marker.affine, atol=1e-6)
 
 
+@pytest.mark.parametrize("orientation", ["coronal", "sagittal"])
+def test_a_gap_between_slices_that_are_not_axial_is_refused(marker, tmp_path: Path, refused, orientation: str) -> None:
+    """The numbers of made-up slices are of axial ones; here a part of every axial slice would be made up."""
+    folder = write_dicom(marker.hu, marker.affine, tmp_path / "a", orientation=orientation)
+    sorted(folder.iterdir())[5].unlink()
+    finding = refused(folder)["missing_slices"]
+    assert "between axial slices" in finding.message and finding.value == 1
+
+
+def test_a_whole_stack_goes_before_one_with_a_gap_that_is_not_axial(marker, tmp_path: Path) -> None:
+    for name in ("coronal", "sagittal"):
+        write_dicom(marker.hu, marker.affine, tmp_path / "a" / name, orientation=name, seed=len(name), study_seed=7)
+    sorted((tmp_path / "a" / "coronal").iterdir())[5].unlink()
+    scan = read(tmp_path / "a")
+    np.testing.assert_array_equal(scan.hu, marker.hu)
+    assert scan.interpolated == ()
+
+
 def test_a_wide_gap_is_refused(series: Path, refused) -> None:
     for file in sorted(series.iterdir())[4:8]:
         file.unlink()

@@ -65,6 +65,18 @@ def _fifo(tmp: Path, series: Path) -> Path:
     return tmp / "pipe"
 
 
+@case("not_found")
+def _a_link_in_a_circle(tmp: Path, series: Path) -> Path:
+    (tmp / "loop").symlink_to(tmp / "loop")
+    return tmp / "loop"
+
+
+@case("not_found")
+def _above_a_link_in_a_circle(tmp: Path, series: Path) -> Path:
+    (tmp / "loop").symlink_to(tmp / "loop")
+    return tmp / "loop" / ".."
+
+
 @case("empty_file")
 def _empty_dicom(tmp: Path, series: Path) -> Path:
     return put(tmp / "a", b"")

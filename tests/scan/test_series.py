@@ -146,6 +146,17 @@ def test_spectral_maps_are_left_out(series: Path, edit, refused) -> None:
     assert "no_slices" in refused(series)
 
 
+@pytest.mark.parametrize("kernel", ["XYLON", "Li", "LiWu"])
+def test_a_kernel_field_with_the_patients_name_is_not_repeated(series: Path, edit, findings, kernel: str) -> None:
+    def rename(dataset: Dataset) -> None:
+        dataset.ConvolutionKernel, dataset.PatientName = kernel, "Xylon^M" if kernel == "XYLON" else "Li^Wu"
+
+    edit(series, rename)
+    assert "another kernel" in read(series).chosen_because
+    edit(sorted(series.iterdir())[0], lambda dataset: setattr(dataset, "ConvolutionKernel", "B60f"))
+    assert kernel not in str(findings(read(series)))
+
+
 def test_a_kernel_field_with_free_text_is_not_repeated(series: Path, edit) -> None:
     edit(series, lambda dataset: setattr(dataset, "ConvolutionKernel", "for Jane Doe"))
     assert "Doe" not in read(series).chosen_because

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from pathlib import Path
@@ -93,6 +94,13 @@ def lambda_config():
     return json.dumps({"class_name": "Functional", "config": {"layers": [evil]}})
 
 
+def other_padding(file: Path):
+    with zipfile.ZipFile(file) as archive:
+        config = archive.read(quarantine.CONFIG).decode()
+    assert '"padding": "same"' in config
+    return config.replace('"padding": "same"', '"padding": "valid"', 1)
+
+
 BAD = {
     "no contract": (lambda f, t: rewrite(f, contract=None), "holds no tf_covid.json"),
     "typo in contract": (
@@ -109,6 +117,13 @@ BAD = {
         "cannot be built",
     ),
     "foreign architecture": (lambda f, t: rewrite(f, config=lambda_config()), "architecture is not ours"),
+    "other settings": (lambda f, t: rewrite(f, config=other_padding(f)), "architecture is not ours"),
+    "memory bomb": (
+        lambda f, t: rewrite(
+            f, contract=CONTRACT.model_copy(update={"arguments": {**ARGUMENTS, "filters": 10**6}}).model_dump_json()
+        ),
+        "is over 10000",
+    ),
     "not functional": (lambda f, t: rewrite(f, config='{"class_name": "Evil"}'), "not a functional model"),
     "config is a list": (lambda f, t: rewrite(f, config="[]"), "does not describe"),
     "weights are missing": (lambda f, t: rewrite(f, weights=None), "holds no model.weights.h5"),
@@ -162,7 +177,7 @@ def test_not_a_number_among_the_weights_is_refused(network, tmp_path):
 
 def test_a_member_that_unpacks_to_more_than_allowed_is_not_unpacked(file):
     with zipfile.ZipFile(file) as archive, pytest.raises(ModelError, match="unpacks to more than 10 bytes"):
-        quarantine.member(archive, quarantine.CONFIG, 10)
+        quarantine.unpack(archive, quarantine.CONFIG, io.BytesIO(), 10)
 
 
 def test_a_missing_model_is_named_with_those_that_are_there():

@@ -39,7 +39,7 @@ def test_a_boring_clip_equals_the_parent_at_every_endpoint():
 
 def test_other_classes_keep_their_own_start():
     parent, network = InceptionV1((32, 32, 1), classes=1000), I3D((8, 32, 32, 1), classes=5, ct_score=True)
-    before = np.array(network.get_layer("logits").kernel)
+    before = network.get_layer("logits").kernel.numpy()
     inflate(parent, network)
     np.testing.assert_array_equal(network.get_layer("logits").kernel, before)
     kernel = parent.get_layer("Conv2d_1a_7x7_conv").kernel.numpy()

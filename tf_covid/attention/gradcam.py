@@ -49,9 +49,10 @@ def split(network: keras.Model, endpoint: str) -> Split:
     features = network.get_layer(endpoint).output
     backbone = keras.Model(network.input, features, name="backbone")
     head = keras.Model(features, network.output, name="head")
-    inputs = keras.Input(features.shape[1:], dtype=features.dtype, name="seed")
+    # float32 under any policy: tf-keras-vis multiplies and sums over the channels in the features' type.
+    inputs = keras.Input(features.shape[1:], dtype="float32", name="seed")
     # tf-keras-vis differentiates by the output of a layer, and an input is none.
-    first = keras.layers.Activation("linear", dtype=features.dtype, name=_FIRST)(inputs)
+    first = keras.layers.Activation("linear", dtype="float32", name=_FIRST)(inputs)
     explained = keras.Model(inputs, head(first)["logits"], name="explained")
     return Split(backbone, head, explained, endpoint)
 
@@ -94,7 +95,7 @@ def attention_map(
         raise ValueError(f"method must be one of {', '.join(methods)}, not {method!r}")
     raw = methods[method](explained, clone=False)(
         target,
-        features,
+        tf.cast(features, tf.float32),
         penultimate_layer=_FIRST,
         seek_penultimate_conv_layer=False,
         expand_cam=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import keras
@@ -67,9 +68,11 @@ def onto_scan(
     clip: tuple[int, int, int],
     keep: np.ndarray,
     box: np.ndarray,
-    shape: tuple[int, int, int],
-) -> np.ndarray:
-    """Bring a raw map onto the scan, linearly between cell centres, and divide it by its maximum.
+    lungs: np.ndarray,
+) -> tuple[np.ndarray, float | None]:
+    """Bring a raw map onto the scan, linearly between cell centres, cut it to the lungs, and divide by its maximum.
+
+    The network saw nothing but lung: what a coarse cell says beside it belongs to the lung in that cell.
 
     Args:
         raw: float32 (d, h, w), ≥ 0.
@@ -77,30 +80,35 @@ def onto_scan(
         clip: (D', H', W') of the clip.
         keep: bool (D,), the kept slices.
         box: (4,) top, bottom, left, right as shares of height and width.
-        shape: (D, H, W) of the scan.
+        lungs: (D, H, W), not 0 within the lungs.
 
     Returns:
-        uint8 (D, H, W), 255 at the maximum; 0 in slices that were not kept and outside the box. All 0 where the map is.
+        uint8 (D, H, W), 255 at the maximum; 0 outside the lungs, the box and the kept slices, and everywhere where the
+        map is 0. And the share of the map that lay within the lungs before it was cut, 0–1, or None for an empty map.
     """
-    height, width = shape[1:]
-    rows = _plane_weights(axes[1], raw.shape[1], clip[1], height, box[0], box[1])
-    columns = _plane_weights(axes[2], raw.shape[2], clip[2], width, box[2], box[3])
+    rows = _plane_weights(axes[1], raw.shape[1], clip[1], lungs.shape[1], box[0], box[1])
+    columns = _plane_weights(axes[2], raw.shape[2], clip[2], lungs.shape[2], box[2], box[3])
     planes = np.matmul(np.matmul(rows, raw), columns.T).astype(np.float32)  # (d, H, W)
     kept = np.flatnonzero(keep)
     # The rank of a kept slice among the kept, as the sampler put them one behind the other.
     place = (np.arange(len(kept)) + 0.5) / max(len(kept), 1) * clip[0] - 0.5
     along = _weights((place - axes[0].first) / axes[0].step, raw.shape[0])
-    out = np.zeros(shape, np.uint8)
-    highest = max(
-        (float((along[rank] @ planes.reshape(len(planes), -1)).max()) for rank in range(len(kept))), default=0
-    )
-    if highest <= 0:
-        return out
-    for rank, number in enumerate(kept):
-        taps = np.flatnonzero(along[rank])
-        plane = sum(along[rank, tap] * planes[tap] for tap in taps)
-        out[number] = np.rint(plane * (255.0 / highest))
-    return out
+
+    def slices() -> Iterator[tuple[int, np.ndarray]]:
+        """Number and float map of every kept slice; made twice rather than held, since a scan of them is large."""
+        for number, weights in zip(kept, along, strict=True):
+            yield int(number), sum(weights[tap] * planes[tap] for tap in np.flatnonzero(weights))
+
+    total = within = highest = 0.0
+    for number, plane in slices():
+        inside = plane[lungs[number] > 0]
+        total, within = total + float(plane.sum()), within + float(inside.sum())
+        highest = max(highest, float(inside.max(initial=0.0)))
+    out = np.zeros(lungs.shape, np.uint8)
+    if highest > 0:
+        for number, plane in slices():
+            out[number] = np.rint(np.where(lungs[number] > 0, plane, 0.0) * (255.0 / highest))
+    return out, within / total if total > 0 else None
 
 
 def _plane_weights(axis: Axis, cells: int, clip: int, size: int, start: float, stop: float) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,18 @@ from typing import TYPE_CHECKING, Any
 from tf_covid.cohort.manifest import read_manifest
 from tf_covid.errors import OutputError, ScanRefused
 from tf_covid.pipeline import refused, stratify, versions
-from tf_covid.report import write_case
+from tf_covid.report import row, write_case, write_summary
 from tf_covid.result import Finding, Result
-from tf_covid.scan import Case, find_cases, read_mask
+from tf_covid.scan import Case, Scan, find_cases, read_mask
 from tf_covid.weights import catalog, quarantine
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from tf_covid.local import LocalModels
+
+#: Name of the table in the output folder.
+SUMMARY = "summary.csv"
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Outcome:
 
     Args:
         case: Its name.
-        values: What `result.json` holds.
+        values: What `result.json` in its folder holds.
         folder: Its folder.
         kept: A finished answer to the same question was there and stays.
         problem: Why there is no answer, in one line; None where there is one.
@@ -78,16 +84,17 @@ class Outcome:
 
 
 class Run:
-    """One call of `infer`: models are loaded once, at the first scan that needs them.
+    """One call of `infer`: models are loaded once, before the first scan that needs them.
 
     Args:
-        out: Folder of the answers.
+        out: Folder of the answers; made if needed.
         options: What decides the answer.
         overwrite: Replace an answer of the same name to another question.
         before_models: Called once before TensorFlow is needed.
 
     Raises:
         ModelError: If a named model does not exist.
+        OutputError: If `out` cannot be written to.
     """
 
     def __init__(
@@ -105,8 +112,14 @@ class Run:
             [quarantine.sha256(file) for file in files],
             quarantine.sha256(options.lungs) if options.lungs else None,
             [options.precision, options.attention, options.attention_target, options.identifiers],
-            versions(),
+            versions()["tf-covid"],
         ]
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{out}: cannot be made ({error.strerror})") from error
+        if not os.access(out, os.W_OK | os.X_OK):
+            raise OutputError(f"{out}: cannot be written to")
 
     @cached_property
     def models(self) -> LocalModels:
@@ -118,41 +131,47 @@ class Run:
         return LocalModels(self.options.models, precision=self.options.precision)
 
     def answer(self, case: Case) -> Outcome:
-        """Read, stratify and write one case, unless its answer is there."""
+        """Read, stratify and write one case, unless its answer is there.
+
+        A refusal is no answer: what refused a scan may have been put right, so it is tried again.
+        """
         folder = self.out / case.name
-        request = self._request(case)
-        before = _finished(folder)
-        if before is not None and before.get("versions", {}).get("request") == request:
-            return Outcome(case.name, before, folder, kept=True, problem=_problem(before))
-        if before is not None and not self.overwrite:
-            message = "An answer of this name to another scan, model or option is there; see --overwrite."
-            taken = refused(case.name, [Finding("name_taken", "error", message)])
-            return Outcome(case.name, taken.as_dict(), folder, problem=f"name_taken: {message}")
+        before = finished(folder)
+        if before is not None and before["status"] != "refused":
+            # An input that cannot be read twice has no fingerprint, and matches nothing.
+            mark = case.fingerprint()
+            if mark and before["versions"].get("request") == self._request(case.name, mark):
+                return Outcome(case.name, before, folder, kept=True)
+            if not self.overwrite:
+                message = "an answer of this name to another scan, model or option is there; see --overwrite"
+                return Outcome(case.name, before, folder, problem=f"name_taken: {message}")
+        models = self.models  # before the scan is read: a wrong model is no matter of one scan
         start = time.perf_counter()
         scan = None
         try:
             scan = case.read()
             mask = read_mask(self.options.lungs, scan) if self.options.lungs else None
             read = time.perf_counter() - start
-            result = self._stratify(scan, mask)
+            result = self._stratify(scan, mask, models)
+            request = self._request(case.name, scan.fingerprint)
+            result = dataclasses.replace(
+                result, versions=result.versions | {"request": request}, timings_s={"read": read, **result.timings_s}
+            )
         except ScanRefused as refusal:
-            result, read = refused(case.name, refusal.findings), time.perf_counter() - start
-        result = dataclasses.replace(
-            result,
-            versions=result.versions | {"request": request},
-            timings_s={"read": read, **result.timings_s} if result.status != "refused" else {},
-        )
+            result = refused(case.name, refusal.findings)
         try:
             written = write_case(result, scan, folder, since=start)
-        except OutputError as error:
-            return Outcome(case.name, result.as_dict(), folder, problem=f"not_written: {error}")
+        except (OutputError, MemoryError) as error:
+            text = str(error) or "there is not enough memory to write it"
+            lost = refused(case.name, [Finding("not_written", "error", text)])
+            return Outcome(case.name, finished(folder) or lost.as_dict(), folder, problem=f"not_written: {text}")
         values = written.as_dict()
         return Outcome(case.name, values, folder, problem=_problem(values))
 
-    def _stratify(self, scan: Any, mask: Any) -> Result:
-        options, models = self.options, self.models
+    def _stratify(self, scan: Scan, mask: np.ndarray | None, models: LocalModels) -> Result:
         import tensorflow as tf
 
+        options = self.options
         try:
             return stratify(
                 scan,
@@ -166,9 +185,45 @@ class Run:
             message = "There is not enough memory for this scan."
             raise ScanRefused([Finding("too_large", "error", message)]) from error
 
-    def _request(self, case: Case) -> str:
-        text = json.dumps([case.name, case.fingerprint(), *self._question], sort_keys=True)
+    def _request(self, name: str, fingerprint: str) -> str:
+        text = json.dumps([name, fingerprint, *self._question], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Summary:
+    """`summary.csv` of an output folder: a row for each case in it, of this run and of earlier ones.
+
+    Args:
+        out: Folder of the answers.
+        every_s: Least time between two writes on the way, in seconds: each writes all rows.
+    """
+
+    def __init__(self, out: Path, *, every_s: float = 5.0) -> None:
+        self.path, self.every_s, self._written = out / SUMMARY, every_s, 0.0
+        self.rows: dict[str, dict[str, Any]] = {}
+        for folder in sorted(path for path in out.iterdir() if path.is_dir() and not path.name.startswith(".")):
+            values = finished(folder)
+            if values is not None:
+                self.rows[folder.name] = row(values)
+
+    def add(self, outcome: Outcome) -> None:
+        """Take a case in, and write the table if it is time.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        self.rows[outcome.case] = row(outcome.values)
+        if time.monotonic() - self._written > self.every_s:
+            self.write()
+
+    def write(self) -> None:
+        """Write the table.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        write_summary(self.rows.values(), self.path)
+        self._written = time.monotonic()
 
 
 def cases_of(inputs: Sequence[Path]) -> Iterator[Case]:
@@ -180,9 +235,10 @@ def cases_of(inputs: Sequence[Path]) -> Iterator[Case]:
     Raises:
         ManifestError: If a manifest has a wrong row.
     """
-    names: set[str] = set()
+    names = {SUMMARY}  # a folder of this name would be in the table's place
     for path in inputs:
-        for case in _of_manifest(path) if path.suffix.lower() == ".csv" else find_cases(path):
+        manifest = path.suffix.lower() == ".csv" and not path.is_dir()
+        for case in _of_manifest(path) if manifest else find_cases(path):
             name, number = case.name, 2
             while name.lower() in names:
                 name, number = f"{case.name}-{number}", number + 1
@@ -191,22 +247,24 @@ def cases_of(inputs: Sequence[Path]) -> Iterator[Case]:
 
 
 def _of_manifest(path: Path) -> Iterator[Case]:
-    for row in read_manifest(path):
-        found = find_cases(row.path)
-        case = dataclasses.replace(found[0], name=row.case)
+    for line in read_manifest(path):
+        found = find_cases(line.path)
+        case = dataclasses.replace(found[0], name=line.case)
         if len(found) > 1:
             message = f"The path of this row holds {len(found)} studies or files; a row names one."
             case = dataclasses.replace(case, findings=(Finding("several_cases", "error", message, len(found)),))
         yield case
 
 
-def _finished(folder: Path) -> dict[str, Any] | None:
-    """What an earlier run answered; a folder without a readable result is no answer."""
+def finished(folder: Path) -> dict[str, Any] | None:
+    """What an earlier run answered; a folder without a readable result of ours is no answer."""
     try:
         values = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        # All that is read of it later, so that a foreign file of this name is no answer either.
+        row(values)
+        return values if isinstance(values["versions"], dict) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return values if isinstance(values, dict) else None
 
 
 def _problem(values: dict[str, Any]) -> str | None:

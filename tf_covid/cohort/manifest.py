@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Iterable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,19 +99,27 @@ def read_manifest(path: Path) -> list[Row]:
 
 
 def _cells(path: Path) -> Iterable[tuple[int, dict[str, str]]]:
-    """(row number as a spreadsheet shows it, cells) of a CSV."""
+    """(row number as a spreadsheet shows it, cells) of a CSV; spreadsheets add columns without a name or a value."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restkey="", strict=True)
-            missing = [name for name in ("case", "patient", "path") if name not in (reader.fieldnames or ())]
+            reader = csv.reader(file, strict=True)
+            names = [name.strip() for name in next(reader, [])]
+            missing = [name for name in ("case", "patient", "path") if name not in names]
             if missing:
                 raise ManifestError(f"{path.name}: row 1 has no column {', '.join(missing)}")
-            for number, cells in enumerate(reader, 2):
+            doubled = [name for name, count in Counter(names).items() if name and count > 1]
+            if doubled:
+                raise ManifestError(f"{path.name}: row 1 has more than one column {', '.join(doubled)}")
+            for number, values in enumerate(reader, 2):
                 if number > MOST_ROWS:
                     raise ManifestError(f"{path.name}: has more than {MOST_ROWS} rows")
-                if "" in cells:
-                    raise ManifestError(f"{path.name}: row {number} has more cells than row 1")
-                yield number, {key: (value or "").strip() for key, value in cells.items()}
+                cells = [(name, value.strip()) for name, value in zip_longest(names, values, fillvalue="")]
+                for column, (name, value) in enumerate(cells, 1):
+                    if value and not name:
+                        where = f"row {number}, column {column}"
+                        raise ManifestError(f"{path.name}: {where}: holds a value, and row 1 has no name for it")
+                if values:
+                    yield number, dict(cells)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ManifestError(f"{path.name}: cannot be read as a CSV in UTF-8 ({error})") from error
 

@@ -48,6 +48,14 @@ class LungSegmenter(keras.layers.Layer):
     def call(self, hu: Any, depth: Any) -> Any:
         """HU → lung probability."""
         shape, grid = tf.shape(hu), self.grid
+        # A depth for each scan, within its slices: a wrong one would pass for a scan without lungs.
+        wrong = "depth holds one number a scan, at most its number of slices"
+        checks = [
+            tf.debugging.assert_equal(tf.shape(depth)[0], shape[0], wrong),
+            tf.debugging.assert_less_equal(depth, shape[1], wrong),
+        ]
+        with tf.control_dependencies([check for check in checks if check is not None]):
+            depth = tf.identity(depth)
         valid = tf.where(tf.sequence_mask(depth, shape[1]))  # (S, 2): scan, slice
         rows = full_axis_matrix(grid[0], shape[2])
         columns = full_axis_matrix(grid[1], shape[3])

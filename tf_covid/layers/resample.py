@@ -1,7 +1,7 @@
 """Resampling as matrix products: cell-centred, anti-aliased, with free sizes, on any device.
 
-`tf.image.resize(antialias=True)` has no GPU kernel and no crop; a product with a small matrix has both, and the same
-matrix brings an attention map back. Numbers of cells count from 0; cell j covers [j, j + 1).
+`tf.image.resize(antialias=True)` has no GPU kernel and no crop; a product with a small matrix has both. Numbers of
+cells count from 0; cell j covers [j, j + 1).
 """
 
 from __future__ import annotations

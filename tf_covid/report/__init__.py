@@ -12,6 +12,6 @@ Importing this package is cheap: NumPy, Pillow, matplotlib and Jinja are importe
 """
 
 from tf_covid.report.files import write_case
-from tf_covid.report.summary import write_summary
+from tf_covid.report.summary import row, write_summary
 
-__all__ = ["write_case", "write_summary"]
+__all__ = ["row", "write_case", "write_summary"]

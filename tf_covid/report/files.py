@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import platform
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -24,12 +26,17 @@ if TYPE_CHECKING:
     from tf_covid.result import Result
     from tf_covid.scan.scan import Scan
 
-#: Everything that this project writes into the folder of a case. Hidden files are not looked at.
+#: Everything that this project writes into the folder of a case.
 CASE_FILES = (
     "result.json", "report.html", "montage.png",
     "lungs.nii.gz", "attention.nii.gz",
     "lungs.dcm", "attention.dcm", "report.dcm",
 )  # fmt: skip
+
+#: Files that nobody misses: what macOS leaves in every folder, and what a killed writer of ours left.
+_LITTER = re.compile(r"\.DS_Store|\._.*|\.(" + "|".join(map(re.escape, CASE_FILES)) + r")\.[0-9a-f]{8}\.part")
+#: Another host's leftovers are put right after this long; whether their writer still runs cannot be asked, in seconds.
+_ABANDONED_S = 86_400
 
 #: NIfTI slope of the attention map: stored 0–255, read back as 0–1.
 _ATTENTION_SLOPE = 1.0 / 255.0
@@ -70,7 +77,7 @@ def write_case(result: Result, scan: Scan | None, folder: Path, *, since: float 
 def recover(folder: Path) -> None:
     """Put right what killed runs left beside `folder`: half-written answers go, an old answer set aside comes back.
 
-    Folders of a process that is still running are left alone.
+    Folders of a process that is still running are left alone, and another host's for a day.
 
     Raises:
         OutputError: If the disk does not allow it.
@@ -140,8 +147,8 @@ def _refuse_foreign(folder: Path) -> None:
     with _as_output_error(folder):
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
             raise OutputError(f"{folder}: exists and is not a folder; move it away or choose another output folder")
-        names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    foreign = [name for name in names if name not in CASE_FILES and not name.startswith(".")]
+        paths = sorted(folder.iterdir()) if folder.exists() else []
+        foreign = [path.name for path in paths if not (_is_ours(path.name) and path.is_file())]
     if foreign:
         raise OutputError(
             f"{folder}: holds {foreign[0]!r}, which is no part of an answer; nothing was replaced. "
@@ -149,22 +156,38 @@ def _refuse_foreign(folder: Path) -> None:
         )
 
 
+def _is_ours(name: str) -> bool:
+    return name in CASE_FILES or _LITTER.fullmatch(name) is not None
+
+
+def _host() -> str:
+    """Containers that share a folder may share process ids; their host names differ."""
+    return re.sub(r"[^A-Za-z0-9-]", "-", platform.node())[:40] or "-"
+
+
 def _sibling(folder: Path, kind: str) -> Path:
-    return folder.with_name(f".{folder.name}.{os.getpid()}.{kind}")
+    return folder.with_name(f".{folder.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.{kind}")
 
 
 def _leftovers(folder: Path) -> list[tuple[Path, str]]:
     """What earlier runs left beside `folder`, old answers first, as (path, "old" or "partial")."""
-    pattern = re.compile(re.escape(f".{folder.name}.") + r"(\d+)\.(old|partial)")
+    pattern = re.compile(re.escape(f".{folder.name}.") + r"([A-Za-z0-9-]+)\.(\d+)\.[0-9a-f]{8}\.(old|partial)")
     if not folder.parent.is_dir():
         return []
     found = []
     for path in folder.parent.iterdir():
         match = pattern.fullmatch(path.name)
-        if match and not _runs_elsewhere(int(match[1])):
-            found.append((path, match[2]))
+        if not match:
+            continue
+        with contextlib.suppress(FileNotFoundError):  # another host has put it right meanwhile
+            status = path.stat()
+            # Setting an old answer aside changes the time of its entry only, not that of its content.
+            age = time.time() - max(status.st_mtime, status.st_ctime)
+            if not _runs_elsewhere(int(match[2])) if match[1] == _host() else age > _ABANDONED_S:
+                found.append((status.st_mtime, path, match[3]))
     # By time, newest old answer first: that is the one to bring back.
-    return sorted(found, key=lambda item: (item[1] != "old", -item[0].stat().st_mtime))
+    found.sort(key=lambda item: (item[2] != "old", -item[0]))
+    return [(path, kind) for _, path, kind in found]
 
 
 def _runs_elsewhere(pid: int) -> bool:

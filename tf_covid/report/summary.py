@@ -31,11 +31,11 @@ COLUMNS = (
 _FORMULA_STARTS = ("=", "+", "-", "@")
 
 
-def write_summary(results: Iterable[Result | Mapping[str, Any]], path: Path) -> None:
+def write_summary(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Write the table of a run, in the order given, all or nothing.
 
     Args:
-        results: Results, or what `result.json` holds of cases that were finished before.
+        rows: From `row`.
         path: The file; missing parents are made.
 
     Raises:
@@ -48,7 +48,7 @@ def write_summary(results: Iterable[Result | Mapping[str, Any]], path: Path) -> 
             with partial.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
                 writer.writeheader()
-                writer.writerows(row(result) for result in results)
+                writer.writerows(rows)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

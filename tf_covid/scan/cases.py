@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import zipfile
 from collections import Counter
@@ -23,6 +24,11 @@ from tf_covid.scan.source import FileSource, Source, fingerprint
 from tf_covid.scan.volume import Reading, read_stored
 
 _VOLUME_NAMES = (*nifti.NAMES, *itk.NAMES)
+#: An answer of ours holds both of these, and files of no other name than those below.
+_ANSWER = {"result.json", "report.html"}
+_ANSWER_STEMS = {"result", "report", "montage", "lungs", "attention"}
+#: What a killed run leaves beside its answers.
+_HALF_WRITTEN = re.compile(r"\..+\.\d+\.[0-9a-f]{8}\.(old|partial)")
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,7 @@ def _find(path: Path, limits: Limits) -> list[Case]:
         return [Case(case_names(path, [""], [()])[0], path, limits=limits)]
     if path.name.upper() == "DICOMDIR":
         # The index is not believed: the folder it lies in is searched, which finds everything it points to and more.
-        return _cases(path.resolve().parent, _walk(path.resolve().parent), limits)
+        return _cases(path.parent, _walk(path.parent), limits)
     if lower.endswith(".zip") or zipfile.is_zipfile(path):
         with archive.open_archive(path, limits) as members:
             return _cases(path, members, limits)
@@ -158,15 +164,25 @@ def _find(path: Path, limits: Limits) -> list[Case]:
 
 
 def _walk(folder: Path) -> list[Source]:
-    """Every regular file below, in order of its name. Links to folders are not followed: they may run in circles."""
+    """Every regular file below, in order of its name, without our own answers, whole or half-written.
+
+    Links to folders are not followed: they may run in circles.
+    """
     found: list[Source] = []
     for root, folders, files in os.walk(folder):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not _HALF_WRITTEN.fullmatch(name))
+        if _is_answer(files):
+            continue
         for name in sorted(files):
             path = Path(root, name)
             if path.is_file():
                 found.append(FileSource.of(path, folder))
     return found
+
+
+def _is_answer(files: Sequence[str]) -> bool:
+    stems = {name.partition(".")[0] for name in files if not name.startswith(".")}
+    return _ANSWER.issubset(files) and stems <= _ANSWER_STEMS
 
 
 def _cases(path: Path, sources: Sequence[Source], limits: Limits) -> list[Case]:

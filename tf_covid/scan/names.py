@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tf_covid.scan.dicom.header import Instance
+from tf_covid.scan.dicom.identity import Secrets
 
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".zip", ".dcm")
 _MOST_LETTERS = 80
-#: Shorter parts of a name or id are in too many words to mean anything.
-_LEAST_LETTERS = 3
 
 
 def case_names(path: Path, parts: Sequence[str], groups: Sequence[Sequence[Instance]]) -> list[str]:
     """A name for each case of one input.
 
     Args:
-        path: The input; its name is the base.
+        path: The input; its name is the base, a link's own and not its target's.
         parts: For each case, where it lies within the input (a relative path), or "".
         groups: For each case, its DICOM headers.
 
@@ -29,19 +29,20 @@ def case_names(path: Path, parts: Sequence[str], groups: Sequence[Sequence[Insta
         birth date, accession number or UID of any patient in the input, a short hash of the case's SOP Instance UIDs
         instead: they are long and random, so the hash cannot be turned back by trying, as a patient id could.
     """
-    base = _safe(_stem(path.resolve().name)) or "case"
+    own = path.name if path.name not in ("", "..") else os.path.basename(os.path.realpath(path))
+    base = _safe(_stem(own)) or "case"
     if len(groups) == 1:
         names = [base]
-        raw = [path.resolve().name]
+        raw = [own]
     else:
         distinct = len({part.lower() for part in parts}) == len(parts) and all(parts)
-        raw = [f"{path.resolve().name} {part if distinct else ''}" for part in parts]
+        raw = [f"{own} {part if distinct else ''}" for part in parts]
         suffixes = [_safe(_stem(part)) if distinct else "" for part in parts]
         names = [f"{base}-{suffix or number}" for number, suffix in enumerate(suffixes, 1)]
-    secrets = _secrets(instance for group in groups for instance in group)
+    secrets = Secrets.of(instance for group in groups for instance in group)
     named = []
     for name, original, group in zip(names, raw, groups, strict=True):
-        told = any(secret in _plain(text) for secret in secrets for text in (name, original))
+        told = secrets.told(original) or secrets.told(_safe(original))  # what is left out may join letters to a name
         named.append(_hashed(group) if told else name[:_MOST_LETTERS])
     return _unique(named)
 
@@ -58,22 +59,6 @@ def _safe(name: str) -> str:
     """ASCII letters, digits, `.`, `_` and `-`; no leading dot, so that it is neither hidden nor a way upwards."""
     ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9._-]+", "_", ascii_name).strip("._-")
-
-
-def _plain(text: str) -> str:
-    """Lower-case letters and digits only: `Doe^Jane`, `doe_jane` and `DOE JANE` are the same."""
-    folded = unicodedata.normalize("NFKD", text.casefold())
-    return "".join(letter for letter in folded if letter.isalnum())
-
-
-def _secrets(instances: Iterable[Instance]) -> set[str]:
-    found: set[str] = set()
-    for instance in instances:
-        words = re.split(r"[\^=\s,;._-]+", instance.patient_name)
-        numbers = [instance.patient_id, instance.birth_date, instance.accession_number]
-        numbers += [instance.study_uid, instance.series_uid]
-        found |= {_plain(text) for text in (*words, *numbers)}
-    return {secret for secret in found if len(secret) >= _LEAST_LETTERS}
 
 
 def _hashed(group: Sequence[Instance]) -> str:

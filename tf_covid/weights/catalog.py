@@ -48,5 +48,8 @@ def find(source: str | Path) -> Path:
 
 
 def name_of(source: str | Path) -> str:
-    """What a model is called in results: its shipped name, or its file's name without the ending."""
-    return source if isinstance(source, str) and source in shipped() else Path(source).stem
+    """What a model is called in results: its shipped name, its file's name, or its folder's for a `model.keras`."""
+    if isinstance(source, str) and source in shipped():
+        return source
+    path = Path(source).absolute()
+    return path.parent.name if path.name == MODEL else path.stem

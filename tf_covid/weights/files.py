@@ -8,6 +8,7 @@ import os
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from tf_covid.weights.contract import Contract
 
 #: Keras dtype policy of each precision.
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+
+#: No side of a clip, width of a layer or number of classes of ours comes near; a file must not ask for more memory.
+MOST_UNITS = 10_000
 
 #: Attribute of a loaded network that holds its contract.
 _ATTRIBUTE = "tf_covid_contract"
@@ -76,7 +80,8 @@ def load(source: str | Path, *, precision: str = "float32") -> LoadedModel:
             first = next((pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]), "their number")
             raise ModelError(f"{path}: the architecture is not ours (first difference: {first}); see `tfcovid import`")
         weights = Path(folder) / quarantine.WEIGHTS
-        weights.write_bytes(quarantine.member(archive, quarantine.WEIGHTS, quarantine.MOST_WEIGHTS))
+        with weights.open("wb") as file:
+            quarantine.unpack(archive, quarantine.WEIGHTS, file, quarantine.MOST_WEIGHTS)
         quarantine.check_hdf5(weights)
         # Keras leaves a weight that the file lacks at its random start, with a warning; a NaN there is found below.
         network.set_weights([np.full(value.shape, np.nan, np.float32) for value in network.get_weights()])
@@ -153,10 +158,22 @@ def _build(contract: Contract, precision: str, path: Path) -> keras.Model:
         raise ModelError(f"{path}: unknown network {contract.model!r}; known: {', '.join(NETWORKS)}")
     if precision not in POLICIES:
         raise ModelError(f"precision must be one of {', '.join(POLICIES)}, not {precision!r}")
+    if any(number > MOST_UNITS for number in _numbers(contract.arguments)):
+        raise ModelError(f"{path}: an argument of {contract.model} is over {MOST_UNITS}")
     try:
         return NETWORKS[contract.model].build(**contract.arguments, dtype=POLICIES[precision])
     except (TypeError, ValueError) as error:
         raise ModelError(f"{path}: {contract.model} cannot be built from its arguments: {error}") from error
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, (int, float)):
+        yield value
 
 
 @contextlib.contextmanager

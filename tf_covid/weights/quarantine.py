@@ -9,11 +9,12 @@ CVE-2025-9906, CVE-2025-12060, CVE-2026-0897, CVE-2026-1669.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 
@@ -39,22 +40,24 @@ def sha256(path: Path) -> str:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
-    """The bytes of one member of a `.keras` file, at most `most` of them.
+def unpack(archive: zipfile.ZipFile, name: str, target: BinaryIO, most: int) -> None:
+    """Write one member of a `.keras` file to an open file, at most `most` bytes of it, a piece at a time.
 
     Raises:
         ModelError: If it is missing, larger than allowed, encrypted or damaged.
     """
+    written = 0
     try:
         with archive.open(name) as file:
-            data = file.read(most + 1)  # not the declared size: it may lie
+            while piece := file.read(1 << 20):
+                written += len(piece)  # not the declared size: it may lie
+                if written > most:
+                    raise ModelError(f"{archive.filename}: {name} unpacks to more than {most} bytes")
+                target.write(piece)
     except KeyError as error:
         raise ModelError(f"{archive.filename}: holds no {name}; not a model file that tf_covid can use") from error
     except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError, ValueError) as error:
         raise ModelError(f"{archive.filename}: {name} is damaged ({error})") from error
-    if len(data) > most:
-        raise ModelError(f"{archive.filename}: {name} unpacks to more than {most} bytes")
-    return data
 
 
 def as_json(archive: zipfile.ZipFile, name: str) -> Any:
@@ -64,7 +67,9 @@ def as_json(archive: zipfile.ZipFile, name: str) -> Any:
         ModelError: If it is missing, too large or no JSON.
     """
     try:
-        return json.loads(member(archive, name, MOST_JSON))
+        text = io.BytesIO()
+        unpack(archive, name, text, MOST_JSON)
+        return json.loads(text.getvalue())
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{archive.filename}: {name} is no valid JSON") from error
 
@@ -105,8 +110,15 @@ def check_hdf5(path: Path) -> None:
         raise ModelError(f"{path.name}: is no readable HDF5 file ({error})") from error
 
 
-def architecture(config: Any) -> list[tuple[str, str]]:
-    """(class, name) of every layer of a functional model's `config.json`, read as data.
+#: Settings of a layer that change its answer without changing the shapes of its weights.
+_SETTINGS = (
+    "activation", "axis", "data_format", "dilation_rate", "epsilon", "groups", "interpolation", "kernel_size",
+    "offset", "padding", "pool_size", "scale", "size", "strides", "units", "use_bias",
+)  # fmt: skip
+
+
+def architecture(config: Any) -> list[tuple[str, str, dict[str, Any]]]:
+    """(class, name, settings) of every layer of a functional model's `config.json`, read as data.
 
     Raises:
         ModelError: If it is not the config of a functional model.
@@ -114,6 +126,10 @@ def architecture(config: Any) -> list[tuple[str, str]]:
     try:
         if config["class_name"] not in ("Functional", "Model"):
             raise ModelError(f"the architecture is a {config['class_name']}, not a functional model of stock layers")
-        return [(layer["class_name"], layer["config"]["name"]) for layer in config["config"]["layers"]]
+        layers = [(layer["class_name"], layer["config"]) for layer in config["config"]["layers"]]
+        return [
+            (kind, settings["name"], {key: settings[key] for key in _SETTINGS if key in settings})
+            for kind, settings in layers
+        ]
     except (KeyError, TypeError) as error:
         raise ModelError("config.json does not describe a functional Keras model") from error

@@ -202,8 +202,7 @@ def _frames(dataset: Dataset) -> tuple[Frame, ...]:
         count = max(1, int(_number(dataset, "NumberOfFrames", 1)))
         # A classic instance has one position; a multi-frame one without groups has none that can be trusted.
         return (_frame(dataset, {}, 0),) if count == 1 else ()
-    shared = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
-    common = _groups(shared[0])
+    common = _groups((dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0])
     return tuple(_frame(dataset, common | _groups(item), index) for index, item in enumerate(per_frame))
 
 

@@ -3,7 +3,7 @@
 1. Only CT images with one sample: no localizers, no projections (MIP and the like), no screen captures, no maps
    whose rescale type is not HU.
 2. Frames that share series, kernel, orientation, matrix and pixel spacing are one candidate.
-3. Stacks that can be built (no tilt, no wide gap, even spacing) before those that cannot.
+3. Stacks that can be built (no tilt, no wide gap, no gap at all unless axial, even spacing) before those that cannot.
 4. Axial before others.
 5. Enough of them: at least 8 slices, and at least 80 % of the length of the longest such stack.
 6. Original before derived.
@@ -25,7 +25,9 @@ from tf_covid.errors import ScanRefused
 from tf_covid.result import Finding
 from tf_covid.scan.checks import LEAST_SLICES, refusal
 from tf_covid.scan.dicom.header import Frame, Instance
-from tf_covid.scan.dicom.stack import Place, Stack, build, directions
+from tf_covid.scan.dicom.identity import Secrets
+from tf_covid.scan.dicom.stack import Place, Stack, build
+from tf_covid.scan.grid import orient
 
 #: CT Image, Enhanced CT, Legacy Converted Enhanced CT.
 CT_CLASSES = frozenset({"1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"})
@@ -68,12 +70,13 @@ class Candidate:
         """Whether the kernel is one for lungs, by its maker's name."""
         return bool(_LUNG_KERNELS.search(self.kernel))
 
-    def describe(self) -> str:
+    def describe(self, secrets: Secrets) -> str:
         """Counts, spacing and kernel; nothing from the header that could hold a name."""
         if self.stack is None:
             return f"{len(self.places)} slices that form no stack"
         kind = "axial" if self.axial else "not axial"
-        return f"{len(self.stack.slots)} {kind} slices, {self.stack.spacing_mm:.2f} mm apart, {_kernel_text(self)}"
+        kernel = _kernel_text(self, secrets)
+        return f"{len(self.stack.slots)} {kind} slices, {self.stack.spacing_mm:.2f} mm apart, {kernel}"
 
 
 def choose(instances: Sequence[Instance], gap_mm: float) -> tuple[Candidate, str, tuple[Finding, ...]]:
@@ -106,10 +109,11 @@ def choose(instances: Sequence[Instance], gap_mm: float) -> tuple[Candidate, str
     if best.refusal is not None:
         raise best.refusal
     findings = list(best.findings)
+    secrets = Secrets.of(instances)
     if len(ranked) > 1:
-        text = "; ".join(candidate.describe() for candidate in ranked[:10])
+        text = "; ".join(candidate.describe(secrets) for candidate in ranked[:10])
         findings.append(Finding("series_candidates", "info", f"{len(ranked)} stacks, best first: {text}.", len(ranked)))
-    return best, _because(ranked, rank), tuple(findings)
+    return best, _because(ranked, rank, secrets), tuple(findings)
 
 
 def _slices(instances: Iterable[Instance]) -> list[Place]:
@@ -205,9 +209,15 @@ def _candidate(places: Sequence[Place], gap_mm: float) -> Candidate:
             raise refusal(
                 "bad_header", "RescaleSlope (0028,1053) or RescaleIntercept (0028,1052) is zero or no number."
             )
-        stack = build(kept, gap_mm)
+        built = build(kept, gap_mm)
+        shape = (first.instance.columns, first.instance.rows, len(built.slots))
+        axial = orient(built.affine_ras, shape)[0].axes[2] == 0
+        if built.missing and not axial:
+            # What is made up is told as axial slices; here it would be a part of every one of them.
+            text = f"{len(built.missing)} slice(s) are missing, and only gaps between axial slices are repaired."
+            raise refusal("missing_slices", text, len(built.missing))
+        stack = built
         findings += stack.findings
-        axial = int(np.argmax(np.abs(directions(first.frame.orientation)[2]))) == 2
     except ScanRefused as error:
         refused = error
     return Candidate(
@@ -235,9 +245,10 @@ def _parallel(places: Sequence[Place]) -> bool:
     )
 
 
-def _kernel_text(candidate: Candidate) -> str:
+def _kernel_text(candidate: Candidate, secrets: Secrets) -> str:
     """The kernel if it looks like one: the field is free text and could hold anything."""
-    if re.fullmatch(r"[A-Za-z]{0,6}[0-9]{0,3}[A-Za-z]{0,4}[+-]?", candidate.kernel or "-"):
+    usual = re.fullmatch(r"[A-Za-z]{0,6}[0-9]{0,3}[A-Za-z]{0,4}[+-]?", candidate.kernel or "-")
+    if usual and not secrets.told(candidate.kernel):
         return f"kernel {candidate.kernel}" if candidate.kernel else "kernel unknown"
     return "lung kernel" if candidate.lung_kernel else "another kernel"
 
@@ -248,10 +259,10 @@ _REASONS = (
 )  # fmt: skip
 
 
-def _because(ranked: Sequence[Candidate], rank: Callable[[Candidate], tuple[object, ...]]) -> str:
+def _because(ranked: Sequence[Candidate], rank: Callable[[Candidate], tuple[object, ...]], secrets: Secrets) -> str:
     best = ranked[0]
     if len(ranked) == 1:
-        return f"The only stack of CT slices: {best.describe()}."
+        return f"The only stack of CT slices: {best.describe(secrets)}."
     mine, next_best = rank(best), rank(ranked[1])
     decided = next((reason for reason, a, b in zip(_REASONS, mine, next_best, strict=True) if a != b), _REASONS[-1])
-    return f"Of {len(ranked)} stacks this one, because {decided}: {best.describe()}."
+    return f"Of {len(ranked)} stacks this one, because {decided}: {best.describe(secrets)}."

@@ -1,0 +1,56 @@
+"""What headers tell about who the patient is, and whether a text repeats any of it."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from tf_covid.scan.dicom.header import Instance
+
+#: Shorter parts of a name or id are in too many words to mean anything there.
+_LEAST_LETTERS = 3
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """Names, ids, birth dates, accession numbers and UIDs, as lower-case letters and digits only.
+
+    Args:
+        parts: Looked for anywhere in a text.
+        tokens: Those of one or two letters; looked for as a whole token only.
+    """
+
+    parts: frozenset[str]
+    tokens: frozenset[str]
+
+    @classmethod
+    def of(cls, instances: Iterable[Instance]) -> Secrets:
+        """What these headers hold: every word of a name, and neighbouring words joined in both orders."""
+        names: set[str] = set()
+        texts: set[str] = set()
+        for one in instances:
+            names.add(one.patient_name)
+            texts |= {one.patient_id, one.birth_date, one.accession_number, one.study_uid, one.series_uid, one.sop_uid}
+        found = {_plain(text) for text in texts}
+        for name in names:
+            words = [word for part in re.split(r"[\^=\s,;._-]+", name) if (word := _plain(part))]
+            found.update(words)
+            for first, second in pairwise(words):
+                found |= {first + second, second + first}
+        parts = {secret for secret in found if len(secret) >= _LEAST_LETTERS}
+        return cls(frozenset(parts), frozenset(found - parts - {""}))
+
+    def told(self, text: str) -> bool:
+        """Whether a text holds any of it."""
+        plain = _plain(text)
+        tokens = re.split(r"[\W_]+", unicodedata.normalize("NFKC", text))
+        return any(secret in plain for secret in self.parts) or any(_plain(token) in self.tokens for token in tokens)
+
+
+def _plain(text: str) -> str:
+    """Lower-case letters and digits only: `Doe^Jane`, `doe_jane` and `DOE JANE` are the same."""
+    folded = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(letter for letter in folded if letter.isalnum())
