@@ -41,13 +41,15 @@ def test_what_is_on_the_right_of_the_patient_is_on_the_left(make_case: Any) -> N
 
 @pytest.mark.parametrize("case", ["<script>", r"$\frac$", "a$b", "日本 \u202e x", "w" * 300])
 def test_any_name_can_be_drawn(case: str, make_case: Any) -> None:
-    drawn(make_case(case=case))
+    assert drawn(make_case(case=case)).std() > 25, "not blank"
 
 
 def test_without_attention_and_for_covid(make_case: Any, covid_case: Any) -> None:
-    drawn(make_case(attention=False))
-    drawn(covid_case)
+    with_attention = drawn(make_case())
+    for case in (make_case(attention=False), covid_case):
+        assert (drawn(case) != with_attention).any()
 
 
 def test_what_is_missing_is_left_out(make_case: Any) -> None:
-    drawn(make_case(severity=None, lungs=None, series=None, models=(), findings=(), timings_s={}))
+    pixels = drawn(make_case(severity=None, lungs=None, series=None, models=(), findings=(), timings_s={}))
+    assert pixels.std() > 25, "not blank"

@@ -6,7 +6,6 @@ python -m tf_covid.training.lungs --cases build/cases --out saved_models/lungs-u
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -24,14 +23,10 @@ from tf_covid.models import UNet
 from tf_covid.training import augment
 from tf_covid.training.card import write_card
 from tf_covid.training.cases import UNSEEN, draw_cases, read_case, read_cases
+from tf_covid.training.run import NOTE, fit, setup
 from tf_covid.weights import Contract, load_model, save_model
 
 log = logging.getLogger(__name__)
-
-NOTE = (
-    "Trained on synthetic chests only (tf_covid.phantom), on no patient. A demonstration of the method: "
-    "not validated on patients, not for clinical use."
-)
 
 TASK = "2D U-Net: a slice in the study's lung window in, the logit of “lung” for each pixel out."
 
@@ -92,21 +87,6 @@ def dice_per_case(network: keras.Model, folder: Path, seeds: range) -> list[floa
     return found
 
 
-class Log(keras.callbacks.Callback):
-    """One plain line an epoch."""
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Write the line."""
-        log.info("epoch %d: %s", epoch + 1, ", ".join(f"{key} {value:.4f}" for key, value in (logs or {}).items()))
-
-
-def setup(seed: int) -> None:
-    """Seeds and a plain log."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    keras.utils.set_random_seed(seed)
-
-
 @click.command()
 @click.option("--cases", "folder", type=click.Path(path_type=Path), required=True, help="Where the chests are kept.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The model's folder.")
@@ -139,19 +119,8 @@ def main(
     draw_cases(folder, held_out)
     arguments: dict[str, Any] = {"input_shape": [side, side, 1], "filters": filters}
     network = UNet(**arguments)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, epochs * steps, warmup_target=rate, warmup_steps=steps, alpha=0.01
-    )
-    network.compile(keras.optimizers.Adam(schedule, clipnorm=1.0), loss={"logits": loss}, jit_compile=False)
-    history = network.fit(
-        slices(folder, range(train), side=side, each=8, batch=batch).map(lambda x, y: (x, {"logits": y})),
-        epochs=epochs,
-        steps_per_epoch=steps,
-        shuffle=False,  # the data set shuffles
-        verbose=0,
-        callbacks=[Log(), keras.callbacks.BackupAndRestore(out / "backup", save_freq="epoch")],
-    )
-    out.mkdir(parents=True, exist_ok=True)
+    data = slices(folder, range(train), side=side, each=8, batch=batch).map(lambda x, y: (x, {"logits": y}))
+    curves = fit(network, data, out, epochs=epochs, steps=steps, rate=rate, loss={"logits": loss})
     contract = Contract(
         model="unet",
         arguments=arguments,
@@ -168,7 +137,7 @@ def main(
         out,
         task=TASK,
         command=shlex.join(["python", "-m", "tf_covid.training.lungs", *sys.argv[1:]]),
-        curves={"loss": history.history["loss"]},
+        curves=curves,
         figures=figures(dice),
     )
 

@@ -24,7 +24,7 @@ from tf_covid.stratifier_model import Stratifier
 from tf_covid.training import augment
 from tf_covid.training.card import write_card
 from tf_covid.training.cases import UNSEEN, draw_cases, read_case
-from tf_covid.training.lungs import NOTE, Log, setup
+from tf_covid.training.run import NOTE, fit, setup
 from tf_covid.weights import Contract, Preprocessing, load, save_model
 
 log = logging.getLogger(__name__)
@@ -142,25 +142,17 @@ def main(
     road = Stratifier(network, unet.network, preprocessing)
     for seeds in (held_out, range(train)):
         where = make_clips(folder, seeds, road, unet.sha256)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, epochs * steps, warmup_target=rate, warmup_steps=steps, alpha=0.01
-    )
-    network.compile(
-        keras.optimizers.Adam(schedule, clipnorm=1.0),
+    curves = fit(
+        network,
+        batches(*read_clips(folder, where, range(train)), batch=batch),
+        out,
+        epochs=epochs,
+        steps=steps,
+        rate=rate,
         loss={"logits": keras.losses.SparseCategoricalCrossentropy(from_logits=True), "ct_score": score_loss},
         loss_weights={"logits": 1.0, "ct_score": 10.0},
         metrics={"logits": "accuracy"},
-        jit_compile=False,  # Keras would take XLA, whose 3D convolutions are several times slower on a CPU
     )
-    history = network.fit(
-        batches(*read_clips(folder, where, range(train)), batch=batch),
-        epochs=epochs,
-        steps_per_epoch=steps,
-        shuffle=False,  # the data set shuffles
-        verbose=0,
-        callbacks=[Log(), keras.callbacks.BackupAndRestore(out / "backup", save_freq="epoch")],
-    )
-    out.mkdir(parents=True, exist_ok=True)
     contract = Contract(
         model="i3d",
         arguments=arguments,
@@ -180,7 +172,7 @@ def main(
         out,
         task="I3D: the kept slices of a chest CT, masked to the lungs, in; severity class and CT score out.",
         command=shlex.join(["python", "-m", "tf_covid.training.severity", *sys.argv[1:]]),
-        curves=history.history,
+        curves=curves,
         figures=figures(found),
     )
 

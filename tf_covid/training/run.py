@@ -1,0 +1,68 @@
+"""What the training of both shipped networks has in common."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+log = logging.getLogger(__name__)
+
+#: Stands in the file of every network that was trained here, and so in every result.
+NOTE = (
+    "Trained on synthetic chests only (tf_covid.phantom), on no patient. A demonstration of the method: "
+    "not validated on patients, not for clinical use."
+)
+
+
+class Log(keras.callbacks.Callback):
+    """One plain line an epoch."""
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Write the line."""
+        log.info("epoch %d: %s", epoch + 1, ", ".join(f"{key} {value:.4f}" for key, value in (logs or {}).items()))
+
+
+def setup(seed: int) -> None:
+    """Seeds and a plain log."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    keras.utils.set_random_seed(seed)
+
+
+def fit(
+    network: keras.Model, data: tf.data.Dataset, out: Path, *, epochs: int, steps: int, rate: float, **compiled: Any
+) -> dict[str, list[float]]:
+    """Train with Adam, one epoch of warm-up and cosine decay; a killed run continues at its last full epoch.
+
+    Args:
+        network: Is compiled here.
+        data: Endless batches.
+        out: The model's folder; the backup lies in it until the end.
+        epochs: Number of epochs.
+        steps: Batches an epoch.
+        rate: Peak learning rate.
+        **compiled: Losses, their weights, metrics.
+
+    Returns:
+        Name → one value for each epoch that this process trained.
+    """
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, epochs * steps, warmup_target=rate, warmup_steps=steps, alpha=0.01
+    )
+    # Keras would take XLA, whose 3D convolutions are several times slower on a CPU.
+    network.compile(keras.optimizers.Adam(schedule, clipnorm=1.0), jit_compile=False, **compiled)
+    history = network.fit(
+        data,
+        epochs=epochs,
+        steps_per_epoch=steps,
+        shuffle=False,  # the data set shuffles
+        verbose=0,
+        callbacks=[Log(), keras.callbacks.BackupAndRestore(out / "backup", save_freq="epoch")],
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    return history.history
