@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -111,6 +112,8 @@ def test_no_identifier_leaves_without_being_asked_for(patient, answered, tmp_pat
     secrets = [value for value in tf_covid.read(patient / "ward").identifiers.values() if len(value) > 2]
     assert len(secrets) >= 3
     texts = [path.read_text() for path in [*out.rglob("*.json"), *out.rglob("*.html"), out / "summary.csv"]]
+    # Any three letters stand somewhere in a picture's base64.
+    texts = [re.sub(r"base64,[A-Za-z0-9+/=]+", "", text) for text in texts]
     assert not [secret for secret in secrets for text in texts if secret in text]
     run(patient / "ward", "--out", tmp_path / "kept", "--keep-identifiers", "--attention", "none")
     assert answer(tmp_path / "kept" / "ward")["series"]["uid"] in secrets
