@@ -14,6 +14,8 @@ from tf_covid import __version__
 
 # TensorFlow's start-up chatter is no message of ours.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# NumPy's products here are small: on a busy machine the threads of its BLAS wait for each other, many times over.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 
