@@ -67,6 +67,7 @@ def main(size: int, slices: int, precision: str, runs: int) -> None:
         print(f"peak resident memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
         share = warm["attention"] / (warm["lungs"] + warm["classify"])
         print(f"attention on top of lungs and classification: {share:+.1%}")
+        print(f"attention on top of the network alone: {warm['attention'] / warm['classify']:+.1%}")
         print(f"reading: {warm['read'] / peer:.2f} times SimpleITK's {peer:.2f} s")
         print(f"the whole road: {warm['total'] / peer:.1f} times SimpleITK's reading")
 
