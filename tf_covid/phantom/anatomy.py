@@ -24,7 +24,8 @@ class Anatomy:
     Args:
         p: What was drawn, in mm unless a name says otherwise.
         lattice: The grid of the fields.
-        fields: Distance in mm to each surface, negative inside, float32 (U, Y, X).
+        fields: Distance in mm to each surface, negative inside, float32 (U, Y, X); but "fluid_near": how far, in mm,
+            pleural fluid pushes the lung back there.
     """
 
     p: Draws
@@ -52,8 +53,6 @@ def _warped(p: Draws, lattice: Grid, rng: np.random.Generator) -> Points:
 
 def build(p: Draws, lattice: Grid, rng: np.random.Generator) -> Anatomy:
     """Evaluate one patient on a lattice."""
-    p = dict(p)
-    p["lean_degrees"] = float(rng.uniform(-3.0, 3.0))
     q = _warped(p, lattice, rng)
     wall = torso.cage(p, q)
     centre = torso.chest_centre(p, q)
@@ -80,7 +79,7 @@ def build(p: Draws, lattice: Grid, rng: np.random.Generator) -> Anatomy:
     hollow = np.maximum(hollow, np.minimum(np.abs(q.x) - 50.0, 0.6 * p["cap_height_mm"] - q.u))
     fields = {
         "body": body, "muscle": np.minimum(muscle, arm + 0.5 * p["fat_mm"] * 0.6 + 3.0), "arm": arm, "wall": wall,
-        "lungs": lungs, "pleura": pleura, "side": q.x - p["junction_x_mm"] + 0.0 * lungs, "diaphragm": dome,
+        "lungs": lungs, "pleura": pleura, "fluid_near": lungs - pleura, "side": q.x - p["junction_x_mm"] + 0.0 * lungs, "diaphragm": dome,
         "airway": parts["airway"], "blood": parts["blood"], "heart": parts["heart"],
         "oesophagus": parts["oesophagus"], "column": spine["column"], "canal": spine["canal"],
         "bones": organs.bones(p, q, wall, centre), "ribs": organs.rib_phase(p, q, centre),

@@ -10,6 +10,7 @@ import numpy as np
 
 from tf_covid.phantom import scanner, tissue
 from tf_covid.phantom.clothing import dress
+from tf_covid.phantom.devices import insert
 from tf_covid.phantom.fields import Field, Grid, Upsampler, occupancy
 from tf_covid.phantom.lesions import Texture
 from tf_covid.phantom.parenchyma import Parenchyma, lungs_hu
@@ -31,7 +32,7 @@ class Chest:
         lungs: uint8, 0 outside, 1 right, 2 left; consolidated lung and the vessels within are inside, trachea, main
             bronchi, hila, mediastinum and pleural fluid outside.
         lobes: uint8, 0 outside, 1–5 in the order of `severity.LOBES`.
-        lesions: bool, the diseased voxels, all within `lungs`: where disease fills at least half of the way from
+        lesions: bool, the voxels with glass or consolidation, of whatever cause, all within `lungs`: where disease fills at least half of the way from
             healthy lung to the lesion's own density.
         spacing_mm: Voxel size along (D, H, W).
         affine: (4, 4) LPS: (d, h, w, 1) → mm.
@@ -39,6 +40,7 @@ class Chest:
         lobe_scores: Score, 0–5, of each lobe.
         ct_score: Their sum, 0–25.
         severity: The class, 0–4, of the CT score.
+        covid: Whether the opacities are COVID's; lobar pneumonia and oedema score alike and are not.
         settings: What was drawn, for a look at what a network finds hard.
     """
 
@@ -52,6 +54,7 @@ class Chest:
     lobe_scores: tuple[int, ...]
     ct_score: int
     severity: int
+    covid: bool
     settings: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
@@ -86,6 +89,7 @@ class _Painter:
             inner, place = found
             inside = occupancy(inner.read("lungs"), inner.width_mm)
             hu[place] += inside * (lungs_hu(self._patient, inner, self._healthy, self._lesions) - hu[place])
+        insert(hu, slab, self._patient.devices)
         return hu
 
 
@@ -155,7 +159,8 @@ def draw_chest(
     patient = draw_patient(seed, severity, settings or PhantomSettings())
     protocol, anatomy = patient.protocol, patient.anatomy
     thickness = (protocol.high[0] - protocol.low[0]) / shape[0]
-    parts = int(np.clip(np.ceil(thickness / 3.0), 1, 4))
+    # A thin slice far from its neighbours (high-resolution CT) shows what lies in its middle only.
+    parts = 1 if protocol.p["thin"] else int(np.clip(np.ceil(thickness / 3.0), 1, 4))
     grid, fine = protocol.grid(shape), protocol.grid(shape, parts)
     extents = Extents(anatomy.fields, anatomy.lattice, 4.0 + float(grid.x[1] - grid.x[0]))
     lobes, lesions = _Truth(patient, shape, grid, extents).settle()
@@ -177,7 +182,10 @@ def _chest(hu: np.ndarray, lobes: np.ndarray, lesions: np.ndarray, grid: Grid, p
     affine = np.zeros((4, 4))
     affine[[2, 1, 0], [0, 1, 2]] = -d, h, w
     affine[:, 3] = float(grid.x[0]), float(grid.y[0]), -float(grid.u[0]), 1.0
-    drawn = {"seed": seed, **patient.tissue, **patient.protocol.p, **patient.lung, **patient.disease.p}
+    drawn = {"seed": seed, **patient.tissue, **patient.protocol.p, **patient.lung, **patient.disease.p, "pattern": patient.disease.pattern}
     total = ct_score(scores)
     lungs = (lobes > 0).astype(np.uint8) + (lobes > 3)
-    return Chest(hu, lungs, lobes, lesions, (d, h, w), affine, involvement, scores, total, severity_class(total), drawn)
+    covid = total > 0 and patient.disease.pattern == "covid"
+    return Chest(
+        hu, lungs, lobes, lesions, (d, h, w), affine, involvement, scores, total, severity_class(total), covid, drawn
+    )

@@ -34,15 +34,15 @@ def draw_things(protocol: Protocol, anatomy: Anatomy, rng: np.random.Generator) 
     prone = bool(anatomy.p["prone"])
     sheets = _table(front if prone else back, -1.0 if prone else 1.0, rng) if p["table"] else []
     cloth, folds = None, None
-    if p["blanket"]:
+    if p["blanket"] or p["tangle"]:
         cloth = {
-            "gap_mm": float(rng.uniform(1.0, 14.0)), "fold_mm": float(rng.uniform(1.0, 9.0)),
+            "gap_mm": float(rng.uniform(1.0, 14.0)), "fold_mm": float(rng.uniform(1.0, 9.0)) * (2.0 if p["tangle"] else 1.0),
             "thick_mm": float(rng.uniform(1.0, 6.0)), "hu": float(rng.uniform(-960.0, -550.0)),
         }  # fmt: skip
         folds = SplineNoise(rng, (120.0, 22.0, 22.0), protocol.low, protocol.high)
     wires = None
-    if p["wires"]:
-        wires = together([_wire(anatomy, rng) for _ in range(int(rng.integers(1, 6)))])
+    if p["wires"] or p["tangle"]:
+        wires = together([_wire(anatomy, rng) for _ in range(int(rng.integers(1, 6)) + (8 if p["tangle"] else 0))])
     return Things(sheets, cloth, folds, wires, float(rng.uniform(0.0, 2500.0)))
 
 
@@ -71,7 +71,7 @@ def _wire(anatomy: Anatomy, rng: np.random.Generator) -> Tree:
     skin = np.where(columns.any(axis=1), lattice.y[columns.argmax(axis=1)], lattice.y[-1] + 500.0)
     y = skin - rng.uniform(3.0, 8.0) - np.abs(np.cumsum(rng.normal(0.0, 2.0, count)))
     points = np.stack([u, y, x], axis=1).astype(np.float32)
-    radius = np.full(count - 1, rng.uniform(0.5, 1.8), np.float32)
+    radius = np.full(count - 1, rng.uniform(0.5, 2.6), np.float32)
     return Tree(points[:-1], points[1:], radius, np.zeros(count - 1, int))
 
 

@@ -127,7 +127,7 @@ def _row(chest: Chest, case: str, number: int, chest_seed: int, format: str) -> 
         "path": f"{case}/dicom" if format == "dicom" else f"{case}/ct.nii.gz",
         "ct_score": str(chest.ct_score),
         "severity": str(chest.severity),
-        "covid": str(int(chest.severity > 0)),
+        "covid": str(int(chest.covid)),
         "lobe_scores": " ".join(map(str, chest.lobe_scores)),
         "lungs": f"{case}/lungs.nii.gz",
         "lesions": f"{case}/lesions.nii.gz",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from tf_covid.phantom.anatomy import HIGH, LOW, Anatomy
 from tf_covid.phantom.fields import Field, SplineNoise, smooth_step
 from tf_covid.phantom.settings import DiseaseSettings, Draws, draw
 from tf_covid.phantom.slab import Slab
+from tf_covid.phantom.torso import hila
 from tf_covid.severity import CLASS_UPPER_SCORES, LOBES
 
 #: Bands of involvement, in percent, of the lobe scores 0–5, kept off their edges so that the grid cannot move a score.
@@ -21,6 +23,8 @@ class Disease:
     """One patient's disease.
 
     Args:
+        pattern: "covid", "lobar" (pneumonia that fills lobes from one place, up to the fissure) or "oedema" (glass
+            around the hila of both lungs).
         lobe_scores: The five scores that it was drawn to have.
         shares: The involved share (0–1) of each lobe that it was drawn to have.
         potential: Where disease is likely, on the lattice: high first; in units of its own deviation.
@@ -28,6 +32,7 @@ class Disease:
     """
 
     p: Draws
+    pattern: str
     lobe_scores: tuple[int, ...]
     shares: tuple[float, ...]
     potential: Field
@@ -66,6 +71,26 @@ def _blobs(p: Draws, anatomy: Anatomy, lungs: np.ndarray, rng: np.random.Generat
     return found
 
 
+def _distance(anatomy: Anatomy, place: Sequence[float]) -> Field:
+    """Distance from a place (u, y, x), in units of 35 mm, on the lattice."""
+    q = anatomy.lattice.points()
+    squared = (q.u - place[0]) ** 2 + (q.y - place[1]) ** 2 + (q.x - place[2]) ** 2
+    return (np.sqrt(squared) / 35.0).astype(np.float32)
+
+
+def _from_seeds(anatomy: Anatomy, lobes: np.ndarray, rng: np.random.Generator) -> Field:
+    """In each lobe the distance from one place in it, where its pneumonia began, on the lattice."""
+    found = np.zeros(lobes.shape, np.float32)
+    lattice = anatomy.lattice
+    for number, fraction in enumerate(rng.random(len(LOBES)), start=1):
+        places = np.argwhere(lobes == number)
+        if len(places):
+            d, h, w = places[int(fraction * len(places))]
+            away = _distance(anatomy, (lattice.u[d], lattice.y[h], lattice.x[w]))
+            found[lobes == number] = away[lobes == number]
+    return found
+
+
 def draw_disease(
     settings: DiseaseSettings, severity: int, anatomy: Anatomy, lobes: np.ndarray, rng: np.random.Generator
 ) -> Disease:
@@ -75,7 +100,15 @@ def draw_disease(
         lobes: (U, Y, X) lobe numbers on the lattice, within what the scan sees.
     """
     p = draw(settings, rng)
-    p["consolidated_share"] *= float(rng.random())  # glass leads
+    pattern = "lobar" if p["lobar"] else "oedema" if p["oedema"] else "covid"
+    # Glass leads in COVID; lobar pneumonia is consolidation with sharp borders, oedema is glass with septal lines.
+    p["consolidated_share"] = {"covid": p["consolidated_share"] * float(rng.random()), "lobar": 1.3, "oedema": 0.2}[
+        pattern
+    ]
+    if pattern == "lobar":
+        p["edge_softness"] = min(p["edge_softness"], 0.2)
+    if pattern == "oedema":
+        p["crazy_paving"] = 1.0
     f = anatomy.fields
     lungs = lobes > 0
     scores = draw_lobe_scores(severity, rng)
@@ -84,14 +117,20 @@ def draw_disease(
     height = (anatomy.lattice.u[:, None, None] - 100.0) / 90.0
     potential = 0.8 * SplineNoise(rng, p["patch_mm"], LOW, HIGH)(anatomy.lattice)
     potential += 0.3 * SplineNoise(rng, 7.0, LOW, HIGH)(anatomy.lattice)
-    potential += 2.0 * p["nodularity"] * _blobs(p, anatomy, lungs, rng)
-    potential -= p["peripheral"] * 1.5 * depth
-    potential += p["basal"] * height + p["posterior"] * f["front"]
+    if pattern == "covid":
+        potential += 2.0 * p["nodularity"] * _blobs(p, anatomy, lungs, rng)
+        potential -= p["peripheral"] * 1.5 * depth
+        potential += p["basal"] * height + p["posterior"] * f["front"]
+    elif pattern == "lobar":
+        potential = 0.35 * potential - _from_seeds(anatomy, lobes, rng)
+    else:
+        hilar = np.minimum(*(_distance(anatomy, place) for place in hila(anatomy.p).values()))
+        potential = 0.5 * potential - hilar + 0.5 * f["front"]
     thresholds = []
     for number, share in enumerate(shares, start=1):
         values = potential[lobes == number]
         thresholds.append(float(np.quantile(values, 1.0 - share)) if share and len(values) else np.inf)
-    return Disease(p, scores, shares, potential.astype(np.float32), tuple(thresholds))
+    return Disease(p, pattern, scores, shares, potential.astype(np.float32), tuple(thresholds))
 
 
 def excess(disease: Disease, lobes: np.ndarray) -> Field:

@@ -24,8 +24,6 @@ class Parenchyma:
         self._texture = SplineNoise(rng, 4.0, low, high)
         self._holes = SplineNoise(rng, 6.5, low, high)
         self._severity = float(rng.uniform(0.1, 1.0))
-        self._dependent_hu = float(rng.uniform(80.0, 330.0))
-        self._band_hu = float(rng.uniform(150.0, 600.0))
         self._band = rng.uniform(-1.0, 1.0, 3)
 
     def hu(self, slab: Slab) -> Field:
@@ -38,14 +36,17 @@ class Parenchyma:
         if p["mosaic"]:
             hu += p["mosaic_hu"] * (smooth_step(patchy, -0.15, 0.15) - 0.5)
         if p["dependent"]:
-            hu += self._dependent_hu * smooth_step(down + 0.016 * slab.read("lungs"), 0.45, 0.95)
+            hu += p["dependent_hu"] * smooth_step(down + 0.016 * slab.read("lungs"), 0.45, 0.95)
         if p["band"]:
             q, tilt = grid.points(), self._band
             plane = (q.u - 150.0 - 40.0 * tilt[0]) + 0.7 * tilt[1] * q.y + 0.5 * tilt[2] * q.x
-            hu += self._band_hu * np.exp(-((plane / 2.0) ** 2)) * smooth_step(patchy, 0.3, 0.9)
+            hu += p["band_hu"] * np.exp(-((plane / 2.0) ** 2)) * smooth_step(patchy, 0.3, 0.9)
         if p["emphysema"]:
             hole = smooth_step(self._holes(grid) + 0.8 * patchy, 1.6 - 1.6 * self._severity, 2.4)
             hu += hole * (-985.0 - hu) * 0.9
+        # Lung beside pleural fluid collapses: dense, and no disease of its own.
+        squeezed = smooth_step(slab.read("fluid_near"), 0.3 * p["collapse_mm"], p["collapse_mm"])
+        hu += squeezed * np.maximum(-60.0 - hu, 0.0)
         return hu
 
 

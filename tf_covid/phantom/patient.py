@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tf_covid.phantom import clothing, scanner, tissue
+from tf_covid.phantom import clothing, devices, scanner, tissue
 from tf_covid.phantom.anatomy import LATTICE_MM, Anatomy, build, draw_body
 from tf_covid.phantom.fields import Field, Grid, meet, tube
 from tf_covid.phantom.lesions import Disease, draw_disease, excess
@@ -30,6 +30,7 @@ class Patient:
         vessels: Blood vessels of the lungs, and nodules as segments without length.
         bronchi: Their lumens.
         things: What lies on and under the patient.
+        devices: Tubes and metal.
         streams: Random streams for texture and noise.
     """
 
@@ -41,6 +42,7 @@ class Patient:
     vessels: Tree
     bronchi: Tree
     things: clothing.Things
+    devices: devices.Devices
     streams: list[np.random.Generator]
 
 
@@ -63,7 +65,9 @@ def _targets(anatomy: Anatomy, left: bool, count: int, rng: np.random.Generator)
     return (start + index * LATTICE_MM).astype(np.float32)
 
 
-def _plumbing(anatomy: Anatomy, lung: Draws, rng: np.random.Generator) -> tuple[Tree, Tree]:
+def _plumbing(
+    anatomy: Anatomy, lung: Draws, settings: LungSettings, rng: np.random.Generator
+) -> tuple[Tree, Tree]:
     """Blood vessels (arteries and veins) and bronchi of both lungs."""
     vessels, bronchi = [], []
     for side, hilum in hila(anatomy.p).items():
@@ -73,11 +77,21 @@ def _plumbing(anatomy: Anatomy, lung: Draws, rng: np.random.Generator) -> tuple[
             vessels.append(grow(root + shift, targets, lung["vessel_root_mm"], lung["vessel_exponent"], rng))
         targets = _targets(anatomy, side == "left", 128, rng)
         bronchi.append(grow(root + np.array([2.0, 6.0, 0.0]), targets, lung["airway_root_mm"], 2.4, rng))
-        nodules = _targets(anatomy, side == "left", 6, rng)
+        nodules = _targets(anatomy, side == "left", 8, rng)
         if lung["nodules"]:
-            radius = np.exp(rng.uniform(np.log(1.5), np.log(7.0), len(nodules))).astype(np.float32)
-            vessels.append(Tree(nodules, nodules + np.float32(0.1), radius, np.full(len(nodules), 99)))
+            vessels.append(_dots(nodules, *settings.nodule_mm, rng))
+        centres = _targets(anatomy, side == "left", int(rng.integers(4, 40)), rng)
+        if lung["buds"]:
+            # Tree-in-bud: each twig ends in a tuft of dots.
+            tuft = np.repeat(centres, 9, axis=0) + rng.normal(0.0, 4.0, (9 * len(centres), 3)).astype(np.float32)
+            vessels.append(_dots(tuft, *settings.bud_mm, rng))
     return together(vessels), together(bronchi)
+
+
+def _dots(places: np.ndarray, low_mm: float, high_mm: float, rng: np.random.Generator) -> Tree:
+    """Nodules, as segments without length; small ones are the most frequent."""
+    radius = np.exp(rng.uniform(np.log(low_mm), np.log(high_mm), len(places))).astype(np.float32)
+    return Tree(places, places + np.float32(0.1), radius, np.full(len(places), 99))
 
 
 def _carve_hila(anatomy: Anatomy, vessels: Tree) -> None:
@@ -98,10 +112,6 @@ def _lattice(protocol: scanner.Protocol) -> Grid:
     return Grid(*axes)
 
 
-def _draw_lung(settings: LungSettings, rng: np.random.Generator) -> Draws:
-    return draw(settings, rng)
-
-
 def draw_patient(seed: int, severity: int | None, settings: PhantomSettings) -> Patient:
     """Draw a patient, with a random stream for each purpose, so that a change of one does not move the others."""
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(8)]
@@ -110,13 +120,14 @@ def draw_patient(seed: int, severity: int | None, settings: PhantomSettings) -> 
     body = draw_body(settings.body, streams[1])
     protocol = scanner.draw_protocol(settings.scanner, body, streams[2])
     anatomy = build(body, _lattice(protocol), streams[1])
-    lung = _draw_lung(settings.lung, streams[3])
-    vessels, bronchi = _plumbing(anatomy, lung, streams[3])
+    lung = draw(settings.lung, streams[3])
+    vessels, bronchi = _plumbing(anatomy, lung, settings.lung, streams[3])
     _carve_hila(anatomy, vessels)
     lobes = regions(anatomy.fields.__getitem__)
     disease = draw_disease(settings.disease, severity, anatomy, lobes * (anatomy.fields["lungs"] < 0.0), streams[4])
     anatomy.fields["excess"] = excess(disease, lobes)
     return Patient(
         anatomy, protocol, tissue.draw_tissue(body, protocol.p, streams[2]), lung, disease, vessels, bronchi,
-        clothing.draw_things(protocol, anatomy, streams[5]), streams[6:],
+        clothing.draw_things(protocol, anatomy, streams[5]), devices.draw_devices(protocol, anatomy, streams[5]),
+        streams[6:],
     )  # fmt: skip

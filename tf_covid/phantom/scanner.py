@@ -85,6 +85,14 @@ def _breathe(slices: Field, grid: Grid, p: Draws) -> None:
     slices[:, :-shift] += share * moved
 
 
+def _shade(slices: Field, grid: Grid, p: Draws) -> None:
+    """Beam hardening's slow shadow: a tilt and a cup across the picture, its direction turning with height; in place."""
+    turn = float(grid.u.mean()) / 60.0 + p["off_centre_mm"]
+    half = 0.5 * p["field_of_view_mm"]
+    y, x = (grid.y / half)[:, None], (grid.x / half)[None, :]
+    slices += p["shading_hu"] * (np.cos(turn) * x + np.sin(turn) * y + np.sin(1.7 * turn) * (x * x + y * y - 0.5))
+
+
 def examine(slices: Field, grid: Grid, protocol: Protocol, rng: np.random.Generator) -> np.ndarray:
     """Turn true HU (D, H, W) into what the scanner stores: motion, kernel, noise, streaks, offset, padding; int16."""
     p = protocol.p
@@ -98,8 +106,11 @@ def examine(slices: Field, grid: Grid, protocol: Protocol, rng: np.random.Genera
         rows = rng.standard_normal((len(slices), slices.shape[1], 1), dtype=np.float32)
         load = np.maximum(np.mean(slices > -200.0, axis=2, keepdims=True) - 0.45, 0.0) ** 1.5
         slices += p["streak_hu"] * rows * load * 4.0
+    _shade(slices, grid, p)
     slices += p["offset_hu"]
-    stored = np.clip(np.rint(slices), -1024, 3071).astype(np.int16)
+    # 12 bits end at −1024 and 3071; 16 bits keep the noise below air, and metal.
+    low, high = (-2000, 8000) if p["16_bit"] else (-1024, 3071)
+    stored = np.clip(np.rint(slices), low, high).astype(np.int16)
     if p["circle"]:
         y, x = grid.y - grid.y.mean(), grid.x - grid.x.mean()
         radius = 0.5 * max(len(y), len(x)) * step

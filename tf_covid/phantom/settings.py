@@ -1,6 +1,7 @@
 """Everything that the phantom draws at random, in one readable table: ranges with their units, and probabilities.
 
-A pair is a range, drawn uniformly; a single number whose name starts with `p_` is a probability. Ranges are wider than
+A pair is a range, drawn uniformly; a single number whose name starts with `p_` is a probability. "Mimics" look like
+disease and are none: they never enter the truth. Ranges are wider than
 reality where that helps a network that must meet any scanner and any patient (domain randomisation).
 """
 
@@ -23,16 +24,19 @@ class BodySettings:
     chest_roundness: Range = (2.0, 2.7)
     dome_depth_mm: Range = (130.0, 225.0)
     recess_depth_mm: Range = (40.0, 95.0)
+    recess_reach_back: Range = (0.0, 1.6)
     dome_difference_mm: Range = (-8.0, 30.0)
+    high_dome_mm: Range = (22.0, 60.0)
     dome_steepness: Range = (1.2, 3.0)
-    heart_scale: Range = (0.85, 1.3)
-    vessel_scale: Range = (0.85, 1.25)
+    heart_scale: Range = (0.82, 1.5)
+    vessel_scale: Range = (0.85, 1.35)
     mediastinal_fat_mm: Range = (1.0, 9.0)
     muscle_mm: Range = (15.0, 28.0)
     fat_mm: Range = (3.0, 45.0)
-    kyphosis_mm: Range = (-12.0, 16.0)
+    kyphosis_mm: Range = (-14.0, 24.0)
     warp_mm: Range = (2.0, 7.0)
-    tilt_degrees: Range = (-10.0, 10.0)
+    tilt_degrees: Range = (-15.0, 15.0)
+    lean_degrees: Range = (-5.0, 5.0)
     liver_reach_mm: Range = (10.0, 85.0)
     liver_hu: Range = (40.0, 68.0)
     spleen_scale: Range = (0.75, 1.4)
@@ -43,8 +47,9 @@ class BodySettings:
     p_stomach_gas: float = 0.8
     p_oesophagus_air: float = 0.3
     p_calcification: float = 0.4
-    p_effusion_right: float = 0.06
-    p_effusion_left: float = 0.06
+    p_effusion_right: float = 0.09
+    p_effusion_left: float = 0.09
+    p_high_dome: float = 0.1
     p_prone: float = 0.04
 
 
@@ -52,28 +57,37 @@ class BodySettings:
 class LungSettings:
     """Aerated lung and what runs through it."""
 
-    air_hu: Range = (-935.0, -770.0)
+    air_hu: Range = (-940.0, -750.0)
     gravity_hu: Range = (0.0, 90.0)
     texture_hu: Range = (4.0, 22.0)
     patchy_hu: Range = (3.0, 25.0)
-    vessel_root_mm: Range = (4.4, 6.4)
+    vessel_root_mm: Range = (4.2, 7.4)
     vessel_exponent: Range = (2.75, 3.6)
     airway_root_mm: Range = (3.4, 5.2)
-    airway_wall: Range = (0.18, 0.42)
+    airway_wall: Range = (0.15, 0.75)
     fissure_hu: Range = (0.0, 260.0)
     mosaic_hu: Range = (40.0, 130.0)
+    dependent_hu: Range = (60.0, 330.0)
+    band_hu: Range = (150.0, 600.0)
+    collapse_mm: Range = (2.0, 14.0)
+    nodule_mm: Range = (1.5, 8.0)
+    bud_mm: Range = (0.7, 2.0)
     p_emphysema: float = 0.12
     p_dependent: float = 0.3
     p_band: float = 0.15
     p_nodules: float = 0.15
+    p_buds: float = 0.1
     p_mosaic: float = 0.08
 
 
 @dataclass(frozen=True)
 class DiseaseSettings:
-    """COVID's patterns; `lesion_opacity` is the share of the air replaced from which a voxel counts as diseased."""
+    """Opacities that the scores count: COVID's patterns, and those of lobar pneumonia and oedema, which are not COVID.
 
-    glass_hu: Range = (-680.0, -330.0)
+    `lesion_opacity` is the share of the air replaced from which a voxel counts as diseased.
+    """
+
+    glass_hu: Range = (-700.0, -330.0)
     consolidation_hu: Range = (-60.0, 50.0)
     consolidated_share: Range = (0.0, 1.0)
     consolidation_edge: Range = (0.3, 1.6)
@@ -87,6 +101,8 @@ class DiseaseSettings:
     reticulation_hu: Range = (60.0, 260.0)
     p_crazy_paving: float = 0.4
     p_reticulation: float = 0.3
+    p_lobar: float = 0.07
+    p_oedema: float = 0.06
     lesion_opacity: float = 0.5
 
 
@@ -108,12 +124,19 @@ class ScannerSettings:
     contrast_hu: Range = (110.0, 380.0)
     breathing_mm: Range = (2.0, 9.0)
     streak_hu: Range = (2.0, 15.0)
+    shading_hu: Range = (0.0, 22.0)
+    star_hu: Range = (60.0, 420.0)
     p_coarse: float = 0.15
     p_sharp: float = 0.35
     p_contrast: float = 0.3
     p_breathing: float = 0.2
     p_streaks: float = 0.2
     p_circle: float = 0.5
+    p_thin: float = 0.35
+    p_16_bit: float = 0.3
+    p_metal: float = 0.08
+    p_tubes: float = 0.12
+    p_tangle: float = 0.15
     p_cut_apex: float = 0.06
     p_cut_base: float = 0.08
     p_table: float = 0.9

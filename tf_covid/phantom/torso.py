@@ -40,16 +40,20 @@ def spine_y(p: Draws, q: Points) -> Field:
 
 
 def diaphragm(p: Draws, q: Points, wall: Field) -> Field:
-    """Signed distance to the diaphragm: negative above it. Steep beside the ribs, so the recess is a thin sliver."""
-    inside = np.clip(-wall / p["dome_reach_mm"], 0.0, 1.0)
+    """Signed distance to the diaphragm: negative above it. Steep beside the ribs."""
+    # Behind, the diaphragm falls slowly: the recess there is a wide crescent, at the sides a thin sliver.
+    behind = smooth_step(q.y - chest_centre(p, q), -0.1 * p["chest_half_depth_mm"], 0.9 * p["chest_half_depth_mm"])
+    reach = p["dome_reach_mm"] * (1.0 + p["recess_reach_back"] * behind)
+    inside = np.clip(-wall / reach, 0.0, 1.0)
     rise = 1.0 - (1.0 - inside) ** p["dome_steepness"]
     side = smooth_step(q.x, -35.0, 40.0)
     crest = p["dome_depth_mm"] + p["dome_difference_mm"] * side
+    crest = crest - p["high_right_mm"] * (1.0 - side) - p["high_left_mm"] * side
     ahead = np.clip(0.5 - 0.5 * (q.y - chest_centre(p, q)) / p["chest_half_depth_mm"], 0.0, 1.0)
     edge = p["dome_depth_mm"] + p["recess_depth_mm"] * (1.0 - p["recess_tilt"] * ahead)
     seat = np.exp(-(((q.x - 12.0) / 42.0) ** 2)) * smooth_step(chest_centre(p, q) + 25.0 - q.y, 0.0, 50.0)
     level = edge + (crest - edge) * rise + p["heart_seat_mm"] * seat  # the heart presses the middle down
-    return (q.u - level) / np.sqrt(1.0 + (0.9 * (1.0 - rise) * p["recess_depth_mm"] / p["dome_reach_mm"] * 2.0) ** 2)
+    return (q.u - level) / np.sqrt(1.0 + (0.9 * (1.0 - rise) * p["recess_depth_mm"] / reach * 2.0) ** 2)
 
 
 def airway_paths(p: Draws) -> list[tuple[list[tuple[float, float, float]], list[float]]]:
@@ -230,5 +234,8 @@ def draw_torso(body: Draws, rng: np.random.Generator) -> Draws:
         p[f"{side}_fissure_mm"] = dome * between(0.56, 0.68)
     for side in ("right", "left"):
         p[f"effusion_{side}_depth"] = between(-0.1, 0.75)
+    high = p["high_dome"] * p["high_dome_mm"]
+    right = float(rng.random() < 0.6)
+    p["high_right_mm"], p["high_left_mm"] = high * right, high * (1.0 - right)
     p["horizontal_fissure_mm"] = dome * between(0.5, 0.6)
     return p

@@ -6,6 +6,7 @@ U-Net makes of them. A case is a `.npz` of HU and truth; a killed run continues 
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -34,6 +36,8 @@ class Case:
         lobe_scores: Five scores of 0–5.
         ct_score: 0–25.
         severity: 0–4.
+        spacing_mm: Voxel size along (D, H, W).
+        settings: What was drawn, see `Chest.settings`.
     """
 
     seed: int
@@ -43,6 +47,8 @@ class Case:
     lobe_scores: tuple[int, ...]
     ct_score: int
     severity: int
+    spacing_mm: tuple[float, float, float]
+    settings: dict[str, Any]
 
 
 #: Seeds of the chests that no training sees.
@@ -76,7 +82,10 @@ def read_case(folder: Path, seed: int) -> Case:
         shape = file["hu"].shape
         masks = np.unpackbits(file["masks"], axis=1)[:, : int(np.prod(shape))].reshape(2, *shape).astype(bool)
         scores = tuple(int(score) for score in file["lobe_scores"])
-        return Case(seed, file["hu"], masks[0], masks[1], scores, int(file["ct_score"]), int(file["severity"]))
+        d, h, w = (float(side) for side in file["spacing_mm"])
+        settings = json.loads(str(file["settings"]))
+        truth = int(file["ct_score"]), int(file["severity"])
+        return Case(seed, file["hu"], masks[0], masks[1], scores, *truth, (d, h, w), settings)
 
 
 def read_cases(folder: Path, seeds: range) -> Iterator[Case]:
@@ -108,6 +117,8 @@ def _draw(folder: Path, seed: int) -> None:
             lobe_scores=np.asarray(chest.lobe_scores, np.uint8),
             ct_score=np.uint8(chest.ct_score),
             severity=np.uint8(chest.severity),
+            spacing_mm=np.asarray(chest.spacing_mm, np.float32),
+            settings=json.dumps(chest.settings, default=float),
         )
     os.replace(partial, path)
 
