@@ -115,6 +115,51 @@ def test_involvement_is_the_dense_share_without_thin_vessels():
     assert len(per_slice) == SHAPE[0] and (per_slice[[0, 1, 18, 19]] == 0).all()
 
 
+def test_a_learned_mask_of_disease_is_counted_cell_by_cell_within_the_lungs_only():
+    hu, probability = body(R, L, (slice(3, 5), slice(88, 92), slice(56, 62)))
+    disease = np.zeros_like(probability)
+    disease[6:8, 15:18, 10:12] = 0.9  # 2 × 3 × 2 cells in the right lung: as thin as a vessel, and not dense
+    disease[3:5, 44:46, 28:31] = 0.9  # in a piece that is cleaned away
+    disease[:, :, 26:34] = 0.9  # between the lungs
+    disease[10, 20, 20] = 0.5  # not above one half
+    hu[10:14, 30:70, 74:100] = -300  # dense, but not marked: the rule on density plays no part
+    reading = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0), disease=disease)
+    cells = 2 * 30 * 20
+    assert reading.lungs.involvement_by == "lesion_mask"
+    assert reading.lungs.involvement_percent == pytest.approx(100 * 12 / (16 * cells))
+    per_slice = np.array(reading.lungs.involvement_per_slice)
+    np.testing.assert_allclose(per_slice[6:8], 100 * 6 / cells)
+    assert np.count_nonzero(per_slice) == 2
+    marked = np.zeros(probability.shape, bool)
+    marked[6:8, 15:18, 10:12] = True
+    np.testing.assert_array_equal(reading.involved, marked)
+
+
+def test_disease_is_cut_to_a_users_mask():
+    hu, _ = body(R, L)
+    mask = np.zeros(SHAPE, bool)
+    mask[R] = True
+    probability = mask[:, ::2, ::2].astype(np.float32)
+    reading = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0), mask, np.ones_like(probability))
+    np.testing.assert_array_equal(reading.involved, probability > 0)
+    assert reading.lungs.involvement_percent == 100 and reading.lungs.left_ml == 0
+
+
+def test_no_disease_found_is_zero_and_not_the_rule_on_density():
+    hu, probability = body(R, L, hu=-300)
+    by_rule = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0))
+    learned = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0), disease=np.zeros_like(probability))
+    assert by_rule.lungs.involvement_by == "hu_rule" and by_rule.lungs.involvement_percent > 90
+    assert by_rule.lungs.involvement_percent == pytest.approx(100 * by_rule.involved.sum() / (probability > 0.5).sum())
+    assert learned.lungs.involvement_by == "lesion_mask" and learned.lungs.involvement_percent == 0
+
+
+def test_disease_on_another_grid_is_refused():
+    hu, probability = body(R, L)
+    with pytest.raises(ValueError, match="not on the grid of the lungs"):
+        read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0), disease=probability[:, :1])
+
+
 def test_healthy_lungs_have_no_involvement():
     hu, probability = body(R, L)
     assert read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).lungs.involvement_percent == 0
@@ -124,3 +169,5 @@ def test_no_lung_at_all_is_zeros_not_a_crash():
     hu, probability = body()
     reading = read_lungs(hu, probability, ~KEEP, (5.0, 1.0, 1.0))
     assert reading.lungs.volume_ml == 0 and reading.lungs.slices_kept == 0 and not reading.labels.any()
+    ill = read_lungs(hu, probability, ~KEEP, (5.0, 1.0, 1.0), disease=np.ones_like(probability))
+    assert ill.lungs.involvement_percent == 0 and not ill.involved.any()

@@ -33,8 +33,9 @@ def test_keys_are_the_contracts_in_its_order():
     assert list(values["series"]) == ["slices", "shape", "spacing_mm", "interpolated", "chosen_because"]
     assert list(values["lungs"]) == [
         "volume_ml", "left_ml", "right_ml", "slices_kept", "slices_total", "involvement_percent",
-        "involvement_per_slice",
+        "involvement_per_slice", "involvement_by",
     ]  # fmt: skip
+    assert values["lungs"]["involvement_by"] == "hu_rule"
     assert list(values["severity"]) == ["class", "label", "probabilities", "ct_score", "ct_score_interval", "refer"]
     assert list(values["attention"]) == ["method", "target", "endpoint", "inside_lung_fraction", "per_slice"]
     assert list(values["models"][0]) == ["name", "sha256", "note", "probabilities", "ct_score"]

@@ -14,20 +14,35 @@ from tf_covid.stratifier_model import Stratifier
 from tf_covid.weights import Preprocessing
 
 
-@pytest.fixture(scope="module")
-def unet():
-    """Answers "lung" where the windowed slice is dark: a mask without training."""
+def dark_is_lung(outputs=1):
+    """Answers "lung" where the windowed slice is below 0.5, "disease" where it is above 0.3: masks without training."""
     inputs = keras.Input((32, 32, 1))
-    logits = keras.layers.Conv2D(1, 1, name="logits")(inputs)
+    logits = keras.layers.Conv2D(outputs, 1, name="logits")(inputs)
     network = keras.Model(inputs, {"logits": logits})
-    network.get_layer("logits").set_weights([np.full((1, 1, 1, 1), -40.0, np.float32), np.array([20.0], np.float32)])
+    slope, offset = np.array([-40.0, 40.0], np.float32)[:outputs], np.array([20.0, -12.0], np.float32)[:outputs]
+    network.get_layer("logits").set_weights([slope.reshape(1, 1, 1, outputs), offset])
     return network
 
 
 @pytest.fixture(scope="module")
-def road(unet):
+def unet():
+    return dark_is_lung()
+
+
+@pytest.fixture(scope="module")
+def network():
     keras.utils.set_random_seed(0)
-    return Stratifier(I3D((8, 32, 32, 1), ct_score=True), unet)
+    return I3D((8, 32, 32, 1), ct_score=True)
+
+
+@pytest.fixture(scope="module")
+def road(network, unet):
+    return Stratifier(network, unet)
+
+
+@pytest.fixture(scope="module")
+def road_with_disease(network):
+    return Stratifier(network, dark_is_lung(outputs=2))
 
 
 def scan(depth=14, seed=1):
@@ -52,7 +67,7 @@ def test_padded_scans_of_one_batch_answer_as_each_alone(road):
 
 def test_the_clip_is_the_windowed_lung_and_nothing_else(road):
     hu = scan()[None]
-    prepared = road.prepare(hu, road.segment(hu, np.array([14], np.int32)))
+    prepared = road.prepare(hu, road.segment(hu, np.array([14], np.int32))["lungs"])
     clip = prepared["clip"].numpy()[0, ..., 0]
     lung = clip[clip > 0]
     # −860 … −780 HU in the window −1100 … 300.
@@ -61,13 +76,38 @@ def test_the_clip_is_the_windowed_lung_and_nothing_else(road):
     np.testing.assert_allclose(prepared["box"].numpy()[0], [0.25, 0.75, 1 / 9, 8 / 9], atol=0.06)
 
 
-def test_keras_file_round_trip(road, tmp_path):
-    road({"hu": scan()[None], "depth": np.array([14], np.int32)})
+@pytest.mark.parametrize("which", ["road", "road_with_disease"])
+def test_keras_file_round_trip(which, request, tmp_path):
+    road = request.getfixturevalue(which)
+    inputs = {"hu": scan()[None], "depth": np.array([14], np.int32)}
+    before = road(inputs)
     road.save(tmp_path / "road.keras")
     again = keras.saving.load_model(tmp_path / "road.keras")
-    inputs = {"hu": scan()[None], "depth": np.array([14], np.int32)}
     assert isinstance(again, Stratifier)
-    np.testing.assert_array_equal(road(inputs)["logits"], again(inputs)["logits"])
+    np.testing.assert_array_equal(before["logits"], again(inputs)["logits"])
+    masks, masks_again = (one.segment(**inputs) for one in (road, again))
+    assert masks.keys() == masks_again.keys()
+    for name, mask in masks.items():
+        np.testing.assert_array_equal(mask, masks_again[name])
+
+
+def test_the_second_output_is_a_mask_beside_the_lungs(road, road_with_disease):
+    inputs = {"hu": scan()[None], "depth": np.array([13], np.int32)}
+    lungs, both = road.segment(**inputs), road_with_disease.segment(**inputs)
+    assert list(lungs) == ["lungs"] and list(both) == ["lungs", "disease"]
+    np.testing.assert_allclose(lungs["lungs"], both["lungs"], atol=1e-6)
+    assert both["disease"].shape == (1, 14, 32, 32) and both["disease"].dtype == "float32"
+    disease = both["disease"].numpy()[0] > 0.5
+    # Lung at −860 … −780 HU is 0.17 … 0.23 of the window, soft tissue 0.79 and more; the last slice is padding.
+    assert disease[:3].all() and not disease[13].any() and not disease[5, 10:22, 6:12].any()
+
+
+def test_the_network_never_sees_the_disease(road, road_with_disease):
+    inputs = {"hu": scan()[None], "depth": np.array([14], np.int32)}
+    alone, beside = road(inputs), road_with_disease(inputs)
+    assert alone.keys() == beside.keys()
+    for name, value in alone.items():
+        np.testing.assert_allclose(value, beside[name], atol=1e-5)
 
 
 def test_input_scaling_is_a_layer_behind_window_and_mask(unet):
@@ -77,7 +117,7 @@ def test_input_scaling_is_a_layer_behind_window_and_mask(unet):
         for scale, offset in (((1.0,), (0.0,)), ((2.0, 2.0, 4.0), (-1.0, -1.0, 0.5)))
     )
     hu, depth = scan()[None], np.array([14], np.int32)
-    clips = [one.prepare(hu, one.segment(hu, depth))["clip"].numpy() for one in (plain, scaled)]
+    clips = [one.prepare(hu, one.segment(hu, depth)["lungs"])["clip"].numpy() for one in (plain, scaled)]
     np.testing.assert_allclose(clips[1], clips[0] * [2, 2, 4] + [-1, -1, 0.5], atol=1e-6)
 
 

@@ -33,12 +33,14 @@ class Segmentation:
     """What the lung model says about one scan.
 
     Args:
-        probability: float32 (D, h, w), on the U-Net's grid.
+        probability: float32 (D, h, w), lung, on the U-Net's grid.
         seconds: Time it took.
+        disease: float32 (D, h, w), diseased lung on the same grid; None where nobody looked for it.
     """
 
     probability: np.ndarray
     seconds: float
+    disease: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -144,15 +146,21 @@ class LocalModels:
         self.segment_graph = tf.function(self.members[0].stratifier.segment, input_signature=[_HU, _DEPTH])
 
     @property
+    def finds_disease(self) -> bool:
+        """Whether the lung model has a second output, diseased lung."""
+        return self.members[0].stratifier.segmenter.outputs > 1
+
+    @property
     def slice_minimum(self) -> float:
         """The least share of a slice that must be lung for the networks to keep it."""
         return self.members[0].model.contract.preprocessing.slice_minimum
 
     def segment(self, hu: np.ndarray) -> Segmentation:
-        """Lung probability of one scan, int16 (D, H, W)."""
+        """Lung, and diseased lung if the lung model finds it, of one scan, int16 (D, H, W)."""
         start = time.perf_counter()
-        probability = self.segment_graph(hu[np.newaxis], np.array([len(hu)], np.int32)).numpy()[0]
-        return Segmentation(probability, time.perf_counter() - start)
+        found = self.segment_graph(hu[np.newaxis], np.array([len(hu)], np.int32))
+        disease = found["disease"].numpy()[0] if "disease" in found else None
+        return Segmentation(found["lungs"].numpy()[0], time.perf_counter() - start, disease)
 
     def from_mask(self, mask: np.ndarray) -> Segmentation:
         """A user's own mask, bool (D, H, W), on the U-Net's grid: the share of each cell that is lung."""

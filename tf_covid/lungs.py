@@ -1,4 +1,4 @@
-"""From the U-Net's lung probability to lungs with sides, volumes and involvement.
+"""From the U-Net's probabilities to lungs with sides, volumes and involvement.
 
 This happens after the graph and for `lungs.nii.gz` and the figures only: the mask that the graph computes is final
 for classification, so that Keras, SavedModel and server agree.
@@ -21,7 +21,7 @@ RIGHT, LEFT = 1, 2
 #: by an effusion is kept, bowel gas and table tubes are not.
 LEAST_PIECE = 0.04
 
-#: Lung denser than this is counted as involved (the contract's rule).
+#: Lung denser than this is counted as involved where no lung model found the disease (the contract's rule).
 INVOLVED_HU = -700.0
 
 #: Dense tissue nearer than this to its border, in mm, is as thin as a vessel or the partial volume of the pleura: what
@@ -40,11 +40,13 @@ class LungReading:
         labels: uint8 (D, H, W) on the scan's grid; 0 outside, 1 right, 2 left.
         lungs: Volumes and involvement.
         share: (D,) share of each slice that is lung, on the U-Net's grid, after cleaning.
+        involved: bool (D, h, w), diseased lung on the U-Net's grid: what the involvement counts.
     """
 
     labels: np.ndarray
     lungs: Lungs
     share: np.ndarray
+    involved: np.ndarray
 
 
 def read_lungs(
@@ -53,6 +55,7 @@ def read_lungs(
     keep: np.ndarray,
     spacing_mm: tuple[float, float, float],
     mask: np.ndarray | None = None,
+    disease: np.ndarray | None = None,
 ) -> LungReading:
     """Clean the mask, tell right from left, and measure.
 
@@ -62,7 +65,14 @@ def read_lungs(
         keep: bool (D,), the kept slices.
         spacing_mm: Voxel size of `hu` along (D, H, W).
         mask: The user's own mask, bool (D, H, W): taken as it is, and only its sides are told.
+        disease: float32 (D, h, w), probability of diseased lung on the U-Net's grid: above 0.5 it is involvement,
+            within the mask. Without it density decides (`INVOLVED_HU`, less what is as thin as a vessel).
+
+    Raises:
+        ValueError: If `disease` is not on the grid of `probability`.
     """
+    if disease is not None and disease.shape != probability.shape:
+        raise ValueError(f"disease {disease.shape} is not on the grid of the lungs, {probability.shape}")
     inside = probability > 0.5
     grid = inside.shape[1:]
     cell_mm = (spacing_mm[0], spacing_mm[1] * hu.shape[1] / grid[0], spacing_mm[2] * hu.shape[2] / grid[1])
@@ -70,21 +80,23 @@ def read_lungs(
     sides = _sides(inside if mask is not None else _clean(inside), _middle(coarse_hu), cell_mm)
     if mask is None:
         sides = _filled(sides)
-    involved = _involved(coarse_hu, sides > 0, cell_mm)
+    # No rule on density on top of a learned mask: the lung model was shown vessels and pleura, too.
+    involved = _dense(coarse_hu, sides > 0, cell_mm) if disease is None else (disease > 0.5) & (sides > 0)
     labels = _onto_scan(probability, sides, hu.shape) if mask is None else _sided(mask, sides, cell_mm)
     voxel_ml = float(np.prod(spacing_mm)) / 1000.0
     right, left = (sum(int(np.count_nonzero(plane == side)) for plane in labels) for side in (RIGHT, LEFT))
-    cells, dense = (volume.sum(axis=(1, 2)) for volume in (sides > 0, involved))
+    cells, ill = (volume.sum(axis=(1, 2)) for volume in (sides > 0, involved))
     lungs = Lungs(
         volume_ml=(right + left) * voxel_ml,
         left_ml=left * voxel_ml,
         right_ml=right * voxel_ml,
         slices_kept=int(keep.sum()),
         slices_total=len(keep),
-        involvement_percent=float(100.0 * dense.sum() / max(cells.sum(), 1)),
-        involvement_per_slice=tuple(float(value) for value in 100.0 * dense / np.maximum(cells, 1)),
+        involvement_percent=float(100.0 * ill.sum() / max(cells.sum(), 1)),
+        involvement_per_slice=tuple(float(value) for value in 100.0 * ill / np.maximum(cells, 1)),
+        involvement_by="hu_rule" if disease is None else "lesion_mask",
     )
-    return LungReading(labels, lungs, cells / float(np.prod(grid)))
+    return LungReading(labels, lungs, cells / float(np.prod(grid)), involved)
 
 
 def _clean(mask: np.ndarray) -> np.ndarray:
@@ -162,7 +174,7 @@ def _nearest(sides: np.ndarray, cell_mm: tuple[float, float, float]) -> np.ndarr
     return sides[tuple(nearest)]
 
 
-def _involved(hu: np.ndarray, mask: np.ndarray, cell_mm: tuple[float, float, float]) -> np.ndarray:
+def _dense(hu: np.ndarray, mask: np.ndarray, cell_mm: tuple[float, float, float]) -> np.ndarray:
     """Involved cells of the U-Net's grid: dense lung, less everything as thin as a vessel or the pleura's border."""
     dense = (hu > INVOLVED_HU) & mask
     thin = THIN_MM + (cell_mm[1] + cell_mm[2]) / 4  # from the border to a cell's centre is half a cell more

@@ -39,7 +39,8 @@ def stratify(
         scan: From `tf_covid.read`.
         model: A shipped name, a `.keras` file, several of one task (the mean of their probabilities), or
             `LocalModels`, which are loaded once for many scans.
-        lungs: The user's own mask, bool (D, H, W) in canonical order, instead of the U-Net's.
+        lungs: The user's own mask, bool (D, H, W) in canonical order, instead of the U-Net's. Diseased lung within it
+            is still the U-Net's, if it finds any.
         precision: "float32" or "bfloat16", for models given by name or file.
         attention: "gradcam", "gradcam++", "layercam" or "none".
         attention_target: "severity" (the expected class index) or "class" (the predicted class).
@@ -60,7 +61,9 @@ def stratify(
         return refused(scan.case, refusal.findings)
     keep = answers[0].keep
     measuring = time.perf_counter()
-    reading = read_lungs(scan.hu, found.probability, keep, scan.spacing_mm, lungs)
+    # A user's mask tells where the lungs are, not what is diseased within them.
+    disease = models.segment(scan.hu).disease if lungs is not None and models.finds_disease else found.disease
+    reading = read_lungs(scan.hu, found.probability, keep, scan.spacing_mm, lungs, disease)
     timings = {"lungs": found.seconds + time.perf_counter() - measuring}
     timings["classify"] = sum(answer.seconds for answer in answers)
 

@@ -48,7 +48,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Lungs:
-    """Volumes in millilitres and involvement in percent; lists run from head to feet."""
+    """Volumes in millilitres and involvement in percent; lists run from head to feet.
+
+    `involvement_by` says what counted as involved: "lesion_mask", the lung model's own mask of diseased lung, or
+    "hu_rule", lung above −700 HU without vessels.
+    """
 
     volume_ml: float
     left_ml: float
@@ -57,6 +61,7 @@ class Lungs:
     slices_total: int
     involvement_percent: float
     involvement_per_slice: tuple[float, ...]
+    involvement_by: Literal["lesion_mask", "hu_rule"] = "hu_rule"
 
 
 @dataclass(frozen=True)

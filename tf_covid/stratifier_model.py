@@ -15,6 +15,9 @@ from tf_covid.errors import ModelError
 from tf_covid.layers import ClipSampler, HUWindow, LungBox, LungSegmenter, MaskedClip, SliceRule
 from tf_covid.weights import Preprocessing, contract_of, load_model
 
+#: What the U-Net's outputs are, in order.
+OUTPUTS = ("lungs", "disease")
+
 
 @keras.saving.register_keras_serializable("tf_covid")
 class Stratifier(keras.Model):
@@ -22,7 +25,8 @@ class Stratifier(keras.Model):
 
     Args:
         network: Classifier from clips (N, D, H, W, C) of fixed D, H, W to `{"logits": …}`.
-        lungs: U-Net from slices (n, h, w, 1) to `{"logits": …}`.
+        lungs: U-Net from slices (n, h, w, 1) to `{"logits": …}`; a second output is diseased lung, which the network
+            never sees.
         preprocessing: Window, slice rule, box and input scaling of the network.
         lungs_preprocessing: Window of the U-Net; what came with it, else the network's.
         chunk: Slices at a time through U-Net and resampling.
@@ -65,16 +69,26 @@ class Stratifier(keras.Model):
             scale if len(scale) > 1 else scale[0], offset if len(offset) > 1 else offset[0], dtype="float32"
         )
 
-    def segment(self, hu: Any, depth: Any) -> Any:
-        """Lung probability (N, D, h, w) on the U-Net's grid, float32. No component analysis: see `lungs.py`."""
-        return self.segmenter(hu, depth)
+    def segment(self, hu: Any, depth: Any) -> dict[str, Any]:
+        """What the U-Net finds, on its own grid. No component analysis: see `lungs.py`.
+
+        Args:
+            hu: int16 (N, D, H, W).
+            depth: int32 (N,), the number of true slices of each scan.
+
+        Returns:
+            `lungs` float32 (N, D, h, w), the lung probability; and `disease`, the probability of diseased lung in the
+            same shape, where the U-Net has two outputs.
+        """
+        probabilities = self.segmenter(hu, depth)
+        return {name: probabilities[..., number] for number, name in enumerate(OUTPUTS[: self.segmenter.outputs])}
 
     def prepare(self, hu: Any, probability: Any) -> dict[str, Any]:
         """The clip and what brings it back onto the scan.
 
         Args:
             hu: int16 (N, D, H, W).
-            probability: Lung probability (N, D, h, w), from `segment` or from a user's mask.
+            probability: Lung probability (N, D, h, w), `lungs` of `segment` or from a user's mask.
 
         Returns:
             `clip` float32 (N, D', H', W', C) as the network takes it, `keep` bool (N, D), `box` float32 (N, 4).
@@ -89,7 +103,7 @@ class Stratifier(keras.Model):
     def call(self, inputs: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """The whole road."""
         hu, depth = inputs["hu"], inputs["depth"]
-        prepared = self.prepare(hu, self.segment(hu, depth))
+        prepared = self.prepare(hu, self.segment(hu, depth)["lungs"])
         answer = self.network(prepared["clip"], training=training)
         outputs = {"logits": tf.cast(answer["logits"], tf.float32)}
         if "ct_score" in answer:

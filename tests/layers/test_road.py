@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from tf_covid.layers import ClipSampler, LungBox, LungSegmenter, SliceRule
+from tf_covid.layers import ClipSampler, HUWindow, LungBox, LungSegmenter, SliceRule
 from tf_covid.models import UNet
 
 
@@ -112,9 +112,25 @@ def test_segmenter_treats_padding_as_no_lung_and_each_scan_alone(unet, chunk):
     hu = np.random.default_rng(5).integers(-1000, 200, (2, 9, 48, 40)).astype(np.int16)
     segmenter = LungSegmenter(unet, chunk=chunk)
     together = segmenter(hu, np.array([9, 5], np.int32)).numpy()
-    assert together.shape == (2, 9, 32, 32)
+    assert together.shape == (2, 9, 32, 32, 1)
     assert not together[1, 5:].any()
     np.testing.assert_allclose(segmenter(hu[1:, :5], np.array([5], np.int32))[0], together[1, :5], atol=1e-6)
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_segmenter_is_the_unet_applied_to_the_windowed_slices(outputs):
+    keras.utils.set_random_seed(6)
+    unet = UNet((32, 32, 1), depth=2, filters=4, outputs=outputs)
+    hu = np.random.default_rng(6).integers(-1000, 200, (2, 5, 32, 32)).astype(np.int16)
+    depth = np.array([5, 2], np.int32)
+    segmenter = LungSegmenter(unet, chunk=3)
+    found = segmenter(hu, depth).numpy()
+    logits = unet(HUWindow()(hu.reshape(-1, 32, 32))[..., None])["logits"].numpy().reshape(2, 5, 32, 32, outputs)
+    expected = 1 / (1 + np.exp(-logits))
+    expected[1, 2:] = 0
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    symbolic = segmenter(keras.Input((None, 32, 32), dtype="int16"), keras.Input((), dtype="int32"))
+    assert symbolic.shape == (None, None, 32, 32, outputs) and symbolic.dtype == found.dtype == "float32"
 
 
 def test_segmenter_survives_a_batch_without_slices(unet):
@@ -124,3 +140,8 @@ def test_segmenter_survives_a_batch_without_slices(unet):
 def test_segmenter_needs_a_fixed_grid():
     with pytest.raises(ValueError, match="fixed input of one channel"):
         LungSegmenter(UNet((None, None, 1), depth=2, filters=4))
+
+
+def test_segmenter_knows_no_third_output():
+    with pytest.raises(ValueError, match=r"or two \(lung, diseased lung\), not 3"):
+        LungSegmenter(UNet((32, 32, 1), depth=2, filters=4, outputs=3))

@@ -55,6 +55,24 @@ def test_the_answer_is_on_the_page(make_case: Any) -> None:
     assert page.text.index("reach the last slice") < page.text.index("Two stacks"), "worst finding first"
 
 
+@pytest.mark.parametrize(
+    ("involvement_by", "said", "not_said"),
+    [
+        ("hu_rule", ("density above −700 HU, vessels removed", "from density alone"), "learned"),
+        ("lesion_mask", ("learned mask of diseased lung", "may miss disease or mark healthy lung"), "−700 HU"),
+    ],
+)
+def test_the_page_says_what_counted_as_involved(
+    involvement_by: Any, said: tuple[str, ...], not_said: str, make_case: Any
+) -> None:
+    result, scan = make_case()
+    lungs = dataclasses.replace(result.lungs, involvement_by=involvement_by)
+    text = Page(render(dataclasses.replace(result, lungs=lungs), scan)).text
+    for words in (*said, "does not tell infection from atelectasis"):
+        assert words in text
+    assert not_said not in text
+
+
 def test_each_slice_is_shown_plain_and_coloured(make_case: Any) -> None:
     page = Page(render(*make_case()))
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]

@@ -1,4 +1,4 @@
-"""The lung mask, slice by slice in chunks, and the box around it."""
+"""The masks of lung and diseased lung, slice by slice in chunks, and the box around the lungs."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from tf_covid.layers.window import LEVEL_HU, WIDTH_HU, HUWindow
 
 @keras.saving.register_keras_serializable("tf_covid")
 class LungSegmenter(keras.layers.Layer):
-    """Lung probability of every slice on the coarse grid of the U-Net.
+    """Lung probability of every slice on the coarse grid of the U-Net, and that of diseased lung where it has one.
 
     Args:
-        unet: Network from slices (n, h, w, 1) in [0, 1] to `{"logits": (n, h, w, 1)}`; h and w are known and are the
-            mask grid.
+        unet: Network from slices (n, h, w, 1) in [0, 1] to `{"logits": (n, h, w, outputs)}`; h and w are known and
+            are the mask grid. Output 0 is lung; output 1, if there is one, is diseased lung.
         level_hu: Window centre, in HU.
         width_hu: Window width, in HU.
         chunk: Slices at a time; memory grows with it, not with the number of slices.
 
     Input: int16 HU (N, D, H, W), and `depth` int32 (N,), the number of true slices of each scan: later ones are
-    padding. Output: float32 (N, D, h, w) in [0, 1]; 0 in padding slices.
+    padding. Output: float32 (N, D, h, w, outputs) in [0, 1], the sigmoid of each logit; 0 in padding slices.
 
     Raises:
-        ValueError: If the U-Net's input has no fixed size or more than one channel.
+        ValueError: If the U-Net's input has no fixed size or more than one channel, or if it has neither one nor two
+            outputs.
     """
 
     def __init__(
@@ -41,13 +42,16 @@ class LungSegmenter(keras.layers.Layer):
         height, width, channels = unet.input_shape[1:]
         if height is None or width is None or channels != 1:
             raise ValueError(f"the lung U-Net needs a fixed input of one channel, not {unet.input_shape[1:]}")
+        outputs = unet.output["logits"].shape[-1]
+        if outputs not in (1, 2):
+            raise ValueError(f"the lung U-Net needs one output (lung) or two (lung, diseased lung), not {outputs}")
         self.unet, self.chunk = unet, int(chunk)
-        self.grid = (int(height), int(width))
+        self.grid, self.outputs = (int(height), int(width)), int(outputs)
         self.window = HUWindow(level_hu, width_hu, dtype="float32")
 
     def call(self, hu: Any, depth: Any) -> Any:
-        """HU → lung probability."""
-        shape, grid = tf.shape(hu), self.grid
+        """HU → probabilities."""
+        shape, grid, outputs = tf.shape(hu), self.grid, self.outputs
         # A depth for each scan, within its slices: a wrong one would pass for a scan without lungs.
         wrong = "depth holds one number a scan, at most its number of slices"
         checks = [
@@ -64,18 +68,18 @@ class LungSegmenter(keras.layers.Layer):
         def body(numbers: Any, written: Any) -> Any:
             planes = tf.gather_nd(hu, tf.gather(valid, tf.maximum(numbers, 0)))
             small = in_plane(rows, clipped_hu(planes), columns)
-            logits = self.unet(self.window(small)[..., tf.newaxis], training=False)["logits"][..., 0]
-            keep = tf.cast(numbers >= 0, tf.float32)[:, tf.newaxis, tf.newaxis]
+            logits = self.unet(self.window(small)[..., tf.newaxis], training=False)["logits"]
+            keep = tf.cast(numbers >= 0, tf.float32)[:, tf.newaxis, tf.newaxis, tf.newaxis]
             probability = tf.sigmoid(tf.cast(logits, tf.float32)) * keep
             return tf.tensor_scatter_nd_add(written, tf.maximum(numbers, 0)[:, tf.newaxis], probability)
 
-        flat = over_chunks(count, self.chunk, body, tf.zeros(tf.stack([tf.maximum(count, 1), *grid])))
+        flat = over_chunks(count, self.chunk, body, tf.zeros(tf.stack([tf.maximum(count, 1), *grid, outputs])))
         # An empty batch of slices has one row that is in nobody's place.
-        return tf.scatter_nd(valid, flat[:count], tf.cast(tf.concat([shape[:2], grid], 0), valid.dtype))
+        return tf.scatter_nd(valid, flat[:count], tf.cast(tf.concat([shape[:2], [*grid, outputs]], 0), valid.dtype))
 
     def compute_output_spec(self, hu: Any, depth: Any) -> keras.KerasTensor:
-        """(N, D, h, w), float32."""
-        return keras.KerasTensor((*hu.shape[:2], *self.grid), dtype="float32")
+        """(N, D, h, w, outputs), float32."""
+        return keras.KerasTensor((*hu.shape[:2], *self.grid, self.outputs), dtype="float32")
 
     def get_config(self) -> dict[str, Any]:
         """Arguments that rebuild the layer, the U-Net's architecture included."""

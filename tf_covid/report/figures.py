@@ -210,7 +210,9 @@ def _curves(page: Axes, result: Result, scan: Scan, views: Views) -> None:
 
     from tf_covid.report.headfeet import involvement
 
-    panels = [("involved lung, % of each slice", involvement(result, scan))]
+    # "Of each slice" does not fit beside the rule; the axis says it.
+    how = words.involved_by(result.lungs) if result.lungs else "of each slice"
+    panels = [(f"involved lung, %: {how}", involvement(result, scan))]
     if result.attention is not None:
         panels.append(("mean attention of each slice", views.attention))
     assert result.maps is not None

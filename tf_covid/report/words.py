@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tf_covid.severity import CLASS_UPPER_SCORES, LABELS
 
 if TYPE_CHECKING:
-    from tf_covid.result import Attention, Finding, Result
+    from tf_covid.result import Attention, Finding, Lungs, Result
 
 #: Worst first; what each level of a finding means for the reader.
 LEVELS = {
@@ -24,7 +24,19 @@ STATUS = {
     "refused": "scan was refused",
 }
 
-INVOLVEMENT = "Involvement: share of the lung above −700 HU, vessels removed."
+#: What counted as involved lung, in a few words.
+_INVOLVED_BY = {
+    "lesion_mask": "learned mask of diseased lung",
+    "hu_rule": "density above −700 HU, vessels removed",
+}
+
+_INVOLVEMENT_MEANING = {
+    "lesion_mask": (
+        "Involvement: share of the lung that the lung model marked as diseased (ground glass or consolidation). The "
+        "mask was learned from examples: it may miss disease or mark healthy lung."
+    ),
+    "hu_rule": "Involvement: share of the lung above −700 HU, vessels removed. It is measured from density alone.",
+}
 
 ATTENTION_SCALE = "attention, relative to this scan's maximum; does not compare patients"
 
@@ -150,6 +162,17 @@ def version(text: str) -> str:
 def notes(result: Result) -> list[str]:
     """What the models were trained on, each note once."""
     return list(dict.fromkeys(model.note for model in result.models if model.note))
+
+
+def involved_by(lungs: Lungs) -> str:
+    """What counted as involved lung, for beside the number."""
+    return _INVOLVED_BY[lungs.involvement_by]
+
+
+def involvement_meaning(lungs: Lungs) -> str:
+    """What the involvement says and what it does not, in sentences."""
+    limits = "It does not tell infection from atelectasis, oedema, motion or poor inspiration."
+    return f"{_INVOLVEMENT_MEANING[lungs.involvement_by]} {limits}"
 
 
 def attention_meaning(attention: Attention) -> str:

@@ -1,0 +1,107 @@
+"""The road from a scan to its result, behind a lung model that also finds diseased lung.
+
+Networks are made here: the shipped lung model may or may not have the second output.
+"""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+from tf_covid import local
+from tf_covid.models import NETWORKS
+from tf_covid.pipeline import stratify
+from tf_covid.scan import Scan, SourceGrid
+from tf_covid.weights import Contract
+from tf_covid.weights.files import save_model
+
+SHAPE, SPACING_MM = (24, 64, 64), (8.0, 4.0, 4.0)
+RIGHT = (slice(3, 21), slice(16, 48), slice(6, 28))
+LEFT = (slice(3, 21), slice(16, 48), slice(36, 58))
+LESION = (slice(8, 16), slice(24, 40), slice(10, 24))
+
+
+@pytest.fixture(scope="module")
+def scan():
+    """Soft tissue, two lungs at −850 HU, and ground glass at −550 HU in the right one."""
+    hu = np.full(SHAPE, 40, np.int16)
+    hu[RIGHT] = hu[LEFT] = -850
+    hu[LESION] = -550
+    affine = np.diag([*SPACING_MM, 1.0])
+    return Scan("made", hu, affine, SourceGrid(SHAPE, affine, (0, 1, 2), (False,) * 3), "0" * 64)
+
+
+def models(folder, outputs):
+    """A small random classifier behind a U-Net: lung below −400 HU, disease above −700 HU."""
+    keras.utils.set_random_seed(3)
+    arguments = {"input_shape": [64, 64, 1], "depth": 1, "filters": 4, "outputs": outputs}
+    unet = NETWORKS["unet"].build(**arguments)
+    for layer in unet.layers:
+        if isinstance(layer, keras.layers.Conv2D) and not isinstance(layer, keras.layers.Conv2DTranspose):
+            kernel = np.zeros(layer.kernel.shape, np.float32)
+            kernel[kernel.shape[0] // 2, kernel.shape[1] // 2, 0, 0] = 1.0  # the slice itself goes through
+            layer.set_weights([kernel, *layer.get_weights()[1:]])
+    kernel = np.zeros((1, 1, 4, outputs), np.float32)
+    kernel[0, 0, 0] = [-100.0, 100.0][:outputs]
+    unet.get_layer("logits").set_weights([kernel, np.array([50.0, -100 * 400 / 1400], np.float32)[:outputs]])
+    lungs = folder / f"lungs-{outputs}.keras"
+    save_model(unet, Contract(model="unet", arguments=arguments, task="lungs", note="By hand."), lungs)
+    network = folder / "severity.keras"
+    arguments = {"input_shape": [16, 32, 32, 1], "dense": 8}
+    contract = Contract(model="ltc", arguments=arguments, task="severity", note="Random.")
+    save_model(NETWORKS["ltc"].build(**arguments), contract, network)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "LUNGS", lungs)
+        return local.LocalModels([network])
+
+
+@pytest.fixture(scope="module")
+def finder(tmp_path_factory):
+    return models(tmp_path_factory.mktemp("two"), 2)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return models(tmp_path_factory.mktemp("one"), 1)
+
+
+def voxels(*parts):
+    return sum(int(np.prod([part.stop - part.start for part in where])) for where in parts)
+
+
+def test_a_lung_model_says_whether_it_finds_disease(finder, plain, scan):
+    assert finder.finds_disease and not plain.finds_disease
+    assert plain.segment(scan.hu).disease is None
+    found = finder.segment(scan.hu)
+    assert found.disease.shape == found.probability.shape == (24, 64, 64) and found.disease.dtype == np.float32
+
+
+def test_involvement_is_the_learned_masks_and_the_result_says_so(finder, scan):
+    lungs = stratify(scan, finder, attention="none").lungs
+    assert lungs.involvement_by == "lesion_mask"
+    assert lungs.involvement_percent == pytest.approx(100 * voxels(LESION) / voxels(RIGHT, LEFT))
+
+
+def test_one_output_keeps_the_rule_on_density(plain, finder, scan):
+    one, two = (stratify(scan, models, attention="none") for models in (plain, finder))
+    assert one.lungs.involvement_by == "hu_rule"
+    assert one.lungs.volume_ml == two.lungs.volume_ml
+    np.testing.assert_allclose(one.severity.probabilities, two.severity.probabilities, atol=1e-6)
+
+
+def test_disease_is_looked_for_within_a_users_mask(finder, scan):
+    mask = np.zeros(SHAPE, bool)
+    mask[RIGHT] = True
+    result = stratify(scan, finder, lungs=mask, attention="none")
+    assert result.lungs.left_ml == 0 and result.lungs.involvement_by == "lesion_mask"
+    assert result.lungs.involvement_percent == pytest.approx(100 * voxels(LESION) / voxels(RIGHT))
+    assert 0 < result.timings_s["lungs"] <= result.timings_s["total"]
+
+
+def test_a_users_mask_needs_no_lung_model_that_finds_no_disease(plain, scan, monkeypatch):
+    monkeypatch.setattr(plain, "segment", lambda hu: pytest.fail("the U-Net was asked"))
+    mask = np.zeros(SHAPE, bool)
+    mask[RIGHT] = mask[LEFT] = True
+    result = stratify(scan, plain, lungs=mask, attention="none")
+    assert result.lungs.involvement_by == "hu_rule"
