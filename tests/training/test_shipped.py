@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from tf_covid.errors import ModelError
+from tf_covid.models import I3D, UNet
 from tf_covid.training import augment, cases
+from tf_covid.training.dense import quick, supervised
 from tf_covid.training.lungs import main as train_lungs
+from tf_covid.training.run import start_from
 from tf_covid.training.severity import main as train_severity
-from tf_covid.weights import load
+from tf_covid.weights import Contract, load, save_model
 
 
 @pytest.mark.slow
@@ -24,23 +28,25 @@ def test_both_networks_train_and_write_file_and_card(tmp_path, monkeypatch, capl
     for module in ("lungs", "severity"):
         monkeypatch.setattr(f"tf_covid.training.{module}.draw_cases", lambda folder, seeds: None)
     common = ["--cases", str(folder), "--train", "4", "--unseen", "5", "--epochs", "2", "--steps", "2", "--batch", "2"]
+    behind = ["--lungs", str(tmp_path / "lungs" / "model.keras")]
     runs = {
         "lungs": (train_lungs, ["--side", "32", "--filters", "2"]),
-        "severity": (train_severity, ["--clip", "8", "32", "32", "--lungs", str(tmp_path / "lungs" / "model.keras")]),
+        "severity": (train_severity, ["--model", "i3d", "--clip", "8", "32", "32", *behind]),
+        "severity-ltc": (train_severity, ["--model", "ltc", "--clip", "16", "32", "32", *behind]),
     }
     caplog.set_level(logging.INFO)
     for name, (program, options) in runs.items():
         result = CliRunner().invoke(program, [*common, "--out", str(tmp_path / name), *options])
         assert result.exit_code == 0, result.exception
         model = load(tmp_path / name / "model.keras")
-        assert model.contract.task == name and model.name == name
+        assert model.contract.task == name.split("-")[0] and model.name == name
         card = (tmp_path / name / "README.md").read_text()
         assert model.sha256 in card and "| 2 | " in card
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["README.md", "model.keras"]
-    assert (
-        load(tmp_path / "severity" / "model.keras").contract.lungs_sha256
-        == load(tmp_path / "lungs" / "model.keras").sha256
-    )
+    lungs = load(tmp_path / "lungs" / "model.keras")
+    assert lungs.network.output["logits"].shape[-1] == 2, "lung, and diseased lung"
+    for name in ("severity", "severity-ltc"):
+        assert load(tmp_path / name / "model.keras").contract.lungs_sha256 == lungs.sha256
 
 
 def test_slices_and_masks_change_alike_and_clips_stay_masked():
@@ -48,15 +54,53 @@ def test_slices_and_masks_change_alike_and_clips_stay_masked():
     mask = np.zeros((6, 64, 64), np.float32)
     mask[:, 16:48, 12:30] = 1
     hu = np.where(mask > 0, -850.0, 40.0).astype(np.float32)
-    changed, marked = augment.slice_and_mask(hu, mask)
-    changed, marked = changed.numpy(), marked.numpy()[..., 0] > 0
+    half = mask.copy()
+    half[:, 30:] = 0
+    changed, marked = augment.slice_and_mask(hu, np.stack([mask, half], axis=-1))
+    changed, (marked, part) = changed.numpy(), np.moveaxis(marked.numpy() > 0, -1, 0)
     assert set(np.unique(marked)) == {False, True}
     assert np.median(changed[marked]) < -700
-    clip = rng.random((3, 8, 32, 32, 1), np.float32)
-    clip[:, :, :, :10] = 0
-    out = augment.clips(clip).numpy()
-    assert out.shape == clip.shape and out.min() >= 0 and out.max() <= 1
-    assert (out == 0).mean() > 0.15
+    assert not (part & ~marked).any() and 0.2 < part.sum() / marked.sum() < 0.7
+    clip = 0.2 + 0.6 * rng.random((3, 8, 32, 32), np.float32)
+    lungs, lesions = np.zeros_like(clip), np.zeros_like(clip)
+    lungs[:, :, :, 10:], lesions[:, 2:6, 8:24, 4:20] = 1, 1
+    masked, found = (array.numpy() for array in augment.clips(clip, lungs, lesions))
+    assert masked.shape == (*clip.shape, 1) and masked.min() >= 0 and masked.max() <= 1
+    assert (masked == 0).mean() > 0.15
+    assert found.max() <= 1 and not found[masked[..., 0] == 0].any(), "no disease outside the mask"
+    assert found.sum() > 100
+
+
+def test_quick_pooling_is_max_pooling():
+    network = I3D((9, 40, 36, 1), classes=3)
+    clip = np.random.default_rng(0).random((2, 9, 40, 36, 1), np.float32)
+    np.testing.assert_allclose(quick(network)(clip)["logits"], network(clip)["logits"], atol=1e-6)
+
+
+def test_the_disease_is_asked_for_on_the_cells_of_the_endpoints():
+    network = I3D((8, 32, 32, 1), classes=3)
+    pupil, grids = supervised(network, ("Mixed_3c", "Mixed_4f"))
+    assert grids == {"disease_Mixed_3c": (4, 4, 4), "disease_Mixed_4f": (2, 2, 2)}
+    outputs = pupil(np.zeros((1, 8, 32, 32, 1), np.float32))
+    assert {name: tuple(outputs[name].shape) for name in grids} == {
+        "disease_Mixed_3c": (1, 4, 4, 4, 1),
+        "disease_Mixed_4f": (1, 2, 2, 2, 1),
+    }
+
+
+def test_training_starts_from_what_fits_of_a_file(tmp_path):
+    contract = Contract(model="unet", arguments={"input_shape": [32, 32, 1], "filters": 2}, task="lungs", note="-")
+    one = UNet((32, 32, 1), filters=2)
+    save_model(one, contract, tmp_path / "one.keras")
+    two = UNet((32, 32, 1), filters=2, outputs=2)
+    assert load(tmp_path / "one.keras").sha256 in start_from(two, tmp_path / "one.keras")
+    for layer in one.layers:
+        if layer.name != "logits":
+            for ours, theirs in zip(layer.get_weights(), two.get_layer(layer.name).get_weights(), strict=True):
+                np.testing.assert_allclose(ours, theirs)
+    with pytest.raises(ModelError, match="no layer"):
+        start_from(UNet((32, 32, 1), filters=3), tmp_path / "one.keras")
+    assert start_from(two, None) == ""
 
 
 def test_a_case_comes_back_as_it_was_drawn(tmp_path, monkeypatch):

@@ -79,7 +79,8 @@ def build(p: Draws, lattice: Grid, rng: np.random.Generator) -> Anatomy:
     hollow = np.maximum(hollow, np.minimum(np.abs(q.x) - 50.0, 0.6 * p["cap_height_mm"] - q.u))
     fields = {
         "body": body, "muscle": np.minimum(muscle, arm + 0.5 * p["fat_mm"] * 0.6 + 3.0), "arm": arm, "wall": wall,
-        "lungs": lungs, "pleura": pleura, "fluid_near": lungs - pleura, "side": q.x - p["junction_x_mm"] + 0.0 * lungs, "diaphragm": dome,
+        "lungs": lungs, "pleura": pleura, "fluid_near": lungs - pleura,
+        "side": q.x - p["junction_x_mm"] + 0.0 * lungs, "diaphragm": dome,
         "airway": parts["airway"], "blood": parts["blood"], "heart": parts["heart"],
         "oesophagus": parts["oesophagus"], "column": spine["column"], "canal": spine["canal"],
         "bones": organs.bones(p, q, wall, centre), "ribs": organs.rib_phase(p, q, centre),

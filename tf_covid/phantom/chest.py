@@ -32,8 +32,8 @@ class Chest:
         lungs: uint8, 0 outside, 1 right, 2 left; consolidated lung and the vessels within are inside, trachea, main
             bronchi, hila, mediastinum and pleural fluid outside.
         lobes: uint8, 0 outside, 1–5 in the order of `severity.LOBES`.
-        lesions: bool, the voxels with glass or consolidation, of whatever cause, all within `lungs`: where disease fills at least half of the way from
-            healthy lung to the lesion's own density.
+        lesions: bool, the voxels with glass or consolidation, of whatever cause, all within `lungs`: where disease
+            fills at least half of the way from healthy lung to the lesion's own density.
         spacing_mm: Voxel size along (D, H, W).
         affine: (4, 4) LPS: (d, h, w, 1) → mm.
         lobe_involvement_percent: Diseased share of each lobe, counted from the voxels.
@@ -182,7 +182,14 @@ def _chest(hu: np.ndarray, lobes: np.ndarray, lesions: np.ndarray, grid: Grid, p
     affine = np.zeros((4, 4))
     affine[[2, 1, 0], [0, 1, 2]] = -d, h, w
     affine[:, 3] = float(grid.x[0]), float(grid.y[0]), -float(grid.u[0]), 1.0
-    drawn = {"seed": seed, **patient.tissue, **patient.protocol.p, **patient.lung, **patient.disease.p, "pattern": patient.disease.pattern}
+    drawn = {
+        "seed": seed,
+        **patient.tissue,
+        **patient.protocol.p,
+        **patient.lung,
+        **patient.disease.p,
+        "pattern": patient.disease.pattern,
+    }
     total = ct_score(scores)
     lungs = (lobes > 0).astype(np.uint8) + (lobes > 3)
     covid = total > 0 and patient.disease.pattern == "covid"

@@ -36,7 +36,8 @@ def draw_things(protocol: Protocol, anatomy: Anatomy, rng: np.random.Generator) 
     cloth, folds = None, None
     if p["blanket"] or p["tangle"]:
         cloth = {
-            "gap_mm": float(rng.uniform(1.0, 14.0)), "fold_mm": float(rng.uniform(1.0, 9.0)) * (2.0 if p["tangle"] else 1.0),
+            "gap_mm": float(rng.uniform(1.0, 14.0)),
+            "fold_mm": float(rng.uniform(1.0, 9.0)) * (2.0 if p["tangle"] else 1.0),
             "thick_mm": float(rng.uniform(1.0, 6.0)), "hu": float(rng.uniform(-960.0, -550.0)),
         }  # fmt: skip
         folds = SplineNoise(rng, (120.0, 22.0, 22.0), protocol.low, protocol.high)

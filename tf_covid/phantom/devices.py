@@ -1,4 +1,4 @@
-"""What medicine leaves in and on a patient: tubes, catheters, a pacemaker or rods, and the streaks that metal throws."""
+"""What medicine leaves in and on a patient: tubes, catheters, a pacemaker, rods, and the streaks of metal."""
 
 from __future__ import annotations
 

@@ -65,9 +65,7 @@ def _targets(anatomy: Anatomy, left: bool, count: int, rng: np.random.Generator)
     return (start + index * LATTICE_MM).astype(np.float32)
 
 
-def _plumbing(
-    anatomy: Anatomy, lung: Draws, settings: LungSettings, rng: np.random.Generator
-) -> tuple[Tree, Tree]:
+def _plumbing(anatomy: Anatomy, lung: Draws, settings: LungSettings, rng: np.random.Generator) -> tuple[Tree, Tree]:
     """Blood vessels (arteries and veins) and bronchi of both lungs."""
     vessels, bronchi = [], []
     for side, hilum in hila(anatomy.p).items():

@@ -86,7 +86,7 @@ def _breathe(slices: Field, grid: Grid, p: Draws) -> None:
 
 
 def _shade(slices: Field, grid: Grid, p: Draws) -> None:
-    """Beam hardening's slow shadow: a tilt and a cup across the picture, its direction turning with height; in place."""
+    """Beam hardening's slow shadow: a tilt and a cup across the picture, turning with height; in place."""
     turn = float(grid.u.mean()) / 60.0 + p["off_centre_mm"]
     half = 0.5 * p["field_of_view_mm"]
     y, x = (grid.y / half)[:, None], (grid.x / half)[None, :]

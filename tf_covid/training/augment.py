@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tf_covid.layers import MaskedClip
 from tf_covid.layers.resample import axis_matrix, full_axis_matrix, in_plane
 
 
@@ -59,30 +60,30 @@ def flip(pictures: Any, axis: int, chosen: Any) -> Any:
     return tf.where(tf.reshape(chosen, shape), tf.reverse(pictures, [axis]), pictures)
 
 
-def slice_and_mask(hu: Any, mask: Any) -> tuple[Any, Any]:
+def slice_and_mask(hu: Any, masks: Any) -> tuple[Any, Any]:
     """Change a batch of slices and their masks alike.
 
     Args:
         hu: float32 (N, S, S), HU.
-        mask: float32 (N, S, S), share of lung.
+        masks: float32 (N, S, S, M), share of each of M tissues.
 
     Returns:
-        HU (N, S, S) and mask (N, S, S, 1) of 0 and 1.
+        HU (N, S, S) and masks (N, S, S, M) of 0 and 1.
     """
     count, side = tf.shape(hu)[0], hu.shape[1]
     matrices = affine_matrices(count, degrees=20, scale=(0.72, 1.3), shift=0.1, side=side)
-    both = tf.stack([hu + 1024.0, mask * 1000.0], axis=-1)  # the fill of both is 0: air, and no lung
+    both = tf.concat([hu[..., tf.newaxis] + 1024.0, masks * 1000.0], axis=-1)  # the fill of all is 0: air, no tissue
     both = warp(both, matrices, 0.0)
     both = flip(flip(both, 2, _chance(count, 0.5)), 1, _chance(count, 0.15))
-    hu, mask = both[..., 0] - 1024.0, both[..., 1] / 1000.0
+    hu, masks = both[..., 0] - 1024.0, both[..., 1:] / 1000.0
     # Coarse scans: some batches go through a smaller grid and back.
     coarse = tf.random.uniform([], side * 3 // 8, side, tf.int32)
-    coarse = tf.where(tf.random.uniform([]) < 0.35, coarse, side)
+    coarse = tf.where(tf.random.uniform([]) < 0.3, coarse, side)
     hu = _through(hu, coarse, side)
     shape = [count, 1, 1]
-    hu = (hu + 1000.0) * _uniform(shape, 0.96, 1.04) - 1000.0 + _uniform(shape, -35, 35)
+    hu = (hu + 1000.0) * _uniform(shape, 0.96, 1.04) - 1000.0 + _uniform(shape, -30, 30)
     hu += tf.random.normal(tf.shape(hu)) * tf.square(_uniform(shape, 0, 1)) * 70.0
-    return hu, tf.cast(mask >= 0.5, tf.float32)[..., tf.newaxis]
+    return hu, tf.cast(masks >= 0.5, tf.float32)
 
 
 def _through(pictures: Any, coarse: Any, side: int) -> Any:
@@ -90,20 +91,48 @@ def _through(pictures: Any, coarse: Any, side: int) -> Any:
     return in_plane(up, in_plane(down, pictures, down), up)
 
 
-def clips(clip: Any) -> Any:
-    """Change a batch of windowed, masked clips (N, T, H, W, 1) in [0, 1]; voxels outside the lungs stay 0."""
+def clips(clip: Any, lungs: Any, lesions: Any) -> tuple[Any, Any]:
+    """Change a batch of clips, and their masks, as scanners, bodies and lung models do.
+
+    Args:
+        clip: float32 (N, T, H, W), windowed to [0, 1], not masked.
+        lungs: float32 (N, T, H, W), share of each voxel that is lung.
+        lesions: float32 (N, T, H, W), share of each voxel that is diseased.
+
+    Returns:
+        The masked clip (N, T, H, W, 1), and the lesions (N, T, H, W) within its mask.
+    """
     count, frames, side = tf.shape(clip)[0], clip.shape[1], clip.shape[2]
-    planes = tf.transpose(clip[..., 0], [0, 2, 3, 1])  # time as channels: one warp for a whole clip
+    # Time as channels: one warp for a whole clip and its masks.
+    planes = tf.transpose(tf.concat([clip, lungs, lesions], axis=1), [0, 2, 3, 1])
     matrices = affine_matrices(count, degrees=10, scale=(0.88, 1.12), shift=0.04, side=side)
-    planes = flip(warp(planes, matrices, 0.0), 2, _chance(count, 0.5))
-    clip = tf.transpose(planes, [0, 3, 1, 2])
+    planes = tf.transpose(flip(warp(planes, matrices, 0.0), 2, _chance(count, 0.5)), [0, 3, 1, 2])
     # Shift and stretch along the body, by resampling with a random start and stop.
     length = tf.cast(frames, tf.float32)
     start, stop = _uniform([count], -0.06, 0.06) * length, (1 + _uniform([count], -0.06, 0.06)) * length
     along = axis_matrix(tf.maximum(start, 0.0), tf.minimum(stop, length), frames, frames)
-    clip = tf.reshape(tf.matmul(along, tf.reshape(clip, [count, frames, -1])), tf.shape(clip))
-    inside = tf.cast(clip > 0.01, tf.float32)
+    clip, lungs, lesions = (
+        tf.reshape(tf.matmul(along, tf.reshape(part, [count, frames, -1])), tf.shape(part))
+        for part in tf.split(planes, 3, axis=1)
+    )
     shape = [count, 1, 1, 1]
     clip = clip * _uniform(shape, 0.94, 1.06) + _uniform(shape, -0.03, 0.03)
     clip += tf.random.normal(tf.shape(clip)) * tf.square(_uniform(shape, 0, 1)) * 0.06
-    return (tf.clip_by_value(clip, 0.0, 1.0) * inside)[..., tf.newaxis]
+    lungs = _worse_mask(lungs)
+    masked = MaskedClip(dtype="float32")(tf.clip_by_value(clip, 0.0, 1.0), lungs)
+    return masked, lesions * tf.cast(lungs >= 0.5, tf.float32)
+
+
+def _worse_mask(lungs: Any) -> Any:
+    """Lung shares (N, T, H, W) as another lung model might give them: a little larger or smaller, with bites."""
+    count = tf.shape(lungs)[0]
+    shape = [count, 1, 1, 1]
+    pooled = tf.nn.avg_pool2d(tf.transpose(lungs, [0, 2, 3, 1]), 3, 1, "SAME")
+    soft = tf.transpose(pooled, [0, 3, 1, 2])
+    changed = tf.where(_uniform(shape, 0, 1) < 0.5, soft + _uniform(shape, -0.3, 0.3), lungs)
+    noise = tf.random.normal([count, *(size // 4 for size in lungs.shape[1:])])
+    for axis in (1, 2, 3):
+        noise = tf.repeat(noise, 4, axis=axis)
+    noise = tf.pad(noise, [[0, 0], *([0, size - size // 4 * 4] for size in lungs.shape[1:])])
+    bitten = (noise > _uniform(shape, 1.3, 2.5)) & (_uniform(shape, 0, 1) < 0.3)
+    return tf.where(bitten, 0.0, changed)

@@ -1,4 +1,4 @@
-"""Train the lung U-Net that ships, on slices of synthetic chests.
+"""Train the lung U-Net that ships, with its second output for diseased lung, on slices of synthetic chests.
 
 python -m tf_covid.training.lungs --cases build/cases --out saved_models/lungs-unet
 """
@@ -23,27 +23,31 @@ from tf_covid.models import UNet
 from tf_covid.training import augment
 from tf_covid.training.card import write_card
 from tf_covid.training.cases import UNSEEN, draw_cases, read_case, read_cases
-from tf_covid.training.run import NOTE, fit, setup
+from tf_covid.training.run import NOTE, fit, setup, start_from
 from tf_covid.weights import Contract, load_model, save_model
 
 log = logging.getLogger(__name__)
 
-TASK = "2D U-Net: a slice in the study's lung window in, the logit of “lung” for each pixel out."
+TASK = (
+    "2D U-Net: a slice in the study's lung window in; for each pixel the logit of “lung”, and that of “diseased lung” "
+    "(glass, consolidation), out."
+)
 
 
-def slices(folder: Path, seeds: range, *, side: int, each: int, batch: int) -> tf.data.Dataset:
-    """Endless augmented batches: windowed slices (batch, side, side, 1), masks (batch, side, side, 1)."""
+def slices(folder: Path, seeds: range, *, side: int, each: int, batch: int, seed: int) -> tf.data.Dataset:
+    """Endless augmented batches: windowed slices (batch, side, side, 1), masks of lung and disease (…, 2)."""
 
-    def draw(seed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        case = read_case(folder, int(seed))
-        chosen = np.random.default_rng().integers(0, len(case.hu), each)
-        return case.hu[chosen].astype(np.float32), case.lungs[chosen].astype(np.float32)
+    def draw(turn: np.ndarray, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        case = read_case(folder, int(number))
+        chosen = np.random.default_rng([seed, int(turn)]).integers(0, len(case.hu), each)
+        masks = np.stack([case.lungs[chosen], case.lesions[chosen]])
+        return case.hu[chosen].astype(np.float32), masks.astype(np.float32)
 
-    def small(seed: Any) -> tuple[Any, Any]:
-        hu, mask = tf.numpy_function(draw, [seed], [tf.float32, tf.float32])
+    def small(turn: Any, number: Any) -> tuple[Any, Any]:
+        hu, masks = tf.numpy_function(draw, [turn, number], [tf.float32, tf.float32])
         hu.set_shape([each, None, None])
-        mask.set_shape([each, None, None])
-        return on_grid(clipped_hu(hu), side), on_grid(mask, side)
+        masks.set_shape([2, each, None, None])
+        return on_grid(clipped_hu(hu), side), tf.stack([on_grid(masks[n], side) for n in range(2)], axis=-1)
 
     window = HUWindow()
 
@@ -55,6 +59,7 @@ def slices(folder: Path, seeds: range, *, side: int, each: int, batch: int) -> t
         tf.data.Dataset.from_tensor_slices(np.asarray(seeds))
         .shuffle(len(seeds), reshuffle_each_iteration=True)
         .repeat()
+        .enumerate()
     )
     found = seeds_set.map(small, num_parallel_calls=2).unbatch().shuffle(64 * each)
     return found.batch(batch, drop_remainder=True).map(change, num_parallel_calls=1).prefetch(4)
@@ -68,23 +73,32 @@ def on_grid(planes: Any, side: int) -> Any:
 
 
 def loss(mask: Any, logits: Any) -> Any:
-    """Cross-entropy plus soft Dice over the batch (one scan's slices without lung would make Dice jump)."""
+    """Cross-entropy plus soft Dice of lung and disease over the batch (slices without any would make Dice jump)."""
     logits = tf.cast(logits, tf.float32)
     entropy = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=mask, logits=logits))
     share = tf.sigmoid(logits)
-    overlap = (2 * tf.reduce_sum(share * mask) + 1) / (tf.reduce_sum(share) + tf.reduce_sum(mask) + 1)
-    return entropy + 0.5 * (1 - overlap)
+    inside = [tf.reduce_sum(part, axis=(0, 1, 2)) for part in (share * mask, share, mask)]
+    overlap = (2 * inside[0] + 1) / (inside[1] + inside[2] + 1)
+    return 2 * entropy + 0.5 * tf.reduce_sum(1 - overlap)
 
 
-def dice_per_case(network: keras.Model, folder: Path, seeds: range) -> list[float]:
-    """Dice on the U-Net's grid, one for each unseen chest, without augmentation."""
-    side, window, found = network.input_shape[1], HUWindow(), []
+def measure(network: keras.Model, folder: Path, seeds: range) -> tuple[list[float], np.ndarray]:
+    """How the network does on unseen chests, on the U-Net's grid, without augmentation.
+
+    Returns:
+        Dice of the lungs, one a chest; and involvement in percent, found and true, (2, chests).
+    """
+    side, window = network.input_shape[1], HUWindow()
+    dice, involved = [], []
     for case in read_cases(folder, seeds):
         slices = window(on_grid(clipped_hu(case.hu), side))[..., tf.newaxis]
-        mask = network.predict(slices, batch_size=16, verbose=0)["logits"][..., 0] > 0
+        mask, disease = np.moveaxis(network.predict(slices, batch_size=16, verbose=0)["logits"] > 0, -1, 0)
         truth = on_grid(case.lungs.astype(np.float32), side).numpy() >= 0.5
-        found.append(float(2 * (mask & truth).sum() / max(mask.sum() + truth.sum(), 1)))
-    return found
+        dice.append(float(2 * (mask & truth).sum() / max(mask.sum() + truth.sum(), 1)))
+        involved.append(
+            (100 * (mask & disease).sum() / max(mask.sum(), 1), 100 * case.lesions.sum() / case.lungs.sum())
+        )
+    return dice, np.transpose(involved)
 
 
 @click.command()
@@ -99,56 +113,54 @@ def dice_per_case(network: keras.Model, folder: Path, seeds: range) -> list[floa
 @click.option("--steps", default=100, show_default=True)
 @click.option("--batch", default=16, show_default=True)
 @click.option("--rate", default=2e-3, show_default=True, help="Peak learning rate.")
+@click.option("--init", type=click.Path(exists=True, path_type=Path), help="Weights to start from, a file of ours.")
 def main(
-    folder: Path,
-    out: Path,
-    seed: int,
-    train: int,
-    unseen: int,
-    side: int,
-    filters: int,
-    epochs: int,
-    steps: int,
-    batch: int,
-    rate: float,
-) -> None:
+    folder: Path, out: Path, seed: int, train: int, unseen: int, side: int, filters: int, epochs: int, steps: int,
+    batch: int, rate: float, init: Path | None,
+) -> None:  # fmt: skip
     """Train the lung U-Net on synthetic chests; a killed run continues."""
     setup(seed)
     held_out = range(UNSEEN, UNSEEN + unseen)
     draw_cases(folder, range(train))
     draw_cases(folder, held_out)
-    arguments: dict[str, Any] = {"input_shape": [side, side, 1], "filters": filters}
+    arguments: dict[str, Any] = {"input_shape": [side, side, 1], "filters": filters, "outputs": 2}
     network = UNet(**arguments)
-    data = slices(folder, range(train), side=side, each=8, batch=batch).map(lambda x, y: (x, {"logits": y}))
+    origin = start_from(network, init)
+    found = slices(folder, range(train), side=side, each=8, batch=batch, seed=seed)
+    data = found.map(lambda x, y: (x, {"logits": y}))
     curves = fit(network, data, out, epochs=epochs, steps=steps, rate=rate, loss={"logits": loss})
     contract = Contract(
         model="unet",
         arguments=arguments,
         task="lungs",
         note=NOTE,
-        origin=f"tf_covid.training.lungs, seed {seed}",
+        origin=f"tf_covid.training.lungs, seed {seed}{origin}",
         licence="Apache-2.0",
     )
     save_model(network, contract, out / "model.keras", dtype="float16")
     # Measured on what ships: the float16 file, read back.
-    dice = dice_per_case(load_model(out / "model.keras"), folder, held_out)
-    log.info("unseen chests: Dice mean %.4f, lowest %.4f", np.mean(dice), np.min(dice))
+    dice, involved = measure(load_model(out / "model.keras"), folder, held_out)
+    table = figures(dice, involved)
+    log.info("unseen chests: %s", table)
     write_card(
         out,
         task=TASK,
         command=shlex.join(["python", "-m", "tf_covid.training.lungs", *sys.argv[1:]]),
         curves=curves,
-        figures=figures(dice),
+        figures=table,
     )
 
 
-def figures(dice: Sequence[float]) -> dict[str, str]:
-    """What the model card says of the Dice on unseen chests."""
+def figures(dice: Sequence[float], involved: np.ndarray) -> dict[str, str]:
+    """What the model card says of the unseen chests."""
+    found, true = involved
     kind = f"{len(dice)} unseen synthetic chests, mask grid"
     return {
         f"Dice, mean of {kind}": f"{np.mean(dice):.4f}",
         f"Dice, median of {kind}": f"{np.median(dice):.4f}",
         f"Dice, lowest of {kind}": f"{np.min(dice):.4f}",
+        f"involvement, correlation with the truth, {kind}": f"{np.corrcoef(found, true)[0, 1]:.3f}",
+        f"involvement, mean error in percentage points, {kind}": f"{np.abs(found - true).mean():.2f}",
     }
 
 

@@ -10,6 +10,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_covid.errors import ModelError
+from tf_covid.weights import load
+
 log = logging.getLogger(__name__)
 
 #: Stands in the file of every network that was trained here, and so in every result.
@@ -32,6 +35,31 @@ def setup(seed: int) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     keras.utils.set_random_seed(seed)
+
+
+def start_from(network: keras.Model, init: Path | None) -> str:
+    """Copy the weights of a file of ours into a network, layer by layer, where name and shapes are the same.
+
+    Returns:
+        What the origin says of it: the file's sha256; "" without a file.
+
+    Raises:
+        ModelError: If the file is damaged, or no layer fits.
+    """
+    if init is None:
+        return ""
+    source = load(init)
+    weights = {layer.name: layer.get_weights() for layer in source.network.layers if layer.weights}
+    taken = 0
+    for layer in network.layers:
+        values = weights.get(layer.name, [])
+        if values and [value.shape for value in values] == [tuple(weight.shape) for weight in layer.weights]:
+            layer.set_weights(values)
+            taken += 1
+    if not taken:
+        raise ModelError(f"{init}: no layer has the name and shape of one of {network.name}")
+    log.info("%d of %d layers with weights start from %s", taken, len(weights), init)
+    return f", started from the weights {source.sha256}"
 
 
 def fit(

@@ -1,0 +1,123 @@
+"""Clips of synthetic chests: cut once by the stratifier's own layers behind the lung U-Net, then varied in batches."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_covid.stratifier_model import Stratifier
+from tf_covid.training import augment
+from tf_covid.training.cases import read_case
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Clips:
+    """What a classifier learns from.
+
+    Args:
+        planes: uint8 (N, 3, T, H, W): windowed HU, not masked; share of lung; share of disease; each 0–255 for 0–1.
+        classes: int32 (N,), severity class.
+        scores: float32 (N,), CT score.
+    """
+
+    planes: np.ndarray
+    classes: np.ndarray
+    scores: np.ndarray
+
+
+def make_clips(folder: Path, seeds: range, road: Stratifier, mark: str) -> Path:
+    """The clip of every case, made once by the stratifier's own layers; what is there already is kept.
+
+    Args:
+        folder: The cases.
+        seeds: Which of them.
+        road: Stratifier with the network's clip size.
+        mark: The lung model's sha256: clips of another one are never met.
+
+    Returns:
+        Folder of `<seed>.npy`, a row of `Clips.planes` each.
+    """
+    frames, height, width = road.sampler.frames, road.sampler.height, road.sampler.width
+    clips = folder / f"clips-{frames}x{height}x{width}-{mark[:12]}"
+    clips.mkdir(exist_ok=True)
+    volume = tf.TensorSpec([1, None, None, None], tf.int16)
+
+    @tf.function(input_signature=[volume, volume, tf.TensorSpec([1], tf.int32)])
+    def cut(hu: Any, lesions: Any, depth: Any) -> Any:
+        lungs = road.segment(hu, depth)["lungs"]
+        keep = road.slice_rule(lungs)
+        box = road.lung_box(lungs, keep)
+        clip = road.window(road.sampler(hu, keep, box))
+        parts = tf.concat([clip, road.sampler(lungs, keep, box), road.sampler(lesions, keep, box)], axis=0)
+        return tf.cast(tf.round(parts * 255.0), tf.uint8)
+
+    for number, seed in enumerate(seeds, 1):
+        path = clips / f"{seed:08d}.npy"
+        if path.exists():
+            continue
+        case = read_case(folder, seed)
+        arrays = (array[np.newaxis] for array in (case.hu, case.lesions.astype(np.int16)))
+        planes = cut(*arrays, np.array([len(case.hu)], np.int32)).numpy()
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.save(file, planes)
+        os.replace(partial, path)
+        if number % 100 == 0:
+            log.info("cut %d clips of %d", number, len(seeds))
+    return clips
+
+
+def read_clips(folder: Path, clips: Path, seeds: range) -> Clips:
+    """The clips of `make_clips` with their truth."""
+    truths = [read_case(folder, seed) for seed in seeds]
+    return Clips(
+        np.stack([np.load(clips / f"{seed:08d}.npy") for seed in seeds]),
+        np.array([truth.severity for truth in truths], np.int32),
+        np.array([truth.ct_score for truth in truths], np.float32),
+    )
+
+
+def masked(clips: Clips, road: Stratifier) -> np.ndarray:
+    """The clips as the network meets them, float32 (N, T, H, W, C), unchanged by augmentation."""
+    shares = clips.planes.astype(np.float32) / 255.0
+    return np.concatenate([road.scaling(road.masked(one[:1], one[1:2])).numpy() for one in shares])
+
+
+def batches(
+    clips: Clips, road: Stratifier, grids: dict[str, tuple[int, int, int]], *, batch: int, seed: int
+) -> tf.data.Dataset:
+    """Endless augmented batches: clips, and class, CT score and the disease on each of `grids` (name → its cells)."""
+
+    def pick(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return clips.planes[numbers], clips.classes[numbers], clips.scores[numbers]
+
+    def take(numbers: Any) -> tuple[Any, Any]:
+        planes, label, score = tf.numpy_function(pick, [numbers], [tf.uint8, tf.int32, tf.float32])
+        planes.set_shape([batch, *clips.planes.shape[1:]])
+        label.set_shape([batch])
+        score.set_shape([batch])
+        shares = tf.cast(planes, tf.float32) / 255.0
+        clip, lesions = augment.clips(shares[:, 0], shares[:, 1], shares[:, 2])
+        truth = {"logits": label, "ct_score": score[:, tf.newaxis]}
+        for name, cells in grids.items():
+            truth[name] = _pooled(lesions, cells)
+        return road.scaling(clip), truth
+
+    numbers = tf.data.Dataset.range(len(clips.classes)).shuffle(
+        len(clips.classes), seed=seed, reshuffle_each_iteration=True
+    )
+    return numbers.repeat().batch(batch, drop_remainder=True).map(take, num_parallel_calls=1).prefetch(4)
+
+
+def _pooled(lesions: Any, cells: tuple[int, int, int]) -> Any:
+    """Mean of (N, T, H, W) over the cells of a feature grid, (N, *cells, 1)."""
+    steps = [-(-size // count) for size, count in zip(lesions.shape[1:], cells, strict=True)]
+    return tf.nn.avg_pool3d(lesions[..., tf.newaxis], steps, steps, "SAME")

@@ -1,0 +1,86 @@
+"""A classifier with more teachers than it ships with: where the disease lies, at every cell of its features.
+
+The class of a chest is five numbers' worth of truth; the phantom knows each voxel. A 1×1×1 convolution on the features
+of an endpoint is asked for the diseased share of each cell; it is thrown away after training, the features stay.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import layers
+
+
+class QuickMaxPool3D(layers.Layer):
+    """Max-pooling of values ≥ 0, axis by axis; the same answer as `MaxPooling3D`, with a faster gradient on a CPU.
+
+    Args:
+        pool_size, strides: Of each axis.
+
+    Input: (N, D, H, W, C), ≥ 0 (after a ReLU): the padding is 0. Padding is "same".
+    """
+
+    def __init__(self, pool_size: tuple[int, ...], strides: tuple[int, ...], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.pool_size, self.strides = tuple(pool_size), tuple(strides)
+
+    def call(self, x: Any) -> Any:
+        """Features → pooled features."""
+        for axis, (size, stride) in enumerate(zip(self.pool_size, self.strides, strict=True), 1):
+            if size == stride == 1:
+                continue
+            cells = x.shape[axis]
+            out = -(-cells // stride)
+            extra = max((out - 1) * stride + size - cells, 0)
+            x = tf.pad(x, [[extra // 2, extra - extra // 2] if n == axis else [0, 0] for n in range(5)])
+            taps = []
+            for first in range(size):
+                cut = [slice(None)] * 5
+                cut[axis] = slice(first, first + (out - 1) * stride + 1, stride)
+                taps.append(x[tuple(cut)])
+            x = taps[0]
+            for tap in taps[1:]:
+                x = tf.maximum(x, tap)
+        return x
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments that rebuild the layer."""
+        return {**super().get_config(), "pool_size": self.pool_size, "strides": self.strides}
+
+
+def quick(network: keras.Model) -> keras.Model:
+    """The network with its overlapping max-pools exchanged for `QuickMaxPool3D`; weights in the same order."""
+
+    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
+        overlap = isinstance(layer, layers.MaxPooling3D) and layer.padding == "same"
+        if overlap:
+            return QuickMaxPool3D(layer.pool_size, layer.strides, name=layer.name, dtype=layer.dtype_policy)
+        return layer.__class__.from_config(layer.get_config())
+
+    copy = keras.models.clone_model(network, clone_function=clone)
+    copy.set_weights(network.get_weights())
+    return copy
+
+
+def supervised(network: keras.Model, endpoints: tuple[str, ...]) -> tuple[keras.Model, dict[str, tuple[int, int, int]]]:
+    """Add an output for the disease at each endpoint.
+
+    Returns:
+        A model with the outputs of `network` and, for each endpoint, `disease_<endpoint>` (N, d, h, w, 1) logits; and
+        the cells (d, h, w) of those.
+    """
+    outputs, grids = dict(network.output), {}
+    for endpoint in endpoints:
+        features = network.get_layer(endpoint).output
+        name = f"disease_{endpoint}"
+        outputs[name] = layers.Conv3D(1, 1, name=name, dtype="float32")(features)
+        grids[name] = tuple(int(side) for side in features.shape[1:4])
+    return keras.Model(network.input, outputs, name=f"{network.name}_supervised"), grids
+
+
+def disease_loss(share: Any, logits: Any) -> Any:
+    """Cross-entropy of the diseased share of each cell, mean over the cells; diseased cells weigh more, being rare."""
+    entropy = tf.nn.sigmoid_cross_entropy_with_logits(labels=share, logits=tf.cast(logits, tf.float32))
+    return tf.reduce_mean(entropy * (1.0 + 3.0 * share))
