@@ -47,32 +47,41 @@ def make_clips(folder: Path, seeds: range, road: Stratifier, mark: str) -> Path:
     """
     frames, height, width = road.sampler.frames, road.sampler.height, road.sampler.width
     clips = folder / f"clips-{frames}x{height}x{width}-{mark[:12]}"
-    clips.mkdir(exist_ok=True)
+    lungs = folder / f"lungs-{mark[:12]}"
+    for made in (clips, lungs):
+        made.mkdir(exist_ok=True)
     volume = tf.TensorSpec([1, None, None, None], tf.int16)
+    segment = tf.function(road.segment, input_signature=[volume, tf.TensorSpec([1], tf.int32)])
 
-    @tf.function(input_signature=[volume, volume, tf.TensorSpec([1], tf.int32)])
-    def cut(hu: Any, lesions: Any, depth: Any) -> Any:
-        lungs = road.segment(hu, depth)["lungs"]
-        keep = road.slice_rule(lungs)
-        box = road.lung_box(lungs, keep)
+    @tf.function(input_signature=[volume, volume, tf.TensorSpec([1, None, None, None], tf.float32)])
+    def cut(hu: Any, lesions: Any, probability: Any) -> Any:
+        keep = road.slice_rule(probability)
+        box = road.lung_box(probability, keep)
         clip = road.window(road.sampler(hu, keep, box))
-        parts = tf.concat([clip, road.sampler(lungs, keep, box), road.sampler(lesions, keep, box)], axis=0)
+        parts = tf.concat([clip, *(road.sampler(one, keep, box) for one in (probability, lesions))], axis=0)
         return tf.cast(tf.round(parts * 255.0), tf.uint8)
 
     for number, seed in enumerate(seeds, 1):
-        path = clips / f"{seed:08d}.npy"
+        path, masks = clips / f"{seed:08d}.npy", lungs / f"{seed:08d}.npy"
         if path.exists():
             continue
         case = read_case(folder, seed)
-        arrays = (array[np.newaxis] for array in (case.hu, case.lesions.astype(np.int16)))
-        planes = cut(*arrays, np.array([len(case.hu)], np.int32)).numpy()
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.save(file, planes)
-        os.replace(partial, path)
+        hu, lesions = case.hu[np.newaxis], case.lesions[np.newaxis].astype(np.int16)
+        if not masks.exists():  # the slowest step, and the same for clips of any size
+            found = segment(hu, np.array([len(case.hu)], np.int32))["lungs"].numpy()
+            _save(masks, np.rint(found * 255.0).astype(np.uint8))
+        _save(path, cut(hu, lesions, np.load(masks).astype(np.float32) / 255.0).numpy())
         if number % 100 == 0:
             log.info("cut %d clips of %d", number, len(seeds))
     return clips
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    """Write an array as a whole."""
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        np.save(file, array)
+    os.replace(partial, path)
 
 
 def read_clips(folder: Path, clips: Path, seeds: range) -> Clips:

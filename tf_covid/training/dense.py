@@ -71,12 +71,14 @@ def supervised(network: keras.Model, endpoints: tuple[str, ...]) -> tuple[keras.
         A model with the outputs of `network` and, for each endpoint, `disease_<endpoint>` (N, d, h, w, 1) logits; and
         the cells (d, h, w) of those.
     """
-    outputs, grids = dict(network.output), {}
+    outputs = dict(network.output)
+    grids: dict[str, tuple[int, int, int]] = {}
     for endpoint in endpoints:
         features = network.get_layer(endpoint).output
         name = f"disease_{endpoint}"
         outputs[name] = layers.Conv3D(1, 1, name=name, dtype="float32")(features)
-        grids[name] = tuple(int(side) for side in features.shape[1:4])
+        depth, height, width = (int(side) for side in features.shape[1:4])
+        grids[name] = depth, height, width
     return keras.Model(network.input, outputs, name=f"{network.name}_supervised"), grids
 
 
