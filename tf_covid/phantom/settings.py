@@ -103,6 +103,7 @@ class DiseaseSettings:
     p_reticulation: float = 0.3
     p_lobar: float = 0.07
     p_oedema: float = 0.06
+    # Stated here, fixed in `lesions.py`: the truth is where the edge of the disease is half way up.
     lesion_opacity: float = 0.5
 
 
@@ -116,6 +117,7 @@ class ScannerSettings:
     off_centre_mm: Range = (-18.0, 18.0)
     blur_mm: Range = (0.3, 1.3)
     coarse_blur_mm: Range = (1.3, 2.6)
+    # Without effect: its draw keeps the seeds of the shipped weights what they are. To go with the next retraining.
     slice_blur: Range = (0.0, 0.8)
     noise_hu: Range = (4.0, 60.0)
     noise_correlation_mm: Range = (0.25, 1.3)
