@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# The phantom's products are small: on a busy machine BLAS' threads would wait for each other. Before NumPy is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def real_ct() -> Path:
