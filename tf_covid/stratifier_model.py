@@ -83,6 +83,27 @@ class Stratifier(keras.Model):
         probabilities = self.segmenter(hu, depth)
         return {name: probabilities[..., number] for number, name in enumerate(OUTPUTS[: self.segmenter.outputs])}
 
+    def cut(self, hu: Any, probability: Any) -> dict[str, Any]:
+        """The kept slices within the box, on the clip grid, before they are masked.
+
+        Args:
+            hu: int16 (N, D, H, W).
+            probability: Lung probability (N, D, h, w).
+
+        Returns:
+            `clip` float32 (N, D', H', W') in [0, 1], `lungs` its lung probability, `keep` bool (N, D), `box` float32
+            (N, 4).
+        """
+        keep = self.slice_rule(probability)
+        box = self.lung_box(probability, keep)
+        # A probability is a share of 0 … 1; the sampler's clipping of HU leaves it as it is.
+        lungs = self.sampler(probability, keep, box)
+        return {"clip": self.window(self.sampler(hu, keep, box)), "lungs": lungs, "keep": keep, "box": box}
+
+    def finish(self, clip: Any, lungs: Any) -> Any:
+        """Mask and scale what `cut` gave: the clip (N, D', H', W', C) as the network takes it."""
+        return self.scaling(self.masked(clip, lungs))
+
     def prepare(self, hu: Any, probability: Any) -> dict[str, Any]:
         """The clip and what brings it back onto the scan.
 
@@ -93,12 +114,8 @@ class Stratifier(keras.Model):
         Returns:
             `clip` float32 (N, D', H', W', C) as the network takes it, `keep` bool (N, D), `box` float32 (N, 4).
         """
-        keep = self.slice_rule(probability)
-        box = self.lung_box(probability, keep)
-        clip = self.window(self.sampler(hu, keep, box))
-        # A probability is a share of 0 … 1; the sampler's clipping of HU leaves it as it is.
-        lungs = self.sampler(probability, keep, box)
-        return {"clip": self.scaling(self.masked(clip, lungs)), "keep": keep, "box": box}
+        cut = self.cut(hu, probability)
+        return {"clip": self.finish(cut["clip"], cut["lungs"]), "keep": cut["keep"], "box": cut["box"]}
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """The whole road."""

@@ -47,12 +47,22 @@ def test_other_pneumonias_score_and_are_not_covid(pattern: str) -> None:
 
 def test_lobar_pneumonia_is_one_dense_piece_in_each_lobe() -> None:
     c = draw_chest(33, (50, 96, 96), severity=2, settings=settings(disease={"p_lobar": 1.0}))
-    for lobe in range(1, 6):
-        lesion = c.lesions & (c.lobes == lobe)
-        if lesion.sum() > 100:
-            pieces = np.bincount(ndimage.label(lesion)[0].ravel())[1:]
-            assert pieces.max() > 0.7 * lesion.sum()
-            assert np.median(c.hu[lesion]) > -300
+    large = [lesion for lesion in (c.lesions & (c.lobes == lobe) for lobe in range(1, 6)) if lesion.sum() > 100]
+    assert large
+    for lesion in large:
+        pieces = np.bincount(ndimage.label(lesion)[0].ravel())[1:]
+        assert pieces.max() > 0.7 * lesion.sum()
+        assert np.median(c.hu[lesion]) > -300
+
+
+def test_wires_and_tubes_are_whole_whatever_the_slab() -> None:
+    scanner = {"p_tubes": 1.0, "p_16_bit": 1.0}
+    # 300 voxels a side: slabs of three slices. A tube that runs along the body is in each of its slices.
+    tubes = draw_chest(44, (12, 300, 300), severity=0, settings=settings(scanner=scanner))
+    plain = draw_chest(44, (12, 300, 300), severity=0, settings=settings(scanner={"p_16_bit": 1.0}))
+    seen = (np.abs(tubes.hu.astype(int) - plain.hu) > 60).any(axis=(1, 2))
+    first, last = np.flatnonzero(seen)[[0, -1]]
+    assert last - first >= 3 and seen[first : last + 1].all()
 
 
 def test_oedema_lies_around_the_hila() -> None:

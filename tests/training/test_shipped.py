@@ -10,8 +10,10 @@ from click.testing import CliRunner
 
 from tf_covid.errors import ModelError
 from tf_covid.models import I3D, UNet
+from tf_covid.stratifier_model import Stratifier
 from tf_covid.training import augment, cases
-from tf_covid.training.dense import quick, supervised
+from tf_covid.training.clips import _pooled, make_clips, masked, read_clips
+from tf_covid.training.dense import disease_loss, quick, supervised
 from tf_covid.training.lungs import main as train_lungs
 from tf_covid.training.run import start_from
 from tf_covid.training.severity import main as train_severity
@@ -110,3 +112,36 @@ def test_a_case_comes_back_as_it_was_drawn(tmp_path, monkeypatch):
     assert case.hu.shape == case.lungs.shape == (12, 64, 64)
     assert case.lungs.any() and not (case.lesions & ~case.lungs).any()
     assert sum(case.lobe_scores) == case.ct_score
+
+
+def test_the_training_clip_is_the_clip_that_infer_makes(tmp_path, monkeypatch):
+    monkeypatch.setattr(cases, "case_shape", lambda seed: (24, 64, 64))
+    cases._draw(tmp_path, 3)
+    unet = UNet((32, 32, 1), filters=2, outputs=2)
+    kernel, bias = unet.get_layer("logits").get_weights()
+    unet.get_layer("logits").set_weights([300 * kernel, bias])  # decided, as a trained one is: not all near one half
+    road = Stratifier(I3D((8, 32, 40, 1), classes=5, ct_score=True), unet)
+    made = read_clips(tmp_path, make_clips(tmp_path, range(3, 4), road, "0" * 64), range(3, 4))
+    assert made.planes.shape == (1, 3, 8, 32, 40) and made.classes.tolist() == [3]
+    case = cases.read_case(tmp_path, 3)
+    probability = road.segment(case.hu[None], np.array([len(case.hu)], np.int32))["lungs"]
+    clip = road.prepare(case.hu[None], probability)["clip"].numpy()
+    difference = np.abs(clip - masked(made, road))
+    assert clip.any() and difference.mean() < 0.01
+    assert np.median(difference) <= 1 / 255
+
+
+def test_the_disease_of_a_corner_is_asked_for_in_that_corner():
+    lesions = np.zeros((1, 8, 16, 32), np.float32)
+    lesions[0, 6:, 4:8, :8] = 1.0
+    cells = _pooled(lesions, (4, 4, 4)).numpy()
+    assert cells.shape == (1, 4, 4, 4, 1)
+    assert cells[0, 3, 1, 0, 0] == 1.0 and cells.sum() == 1.0
+    logits = np.where(cells > 0, 9.0, -9.0).astype(np.float32)
+    assert float(disease_loss(cells, logits)) < 0.01 < 1.0 < float(disease_loss(cells, -logits))
+
+
+def test_ltc_is_not_trained_on_a_clip_that_it_does_not_see_whole(tmp_path):
+    options = ["--model", "ltc", "--cases", str(tmp_path), "--out", str(tmp_path / "x"), "--clip", "24", "64", "64"]
+    result = CliRunner().invoke(train_severity, options)
+    assert result.exit_code == 2 and "16×32×32" in result.output

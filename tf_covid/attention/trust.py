@@ -6,6 +6,8 @@ Everywhere: an attention map is uint8 (D, H, W), 255 at its maximum and 0 outsid
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 Spacing = tuple[float, float, float]
@@ -50,7 +52,7 @@ def pointing_game(attention: np.ndarray, lesions: np.ndarray, spacing_mm: Spacin
     place = brightest(attention, spacing_mm)
     if place is None:
         return False
-    reach = [int(tolerance_mm / step) for step in spacing_mm]
+    reach = [math.ceil(tolerance_mm / step) for step in spacing_mm]
     start = [max(centre - far, 0) for centre, far in zip(place, reach, strict=True)]
     box = tuple(slice(first, centre + far + 1) for first, centre, far in zip(start, place, reach, strict=True))
     off_mm = (np.argwhere(lesions[box]) + start - np.array(place)) * spacing_mm

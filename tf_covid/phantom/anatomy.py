@@ -24,8 +24,8 @@ class Anatomy:
     Args:
         p: What was drawn, in mm unless a name says otherwise.
         lattice: The grid of the fields.
-        fields: Distance in mm to each surface, negative inside, float32 (U, Y, X); but "fluid_near": how far, in mm,
-            pleural fluid pushes the lung back there.
+        fields: Distance in mm to each surface, negative inside, float32 (U, Y, X); but "fluid_near": by how much
+            nearer, in mm, the surface is because of pleural fluid; 0 far from it.
     """
 
     p: Draws

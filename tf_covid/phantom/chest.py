@@ -32,7 +32,8 @@ class Chest:
         lungs: uint8, 0 outside, 1 right, 2 left; consolidated lung and the vessels within are inside, trachea, main
             bronchi, hila, mediastinum and pleural fluid outside.
         lobes: uint8, 0 outside, 1–5 in the order of `severity.LOBES`.
-        lesions: bool, the voxels with glass or consolidation, of whatever cause, all within `lungs`: where disease
+        lesions: bool, the voxels with glass or consolidation of COVID, lobar pneumonia or oedema (lung that collapsed
+            beside fluid or lies dependent is none), all within `lungs`: where disease
             fills at least half of the way from healthy lung to the lesion's own density.
         spacing_mm: Voxel size along (D, H, W).
         affine: (4, 4) LPS: (d, h, w, 1) → mm.

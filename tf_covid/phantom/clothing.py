@@ -12,7 +12,7 @@ from tf_covid.phantom.scanner import Protocol
 from tf_covid.phantom.settings import Draws
 from tf_covid.phantom.slab import Slab, blend
 from tf_covid.phantom.tissue import AIR_HU
-from tf_covid.phantom.trees import Tree, paint, together, within
+from tf_covid.phantom.trees import Tree, paint_slab, together
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,5 @@ def dress(hu: Field, slab: Slab, things: Things) -> None:
         sheet_distance = np.abs(slab.read("body") - p["gap_mm"] - p["fold_mm"] * things.folds(slab.grid))
         share = occupancy(sheet_distance - 0.5 * p["thick_mm"], slab.width_mm) * min(p["thick_mm"] / slab.width_mm, 1.0)
         blend(hu, share * outside, p["hu"])
-    if things.wires is not None:
-        near = within(things.wires, (float(slab.grid.u[0]) - 1.0, float(slab.grid.u[-1]) + 1.0))
-        if len(near.radius) and len(slab.grid.u) > 1:
-            share = np.zeros(hu.shape, np.float32)
-            paint(share, slab.grid, near)
-            blend(hu, share * outside, things.wires_hu)
+    if things.wires is not None and (share := paint_slab(slab.grid, things.wires)) is not None:
+        blend(hu, share * outside, things.wires_hu)

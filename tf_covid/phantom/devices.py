@@ -11,7 +11,7 @@ from tf_covid.phantom.fields import Field
 from tf_covid.phantom.scanner import Protocol
 from tf_covid.phantom.settings import Draws
 from tf_covid.phantom.slab import Slab, blend
-from tf_covid.phantom.trees import Tree, paint, together, within
+from tf_covid.phantom.trees import Tree, paint_slab, together
 
 _METAL_HU = 3500.0
 
@@ -97,21 +97,11 @@ def draw_devices(protocol: Protocol, anatomy: Anatomy, rng: np.random.Generator)
     )  # fmt: skip
 
 
-def _painted(slab: Slab, tree: Tree) -> Field | None:
-    """The occupancy of a tree in a slab, or None where it is empty."""
-    near = within(tree, (float(slab.grid.u[0]) - 1.0, float(slab.grid.u[-1]) + 1.0))
-    if not len(near.radius) or len(slab.grid.u) < 2:
-        return None
-    share = np.zeros(slab.grid.shape, np.float32)
-    paint(share, slab.grid, near)
-    return share
-
-
 def insert(hu: Field, slab: Slab, devices: Devices) -> None:
     """Put tubes and metal into a slab, over everything else, with the metal's streaks; in place."""
-    if devices.tubes is not None and (share := _painted(slab, devices.tubes)) is not None:
+    if devices.tubes is not None and (share := paint_slab(slab.grid, devices.tubes)) is not None:
         blend(hu, share, devices.tubes_hu)
-    if devices.metal is None or (share := _painted(slab, devices.metal)) is None:
+    if devices.metal is None or (share := paint_slab(slab.grid, devices.metal)) is None:
         return
     blend(hu, share, _METAL_HU)
     amount = np.minimum(share.sum(axis=(1, 2)) * (slab.grid.x[1] - slab.grid.x[0]) ** 2 / 40.0, 1.0)

@@ -9,7 +9,7 @@ from tf_covid.phantom.lesions import Texture
 from tf_covid.phantom.patient import Patient, regions
 from tf_covid.phantom.settings import Draws
 from tf_covid.phantom.slab import Slab, blend
-from tf_covid.phantom.trees import Tree, paint, within
+from tf_covid.phantom.trees import Tree, paint_slab
 
 
 class Parenchyma:
@@ -81,22 +81,12 @@ def _fissures(hu: Field, height_hu: float, slab: Slab) -> None:
         hu[where] += height_hu * np.exp(-((distance[where] / 0.8) ** 2))
 
 
-def _padded(axis: np.ndarray) -> np.ndarray:
-    """An axis with one more point on each side, so that slabs see the branches that cross into them."""
-    step = axis[-1] - axis[-2] if len(axis) > 1 else np.float32(1.0)
-    return np.concatenate([[axis[0] - step], axis, [axis[-1] + step]]).astype(np.float32)
-
-
 def _branches(hu: Field, patient: Patient, grid: Grid) -> None:
     """Vessels, and bronchi with walls and air, over the lung; in place."""
-    padded = Grid(_padded(grid.u), grid.y, grid.x)
-    near = (float(padded.u[0]), float(padded.u[-1]))
-    blood, wall, lumen = (np.zeros(padded.shape, np.float32) for _ in range(3))
-    paint(blood, padded, within(patient.vessels, near))
-    bronchi = within(patient.bronchi, near)
+    bronchi = patient.bronchi
     thick = bronchi.radius * (1.0 + patient.lung["airway_wall"]) + 0.3
-    paint(wall, padded, Tree(bronchi.start, bronchi.stop, thick, bronchi.level))
-    paint(lumen, padded, bronchi)
-    blend(hu, blood[1:-1], patient.tissue["blood_hu"])
-    blend(hu, wall[1:-1], 20.0)
-    blend(hu, lumen[1:-1], -960.0)
+    wall = Tree(bronchi.start, bronchi.stop, thick, bronchi.level)
+    for tree, value in ((patient.vessels, patient.tissue["blood_hu"]), (wall, 20.0), (bronchi, -960.0)):
+        share = paint_slab(grid, tree)
+        if share is not None:
+            blend(hu, share, value)

@@ -136,6 +136,23 @@ def paint(volume: Field, grid: Grid, tree: Tree) -> None:
     _paint_thick(volume, grid, tree.select(thick), max(fine, 0.5))
 
 
+def paint_slab(grid: Grid, tree: Tree) -> Field | None:
+    """A tree's occupancy on some slices of a larger grid, as if its neighbours were there; None where it is empty."""
+    padded = Grid(_padded(grid.u), grid.y, grid.x)
+    near = within(tree, (float(padded.u[0]), float(padded.u[-1])))
+    if not len(near.radius):
+        return None
+    share = np.zeros(padded.shape, np.float32)
+    paint(share, padded, near)
+    return share[1:-1]
+
+
+def _padded(axis: np.ndarray) -> np.ndarray:
+    """An axis with one more point on each side, so that slabs see the branches that cross into them."""
+    step = axis[-1] - axis[-2] if len(axis) > 1 else np.float32(1.0)
+    return np.concatenate([[axis[0] - step], axis, [axis[-1] + step]]).astype(np.float32)
+
+
 def within(tree: Tree, near: tuple[float, float]) -> Tree:
     """The segments that reach into a range of u, with a margin for their radius."""
     low = np.minimum(tree.start[:, 0], tree.stop[:, 0]) - tree.radius - 2.0

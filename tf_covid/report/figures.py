@@ -210,7 +210,7 @@ def _curves(page: Axes, result: Result, scan: Scan, views: Views) -> None:
 
     from tf_covid.report.headfeet import involvement
 
-    # "Of each slice" does not fit beside the rule; the axis says it.
+    # "Of each slice" does not fit beside the rule; the axis runs over the slices.
     how = words.involved_by(result.lungs) if result.lungs else "of each slice"
     panels = [(f"involved lung, %: {how}", involvement(result, scan))]
     if result.attention is not None:

@@ -72,10 +72,10 @@ def slice_and_mask(hu: Any, masks: Any) -> tuple[Any, Any]:
     """
     count, side = tf.shape(hu)[0], hu.shape[1]
     matrices = affine_matrices(count, degrees=20, scale=(0.72, 1.3), shift=0.1, side=side)
-    both = tf.concat([hu[..., tf.newaxis] + 1024.0, masks * 1000.0], axis=-1)  # the fill of all is 0: air, no tissue
+    both = tf.concat([hu[..., tf.newaxis] + 1024.0, masks], axis=-1)  # the fill of all is 0: air, and no tissue
     both = warp(both, matrices, 0.0)
     both = flip(flip(both, 2, _chance(count, 0.5)), 1, _chance(count, 0.15))
-    hu, masks = both[..., 0] - 1024.0, both[..., 1:] / 1000.0
+    hu, masks = both[..., 0] - 1024.0, both[..., 1:]
     # Coarse scans: some batches go through a smaller grid and back.
     coarse = tf.random.uniform([], side * 3 // 8, side, tf.int32)
     coarse = tf.where(tf.random.uniform([]) < 0.3, coarse, side)

@@ -1,7 +1,8 @@
 """Synthetic chests drawn once, on disk, for the training of the weights that ship.
 
-Both shipped networks learn from the same cases: the U-Net from their slices, the I3D from the clips that the shipped
-U-Net makes of them. A case is a `.npz` of HU and truth; a killed run continues where it was.
+All shipped networks learn from the same cases: the U-Net from their slices, the others from the clips that the shipped
+U-Net makes of them. A case is a `.npz` of HU and truth; a killed run continues where it was. Cases of an older phantom
+are kept, too: empty the folder after a change of the phantom.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def _draw(folder: Path, seed: int) -> None:
 @click.option("--unseen", default=100, show_default=True, help="Chests to measure on: seeds 1000000 ….")
 @click.option("--workers", default=2, show_default=True)
 def main(folder: Path, train: int, unseen: int, workers: int) -> None:
-    """Draw the synthetic chests that both shipped networks learn from; a killed run continues."""
+    """Draw the synthetic chests that the shipped networks learn from; a killed run continues."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     draw_cases(folder, range(UNSEEN, UNSEEN + unseen), workers=workers)
     draw_cases(folder, range(train), workers=workers)

@@ -55,10 +55,9 @@ def make_clips(folder: Path, seeds: range, road: Stratifier, mark: str) -> Path:
 
     @tf.function(input_signature=[volume, volume, tf.TensorSpec([1, None, None, None], tf.float32)])
     def cut(hu: Any, lesions: Any, probability: Any) -> Any:
-        keep = road.slice_rule(probability)
-        box = road.lung_box(probability, keep)
-        clip = road.window(road.sampler(hu, keep, box))
-        parts = tf.concat([clip, *(road.sampler(one, keep, box) for one in (probability, lesions))], axis=0)
+        found = road.cut(hu, probability)
+        ill = road.sampler(lesions, found["keep"], found["box"])
+        parts = tf.concat([found["clip"], found["lungs"], ill], axis=0)
         return tf.cast(tf.round(parts * 255.0), tf.uint8)
 
     for number, seed in enumerate(seeds, 1):
@@ -97,7 +96,7 @@ def read_clips(folder: Path, clips: Path, seeds: range) -> Clips:
 def masked(clips: Clips, road: Stratifier) -> np.ndarray:
     """The clips as the network meets them, float32 (N, T, H, W, C), unchanged by augmentation."""
     shares = clips.planes.astype(np.float32) / 255.0
-    return np.concatenate([road.scaling(road.masked(one[:1], one[1:2])).numpy() for one in shares])
+    return np.concatenate([road.finish(one[:1], one[1:2]).numpy() for one in shares])
 
 
 def batches(

@@ -51,11 +51,10 @@ class QuickMaxPool3D(layers.Layer):
 
 
 def quick(network: keras.Model) -> keras.Model:
-    """The network with its overlapping max-pools exchanged for `QuickMaxPool3D`; weights in the same order."""
+    """The network with its "same" max-pools exchanged for `QuickMaxPool3D`; weights in the same order."""
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
-        overlap = isinstance(layer, layers.MaxPooling3D) and layer.padding == "same"
-        if overlap:
+        if isinstance(layer, layers.MaxPooling3D) and layer.padding == "same":
             return QuickMaxPool3D(layer.pool_size, layer.strides, name=layer.name, dtype=layer.dtype_policy)
         return layer.__class__.from_config(layer.get_config())
 

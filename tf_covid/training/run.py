@@ -1,4 +1,4 @@
-"""What the training of both shipped networks has in common."""
+"""What the training of all shipped networks has in common."""
 
 from __future__ import annotations
 
