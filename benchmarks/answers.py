@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tables import NONE, correlation, mean, number, percent, table
 
-from tf_covid.scan import lung_findings
+from tf_covid.pipeline import gate, refuses
 from tf_covid.severity import LABELS
 from tf_covid.training.cases import Case
 
@@ -55,9 +55,7 @@ def answer(
     models: LocalModels, hu: np.ndarray, probability: np.ndarray, spacing_mm: tuple[float, float, float]
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Probabilities (models, 5) and CT scores (models,), the mean last; None where the pipeline refuses the scan."""
-    share = (probability > 0.5).mean(axis=(1, 2))
-    findings = lung_findings(share, min_fraction=models.slice_minimum, spacing_mm=spacing_mm)
-    if any(finding.level == "error" for finding in findings):
+    if refuses(gate(models, probability, spacing_mm)):
         return None
     answers = models.classify(hu, probability)
     shares = np.array([one.probabilities for one in answers])

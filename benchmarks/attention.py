@@ -25,15 +25,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 from scipy import ndimage
-from tables import DOCS, Page, mean, number, percent, say, table, unseen
+from tables import DOCS, Page, mean, number, percent, say, shipped, table, unseen
 
 from tf_covid import attention
 from tf_covid.attention.trust import centre_of_lung, energy_inside, pointing_game
+from tf_covid.layers import HUWindow
 from tf_covid.local import LocalModels
 from tf_covid.lungs import read_lungs
 from tf_covid.models import NETWORKS
+from tf_covid.pipeline import gate, refuses
 from tf_covid.training.cases import UNSEEN, Case
-from tf_covid.weights import catalog, read_contract
 
 ENDPOINTS = {"i3d": ("Mixed_5c", "Mixed_4f", "Mixed_3c"), "ltc": ("conv5", "conv4", "conv3")}
 TARGETS = ("severity", "class")
@@ -99,7 +100,7 @@ class Explainer:
         prepared = self.member.prepare(hu[np.newaxis], probability[np.newaxis])
         keep, box = prepared["keep"].numpy()[0], prepared["box"].numpy()[0]
         lungs = read_lungs(hu, probability, keep, spacing_mm).labels
-        if not (keep.any() and lungs.any()):
+        if refuses(gate(self.models, probability, spacing_mm)) or not lungs.any():
             return None
         logits = self.network(prepared["clip"], training=False)["logits"].numpy()[0]
         return Seen(prepared["clip"], keep, box, lungs, int(logits.argmax()))
@@ -147,7 +148,7 @@ def blind(lesions: np.ndarray, lungs: np.ndarray, case: Case) -> dict[Way | str,
     share = np.count_nonzero(lesions) / np.count_nonzero(lungs)
     off_mm = ndimage.distance_transform_edt(~lesions, sampling=case.spacing_mm)
     chance = float((off_mm[lungs > 0] <= TOLERANCE_MM).mean())
-    grey = np.clip((case.hu.astype(np.float32) + 1100.0) * (255 / 1400), 0, 255).astype(np.uint8)
+    grey = (255 * HUWindow()(case.hu).numpy()).astype(np.uint8)
     centre, picture = (
         look(volume, lesions, lungs, case, None)
         for volume in (centre_of_lung(lungs, case.spacing_mm), np.where(lungs > 0, grey, np.uint8(0)))
@@ -282,11 +283,6 @@ SECTION = """
 """
 
 
-def severity_models() -> list[str]:
-    """The names of the shipped networks that answer with a severity."""
-    return [name for name, path in catalog.shipped().items() if read_contract(path).task == "severity"]
-
-
 @click.command()
 @click.option("--cases", default=60, show_default=True, help="Chests with disease, the four classes in turn.")
 @click.option("--checks", default=15, show_default=True, help="Chests for the random networks and the mirror.")
@@ -295,7 +291,7 @@ def severity_models() -> list[str]:
 @click.option("--write/--no-write", default=True, help="Put the tables into docs/attention.md.")
 def main(cases: int, checks: int, folder: Path, models: tuple[str, ...], write: bool) -> None:
     """Print the tables."""
-    for source in models or severity_models():
+    for source in models or shipped():
         explainer = Explainer(source)
         say(f"{explainer.name}: {len(explainer.ways)} ways to make a map")
         found = measure(explainer, folder, cases, checks)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 LEARNED, RULE = "learned", "rule on density"
 
 #: What looks like disease on CT and is none, as the phantom draws it.
-MIMICS = ("dependent", "band", "nodules", "mosaic", "buds", "breathing")
+MIMICS = ("dependent", "band", "nodules", "mosaic", "buds", "breathing", "effusion_left", "effusion_right")
 
 GROUPS = {
     "all": range(5),

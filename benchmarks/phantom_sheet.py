@@ -41,6 +41,13 @@ UNITS = {"mm": "mm", "hu": "HU", "degrees": "°"}
 #: A slice is shown if it has this share of the lung of the fullest one.
 LEAST_LUNG = 0.25
 
+#: What the table of ranges does not show.
+EXCEPTIONS = (
+    "A range is drawn uniformly, but `noise_hu`, `nodule_mm` and `bud_mm` on a logarithmic scale. COVID's "
+    "`consolidated_share` is multiplied by another number of 0–1; lobar pneumonia is all consolidation, oedema all "
+    "glass with septal lines. `slice_blur` and `lesion_opacity` have no effect: their draws keep the seeds."
+)
+
 
 def tile(job: tuple[int, int]) -> Image.Image:
     """One phantom, by seed and number of slices, at a random level within its lungs; its class in the corner."""
@@ -92,7 +99,7 @@ def value(name: str, setting: Any) -> str:
 def effects(settings: PhantomSettings) -> Iterator[str]:
     """A heading, the section's docstring and a table for each section of the settings."""
     count = sum(len(fields(getattr(settings, section.name))) for section in fields(settings))
-    yield f"{count} settings. A range is drawn uniformly."
+    yield f"{count} settings. {EXCEPTIONS}"
     for section in fields(settings):
         part = getattr(settings, section.name)
         yield f"### {section.name.capitalize()}"

@@ -35,7 +35,7 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
 
 def kept(models: LocalModels, probability: np.ndarray) -> np.ndarray:
     """The slices with enough lung, bool (D,)."""
-    return (probability > 0.5).mean(axis=(1, 2)) >= models.slice_minimum
+    return models.members[0].stratifier.slice_rule(probability[np.newaxis]).numpy()[0]
 
 
 def lungs_of(models: LocalModels, hu: np.ndarray, spacing_mm: Spacing) -> np.ndarray:

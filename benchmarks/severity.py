@@ -22,11 +22,10 @@ from answers import Answers, agreement_table, answer, ask, confusion_tables, nam
 from audit import healthy_table, shortcut_table
 from real import BASE, CIP, present
 from stress import AIM, STRESSES, reached
-from tables import DOCS, NONE, Page, mean, number, percent, table, unseen
+from tables import DOCS, NONE, Page, mean, number, percent, shipped, table, unseen
 
 import tf_covid
 from tf_covid.training.cases import UNSEEN, Case
-from tf_covid.weights import catalog
 
 if TYPE_CHECKING:
     from tf_covid.local import LocalModels
@@ -36,13 +35,6 @@ HEALTHY = UNSEEN + 1_000_000
 
 #: A change of the CT score below this is small.
 SMALL = 2.0
-
-
-def shipped() -> list[str]:
-    """Names of the severity models that ship."""
-    from tf_covid.weights import read_contract
-
-    return [name for name, path in catalog.shipped().items() if read_contract(path).task == "severity"]
 
 
 def stress_table(models: LocalModels, cases: Iterable[Case]) -> tuple[str, int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tf_covid.training.cases import Case, draw_cases, read_case
+from tf_covid.weights import catalog
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -91,3 +92,10 @@ class Page:
         before, rest = page.split(begin)
         after = rest.split(end)[1]
         self._path.write_text(f"{before}{begin}\n{text}\n{end}{after}", "utf-8")
+
+
+def shipped() -> list[str]:
+    """Names of the severity models that ship."""
+    from tf_covid.weights import read_contract
+
+    return [name for name, path in catalog.shipped().items() if read_contract(path).task == "severity"]

@@ -111,11 +111,27 @@ def _models(model: str | Path | Sequence[str | Path] | LocalModels, precision: s
     return LocalModels([model] if isinstance(model, (str, Path)) else list(model), precision=precision)
 
 
-def _gate_then_classify(scan: Scan, models: LocalModels, probability: np.ndarray) -> list[Answer]:
-    # The graph's own mask decides, as it does behind a server: no cleaning before the slice rule.
+def gate(models: LocalModels, probability: np.ndarray, spacing_mm: tuple[float, float, float]) -> Sequence[Finding]:
+    """What the lungs of a scan do not allow; with an "error" among it the scan is refused.
+
+    Args:
+        models: Their slice rule counts.
+        probability: float32 (D, h, w), lung. The graph's own mask decides, as it does behind a server: no cleaning
+            before the slice rule.
+        spacing_mm: Voxel size along (D, H, W).
+    """
     share = (probability > 0.5).mean(axis=(1, 2))
-    findings = lung_findings(share, min_fraction=models.slice_minimum, spacing_mm=scan.spacing_mm)
-    if any(finding.level == "error" for finding in findings):
+    return lung_findings(share, min_fraction=models.slice_minimum, spacing_mm=spacing_mm)
+
+
+def refuses(findings: Sequence[Finding]) -> bool:
+    """Whether one of the findings is an error."""
+    return any(finding.level == "error" for finding in findings)
+
+
+def _gate_then_classify(scan: Scan, models: LocalModels, probability: np.ndarray) -> list[Answer]:
+    findings = gate(models, probability, scan.spacing_mm)
+    if refuses(findings):
         raise ScanRefused([*scan.findings, *findings])
     return models.classify(scan.hu, probability)
 
