@@ -32,7 +32,7 @@ from tf_covid.weights import Contract, Preprocessing, load, save_model
 log = logging.getLogger(__name__)
 
 #: Where Grad-CAM points best, by `benchmarks/attention.py`; the last endpoint where it is not named.
-ENDPOINTS: dict[str, str] = {}
+ENDPOINTS = {"i3d": "Mixed_3c"}
 
 
 def score_loss(truth: Any, score: Any) -> Any:
