@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,3 +23,26 @@ def real_ct() -> Path:
     if not path.is_dir():
         pytest.fail(f"TF_COVID_REAL_CT names {folder}, which is not a folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def threshold_unet() -> Callable[[dict[str, Any]], Any]:
+    """Builder of a U-Net, from its arguments, whose weights are set by hand: lung below −400 HU, disease above −700."""
+    import keras
+    import numpy as np
+
+    from tf_covid.models import UNet
+
+    def build(arguments: dict[str, Any]) -> Any:
+        unet, outputs = UNet(**arguments), arguments["outputs"]
+        for layer in unet.layers:
+            if isinstance(layer, keras.layers.Conv2D) and not isinstance(layer, keras.layers.Conv2DTranspose):
+                kernel = np.zeros(layer.kernel.shape, np.float32)
+                kernel[kernel.shape[0] // 2, kernel.shape[1] // 2, 0, 0] = 1.0  # the slice itself goes through
+                layer.set_weights([kernel, *layer.get_weights()[1:]])
+        kernel = np.zeros((1, 1, arguments["filters"], outputs), np.float32)
+        kernel[0, 0, 0] = [-100.0, 100.0][:outputs]
+        unet.get_layer("logits").set_weights([kernel, np.array([50.0, -100 * 400 / 1400], np.float32)[:outputs]])
+        return unet
+
+    return build

@@ -32,19 +32,11 @@ def scan():
     return Scan("made", hu, affine, SourceGrid(SHAPE, affine, (0, 1, 2), (False,) * 3), "0" * 64)
 
 
-def models(folder, outputs):
+def models(folder, threshold_unet, outputs):
     """A small random classifier behind a U-Net: lung below −400 HU, disease above −700 HU."""
     keras.utils.set_random_seed(3)
     arguments = {"input_shape": [64, 64, 1], "depth": 1, "filters": 4, "outputs": outputs}
-    unet = NETWORKS["unet"].build(**arguments)
-    for layer in unet.layers:
-        if isinstance(layer, keras.layers.Conv2D) and not isinstance(layer, keras.layers.Conv2DTranspose):
-            kernel = np.zeros(layer.kernel.shape, np.float32)
-            kernel[kernel.shape[0] // 2, kernel.shape[1] // 2, 0, 0] = 1.0  # the slice itself goes through
-            layer.set_weights([kernel, *layer.get_weights()[1:]])
-    kernel = np.zeros((1, 1, 4, outputs), np.float32)
-    kernel[0, 0, 0] = [-100.0, 100.0][:outputs]
-    unet.get_layer("logits").set_weights([kernel, np.array([50.0, -100 * 400 / 1400], np.float32)[:outputs]])
+    unet = threshold_unet(arguments)
     lungs = folder / f"lungs-{outputs}.keras"
     save_model(unet, Contract(model="unet", arguments=arguments, task="lungs", note="By hand."), lungs)
     network = folder / "severity.keras"
@@ -57,13 +49,13 @@ def models(folder, outputs):
 
 
 @pytest.fixture(scope="module")
-def finder(tmp_path_factory):
-    return models(tmp_path_factory.mktemp("two"), 2)
+def finder(tmp_path_factory, threshold_unet):
+    return models(tmp_path_factory.mktemp("two"), threshold_unet, 2)
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    return models(tmp_path_factory.mktemp("one"), 1)
+def plain(tmp_path_factory, threshold_unet):
+    return models(tmp_path_factory.mktemp("one"), threshold_unet, 1)
 
 
 def voxels(*parts):
