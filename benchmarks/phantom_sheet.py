@@ -45,7 +45,7 @@ LEAST_LUNG = 0.25
 EXCEPTIONS = (
     "A range is drawn uniformly, but `noise_hu`, `nodule_mm` and `bud_mm` on a logarithmic scale. COVID's "
     "`consolidated_share` is multiplied by another number of 0–1; lobar pneumonia is all consolidation, oedema all "
-    "glass with septal lines. `slice_blur` and `lesion_opacity` have no effect: their draws keep the seeds."
+    "glass with septal lines."
 )
 
 

@@ -23,10 +23,7 @@ def say(text: str) -> None:
 
 
 def unseen(folder: Path, seeds: range) -> Iterator[Case]:
-    """The cases of `seeds`, drawn first where they are not there yet; one at a time, with a line every ten.
-
-    What lies in the folder is taken as it is: after a change of the phantom it must be emptied by hand.
-    """
+    """The cases of `seeds`, drawn first where they are not there yet; one at a time, with a line every ten."""
     say(f"{len(seeds)} synthetic chests in {folder}")
     draw_cases(folder, seeds)
     for number, seed in enumerate(seeds, 1):

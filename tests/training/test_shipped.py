@@ -107,6 +107,7 @@ def test_training_starts_from_what_fits_of_a_file(tmp_path):
 
 def test_a_case_comes_back_as_it_was_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(cases, "case_shape", lambda seed: (12, 64, 64))
+    cases.draw_cases(tmp_path, range(0))
     cases._draw(tmp_path, 3)
     case = cases.read_case(tmp_path, 3)
     assert case.hu.shape == case.lungs.shape == (12, 64, 64)
@@ -116,6 +117,7 @@ def test_a_case_comes_back_as_it_was_drawn(tmp_path, monkeypatch):
 
 def test_the_training_clip_is_the_clip_that_infer_makes(tmp_path, monkeypatch, threshold_unet):
     monkeypatch.setattr(cases, "case_shape", lambda seed: (24, 64, 64))
+    cases.draw_cases(tmp_path, range(0))
     cases._draw(tmp_path, 3)
     unet = threshold_unet({"input_shape": (32, 32, 1), "depth": 1, "filters": 2, "outputs": 2})
     road = Stratifier(I3D((8, 32, 40, 1), classes=5, ct_score=True), unet)

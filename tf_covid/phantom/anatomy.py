@@ -24,8 +24,8 @@ class Anatomy:
     Args:
         p: What was drawn, in mm unless a name says otherwise.
         lattice: The grid of the fields.
-        fields: Distance in mm to each surface, negative inside, float32 (U, Y, X); but "fluid_near": by how much
-            nearer, in mm, the surface is because of pleural fluid; 0 far from it.
+        fields: Distance in mm to each surface, negative inside, float32 (U, Y, X); "fluid" is pleural
+            fluid that reaches beyond the lungs as well.
     """
 
     p: Draws
@@ -69,7 +69,7 @@ def build(p: Draws, lattice: Grid, rng: np.random.Generator) -> Anatomy:
     parts["heart"] = np.maximum(parts["heart"], dome + 1.0)
     parts["mediastinum"] = torso.mediastinum(p, q, parts)
     pleura = torso.lungs(p, q, parts)
-    lungs = torso.aerated(p, q, pleura, centre)
+    lungs, fluid = torso.aerated(p, q, pleura, centre)
     muscle = join(wall - organs.muscle_thickness(p, q, centre), organs.shoulders(p, q), 25.0)
     arm = organs.arms(p, q)
     fat = organs.fat_thickness(p, q, centre) + organs.breasts(p, q, centre)
@@ -79,7 +79,7 @@ def build(p: Draws, lattice: Grid, rng: np.random.Generator) -> Anatomy:
     hollow = np.maximum(hollow, np.minimum(np.abs(q.x) - 50.0, 0.6 * p["cap_height_mm"] - q.u))
     fields = {
         "body": body, "muscle": np.minimum(muscle, arm + 0.5 * p["fat_mm"] * 0.6 + 3.0), "arm": arm, "wall": wall,
-        "lungs": lungs, "pleura": pleura, "fluid_near": lungs - pleura,
+        "lungs": lungs, "pleura": pleura, "fluid": fluid,
         "side": q.x - p["junction_x_mm"] + 0.0 * lungs, "diaphragm": dome,
         "airway": parts["airway"], "blood": parts["blood"], "heart": parts["heart"],
         "oesophagus": parts["oesophagus"], "column": spine["column"], "canal": spine["canal"],

@@ -45,7 +45,7 @@ class Parenchyma:
             hole = smooth_step(self._holes(grid) + 0.8 * patchy, 1.6 - 1.6 * self._severity, 2.4)
             hu += hole * (-985.0 - hu) * 0.9
         # Lung beside pleural fluid collapses: dense, and no disease of its own.
-        squeezed = smooth_step(slab.read("fluid_near"), 0.3 * p["collapse_mm"], p["collapse_mm"])
+        squeezed = smooth_step(-slab.read("fluid"), -p["collapse_mm"], -0.3 * p["collapse_mm"])
         hu += squeezed * np.maximum(-60.0 - hu, 0.0)
         return hu
 

@@ -84,7 +84,7 @@ class LungSettings:
 class DiseaseSettings:
     """Opacities that the scores count: COVID's patterns, and those of lobar pneumonia and oedema, which are not COVID.
 
-    `lesion_opacity` is the share of the air replaced from which a voxel counts as diseased.
+    The truth is where the edge of the disease is half way up.
     """
 
     glass_hu: Range = (-700.0, -330.0)
@@ -101,10 +101,8 @@ class DiseaseSettings:
     reticulation_hu: Range = (60.0, 260.0)
     p_crazy_paving: float = 0.4
     p_reticulation: float = 0.3
-    p_lobar: float = 0.07
+    p_lobar: float = 0.12
     p_oedema: float = 0.06
-    # Stated here, fixed in `lesions.py`: the truth is where the edge of the disease is half way up.
-    lesion_opacity: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -117,8 +115,6 @@ class ScannerSettings:
     off_centre_mm: Range = (-18.0, 18.0)
     blur_mm: Range = (0.3, 1.3)
     coarse_blur_mm: Range = (1.3, 2.6)
-    # Without effect: its draw keeps the seeds of the shipped weights what they are. To go with the next retraining.
-    slice_blur: Range = (0.0, 0.8)
     noise_hu: Range = (4.0, 60.0)
     noise_correlation_mm: Range = (0.25, 1.3)
     sharpening: Range = (0.2, 1.3)

@@ -7,6 +7,9 @@ import numpy as np
 from tf_covid.phantom.fields import Field, Points, ellipsoid, join, meet, rotated, smooth_step, tube
 from tf_covid.phantom.settings import Draws
 
+#: The distance to what is not there.
+FAR_MM = 99.0
+
 
 def radial(dy: Field, dx: Field, half_depth: Field, half_width: Field, roundness: float | Field) -> Field:
     """Distance, along the ray from the centre, to a superellipse in each axial slice."""
@@ -169,15 +172,20 @@ def lungs(p: Draws, q: Points, parts: dict[str, Field]) -> Field:
     return meet(shape, -parts["mediastinum"], 5.0)
 
 
-def aerated(p: Draws, q: Points, pleura: Field, centre: Field) -> Field:
-    """Distance to the lungs proper: `pleura` without the fluid that collects at its back and base."""
-    shape = pleura
+def aerated(p: Draws, q: Points, pleura: Field, centre: Field) -> tuple[Field, Field]:
+    """Distance to the lungs proper, `pleura` without the fluid at its back and base; and to that fluid.
+
+    The fluid's own border with the chest wall is `pleura`; without any the distance is `FAR_MM`.
+    """
+    shape, nearest = pleura, np.full(pleura.shape, FAR_MM, np.float32)
     for side, sign in (("right", -1.0), ("left", 1.0)):
         if p[f"effusion_{side}"]:
             level = p[f"effusion_{side}_depth"] * p["chest_half_depth_mm"]
             fluid = 0.9 * (level - q.y + centre) - 0.35 * (q.u - 0.75 * p["dome_depth_mm"])
-            shape = np.where(sign * q.x > 0.0, meet(shape, -fluid, 10.0), shape)
-    return shape
+            here = sign * q.x > 0.0
+            shape = np.where(here, meet(shape, -fluid, 10.0), shape)
+            nearest = np.where(here, np.minimum(fluid, FAR_MM), nearest)
+    return shape, nearest
 
 
 def fissures(p: Draws, q: Points, centre: Field) -> dict[str, Field]:

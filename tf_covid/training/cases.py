@@ -1,12 +1,15 @@
 """Synthetic chests drawn once, on disk, for the training of the weights that ship.
 
 All shipped networks learn from the same cases: the U-Net from their slices, the others from the clips that the shipped
-U-Net makes of them. A case is a `.npz` of HU and truth; a killed run continues where it was. Cases of an older phantom
-are kept, too: empty the folder after a change of the phantom.
+U-Net makes of them. A case is a `.npz` of HU and truth; a killed run continues where it was. They lie in a folder that
+carries the mark of the phantom that drew them: those of another phantom are never met.
 """
 
 from __future__ import annotations
 
+import ast
+import functools
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -20,7 +23,8 @@ from typing import Any
 import click
 import numpy as np
 
-from tf_covid.phantom import draw_chest
+from tf_covid import phantom
+from tf_covid.phantom import PhantomSettings, draw_chest
 
 log = logging.getLogger(__name__)
 
@@ -56,15 +60,34 @@ class Case:
 UNSEEN = 1_000_000
 
 
+#: Modules of the phantom that write chests to files: they change no chest.
+_WRITERS = {"cohort", "encode", "files"}
+
+
+@functools.cache
+def phantom_mark() -> str:
+    """Short hash of what the phantom draws from, its settings and its code; comments do not count."""
+    found = hashlib.sha256(repr(PhantomSettings()).encode())
+    for path in sorted(Path(phantom.__file__).parent.glob("*.py")):
+        if path.stem not in _WRITERS:
+            found.update(ast.unparse(ast.parse(path.read_text("utf-8"))).encode())
+    return found.hexdigest()[:12]
+
+
+def home(folder: Path) -> Path:
+    """Where in `folder` the cases of this phantom lie."""
+    return folder / f"phantom-{phantom_mark()}"
+
+
 def draw_cases(folder: Path, seeds: range, *, workers: int = 2) -> None:
     """Draw the cases of `seeds` that are not there yet, in several processes.
 
     Args:
-        folder: Where the `.npz` files go; made if needed.
+        folder: Where `home` is made, if needed, for the `.npz` files.
         seeds: A case a seed.
         workers: Number of processes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    home(folder).mkdir(parents=True, exist_ok=True)
     missing = [seed for seed in seeds if not _path(folder, seed).exists()]
     log.info("%d of %d cases are there", len(seeds) - len(missing), len(seeds))
     if not missing:
@@ -95,7 +118,7 @@ def read_cases(folder: Path, seeds: range) -> Iterator[Case]:
 
 
 def _path(folder: Path, seed: int) -> Path:
-    return folder / f"{seed:08d}.npz"
+    return home(folder) / f"{seed:08d}.npz"
 
 
 def case_shape(seed: int) -> tuple[int, int, int]:

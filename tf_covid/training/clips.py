@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import tensorflow as tf
 
 from tf_covid.stratifier_model import Stratifier
 from tf_covid.training import augment
-from tf_covid.training.cases import read_case
+from tf_covid.training.cases import home, read_case
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +47,10 @@ def make_clips(folder: Path, seeds: range, road: Stratifier, mark: str) -> Path:
         Folder of `<seed>.npy`, a row of `Clips.planes` each.
     """
     frames, height, width = road.sampler.frames, road.sampler.height, road.sampler.width
-    clips = folder / f"clips-{frames}x{height}x{width}-{mark[:12]}"
-    lungs = folder / f"lungs-{mark[:12]}"
+    # What follows the mask: another margin of the box, another window.
+    way = hashlib.sha256(repr(road.preprocessing).encode()).hexdigest()[:6]
+    clips = home(folder) / f"clips-{frames}x{height}x{width}-{way}-{mark[:12]}"
+    lungs = home(folder) / f"lungs-{mark[:12]}"
     for made in (clips, lungs):
         made.mkdir(exist_ok=True)
     volume = tf.TensorSpec([1, None, None, None], tf.int16)

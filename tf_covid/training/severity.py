@@ -23,7 +23,7 @@ from tf_covid import severity
 from tf_covid.models import I3D, LTC
 from tf_covid.stratifier_model import Stratifier
 from tf_covid.training.card import write_card
-from tf_covid.training.cases import UNSEEN, draw_cases
+from tf_covid.training.cases import UNSEEN, draw_cases, phantom_mark
 from tf_covid.training.clips import Clips, batches, make_clips, masked, read_clips
 from tf_covid.training.dense import disease_loss, quick, supervised
 from tf_covid.training.run import NOTE, fit, setup, start_from
@@ -140,7 +140,7 @@ def main(
         endpoint=ENDPOINTS.get(kind),
         lungs_sha256=unet.sha256,
         note=NOTE,
-        origin=f"tf_covid.training.severity, {kind}, seed {seed}{origin}",
+        origin=f"tf_covid.training.severity, {kind}, phantom {phantom_mark()}, seed {seed}{origin}",
         licence="Apache-2.0",
     )
     save_model(network, contract, out / "model.keras", dtype="float16")
