@@ -24,7 +24,7 @@ from tf_covid.weights import Contract, load, save_model
 def test_both_networks_train_and_write_file_and_card(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(cases, "case_shape", lambda seed: (12, 64, 64))
     folder = tmp_path / "cases"
-    folder.mkdir()
+    cases.draw_cases(folder, range(0))
     for seed in (*range(4), *range(cases.UNSEEN, cases.UNSEEN + 5)):
         cases._draw(folder, seed)
     for module in ("lungs", "severity"):
