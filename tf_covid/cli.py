@@ -123,6 +123,42 @@ def phantom(cases: int, out: Path, kind: str, size: int, slices: int | None, see
     return True
 
 
+@main.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--model", required=True, type=click.Choice(["i3d", "ltc", "inception_v1", "unet"]),
+              help="The network that it becomes.")  # fmt: skip
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The new .keras file.")
+@click.option("--classes", type=click.IntRange(2, 10_000), help="Number of classes, if not those of the source.")
+@click.option("--inflate", is_flag=True, help="FILE is a 2D Inception-v1, the new file an I3D.")
+@click.option("--allow-missing-head", is_flag=True, help="Start a new classifier (5 classes unless told otherwise).")
+@click.option("--clip", type=(int, int, int), metavar="D H W",
+              help="Clip of the new network (i3d: 64 224 224, ltc: 16 112 112 if not given).")  # fmt: skip
+@click.option("--trunk", type=click.Choice(["c3d", "ltc"]), default="c3d", show_default=True,
+              help="Of --model ltc: C3D's eight convolutions, or LTC's five, three of which fit.")  # fmt: skip
+@click.option("--rgb", is_flag=True, help="Keep three input channels where one gives the same answer for a CT.")
+@_guarded
+def import_(
+    file: Path, model: str, out: Path, classes: int | None, inflate: bool, allow_missing_head: bool,
+    clip: tuple[int, int, int] | None, trunk: str, rgb: bool,
+) -> bool:  # fmt: skip
+    """Make a .keras file of ours from a checkpoint, and print as JSON what became of each tensor.
+
+    FILE is a TensorFlow checkpoint (its prefix or .index), .safetensors, .pt, .pth, .h5, .weights.h5 or .keras. Only
+    numbers are read from it; nothing in it is run.
+    """
+    import json
+
+    from tf_covid import console
+
+    console.import_tensorflow()
+    from tf_covid.weights.importing import import_weights
+    from tf_covid.weights.plan import Wish
+
+    done = import_weights(file, Wish(model, classes, inflate, allow_missing_head, clip, trunk, rgb), out)
+    click.echo(json.dumps(done, indent=1))
+    return True
+
+
 @main.command()
 @_guarded
 def doctor() -> bool:

@@ -34,6 +34,19 @@ class ModelError(TfCovidError):
     """A model or weight file that is missing, damaged, foreign, or does not fit its contract."""
 
 
+class UnsafeFile(ModelError):
+    """A weight file that is not read, since it is damaged or could do harm.
+
+    Args:
+        code: What is wrong with it, in one word of the table in docs/import.md; stands before the message.
+        message: The facts.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        super().__init__(f"{code}: {message}")
+
+
 class OutputError(TfCovidError):
     """An output that cannot be written, or that would overwrite another case's answer."""
 

@@ -114,7 +114,7 @@ BAD = {
     ),
     "impossible arguments": (
         lambda f, t: rewrite(f, contract=CONTRACT.model_copy(update={"arguments": {"sides": 3}}).model_dump_json()),
-        "cannot be built",
+        "has no arguments sides",
     ),
     "foreign architecture": (lambda f, t: rewrite(f, config=lambda_config()), "architecture is not ours"),
     "other settings": (lambda f, t: rewrite(f, config=other_padding(f)), "architecture is not ours"),
@@ -146,7 +146,7 @@ BAD = {
         lambda f, t: rewrite(
             f, weights=hdf5(t, lambda s: s.create_dataset("x", (10**6, 10**6), "f4", chunks=(1, 10**6)))
         ),
-        "add up to more than",
+        "ask for more than",
     ),
     "pickled objects": (
         lambda f, t: rewrite(f, weights=hdf5(t, lambda s: s.create_dataset("x", data=["text"]))),

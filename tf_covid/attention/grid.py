@@ -40,6 +40,10 @@ def feature_axes(network: keras.Model, endpoint: str) -> tuple[Axis, Axis, Axis]
     axes = [Axis(1.0, 0.0)] * 3
     target = network.get_layer(endpoint)
     for layer in network.layers:
+        if isinstance(layer, keras.layers.ZeroPadding3D):
+            for number, (before, after) in enumerate(layer.padding):
+                axes[number] = Axis(axes[number].step, axes[number].first - before * axes[number].step)
+                sizes[number] += before + after
         strides = getattr(layer, "strides", None)
         if strides is not None and max(strides) > 1:
             kernels = getattr(layer, "kernel_size", None) or layer.pool_size

@@ -11,15 +11,17 @@ from keras import layers
 #: Batch-norm epsilon of the published Inception-v1 and I3D weights.
 INCEPTION_EPSILON = 1e-3
 
-# Keras names a layer class by its rank; these two tables are the only place that spells it out.
+# Keras names a layer class by its rank; these tables are the only place that spells it out.
 _CONV = {2: layers.Conv2D, 3: layers.Conv3D}
 _MAX_POOL = {2: layers.MaxPooling2D, 3: layers.MaxPooling3D}
+_ZERO_PAD = {2: layers.ZeroPadding2D, 3: layers.ZeroPadding3D}
 _GLOBAL_POOL = {2: layers.GlobalAveragePooling2D, 3: layers.GlobalAveragePooling3D}
 
 
 def conv_unit(
-    x: Any, name: str, filters: int, kernel: int | Sequence[int], stride: int | Sequence[int] = 1, *, dtype: Any = None
-) -> Any:
+    x: Any, name: str, filters: int, kernel: int | Sequence[int], stride: int | Sequence[int] = 1, *,
+    padding: str = "same", dtype: Any = None,
+) -> Any:  # fmt: skip
     """Convolution, batch normalisation without scale, ReLU: the unit of Inception-v1 and I3D.
 
     Args:
@@ -28,6 +30,7 @@ def conv_unit(
         filters: Output channels.
         kernel: Kernel size.
         stride: Stride.
+        padding: "same" or "valid".
         dtype: Keras dtype policy.
 
     Source: the released weights have no convolution bias and no batch-norm gamma.
@@ -37,7 +40,7 @@ def conv_unit(
         filters,
         kernel,
         strides=stride,
-        padding="same",
+        padding=padding,
         use_bias=False,
         kernel_initializer="he_normal",
         name=f"{name}_conv",
@@ -45,6 +48,11 @@ def conv_unit(
     )(x)
     x = layers.BatchNormalization(scale=False, epsilon=INCEPTION_EPSILON, name=f"{name}_bn", dtype=dtype)(x)
     return layers.ReLU(name=name, dtype=dtype)(x)
+
+
+def zero_pad(x: Any, name: str, pixels: int, dtype: Any = None) -> Any:
+    """Zeros on every side, in two or three dimensions, by the rank of `x`."""
+    return _ZERO_PAD[len(x.shape) - 2](pixels, name=name, dtype=dtype)(x)
 
 
 def max_pool(

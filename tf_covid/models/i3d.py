@@ -21,6 +21,7 @@ def I3D(
     head: Literal["global", "kinetics"] = "global",
     ct_score: bool = False,
     dropout: float = 0.5,
+    stem: Literal["same", "symmetric"] = "same",
     dtype: Any = None,
     name: str = "i3d",
 ) -> keras.Model:
@@ -34,6 +35,7 @@ def I3D(
             convolution and the mean over time; for networks imported with their Kinetics classes.
         ct_score: Add the second output `ct_score` (N, 1), 0–25; only with the "global" head.
         dropout: Share of features dropped before the logits, in training.
+        stem: Padding of the first convolution, see `inception.trunk`.
         dtype: Keras dtype policy, e.g. "mixed_bfloat16".
         name: Name of the model.
 
@@ -53,7 +55,7 @@ def I3D(
     if ct_score and head == "kinetics":
         raise ValueError("the kinetics head has no ct_score")
     inputs = keras.Input(input_shape, name="clip")
-    features = trunk(inputs, dtype)
+    features = trunk(inputs, dtype, stem)
     if head == "global":
         outputs = classifier(features, classes, dropout=dropout, ct_score=ct_score, dtype=dtype)
     else:

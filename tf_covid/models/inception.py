@@ -7,7 +7,7 @@ from typing import Any
 
 from keras import layers
 
-from tf_covid.models.blocks import conv_unit, max_pool
+from tf_covid.models.blocks import conv_unit, max_pool, zero_pad
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,19 @@ def endpoint_names(rank: int) -> tuple[str, ...]:
     return tuple(prefix[row.kind] + row.suffix for row in ROWS)
 
 
-def trunk(x: Any, dtype: Any = None) -> Any:
+def trunk(x: Any, dtype: Any = None, stem: str = "same") -> Any:
     """Inception-v1 from its input to Mixed_5c, in the rank of `x`; each endpoint's layer bears its published name.
 
     Args:
         x: (N, H, W, C) or (N, D, H, W, C).
         dtype: Keras dtype policy.
+        stem: Padding of the first convolution: "same", or "symmetric" with three zeros on every side, as torchvision's.
 
     Output: 1024 channels; the plane is 32 times smaller, time 8 times (rounded up).
     """
     rank = len(x.shape) - 2
+    if stem not in ("same", "symmetric"):
+        raise ValueError(f'stem must be "same" or "symmetric", not {stem!r}')
     for row, name in zip(ROWS, endpoint_names(rank), strict=True):
         if row.kind == "mixed":
             x = _mixed(x, name, row.filters, dtype)
@@ -79,7 +82,10 @@ def trunk(x: Any, dtype: Any = None) -> Any:
         if rank == 3 and row.time is not None:
             kernel, stride = (row.time[0], *kernel[1:]), (row.time[1], *stride[1:])
         if row.kind == "conv":
-            x = conv_unit(x, name, row.filters[0], kernel, stride, dtype=dtype)
+            padding = "same"
+            if row is ROWS[0] and stem == "symmetric":
+                x, padding = zero_pad(x, f"{name}_pad", row.kernel // 2, dtype=dtype), "valid"
+            x = conv_unit(x, name, row.filters[0], kernel, stride, padding=padding, dtype=dtype)
         else:
             x = max_pool(x, name, kernel, stride, dtype=dtype)
     return x

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
@@ -16,6 +16,7 @@ def InceptionV1(
     *,
     ct_score: bool = False,
     dropout: float = 0.2,
+    stem: Literal["same", "symmetric"] = "same",
     dtype: Any = None,
     name: str = "inception_v1",
 ) -> keras.Model:
@@ -26,6 +27,7 @@ def InceptionV1(
         classes: Number of logits.
         ct_score: Add the second output `ct_score` (N, 1), 0–25.
         dropout: Share of features dropped before the logits, in training.
+        stem: Padding of the first convolution, see `inception.trunk`.
         dtype: Keras dtype policy, e.g. "mixed_bfloat16".
         name: Name of the model.
 
@@ -40,5 +42,5 @@ def InceptionV1(
     if any(side is not None and side < 32 for side in input_shape[:2]):
         raise ValueError(f"Inception-v1 needs at least 32×32 pixels, not {input_shape[:2]}")
     inputs = keras.Input(input_shape, name="slice")
-    outputs = classifier(trunk(inputs, dtype), classes, dropout=dropout, ct_score=ct_score, dtype=dtype)
+    outputs = classifier(trunk(inputs, dtype, stem), classes, dropout=dropout, ct_score=ct_score, dtype=dtype)
     return functional(inputs, outputs, name)

@@ -120,7 +120,7 @@ def batches(
         truth = {"logits": label, "ct_score": score[:, tf.newaxis]}
         for name, cells in grids.items():
             truth[name] = _pooled(lesions, cells)
-        return road.scaling(clip), truth
+        return road.scaling(tf.repeat(clip, road.masked.channels, axis=-1)), truth
 
     numbers = tf.data.Dataset.range(len(clips.classes)).shuffle(
         len(clips.classes), seed=seed, reshuffle_each_iteration=True

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from tf_covid.errors import ModelError
-from tf_covid.weights import load
+from tf_covid.weights import Preprocessing, load, read_contract
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,21 @@ def setup(seed: int) -> None:
     keras.utils.set_random_seed(seed)
 
 
+def inherited(init: Path | None) -> tuple[Preprocessing, int, dict[str, Any]]:
+    """What a classifier that starts from a file must share with it, or the weights would meet another input.
+
+    Returns:
+        Preprocessing with the file's input scaling, channels of the input, further arguments of the builder.
+    """
+    if init is None:
+        return Preprocessing(), 1, {}
+    contract = read_contract(init)
+    scaling = contract.preprocessing
+    preprocessing = Preprocessing(input_scale=scaling.input_scale, input_offset=scaling.input_offset)
+    shared: dict[str, Any] = {key: contract.arguments[key] for key in ("stem", "trunk") if key in contract.arguments}
+    return preprocessing, int(contract.arguments["input_shape"][-1]), shared
+
+
 def start_from(network: keras.Model, init: Path | None) -> str:
     """Copy the weights of a file of ours into a network, layer by layer, where name and shapes are the same.
 
@@ -56,9 +71,10 @@ def start_from(network: keras.Model, init: Path | None) -> str:
         if values and [value.shape for value in values] == [tuple(weight.shape) for weight in layer.weights]:
             layer.set_weights(values)
             taken += 1
+            del weights[layer.name]
     if not taken:
         raise ModelError(f"{init}: no layer has the name and shape of one of {network.name}")
-    log.info("%d of %d layers with weights start from %s", taken, len(weights), init)
+    log.info("%d layers with weights start from %s; left there: %s", taken, init, ", ".join(weights) or "none")
     return f", started from the weights {source.sha256}"
 
 

@@ -26,8 +26,8 @@ from tf_covid.training.card import write_card
 from tf_covid.training.cases import UNSEEN, draw_cases, phantom_mark
 from tf_covid.training.clips import Clips, batches, make_clips, masked, read_clips
 from tf_covid.training.dense import disease_loss, quick, supervised
-from tf_covid.training.run import NOTE, fit, setup, start_from
-from tf_covid.weights import Contract, Preprocessing, load, save_model
+from tf_covid.training.run import NOTE, fit, inherited, setup, start_from
+from tf_covid.weights import Contract, load, save_model
 
 log = logging.getLogger(__name__)
 
@@ -120,10 +120,11 @@ def main(
     draw_cases(folder, held_out)
     draw_cases(folder, range(train))
     unet = load(lungs)
-    arguments = {"input_shape": [*clip, 1], "classes": len(severity.LABELS), "ct_score": True, **recipe.arguments}
+    preprocessing, channels, shared = inherited(init)
+    arguments = {"input_shape": [*clip, channels], "classes": len(severity.LABELS), "ct_score": True,
+                 **recipe.arguments, **shared}  # fmt: skip
     network = recipe.build(**arguments)
     origin = start_from(network, init)
-    preprocessing = Preprocessing()
     road = Stratifier(network, unet.network, preprocessing)
     for seeds in (held_out, range(train)):
         where = make_clips(folder, seeds, road, unet.sha256)

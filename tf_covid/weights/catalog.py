@@ -33,6 +33,12 @@ def shipped() -> dict[str, Path]:
     return {path.parent.name: path for path in sorted(folder().glob(f"*/{MODEL}"))}
 
 
+def vouched(path: Path, digest: str) -> bool:
+    """Whether the card beside a shipped model names this sha256 (hex), and so its weights are those that ship."""
+    card = path.with_name(CARD)
+    return card.is_file() and digest in card.read_text("utf-8")
+
+
 def find(source: str | Path) -> Path:
     """The file of a shipped name, or the path itself.
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Task = Literal["severity", "covid", "lungs", "slices"]
+#: "pretrained": it answers classes of its source, and is there to be trained further.
+Task = Literal["severity", "covid", "lungs", "slices", "pretrained"]
 
 
 class Preprocessing(BaseModel):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import inspect
 import json
 import os
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,9 +70,12 @@ def load_model(source: str | Path, *, precision: str = "float32") -> keras.Model
 def load(source: str | Path, *, precision: str = "float32") -> LoadedModel:
     """`load_model` with name, contract and sha256."""
     path = catalog.find(source)
+    digest = quarantine.sha256(path)
+    if isinstance(source, str) and source in catalog.shipped() and not catalog.vouched(path, digest):
+        raise ModelError(f"{path}: sha256 {digest} is not the one in its model card; reinstall tf-covid")
     contract = read_contract(path)
-    network = _build(contract, precision, path)
-    with _opened(path) as archive, tempfile.TemporaryDirectory() as folder:
+    network = build(contract.model, contract.arguments, path, precision=precision)
+    with quarantine.opened(path) as archive, tempfile.TemporaryDirectory() as folder:
         theirs = quarantine.architecture(quarantine.as_json(archive, quarantine.CONFIG))
         # `json`: the way through which the file's own config went.
         ours = quarantine.architecture(json.loads(network.to_json()))
@@ -93,7 +96,7 @@ def load(source: str | Path, *, precision: str = "float32") -> LoadedModel:
     if any(not np.isfinite(value).all() for value in network.get_weights()):
         raise ModelError(f"{path}: a weight is missing or not a finite number")
     setattr(network, _ATTRIBUTE, contract)
-    return LoadedModel(catalog.name_of(source), network, contract, quarantine.sha256(path))
+    return LoadedModel(catalog.name_of(source), network, contract, digest)
 
 
 def read_contract(path: Path) -> Contract:
@@ -102,7 +105,7 @@ def read_contract(path: Path) -> Contract:
     Raises:
         ModelError: If the file is no model file, or its contract is missing or wrong.
     """
-    with _opened(path) as archive:
+    with quarantine.opened(path) as archive:
         if quarantine.CONTRACT not in archive.namelist():
             raise ModelError(f"{path}: holds no {quarantine.CONTRACT}: task, window and clip of this model are unknown")
         try:
@@ -153,17 +156,33 @@ def _cast(weights: Path, dtype: str) -> Path:
     return cast
 
 
-def _build(contract: Contract, precision: str, path: Path) -> keras.Model:
-    if contract.model not in NETWORKS:
-        raise ModelError(f"{path}: unknown network {contract.model!r}; known: {', '.join(NETWORKS)}")
+def build(model: str, arguments: Mapping[str, Any], path: Path, *, precision: str = "float32") -> keras.Model:
+    """A network of ours from what a file says of it.
+
+    Args:
+        model: Row of the table of models.
+        arguments: Of its builder; data of a file, so that none that the builder does not document gets through.
+        path: The file, for errors.
+        precision: A key of `POLICIES`.
+
+    Raises:
+        ModelError: If there is no such network, or it cannot be built from these arguments.
+    """
+    if model not in NETWORKS:
+        raise ModelError(f"{path}: unknown network {model!r}; known: {', '.join(NETWORKS)}")
     if precision not in POLICIES:
         raise ModelError(f"precision must be one of {', '.join(POLICIES)}, not {precision!r}")
-    if any(number > MOST_UNITS for number in _numbers(contract.arguments)):
-        raise ModelError(f"{path}: an argument of {contract.model} is over {MOST_UNITS}")
+    builder = NETWORKS[model].build
+    if strange := arguments.keys() - (inspect.signature(builder).parameters.keys() - {"dtype", "name"}):
+        raise ModelError(f"{path}: {model} has no arguments {', '.join(sorted(strange))}")
+    widest = arguments.get("filters", 1) * 2 ** min(max(arguments.get("depth", 0), 0), 64) if model == "unet" else 1
+    if any(number > MOST_UNITS for number in (widest, *_numbers(dict(arguments)))):
+        raise ModelError(f"{path}: an argument of {model} is over {MOST_UNITS}")
     try:
-        return NETWORKS[contract.model].build(**contract.arguments, dtype=POLICIES[precision])
+        return builder(**arguments, dtype=POLICIES[precision])
     except (TypeError, ValueError) as error:
-        raise ModelError(f"{path}: {contract.model} cannot be built from its arguments: {error}") from error
+        facts = str(error).partition("\n")[0]
+        raise ModelError(f"{path}: {model} cannot be built from its arguments: {facts}") from error
 
 
 def _numbers(value: Any) -> Iterator[float]:
@@ -174,13 +193,3 @@ def _numbers(value: Any) -> Iterator[float]:
             yield from _numbers(item)
     elif isinstance(value, (int, float)):
         yield value
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Any:
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ModelError(f"{path}: is no .keras file ({error})") from error
-    with archive:
-        yield archive

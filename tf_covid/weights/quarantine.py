@@ -1,30 +1,64 @@
 """Reading a model file that somebody else wrote, without running anything from it.
 
 A `.keras` file is a zip of `config.json` (an architecture that Keras would rebuild, code included) and
-`model.weights.h5` (HDF5, which can point at other files of the host). We read the first as data only, and the second
-after checking every link and shape. Known attacks: CVE-2024-3660, CVE-2025-1550, CVE-2025-8747, CVE-2025-9905,
-CVE-2025-9906, CVE-2025-12060, CVE-2026-0897, CVE-2026-1669.
+`model.weights.h5` (HDF5, which can point at other files of the host); a `.pt` is a pickle, which is a program. We read
+the first as data only, the second after checking every link and shape (`hdf5.py`), and the third only if every name
+that it calls is one of those that make tensors (`pickles.py`). Known attacks: CVE-2024-3660, CVE-2025-1550,
+CVE-2025-8747, CVE-2025-9905, CVE-2025-9906, CVE-2025-12060, CVE-2025-32434, CVE-2026-0897, CVE-2026-1669. No switch
+turns this off.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
-import math
+import lzma
+import stat
+import struct
 import zipfile
-from pathlib import Path
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO
 
-import h5py
-
-from tf_covid.errors import ModelError
+from tf_covid.errors import ModelError, UnsafeFile
+from tf_covid.weights import hdf5
 
 #: A `.keras` file holds these and nothing else that we read.
 CONFIG, WEIGHTS, CONTRACT = "config.json", "model.weights.h5", "tf_covid.json"
 
-#: Limits, in bytes: the LTC of 64×224×224 with 2048-wide dense layers takes 0.5 GB in float32.
-MOST_JSON, MOST_WEIGHTS = 20_000_000, 4_000_000_000
+#: Limits, in bytes; the config of a large network of ours has 0.2 MB.
+MOST_JSON, MOST_WEIGHTS = 4_000_000, hdf5.MOST_WEIGHTS
+
+#: Members of an archive, bytes of its list of them, and how many times more than it holds a member may give.
+MOST_MEMBERS, MOST_LIST, MOST_RATIO = 10_000, 2_000_000, 200
+
+#: Where Keras' own classes that a config may name live: no functions among them.
+_CLASSES = {
+    "layers", "models", "engine", "initializers", "regularizers", "constraints", "activations", "optimizers", "losses",
+    "metrics", "dtype_policies", "mixed_precision",
+}  # fmt: skip
+
+#: Keras' own objects that live in its root, and what a config of a network of stock layers may hold.
+_ROOT = {"DTypePolicy", "FloatDTypePolicy", "Model", "Sequential", "Functional", "InputSpec", "Variable"}
+
+#: Layers that are code, or that read a file of the host.
+_CODE = {"Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
+#: Stock layers that a network of pictures is made of.
+_STOCK = {
+    "Activation", "Add", "AlphaDropout", "Average", "BatchNormalization", "Concatenate", "Cropping2D", "Cropping3D",
+    "Dense", "DepthwiseConv2D", "Dropout", "ELU", "Flatten", "Functional", "GaussianDropout", "GaussianNoise",
+    "GroupNormalization", "InputLayer", "LayerNormalization", "LeakyReLU", "Maximum", "Minimum", "Model", "Multiply",
+    "Normalization", "PReLU", "Permute", "ReLU", "RepeatVector", "Rescaling", "Reshape", "Resizing", "SeparableConv2D",
+    "Sequential", "Softmax", "Subtract", "UnitNormalization",
+    *(f"{name}{rank}D" for name in (
+        "AveragePooling", "Conv", "Convolution", "GlobalAveragePooling", "GlobalMaxPooling", "MaxPooling",
+        "SpatialDropout", "UpSampling", "ZeroPadding") for rank in (2, 3)),
+    *(f"Conv{rank}DTranspose" for rank in (2, 3)),
+}  # fmt: skip
+_READERS = {"StringLookup", "IntegerLookup", "TextVectorization", "HashedCrossing"}
 
 
 def sha256(path: Path) -> str:
@@ -40,11 +74,51 @@ def sha256(path: Path) -> str:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
 
 
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """An archive whose member names stay inside it, and which is not too many files or too tightly packed.
+
+    Raises:
+        UnsafeFile: If it is no zip, or one of those.
+    """
+    try:
+        if (size := _list_size(path)) > MOST_LIST:
+            raise UnsafeFile("zip_bomb", f"{path}: the list of its files has {size} bytes")
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+        raise UnsafeFile("damaged", f"{path}: is no {path.suffix} file ({error})") from error
+    with archive:
+        members = archive.infolist()
+        if len(members) > MOST_MEMBERS:
+            raise UnsafeFile("zip_bomb", f"{path}: holds {len(members)} files")
+        for member in members:
+            posix, windows = PurePosixPath(member.filename), PureWindowsPath(member.filename)
+            if posix.is_absolute() or windows.drive or windows.root or ".." in (*posix.parts, *windows.parts):
+                raise UnsafeFile("archive_path", f"{path}: a file inside leads out of it ({member.filename!r})")
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise UnsafeFile("archive_path", f"{path}: {member.filename!r} is a symbolic link")
+            if member.file_size > MOST_JSON and member.file_size > MOST_RATIO * member.compress_size:
+                raise UnsafeFile(
+                    "zip_bomb", f"{path}: {member.filename!r} claims {member.file_size} bytes of {member.compress_size}"
+                )
+        yield archive
+
+
+def _list_size(path: Path) -> int:
+    """Bytes of a zip's list of files, as its end says; 0 where that end is not found, which `zipfile` will say."""
+    with path.open("rb") as file:
+        file.seek(0, io.SEEK_END)
+        file.seek(max(file.tell() - 66_000, 0))
+        tail = file.read()
+    end = tail.rfind(b"PK\x05\x06")
+    return int.from_bytes(tail[end + 12 : end + 16], "little") if 0 <= end <= len(tail) - 22 else 0
+
+
 def unpack(archive: zipfile.ZipFile, name: str, target: BinaryIO, most: int) -> None:
     """Write one member of a `.keras` file to an open file, at most `most` bytes of it, a piece at a time.
 
     Raises:
-        ModelError: If it is missing, larger than allowed, encrypted or damaged.
+        UnsafeFile: If it is missing, larger than allowed, encrypted or damaged.
     """
     written = 0
     try:
@@ -52,62 +126,92 @@ def unpack(archive: zipfile.ZipFile, name: str, target: BinaryIO, most: int) -> 
             while piece := file.read(1 << 20):
                 written += len(piece)  # not the declared size: it may lie
                 if written > most:
-                    raise ModelError(f"{archive.filename}: {name} unpacks to more than {most} bytes")
+                    raise UnsafeFile("zip_bomb", f"{archive.filename}: {name} unpacks to more than {most} bytes")
                 target.write(piece)
     except KeyError as error:
-        raise ModelError(f"{archive.filename}: holds no {name}; not a model file that tf_covid can use") from error
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError, ValueError) as error:
-        raise ModelError(f"{archive.filename}: {name} is damaged ({error})") from error
+        raise UnsafeFile(
+            "missing_member", f"{archive.filename}: holds no {name}; not a model file that tf_covid can use"
+        ) from error
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError) as error:
+        raise UnsafeFile("damaged", f"{archive.filename}: {name} cannot be unpacked ({error})") from error
 
 
 def as_json(archive: zipfile.ZipFile, name: str) -> Any:
     """A JSON member, as data.
 
     Raises:
-        ModelError: If it is missing, too large or no JSON.
+        UnsafeFile: If it is missing, too large or no JSON.
     """
+    text = io.BytesIO()
+    unpack(archive, name, text, MOST_JSON)
+    return parse(Path(str(archive.filename)), name, text.getvalue())
+
+
+def parse(path: Path, name: str, text: str | bytes) -> Any:
+    """JSON that somebody else wrote, as data.
+
+    Raises:
+        UnsafeFile: If it is too large or no JSON.
+    """
+    if len(text) > MOST_JSON:
+        raise UnsafeFile("zip_bomb", f"{path}: {name} is longer than {MOST_JSON} bytes")
     try:
-        text = io.BytesIO()
-        unpack(archive, name, text, MOST_JSON)
-        return json.loads(text.getvalue())
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{archive.filename}: {name} is no valid JSON") from error
+        raise UnsafeFile("damaged", f"{path}: {name} is no valid JSON") from error
+
+
+def check_config(path: Path, config: Any) -> None:
+    """Refuse a Keras config that names code: a Lambda layer, a pickled function, a class that is not Keras' own.
+
+    The config is data to us and its weights alone are read; but who sends code in it sends no honest weights.
+
+    Raises:
+        UnsafeFile: For each of these.
+    """
+    waiting = [config]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, list):
+            waiting.extend(part)
+        if not isinstance(part, dict):
+            continue
+        waiting.extend(part.values())
+        _check_layers(path, part.get("layers"))
+        kind, module, registered = part.get("class_name"), part.get("module"), part.get("registered_name")
+        if kind == "function" and module == "builtins" and str(part.get("config")).isidentifier():
+            continue  # the name of an activation or a loss, as Keras writes it; we look none up
+        if kind in _CODE or kind == "function" or "__lambda__" in part:
+            raise UnsafeFile(
+                "lambda_layer", f"{path}: its config holds a {kind or 'lambda'}, code that it would have run; save its "
+                "weights alone (save_weights)"
+            )  # fmt: skip
+        if kind is None:
+            continue
+        root, *inner = str(module or "keras.layers").replace("keras.src", "keras", 1).split(".")
+        honest = root == "keras" and (inner[0] in _CLASSES if inner else kind in _ROOT)
+        if not honest or kind in _READERS or ">" in str(registered or ""):
+            raise UnsafeFile(
+                "unknown_class", f"{path}: its config names {registered or kind} of {module}, not of Keras"
+            )
+
+
+def _check_layers(path: Path, layers: Any) -> None:
+    """The classes of a list of layers: a config of Keras 2 names no module."""
+    for layer in layers if isinstance(layers, list) else []:
+        kind = layer.get("class_name") if isinstance(layer, dict) else None
+        if kind is not None and kind not in _STOCK | _CODE and kind != "function":
+            raise UnsafeFile("unknown_class", f"{path}: its config holds a layer {kind}, which is none of Keras' own")
 
 
 def check_hdf5(path: Path) -> None:
-    """Refuse an HDF5 file that reaches outside itself or promises more numbers than it holds.
+    """Refuse an HDF5 file that `hdf5.checked` refuses.
 
     Raises:
-        ModelError: On external, soft or virtual links, on a dataset that is not plain numbers, and where the shapes
-            add up to more than the limit.
+        UnsafeFile: As there.
     """
-    total = 0
-
-    def visit(group: h5py.Group, depth: int) -> None:
-        nonlocal total
-        if depth > 32:
-            raise ModelError(f"{path.name}: groups nested deeper than 32")
-        for key in group:
-            if not isinstance(group.get(key, getlink=True), h5py.HardLink):
-                raise ModelError(f"{path.name}: {key!r} is a soft or external link, which a weight file does not need")
-            item = group[key]
-            if isinstance(item, h5py.Group):
-                visit(item, depth + 1)
-                continue
-            if not isinstance(item, h5py.Dataset) or item.is_virtual or item.external:
-                raise ModelError(f"{path.name}: {key!r} keeps its numbers outside the file")
-            if item.dtype.kind not in "fiub":
-                # Keras stores no text in a network of stock layers; object arrays are an attack or another library.
-                raise ModelError(f"{path.name}: {key!r} holds {item.dtype}, not numbers")
-            total += math.prod(item.shape) * item.dtype.itemsize
-            if total > MOST_WEIGHTS:
-                raise ModelError(f"{path.name}: the shapes add up to more than {MOST_WEIGHTS} bytes")
-
-    try:
-        with h5py.File(path, "r") as file:
-            visit(file, 0)
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        raise ModelError(f"{path.name}: is no readable HDF5 file ({error})") from error
+    with hdf5.checked(path, path.name):
+        pass
 
 
 #: Settings of a layer that change its answer without changing the shapes of its weights.

@@ -1,0 +1,187 @@
+"""Checkpoints drawn by a rule that anybody can follow, written in the formats and with the names of those published."""
+
+from __future__ import annotations
+
+import json
+import sys
+import zlib
+from pathlib import Path
+from types import ModuleType
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from safetensors.numpy import save_file
+
+DATA = Path(__file__).parents[1] / "data"
+SONNET = "RGB/inception_i3d/"
+Tensors = dict[str, np.ndarray]
+
+
+def drawn(name: str, shape: tuple[int, ...], seed: int = 7) -> np.ndarray:
+    """The rule of the parity file: He for kernels, 1 + 0.1·|x| for variances, 0.1·x for everything else."""
+    x = np.random.default_rng(zlib.crc32(f"{seed}:{name}".encode())).standard_normal(shape, dtype=np.float32)
+    if name.endswith("/w"):
+        return x * np.sqrt(2 / np.prod(shape[:-1]), dtype=np.float32)
+    return 1 + 0.1 * np.abs(x) if name.endswith("/moving_variance") else 0.1 * x
+
+
+def sonnet(seed: int = 7, *, channels: int = 3, classes: int = 400, prefix: str = SONNET) -> Tensors:
+    """DeepMind's names, with their misprint in Mixed_5b."""
+    found = {}
+    for name, shape in json.loads((DATA / "i3d_kinetics_sonnet_names.json").read_text()).items():
+        shape = list(shape)
+        if name.endswith("Conv3d_1a_7x7/conv_3d/w"):
+            shape[-2] = channels
+        if "/Logits/" in name:
+            shape[-1] = classes
+        value = drawn(name, tuple(shape), seed)
+        if "/batch_norm/" in name:
+            value = value.reshape(1, 1, 1, 1, -1)  # as Sonnet keeps them
+        found[prefix + name.removeprefix(SONNET)] = value
+    return found
+
+
+def flattened(tensors: Tensors) -> Tensors:
+    """The misprint mended, batch norms with one axis, and no prefix: "Mixed_3b/Branch_0/Conv3d_0a_1x1/conv_3d/w"."""
+    found = {}
+    for name, value in tensors.items():
+        plain = name.removeprefix(SONNET).replace("5b/Branch_2/Conv3d_0a_3x3", "5b/Branch_2/Conv3d_0b_3x3")
+        found[plain] = value if plain.endswith("/w") else value.ravel()
+    return found
+
+
+_KINDS = {"w": "weight", "b": "bias", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+
+
+def torch(tensors: Tensors, style: str) -> Tensors:
+    """A PyTorch port's names and layout; `style` is "branch" or "b1a"."""
+    found: Tensors = {}
+    for name, value in flattened(tensors).items():
+        *place, group, kind = name.split("/")
+        if place[0] == "Logits":
+            unit = "conv3d_0c_1x1" if style == "branch" else "logits"
+        elif len(place) == 1:
+            unit = place[0].lower() if style == "branch" else place[0]
+        else:
+            block, branch, conv = place
+            letter, number = conv[8], branch[-1]
+            if style == "b1a":
+                unit = f"{block}.b{number}{'' if number == '0' else letter}"
+            else:
+                inner = {"0": "", "3": ".1"}.get(number, f".{'ab'.index(letter)}")
+                unit = f"{block.lower()}.branch_{number}{inner}"
+        norm = "batch3d" if style == "branch" else "bn"
+        if kind == "w":
+            value = np.transpose(value, (4, 3, 0, 1, 2))
+        if kind == "beta":
+            found[f"{unit}.{norm}.weight"] = np.ones_like(value)
+            found[f"{unit}.{norm}.num_batches_tracked"] = np.array(3)
+        found[f"{unit}.{'conv3d' if group == 'conv_3d' else norm}.{_KINDS[kind]}"] = np.ascontiguousarray(value)
+    return found
+
+
+def keras_i3d(tensors: Tensors) -> Tensors:
+    """The Keras port's "layer/variable"."""
+    found: Tensors = {}
+    for name, value in flattened(tensors).items():
+        *place, group, kind = name.split("/")
+        if place[0] == "Logits":
+            unit = "Conv3d_6a_1x1"
+        elif len(place) == 1:
+            unit = place[0]
+        else:
+            block, branch, conv = place
+            unit = f"Conv3d_{block[6:]}_{branch[-1]}{conv[8]}_{conv[10:]}"
+        layer = unit + ("_conv" if group == "conv_3d" else "_bn")
+        found[f"{layer}/{ {'w': 'kernel', 'b': 'bias'}.get(kind, kind) }"] = value
+    return found
+
+
+def slim(seed: int = 7) -> Tensors:
+    """TF-Slim's Inception-v1: the same names with two dimensions, 1001 classes, and its global step."""
+    found: Tensors = {}
+    for name, value in sonnet(seed).items():
+        flat = name.removeprefix(SONNET).replace("Conv3d", "Conv2d")
+        *place, _, kind = flat.split("/")
+        unit = "/".join(["InceptionV1", *place])
+        if kind in ("w", "b"):
+            shape = value.shape[1:] if kind == "w" else value.shape
+            shape = (*shape[:-1], 1001) if "Logits" in unit else shape
+            found[f"{unit}/{'weights' if kind == 'w' else 'biases'}"] = drawn(name, shape, seed)
+        else:
+            found[f"{unit}/BatchNorm/{kind}"] = drawn(name, (value.size,), seed)
+    return found
+
+
+def write_tf(tensors: Tensors, prefix: Path) -> Path:
+    """A TensorFlow checkpoint of today's format."""
+    tf.raw_ops.SaveV2(
+        prefix=str(prefix), tensor_names=list(tensors), shape_and_slices=[""] * len(tensors),
+        tensors=list(tensors.values()),
+    )  # fmt: skip
+    return prefix
+
+
+def write_tf_v1(tensors: Tensors, path: Path) -> Path:
+    """A TensorFlow checkpoint of the first format, one file."""
+    tf.raw_ops.Save(filename=str(path), tensor_names=list(tensors), data=list(tensors.values()))
+    return path
+
+
+def write_safetensors(tensors: Tensors, path: Path) -> Path:
+    """A `.safetensors` file."""
+    save_file(tensors, path)
+    return path
+
+
+def write_legacy_h5(tensors: Tensors, path: Path, *, root: str = "") -> Path:
+    """What `save_weights` of Keras 2 wrote: the layer's name twice, attributes that list the names."""
+    layers: dict[str, Tensors] = {"input_1": {}, "lambda_1": {}}
+    for name, value in tensors.items():
+        layer, variable = name.split("/")
+        layers.setdefault(layer, {})[f"{layer}/{variable}:0"] = value
+    with h5py.File(path, "w") as file:
+        top = file.require_group(root) if root else file
+        top.attrs["layer_names"] = [layer.encode() for layer in layers]
+        top.attrs["backend"], top.attrs["keras_version"] = b"tensorflow", b"2.2.4"
+        for layer, variables in layers.items():
+            group = top.create_group(layer)
+            group.attrs["weight_names"] = [name.encode() for name in variables]
+            for name, value in variables.items():
+                group.create_dataset(name, data=value)
+    return path
+
+
+def write_keras_3(tensors: Tensors, path: Path) -> Path:
+    """What `save_weights` of Keras 3 writes, by Keras itself, from a model whose layers bear these names."""
+    layers: dict[str, Tensors] = {}
+    for name, value in tensors.items():
+        layer, variable = name.split("/")
+        layers.setdefault(layer, {})[variable] = value
+    inputs, outputs = [], []
+    for layer, variables in layers.items():
+        if "kernel" in variables:
+            *kernel, channels, filters = variables["kernel"].shape
+            x = keras.Input((*(8 for _ in kernel), channels))
+            kind = {2: keras.layers.Conv2D, 3: keras.layers.Conv3D}[len(kernel)]
+            made = kind(filters, kernel, padding="same", use_bias="bias" in variables, name=layer)
+        else:
+            x = keras.Input((variables["beta"].size,))
+            made = keras.layers.BatchNormalization(scale=False, name=layer)
+        inputs.append(x)
+        outputs.append(made(x))
+    model = keras.Model(inputs, outputs)
+    for layer, variables in layers.items():
+        order = ("kernel", "bias", "beta", "moving_mean", "moving_variance")
+        model.get_layer(layer).set_weights([variables[name] for name in order if name in variables])
+    model.save_weights(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def checkpoints() -> ModuleType:
+    """This module: test files of a room cannot import each other."""
+    return sys.modules[__name__]

@@ -1,0 +1,651 @@
+"""Foreign checkpoints become ours, one-to-one, from every format and spelling that is published."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import sys
+import zipfile
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import tf_covid
+from tf_covid.cli import main
+from tf_covid.errors import ModelError, OutputError, UnsafeFile
+from tf_covid.models import I3D, LTC, InceptionV1, UNet
+from tf_covid.models.inception import endpoint_names
+from tf_covid.phantom import draw_chest
+from tf_covid.phantom.files import write_nifti_volume
+from tf_covid.weights import contract_of, load, load_model, read_contract
+from tf_covid.weights.convert import SOURCES
+from tf_covid.weights.importing import import_weights
+from tf_covid.weights.plan import Wish
+
+#: The smallest clip of the published head.
+SMALL = (16, 224, 224)
+
+#: Every way in which the same I3D is published: names, and how they are written.
+I3D_FILES = {
+    "kinetics.ckpt": lambda c, t, path: c.write_tf(t, path),
+    "kinetics-v1.ckpt": lambda c, t, path: c.write_tf_v1(t, path),
+    "branch.safetensors": lambda c, t, path: c.write_safetensors(c.torch(t, "branch"), path),
+    "b1a.safetensors": lambda c, t, path: c.write_safetensors(c.torch(t, "b1a"), path),
+    "port.h5": lambda c, t, path: c.write_legacy_h5(c.keras_i3d(t), path),
+    "port-model.h5": lambda c, t, path: c.write_legacy_h5(c.keras_i3d(t), path, root="model_weights"),
+}
+
+
+@pytest.fixture(scope="module")
+def kinetics(checkpoints, tmp_path_factory):
+    """The drawn Kinetics checkpoint, imported with three channels."""
+    folder = tmp_path_factory.mktemp("kinetics")
+    prefix = checkpoints.write_tf(checkpoints.sonnet(), folder / "model.ckpt")
+    done = import_weights(prefix, Wish("i3d", clip=SMALL, rgb=True), folder / "rgb.keras")
+    return folder, prefix, done
+
+
+def clip(frames=16, channels=3):
+    return np.random.default_rng(7).uniform(-1, 1, (1, frames, 224, 224, channels)).astype(np.float32)
+
+
+def test_the_peers_own_logits(kinetics, checkpoints):
+    folder, _, done = kinetics
+    peer = np.array(json.loads((checkpoints.DATA / "i3d_parity_seed7.json").read_text())["logits"])
+    logits = load_model(folder / "rgb.keras")(clip())["logits"].numpy()[0]
+    assert np.abs(logits - peer).max() < 1e-4 * np.abs(peer).max()
+    assert len(done["mapped"]) == 230 and not done["ignored"] and not done["left"] and not done["fresh"]
+    assert done["classes"] == 400 and done["input"] == {"channels": 3, "scale": [2.0], "offset": [-1.0]}
+
+
+@pytest.mark.parametrize("name", I3D_FILES)
+def test_every_format_gives_the_same_network(name, kinetics, checkpoints, tmp_path):
+    path = I3D_FILES[name](checkpoints, checkpoints.sonnet(), tmp_path / name)
+    done = import_weights(path, Wish("i3d", clip=SMALL, rgb=True), tmp_path / "x.keras")
+    for ours, theirs in zip(load_model(tmp_path / "x.keras").weights, load_model(kinetics[0] / "rgb.keras").weights,
+                            strict=True):  # fmt: skip
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-9, err_msg=ours.path)
+    assert {row["to"] for row in done["mapped"]} == {row["to"] for row in kinetics[2]["mapped"]}
+
+
+def test_one_channel_gives_the_answer_of_three_equal_ones(kinetics, tmp_path):
+    folder, prefix, _ = kinetics
+    done = import_weights(prefix, Wish("i3d", clip=SMALL), tmp_path / "grey.keras")
+    assert done["input"]["channels"] == 1
+    grey = clip(channels=1)
+    three = load_model(folder / "rgb.keras")(np.repeat(grey, 3, axis=-1))["logits"].numpy()
+    one = load_model(tmp_path / "grey.keras")(grey)["logits"].numpy()
+    assert np.abs(one - three).max() < 1e-5 * np.abs(three).max()
+
+
+@pytest.mark.slow
+def test_sixty_four_frames(kinetics, tmp_path):
+    folder, prefix, _ = kinetics
+    import_weights(prefix, Wish("i3d", rgb=True), tmp_path / "long.keras")
+    long, short = load_model(tmp_path / "long.keras"), load_model(folder / "rgb.keras")
+    reference = I3D((64, 224, 224, 3), classes=400, head="kinetics")
+    reference.set_weights(short.get_weights())
+    logits, expected = long(clip(64))["logits"].numpy(), reference(clip(64))["logits"].numpy()
+    assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_another_scale_and_epsilon_are_folded_exactly(checkpoints, tmp_path):
+    """A fine-tuned PyTorch unit has γ ≠ 1; our unit has none."""
+    tensors = checkpoints.torch(checkpoints.sonnet(3), "b1a")
+    rng = np.random.default_rng(0)
+    for name in [name for name in tensors if name.endswith(".bn.weight")]:
+        tensors[name] = rng.uniform(-1.5, 1.5, tensors[name].shape).astype(np.float32)
+    path = checkpoints.write_safetensors(tensors, tmp_path / "tuned.safetensors")
+    import_weights(path, Wish("i3d", clip=SMALL, rgb=True), tmp_path / "x.keras")
+    network = load_model(tmp_path / "x.keras")
+    unit = keras.Model(network.input, network.get_layer("Conv3d_1a_7x7_bn").output)
+    kernel = np.transpose(tensors["Conv3d_1a_7x7.conv3d.weight"], (2, 3, 4, 1, 0))
+    plain = keras.layers.Conv3D(64, 7, strides=2, padding="same", use_bias=False)
+    x = clip()[:, :, :32, :32]
+    raw = plain(x)
+    plain.set_weights([kernel])
+    raw = plain(x).numpy()
+    gamma, beta, mean, variance = (
+        tensors[f"Conv3d_1a_7x7.bn.{kind}"] for kind in ("weight", "bias", "running_mean", "running_var")
+    )
+    expected = gamma * (raw - mean) / np.sqrt(variance + 1e-3) + beta
+    small = I3D((16, 32, 32, 3), classes=5)
+    trunk = {layer.name: layer.get_weights() for layer in network.layers}
+    for layer in small.layers:
+        if layer.name.startswith(("Conv3d", "Mixed")) and layer.weights:
+            layer.set_weights(trunk[layer.name])
+    found = keras.Model(small.input, small.get_layer("Conv3d_1a_7x7_bn").output)(x).numpy()
+    assert unit.output.shape[-1] == 64
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_kinetics_600_has_no_prefix_and_carries_slots(checkpoints, tmp_path):
+    tensors = checkpoints.sonnet(classes=600, prefix="")
+    tensors |= {f"{name}/Momentum": value for name, value in list(tensors.items()) if name.endswith("/w")}
+    tensors["global_step"] = np.array(5, np.int64)
+    path = checkpoints.write_tf(tensors, tmp_path / "model.ckpt")
+    done = import_weights(path, Wish("i3d", clip=SMALL), tmp_path / "x.keras")
+    assert done["classes"] == 600 and len(done["mapped"]) == 230
+    assert len(done["ignored"]) == 59 and "global_step" in done["ignored"]
+
+
+def test_a_new_classifier_must_be_asked_for(kinetics, tmp_path):
+    _, prefix, _ = kinetics
+    with pytest.raises(ModelError, match="has 400 classes, not 5; --allow-missing-head"):
+        import_weights(prefix, Wish("i3d", classes=5), tmp_path / "x.keras")
+    done = import_weights(
+        prefix, Wish("i3d", classes=5, allow_missing_head=True, clip=(16, 64, 64)), tmp_path / "x.keras"
+    )
+    assert done["fresh"] == ["logits"]
+    assert [text.split()[0] for text in done["left"]] == [
+        "RGB/inception_i3d/Logits/Conv3d_0c_1x1/conv_3d/b", "RGB/inception_i3d/Logits/Conv3d_0c_1x1/conv_3d/w",
+    ]  # fmt: skip
+    contract = read_contract(tmp_path / "x.keras")
+    assert contract.task == "severity" and "Untrained: logits" in contract.note
+    assert contract.preprocessing.input_scale == (2.0,) and contract.preprocessing.input_offset == (-1.0,)
+
+
+def test_a_port_without_its_top_needs_a_new_classifier(checkpoints, tmp_path):
+    tensors = {name: v for name, v in checkpoints.keras_i3d(checkpoints.sonnet()).items() if "6a" not in name}
+    path = checkpoints.write_legacy_h5(tensors, tmp_path / "no_top.h5")
+    with pytest.raises(ModelError, match="has no classifier"):
+        import_weights(path, Wish("i3d", clip=SMALL), tmp_path / "x.keras")
+    done = import_weights(path, Wish("i3d", clip=(16, 64, 64), allow_missing_head=True), tmp_path / "x.keras")
+    assert done["fresh"] == ["logits"] and done["classes"] == 5 and len(done["mapped"]) == 228
+
+
+def test_what_is_missing_or_too_much_is_listed_with_its_shape(checkpoints, tmp_path):
+    tensors = checkpoints.sonnet()
+    del tensors["RGB/inception_i3d/Mixed_4b/Branch_0/Conv3d_0a_1x1/conv_3d/w"]
+    tensors["RGB/inception_i3d/Surprise/w"] = np.zeros((3, 2), np.float32)
+    tensors["RGB/inception_i3d/Conv3d_2b_1x1/conv_3d/w"] = np.zeros((1, 1, 1, 64, 65), np.float32)
+    path = checkpoints.write_tf(tensors, tmp_path / "model.ckpt")
+    with pytest.raises(ModelError) as caught:
+        import_weights(path, Wish("i3d", clip=SMALL), tmp_path / "x.keras")
+    text = str(caught.value)
+    assert "1 unfilled: Mixed_4b_Branch_0_Conv3d_0a_1x1_conv/kernel [1, 1, 1, 480, 192]" in text
+    assert "1 unused: RGB/inception_i3d/Surprise/w [3, 2]" in text
+    assert "Conv3d_2b_1x1_conv/kernel [1, 1, 1, 64, 64]" in text and "[1, 1, 1, 64, 65]" in text
+    assert not (tmp_path / "x.keras").exists()
+
+
+def test_flow_is_refused(checkpoints, tmp_path):
+    path = checkpoints.write_tf(checkpoints.sonnet(channels=2, prefix="Flow/inception_i3d/"), tmp_path / "model.ckpt")
+    with pytest.raises(ModelError, match="optical flow"):
+        import_weights(path, Wish("i3d", clip=SMALL), tmp_path / "x.keras")
+
+
+def inception_files(checkpoints, folder):
+    """The same Inception-v1 as TF-Slim, as torchvision's GoogLeNet, and as the Keras port's two kinds of file."""
+    tensors = checkpoints.slim()
+    units = {}
+    for name, value in tensors.items():
+        unit, _, kind = name.removeprefix("InceptionV1/").replace("/BatchNorm", "").rpartition("/")
+        units.setdefault(unit.replace("5b/Branch_2/Conv2d_0a_3x3", "5b/Branch_2/Conv2d_0b_3x3"), {})[kind] = value
+    port, vision = {}, {}
+    stem = {"1a": "conv1", "2b": "conv2", "2c": "conv3"}
+    for unit, parts in units.items():
+        if unit.startswith("Logits"):
+            port |= {"Logits/kernel": parts["weights"], "Logits/bias": parts["biases"]}
+            vision |= {"fc.weight": parts["weights"][0, 0].T, "fc.bias": parts["biases"]}
+            continue
+        block, _, rest = unit.partition("/")
+        if not rest:
+            keras_unit, torch_unit = block, stem[block[7:9]]
+        else:
+            branch, conv = rest.split("/")
+            keras_unit = f"{block}_{branch}_{conv[8]}_{conv[10:]}"
+            number, letter = int(branch[-1]), conv[8]
+            inner = {0: "", 3: ".1"}.get(number, f".{'ab'.index(letter)}")
+            level = block[6] + chr(ord(block[7]) - 1)
+            torch_unit = f"inception{level}.branch{number + 1}{inner}"
+        port[f"{keras_unit}_conv/kernel"] = parts["weights"]
+        vision[f"{torch_unit}.conv.weight"] = np.ascontiguousarray(np.transpose(parts["weights"], (3, 2, 0, 1)))
+        for kind, theirs in (("beta", "bias"), ("moving_mean", "running_mean"), ("moving_variance", "running_var")):
+            port[f"{keras_unit}_bn/{kind}"] = parts[kind]
+            vision[f"{torch_unit}.bn.{theirs}"] = parts[kind]
+        vision[f"{torch_unit}.bn.weight"] = np.ones_like(parts["beta"])
+    vision |= {"aux1.conv.conv.weight": np.ones((128, 512, 1, 1), np.float32), "aux2.fc2.bias": np.ones(8, np.float32)}
+    vision = {name: np.ascontiguousarray(value) for name, value in vision.items()}
+    return {
+        "slim": checkpoints.write_tf_v1(tensors | {"global_step": np.array(1, np.int64)}, folder / "inception_v1.ckpt"),
+        "keras": checkpoints.write_legacy_h5(port, folder / "port.h5"),
+        "keras 3": checkpoints.write_keras_3(port, folder / "port.weights.h5"),
+        "torchvision": checkpoints.write_safetensors(vision, folder / "googlenet.safetensors"),
+    }
+
+
+@pytest.fixture(scope="module")
+def inceptions(checkpoints, tmp_path_factory):
+    return inception_files(checkpoints, tmp_path_factory.mktemp("inception"))
+
+
+@pytest.mark.parametrize("kind", ["slim", "keras", "keras 3", "torchvision"])
+def test_inception_inflates_from_every_file_at_every_endpoint(kind, inceptions, tmp_path):
+    """A boring clip through the inflated network is the slice through its parent, in the middle of time."""
+    path = inceptions[kind]
+    flat = import_weights(path, Wish("inception_v1", clip=(64, 64)), tmp_path / "flat.keras")
+    assert flat["classes"] == 1001 and flat["input"]["channels"] == 1
+    deep = import_weights(path, Wish("i3d", clip=(128, 64, 64), inflate=True), tmp_path / "deep.keras")
+    assert deep["inflated"] and deep["classes"] == 1001
+    parent, network = load_model(tmp_path / "flat.keras"), load_model(tmp_path / "deep.keras")
+    picture = np.random.default_rng(2).uniform(-1, 1, (1, 64, 64, 1)).astype(np.float32)
+    planes = keras.Model(parent.input, [parent.get_layer(name).output for name in endpoint_names(2)])(picture)
+    boring = np.repeat(picture[:, None], 128, axis=1)
+    volumes = keras.Model(network.input, [network.get_layer(name).output for name in endpoint_names(3)])(boring)
+    for name, plane, volume in zip(endpoint_names(3), planes, volumes, strict=True):
+        middle = volume.numpy()[:, volume.shape[1] // 2]
+        np.testing.assert_allclose(middle, plane, atol=1e-4 * np.abs(plane).max(), err_msg=name)
+    if kind == "torchvision":
+        assert [text.split()[0] for text in flat["left"]] == ["aux1.conv.conv.weight", "aux2.fc2.bias"]
+
+
+def test_the_inception_files_hold_the_same_network(inceptions, tmp_path):
+    found = {}
+    for kind, path in inceptions.items():
+        import_weights(path, Wish("inception_v1", clip=(64, 64)), tmp_path / "x.keras")
+        found[kind] = {f"{w.path}": np.array(w) for w in load_model(tmp_path / "x.keras").weights}
+    for kind, weights in found.items():
+        for path, value in weights.items():
+            np.testing.assert_allclose(value, found["slim"][path], rtol=1e-6, atol=1e-9, err_msg=f"{kind} {path}")
+
+
+def test_torchvisions_stem_is_padded_as_it_pads(inceptions, tmp_path):
+    import_weights(inceptions["torchvision"], Wish("inception_v1", clip=(64, 64)), tmp_path / "x.keras")
+    network = load_model(tmp_path / "x.keras")
+    picture = np.random.default_rng(4).uniform(-1, 1, (1, 64, 64, 1)).astype(np.float32)
+    stem = keras.Model(network.input, network.get_layer("Conv2d_1a_7x7_conv").output)(picture).numpy()
+    kernel = network.get_layer("Conv2d_1a_7x7_conv").get_weights()[0]
+    padded = np.pad(picture[0, :, :, 0], 3)
+    for row, column in ((0, 0), (5, 31), (31, 31)):
+        window = padded[2 * row : 2 * row + 7, 2 * column : 2 * column + 7]
+        expected = np.einsum("hw,hwf->f", window, kernel[:, :, 0])
+        np.testing.assert_allclose(stem[0, row, column], expected, atol=1e-4)
+    with pytest.raises(ModelError, match="multiples of 32"):
+        import_weights(inceptions["torchvision"], Wish("inception_v1", clip=(80, 80)), tmp_path / "y.keras")
+
+
+def test_a_slice_network_is_no_clip_network_without_inflation(inceptions, tmp_path):
+    with pytest.raises(ModelError, match="--inflate makes an i3d of it"):
+        import_weights(inceptions["slim"], Wish("i3d"), tmp_path / "x.keras")
+    with pytest.raises(ModelError, match="holds TF-Slim's Inception-v1"):
+        import_weights(inceptions["slim"], Wish("unet"), tmp_path / "x.keras")
+
+
+C3D = dict(zip(("conv1", "conv2", "conv3a", "conv3b", "conv4a", "conv4b", "conv5a", "conv5b"),
+               ((3, 64), (64, 128), (128, 256), (256, 256), (256, 512), (512, 512), (512, 512), (512, 512)),
+               strict=True))  # fmt: skip
+
+
+def c3d(checkpoints, style, folder):
+    """C3D with small dense layers: they are left, whatever their width."""
+    rng = np.random.default_rng(5)
+    tensors = {}
+    for number, (name, (before, after)) in enumerate(C3D.items()):
+        kernel = rng.normal(0, 0.05, (3, 3, 3, before, after)).astype(np.float32)
+        bias = rng.normal(0, 0.1, after).astype(np.float32)
+        if style == "keras":
+            tensors |= {f"{name}/kernel": kernel, f"{name}/bias": bias}
+            continue
+        unit = {
+            "torch": name,
+            "features": f"features.{(0, 3, 6, 8, 11, 13, 16, 18)[number]}",
+            "mmaction": f"backbone.{name + 'a' * (number < 2)}.conv",
+        }[style]
+        tensors |= {
+            f"{unit}.weight": np.ascontiguousarray(kernel.transpose(4, 3, 0, 1, 2)),
+            f"{unit}.bias": bias,
+        }
+    dense = {
+        "keras": ("fc6/kernel", "fc8/kernel"),
+        "torch": ("fc6.weight", "fc8.bias"),
+        "features": ("classifier.0.weight",),
+        "mmaction": ("backbone.fc6.weight", "cls_head.fc_cls.bias"),
+    }[style]
+    tensors |= {name: np.ones((8, 4), np.float32) for name in dense}
+    if style == "keras":
+        return checkpoints.write_legacy_h5(tensors, folder / "sports1M_weights_tf.h5"), dense
+    return checkpoints.write_safetensors(tensors, folder / f"{style}.safetensors"), dense
+
+
+@pytest.mark.parametrize("style", ["keras", "torch", "features", "mmaction"])
+def test_c3d_fills_the_trunk_one_to_one(style, checkpoints, tmp_path):
+    path, dense = c3d(checkpoints, style, tmp_path)
+    done = import_weights(path, Wish("ltc", clip=(16, 32, 32)), tmp_path / "x.keras")
+    assert len(done["mapped"]) == 16 and done["input"]["channels"] == 3
+    assert [text.split()[0] for text in done["left"]] == sorted(dense, key=lambda name: name.removeprefix("backbone."))
+    assert done["fresh"] == ["fc6", "fc7", "logits"] and done["classes"] == 5
+    scale, offset = done["input"]["scale"], done["input"]["offset"]
+    assert scale == [255.0] and len(offset) == 3 and all(-130 < value < -80 for value in offset)
+    network = load_model(tmp_path / "x.keras")
+    rng = np.random.default_rng(5)
+    kernel = rng.normal(0, 0.05, (3, 3, 3, 3, 64)).astype(np.float32)
+    np.testing.assert_array_equal(network.get_layer("conv1a").get_weights()[0], kernel)
+
+
+def test_the_five_convolutions_take_the_three_that_fit(checkpoints, tmp_path):
+    path, _ = c3d(checkpoints, "keras", tmp_path)
+    done = import_weights(path, Wish("ltc", clip=(16, 32, 32), trunk="ltc"), tmp_path / "x.keras")
+    assert {row["to"].split("/")[0] for row in done["mapped"]} == {"conv1", "conv2", "conv3"}
+    assert done["fresh"] == ["conv4", "conv5", "fc6", "fc7", "logits"]
+    assert "conv5b/kernel [3, 3, 3, 512, 512]" in done["left"]
+
+
+def torch_unet(depth=3, filters=4, classes=1, bias=False):
+    """A state_dict of the common PyTorch U-Net."""
+    rng = np.random.default_rng(6)
+    tensors = {}
+
+    def double(name, before, after):
+        for first, (i, o) in ((0, (before, after)), (3, (after, after))):
+            tensors[f"{name}.{first}.weight"] = rng.normal(0, 0.3, (o, i, 3, 3))
+            if bias:
+                tensors[f"{name}.{first}.bias"] = rng.normal(0, 0.3, o)
+            norm = {
+                "weight": rng.uniform(0.5, 1.5, after), "bias": rng.normal(0, 0.3, after),
+                "running_mean": rng.normal(0, 0.3, after), "running_var": rng.uniform(0.1, 1, after),
+            }  # fmt: skip
+            for kind, value in norm.items():
+                tensors[f"{name}.{first + 1}.{kind}"] = value
+
+    double("inc.double_conv", 1, filters)
+    for level in range(1, depth + 1):
+        double(f"down{level}.maxpool_conv.1.double_conv", filters * 2 ** (level - 1), filters * 2**level)
+    for level in range(1, depth + 1):
+        wide = filters * 2 ** (depth - level + 1)
+        tensors[f"up{level}.up.weight"] = rng.normal(0, 0.3, (wide, wide // 2, 2, 2))
+        tensors[f"up{level}.up.bias"] = rng.normal(0, 0.3, wide // 2)
+        double(f"up{level}.conv.double_conv", wide, wide // 2)
+    tensors["outc.conv.weight"] = rng.normal(0, 0.3, (classes, filters, 1, 1))
+    tensors["outc.conv.bias"] = rng.normal(0, 0.3, classes)
+    return {name: value.astype(np.float32) for name, value in tensors.items()}
+
+
+def run_torch_unet(tensors, x, depth):
+    """The peer's forward pass in NumPy, in its own layout (C, H, W), to compare with."""
+
+    def conv(x, name):
+        kernel = tensors[f"{name}.weight"]
+        side = kernel.shape[-1]
+        padded = np.pad(x, ((0, 0), (side // 2, side // 2), (side // 2, side // 2)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), axis=(1, 2))
+        found = np.einsum("ihwab,oiab->ohw", windows, kernel)
+        return found + tensors[f"{name}.bias"][:, None, None] if f"{name}.bias" in tensors else found
+
+    def norm(x, name):
+        gamma, beta, mean, variance = (
+            tensors[f"{name}.{kind}"][:, None, None] for kind in ("weight", "bias", "running_mean", "running_var")
+        )
+        return gamma * (x - mean) / np.sqrt(variance + 1e-5) + beta
+
+    def double(x, name):
+        for first in (0, 3):
+            x = np.maximum(norm(conv(x, f"{name}.{first}"), f"{name}.{first + 1}"), 0)
+        return x
+
+    x = double(x, "inc.double_conv")
+    skips = []
+    for level in range(1, depth + 1):
+        skips.append(x)
+        c, h, w = x.shape
+        x = double(x.reshape(c, h // 2, 2, w // 2, 2).max(axis=(2, 4)), f"down{level}.maxpool_conv.1.double_conv")
+    for level in range(1, depth + 1):
+        kernel = tensors[f"up{level}.up.weight"]
+        c, h, w = x.shape
+        up = np.einsum("ihw,ioab->ohawb", x, kernel).reshape(kernel.shape[1], 2 * h, 2 * w)
+        up = up + tensors[f"up{level}.up.bias"][:, None, None]
+        x = double(np.concatenate([skips[-level], up]), f"up{level}.conv.double_conv")
+    return conv(x, "outc.conv")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_torch_unet_answers_as_its_own_forward_pass(bias, checkpoints, tmp_path):
+    tensors = torch_unet(bias=bias)
+    path = checkpoints.write_safetensors(tensors, tmp_path / "unet.safetensors")
+    done = import_weights(path, Wish("unet", clip=(32, 32)), tmp_path / "x.keras")
+    assert not done["fresh"] and not done["left"]
+    x = np.random.default_rng(8).random((1, 32, 32), np.float32)
+    ours = load_model(tmp_path / "x.keras")(x[..., None])["logits"].numpy()[0, :, :, 0]
+    theirs = run_torch_unet({k: v.astype(np.float64) for k, v in tensors.items()}, x, 3)[0]
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+    assert read_contract(tmp_path / "x.keras").task == "lungs"
+
+
+def test_two_classes_of_a_unet_become_their_difference(checkpoints, tmp_path):
+    tensors = torch_unet(classes=2)
+    path = checkpoints.write_safetensors(tensors, tmp_path / "unet.safetensors")
+    import_weights(path, Wish("unet", clip=(32, 32)), tmp_path / "x.keras")
+    x = np.random.default_rng(8).random((1, 32, 32), np.float32)
+    background, lung = run_torch_unet({k: v.astype(np.float64) for k, v in tensors.items()}, x, 3)
+    ours = load_model(tmp_path / "x.keras")(x[..., None])["logits"].numpy()[0, :, :, 0]
+    np.testing.assert_allclose(ours, lung - background, atol=1e-4 * np.abs(lung - background).max())
+    many = checkpoints.write_safetensors(torch_unet(classes=3), tmp_path / "many.safetensors")
+    with pytest.raises(ModelError, match="which of them is lung"):
+        import_weights(many, Wish("unet", clip=(32, 32)), tmp_path / "y.keras")
+
+
+OURS = {
+    "i3d": (I3D, {"input_shape": [8, 32, 32, 1], "classes": 5, "ct_score": True}),
+    "ltc": (LTC, {"input_shape": [16, 32, 32, 1], "classes": 5, "dense": 16}),
+    "inception_v1": (InceptionV1, {"input_shape": [32, 32, 1], "classes": 7}),
+    "unet": (UNet, {"input_shape": [32, 32, 1], "depth": 2, "filters": 4, "outputs": 2}),
+}
+
+
+@pytest.mark.parametrize("model", OURS)
+@pytest.mark.parametrize("ending", [".keras", ".weights.h5", "-plain.keras"])
+def test_files_of_ours_come_back(model, ending, tmp_path):
+    build, arguments = OURS[model]
+    network = build(**arguments)
+    path = tmp_path / f"ours{ending}"
+    if ending == ".weights.h5":
+        network.save_weights(path)
+    elif ending == ".keras":
+        from tf_covid.weights import Contract, save_model
+
+        save_model(network, Contract(model=model, arguments=arguments, task="slices", note="Ours."), path)
+    else:
+        network.save(path)
+    sides = tuple(arguments["input_shape"][:-1])
+    done = import_weights(path, Wish(model, clip=sides), tmp_path / "again.keras")
+    assert not done["fresh"] and not done["left"] and not done["ignored"]
+    again = load(tmp_path / "again.keras")
+    for before, after in zip(network.get_weights(), again.network.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert again.contract.arguments["input_shape"] == arguments["input_shape"]
+    if ending == ".keras":
+        assert again.contract.note == "Ours."
+
+
+def test_our_own_parent_inflates(tmp_path):
+    parent = InceptionV1((32, 32, 1), classes=5)
+    parent.save_weights(tmp_path / "parent.weights.h5")
+    done = import_weights(
+        tmp_path / "parent.weights.h5", Wish("i3d", clip=(8, 32, 32), inflate=True), tmp_path / "x.keras"
+    )
+    assert done["inflated"] and done["classes"] == 5
+    assert load_model(tmp_path / "x.keras").input_shape == (None, 8, 32, 32, 1)
+
+
+def test_infer_and_the_stratifier_take_it_at_once(kinetics, tmp_path):
+    _, prefix, _ = kinetics
+    chest = draw_chest(3, (24, 96, 96), severity=2)
+    wish = Wish("i3d", clip=(16, 64, 64), allow_missing_head=True)
+    import_weights(prefix, wish, tmp_path / "x.keras")
+    write_nifti_volume(chest.hu, chest.affine, tmp_path / "scan.nii.gz")
+    command = [
+        "infer",
+        str(tmp_path / "scan.nii.gz"),
+        "--model",
+        str(tmp_path / "x.keras"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    answer = json.loads((tmp_path / "o" / "scan" / "result.json").read_text())
+    assert len(answer["severity"]["probabilities"]) == 5 and "Untrained" in answer["models"][0]["note"]
+    road = tf_covid.stratifier(load_model(tmp_path / "x.keras"), lungs="lungs-unet")
+    outputs = road({"hu": chest.hu[None], "depth": np.array([len(chest.hu)], np.int32)})
+    assert outputs["logits"].shape == (1, 5)
+    # The window's [0, 1] reaches the network as [-1, 1].
+    assert road.scaling.scale == 2.0 and road.scaling.offset == -1.0
+    import_weights(prefix, replace(wish, allow_missing_head=False, clip=SMALL), tmp_path / "parent.keras")
+    result = CliRunner().invoke(main, [*command[:3], str(tmp_path / "parent.keras"), "--out", str(tmp_path / "other")])
+    assert result.exit_code == 1 and "severity or covid, are needed, not pretrained" in result.stderr
+
+
+def test_the_command_prints_json_and_names_errors(checkpoints, tmp_path):
+    path = checkpoints.write_safetensors(torch_unet(), tmp_path / "unet.safetensors")
+    command = ["import", str(path), "--model", "unet", "--out", str(tmp_path / "new" / "x.keras")]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    done = json.loads(result.stdout)
+    assert done["sha256"] == load(tmp_path / "new" / "x.keras").sha256
+    assert contract_of(load_model(tmp_path / "new" / "x.keras")).origin.startswith("tfcovid import of unet.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"rubbish")
+    for arguments, text in (
+        (["import", str(tmp_path / "bad.safetensors"), *command[2:]], "damaged: "),
+        (["import", str(tmp_path / "nothing.h5"), *command[2:]], "no_file: "),
+        ([*command[:-1], str(tmp_path / "x.h5")], "must end with .keras"),
+        (["import", str(path), "--model", "i3d", "--out", str(tmp_path / "y.keras")], "for --model unet"),
+    ):
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 1 and text in result.stderr and "Traceback" not in result.output, result.output
+        assert result.stderr.count("\n") == 1
+
+
+def test_rubbish_gets_its_name(tmp_path):
+    for name, code in (("a.txt", "unknown_format"), ("none", "no_file"), ("x.pt", "damaged"), ("x.h5", "damaged"),
+                       ("x.keras", "damaged"), ("x.ckpt", "damaged"), ("x.index", "damaged")):  # fmt: skip
+        if name != "none":
+            (tmp_path / name).write_bytes(b"rubbish" * 10)
+        with pytest.raises(UnsafeFile) as caught:
+            import_weights(tmp_path / name, Wish("i3d"), tmp_path / "out.keras")
+        assert caught.value.code == code, name
+    with pytest.raises(OutputError, match=r"end with .keras"):
+        import_weights(tmp_path / "x.h5", Wish("i3d"), tmp_path / "out.h5")
+    with pytest.raises(ModelError, match="unknown network"):
+        import_weights(tmp_path / "x.h5", Wish("vgg"), tmp_path / "out.keras")
+
+
+PUBLISHED = {
+    "i3d_pytorch_names": "mixed_3b",
+    "i3d_keras_names": "the Keras port of I3D",
+    "i3d_kinetics_sonnet_names": "Kinetics-400, RGB",
+}
+
+
+@pytest.mark.parametrize(("file", "title"), PUBLISHED.items())
+def test_the_tables_have_the_published_names(file, title, checkpoints):
+    names = set(json.loads((checkpoints.DATA / f"{file}.json").read_text()))
+    names = {name.partition("::")[2] or name for name in names if not name.endswith("num_batches_tracked")}
+    (source,) = [source for source in SOURCES if title in source.title]
+    ours = {
+        unit[place] + source.variables[variable]
+        for unit in source.units.values()
+        for variable, place in (("kernel", 0), ("bias", 0), ("gamma", 1), ("beta", 1), ("moving_mean", 1),
+                                ("moving_variance", 1))
+    }  # fmt: skip
+    assert names <= ours
+    assert {source.kernel(unit) for unit in source.units} - names <= {"Conv3d_6a_1x1_conv/kernel"}
+
+
+def test_wrappers_names_and_other_types(checkpoints, tmp_path):
+    tensors = {f"module.{name}": value.astype(np.float16) for name, value in torch_unet().items()}
+    path = checkpoints.write_safetensors(tensors, tmp_path / "unet.safetensors")
+    done = import_weights(path, Wish("unet", clip=(32, 32)), tmp_path / "x.keras")
+    assert all(name.startswith("module.") for row in done["mapped"] for name in row["from"])
+
+
+def test_a_negative_variance_is_named(checkpoints, tmp_path):
+    tensors = torch_unet()
+    tensors["inc.double_conv.1.running_var"][0] = -1
+    path = checkpoints.write_safetensors(tensors, tmp_path / "unet.safetensors")
+    with pytest.raises(ModelError, match="negative variance"):
+        import_weights(path, Wish("unet", clip=(32, 32)), tmp_path / "x.keras")
+
+
+def test_a_few_bytes_do_not_ask_for_a_large_network(checkpoints, tmp_path):
+    tensors = {name: np.zeros((1, 1, 1, 1), np.float32) for name in torch_unet() if name.endswith("weight")}
+    tensors["inc.double_conv.0.weight"] = np.zeros((9000, 1, 1, 1), np.float32)
+    path = checkpoints.write_safetensors(tensors, tmp_path / "unet.safetensors")
+    with pytest.raises(ModelError, match="does not fit 9000 filters"):
+        import_weights(path, Wish("unet"), tmp_path / "x.keras")
+    wide = {"fc6/kernel": (1, 9000), "fc7/kernel": (1, 1), "logits/kernel": (1, 5), "conv1/kernel": (3, 3, 3, 1, 64)}
+    path = checkpoints.write_legacy_h5({n: np.zeros(s, np.float32) for n, s in wide.items()}, tmp_path / "ltc.h5")
+    with pytest.raises(ModelError, match=r"fc6/kernel is \[1, 9000\]"):
+        import_weights(path, Wish("ltc"), tmp_path / "x.keras")
+
+
+class Stub:
+    """Stands for a torch of some version; its reader must not be reached."""
+
+    def __init__(self, version):
+        self.__version__ = version
+
+
+@pytest.mark.parametrize(("torch", "code"), [(None, "torch_missing"), (Stub("2.5.1+cpu"), "torch_too_old")])
+def test_without_a_safe_torch_a_pickle_is_refused(torch, code, monkeypatch, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    with pytest.raises(UnsafeFile, match=r"tf-covid\[torch\]|2\.6") as caught:
+        import_weights(tmp_path / "a.pt", Wish("i3d"), tmp_path / "x.keras")
+    assert caught.value.code == code
+
+
+def test_hostile_tensorflow_checkpoints(checkpoints, tmp_path):
+    prefix = checkpoints.write_tf({"a/w": np.ones((4, 4), np.float32)}, tmp_path / "model.ckpt")
+    with pytest.raises(ModelError, match="no checkpoint that we know"):
+        import_weights(prefix, Wish("i3d"), tmp_path / "x.keras")
+    index, data = tmp_path / "model.ckpt.index", tmp_path / "model.ckpt.data-00000-of-00001"
+    whole = index.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(whole), 4):
+            damaged[place] = rng.integers(256)
+        index.write_bytes(damaged)
+        with pytest.raises(ModelError):
+            import_weights(prefix, Wish("i3d"), tmp_path / "x.keras")
+    index.write_bytes(whole)
+    data.write_bytes(b"abc")
+    with pytest.raises(UnsafeFile) as caught:
+        import_weights(index, Wish("i3d"), tmp_path / "x.keras")
+    assert caught.value.code == "shape_bomb"
+    # TensorFlow would follow the file "checkpoint" of a folder to wherever it leads.
+    (tmp_path / "model.ckpt").mkdir()
+    with pytest.raises(UnsafeFile) as caught:
+        import_weights(index, Wish("i3d"), tmp_path / "x.keras")
+    assert caught.value.code == "unknown_format"
+    (tmp_path / "m[o]del.ckpt").write_bytes(b"x")
+    with pytest.raises(UnsafeFile, match="takes for a pattern"):
+        import_weights(tmp_path / "m[o]del.ckpt", Wish("i3d"), tmp_path / "x.keras")
+
+
+def test_an_altered_shipped_file_is_not_loaded(tmp_path, monkeypatch):
+    from tf_covid.weights import catalog
+
+    shutil.copytree(catalog.folder() / "lungs-unet", tmp_path / "lungs-unet")
+    monkeypatch.setattr(catalog, "folder", lambda: tmp_path)
+    assert load("lungs-unet").contract.task == "lungs"
+    with (tmp_path / "lungs-unet" / "model.keras").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(ModelError, match="not the one in its model card"):
+        load("lungs-unet")
+
+
+def test_training_that_starts_from_an_import_keeps_its_input(inceptions, tmp_path):
+    from tf_covid.training.run import inherited
+
+    wish = Wish("i3d", clip=(16, 32, 32), inflate=True, allow_missing_head=True)
+    import_weights(inceptions["torchvision"], wish, tmp_path / "x.keras")
+    preprocessing, channels, shared = inherited(tmp_path / "x.keras")
+    assert (preprocessing.input_scale, preprocessing.input_offset, channels) == ((2.0,), (-1.0,), 1)
+    assert shared == {"stem": "symmetric"}
+    assert inherited(None)[1:] == (1, {})

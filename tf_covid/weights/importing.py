@@ -1,0 +1,111 @@
+"""`tfcovid import`: a foreign checkpoint becomes a file of ours, and is read back to prove that nothing was lost."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tf_covid.errors import ModelError, OutputError
+from tf_covid.models import NETWORKS
+from tf_covid.weights.contract import Contract
+from tf_covid.weights.convert import convert
+from tf_covid.weights.files import build, load, save_model
+from tf_covid.weights.foreign import Checkpoint, read_checkpoint
+from tf_covid.weights.inflate import inflate
+from tf_covid.weights.plan import CLIPS, HEADS, Plan, Wish
+
+
+def import_weights(path: Path, wish: Wish, out: Path) -> dict[str, Any]:
+    """Make a `.keras` file of ours from a checkpoint, and read it back.
+
+    Args:
+        path: See `foreign.read_checkpoint`.
+        wish: What it is to become.
+        out: The new file; ends with `.keras`.
+
+    Returns:
+        What was done, ready for JSON: `source`, `model`, `mapped`, `ignored`, `left`, `fresh`, `inflated`, `input`,
+        `classes`, `out`, `sha256`.
+
+    Raises:
+        UnsafeFile: If the file is damaged or hostile.
+        ModelError: If it is none that we know for this model, or does not fit one-to-one.
+        OutputError: If `out` cannot be written.
+    """
+    if wish.model not in NETWORKS:
+        raise ModelError(f"unknown network {wish.model!r}; known: {', '.join(NETWORKS)}")
+    if wish.inflate and wish.model != "i3d":
+        raise ModelError(f"--inflate makes an i3d of Inception-v1, not of {wish.model}")
+    if wish.clip and len(wish.clip) < len(CLIPS[wish.model]):
+        raise ModelError(f"{wish.model} takes clips of three sides, not {wish.clip}")
+    if out.suffix != ".keras" or out.absolute() == path.absolute():
+        raise OutputError(f"{out}: the new file must end with .keras, and not be the one that is read")
+    read = read_checkpoint(path)
+    plain = _plain_names(read)
+    tensors = {plain[name]: value for name, value in _flat(read)}
+    others = {plain[name]: kind for name, kind in read.others.items()}
+    plan = Plan.make(path, replace(read, tensors=tensors, others=others), wish)
+    network = build(wish.parent, plan.arguments, path)
+    done = convert(plan.source, plan.tensors, plan.others, network, drop=frozenset() if plan.keeps_head else HEADS)
+    if wish.inflate:
+        plan.arguments["input_shape"] = [*(wish.sides("i3d") or CLIPS["i3d"]), network.input_shape[-1]]
+        parent, network = network, build("i3d", plan.arguments, path)
+        inflate(parent, network)
+    sha256 = _save(network, plan.contract_of(path, read.sha256, done, wish), out)
+    names = {short: name for name, short in plain.items()}
+    scale, offset = plan.source.input
+    return {
+        "source": plan.source.title,
+        "model": wish.model,
+        "mapped": [
+            {"from": [names[name] for name in theirs], "to": ours.replace("Conv2d", "Conv3d") if wish.inflate else ours,
+             "shape": list(shape)}
+            for theirs, ours, shape in done.mapped
+        ],
+        "ignored": [names[name] for name in done.ignored],
+        "left": [names[text.split(" ")[0]] + " " + text.partition(" ")[2] for text in done.left],
+        "fresh": list(done.fresh),
+        "inflated": wish.inflate,
+        "input": {"channels": network.input_shape[-1], "scale": list(scale), "offset": list(offset)},
+        "classes": plan.classes,
+        "out": str(out),
+        "sha256": sha256,
+    }  # fmt: skip
+
+
+def _save(network: keras.Model, contract: Contract, out: Path) -> str:
+    """Write the file under a temporary name, read it back, and only then give it its own; its sha256."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = out.with_name(f".{out.stem}.{os.getpid()}.keras")
+        try:
+            save_model(network, contract, partial)
+            again = load(partial)
+            for ours, theirs in zip(network.weights, again.network.weights, strict=True):
+                if not np.array_equal(ours, theirs):
+                    raise ModelError(f"{out}: {ours.path} was not read back as it was written")
+            os.replace(partial, out)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
+    return again.sha256
+
+
+def _plain_names(read: Checkpoint) -> dict[str, str]:
+    """Name → name without the prefixes that wrappers put before those of a network; none where that mixes two up."""
+    names = [*read.tensors, *read.others]
+    plain = {name: re.sub(r"^(module\.|backbone\.)+", "", name) for name in names}
+    return plain if len(set(plain.values())) == len(names) else dict(zip(names, names, strict=True))
+
+
+def _flat(read: Checkpoint) -> list[tuple[str, np.ndarray]]:
+    """Tensors; Sonnet keeps those of a batch normalisation as (1, …, 1, C)."""
+    norm = re.compile(r"/(beta|gamma|moving_mean|moving_variance)$")
+    return [(name, value.ravel() if norm.search(name) else value) for name, value in read.tensors.items()]
