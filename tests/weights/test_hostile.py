@@ -23,7 +23,7 @@ from tf_covid.weights.pickles import check_pickle
 
 #: Reads a file as `tfcovid import` does, and tells what it cost: code, seconds, peak of the memory in MB.
 READER = """
-import resource, sys, time
+import re, sys, time
 from pathlib import Path
 from tf_covid.errors import UnsafeFile
 from tf_covid.weights.foreign import read_checkpoint
@@ -34,7 +34,8 @@ try:
 except UnsafeFile as error:
     code = error.code
     assert str(error).startswith(code + ": ") and "\\n" not in str(error), error
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+# Not ru_maxrss, which remembers the process that forked this one.
+peak = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 assert "tensorflow" not in sys.modules
 print(code, time.perf_counter() - start, peak)
 """
