@@ -617,7 +617,7 @@ def test_hostile_tensorflow_checkpoints(checkpoints, tmp_path):
     data.write_bytes(b"abc")
     with pytest.raises(UnsafeFile) as caught:
         import_weights(index, Wish("i3d"), tmp_path / "x.keras")
-    assert caught.value.code == "shape_bomb"
+    assert caught.value.code in ("shape_bomb", "damaged"), "older TensorFlow notices before we do"
     # TensorFlow would follow the file "checkpoint" of a folder to wherever it leads.
     (tmp_path / "model.ckpt").mkdir()
     with pytest.raises(UnsafeFile) as caught:
