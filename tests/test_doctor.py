@@ -116,7 +116,7 @@ def test_damaged_weights_are_noticed(shipped: Path) -> None:
     file.with_name(catalog.CARD).write_text(hashlib.sha256(b"nothing").hexdigest())
     (row,) = doctor._weights()
     assert row.ok is False
-    assert row.value.startswith("ModelError: ")
+    assert row.value.startswith("UnsafeFile: damaged: ")
 
 
 def test_a_model_behind_another_lung_model_is_noticed(shipped: Path) -> None:
