@@ -15,6 +15,8 @@ import pytest
 import tensorflow as tf
 from safetensors.numpy import save_file
 
+from tf_covid.models.inception import endpoint_names
+
 DATA = Path(__file__).parents[1] / "data"
 SONNET = "RGB/inception_i3d/"
 Tensors = dict[str, np.ndarray]
@@ -179,6 +181,17 @@ def write_keras_3(tensors: Tensors, path: Path) -> Path:
         model.get_layer(layer).set_weights([variables[name] for name in order if name in variables])
     model.save_weights(path)
     return path
+
+
+def check_inflated(parent: keras.Model, network: keras.Model, picture: np.ndarray) -> None:
+    """The law of inflation: a boring clip of 128 frames gives the 2D parent's answer, in the interior."""
+    flat = keras.Model(parent.input, [parent.get_layer(name).output for name in endpoint_names(2)])(picture)
+    clip = np.repeat(picture[:, None], 128, axis=1)
+    deep = keras.Model(network.input, [network.get_layer(name).output for name in endpoint_names(3)])(clip)
+    for name, plane, volume in zip(endpoint_names(3), flat, deep, strict=True):
+        # Mixed_5c sees 99 frames: the middle of 128 is free of the zeros that "same" padding adds at both ends.
+        middle = volume.numpy()[:, volume.shape[1] // 2]
+        np.testing.assert_allclose(middle, plane, atol=1e-4 * np.abs(plane).max(), err_msg=name)
 
 
 @pytest.fixture(scope="session")
