@@ -1,0 +1,98 @@
+"""Intervals: patients are drawn again, each with all their cases, which are not independent of each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+#: Cells of one chunk of weights (replicates × cases) at a time: 32 MB.
+_CHUNK_CELLS = 4_000_000
+#: Percentiles of fewer replicates than this are noise.
+_FEWEST = 50
+
+#: From weights, float64 (R, N), to a value a replicate, float64 (R,), by name; NaN where undefined.
+Statistic = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are made.
+
+    Args:
+        replicates: How often the patients are drawn again.
+        seed: The same seed draws the same patients.
+        level: Share of the replicates that an interval holds.
+    """
+
+    replicates: int = 2000
+    seed: int = 0
+    level: float = 0.95
+
+    def draws(self, patients: int) -> np.ndarray:
+        """How often each patient is drawn, int64 (R, patients); every row sums to their number."""
+        rng = np.random.default_rng(self.seed)
+        return rng.multinomial(patients, np.full(patients, 1.0 / patients), size=self.replicates)
+
+
+def estimate(
+    statistic: Statistic, patients: Sequence[str], bootstrap: Bootstrap, *, difference: bool = False
+) -> dict[str, dict[str, Any] | None]:
+    """The value of every metric of a statistic, with its percentile interval.
+
+    Args:
+        statistic: Weights of the cases → values; a weight says how often a case is there.
+        patients: N, whose case it is.
+        bootstrap: Replicates, seed and level.
+        difference: Whether the values are differences, where an interval without width is an answer: there is none.
+
+    Returns:
+        By name `{"value", "ci95", "left_out"}`, or None where the metric is undefined. `left_out` counts the
+        replicates in which it is. `ci95` is None where it would be no answer: a single patient, hardly a replicate
+        left, or all replicates alike (a perfect result stays perfect however often it is drawn).
+    """
+    names, index = np.unique(np.asarray(patients), return_inverse=True)
+    values = {name: float(value[0]) for name, value in statistic(np.ones((1, len(index)))).items()}
+    draws = bootstrap.draws(len(names))
+    step = max(1, _CHUNK_CELLS // len(index))
+    chunks = [statistic(draws[start : start + step, index].astype(np.float64)) for start in range(0, len(draws), step)]
+    estimates: dict[str, dict[str, Any] | None] = {}
+    for name, value in values.items():
+        if not math.isfinite(value):
+            estimates[name] = None
+            continue
+        replicates = np.concatenate([chunk[name] for chunk in chunks])
+        interval = _interval(replicates[np.isfinite(replicates)], bootstrap.level, difference)
+        left_out = int((~np.isfinite(replicates)).sum())
+        estimates[name] = {"value": value, "ci95": interval if len(names) > 1 else None, "left_out": left_out}
+    return estimates
+
+
+def _interval(replicates: np.ndarray, level: float, difference: bool) -> list[float] | None:
+    if len(replicates) < _FEWEST or (not difference and np.ptp(replicates) < 1e-12):
+        return None
+    tail = 50.0 * (1.0 - level)
+    low, high = np.percentile(replicates, (tail, 100.0 - tail))
+    return [float(low), float(high)]
+
+
+def wilson(successes: float, total: float, level: float = 0.95) -> list[float] | None:
+    """Wilson's score interval of a share, or None of nothing.
+
+    Source: Wilson 1927, doi 10.1080/01621459.1927.10502953.
+    """
+    if total <= 0:
+        return None
+    from scipy.stats import norm
+
+    z = float(norm.ppf(0.5 + level / 2.0))
+    share = successes / total
+    centre = share + z * z / (2.0 * total)
+    half = z * math.sqrt(share * (1.0 - share) / total + z * z / (4.0 * total * total))
+    scale = 1.0 + z * z / total
+    # At the ends the sums below are exact on paper only.
+    low = 0.0 if successes <= 0 else (centre - half) / scale
+    return [low, 1.0 if successes >= total else (centre + half) / scale]
