@@ -117,8 +117,13 @@ def test_flipping_the_clip_flips_the_map():
 
 @pytest.mark.parametrize(
     ("network", "endpoint"),
-    [(I3D((24, 96, 112, 1)), "Mixed_5c"), (I3D((16, 64, 64, 1)), "Mixed_4f"), (LTC((16, 64, 64, 1), dense=8), "conv5")],
-    ids=["i3d-5c", "i3d-4f", "ltc"],
+    [
+        (I3D((24, 96, 112, 1)), "Mixed_5c"),
+        (I3D((16, 64, 64, 1)), "Mixed_4f"),
+        (I3D((16, 96, 64, 1), stem="symmetric"), "Mixed_5c"),
+        (LTC((16, 64, 64, 1), dense=8), "conv5"),
+    ],
+    ids=["i3d-5c", "i3d-4f", "i3d-symmetric", "ltc"],
 )
 def test_cells_lie_where_the_network_put_them(network, endpoint):
     """Against TensorFlow's own average pooling of the voxel positions with the same windows."""
@@ -129,9 +134,28 @@ def test_cells_lie_where_the_network_put_them(network, endpoint):
         assert axes[number].first + axes[number].step == pytest.approx(centre)
 
 
+@pytest.mark.parametrize("stem", ["same", "symmetric"])
+def test_a_spot_lights_the_cells_that_lie_around_it(stem):
+    """The stem's kernel set to ones sees a single voxel with windows whose mean position is that voxel's."""
+    network = I3D((16, 64, 64, 1), classes=2, stem=stem)
+    conv = network.get_layer("Conv3d_1a_7x7_conv")
+    conv.set_weights([np.ones(conv.kernel.shape, np.float32)])
+    axes, spot = attention.feature_axes(network, conv.name), (7, 31, 20)
+    clip = np.zeros((1, 16, 64, 64, 1), np.float32)
+    clip[(0, *spot)] = 1.0
+    seen = np.nonzero(keras.Model(network.input, conv.output)(clip).numpy()[0, ..., 0])
+    for axis, cells, place in zip(axes, seen, spot, strict=True):
+        # Seven voxels are seen by three or four windows of stride two.
+        positions = axis.first + axis.step * np.unique(cells)
+        assert len(positions) in (3, 4) and np.abs(positions - place).max() <= 3
+        assert positions.mean() == pytest.approx(place, abs=0.5 if len(positions) == 4 else 0.01)
+
+
 def _strided(network, endpoint, axis):
     rows = []
     for layer in network.layers:
+        if isinstance(layer, keras.layers.ZeroPadding3D):
+            rows.append((1, 1, layer.padding[axis]))
         if max(getattr(layer, "strides", (1,))) > 1:
             size = getattr(layer, "kernel_size", None) or layer.pool_size
             rows.append((size[axis], layer.strides[axis], layer.padding))
@@ -147,10 +171,10 @@ def _centre_of_cell(rows, size, cell):
     for kernel, stride, padding in rows:
         n = len(position)
         step = position[1] - position[0] if n > 1 else np.float32(1)
-        if padding == "same":
+        if padding != "valid":
             out = -(-n // stride)
             total = max((out - 1) * stride + kernel - n, 0)
-            before, after = total // 2, total - total // 2
+            before, after = padding if isinstance(padding, tuple) else (total // 2, total - total // 2)
             left = position[0] - step * np.arange(before, 0, -1)
             right = position[-1] + step * np.arange(1, after + 1)
             position = np.concatenate([left, position, right]).astype(np.float32)

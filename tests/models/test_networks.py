@@ -12,9 +12,11 @@ from tf_covid.models.inception import endpoint_names
 ROWS = {
     "i3d": ("i3d", {"input_shape": (16, 64, 64, 1), "classes": 5, "ct_score": True}),
     "i3d-rgb": ("i3d", {"input_shape": (16, 40, 36, 3), "classes": 2}),
+    "i3d-symmetric": ("i3d", {"input_shape": (16, 64, 32, 1), "classes": 5, "stem": "symmetric"}),
     "ltc": ("ltc", {"input_shape": (16, 32, 32, 1), "classes": 5, "dense": 32, "ct_score": True}),
     "c3d": ("ltc", {"input_shape": (16, 32, 48, 3), "classes": 2, "dense": 16, "trunk": "c3d"}),
     "inception_v1": ("inception_v1", {"input_shape": (32, 48, 3), "classes": 7}),
+    "inception_v1-symmetric": ("inception_v1", {"input_shape": (64, 32, 3), "classes": 7, "stem": "symmetric"}),
     "unet": ("unet", {"input_shape": (32, 48, 1), "depth": 3, "filters": 4, "outputs": 2}),
 }
 each_network = pytest.mark.parametrize(("name", "arguments"), ROWS.values(), ids=ROWS.keys())
@@ -97,6 +99,7 @@ def test_mixed_precision_keeps_float32_logits_near_the_exact_ones(name, argument
         (lambda: LTC((None, 112, 112, 1)), "of known size"),
         (lambda: LTC(trunk="c4d"), "trunk must be one of"),
         (lambda: InceptionV1((16, 224, 3)), "at least 32×32"),
+        (lambda: InceptionV1(stem="valid"), 'stem must be "same" or "symmetric"'),
         (lambda: UNet((100, 128, 1)), "multiples of 16"),
     ],
 )
@@ -112,6 +115,26 @@ def test_published_endpoint_names_are_layers_in_order():
     assert endpoint_names(3)[0] == "Conv3d_1a_7x7" and endpoint_names(3)[-1] == "Mixed_5c"
     flat = [layer.name for layer in InceptionV1((32, 32, 3)).layers]
     assert set(endpoint_names(2)) <= set(flat)
+
+
+@pytest.mark.parametrize(
+    ("build", "shape"), [(I3D, (16, 64, 32, 1)), (InceptionV1, (64, 32, 1))], ids=["i3d", "inception_v1"]
+)
+def test_a_symmetric_stem_is_the_other_one_voxel_before(build, shape):
+    """On an even side "same" puts two zeros before and three behind, "symmetric" three on each: pushed one voxel on,
+    the clip gives what it gave, in every window but the last two of an axis, which saw the voxel pushed out."""
+    rank = len(shape) - 1
+    symmetric, same = build(shape, classes=2, stem="symmetric"), build(shape, classes=2)
+    same.set_weights(symmetric.get_weights())
+    clip = np.random.default_rng(5).random((1, *shape), np.float32)
+    pushed = np.pad(clip, [(0, 0), *[(1, 0)] * rank, (0, 0)])[(slice(None), *[slice(-1)] * rank)]
+    name = f"Conv{rank}d_1a_7x7"
+    ours = keras.Model(symmetric.input, symmetric.get_layer(name).output)(clip).numpy()
+    theirs = keras.Model(same.input, same.get_layer(name).output)(pushed).numpy()
+    assert ours.shape == theirs.shape
+    inner = (slice(None), *[slice(-2)] * rank)
+    np.testing.assert_allclose(ours[inner], theirs[inner], atol=1e-5)
+    assert np.abs(ours - theirs).max() > 0.1
 
 
 def test_known_sizes():
