@@ -71,6 +71,32 @@ def test_every_error_is_listed_with_row_and_column(folder):
         assert any(line.startswith(start) for line in lines), (start, lines)
 
 
+def test_every_wrong_cell_of_a_row_is_listed(folder):
+    long = "n" * 5000
+    path = write(
+        folder,
+        "case,patient,path,covid,age,sex,,lungs,severity,lobe_scores\n"
+        "a,p1,gone.nii.gz,2,old,F,,none.nii.gz,9,\n"
+        "a,p2,a.nii.gz,nan,-3,,stray,,,\n"
+        f"b,p3,{long},,inf,,,,,1 2 3 4 x\n"
+        "c,p4,b.nii.gz,1,61,,,,4,0 0 0 0 1\n"
+        ",,,,,,,,,\n",
+    )
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(path)
+    first, *lines = str(caught.value).splitlines()
+    starts = [
+        "row 2, path: there is no such file", "row 2, lungs: there is no such file", "row 2, covid", "row 2, age",
+        "row 2, severity", "row 3, case: 'a' stands in row 2", "row 3, covid", "row 3, age", "row 3, column 7: holds a",
+        "row 4, path: there is no such file", "row 4, age", "row 4, lobe_scores",
+        "row 5, severity: 4 does not belong to a CT score of 1", "row 6, case", "row 6, patient", "row 6, path",
+    ]  # fmt: skip
+    assert first == f"manifest.csv: {len(starts)} error(s)"
+    assert sorted(lines, key=lambda line: int(line.split()[1][:-1])) == lines
+    for start in starts:
+        assert sum(line.startswith(start) for line in lines) == 1, (start, lines)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
