@@ -1,0 +1,41 @@
+"""RUN → PAPER: what a run is worth, in the tables and figures of the paper.
+
+records.py      answers on cases that the network had not seen, one table a task
+predictions.py  predictions.csv; folds joined, frozen models averaged
+bootstrap.py    intervals over patients
+metrics.py      accuracy, kappa, AUC and the rest, vectorised over the replicates
+groups.py       Mann–Whitney with Holm, calibration, ROC, subgroups
+paper.py        what the paper published
+figures.py      confusion matrix, violins, reliability, ROC, learning curves (on canvas.py)
+study.py        study.json, study.html
+comparison.py   comparison.json, comparison.html: runs and the paper side by side
+pages.py        both pages (with page.html.j2, study.html.j2, comparison.html.j2)
+wording.py      the words and number formats of both
+
+scikit-learn, SciPy, matplotlib and Jinja are imported by the functions that need them; TensorFlow by none of these.
+"""
+
+from tf_covid.study.bootstrap import Bootstrap
+from tf_covid.study.comparison import compare
+from tf_covid.study.metrics import from_matrix
+from tf_covid.study.predictions import ensemble, join, read_predictions, select, write_predictions
+from tf_covid.study.records import AnyPredictions, LungPredictions, Predictions, SlicePredictions, StudyError
+from tf_covid.study.study import build_study, write_study
+
+__all__ = [
+    "AnyPredictions",
+    "Bootstrap",
+    "LungPredictions",
+    "Predictions",
+    "SlicePredictions",
+    "StudyError",
+    "build_study",
+    "compare",
+    "ensemble",
+    "from_matrix",
+    "join",
+    "read_predictions",
+    "select",
+    "write_predictions",
+    "write_study",
+]

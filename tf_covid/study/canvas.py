@@ -75,6 +75,6 @@ def drawable(text: str) -> str:
 def finished(figure: Figure, form: Format) -> bytes:
     """The figure as a file."""
     buffer = io.BytesIO()
-    # No date: the same study gives the same file.
+    # Without a date: when it was drawn says nothing about the study.
     figure.savefig(buffer, format=form, metadata={"Date": None} if form == "svg" else None)
     return buffer.getvalue()

@@ -194,8 +194,10 @@ def roc(
         text = "" if auc is None else f"AUC {auc['value']:.3f}"
         if auc is not None and auc["ci95"]:
             text += f" (95 % interval {auc['ci95'][0]:.3f}–{auc['ci95'][1]:.3f})"
-        axes.plot(points["false_positive_rate"], points["true_positive_rate"], color=canvas.SERIES[number % len(canvas.SERIES)],
-                  linewidth=2.2, label=canvas.drawable(f"{name}\n{text}" if name else text), clip_on=False)  # fmt: skip
+        colour = canvas.SERIES[number % len(canvas.SERIES)]
+        named = canvas.drawable(f"{name}\n{text}" if name else text)
+        x, y = points["false_positive_rate"], points["true_positive_rate"]
+        axes.plot(x, y, color=colour, linewidth=2.2, label=named, clip_on=False)
     axes.set(xlim=(0, 1), ylim=(0, 1))
     canvas.percent_ticks(axes)
     if axes.get_legend_handles_labels()[1]:

@@ -1,0 +1,137 @@
+"""`study.json` and `study.html`: what a finished run, or a frozen model on somebody's cohort, is worth."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tf_covid.atomic import write_text
+from tf_covid.errors import OutputError
+from tf_covid.study import groups, metrics, pages
+from tf_covid.study.bootstrap import Bootstrap
+from tf_covid.study.records import CLASSES, AnyPredictions, LungPredictions, Predictions
+
+#: Everything that `study.json` has, in its order; what a task does not have is null.
+KEYS = (
+    "task", "model", "init", "note", "folds", "cases", "patients", "confusion_matrix", "per_class", *metrics.METRICS,
+    "mae", "dice", "dice_per_case", "mann_whitney", "calibration", "roc", "subgroups", "bootstrap", "config",
+    "versions", "seconds",
+)  # fmt: skip
+
+
+def build_study(
+    predictions: AnyPredictions,
+    *,
+    model: str,
+    init: str,
+    config: Mapping[str, Any],
+    seconds: float | None,
+    versions: Mapping[str, str],
+    note: str = "",
+    bootstrap: Bootstrap | None = None,
+) -> dict[str, Any]:
+    """All of `study.json`, from answers on cases that the networks had not seen.
+
+    Args:
+        predictions: The joined folds of a run, or what frozen models answered.
+        model: Name of the architecture, or of the frozen models.
+        init: What training began with: "scratch", a file, or "frozen" where nothing was trained.
+        config: The settings, as they were.
+        seconds: Time of the training; None where nothing was trained.
+        versions: Of the libraries.
+        note: What a reader must know first, such as that the cohort is synthetic.
+        bootstrap: Replicates and seed of the intervals.
+
+    Returns:
+        JSON-serialisable, with exactly `KEYS`; None where something is undefined or not part of the task. `folds` is
+        the number of folds that have cases.
+    """
+    bootstrap = bootstrap or Bootstrap()
+    study: dict[str, Any] = dict.fromkeys(KEYS)
+    study |= {
+        "task": predictions.task,
+        "model": model,
+        "init": init,
+        "note": note,
+        "folds": len(np.unique(predictions.folds)),
+        "cases": len(set(predictions.cases)),
+        "patients": len(set(predictions.patients)),
+        "bootstrap": {"replicates": bootstrap.replicates, "seed": bootstrap.seed, "unit": "patient"},
+        "config": config,
+        "versions": versions,
+        "seconds": seconds,
+    }
+    study |= metrics.measure(predictions, bootstrap)
+    if isinstance(predictions, Predictions):
+        matrix = metrics.confusion_matrix(predictions)
+        study["confusion_matrix"] = matrix
+        study["per_class"] = metrics.per_class(matrix, CLASSES[predictions.task])
+        study["mann_whitney"] = groups.mann_whitney(predictions)
+        study["calibration"] = groups.calibration(predictions, bootstrap)
+        if predictions.task == "covid":
+            study["roc"] = groups.roc(predictions.truth, predictions.probabilities[:, 1])
+    elif isinstance(predictions, LungPredictions):
+        study["dice_per_case"] = dict(zip(predictions.cases, predictions.dice.tolist(), strict=True))
+    else:
+        study["roc"] = groups.roc(predictions.truth, predictions.probability)
+    if isinstance(predictions, Predictions | LungPredictions):
+        study["subgroups"] = groups.subgroups(predictions, bootstrap)
+    return {key: plain(study[key]) for key in KEYS}
+
+
+def write_study(
+    study: Mapping[str, Any],
+    predictions: AnyPredictions,
+    curves: Mapping[Any, Mapping[str, Sequence[float]]],
+    folder: Path,
+) -> None:
+    """Write `study.html`, then `study.json`: each is whole or not there, and the JSON says that both are.
+
+    Args:
+        study: Of `build_study`.
+        predictions: What it was built from.
+        curves: Learning curves by fold and name, a value an epoch; may be empty.
+        folder: The run's folder; made if it is not there.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    page = pages.study_page(study, predictions, curves)
+    make_folder(folder)
+    write_text(page, folder / "study.html")
+    write_text(to_json(study), folder / "study.json")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents, if they are not there.
+
+    Raises:
+        OutputError: If it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from error
+
+
+def to_json(value: Mapping[str, Any]) -> str:
+    """JSON text that every reader accepts: no NaN, no infinity."""
+    return json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """The value in the types of JSON: arrays become lists, paths texts, and what is not finite None."""
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,148 @@
+"""The words and number formats of the study's pages, once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tf_covid.study import figures, paper
+from tf_covid.study.metrics import mean_class_error
+
+#: The metrics in the order of every table: name, whether in percent, and what it says.
+METRICS = {
+    "accuracy": ("Accuracy", True, "Share of the cases that got the right class."),
+    "within_one": ("Within one class", True, "Share of the cases that got the right class or the one beside it."),
+    "balanced_accuracy": (
+        "Balanced accuracy", True, "Share that got the right class, mean over the classes: rare ones count as much.",
+    ),
+    "macro_f1": (
+        "Macro F1", False, "Mean over the classes of F1, which missed cases and false alarms lower. 1: perfect.",
+    ),
+    "quadratic_kappa": (
+        "Quadratic weighted kappa", False,
+        "Agreement with the truth beyond chance; far misses count more. 1: perfect, 0: chance.",
+    ),
+    "auc": ("AUC", False, "How well the probabilities order the cases. 1: perfect, 0.5: chance."),
+    "mae": ("Mean absolute error", False, "How far the predicted amount lies from the true one, on average."),
+    "dice": ("Dice", False, "Overlap of predicted and true lung mask, mean over the cases. 1: the same."),
+}  # fmt: skip
+
+#: What AUC means with more than two classes.
+MULTICLASS_AUC = "Mean over the classes of each one against all others."
+
+TASKS = {
+    "severity": "severity of COVID-19, five classes",
+    "covid": "COVID-19, yes or no",
+    "slices": "diseased axial slices",
+    "lungs": "lung masks",
+}
+
+CITATION = paper.CITATION
+
+#: Of the paper, beside every column of it.
+PAPER_CAVEAT = "other patients, so not a contest"
+
+
+def metric_name(name: str, task: str) -> str:
+    """The name of a metric in a table."""
+    if name == "mae":
+        return "CT score, mean absolute error" if task == "severity" else "Diseased share, mean absolute error"
+    return METRICS[name][0]
+
+
+def metric_meaning(name: str, task: str) -> str:
+    """What a metric says, in a sentence or two."""
+    meaning = METRICS[name][2]
+    return f"{meaning} {MULTICLASS_AUC}" if name == "auc" and task == "severity" else meaning
+
+
+def value(metric: Mapping[str, Any] | None, name: str) -> str:
+    """The value of a metric, or a dash where it is undefined."""
+    return "–" if metric is None else number(metric["value"], name)
+
+
+def interval(metric: Mapping[str, Any] | None, name: str) -> str:
+    """The 95 % interval of a metric, or a dash where there is none."""
+    if metric is None or not metric["ci95"]:
+        return "–"
+    low, high = metric["ci95"]
+    return f"{number(low, name, unit=False)} to {number(high, name)}"
+
+
+def number(amount: float, name: str, *, unit: bool = True) -> str:
+    """An amount as the metric of that name is written."""
+    if name in METRICS and METRICS[name][1]:
+        return f"{amount * 100:.1f}".replace("-", "−") + (" %" if unit else "")
+    return f"{amount:.2f}" if name == "mae" and abs(amount) >= 1 else f"{amount:.3f}".replace("-", "−")
+
+
+def difference(metric: Mapping[str, Any] | None, name: str) -> str:
+    """A difference, with its sign; shares in percentage points."""
+    if metric is None:
+        return "–"
+    text = number(abs(metric["value"]), name, unit=False)
+    if float(text) == 0.0:
+        return text
+    return ("+" if metric["value"] > 0 else "−") + text
+
+
+def is_clear(metric: Mapping[str, Any] | None) -> bool:
+    """Whether the interval of a difference leaves out 0."""
+    return bool(metric and metric["ci95"] and (metric["ci95"][0] > 0.0 or metric["ci95"][1] < 0.0))
+
+
+def percent(share: float | None) -> str:
+    """A share in whole percent, or a dash."""
+    return "–" if share is None else f"{share * 100:.0f} %"
+
+
+def p_text(p: float | None) -> str:
+    """A p-value, or that there is none."""
+    return "not tested" if p is None else figures.p_text(p)
+
+
+def effect(size: float | None) -> str:
+    """An effect size with its sign, or a dash."""
+    return "–" if size is None else f"{size:+.2f}".replace("-", "−")
+
+
+def duration(seconds: float | None) -> str:
+    """A time as people say it."""
+    if seconds is None:
+        return "–"
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def class_error(matrix: Any) -> str:
+    """The mean distance of prediction and truth, in classes."""
+    import numpy as np
+
+    return f"{mean_class_error(np.array(matrix)):.2f}"
+
+
+def headline(study: Mapping[str, Any]) -> list[str]:
+    """The result in a few sentences, without any word that needs explaining."""
+    cases = study["cases"]
+    if study["task"] == "lungs":
+        worst = min(study["dice_per_case"].values())
+        return [f"{cases} lung masks: mean Dice {value(study['dice'], 'dice')}, worst {worst:.3f}."]
+    if study["task"] == "slices":
+        return [f"Slices of {cases} cases: AUC {value(study['auc'], 'auc')}."]
+    matrix = study["confusion_matrix"]
+    right = sum(matrix[row][row] for row in range(len(matrix)))
+    if study["task"] == "covid":
+        (true_negative, false_positive), (false_negative, true_positive) = matrix
+        return [
+            f"Of {true_positive + false_negative} cases with COVID-19, {true_positive} were found.",
+            f"Of {true_negative + false_positive} without it, {false_positive} were called positive.",
+        ]
+    near = sum(count for row, counts in enumerate(matrix) for column, count in enumerate(counts)
+               if abs(row - column) <= 1)  # fmt: skip
+    far = cases - near
+    return [
+        f"Of {cases} cases, {right} got the right class, and {near - right} the one beside it.",
+        f"{far} {'was' if far == 1 else 'were'} two or more classes off.",
+    ]
