@@ -46,3 +46,11 @@ def threshold_unet() -> Callable[[dict[str, Any]], Any]:
         return unet
 
     return build
+
+
+@pytest.fixture(scope="session")
+def small_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest of ten small synthetic patients, two of each severity class, as NIfTI."""
+    from tf_covid.phantom.cohort import write_cohort
+
+    return write_cohort(tmp_path_factory.mktemp("cohort"), 10, seed=3, size=64, slices=24, format="nifti")

@@ -160,6 +160,112 @@ def import_(
 
 
 @main.command()
+@click.argument("manifest", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--task", required=True, type=click.Choice(["severity", "covid", "lungs", "slices"]))
+@click.option("--model", required=True, type=click.Choice(["i3d", "ltc", "unet", "inception_v1"]),
+              help="i3d or ltc for severity and covid, unet for lungs, inception_v1 for slices.")  # fmt: skip
+@click.option("--out", required=True, type=_FOLDER, help="Folder of the run.")
+@click.option("--init", default="scratch", show_default=True, metavar="scratch|NAME|FILE",
+              help="Weights to start from: a shipped name, or a .keras file of fit or import.")  # fmt: skip
+@click.option("--folds", default="4", show_default=True, metavar="N|FILE",
+              help="Number of folds, or the folds.json of an earlier run.")  # fmt: skip
+@click.option("--by-site", is_flag=True, help="Leave one site out in each fold, whatever --folds says.")
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="Settings, a TOML file.")
+@click.option("--resume", is_flag=True, help="Finish the run in --out.")
+@click.option("--max-skipped", default=0, show_default=True, type=click.IntRange(0), help="Unusable scans allowed.")
+@click.option("--strategy", type=click.Choice(["one", "mirrored"]), default="one", show_default=True,
+              help="Train on one device, or on all GPUs of this machine.")  # fmt: skip
+@click.option("--cache", type=_FOLDER, help="Folder of the prepared scans; OUT/cache if not given.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes that read scans.")
+@_guarded
+def fit(
+    manifest: Path, task: str, model: str, out: Path, init: str, folds: str, by_site: bool, config: Path | None,
+    resume: bool, max_skipped: int, strategy: str, cache: Path | None, workers: int,
+) -> bool:  # fmt: skip
+    """Train a network on a cohort by cross-validation, and measure it on the cases that it had not seen.
+
+    MANIFEST is a .csv with a row a scan. Writes OUT/fold-<k>/model.keras, OUT/study.json and OUT/study.html. A run
+    that was killed goes on with --resume and ends with the same weights.
+    """
+    from tf_covid import console
+
+    console.import_tensorflow()
+    from tf_covid.study.run import Wish
+    from tf_covid.study.run import fit as run
+    from tf_covid.training.resume import deterministic
+    from tf_covid.training.settings import Settings, read_settings
+
+    deterministic()
+    number = int(folds) if folds.isdecimal() else 0
+    wish = Wish(
+        manifest, task, model, out, read_settings(config) if config else Settings(),
+        init=None if init == "scratch" else init, folds=number, folds_file=None if number else Path(folds),
+        by_site=by_site, cache=cache, max_skipped=max_skipped, mirrored=strategy == "mirrored",
+    )  # fmt: skip
+
+    def bar(rows: Any) -> Any:
+        return console.progress(rows, "read", "case")
+
+    page = run(wish, goes_on=resume, workers=workers, say=console.note, watch=console.watch, progress=bar)
+    click.echo(page)
+    return True
+
+
+@main.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL... MANIFEST")
+@click.option("--out", required=True, type=_FOLDER, help="Folder of study.json and study.html.")
+@click.option("--max-skipped", default=0, show_default=True, type=click.IntRange(0), help="Unusable scans allowed.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes that read scans.")
+@_guarded
+def evaluate(models: tuple[str, ...], out: Path, max_skipped: int, workers: int) -> bool:
+    """Measure frozen models on a labelled cohort that they have not seen.
+
+    MODEL is a shipped name or a .keras file; several of one task answer with the mean of their probabilities. MANIFEST
+    is a .csv with a row a scan.
+    """
+    from tf_covid import console
+
+    *names, manifest = models
+    if not names:
+        raise click.UsageError("Name a model and a manifest.")
+    console.import_tensorflow()
+    from tf_covid.study.evaluate import evaluate as run
+
+    def bar(rows: Any) -> Any:
+        return console.progress(rows, "read", "case")
+
+    page = run(names, Path(manifest), out, max_skipped=max_skipped, workers=workers, say=console.note, progress=bar)
+    click.echo(page)
+    return True
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=_FOLDER, metavar="RUN...")
+@click.option("--out", default=Path("study"), show_default=True, type=_FOLDER, help="Folder of the comparison.")
+@_guarded
+def study(runs: tuple[Path, ...], out: Path) -> bool:
+    """Put finished runs and the paper side by side: tables, figures, differences with their intervals."""
+    from tf_covid.study import compare
+
+    click.echo(compare(runs, out))
+    return True
+
+
+@main.command()
+@click.argument("folder", type=_FOLDER)
+@click.option("--from", "kind", required=True, type=click.Choice(["mosmed", "stoic", "covid-ct-md"]),
+              help="The data set whose layout the folder has.")  # fmt: skip
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The new .csv.")
+@_guarded
+def manifest(folder: Path, kind: str, out: Path) -> bool:
+    """Write the manifest of a public data set: MosMedData, STOIC2021 or COVID-CT-MD."""
+    from tf_covid.cohort.adapters import adapt
+
+    click.echo(adapt(folder, kind, out))
+    return True
+
+
+@main.command()
 @_guarded
 def doctor() -> bool:
     """Tell what is installed, which decoders and devices work, and which weights are there."""

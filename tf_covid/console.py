@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import click
 
@@ -16,6 +18,11 @@ def error(message: str) -> None:
     """One line on standard error, whatever line breaks or control characters are in the message."""
     shown = "".join(letter if letter.isprintable() else " " for letter in message)
     click.echo(f"error: {shown}", err=True)
+
+
+def note(message: str) -> None:
+    """A line about what is going on, on standard error."""
+    click.echo(message, err=True)
 
 
 def progress(items: Sequence[Item], label: str, name: str = "case") -> Iterator[Item]:
@@ -31,7 +38,6 @@ def progress(items: Sequence[Item], label: str, name: str = "case") -> Iterator[
             click.echo(f"{label} {number}/{len(items)} {getattr(item, name, item)}", err=True)
             yield item
         return
-    from rich.console import Console
     from rich.markup import escape
     from rich.progress import (
         BarColumn,
@@ -43,12 +49,59 @@ def progress(items: Sequence[Item], label: str, name: str = "case") -> Iterator[
     )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=_terminal()) as bars:
         task = bars.add_task(label, total=len(items))
         for item in items:
             bars.update(task, description=f"{label} {escape(str(getattr(item, name, item)))}")
             yield item
             bars.advance(task)
+
+
+@contextmanager
+def watch(label: str, total: int) -> Iterator[Callable[[str], None]]:
+    """Show `total` steps of some minutes each: a bar with the time left on a terminal, and else a plain line each.
+
+    Args:
+        label: What is being done, e.g. "fold 0".
+        total: Number of steps.
+
+    Yields:
+        To be called after each step with a text about it.
+    """
+    start, done = time.monotonic(), 0
+
+    def left() -> str:
+        seconds = (time.monotonic() - start) / max(done, 1) * (total - done)
+        return f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"
+
+    if not sys.stderr.isatty():
+
+        def say(text: str) -> None:
+            nonlocal done
+            done += 1
+            click.echo(f"{label}: {text}; {left()}", err=True)
+
+        yield say
+        return
+    from rich.markup import escape
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"), TimeElapsedColumn())
+    with Progress(*columns, console=_terminal()) as bars:
+        task = bars.add_task(escape(label), total=total, left="")
+
+        def show(text: str) -> None:
+            nonlocal done
+            done += 1
+            bars.update(task, advance=1, description=f"{escape(label)} {escape(text)}", left=left())
+
+        yield show
+
+
+def _terminal() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True)
 
 
 def import_tensorflow() -> None:

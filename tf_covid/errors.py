@@ -53,3 +53,11 @@ class OutputError(TfCovidError):
 
 class ManifestError(TfCovidError):
     """A manifest with one or more wrong rows; the message has a line for each, with row and column."""
+
+
+class CohortError(TfCovidError):
+    """A cohort that cannot be trained or measured on: classes missing, patients on both sides, too many bad scans."""
+
+
+class TrainingError(TfCovidError):
+    """A training that cannot start, go on or be resumed; what it has reached is kept."""

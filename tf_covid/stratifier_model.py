@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from tf_covid.errors import ModelError
-from tf_covid.layers import ClipSampler, HUWindow, LungBox, LungSegmenter, MaskedClip, SliceRule
+from tf_covid.layers import ClipSampler, HUWindow, LungBox, LungSegmenter, MaskedClip, SliceRule, input_scaling
 from tf_covid.weights import Preprocessing, contract_of, load_model
 
 #: What the U-Net's outputs are, in order.
@@ -64,10 +64,7 @@ class Stratifier(keras.Model):
         self.sampler = ClipSampler(frames, height, width, chunk, name="sampler")
         self.window = HUWindow(settings.level_hu, settings.width_hu, dtype="float32", name="window")
         self.masked = MaskedClip(channels, dtype="float32", name="masked")
-        scale, offset = list(settings.input_scale), list(settings.input_offset)
-        self.scaling = keras.layers.Rescaling(
-            scale if len(scale) > 1 else scale[0], offset if len(offset) > 1 else offset[0], dtype="float32"
-        )
+        self.scaling = input_scaling(settings.input_scale, settings.input_offset)
 
     def segment(self, hu: Any, depth: Any) -> dict[str, Any]:
         """What the U-Net finds, on its own grid. No component analysis: see `lungs.py`.

@@ -13,7 +13,8 @@ from tf_covid.models import I3D, UNet
 from tf_covid.stratifier_model import Stratifier
 from tf_covid.training import augment, cases
 from tf_covid.training.clips import _pooled, make_clips, masked, read_clips
-from tf_covid.training.dense import disease_loss, quick, supervised
+from tf_covid.training.dense import quick, supervised
+from tf_covid.training.losses import disease_loss
 from tf_covid.training.lungs import main as train_lungs
 from tf_covid.training.run import start_from
 from tf_covid.training.severity import main as train_severity

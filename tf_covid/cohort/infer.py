@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tf_covid.cohort.manifest import read_manifest
+from tf_covid.cohort.manifest import Row, read_manifest
 from tf_covid.errors import OutputError, ScanRefused
 from tf_covid.pipeline import refused, stratify, versions
 from tf_covid.report import row, write_case, write_summary
@@ -247,13 +247,17 @@ def cases_of(inputs: Sequence[Path]) -> Iterator[Case]:
 
 
 def _of_manifest(path: Path) -> Iterator[Case]:
-    for line in read_manifest(path):
-        found = find_cases(line.path)
-        case = dataclasses.replace(found[0], name=line.case)
-        if len(found) > 1:
-            message = f"The path of this row holds {len(found)} studies or files; a row names one."
-            case = dataclasses.replace(case, findings=(Finding("several_cases", "error", message, len(found)),))
-        yield case
+    return (case_of_row(line) for line in read_manifest(path))
+
+
+def case_of_row(line: Row) -> Case:
+    """The case of a row of a manifest; one that refuses where the row's path holds more than one."""
+    found = find_cases(line.path)
+    case = dataclasses.replace(found[0], name=line.case)
+    if len(found) > 1:
+        message = f"The path of this row holds {len(found)} studies or files; a row names one."
+        case = dataclasses.replace(case, findings=(Finding("several_cases", "error", message, len(found)),))
+    return case
 
 
 def finished(folder: Path) -> dict[str, Any] | None:

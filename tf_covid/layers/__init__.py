@@ -6,6 +6,6 @@ the policy, and cast at the end; batch, depth, height and width are free. Import
 
 from tf_covid.layers.lungs import LungBox, LungSegmenter
 from tf_covid.layers.slices import ClipSampler, SliceRule
-from tf_covid.layers.window import HUWindow, MaskedClip
+from tf_covid.layers.window import HUWindow, MaskedClip, input_scaling
 
-__all__ = ["ClipSampler", "HUWindow", "LungBox", "LungSegmenter", "MaskedClip", "SliceRule"]
+__all__ = ["ClipSampler", "HUWindow", "LungBox", "LungSegmenter", "MaskedClip", "SliceRule", "input_scaling"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -48,6 +49,12 @@ class HUWindow(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Arguments that rebuild the layer."""
         return {**super().get_config(), "level_hu": self.level_hu, "width_hu": self.width_hu}
+
+
+def input_scaling(scale: Sequence[float], offset: Sequence[float]) -> keras.layers.Rescaling:
+    """The last layer before a network: `scale × x + offset`, one number for all channels or one for each."""
+    return keras.layers.Rescaling(*(value[0] if len(value) == 1 else list(value) for value in (scale, offset)),
+                                  dtype="float32")  # fmt: skip
 
 
 @keras.saving.register_keras_serializable("tf_covid")

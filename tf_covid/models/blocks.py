@@ -62,14 +62,20 @@ def max_pool(
     return _MAX_POOL[len(x.shape) - 2](size, strides=stride, padding=padding, name=name, dtype=dtype)(x)
 
 
-def classifier(x: Any, classes: int, *, dropout: float, ct_score: bool, dtype: Any = None) -> dict[str, Any]:
-    """Global average pooling, dropout and dense outputs: `logits` (N, classes) and, if asked for, `ct_score` (N, 1).
+def classifier(
+    x: Any, classes: int, *, dropout: float, ct_score: bool, share: bool = False, dtype: Any = None
+) -> dict[str, Any]:
+    """Global average pooling, dropout and dense outputs: `logits` (N, classes), and what else is asked for.
 
-    The outputs are float32 under any policy; `ct_score` is bounded to 0–25 by a scaled sigmoid.
+    The outputs are float32 under any policy; `ct_score` (N, 1) is bounded to 0–25 by a scaled sigmoid, `share` (N, 1)
+    to 0–1 by a sigmoid.
     """
     rank = len(x.shape) - 2
     x = _GLOBAL_POOL[rank](name="global_pool", dtype=dtype)(x)
-    return dense_outputs(x, classes, dropout=dropout, ct_score=ct_score, dtype=dtype)
+    outputs = dense_outputs(x, classes, dropout=dropout, ct_score=ct_score, dtype=dtype)
+    if share:
+        outputs["share"] = layers.Dense(1, activation="sigmoid", name="share", dtype="float32")(x)
+    return outputs
 
 
 def dense_outputs(x: Any, classes: int, *, dropout: float, ct_score: bool, dtype: Any = None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ def InceptionV1(
     classes: int = 1000,
     *,
     ct_score: bool = False,
+    share: bool = False,
     dropout: float = 0.2,
     stem: Literal["same", "symmetric"] = "same",
     dtype: Any = None,
@@ -26,6 +27,7 @@ def InceptionV1(
         input_shape: (H, W, C) of a slice; at least 32 pixels a side where given.
         classes: Number of logits.
         ct_score: Add the second output `ct_score` (N, 1), 0–25.
+        share: Add the output `share` (N, 1), 0–1: how much of a slice's lung is diseased.
         dropout: Share of features dropped before the logits, in training.
         stem: Padding of the first convolution, see `inception.trunk`.
         dtype: Keras dtype policy, e.g. "mixed_bfloat16".
@@ -42,5 +44,6 @@ def InceptionV1(
     if any(side is not None and side < 32 for side in input_shape[:2]):
         raise ValueError(f"Inception-v1 needs at least 32×32 pixels, not {input_shape[:2]}")
     inputs = keras.Input(input_shape, name="slice")
-    outputs = classifier(trunk(inputs, dtype, stem), classes, dropout=dropout, ct_score=ct_score, dtype=dtype)
+    features = trunk(inputs, dtype, stem)
+    outputs = classifier(features, classes, dropout=dropout, ct_score=ct_score, share=share, dtype=dtype)
     return functional(inputs, outputs, name)

@@ -19,13 +19,16 @@ from tf_covid.scan.volume import read_stored_mask
 CORNER_SHARE = 0.25
 
 
-def read_mask(path: str | os.PathLike[str], scan: Scan, limits: Limits = DEFAULT) -> np.ndarray:
+def read_mask(
+    path: str | os.PathLike[str], scan: Scan, limits: Limits = DEFAULT, *, may_be_empty: bool = False
+) -> np.ndarray:
     """The voxels of a mask file that are above zero.
 
     Args:
         path: NIfTI, NRRD or MHA on the grid of the scan, in any order of its axes.
         scan: The scan it belongs to.
         limits: Bounds on sizes.
+        may_be_empty: A lesion mask of a healthy patient is.
 
     Returns:
         bool (D, H, W) in the scan's canonical order.
@@ -51,7 +54,7 @@ def read_mask(path: str | os.PathLike[str], scan: Scan, limits: Limits = DEFAULT
     off = float(np.linalg.norm(((affine - scan.affine) @ corners)[:3], axis=0).max())
     if off > CORNER_SHARE * min(scan.spacing_mm):
         raise refusal("mask_grid", f"The mask's grid lies up to {off:.2f} mm off the scan's.", round(off, 2))
-    if not mask.any():
+    if not (may_be_empty or mask.any()):
         raise refusal("mask_empty", "The mask is empty.")
     return mask
 

@@ -4,60 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
+from tf_covid.cohort.augment import Draws, affine_matrices, flip, warp
 from tf_covid.layers import MaskedClip
 from tf_covid.layers.resample import axis_matrix, full_axis_matrix, in_plane
 
 
-def _uniform(shape: Any, low: float, high: float) -> Any:
-    return tf.random.uniform(shape, low, high)
-
-
-def _chance(count: Any, share: float) -> Any:
-    return tf.random.uniform([count]) < share
-
-
-def affine_matrices(count: Any, *, degrees: float, scale: tuple[float, float], shift: float, side: int) -> Any:
-    """Random rotation, anisotropic scale and shift about the centre, as (N, 8) projective transforms.
-
-    Args:
-        count: Number of matrices, N.
-        degrees: Largest rotation.
-        scale: Range of the scale; each axis has its own within 10 %.
-        shift: Largest shift, as a share of the side.
-        side: Side of the (square) picture, in pixels.
-    """
-    angle = _uniform([count], -degrees, degrees) * np.pi / 180
-    zoom = tf.exp(_uniform([count], np.log(scale[0]), np.log(scale[1])))
-    zoom_x, zoom_y = zoom * _uniform([count], 0.95, 1.05), zoom * _uniform([count], 0.95, 1.05)
-    cos, sin = tf.cos(angle), tf.sin(angle)
-    a, b, c, d = cos / zoom_x, -sin / zoom_y, sin / zoom_x, cos / zoom_y
-    centre = (side - 1) / 2
-    move_x, move_y = (_uniform([count], -shift, shift) * side for _ in range(2))
-    zero = tf.zeros([count])
-    offset_x = centre - a * (centre + move_x) - b * (centre + move_y)
-    offset_y = centre - c * (centre + move_x) - d * (centre + move_y)
-    return tf.stack([a, b, offset_x, c, d, offset_y, zero, zero], axis=1)
-
-
-def warp(pictures: Any, matrices: Any, fill: float) -> Any:
-    """Bilinear warp of pictures (N, H, W, C) float32; outside is `fill`."""
-    return tf.raw_ops.ImageProjectiveTransformV3(
-        images=pictures,
-        transforms=matrices,
-        output_shape=tf.shape(pictures)[1:3],
-        fill_value=fill,
-        interpolation="BILINEAR",
-        fill_mode="CONSTANT",
-    )
-
-
-def flip(pictures: Any, axis: int, chosen: Any) -> Any:
-    """Flip those items of a batch that are chosen, along an axis."""
-    shape = [-1] + [1] * (len(pictures.shape) - 1)
-    return tf.where(tf.reshape(chosen, shape), tf.reverse(pictures, [axis]), pictures)
+def _draws() -> Draws:
+    # From the global generator, whose seed `run.setup` sets.
+    return Draws(tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32))
 
 
 def slice_and_mask(hu: Any, masks: Any) -> tuple[Any, Any]:
@@ -70,19 +26,19 @@ def slice_and_mask(hu: Any, masks: Any) -> tuple[Any, Any]:
     Returns:
         HU (N, S, S) and masks (N, S, S, M) of 0 and 1.
     """
-    count, side = tf.shape(hu)[0], hu.shape[1]
-    matrices = affine_matrices(count, degrees=20, scale=(0.72, 1.3), shift=0.1, side=side)
+    draws, count, side = _draws(), tf.shape(hu)[0], hu.shape[1]
+    matrices = affine_matrices(draws, count, degrees=20, scale=(0.72, 1.3), shift=0.1, side=side)
     both = tf.concat([hu[..., tf.newaxis] + 1024.0, masks], axis=-1)  # the fill of all is 0: air, and no tissue
     both = warp(both, matrices, 0.0)
-    both = flip(flip(both, 2, _chance(count, 0.5)), 1, _chance(count, 0.15))
+    both = flip(flip(both, 2, draws.chance(count, 0.5)), 1, draws.chance(count, 0.15))
     hu, masks = both[..., 0] - 1024.0, both[..., 1:]
     # Coarse scans: some batches go through a smaller grid and back.
-    coarse = tf.random.uniform([], side * 3 // 8, side, tf.int32)
-    coarse = tf.where(tf.random.uniform([]) < 0.3, coarse, side)
+    coarse = draws.integer(side * 3 // 8, side)
+    coarse = tf.where(draws.uniform([], 0.0, 1.0) < 0.3, coarse, side)
     hu = _through(hu, coarse, side)
     shape = [count, 1, 1]
-    hu = (hu + 1000.0) * _uniform(shape, 0.96, 1.04) - 1000.0 + _uniform(shape, -30, 30)
-    hu += tf.random.normal(tf.shape(hu)) * tf.square(_uniform(shape, 0, 1)) * 70.0
+    hu = (hu + 1000.0) * draws.uniform(shape, 0.96, 1.04) - 1000.0 + draws.uniform(shape, -30, 30)
+    hu += draws.normal(tf.shape(hu)) * tf.square(draws.uniform(shape, 0, 1)) * 70.0
     return hu, tf.cast(masks >= 0.5, tf.float32)
 
 
@@ -102,37 +58,37 @@ def clips(clip: Any, lungs: Any, lesions: Any) -> tuple[Any, Any]:
     Returns:
         The masked clip (N, T, H, W, 1), and the lesions (N, T, H, W) within its mask.
     """
-    count, frames, side = tf.shape(clip)[0], clip.shape[1], clip.shape[2]
+    draws, count, frames, side = _draws(), tf.shape(clip)[0], clip.shape[1], clip.shape[2]
     # Time as channels: one warp for a whole clip and its masks.
     planes = tf.transpose(tf.concat([clip, lungs, lesions], axis=1), [0, 2, 3, 1])
-    matrices = affine_matrices(count, degrees=10, scale=(0.88, 1.12), shift=0.04, side=side)
-    planes = tf.transpose(flip(warp(planes, matrices, 0.0), 2, _chance(count, 0.5)), [0, 3, 1, 2])
+    matrices = affine_matrices(draws, count, degrees=10, scale=(0.88, 1.12), shift=0.04, side=side)
+    planes = tf.transpose(flip(warp(planes, matrices, 0.0), 2, draws.chance(count, 0.5)), [0, 3, 1, 2])
     # Shift and stretch along the body, by resampling with a random start and stop.
     length = tf.cast(frames, tf.float32)
-    start, stop = _uniform([count], -0.06, 0.06) * length, (1 + _uniform([count], -0.06, 0.06)) * length
+    start, stop = draws.uniform([count], -0.06, 0.06) * length, (1 + draws.uniform([count], -0.06, 0.06)) * length
     along = axis_matrix(tf.maximum(start, 0.0), tf.minimum(stop, length), frames, frames)
     clip, lungs, lesions = (
         tf.reshape(tf.matmul(along, tf.reshape(part, [count, frames, -1])), tf.shape(part))
         for part in tf.split(planes, 3, axis=1)
     )
     shape = [count, 1, 1, 1]
-    clip = clip * _uniform(shape, 0.94, 1.06) + _uniform(shape, -0.03, 0.03)
-    clip += tf.random.normal(tf.shape(clip)) * tf.square(_uniform(shape, 0, 1)) * 0.06
-    lungs = _worse_mask(lungs)
+    clip = clip * draws.uniform(shape, 0.94, 1.06) + draws.uniform(shape, -0.03, 0.03)
+    clip += draws.normal(tf.shape(clip)) * tf.square(draws.uniform(shape, 0, 1)) * 0.06
+    lungs = _worse_mask(draws, lungs)
     masked = MaskedClip(dtype="float32")(tf.clip_by_value(clip, 0.0, 1.0), lungs)
     return masked, lesions * tf.cast(lungs >= 0.5, tf.float32)
 
 
-def _worse_mask(lungs: Any) -> Any:
+def _worse_mask(draws: Draws, lungs: Any) -> Any:
     """Lung shares (N, T, H, W) as another lung model might give them: a little larger or smaller, with bites."""
     count = tf.shape(lungs)[0]
     shape = [count, 1, 1, 1]
     pooled = tf.nn.avg_pool2d(tf.transpose(lungs, [0, 2, 3, 1]), 3, 1, "SAME")
     soft = tf.transpose(pooled, [0, 3, 1, 2])
-    changed = tf.where(_uniform(shape, 0, 1) < 0.5, soft + _uniform(shape, -0.3, 0.3), lungs)
-    noise = tf.random.normal([count, *(size // 4 for size in lungs.shape[1:])])
+    changed = tf.where(draws.uniform(shape, 0, 1) < 0.5, soft + draws.uniform(shape, -0.3, 0.3), lungs)
+    noise = draws.normal([count, *(size // 4 for size in lungs.shape[1:])])
     for axis in (1, 2, 3):
         noise = tf.repeat(noise, 4, axis=axis)
     noise = tf.pad(noise, [[0, 0], *([0, size - size // 4 * 4] for size in lungs.shape[1:])])
-    bitten = (noise > _uniform(shape, 1.3, 2.5)) & (_uniform(shape, 0, 1) < 0.3)
+    bitten = (noise > draws.uniform(shape, 1.3, 2.5)) & (draws.uniform(shape, 0, 1) < 0.3)
     return tf.where(bitten, 0.0, changed)

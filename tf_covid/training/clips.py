@@ -15,6 +15,7 @@ import tensorflow as tf
 from tf_covid.stratifier_model import Stratifier
 from tf_covid.training import augment
 from tf_covid.training.cases import home, read_case
+from tf_covid.training.dense import pooled
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,10 @@ class Clips:
     planes: np.ndarray
     classes: np.ndarray
     scores: np.ndarray
+
+    def __getitem__(self, rows: slice) -> Clips:
+        """Some of them."""
+        return Clips(self.planes[rows], self.classes[rows], self.scores[rows])
 
 
 def make_clips(folder: Path, seeds: range, road: Stratifier, mark: str) -> Path:
@@ -119,16 +124,10 @@ def batches(
         clip, lesions = augment.clips(shares[:, 0], shares[:, 1], shares[:, 2])
         truth = {"logits": label, "ct_score": score[:, tf.newaxis]}
         for name, cells in grids.items():
-            truth[name] = _pooled(lesions, cells)
+            truth[name] = pooled(lesions, cells)
         return road.scaling(tf.repeat(clip, road.masked.channels, axis=-1)), truth
 
     numbers = tf.data.Dataset.range(len(clips.classes)).shuffle(
         len(clips.classes), seed=seed, reshuffle_each_iteration=True
     )
     return numbers.repeat().batch(batch, drop_remainder=True).map(take, num_parallel_calls=1).prefetch(4)
-
-
-def _pooled(lesions: Any, cells: tuple[int, int, int]) -> Any:
-    """Mean of (N, T, H, W) over the cells of a feature grid, (N, *cells, 1)."""
-    steps = [-(-size // count) for size, count in zip(lesions.shape[1:], cells, strict=True)]
-    return tf.nn.avg_pool3d(lesions[..., tf.newaxis], steps, steps, "SAME")

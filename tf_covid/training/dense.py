@@ -81,7 +81,7 @@ def supervised(network: keras.Model, endpoints: tuple[str, ...]) -> tuple[keras.
     return keras.Model(network.input, outputs, name=f"{network.name}_supervised"), grids
 
 
-def disease_loss(share: Any, logits: Any) -> Any:
-    """Cross-entropy of the diseased share of each cell, mean over the cells; diseased cells weigh more, being rare."""
-    entropy = tf.nn.sigmoid_cross_entropy_with_logits(labels=share, logits=tf.cast(logits, tf.float32))
-    return tf.reduce_mean(entropy * (1.0 + 3.0 * share))
+def pooled(lesions: Any, cells: tuple[int, int, int]) -> Any:
+    """Mean of (N, T, H, W) over the cells of a feature grid, (N, *cells, 1)."""
+    steps = [-(-size // count) for size, count in zip(lesions.shape[1:], cells, strict=True)]
+    return tf.nn.avg_pool3d(lesions[..., tf.newaxis], steps, steps, "SAME")

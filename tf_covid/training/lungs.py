@@ -24,6 +24,7 @@ from tf_covid.models import UNet
 from tf_covid.training import augment
 from tf_covid.training.card import write_card
 from tf_covid.training.cases import UNSEEN, draw_cases, phantom_mark, read_case, read_cases
+from tf_covid.training.losses import mask_loss
 from tf_covid.training.run import NOTE, fit, setup, start_from
 from tf_covid.weights import Contract, load_model, save_model
 
@@ -75,16 +76,6 @@ def on_grid(planes: Any, side: int) -> Any:
     return tf.ensure_shape(grid, [None, side, side])
 
 
-def loss(mask: Any, logits: Any) -> Any:
-    """Cross-entropy plus soft Dice of lung and disease over the batch (slices without any would make Dice jump)."""
-    logits = tf.cast(logits, tf.float32)
-    entropy = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=mask, logits=logits))
-    share = tf.sigmoid(logits)
-    inside = [tf.reduce_sum(part, axis=(0, 1, 2)) for part in (share * mask, share, mask)]
-    overlap = (2 * inside[0] + 1) / (inside[1] + inside[2] + 1)
-    return 2 * entropy + 0.5 * tf.reduce_sum(1 - overlap)
-
-
 def measure(network: keras.Model, folder: Path, seeds: range) -> tuple[list[float], np.ndarray]:
     """How the network does on unseen chests, on the U-Net's grid, without augmentation.
 
@@ -131,7 +122,7 @@ def main(
     origin = start_from(network, init)
     found = slices(folder, range(train), side=side, each=8, batch=batch, seed=seed)
     data = found.map(lambda x, y: (x, {"logits": y}))
-    curves = fit(network, data, out, epochs=epochs, steps=steps, rate=rate, loss={"logits": loss})
+    curves = fit(network, data, out, epochs=epochs, steps=steps, rate=rate, loss={"logits": mask_loss})
     contract = Contract(
         model="unet",
         arguments=arguments,

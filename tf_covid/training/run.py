@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tf_covid.errors import ModelError
-from tf_covid.weights import Preprocessing, load, read_contract
+from tf_covid.weights import Preprocessing, catalog, load, read_contract
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def setup(seed: int) -> None:
     keras.utils.set_random_seed(seed)
 
 
-def inherited(init: Path | None) -> tuple[Preprocessing, int, dict[str, Any]]:
+def inherited(init: str | Path | None) -> tuple[Preprocessing, int, dict[str, Any]]:
     """What a classifier that starts from a file must share with it, or the weights would meet another input.
 
     Returns:
@@ -45,14 +46,14 @@ def inherited(init: Path | None) -> tuple[Preprocessing, int, dict[str, Any]]:
     """
     if init is None:
         return Preprocessing(), 1, {}
-    contract = read_contract(init)
+    contract = read_contract(catalog.find(init))
     scaling = contract.preprocessing
     preprocessing = Preprocessing(input_scale=scaling.input_scale, input_offset=scaling.input_offset)
     shared: dict[str, Any] = {key: contract.arguments[key] for key in ("stem", "trunk") if key in contract.arguments}
     return preprocessing, int(contract.arguments["input_shape"][-1]), shared
 
 
-def start_from(network: keras.Model, init: Path | None) -> str:
+def start_from(network: keras.Model, init: str | Path | None) -> str:
     """Copy the weights of a file of ours into a network, layer by layer, where name and shapes are the same.
 
     Returns:
@@ -76,6 +77,37 @@ def start_from(network: keras.Model, init: Path | None) -> str:
         raise ModelError(f"{init}: no layer has the name and shape of one of {network.name}")
     log.info("%d layers with weights start from %s; left there: %s", taken, init, ", ".join(weights) or "none")
     return f", started from the weights {source.sha256}"
+
+
+def centre(network: keras.Model, clips: np.ndarray) -> None:
+    """Set what a network without batch normalisation starts from: each unit has mean 0 and variance 1 on `clips`.
+
+    A dense unit has few values to tell its variance by, one a clip, so that all units of its layer share theirs.
+
+    With He's rule alone the clips of two patients, mostly the same dark air, leave the last of LTC's layers nearly
+    alike, and its classes stay at chance for hundreds of steps.
+
+    Args:
+        network: Changed in place, layer after layer; its last layers, without ReLU, are left.
+        clips: float32 (N, D, H, W, C), as the network meets them.
+
+    Source: Krähenbühl, Doersch, Donahue & Darrell 2016 (arXiv 1511.06856), section 3.1, without its rescaling.
+    """
+    for layer in network.layers:
+        if getattr(layer, "activation", None) is not keras.activations.relu:
+            continue
+        before = keras.Model(network.input, layer.input)
+        # Called, not `predict`: that would trace a graph for each layer.
+        eights = (clips[first : first + 8] for first in range(0, len(clips), 8))
+        found = np.concatenate([before(eight, training=False).numpy() for eight in eights])
+        layer.activation = keras.activations.linear
+        found = layer(found).numpy()
+        layer.activation = keras.activations.relu
+        axes = tuple(range(found.ndim - 1))
+        mean, spread = found.mean(axes), found.std(axes)
+        spread = spread + 1e-6 if found.ndim > 2 else np.sqrt(np.mean(spread**2)) + 1e-6
+        kernel, bias = layer.get_weights()
+        layer.set_weights([kernel / spread, (bias - mean) / spread])
 
 
 def fit(

@@ -17,7 +17,6 @@ from typing import Any
 import click
 import keras
 import numpy as np
-import tensorflow as tf
 
 from tf_covid import severity
 from tf_covid.models import I3D, LTC
@@ -25,19 +24,15 @@ from tf_covid.stratifier_model import Stratifier
 from tf_covid.training.card import write_card
 from tf_covid.training.cases import UNSEEN, draw_cases, phantom_mark
 from tf_covid.training.clips import Clips, batches, make_clips, masked, read_clips
-from tf_covid.training.dense import disease_loss, quick, supervised
-from tf_covid.training.run import NOTE, fit, inherited, setup, start_from
+from tf_covid.training.dense import quick, supervised
+from tf_covid.training.losses import disease_loss, score_loss
+from tf_covid.training.run import NOTE, centre, fit, inherited, setup, start_from
 from tf_covid.weights import Contract, load, save_model
 
 log = logging.getLogger(__name__)
 
 #: Where Grad-CAM points best, by `benchmarks/attention.py`; the last endpoint where it is not named.
 ENDPOINTS = {"i3d": "Mixed_3c"}
-
-
-def score_loss(truth: Any, score: Any) -> Any:
-    """Squared error of the CT score, in units of its range of 25."""
-    return tf.reduce_mean(tf.square((score - truth) / severity.CLASS_UPPER_SCORES[-1]))
 
 
 def measure(network: keras.Model, clips: np.ndarray, truth: Clips) -> dict[str, Any]:
@@ -86,7 +81,7 @@ RECIPES = {
         "I3D: the kept slices of a chest CT, masked to the lungs, in; severity class and CT score out.",
     ),
     "ltc": Recipe(
-        LTC, {"dense": 1024, "dropout": 0.5}, (16, 64, 64), ("conv3", "conv4"),
+        LTC, {"dense": 512, "dropout": 0.3}, (16, 64, 64), ("conv3", "conv4"),
         "LTC: the kept slices of a chest CT, masked to the lungs, in; severity class and CT score out.",
     ),
 }  # fmt: skip
@@ -128,8 +123,11 @@ def main(
     road = Stratifier(network, unet.network, preprocessing)
     for seeds in (held_out, range(train)):
         where = make_clips(folder, seeds, road, unet.sha256)
+    seen = read_clips(folder, where, range(train))
+    if kind == "ltc" and init is None:
+        centre(network, masked(seen[:64], road))
     curves = teach(
-        network, recipe, road, read_clips(folder, where, range(train)), out, epochs=epochs, steps=steps, batch=batch,
+        network, recipe, road, seen, out, epochs=epochs, steps=steps, batch=batch,
         rate=rate, seed=seed,
     )  # fmt: skip
     contract = Contract(

@@ -1,0 +1,103 @@
+"""Folds: by class, by patient, by site; and the audit that refuses leakage."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tf_covid.cohort.folds import Folds, audit, check_folds, held_out, make_folds, read_folds, write_folds
+from tf_covid.cohort.manifest import Row
+from tf_covid.errors import CohortError
+
+
+def cohort(counts: dict[int, int], scans: int = 1, sites: int = 3) -> tuple[list[Row], dict[str, int]]:
+    """So many patients of each class, with so many scans each."""
+    rows, labels = [], {}
+    for label, count in counts.items():
+        for number in range(count):
+            for scan in range(scans):
+                case = f"c{label}-{number}-{scan}"
+                site = f"site{number % sites}"
+                rows.append(Row(case=case, patient=f"p{label}-{number}", path=Path("x"), site=site))
+                labels[case] = label
+    return rows, labels
+
+
+def test_the_papers_counts_are_spread_over_four_folds() -> None:
+    rows, labels = cohort({0: 34, 1: 33, 2: 52, 3: 46, 4: 37})
+    folds = make_folds(rows, labels, 4, seed=1)
+    for label in range(5):
+        counts = Counter(folds.test[case] for case, found in labels.items() if found == label)
+        assert max(counts.values()) - min(counts[fold] for fold in range(4)) <= 2
+    assert folds == make_folds(rows, labels, 4, seed=1)
+    assert folds != make_folds(rows, labels, 4, seed=2)
+
+
+def test_scans_of_a_patient_stay_together() -> None:
+    rows, labels = cohort({0: 8, 1: 8}, scans=3)
+    folds = make_folds(rows, labels, 4, seed=5)
+    for row in rows:
+        assert folds.test[row.case] == folds.test[row.case[:-1] + "0"]
+    train, test = folds.split(2)
+    assert set(train) | set(test) == set(labels) and not set(train) & set(test)
+
+
+def test_a_class_with_too_few_patients_is_named() -> None:
+    rows, labels = cohort({0: 8, 1: 3}, scans=2)
+    with pytest.raises(CohortError, match="4 folds need 4 patients of each class; class 1 has 3"):
+        make_folds(rows, labels, 4, seed=1)
+
+
+def test_one_site_is_left_out_in_each_fold() -> None:
+    rows, labels = cohort({0: 6, 1: 6})
+    folds = make_folds(rows, labels, 4, seed=1, by_site=True)
+    assert folds.names == ("site0", "site1", "site2")
+    assert all(folds.names[folds.test[row.case]] == row.site for row in rows)
+
+
+def test_sites_must_be_known_and_hold_whole_patients() -> None:
+    rows, labels = cohort({0: 4, 1: 4}, scans=2)
+    moved = [row.model_copy(update={"site": "elsewhere"}) if row.case == "c0-1-1" else row for row in rows]
+    with pytest.raises(CohortError, match=r"a patient of two sites.*p0-1"):
+        make_folds(moved, labels, 2, seed=1, by_site=True)
+    nameless = [row.model_copy(update={"site": None}) if row.case == "c1-2-0" else row for row in rows]
+    with pytest.raises(CohortError, match="needs the site of every case; without one: c1-2-0"):
+        make_folds(nameless, labels, 2, seed=1, by_site=True)
+
+
+@pytest.mark.parametrize("kind", ["patient", "study", "pixels"])
+def test_leakage_names_the_cases(kind: str) -> None:
+    folds = Folds(kind="stratified", seed=1, names=("0", "1"), test={"a": 0, "b": 1, "c": 1})
+    audit({"a": {kind: "1"}, "b": {kind: "2"}, "c": {kind: "2"}}, folds)
+    audit({"a": {kind: ""}, "b": {kind: ""}, "c": {}}, folds)
+    with pytest.raises(CohortError, match=f"leakage.*the same {kind} in a and c"):
+        audit({"a": {kind: "1"}, "b": {kind: "2"}, "c": {kind: "1"}}, folds)
+
+
+def test_folds_go_through_a_file(tmp_path: Path) -> None:
+    rows, labels = cohort({0: 4, 1: 4})
+    folds = make_folds(rows, labels, 2, seed=1)
+    write_folds(folds, tmp_path / "folds.json")
+    assert read_folds(tmp_path / "folds.json") == folds
+    assert [path.name for path in tmp_path.iterdir()] == ["folds.json"]
+    check_folds(folds, rows)
+    with pytest.raises(CohortError, match=r"1 case\(s\) without a fold \(c1-3-0\), 0 unknown"):
+        check_folds(folds.model_copy(update={"test": {k: v for k, v in folds.test.items() if k != "c1-3-0"}}), rows)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[" * 100_000, '{"kind": "stratified", "seed": 1, "names": [], "test": 3}'])
+def test_a_file_without_folds_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "folds.json").write_text(text)
+    with pytest.raises(CohortError, match="holds no folds"):
+        read_folds(tmp_path / "folds.json")
+
+
+def test_patients_that_tell_when_to_stop_are_of_all_classes() -> None:
+    rows, labels = cohort({0: 10, 1: 5, 2: 1}, scans=2)
+    cases = [row.case for row in rows]
+    teach, watched = held_out(cases, rows, labels, 0.2, seed=1)
+    assert Counter(labels[case] for case in watched) == {0: 4, 1: 2}
+    assert not {case[:-2] for case in teach} & {case[:-2] for case in watched}
+    assert held_out(cases, rows, labels, 0.0, seed=1) == (cases, [])

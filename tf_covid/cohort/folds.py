@@ -1,0 +1,194 @@
+"""Who is trained on and who is tested on: folds by patient, and the audit that no patient is on both sides."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tf_covid.atomic import write_text
+from tf_covid.cohort.manifest import Row
+from tf_covid.errors import CohortError
+
+
+class Folds(BaseModel):
+    """In which fold each case is tested; it is trained on in all others. Written to `folds.json`, to be used again.
+
+    Args:
+        kind: "stratified": by class, grouped by patient; "site": one site a fold, left out of its training.
+        seed: Of the stratified folds.
+        names: What each fold is called: its number, or the site.
+        test: Case → number of its fold, 0 ….
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["stratified", "site"]
+    seed: int
+    names: tuple[str, ...]
+    test: dict[str, Annotated[int, Field(ge=0)]]
+
+    def split(self, fold: int) -> tuple[list[str], list[str]]:
+        """Cases to train on, and cases to test on."""
+        train = [case for case, number in self.test.items() if number != fold]
+        return train, [case for case, number in self.test.items() if number == fold]
+
+
+def make_folds(
+    rows: Sequence[Row], labels: Mapping[str, int], count: int, seed: int, *, by_site: bool = False
+) -> Folds:
+    """Folds stratified by class and grouped by patient, or one fold a site.
+
+    Args:
+        rows: The cohort.
+        labels: Case → class; a task without classes gives every case the same.
+        count: Number of stratified folds.
+        seed: Same cohort and seed, same folds.
+        by_site: Leave one site out in each fold; `count` is the number of sites then.
+
+    Raises:
+        CohortError: If a class has fewer patients than folds, a row has no site, or a patient was at two sites.
+    """
+    cases = [row.case for row in rows]
+    if by_site:
+        sites = _sites(rows)
+        names = tuple(sorted(set(sites.values())))
+        return Folds(kind="site", seed=seed, names=names, test={case: names.index(sites[case]) for case in cases})
+    patients = [row.patient for row in rows]
+    classes = [labels[case] for case in cases]
+    _enough(classes, patients, count)
+    # Slow to import, and not needed to use folds that are there.
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    test: dict[str, int] = {}
+    for fold, (_, chosen) in enumerate(splitter.split(np.zeros(len(cases)), classes, patients)):
+        test |= {cases[number]: fold for number in chosen}
+    return Folds(
+        kind="stratified", seed=seed, names=tuple(map(str, range(count))), test={case: test[case] for case in cases}
+    )
+
+
+def _sites(rows: Sequence[Row]) -> dict[str, str]:
+    if nameless := [row.case for row in rows if not row.site]:
+        raise CohortError(f"leave-one-site-out needs the site of every case; without one: {_listed(nameless)}")
+    where: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        where[row.patient].add(str(row.site))
+    if moved := [patient for patient, sites in where.items() if len(sites) > 1]:
+        raise CohortError(f"a patient of two sites would be on both sides of a fold: {_listed(moved)}")
+    sites = {row.case: str(row.site) for row in rows}
+    if len(set(sites.values())) < 2:
+        raise CohortError(f"leave-one-site-out needs two sites at least; all cases are from {rows[0].site!r}")
+    return sites
+
+
+def _enough(classes: Sequence[int], patients: Sequence[str], count: int) -> None:
+    """Each class needs a patient in each fold, or a fold would test what nobody can be right about."""
+    of_class: dict[int, set[str]] = defaultdict(set)
+    for label, patient in zip(classes, patients, strict=True):
+        of_class[label].add(patient)
+    few = [f"class {label} has {len(who)}" for label, who in sorted(of_class.items()) if len(who) < count]
+    if few:
+        raise CohortError(f"{count} folds need {count} patients of each class; {', '.join(few)}")
+
+
+def check_folds(folds: Folds, rows: Sequence[Row]) -> None:
+    """That folds from a file are those of this cohort, and keep patients together.
+
+    Raises:
+        CohortError: If cases are missing or unknown, or a patient is in two folds.
+    """
+    cases = {row.case for row in rows}
+    if folds.test.keys() != cases:
+        missing, unknown = sorted(cases - folds.test.keys()), sorted(folds.test.keys() - cases)
+        raise CohortError(
+            f"the folds are of another cohort: {len(missing)} case(s) without a fold ({_listed(missing)}), "
+            f"{len(unknown)} unknown ({_listed(unknown)})"
+        )
+    if any(number >= len(folds.names) for number in folds.test.values()):
+        raise CohortError(f"a case is in a fold beyond the {len(folds.names)} that have a name")
+    audit({row.case: {"patient": row.patient} for row in rows}, folds)
+
+
+def audit(marks: Mapping[str, Mapping[str, str]], folds: Folds) -> None:
+    """Refuse to train where something of a case is on both sides of a fold.
+
+    Args:
+        marks: Case → what must not be on both sides, by kind: "patient", "study", "pixels" (hashes will do).
+        folds: The folds.
+
+    Raises:
+        CohortError: Naming the kind and the cases.
+    """
+    seen: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
+    for case, values in marks.items():
+        for kind, value in values.items():
+            if value:
+                seen[kind, value].setdefault(folds.test[case], case)
+    leaks = [(kind, sorted(cases.values())) for (kind, _), cases in seen.items() if len(cases) > 1]
+    if leaks:
+        facts = "; ".join(f"the same {kind} in {' and '.join(cases)}" for kind, cases in leaks[:20])
+        more = f"; {len(leaks) - 20} more" if len(leaks) > 20 else ""
+        raise CohortError(f"leakage: cases of different folds share what would be trained and tested on: {facts}{more}")
+
+
+def held_out(
+    cases: Sequence[str], rows: Sequence[Row], labels: Mapping[str, int], share: float, seed: int
+) -> tuple[list[str], list[str]]:
+    """Split the cases that a fold trains on: some patients of each class only tell when to stop.
+
+    Args:
+        cases: Of the training side.
+        rows: The cohort.
+        labels: Case → class.
+        share: Of the patients of each class, 0 … 1; at least one of a class with two or more.
+        seed: Same cases and seed, same split.
+
+    Returns:
+        Cases that teach, and cases that are held out.
+    """
+    if not share:
+        return list(cases), []
+    patient = {row.case: row.patient for row in rows}
+    # A patient with scans of several classes counts for the highest.
+    label: dict[str, int] = {}
+    for case in cases:
+        label[patient[case]] = max(labels[case], label.get(patient[case], 0))
+    chosen: set[str] = set()
+    rng = np.random.default_rng([seed, 0xF01D])
+    for number, total in sorted(Counter(label.values()).items()):
+        who = sorted(name for name, value in label.items() if value == number)
+        if total > 1:
+            chosen |= set(rng.permutation(who)[: max(1, round(share * total))])
+    return [case for case in cases if patient[case] not in chosen], [case for case in cases if patient[case] in chosen]
+
+
+def write_folds(folds: Folds, path: Path) -> None:
+    """Write folds as JSON, atomically.
+
+    Raises:
+        OutputError: If they cannot be written.
+    """
+    write_text(folds.model_dump_json(indent=1), path)
+
+
+def read_folds(path: Path) -> Folds:
+    """Folds from a file of `write_folds`.
+
+    Raises:
+        CohortError: If it is none.
+    """
+    try:
+        return Folds.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, ValidationError, RecursionError) as error:
+        raise CohortError(f"{path}: holds no folds ({str(error).splitlines()[0]})") from error
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"

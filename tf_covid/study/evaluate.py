@@ -1,0 +1,113 @@
+"""`tfcovid evaluate`: frozen models on somebody else's labelled cohort."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tf_covid.cohort import cache
+from tf_covid.cohort.manifest import Row, read_manifest
+from tf_covid.errors import CohortError, ModelError, OutputError
+from tf_covid.local import LUNGS, LocalModels
+from tf_covid.pipeline import versions
+from tf_covid.study.answers import as_predictions
+from tf_covid.study.predictions import AnyPredictions, ensemble, write_predictions
+from tf_covid.study.study import build_study, write_study
+from tf_covid.training.lessons import MODELS, labels_of, lesson_for
+from tf_covid.training.settings import Settings
+from tf_covid.weights import LoadedModel, catalog, load, quarantine
+
+
+def evaluate(
+    sources: Sequence[str | Path], manifest: Path, out: Path, *, max_skipped: int = 0, workers: int = 1,
+    say: Callable[[str], None], progress: cache.Progress | None = None,
+) -> Path:  # fmt: skip
+    """Measure models that saw none of the cases; several of severity or covid answer with their mean probabilities.
+
+    Args:
+        sources: Shipped names or `.keras` files, of one task.
+        manifest: The cohort, with what is true of it.
+        out: Folder of `study.json`, `study.html`, `predictions.csv` and the cache, which a killed call goes on with.
+        max_skipped: How many scans may be unusable.
+        workers: Processes that read scans.
+        say: Hears of each step, in a line.
+        progress: Shows the scans that are read.
+
+    Returns:
+        `study.html`.
+
+    Raises:
+        ManifestError, CohortError: If the cohort is not usable.
+        ModelError: If a model is missing or damaged, or they do not go together.
+        OutputError: If something cannot be written.
+    """
+    models = _models(sources)
+    task = models[0].contract.task
+    rows = read_manifest(manifest)
+    labels = labels_of(rows, task)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be made ({error.strerror})") from error
+    members: list[Any] = []
+    skipped: dict[str, str] = {}
+    for model in models:
+        filled = cache.fill(
+            rows, out / "cache", _wanted(model, rows), workers=workers, max_skipped=max_skipped, progress=progress
+        )
+        skipped |= filled.skipped
+        members.append(_answers(model, rows, labels, filled.entries))
+    for case, why in skipped.items():
+        say(f"skipped {case}: {why}")
+    found: AnyPredictions = ensemble(members) if len(members) > 1 else members[0]
+    study = build_study(
+        found, model=" + ".join(model.name for model in models), init="frozen",
+        config={"models": [model.sha256 for model in models], "skipped": skipped}, seconds=None, versions=versions(),
+        note=" ".join(dict.fromkeys(model.contract.note for model in models)),
+    )  # fmt: skip
+    write_predictions(found, out / "predictions.csv")
+    write_study(study, found, {}, out)
+    return out / "study.html"
+
+
+def _models(sources: Sequence[str | Path]) -> list[LoadedModel]:
+    models = [load(source) for source in sources]
+    tasks = sorted({model.contract.task for model in models})
+    if len(tasks) > 1 or tasks[0] not in MODELS:
+        raise ModelError(f"models of one task, {', '.join(MODELS)}, are needed, not {', '.join(tasks)}")
+    if tasks[0] in ("severity", "covid"):
+        LocalModels(sources)  # that they go together, and with our lung model
+    elif len(models) > 1:
+        raise ModelError(f"several models of the task {tasks[0]} do not answer together; evaluate them one by one")
+    return models
+
+
+def _wanted(model: LoadedModel, rows: Sequence[Row]) -> cache.Wanted:
+    """Records on the network's own grid: the clip is the one that `infer` makes."""
+    contract = model.contract
+    shape = model.network.input_shape
+    grid = shape[1:4] if contract.task in ("severity", "covid") else (cache.LARGEST_GRID[0], *shape[1:3])
+    d, h, w = grid
+    planes = contract.task == "lungs"
+    lesions = all(row.lesions for row in rows) if planes else contract.task == "slices"
+    sha256 = quarantine.sha256(catalog.find(LUNGS))
+    return cache.Wanted("planes" if planes else "clips", (d, h, w), contract.preprocessing, LUNGS, sha256, lesions)
+
+
+def _answers(
+    model: LoadedModel, rows: Sequence[Row], labels: Mapping[str, int], entries: Mapping[str, cache.Entry]
+) -> AnyPredictions:
+    used = [row for row in rows if row.case in entries]
+    if not used:
+        raise CohortError("no scan of the manifest can be used")
+    wanted = _wanted(model, rows)
+    shape = model.network.input_shape
+    clip = shape[1:4] if len(shape) == 5 else (1, *shape[1:3])
+    settings = Settings(clip=clip)
+    lesson = lesson_for(
+        model.contract.task, model.contract.model, used, labels, settings, model.contract.preprocessing, shape[-1],
+        wanted.grid,
+    )  # fmt: skip
+    answers = lesson.answers(model.network, [entries[row.case] for row in used])
+    return as_predictions(model.contract.task, used, labels, answers, 0)

@@ -1,0 +1,303 @@
+"""`tfcovid fit`: a manifest in; cache, folds, a network a fold, and the study of their answers out.
+
+RUN/run.json          what was asked for; a run that is resumed must ask for the same
+RUN/folds.json        who is tested in which fold
+RUN/skipped.csv       scans that cannot be used, and why
+RUN/cache/            records of the scans, if no other folder was named
+RUN/fold-<k>/         model.keras, predictions.csv, curves.json; state.npz while it trains; board/ for TensorBoard
+RUN/predictions.csv, study.json, study.html
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tf_covid.atomic import write_text
+from tf_covid.cohort import cache
+from tf_covid.cohort.folds import Folds, audit, check_folds, held_out, make_folds, read_folds, write_folds
+from tf_covid.cohort.manifest import Row, read_manifest
+from tf_covid.errors import OutputError, TrainingError
+from tf_covid.pipeline import versions
+from tf_covid.study.answers import as_predictions
+from tf_covid.study.predictions import AnyPredictions, join, read_predictions, write_predictions
+from tf_covid.study.study import build_study, write_study
+from tf_covid.training import resume
+from tf_covid.training.fold import Plan, train
+from tf_covid.training.lessons import CLASSES, MODELS, Lesson, labels_of, lesson_for
+from tf_covid.training.run import inherited
+from tf_covid.training.settings import Settings
+from tf_covid.weights import Contract, catalog, load, quarantine, save_model
+
+#: (label, number of steps) → a context whose value is called with a text after each step.
+Watch = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
+
+NOTE = "Trained by tfcovid fit on a cohort of its user. Not validated for clinical use."
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be trained.
+
+    Args:
+        manifest: The cohort.
+        task: Row of `lessons.MODELS`.
+        model: Network.
+        out: The run's folder.
+        settings: How.
+        init: Shipped name or file whose weights it starts from; None: at random.
+        folds: Number of folds.
+        by_site: A fold a site instead.
+        folds_file: Folds of an earlier run.
+        lungs: The lung model.
+        cache: Folder of the records; None: in the run's folder.
+        max_skipped: How many scans may be unusable.
+        mirrored: Train on all devices.
+        note: What the model files say of their training data.
+    """
+
+    manifest: Path
+    task: str
+    model: str
+    out: Path
+    settings: Settings
+    init: str | Path | None = None
+    folds: int = 4
+    by_site: bool = False
+    folds_file: Path | None = None
+    lungs: str = "lungs-unet"
+    cache: Path | None = None
+    max_skipped: int = 0
+    mirrored: bool = False
+    note: str = NOTE
+
+    def question(self) -> dict[str, Any]:
+        """What decides the run's weights."""
+        return {
+            "manifest_sha256": quarantine.sha256(self.manifest),
+            "task": self.task,
+            "model": self.model,
+            "init": quarantine.sha256(catalog.find(self.init)) if self.init else "scratch",
+            "folds": quarantine.sha256(self.folds_file) if self.folds_file else "site" if self.by_site else self.folds,
+            "lungs_sha256": quarantine.sha256(catalog.find(self.lungs)),
+            "mirrored": self.mirrored,
+            "settings": self.settings.model_dump(mode="json"),
+            "tf-covid": versions()["tf-covid"],
+        }
+
+
+def fit(
+    wish: Wish, *, goes_on: bool = False, workers: int = 1, say: Callable[[str], None], watch: Watch,
+    progress: cache.Progress | None = None,
+) -> Path:  # fmt: skip
+    """Train a network for each fold and write the study; what is done already is kept.
+
+    Args:
+        wish: What is to be trained.
+        goes_on: Whether the run's folder holds a run that is to be finished.
+        workers: Processes that fill the cache.
+        say: Hears of each step, in a line.
+        watch: Shows the epochs.
+        progress: Shows the scans that are read.
+
+    Returns:
+        `study.html`.
+
+    Raises:
+        ManifestError, CohortError: If the cohort is not usable.
+        TrainingError: If the run cannot start, go on or be resumed.
+        ModelError: If `init` or the lung model is missing or damaged.
+        OutputError: If something cannot be written.
+    """
+    if wish.model not in MODELS[wish.task]:
+        raise TrainingError(f"the task {wish.task} is for {' or '.join(MODELS[wish.task])}, not for {wish.model}")
+    rows = read_manifest(wish.manifest)
+    labels = labels_of(rows, wish.task)
+    with _alone(wish, goes_on=goes_on, say=say):
+        preprocessing, channels, shared = inherited(wish.init)
+        preprocessing = wish.settings.preprocessing(preprocessing)
+        wanted = _wanted(wish, rows, preprocessing)
+        entries = _cached(wish, rows, wanted, workers=workers, say=say, progress=progress)
+        rows = [row for row in rows if row.case in entries]
+        folds = _folds(wish, rows, labels)
+        audit({row.case: {"patient": row.patient, **entries[row.case].marks} for row in rows}, folds)
+        parts = []
+        for fold in range(len(folds.names)):
+            lesson = lesson_for(
+                wish.task, wish.model, rows, labels, wish.settings, preprocessing, channels, wanted.grid
+            )
+            lesson.arguments |= shared | _extra(wish)
+            contract = _contract(wish, lesson, preprocessing, wanted)
+            parts.append(_fold(wish, fold, folds, rows, labels, entries, lesson, contract, say=say, watch=watch))
+        return _finish(wish, parts, len(folds.names))
+
+
+def _wanted(wish: Wish, rows: Sequence[Row], preprocessing: Any) -> cache.Wanted:
+    settings = wish.settings
+    most = cache.LARGEST_GRID
+    d, h, w = settings.working_grid or (min(2 * side, limit) for side, limit in zip(settings.clip, most, strict=True))
+    planes = wish.task == "lungs"
+    if planes:
+        # A lung model meets whole slices at its own size.
+        d, h, w = settings.working_grid[0] if settings.working_grid else most[0], *settings.clip[1:]
+    lesions = wish.task == "slices" or bool(settings.disease_endpoints)
+    if settings.disease_endpoints and (lacking := [row.case for row in rows if row.lesions is None]):
+        raise TrainingError(f"disease_endpoints need lesion masks of all cases; {len(lacking)} have none")
+    if planes:
+        lesions = all(row.lesions for row in rows)
+    sha256 = quarantine.sha256(catalog.find(wish.lungs))
+    return cache.Wanted("planes" if planes else "clips", (d, h, w), preprocessing, wish.lungs, sha256, lesions)
+
+
+def _extra(wish: Wish) -> dict[str, Any]:
+    dropout = {} if wish.settings.dropout is None else {"dropout": wish.settings.dropout}
+    if fixed := wish.settings.network.keys() & {"input_shape", "classes", "ct_score", "outputs", "share", "dtype"}:
+        raise TrainingError(f"network: {', '.join(sorted(fixed))} follow from the task")
+    return dropout | wish.settings.network
+
+
+def _cached(
+    wish: Wish, rows: Sequence[Row], wanted: cache.Wanted, *, workers: int, say: Callable[[str], None],
+    progress: cache.Progress | None,
+) -> dict[str, cache.Entry]:  # fmt: skip
+    folder = wish.cache or wish.out / "cache"
+    size = cache.needed_bytes(len(rows), wanted) / 1e6
+    say(f"cache: {len(rows)} scans at {'×'.join(map(str, wanted.grid))}, {size:.0f} MB at most, in {folder}")
+    filled = cache.fill(rows, folder, wanted, workers=workers, max_skipped=wish.max_skipped, progress=progress)
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerows([("case", "reason"), *filled.skipped.items()])
+    write_text(table.getvalue(), wish.out / "skipped.csv")
+    for case, why in filled.skipped.items():
+        say(f"skipped {case}: {why}")
+    if not filled.entries:
+        raise TrainingError("no scan of the manifest can be used")
+    return filled.entries
+
+
+def _folds(wish: Wish, rows: Sequence[Row], labels: Mapping[str, int]) -> Folds:
+    """Those of the run, of another one, or new ones."""
+    own = wish.out / "folds.json"
+    if own.exists() or wish.folds_file:
+        folds = read_folds(own if own.exists() else wish.folds_file or own)
+        check_folds(folds, rows)
+    else:
+        folds = make_folds(rows, labels, wish.folds, wish.settings.seed, by_site=wish.by_site)
+    write_folds(folds, own)
+    return folds
+
+
+def _contract(wish: Wish, lesson: Lesson, preprocessing: Any, wanted: cache.Wanted) -> Contract:
+    task: Any = wish.task
+    return Contract(
+        model=wish.model, arguments=lesson.arguments, task=task, preprocessing=preprocessing,
+        classes=CLASSES[wish.task],
+        lungs_sha256=None if wish.task == "lungs" else wanted.lungs_sha256, note=wish.note,
+    )  # fmt: skip
+
+
+def _fold(
+    wish: Wish, fold: int, folds: Folds, rows: Sequence[Row], labels: Mapping[str, int],
+    entries: Mapping[str, cache.Entry], lesson: Lesson, contract: Contract, *, say: Callable[[str], None], watch: Watch,
+) -> AnyPredictions:  # fmt: skip
+    """Train and test one fold, unless it is done."""
+    folder, name = wish.out / f"fold-{fold}", f"fold {folds.names[fold]}"
+    done = folder / "predictions.csv"
+    if done.exists():
+        say(f"{name}: done")
+        return read_predictions(done)
+    folder.mkdir(parents=True, exist_ok=True)
+    train_cases, test_cases = folds.split(fold)
+    teach, watched = held_out(train_cases, rows, labels, wish.settings.held_out, wish.settings.seed)
+    plan = Plan(wish.model, lesson, wish.settings, wish.init, fold, wish.mirrored)
+    say(f"{name}: {len(teach)} cases teach, {len(watched)} tell when to stop, {len(test_cases)} are tested")
+    with watch(name, wish.settings.epochs) as step:
+        trained = train(
+            plan, [entries[case] for case in teach], [entries[case] for case in watched], folder,
+            told=lambda epoch, values: step(_line(epoch, wish.settings.epochs, values)), board=folder / "board",
+        )  # fmt: skip
+    origin = f"tfcovid fit {wish.task}, {wish.model}, seed {wish.settings.seed}, {name}{trained.origin}"
+    save_model(trained.network, contract.model_copy(update={"origin": origin}), folder / "model.keras")
+    write_text(json.dumps({"curves": trained.curves, "seconds": trained.seconds}), folder / "curves.json")
+    # Tested on the file: what it answers is what its user gets.
+    tested = [entries[case] for case in test_cases]
+    answers = lesson.answers(load(folder / "model.keras").network, tested)
+    by_case = {row.case: row for row in rows}
+    found = as_predictions(wish.task, [by_case[case] for case in test_cases], labels, answers, fold)
+    write_predictions(found, done)
+    for state in ("state.npz", "best.npz"):
+        (folder / state).unlink(missing_ok=True)
+    return found
+
+
+def _line(epoch: int, epochs: int, values: Mapping[str, float]) -> str:
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if not name.endswith("_loss"))
+    watched = f", val_loss {values['val_loss']:.4g}" if "val_loss" in values else ""
+    return f"epoch {epoch + 1}/{epochs}: {shown}{watched}"
+
+
+def _finish(wish: Wish, parts: Sequence[Any], count: int) -> Path:
+    joined: AnyPredictions = join(parts)
+    kept = [json.loads((wish.out / f"fold-{fold}" / "curves.json").read_text("utf-8")) for fold in range(count)]
+    curves = {fold: one["curves"] for fold, one in enumerate(kept)}
+    study = build_study(
+        joined, model=wish.model, init=str(wish.init) if wish.init else "scratch",
+        config=wish.settings.model_dump(mode="json"), seconds=sum(one["seconds"] for one in kept),
+        versions=versions() | resume.environment(), note=wish.note,
+    )  # fmt: skip
+    write_predictions(joined, wish.out / "predictions.csv")
+    write_study(study, joined, curves, wish.out)
+    return wish.out / "study.html"
+
+
+@contextmanager
+def _alone(wish: Wish, *, goes_on: bool, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the run's folder: for this process only, and for this question only."""
+    question = wish.question()
+    try:
+        wish.out.mkdir(parents=True, exist_ok=True)
+        there = [path for path in wish.out.iterdir() if path.name != ".lock"]
+        lock = os.open(wish.out / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError as error:
+        raise OutputError(f"{wish.out}: cannot be written to ({error.strerror})") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise TrainingError(f"{wish.out}: another process is working there") from error
+        _same_question(wish, question, there, goes_on=goes_on, say=say)
+        yield
+    finally:
+        with suppress(OSError):
+            os.close(lock)
+
+
+def _same_question(
+    wish: Wish, question: dict[str, Any], there: Sequence[Path], *, goes_on: bool, say: Callable[[str], None]
+) -> None:
+    known, here = wish.out / "run.json", resume.environment()
+    if not there:
+        write_text(json.dumps({"question": question, "environment": here}, indent=1), known)
+        return
+    if not goes_on:
+        raise OutputError(f"{wish.out} is not empty: --resume goes on with a run of the same settings")
+    try:
+        before = json.loads(known.read_text("utf-8"))
+        asked, where = before["question"], before["environment"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{wish.out}: holds no run of tfcovid fit") from error
+    question = json.loads(json.dumps(question))
+    if asked != question:
+        other = sorted(key for key in {*asked, *question} if asked.get(key) != question.get(key))
+        raise TrainingError(f"{wish.out}: the run there differs in {', '.join(other)}; choose another --out")
+    if where != here:
+        other = sorted(key for key in {*where, *here} if where.get(key) != here.get(key))
+        say(f"warning: the run began with other {', '.join(other)}: its weights will not be the same bit for bit")

@@ -1,0 +1,271 @@
+"""One network, trained on one side of a fold: epochs, stages, early stopping, and going on after a kill."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.framework.summary_pb2 import DataClass, SummaryMetadata
+
+from tf_covid.cohort.cache import Entry
+from tf_covid.cohort.dataset import visits
+from tf_covid.errors import TrainingError
+from tf_covid.models import NETWORKS
+from tf_covid.training import resume
+from tf_covid.training.dense import quick, supervised
+from tf_covid.training.lessons import ClipLesson, Lesson
+from tf_covid.training.pupil import Pupil
+from tf_covid.training.run import centre, start_from
+from tf_covid.training.settings import Settings, Stage
+from tf_covid.weights.files import POLICIES
+
+#: Marks a value as a curve for TensorBoard.
+_SCALAR = SummaryMetadata(
+    plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"), data_class=DataClass.DATA_CLASS_SCALAR
+)
+
+#: Called with the epoch (from 0) and its values.
+Told = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one fold's training is made of.
+
+    Args:
+        model: Row of the table of models.
+        lesson: What it learns.
+        settings: How.
+        init: Weights to start from; None: at random.
+        fold: Its number, which the seed follows from.
+        mirrored: Use all devices.
+    """
+
+    model: str
+    lesson: Lesson
+    settings: Settings
+    init: str | Path | None
+    fold: int
+    mirrored: bool = False
+
+    @property
+    def seed(self) -> int:
+        """Of this fold."""
+        return (self.settings.seed * 1009 + self.fold) % 2**31
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of it.
+
+    Args:
+        network: Without what was there for the training only.
+        curves: Name → a value for each epoch.
+        origin: What the weights started from.
+        seconds: Of training, in all processes.
+    """
+
+    network: keras.Model
+    curves: dict[str, list[float]]
+    origin: str
+    seconds: float
+
+
+def train(
+    plan: Plan, teaching: Sequence[Entry], held_out: Sequence[Entry], folder: Path, *, told: Told | None = None,
+    board: Path | None = None,
+) -> Trained:  # fmt: skip
+    """Train a network, or go on with it.
+
+    Args:
+        plan: What is trained.
+        teaching: Records to learn from.
+        held_out: Records that tell when to stop.
+        folder: Where the state is kept.
+        told: Hears of each epoch.
+        board: Folder for TensorBoard.
+
+    Raises:
+        TrainingError: If the loss is no longer a finite number, or the state is damaged.
+        OutputError: If the state cannot be written; the last one stays.
+    """
+    if not teaching:
+        raise TrainingError(f"fold {plan.fold} has nothing to learn from")
+    settings = plan.settings
+    # Everything random follows from this: weights, dropout, order, augmentation.
+    keras.utils.set_random_seed(plan.seed)
+    strategy = tf.distribute.MirroredStrategy() if plan.mirrored else tf.distribute.get_strategy()
+    epoch_visits = len(visits(len(teaching), 0, plan.seed, settings.batch))
+    with strategy.scope():
+        network, pupil, origin = _build(plan)
+        optimizer = _optimizer(settings, plan.lesson.steps(epoch_visits))
+        optimizer.build(pupil.trainable_variables)
+    state = folder / "state.npz"
+    if plan.model == "ltc" and plan.init is None and not state.exists():
+        centre(network, _first_clips(plan, teaching))
+    weights = list(pupil.variables)
+    variables = [*weights, *optimizer.variables]
+    progress = resume.restore(state, variables) if state.exists() else resume.Progress()
+    keeper = _Keeper(settings, folder, weights, variables, progress, told, board)
+    cases = [entry.case for entry in teaching]
+    for stage, last in _stages(settings):
+        if progress.stopped or progress.epoch >= last:
+            continue
+        with strategy.scope():
+            _freeze(network, pupil, stage)
+            losses, shares, metrics = plan.lesson.losses(cases)
+            # Keras would take XLA, whose 3D convolutions are several times slower on a CPU.
+            pupil.compile(optimizer, loss=losses, loss_weights=shares, metrics=metrics, jit_compile=False)
+        _fit(pupil, plan, teaching, held_out, progress, last, keeper)
+    if settings.keep == "best" and progress.best_epoch >= 0:
+        resume.restore(folder / "best.npz", weights)
+    plain = _plain(plan, pupil)
+    return Trained(plain, progress.curves, origin, progress.seconds)
+
+
+def _first_clips(plan: Plan, teaching: Sequence[Entry]) -> np.ndarray:
+    """What the network meets in the beginning, unchanged, (N, D, H, W, C)."""
+    first = teaching[:64]
+    data = plan.lesson.batches(first, order=np.arange(len(first))[np.newaxis], seed=plan.seed)
+    return np.concatenate([plan.lesson.prepare(inputs, targets, False)[0].numpy() for inputs, targets in data])
+
+
+def _build(plan: Plan) -> tuple[keras.Model, Pupil, str]:
+    settings, lesson = plan.settings, plan.lesson
+    policy = "float32"
+    if settings.precision == "mixed":
+        policy = POLICIES["float16" if tf.config.list_logical_devices("GPU") else "bfloat16"]
+    try:
+        network = NETWORKS[plan.model].build(**lesson.arguments, dtype=policy)
+    except (TypeError, ValueError) as error:
+        raise TrainingError(
+            f"{plan.model} cannot be built with these settings: {str(error).splitlines()[0]}"
+        ) from error
+    origin = start_from(network, plan.init)
+    if isinstance(lesson, ClipLesson) and settings.disease_endpoints:
+        names = {layer.name for layer in network.layers}
+        if unknown := [name for name in settings.disease_endpoints if name not in names]:
+            raise TrainingError(f"disease_endpoints: {plan.model} has no layer {', '.join(unknown)}")
+        network, lesson.cells = supervised(network, settings.disease_endpoints)
+    if not tf.config.list_logical_devices("GPU"):
+        network = quick(network)
+    return network, Pupil(network, lesson.prepare, name=f"{plan.model}_pupil"), origin
+
+
+def _optimizer(settings: Settings, steps: int) -> keras.optimizers.Optimizer:
+    warm = min(round(settings.warmup_epochs * steps), settings.epochs * steps - 1)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0 if warm else settings.learning_rate, max(settings.epochs * steps - warm, 1),
+        warmup_target=settings.learning_rate if warm else None, warmup_steps=warm, alpha=0.01,
+    )  # fmt: skip
+    optimizer = keras.optimizers.Adam(schedule, global_clipnorm=settings.clip_norm)
+    float16 = settings.precision == "mixed" and tf.config.list_logical_devices("GPU")
+    return keras.optimizers.LossScaleOptimizer(optimizer) if float16 else optimizer
+
+
+def _stages(settings: Settings) -> list[tuple[Stage | None, int]]:
+    """(stage, its last epoch) in order; None where all layers learn."""
+    found: list[tuple[Stage | None, int]] = []
+    last = 0
+    for stage in settings.stages:
+        last += stage.epochs
+        found.append((stage, last))
+    return [*found, (None, settings.epochs)] if last < settings.epochs else found
+
+
+def _freeze(network: keras.Model, pupil: keras.Model, stage: Stage | None) -> None:
+    """Let only the layers from the stage's first one on learn."""
+    layers = network.layers
+    names = [layer.name for layer in layers]
+    if stage is None:
+        first = 0
+    elif stage.train_from == "head":
+        first = next(number for number, layer in enumerate(layers) if isinstance(layer, keras.layers.Dense))
+    elif stage.train_from in names:
+        first = names.index(stage.train_from)
+    else:
+        raise TrainingError(f"stages: {network.name} has no layer {stage.train_from!r}")
+    for number, layer in enumerate(layers):
+        layer.trainable = number >= first
+
+
+def _fit(
+    pupil: Pupil, plan: Plan, teaching: Sequence[Entry], held_out: Sequence[Entry], progress: resume.Progress,
+    last: int, keeper: _Keeper,
+) -> None:  # fmt: skip
+    settings, lesson, start = plan.settings, plan.lesson, progress.epoch
+    order = np.stack([visits(len(teaching), epoch, plan.seed, settings.batch) for epoch in range(start, last)])
+    data = lesson.batches(teaching, order=order, seed=plan.seed, first_epoch=start)
+    measured: dict[str, Any] = {}
+    if held_out:
+        measured["validation_data"] = lesson.batches(
+            held_out, order=np.arange(len(held_out))[np.newaxis], seed=plan.seed
+        )
+    pupil.fit(
+        data, initial_epoch=start, epochs=last, steps_per_epoch=lesson.steps(order.shape[1]), shuffle=False, verbose=0,
+        callbacks=[keeper], **measured,
+    )  # fmt: skip
+
+
+def _plain(plan: Plan, pupil: Pupil) -> keras.Model:
+    """The network itself, in float32, without what training added."""
+    plain = NETWORKS[plan.model].build(**plan.lesson.arguments)
+    for layer in plain.layers:
+        layer.set_weights(pupil.network.get_layer(layer.name).get_weights())
+    return plain
+
+
+class _Keeper(keras.callbacks.Callback):
+    """Keeps the state at the end of each epoch, and knows when to stop."""
+
+    def __init__(
+        self, settings: Settings, folder: Path, weights: Sequence[Any], variables: Sequence[Any],
+        progress: resume.Progress, told: Told | None, board: Path | None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.settings, self.folder, self.weights, self.variables = settings, folder, weights, variables
+        self.progress, self.told = progress, told
+        self.board = tf.summary.create_file_writer(str(board)) if board else None
+        self.since = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """Stop where the loss is not a number any more: nothing good would come after it."""
+        if not math.isfinite((logs or {}).get("loss", 0.0)):
+            raise TrainingError(
+                f"not_finite: the loss is no number any more in epoch {self.progress.epoch + 1}; the state of the "
+                "epoch before is kept: a lower learning_rate or clip_norm may help"
+            )
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Keep the state."""
+        now, progress = time.monotonic(), self.progress
+        values = {key: float(value) for key, value in (logs or {}).items()}
+        progress.epoch = epoch + 1
+        progress.seconds += now - self.since
+        self.since = now
+        for name, value in values.items():
+            progress.curves.setdefault(name, []).append(value)
+        watched = values.get("val_loss")
+        if watched is not None and watched < progress.best:
+            progress.best, progress.best_epoch = watched, epoch
+            if self.settings.keep == "best":
+                resume.save(self.folder / "best.npz", self.weights, progress)
+        patience = self.settings.patience
+        if patience and epoch - progress.best_epoch >= patience:
+            progress.stopped = self.model.stop_training = True
+        resume.save(self.folder / "state.npz", self.variables, progress)
+        if self.board:
+            with self.board.as_default(step=epoch):
+                for name, value in values.items():
+                    # `tf.summary.scalar` needs TensorBoard's package, which only its reader has to have.
+                    tf.summary.write(name, tf.constant(value, tf.float32), metadata=_SCALAR)
+            self.board.flush()
+        if self.told:
+            self.told(epoch, values)

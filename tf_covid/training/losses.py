@@ -1,0 +1,75 @@
+"""What a network is taught by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tf_covid.severity import CLASS_UPPER_SCORES
+
+Loss = Callable[[Any, Any], Any]
+
+
+def cross_entropy(weights: Sequence[float]) -> Loss:
+    """Cross-entropy of the class, as in the paper.
+
+    Args:
+        weights: Of each class.
+    """
+
+    def loss(label: Any, logits: Any) -> Any:
+        label = tf.reshape(tf.cast(label, tf.int32), [-1])
+        entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(label, tf.cast(logits, tf.float32))
+        return tf.reduce_mean(entropy * tf.gather(tf.constant(weights, tf.float32), label))
+
+    return loss
+
+
+def ordinal(weights: Sequence[float]) -> Loss:
+    """Mean over the thresholds of the cross-entropy of “worse than class k?”: two classes off cost more than one.
+
+    Args:
+        weights: Of each class.
+    """
+
+    def loss(label: Any, logits: Any) -> Any:
+        label = tf.reshape(tf.cast(label, tf.int32), [-1])
+        shares = tf.nn.softmax(tf.cast(logits, tf.float32))
+        classes = len(weights)
+        # P(class > k), k = 0 … classes − 2.
+        beyond = tf.clip_by_value(tf.cumsum(shares, axis=1, reverse=True)[:, 1:], 1e-6, 1 - 1e-6)
+        truth = tf.cast(label[:, tf.newaxis] > tf.range(classes - 1)[tf.newaxis], tf.float32)
+        entropy = -(truth * tf.math.log(beyond) + (1 - truth) * tf.math.log1p(-beyond))
+        return tf.reduce_mean(tf.reduce_mean(entropy, axis=1) * tf.gather(tf.constant(weights, tf.float32), label))
+
+    return loss
+
+
+def score_loss(truth: Any, score: Any) -> Any:
+    """Squared error of the CT score, in units of its range of 25; a score that is not known (NaN) counts nothing."""
+    known = tf.math.is_finite(truth)
+    off = tf.where(known, (score - tf.where(known, truth, 0.0)) / CLASS_UPPER_SCORES[-1], 0.0)
+    return tf.math.divide_no_nan(tf.reduce_sum(tf.square(off)), tf.reduce_sum(tf.cast(known, tf.float32)))
+
+
+def share_loss(truth: Any, share: Any) -> Any:
+    """Squared error of a share of 0 … 1."""
+    return tf.reduce_mean(tf.square(share - truth))
+
+
+def mask_loss(mask: Any, logits: Any) -> Any:
+    """Cross-entropy plus soft Dice of each mask over the batch (slices without any would make Dice jump)."""
+    logits = tf.cast(logits, tf.float32)
+    entropy = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=mask, logits=logits))
+    share = tf.sigmoid(logits)
+    inside = [tf.reduce_sum(part, axis=(0, 1, 2)) for part in (share * mask, share, mask)]
+    overlap = (2 * inside[0] + 1) / (inside[1] + inside[2] + 1)
+    return 2 * entropy + 0.5 * tf.reduce_sum(1 - overlap)
+
+
+def disease_loss(share: Any, logits: Any) -> Any:
+    """Cross-entropy of the diseased share of each cell, mean over the cells; diseased cells weigh more, being rare."""
+    entropy = tf.nn.sigmoid_cross_entropy_with_logits(labels=share, logits=tf.cast(logits, tf.float32))
+    return tf.reduce_mean(entropy * (1.0 + 3.0 * share))

@@ -1,0 +1,38 @@
+"""A network in training: what comes from the pipeline is made into its input on the device, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+Prepare = Callable[[dict[str, Any], dict[str, Any], bool], tuple[Any, dict[str, Any]]]
+
+
+class Pupil(keras.Model):
+    """A network and the layers in front of it.
+
+    Args:
+        network: From clips or slices to a dict of outputs.
+        prepare: (inputs, targets, training) of a batch → the network's input and the truth of each of its outputs.
+    """
+
+    def __init__(self, network: keras.Model, prepare: Prepare, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.network, self._prepare = network, prepare
+        self.built = True  # the network is
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """The network's outputs."""
+        return self.network(inputs, training=training)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """One step on a batch as it leaves the pipeline."""
+        inputs, targets = data
+        return dict(super().train_step(self._prepare(inputs, targets, True)))
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """Measure a batch as it leaves the pipeline."""
+        inputs, targets = data
+        return dict(super().test_step(self._prepare(inputs, targets, False)))

@@ -1,0 +1,93 @@
+"""The state of a training, on disk: from it a killed run goes on as if nothing had happened, bit for bit.
+
+`model.keras` and Keras' own backups lack the state of the dropout's random generators, the order of the data and the
+callbacks' memory. All of it is here; what is drawn at random besides follows from the run's seed and the epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_covid.atomic import replacing
+from tf_covid.errors import TrainingError
+
+
+@dataclass
+class Progress:
+    """How far a training is, besides its weights.
+
+    Args:
+        epoch: Epochs that are done.
+        best: Lowest loss on the held-out patients so far.
+        best_epoch: When it was reached, counted from 0; −1 before.
+        stopped: Whether there is nothing more to do.
+        curves: Name → a value for each epoch.
+        seconds: Of training, in all processes.
+    """
+
+    epoch: int = 0
+    best: float = float("inf")
+    best_epoch: int = -1
+    stopped: bool = False
+    curves: dict[str, list[float]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def save(path: Path, variables: Sequence[Any], progress: Progress) -> None:
+    """Write a state, as a whole.
+
+    Raises:
+        OutputError: If it cannot be written; the one before stays.
+    """
+    arrays = {f"v{number}": np.asarray(variable) for number, variable in enumerate(variables)}
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez(file, progress=np.array(json.dumps(asdict(progress))), **arrays)  # type: ignore[arg-type]
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def restore(path: Path, variables: Sequence[Any]) -> Progress:
+    """Put a state into the variables.
+
+    Raises:
+        TrainingError: If the file is damaged, or of another network.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            progress = Progress(**json.loads(str(file["progress"])))
+            values = [file[f"v{number}"] for number in range(len(variables))]
+            extra = len(file.files) - 1 - len(values)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise TrainingError(f"{path}: the state is damaged; remove its folder to train this fold anew") from error
+    shapes = [tuple(variable.shape) for variable in variables]
+    if extra or [value.shape for value in values] != shapes:
+        raise TrainingError(f"{path}: the state is of another network or optimizer")
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+    return progress
+
+
+def deterministic() -> None:
+    """Let TensorFlow choose the same kernels, in the same order, each time; for the whole process."""
+    tf.config.experimental.enable_op_determinism()
+
+
+def environment() -> dict[str, Any]:
+    """What else decides the bits of a training: versions, threads, kernels."""
+    return {
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+        "intra_op_threads": tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count(),
+        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1"),
+    }

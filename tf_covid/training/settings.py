@@ -1,0 +1,121 @@
+"""How a network is trained: the settings of a run, from a TOML file that rejects what it does not know."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tf_covid.cohort.augment import Augmentation
+from tf_covid.errors import TrainingError
+from tf_covid.weights import Preprocessing
+
+_Positive = Annotated[float, Field(gt=0)]
+_Size = Annotated[int, Field(ge=1, le=1024)]
+
+
+class Stage(BaseModel):
+    """A part of the training in which the first layers stay as they are.
+
+    Args:
+        epochs: How long.
+        train_from: Name of the first layer that learns, e.g. "Mixed_5b"; "head" for the dense layers only.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: Annotated[int, Field(ge=1)]
+    train_from: str
+
+
+class Settings(BaseModel):
+    """Settings of `tfcovid fit`. Every one has a default; a file names those that differ.
+
+    Args:
+        clip: Frames, height and width of the network's input (slices: height and width count).
+        working_grid: The same of the cache; None: twice the clip, as far as the cache allows. A lung model keeps
+            `working_grid[0]` slices of each scan at the size of `clip`.
+        epochs: How often each scan is seen.
+        batch: Scans, or slices, a step.
+        slices_per_scan: 2D tasks: slices drawn from each scan in an epoch.
+        learning_rate: At its peak.
+        warmup_epochs: Over which it rises from 0; then it falls along a cosine.
+        clip_norm: Largest norm of a step's gradient.
+        loss: "cross_entropy", as in the paper; "ordinal" asks “worse than class k?” for each k.
+        class_weights: Weigh cases against the frequency of their class.
+        ct_score_weight: Of the second output's loss; 0: no second output. Cases without a score do not count.
+        disease_endpoints: Layers of a 3D network that are asked for the diseased share of each of their cells as well
+            (needs lesion masks of all cases; the extra outputs are no part of the model file).
+        disease_weight: Of each of them.
+        stages: First parts of the training in which not all layers learn.
+        held_out: Share of the patients that a fold trains on which only tell when to stop.
+        patience: Stop after so many epochs without a better loss on those; None: never.
+        keep: "last" or "best" (by the loss on those) weights.
+        precision: "float32", or "mixed": float16 on a GPU, bfloat16 on a CPU.
+        seed: Folds, weights, order and augmentation follow from it.
+        dropout: Before the dense outputs; None: the network's own.
+        network: Further arguments of the network's builder, e.g. `dense = 1024` (LTC), `filters = 16` (U-Net).
+        slice_minimum, box, box_margin: See `Preprocessing`; the paper's full frame is `box = "none"`.
+        augmentation: See there.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    clip: tuple[_Size, _Size, _Size] = (24, 64, 64)
+    working_grid: tuple[_Size, _Size, _Size] | None = None
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 30
+    batch: Annotated[int, Field(ge=1, le=4096)] = 8
+    slices_per_scan: Annotated[int, Field(ge=1, le=64)] = 8
+    learning_rate: _Positive = 1e-3
+    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
+    clip_norm: _Positive = 1.0
+    loss: Literal["cross_entropy", "ordinal"] = "cross_entropy"
+    class_weights: bool = True
+    ct_score_weight: Annotated[float, Field(ge=0)] = 20.0
+    disease_endpoints: tuple[str, ...] = ()
+    disease_weight: Annotated[float, Field(ge=0)] = 2.0
+    stages: tuple[Stage, ...] = ()
+    held_out: Annotated[float, Field(ge=0, lt=0.9)] = 0.0
+    patience: Annotated[int, Field(ge=1)] | None = None
+    keep: Literal["last", "best"] = "last"
+    precision: Literal["float32", "mixed"] = "float32"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    network: dict[str, Any] = {}
+    slice_minimum: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    box: Literal["lungs", "none"] = "lungs"
+    box_margin: Annotated[float, Field(ge=0, lt=1)] = 0.04
+    augmentation: Augmentation = Augmentation()
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if not self.held_out and (self.patience or self.keep == "best"):
+            raise ValueError('patience and keep = "best" need held_out > 0: the test fold must not tell when to stop')
+        if sum(stage.epochs for stage in self.stages) > self.epochs:
+            raise ValueError("the stages last longer than the epochs")
+        return self
+
+    def preprocessing(self, scaling: Preprocessing) -> Preprocessing:
+        """Slice rule and box from here, window and input scaling from a network."""
+        own = {"slice_minimum": self.slice_minimum, "box": self.box, "box_margin": self.box_margin}
+        return scaling.model_copy(update=own)
+
+
+def read_settings(path: Path) -> Settings:
+    """Settings from a TOML file.
+
+    Raises:
+        TrainingError: With a line for each setting that is unknown or impossible.
+    """
+    try:
+        return Settings.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        facts = "".join(
+            f"\n{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg'].removeprefix('Value error, ')}"
+            for item in error.errors()
+        )
+        raise TrainingError(f"{path.name}: {len(error.errors())} setting(s) are wrong{facts}") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise TrainingError(f"{path.name}: cannot be read as TOML ({error})") from error
