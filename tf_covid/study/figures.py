@@ -38,7 +38,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str], *, title: str = "", form
     true, predicted = counts.sum(axis=1), counts.sum(axis=0)
     share = counts / np.maximum(true, 1)[:, None]
     classes = len(names)
-    figure, axes = canvas.new(2.3 + 0.92 * classes, 1.9 + 0.72 * classes)
+    figure, axes = canvas.new(max(5.2, 2.3 + 0.92 * classes), max(3.8, 1.9 + 0.72 * classes))
     axes.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
     for (row, column), count in np.ndenumerate(counts):
         colour = "white" if share[row, column] > 0.55 else canvas.INK
@@ -78,7 +78,7 @@ def violins(
     """
     classes = len(names)
     colours = canvas.RANKS if classes > 2 else (canvas.RANKS[0], canvas.RANKS[3])
-    figure, axes = canvas.new(1.7 + 1.25 * classes, 5.2)
+    figure, axes = canvas.new(max(5.2, 1.7 + 1.25 * classes), 5.2)
     if classes == len(CLASS_UPPER_SCORES):
         _class_bands(axes, names)
     rng = np.random.default_rng(0)

@@ -61,7 +61,8 @@ def comparison_page(comparison: Mapping[str, Any], parts: Sequence[AnyPrediction
     """
     task = comparison["task"]
     runs = [
-        {"run": run, "pictures": _run_pictures(run, part)} for run, part in zip(comparison["runs"], parts, strict=True)
+        {"run": run, "pictures": _run_pictures(run, part, run["name"])}
+        for run, part in zip(comparison["runs"], parts, strict=True)
     ]
     pictures: dict[str, Any] = dict.fromkeys(_PICTURES)
     curves = {
@@ -73,7 +74,7 @@ def comparison_page(comparison: Mapping[str, Any], parts: Sequence[AnyPrediction
         pictures["roc"] = _picture(figures.roc(curves), "ROC curves of all runs")
     paper = comparison["paper"]
     if paper and paper.get("confusion_matrix"):
-        drawn = figures.confusion(np.array(paper["confusion_matrix"]), CLASSES[task])
+        drawn = figures.confusion(np.array(paper["confusion_matrix"]), CLASSES[task], title="The paper: I3D")
         pictures["paper"] = _picture(drawn, "confusion matrix of the paper")
     return _template("comparison.html.j2").render(
         comparison=comparison, words=wording, disclaimer=DISCLAIMER, classes=CLASSES.get(task, ()), runs=runs,
@@ -119,18 +120,21 @@ def _study_pictures(
     return pictures
 
 
-def _run_pictures(run: Mapping[str, Any], predictions: AnyPredictions) -> dict[str, Any]:
+def _run_pictures(run: Mapping[str, Any], predictions: AnyPredictions, title: str = "") -> dict[str, Any]:
     pictures: dict[str, Any] = dict.fromkeys(_PICTURES)
     if isinstance(predictions, Predictions):
         names = CLASSES[predictions.task]
-        drawn = figures.confusion(np.array(run["confusion_matrix"]), names)
+        drawn = figures.confusion(np.array(run["confusion_matrix"]), names, title=title)
         pictures["confusion"] = _picture(drawn, "confusion matrix; its numbers are in predictions.csv")
         if np.isfinite(predictions.ct_score).any():
-            drawn = figures.violins(predictions.ct_score, predictions.predicted, run["mann_whitney"], names)
+            drawn = figures.violins(
+                predictions.ct_score, predictions.predicted, run["mann_whitney"], names, title=title
+            )
             pictures["violins"] = _picture(drawn, "true CT score of the cases of each predicted class")
-        pictures["reliability"] = _picture(figures.reliability(run["calibration"]), "reliability diagram")
+        drawn = figures.reliability(run["calibration"], title=title)
+        pictures["reliability"] = _picture(drawn, "reliability diagram")
     elif isinstance(predictions, LungPredictions):
-        pictures["dice"] = _picture(figures.dice(predictions.dice), "histogram of the Dice of the cases")
+        pictures["dice"] = _picture(figures.dice(predictions.dice, title=title), "histogram of the Dice of the cases")
     return pictures
 
 

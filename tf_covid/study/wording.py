@@ -58,32 +58,38 @@ def metric_meaning(name: str, task: str) -> str:
 
 def value(metric: Mapping[str, Any] | None, name: str) -> str:
     """The value of a metric, or a dash where it is undefined."""
-    return "–" if metric is None else number(metric["value"], name)
+    return "–" if metric is None else _number(metric["value"], metric, name) + _unit(name)
 
 
 def interval(metric: Mapping[str, Any] | None, name: str) -> str:
     """The 95 % interval of a metric, or a dash where there is none."""
     if metric is None or not metric["ci95"]:
         return "–"
-    low, high = metric["ci95"]
-    return f"{number(low, name, unit=False)} to {number(high, name)}"
-
-
-def number(amount: float, name: str, *, unit: bool = True) -> str:
-    """An amount as the metric of that name is written."""
-    if name in METRICS and METRICS[name][1]:
-        return f"{amount * 100:.1f}".replace("-", "−") + (" %" if unit else "")
-    return f"{amount:.2f}" if name == "mae" and abs(amount) >= 1 else f"{amount:.3f}".replace("-", "−")
+    low, high = (_number(bound, metric, name) for bound in metric["ci95"])
+    return f"{low} to {high}{_unit(name)}"
 
 
 def difference(metric: Mapping[str, Any] | None, name: str) -> str:
-    """A difference, with its sign; shares in percentage points."""
+    """A difference with its sign; of shares in percentage points, without a unit."""
     if metric is None:
         return "–"
-    text = number(abs(metric["value"]), name, unit=False)
-    if float(text) == 0.0:
-        return text
-    return ("+" if metric["value"] > 0 else "−") + text
+    text = _number(metric["value"], metric, name)
+    return text if text[0] == "−" or float(text) == 0.0 else f"+{text}"
+
+
+def _number(amount: float, metric: Mapping[str, Any], name: str) -> str:
+    """An amount with as many decimals as the largest number beside it needs."""
+    if _unit(name):
+        text = f"{amount * 100:.1f}"
+    else:
+        largest = max(abs(bound) for bound in (metric["value"], *(metric["ci95"] or ())))
+        text = f"{amount:.2f}" if name == "mae" and largest >= 0.2 else f"{amount:.3f}"
+    # What is rounded to nothing has no sign.
+    return (text.lstrip("-") if float(text) == 0.0 else text).replace("-", "−")
+
+
+def _unit(name: str) -> str:
+    return " %" if name in METRICS and METRICS[name][1] else ""
 
 
 def is_clear(metric: Mapping[str, Any] | None) -> bool:
@@ -144,5 +150,5 @@ def headline(study: Mapping[str, Any]) -> list[str]:
     far = cases - near
     return [
         f"Of {cases} cases, {right} got the right class, and {near - right} the one beside it.",
-        f"{far} {'was' if far == 1 else 'were'} two or more classes off.",
+        f"{far or 'None'} {'were' if far > 1 else 'was'} two or more classes off.",
     ]

@@ -1,0 +1,153 @@
+"""Small studies of every task, made up."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tf_covid.study import (
+    AnyPredictions,
+    Bootstrap,
+    LungPredictions,
+    Predictions,
+    SlicePredictions,
+    build_study,
+    figures,
+    write_predictions,
+    write_study,
+)
+
+NOTE = "Synthetic cohort: phantoms only."
+QUICK = Bootstrap(replicates=200, seed=1)
+
+
+def answers(
+    truth: Any,
+    predicted: Any,
+    *,
+    task: str = "severity",
+    patients: Any = None,
+    sure: float = 0.8,
+    **columns: Any,
+) -> Predictions:
+    """Predictions with these classes, each with the probability `sure`; other columns as given, otherwise unknown."""
+    n, classes = len(truth), 5 if task == "severity" else 2
+    probabilities = np.full((n, classes), (1.0 - sure) / (classes - 1))
+    probabilities[np.arange(n), predicted] = sure
+    cases = tuple(f"case-{row}" for row in range(n))
+    given: dict[str, Any] = {
+        "cases": cases,
+        "patients": tuple(patients) if patients is not None else cases,
+        "folds": np.zeros(n),
+        "truth": truth,
+        "probabilities": probabilities,
+        "sex": (None,) * n,
+        "site": (None,) * n,
+        **{name: np.full(n, np.nan) for name in ("ct_score", "predicted_score", "age")},
+    }
+    return Predictions(task=task, **(given | columns))  # type: ignore[arg-type]
+
+
+def severity(seed: int = 0, noise: float = 2.0, n: int = 60, **columns: Any) -> Predictions:
+    """The same cases for every seed, answered with errors of their own."""
+    cohort = np.random.default_rng(0)
+    truth = np.arange(n) % 5
+    low, high = np.array([0, 1, 7, 13, 19]), np.array([0, 6, 12, 18, 25])
+    score = cohort.integers(low[truth], high[truth] + 1).astype(float)
+    score_given = np.clip(score + np.random.default_rng(seed).normal(0.0, noise, n), 0, 25)
+    weight = np.exp(-(((score_given[:, None] - (-1.0, 3.5, 9.5, 15.5, 22.0)) / 3.0) ** 2))
+    given: dict[str, Any] = {
+        "task": "severity",
+        "cases": tuple(f"case-{row:03d}" for row in range(n)),
+        "patients": tuple(f"patient {row // 2}" for row in range(n)),
+        "folds": np.arange(n) // 2 % 4,
+        "truth": truth,
+        "probabilities": weight / weight.sum(axis=1, keepdims=True),
+        "ct_score": score,
+        "predicted_score": score_given,
+        "sex": tuple("F" if row % 2 else "M" for row in range(n)),
+        "age": cohort.uniform(20, 95, n),
+        "site": tuple(None if row % 7 == 0 else "AB"[row % 2] for row in range(n)),
+    }
+    return Predictions(**(given | columns))
+
+
+def covid(seed: int = 0, n: int = 60) -> Predictions:
+    """Half of the cases positive; most are found."""
+    truth = np.arange(n) % 2
+    positive = 1.0 / (1.0 + np.exp(-2.0 * np.random.default_rng(seed).normal(2.0 * truth - 1.0, 0.8)))
+    return answers(truth, truth, task="covid", probabilities=np.stack([1.0 - positive, positive], axis=1))
+
+
+def lungs(n: int = 30) -> LungPredictions:
+    """Masks of most lungs, well met."""
+    cases = tuple(f"case-{row}" for row in range(n))
+    dice = np.random.default_rng(0).beta(40, 2, n)
+    return LungPredictions(cases, cases, np.arange(n) % 4, dice, ("F", None) * (n // 2), np.full(n, 50.0), (None,) * n)
+
+
+def slices(cases: int = 12, each: int = 10) -> SlicePredictions:
+    """Every other slice diseased."""
+    n = cases * each
+    rng, row = np.random.default_rng(0), np.arange(n)
+    truth = row % 2
+    names = tuple(f"case-{number // each}" for number in range(n))
+    return SlicePredictions(
+        names, names, row // each % 4, row % each, truth, np.clip(0.4 * truth + rng.uniform(0, 0.6, n), 0, 1),
+        truth * 0.3, truth * 0.3 + rng.normal(0, 0.05, n),
+    )  # fmt: skip
+
+
+TABLES: dict[str, Callable[[], AnyPredictions]] = {
+    "severity": severity,
+    "covid": covid,
+    "lungs": lungs,
+    "slices": slices,
+}
+
+
+def study_of(predictions: AnyPredictions, **options: Any) -> dict[str, Any]:
+    """`build_study` with the rest filled in."""
+    given: dict[str, Any] = {
+        "model": "i3d", "init": "scratch", "config": {"epochs": 3}, "seconds": 61.0, "versions": {"keras": "3.10"},
+        "note": NOTE, "bootstrap": QUICK,
+    }  # fmt: skip
+    return build_study(predictions, **(given | options))
+
+
+@pytest.fixture(scope="session")
+def make() -> SimpleNamespace:
+    """The makers above: test files of this folder cannot import each other."""
+    return SimpleNamespace(
+        answers=answers, severity=severity, covid=covid, lungs=lungs, slices=slices, study=study_of, note=NOTE,
+        quick=QUICK, tables=TABLES,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every figure is one white point: drawing takes most of the time of a study, and not every test looks at it."""
+    buffer = io.BytesIO()
+    Image.new("L", (1, 1), 255).save(buffer, "PNG")
+    for name in ("confusion", "violins", "reliability", "roc", "dice", "learning"):
+        monkeypatch.setattr(figures, name, lambda *_, **__: buffer.getvalue())
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Callable[..., Path]:
+    """Writer of a finished run's folder."""
+
+    def write(predictions: AnyPredictions, name: str = "run", **options: Any) -> Path:
+        folder = tmp_path / name
+        write_study(study_of(predictions, **options), predictions, {}, folder)
+        write_predictions(predictions, folder / "predictions.csv")
+        return folder
+
+    return write

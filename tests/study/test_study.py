@@ -1,0 +1,162 @@
+"""study.json and study.html."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tf_covid.errors import OutputError
+from tf_covid.result import DISCLAIMER
+from tf_covid.study import write_study
+from tf_covid.study.study import KEYS, plain
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+#: Of the contract.
+PROMISED = {
+    "task", "model", "init", "folds", "cases", "confusion_matrix", "per_class", "accuracy", "balanced_accuracy",
+    "macro_f1", "quadratic_kappa", "within_one", "auc", "mann_whitney", "calibration", "subgroups", "dice",
+    "dice_per_case", "mae", "config", "versions", "seconds",
+}  # fmt: skip
+
+
+class Page(html.parser.HTMLParser):
+    """Tags, addresses and text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def checked(text: str) -> Page:
+    """A page that needs nothing but itself."""
+    page = Page(text)
+    assert "script" not in page.tags and "link" not in page.tags and "iframe" not in page.tags
+    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    assert "default-src 'none'" in text
+    assert not re.search(r"url\(|@import", text)
+    assert DISCLAIMER in page.text
+    return page
+
+
+@pytest.mark.parametrize("task", ["severity", "covid", "slices", "lungs"])
+def test_a_study_has_every_key_and_is_json(task: str, make: Any, finished: Callable[..., Path]) -> None:
+    predictions = make.tables[task]()
+    folder = finished(predictions)
+    assert sorted(file.name for file in folder.iterdir()) == ["predictions.csv", "study.html", "study.json"]
+    study = json.loads((folder / "study.json").read_text("utf-8"), parse_constant=pytest.fail)
+    assert list(study) == list(KEYS) and set(study) >= PROMISED
+    assert study == make.study(predictions), "the dictionary is what the file holds"
+    assert (study["task"], study["folds"], study["cases"]) == (
+        task,
+        4 if task != "covid" else 1,
+        len(set(predictions.cases)),
+    )
+    page = checked((folder / "study.html").read_text("utf-8"))
+    assert make.note in page.text and "img" in page.tags
+
+
+def test_what_a_task_does_not_have_is_null(make: Any) -> None:
+    given = {
+        task: {key for key, value in make.study(table()).items() if value is not None}
+        for task, table in make.tables.items()
+    }
+    only = {task: keys & PROMISED for task, keys in given.items()}
+    shared = {"task", "model", "init", "folds", "cases", "config", "versions", "seconds"}
+    classes = {"confusion_matrix", "per_class", "accuracy", "balanced_accuracy", "macro_f1", "quadratic_kappa", "auc"}
+    classes |= {"mann_whitney", "calibration", "subgroups"}
+    assert only["severity"] == shared | classes | {"within_one", "mae"}
+    assert only["covid"] == shared | classes
+    assert only["slices"] == shared | {"auc", "mae"}
+    assert only["lungs"] == shared | {"dice", "dice_per_case", "subgroups"}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_names_from_files_are_text_and_nothing_else(make: Any, finished: Callable[..., Path]) -> None:
+    evil = '<script>alert(1)</script><img src=x onerror=alert(1)>"&{{ 7*7 }}'
+    n = 60
+    predictions = make.severity(
+        cases=tuple(f"{evil}{row}" for row in range(n)), site=(evil,) * n, sex=(evil,) * n,
+        probabilities=np.eye(5)[(np.arange(n) + 3) % 5],
+    )  # fmt: skip
+    folder = finished(predictions, model=evil, init=evil, note=evil, config={evil: evil}, versions={evil: evil})
+    text = (folder / "study.html").read_text("utf-8")
+    page = checked(text)
+    assert evil in page.text and "<script" not in text and "onerror=alert(1)>" not in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_reader_sees_the_result_and_the_cases_that_went_wrong(make: Any, finished: Callable[..., Path]) -> None:
+    truth = [*range(5)] * 4
+    predicted = [*truth[:-2], 0, 4]
+    folder = finished(make.answers(truth, predicted, ct_score=np.array([0, 3, 9, 15, 22])[truth]))
+    text = checked((folder / "study.html").read_text("utf-8")).text
+    assert "Of 20 cases, 19 got the right class, and 0 the one beside it. 1 was two or more classes off." in text
+    assert "95.0 %" in text and "case-18" in text and "case-17" not in text and "1 min" in text
+
+
+def test_one_case_is_a_study_too(make: Any, finished: Callable[..., Path]) -> None:
+    folder = finished(make.answers([3], [1]))
+    study = json.loads((folder / "study.json").read_text("utf-8"))
+    assert study["accuracy"]["value"] == 0.0 and study["auc"] is None
+    checked((folder / "study.html").read_text("utf-8"))
+
+
+def test_learning_curves_are_shown(make: Any, tmp_path: Path) -> None:
+    predictions = make.severity()
+    study = make.study(predictions)
+    write_study(
+        study, predictions, {0: {"loss": [1.0, 0.5], "val_loss": [1.0, float("nan")]}}, tmp_path / "new" / "run"
+    )
+    assert "learning curves" in (tmp_path / "new" / "run" / "study.html").read_text("utf-8")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_failed_write_leaves_what_was_there(make: Any, finished: Callable[..., Path], monkeypatch: Any) -> None:
+    folder = finished(make.severity())
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tf_covid.atomic.os.replace", full)
+    predictions = make.severity(seed=9)
+    with pytest.raises(OutputError, match="No space left"):
+        write_study(make.study(predictions), predictions, {}, folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_folder_that_is_a_file(make: Any, tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(OutputError, match="cannot be made"):
+        write_study(make.study(make.lungs()), make.lungs(), {}, tmp_path / "run")
+
+
+def test_plain_values_only() -> None:
+    given = {"a": np.float32(0.5), 1: np.array([[1, 2]]), "n": float("nan"), "i": [np.inf, (np.nan,)], "p": Path("x")}
+    assert plain(given) == {"a": 0.5, "1": [[1, 2]], "n": None, "i": [None, [None]], "p": "x"}
+
+
+def test_the_figures_need_no_tensorflow() -> None:
+    code = "import sys, tf_covid.study.figures; sys.exit(bool({'tensorflow', 'keras'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
