@@ -247,7 +247,8 @@ def study(runs: tuple[Path, ...], out: Path) -> bool:
     """Put finished runs and the paper side by side: tables, figures, differences with their intervals."""
     from tf_covid.study import compare
 
-    click.echo(compare(runs, out))
+    compare(runs, out)
+    click.echo(out / "comparison.html")
     return True
 
 
