@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -13,12 +15,15 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
-from tf_covid.weights import hdf5
+from tf_covid.errors import UnsafeFile
+from tf_covid.weights import bundle, foreign, hdf5
+from tf_covid.weights.foreign import private, read_checkpoint
 from tf_covid.weights.pickles import check_pickle
 
 #: Reads a file as `tfcovid import` does, and tells what it cost: code, seconds, peak of the memory in MB.
@@ -26,14 +31,15 @@ READER = """
 import re, sys, time
 from pathlib import Path
 from tf_covid.errors import UnsafeFile
-from tf_covid.weights.foreign import read_checkpoint
+from tf_covid.weights.foreign import private, read_checkpoint
 start = time.perf_counter()
 try:
-    read_checkpoint(Path(sys.argv[1]))
+    with private(Path(sys.argv[1])) as copy:
+        read_checkpoint(copy)
     code = "read"
 except UnsafeFile as error:
     code = error.code
-    assert str(error).startswith(code + ": ") and "\\n" not in str(error), error
+    assert str(error).startswith(f"{code}: {Path(sys.argv[1]).with_suffix('')}") and "\\n" not in str(error), error
 # Not ru_maxrss, which remembers the process that forked this one.
 peak = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 assert "tensorflow" not in sys.modules
@@ -58,6 +64,13 @@ def keras_file(path: Path, config: object, weights: bytes | None = None, **furth
         archive.writestr("model.weights.h5", store(lambda file: None) if weights is None else weights)
         for name, content in further.items():
             archive.writestr(name, content)
+    return path
+
+
+def zipped(path: Path, name: str, content: bytes) -> Path:
+    """A zip of one file."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, content)
     return path
 
 
@@ -138,12 +151,12 @@ def many(file: h5py.File) -> None:
         file.create_group(f"g{number}")
 
 
-def zeros(path: Path, members: int = 1) -> Path:
-    """A zip of a gigabyte of zeros in a megabyte."""
+def zeros(path: Path) -> Path:
+    """A zip of 128 MB of zeros in 128 KB."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("config.json", "{}")
         with archive.open("model.weights.h5", "w") as file:
-            for _ in range(1024):
+            for _ in range(128):
                 file.write(bytes(1 << 20))
     return path
 
@@ -276,6 +289,27 @@ HOSTILE: dict[str, tuple[str, Callable[[Path, Path], Path]]] = {
         "not_numbers",
         lambda t, x: h5(t / "a.h5", lambda f: f.create_dataset("x", data=np.ones(99, "f4"), compression="lzf")),
     ),
+    "a variable under two names that are one": (
+        "ambiguous_name",
+        lambda t, x: h5(
+            t / "a.h5", lambda f: [f.create_dataset(f"conv/{group}/kernel:0", data=np.ones(2, "f4")) for group in "ab"]
+        ),
+    ),
+    "a .keras whose layers hold layers": (
+        "unknown_layout",
+        lambda t, x: keras_file(
+            t / "a.keras", {}, store(lambda f: f.create_dataset("layers/a/layers/b/vars/0", data=np.ones(2, "f4")))
+        ),
+    ),
+    "a layer of five variables": (
+        "unknown_layout",
+        lambda t, x: h5(
+            t / "a.weights.h5",
+            lambda f: [f.create_dataset(f"layers/a/vars/{number}", data=np.ones(2, "f4")) for number in range(5)],
+        ),
+    ),
+    "a .keras that lacks its weights": ("missing_member", lambda t, x: zipped(t / "a.keras", "config.json", b"{}")),
+    "a .keras that lacks its config": ("missing_member", lambda t, x: zipped(t / "a.keras", "model.weights.h5", b"")),
     "a symbolic link in a zip": ("archive_path", lambda t, x: symlink(t / "a.keras")),
     "a folder": ("unknown_format", lambda t, x: _folder(t / "a.h5")),
     "a pipe": ("unknown_format", lambda t, x: _pipe(t / "a.h5")),
@@ -329,6 +363,113 @@ def test_it_is_refused_and_does_nothing(name: str, tmp_path: Path) -> None:
     assert said == code
     assert float(seconds) < 10 and float(peak) < 1000
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def refused(path: Path) -> str:
+    """The code with which a file is refused."""
+    with pytest.raises(UnsafeFile) as caught, private(path) as copy:
+        read_checkpoint(copy)
+    assert str(caught.value).startswith(f"{caught.value.code}: {path.parent}/")
+    return caught.value.code
+
+
+@pytest.fixture
+def checkpoint(checkpoints: Any, tmp_path: Path) -> Path:
+    """The prefix of an honest TensorFlow checkpoint."""
+    return checkpoints.write_tf({"a/w": np.ones((4, 4), np.float32), "step": np.array(3)}, tmp_path / "model.ckpt")
+
+
+def test_a_checkpoint_is_read_in_another_process(checkpoint: Path) -> None:
+    with private(checkpoint) as copy:
+        read = read_checkpoint(copy)
+    np.testing.assert_array_equal(read.tensors["a/w"], np.ones((4, 4)))
+    assert dict(read.others) == {"step": "int64 []"}
+
+
+def test_a_damaged_checkpoint_is_refused(checkpoint: Path) -> None:
+    index, data = (checkpoint.with_name(checkpoint.name + end) for end in (".index", ".data-00000-of-00001"))
+    whole = index.read_bytes()
+    index.write_bytes(whole[: len(whole) // 2])
+    assert refused(checkpoint) == "damaged"
+    index.write_bytes(whole)
+    data.write_bytes(b"abc")
+    assert refused(index) in ("shape_bomb", "damaged"), "older TensorFlow notices before we do"
+    # Anywhere in the index: here in this process, where TensorFlow is started once, not for each.
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        spoilt = bytearray(whole)
+        for place in rng.integers(0, len(whole), 4):
+            spoilt[place] = rng.integers(256)
+        index.write_bytes(spoilt)
+        with pytest.raises(UnsafeFile):
+            bundle.read(checkpoint, 100)
+
+
+def test_names_that_tensorflow_would_follow_elsewhere(checkpoint: Path) -> None:
+    """It takes some for patterns, and would follow the file "checkpoint" of a folder to wherever it leads."""
+    checkpoint.mkdir()
+    assert refused(checkpoint.with_name("model.ckpt.index")) == "unknown_format"
+    (checkpoint.parent / "m[o]del.ckpt").write_bytes(b"x")
+    assert refused(checkpoint.parent / "m[o]del.ckpt") == "unknown_format"
+
+
+@pytest.mark.parametrize(
+    ("fails", "how"),
+    [
+        ("os.abort()", "SIGABRT"),
+        ("bundle.limit(1000); bytearray(2**31)", "MemoryError"),
+        ("bundle.limit(1000, seconds=1)\nwhile True: pass", "SIGXCPU"),
+        ("open('x', 'wb').write(bundle.limit(1000) or bytes(10**7))", "SIGXFSZ|File too large"),
+        ("time.sleep(60)", "not read within 2 s"),
+    ],
+    ids=["crash", "memory", "loop", "disk", "hang"],
+)
+def test_a_reader_that_falls_over_falls_alone(
+    fails: str, how: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "falls_over.py").write_text(f"import os, time\nfrom tf_covid.weights import bundle\n{fails}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(foreign, "_READER", "falls_over")
+    if "sleep" in fails:
+        monkeypatch.setattr(foreign, "_MOST_SECONDS", 2)
+    with pytest.raises(UnsafeFile, match=how) as caught, private(checkpoint) as copy:
+        read_checkpoint(copy)
+    assert caught.value.code == "reader_failed"
+
+
+def test_python_files_beside_a_checkpoint_are_not_run(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader starts in no folder of the user's: who sends a checkpoint could send a tensorflow.py with it."""
+    for name in ("tensorflow", "numpy", "tf_covid"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    with private(Path(checkpoint.name)) as copy:
+        assert list(read_checkpoint(copy).tensors) == ["a/w"]
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_as_it_was(checkpoints: Any, tmp_path: Path) -> None:
+    path = checkpoints.write_safetensors({"a": np.ones(3, np.float32)}, tmp_path / "a.safetensors")
+    before = hashlib.sha256(path.read_bytes()).hexdigest()
+    with private(path) as copy:
+        checkpoints.write_safetensors({"a": np.zeros(3, np.float32)}, path)
+        read = read_checkpoint(copy)
+    assert read.sha256 == before and read.tensors["a"].all()
+
+
+def test_a_file_larger_than_any_checkpoint_is_not_copied(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    with path.open("wb") as file:
+        file.truncate(foreign.MOST_FILE + 1)  # takes no room on the disk; its copy would
+    assert refused(path) == "shape_bomb"
+
+
+def test_every_code_is_in_the_documentation() -> None:
+    house = Path(foreign.__file__).parent
+    codes = {code for file in house.glob("*.py") for code in re.findall(r'UnsafeFile\(\s*"(\w+)"', file.read_text())}
+    table = (Path(__file__).parents[2] / "docs" / "import.md").read_text("utf-8")
+    assert len(codes) > 15 and not [code for code in codes if f"`{code}`" not in table]
 
 
 def test_an_honest_pickle_passes_the_gate(tmp_path: Path) -> None:

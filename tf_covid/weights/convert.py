@@ -6,7 +6,7 @@ One-to-one or it fails: every weight of ours gets a tensor, and every tensor is 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -407,11 +407,12 @@ SOURCES: tuple[Source, ...] = (
 )  # fmt: skip
 
 
-def of_ours(model: str, network: keras.Model) -> Source:
-    """The table of a file with our own layer names, for a network of the same row."""
-    units = {
-        layer.name: (layer.name, norm_of(layer.name))
-        for layer in network.layers
-        if layer.weights and not isinstance(layer, keras.layers.BatchNormalization)
-    }
-    return Source("a file of ours", model, units, _KERAS)
+def of_ours(model: str, layers: Iterable[str]) -> Source:
+    """The table of a file with our own layer names, for the layers of a network or of the file, norms aside."""
+    return Source("a file of ours", model, {layer: (layer, norm_of(layer)) for layer in layers}, _KERAS)
+
+
+def layers_of(network: keras.Model) -> list[str]:
+    """The names of a network's layers with weights, norms aside."""
+    norm = keras.layers.BatchNormalization
+    return [layer.name for layer in network.layers if layer.weights and not isinstance(layer, norm)]

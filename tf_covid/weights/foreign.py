@@ -6,10 +6,14 @@ refused.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import math
+import os
 import re
+import signal
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,8 +23,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from tf_covid.errors import UnsafeFile
-from tf_covid.weights import hdf5, quarantine
+from tf_covid.errors import ModelError, UnsafeFile
+from tf_covid.weights import bundle, hdf5, quarantine
 from tf_covid.weights.pickles import check_pickle
 
 #: File name ending → format. A TensorFlow checkpoint is named by its prefix, its `.index` or its `.data-…`.
@@ -37,6 +41,12 @@ ENDINGS = {
 
 #: Bytes of the part of a `.safetensors` that names its tensors.
 MOST_HEADER = 4_000_000
+
+#: Bytes of a checkpoint's file: weights, and the optimizer's that a training keeps beside them.
+MOST_FILE = 4 * quarantine.MOST_WEIGHTS
+
+#: What reads a TensorFlow checkpoint, and how long it may take, TensorFlow's own start on a busy machine included.
+_READER, _MOST_SECONDS = "tf_covid.weights.bundle", 300
 
 #: Names of a Keras layer's variables, in the order in which Keras 3 saves them, by kind and number.
 _KERAS_3 = {
@@ -70,8 +80,49 @@ class Checkpoint:
     layers: frozenset[str] = frozenset()
 
 
+@contextlib.contextmanager
+def private(path: Path) -> Iterator[Path]:
+    """A copy of a checkpoint: what was looked at and hashed is what is read, whatever happens to the file meanwhile.
+
+    Args:
+        path: As for `read_checkpoint`.
+
+    Yields:
+        The copy's path, under the same file name; what is raised in the block names the original.
+
+    Raises:
+        UnsafeFile: If there is no such file, it is no file, or is too large.
+        ModelError: If it cannot be copied.
+    """
+    _, files = _format(path)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for file in files:
+                _copy(file, Path(folder, file.name))
+            yield Path(folder, path.name)
+        except ModelError as error:
+            error.args = (str(error).replace(f"{folder}/", str(path)[: -len(path.name)]),)
+            raise
+
+
+def _copy(file: Path, target: Path) -> None:
+    try:
+        # Without waiting: a pipe may have taken its place.
+        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as source, target.open("wb") as copy:
+            facts = os.fstat(source.fileno())
+            if not stat.S_ISREG(facts.st_mode):
+                raise UnsafeFile("unknown_format", f"{file}: is no regular file")
+            left = MOST_FILE + 1 if facts.st_size <= MOST_FILE else 0
+            while left > 0 and (piece := source.read(min(left, 1 << 20))):
+                left -= copy.write(piece)
+            if left <= 0:
+                raise UnsafeFile("shape_bomb", f"{file}: is larger than {MOST_FILE} bytes")
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be copied to {target.parent} ({error.strerror})") from error
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Every tensor of a file.
+    """Every tensor of a file that nobody changes meanwhile, see `private`.
 
     Args:
         path: A TensorFlow checkpoint (prefix, `.index`, `.data-…`, or the one file of the first format),
@@ -92,7 +143,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         "torch": lambda: _torch(path),
         "hdf5": lambda: _hdf5(path, layers),
         "keras": lambda: _keras(path, layers),
-        "tensorflow": lambda: _tensorflow(_prefix(path), files),
+        "tensorflow": lambda: _tensorflow(_prefix(path)),
     }[kind]()
     tensors: dict[str, np.ndarray] = {}
     others: dict[str, str] = {}
@@ -282,28 +333,40 @@ def _keras_3(path: Path, found: list[tuple[str, h5py.Dataset]]) -> Found:
             yield f"{layer}/{variable}", item[()]
 
 
-def _tensorflow(prefix: Path, files: list[Path]) -> Found:
-    import tensorflow as tf
+def _tensorflow(prefix: Path) -> Found:
+    """What `bundle.py` finds in a process of its own: if TensorFlow's reader falls over, it falls alone.
 
-    size = sum(file.stat().st_size for file in files)
-    try:
-        reader = tf.compat.v1.train.NewCheckpointReader(str(prefix))
-        shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
-        total = sum(math.prod(shape) * types[name].size for name, shape in shapes.items() if types[name].size)
-    except (ValueError, TypeError, LookupError, RuntimeError, MemoryError, tf.errors.OpError) as error:
-        raise UnsafeFile("damaged", f"{prefix}: is no readable TensorFlow checkpoint ({_line(error)})") from error
-    # Neither format packs, so that a checkpoint cannot hold more than its files.
-    if total > min(size, quarantine.MOST_WEIGHTS):
-        raise UnsafeFile("shape_bomb", f"{prefix}: its shapes ask for {total} bytes, its files hold {size}")
-    for name in sorted(shapes):
-        if not types[name].is_floating:
-            yield name, f"{types[name].name} {list(shapes[name])}"
-            continue
-        try:
-            yield name, np.asarray(reader.get_tensor(name))
-        except (ValueError, TypeError, LookupError, RuntimeError, MemoryError, tf.errors.OpError) as error:
-            raise UnsafeFile("damaged", f"{prefix}: {name} cannot be read ({_line(error)})") from error
-
-
-def _line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    Raises:
+        UnsafeFile: As there; if it crashed, or ran out of its memory or time.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        # -P: not from the folder that the user stands in, where the checkpoint may have come with Python files.
+        command = [sys.executable, "-P", "-m", _READER, str(prefix.absolute()), name]
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TF_CPP_MIN_LOG_LEVEL": "3",
+            "CUDA_VISIBLE_DEVICES": "-1",
+        }  # fmt: skip
+        with (folder / "errors.txt").open("w+b") as said:
+            try:
+                code = subprocess.run(
+                    command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
+                    cwd=folder, timeout=_MOST_SECONDS, check=False,
+                ).returncode  # fmt: skip
+            except subprocess.TimeoutExpired as error:
+                raise UnsafeFile("reader_failed", f"{prefix}: was not read within {_MOST_SECONDS} s") from error
+            if code:
+                said.seek(max(said.seek(0, os.SEEK_END) - 300, 0))
+                last = said.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
+                how = signal.Signals(-code).name if code < 0 else last or f"exit code {code}"
+                raise UnsafeFile(
+                    "reader_failed", f"{prefix}: TensorFlow's reader crashed or ran out of its memory or time ({how})"
+                )
+        answer = quarantine.parse(prefix, bundle.ANSWER, (folder / bundle.ANSWER).read_bytes())
+        if "code" in answer:
+            raise UnsafeFile(str(answer["code"]), str(answer["facts"]))
+        names = answer["names"]
+        # A file without tensors is none for its reader.
+        for number, value in _safetensors(folder / bundle.TENSORS) if names else ():
+            yield names[int(number)], value
+        yield from answer["others"].items()

@@ -14,9 +14,9 @@ import numpy as np
 from tf_covid.errors import ModelError, OutputError
 from tf_covid.models import NETWORKS
 from tf_covid.weights.contract import Contract
-from tf_covid.weights.convert import convert
+from tf_covid.weights.convert import convert, layers_of, of_ours
 from tf_covid.weights.files import build, load, save_model
-from tf_covid.weights.foreign import Checkpoint, read_checkpoint
+from tf_covid.weights.foreign import Checkpoint, private, read_checkpoint
 from tf_covid.weights.inflate import inflate
 from tf_covid.weights.plan import CLIPS, HEADS, Plan, Wish
 
@@ -46,13 +46,23 @@ def import_weights(path: Path, wish: Wish, out: Path) -> dict[str, Any]:
         raise ModelError(f"{wish.model} takes clips of three sides, not {wish.clip}")
     if out.suffix != ".keras" or out.absolute() == path.absolute():
         raise OutputError(f"{out}: the new file must end with .keras, and not be the one that is read")
+    with private(path) as copy:
+        return _import(copy, wish, out)
+
+
+def _import(path: Path, wish: Wish, out: Path) -> dict[str, Any]:
     read = read_checkpoint(path)
     plain = _plain_names(read)
     tensors = {plain[name]: value for name, value in _flat(read)}
     others = {plain[name]: kind for name, kind in read.others.items()}
     plan = Plan.make(path, replace(read, tensors=tensors, others=others), wish)
     network = build(wish.parent, plan.arguments, path)
-    done = convert(plan.source, plan.tensors, plan.others, network, drop=frozenset() if plan.keeps_head else HEADS)
+    source = plan.source
+    if plan.ours:
+        # All that the network has must be there; so far the file was asked for its own names only.
+        source = replace(source, units=of_ours(wish.parent, (*source.units, *layers_of(network))).units)
+    drop = frozenset() if plan.keeps_head else HEADS
+    done = convert(source, plan.tensors, plan.others, network, drop=drop)
     if wish.inflate:
         plan.arguments["input_shape"] = [*(wish.sides("i3d") or CLIPS["i3d"]), network.input_shape[-1]]
         parent, network = network, build("i3d", plan.arguments, path)

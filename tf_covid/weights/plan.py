@@ -17,7 +17,7 @@ from tf_covid.models import NETWORKS
 from tf_covid.weights import quarantine
 from tf_covid.weights.contract import Contract, Preprocessing, Task
 from tf_covid.weights.convert import SOURCES, Conversion, Source, of_ours
-from tf_covid.weights.files import build, read_contract
+from tf_covid.weights.files import read_contract
 from tf_covid.weights.foreign import Checkpoint
 
 #: Clip (D, H, W) or slice (H, W) of an imported network where none is given: that of the published weights.
@@ -104,7 +104,8 @@ class Plan:
             arguments = dict(contract.arguments) if contract else _guess(path, model, read, wish)
             _backed(path, model, arguments, read.tensors)
             scaling = contract.preprocessing if contract else Preprocessing()
-            source = replace(of_ours(model, build(model, arguments, path)),
+            layers = {name.removesuffix("/kernel") for name in read.tensors if name.endswith("/kernel")}
+            source = replace(of_ours(model, layers | set(_NEEDED[model])),
                              input=(scaling.input_scale, scaling.input_offset))  # fmt: skip
         else:
             source = _find(path, read, wish)
@@ -122,7 +123,7 @@ class Plan:
             have = f"has {theirs} classes, not {classes}" if theirs else "has no classifier"
             raise ModelError(f"{path}: {have}; --allow-missing-head starts a new one, which must be trained")
         sides = wish.sides(model) or tuple(arguments.get("input_shape", (*CLIPS[model], 1)))[:-1]
-        if arguments.get("stem") == "symmetric" and any(side % 32 for side in sides[-2:]):
+        if arguments.get("stem") == "symmetric" and any(side is None or side % 32 for side in sides[-2:]):
             raise ModelError(f"{source.title} is exact in multiples of 32 pixels only, not {sides[-2:]}")
         arguments |= {"input_shape": [*sides, channels], "classes": classes}
         if not keeps:
@@ -233,6 +234,10 @@ _MARKS = {
     "unet": ("bottom_conv1", "down0_conv1"),
 }
 
+#: Those whose shapes say what is to be built.
+_NEEDED = {"i3d": _MARKS["i3d"][1:], "inception_v1": _MARKS["inception_v1"][1:], "ltc": (),
+           "unet": ("down0_conv1", "bottom_conv2")}  # fmt: skip
+
 
 def _looks_ours(model: str, read: Checkpoint) -> bool:
     return all(f"{layer}/kernel" in read.tensors for layer in _MARKS[model])
@@ -278,6 +283,10 @@ def _backed(path: Path, model: str, arguments: Mapping[str, Any], tensors: Mappi
         ModelError: With the first layer that does not fit.
     """
     wanted: dict[str, tuple[int, ...]] = {}
+    shape = arguments.get("input_shape", [1] * (len(CLIPS[model]) + 1))
+    fits = isinstance(shape, list) and len(shape) == len(CLIPS[model]) + 1
+    if not fits or any(side is not None and type(side) is not int for side in shape):
+        raise ModelError(f"{path}: its arguments are none of {model} (input_shape {shape!r:.80})")
     try:
         if model == "unet":
             wide = arguments.get("filters", 16) * 2 ** min(arguments.get("depth", 4), 16)
@@ -305,10 +314,10 @@ def _classes(source: Source, tensors: Mapping[str, np.ndarray]) -> int | None:
 
 def _channels(path: Path, source: Source, tensors: Mapping[str, np.ndarray], *, rgb: bool) -> int:
     """Channels of our input: one where the source's are scaled alike, since CT has three equal ones."""
-    stem = next(unit for unit in _STEMS if unit in source.units)
-    kernel = tensors.get(source.kernel(stem))
+    stem = next((unit for unit in _STEMS if unit in source.units), None)
+    kernel = tensors.get(source.kernel(stem)) if stem else None
     if kernel is None or kernel.ndim < 4:
-        raise ModelError(f"{path}: has no first convolution {source.kernel(stem)}")
+        raise ModelError(f"{path}: has no first convolution {source.kernel(stem) if stem else ''}".rstrip())
     theirs = int(kernel.shape[1] if source.layout == "torch" else kernel.shape[-2])
     if theirs == 2:
         raise ModelError(f"{path}: takes two channels, optical flow; a CT has none")
