@@ -183,6 +183,130 @@ def write_keras_3(tensors: Tensors, path: Path) -> Path:
     return path
 
 
+def inceptions(seed: int = 7) -> dict[str, Tensors]:
+    """The same Inception-v1 with the names of TF-Slim, of the Keras port and of torchvision's GoogLeNet."""
+    tensors = slim(seed)
+    units: dict[str, Tensors] = {}
+    for name, value in tensors.items():
+        unit, _, kind = name.removeprefix("InceptionV1/").replace("/BatchNorm", "").rpartition("/")
+        units.setdefault(unit.replace("5b/Branch_2/Conv2d_0a_3x3", "5b/Branch_2/Conv2d_0b_3x3"), {})[kind] = value
+    port: Tensors = {}
+    vision: Tensors = {}
+    stem = {"1a": "conv1", "2b": "conv2", "2c": "conv3"}
+    for unit, parts in units.items():
+        if unit.startswith("Logits"):
+            port |= {"Logits/kernel": parts["weights"], "Logits/bias": parts["biases"]}
+            vision |= {"fc.weight": parts["weights"][0, 0].T, "fc.bias": parts["biases"]}
+            continue
+        block, _, rest = unit.partition("/")
+        if not rest:
+            keras_unit, torch_unit = block, stem[block[7:9]]
+        else:
+            branch, conv = rest.split("/")
+            keras_unit = f"{block}_{branch}_{conv[8]}_{conv[10:]}"
+            number, letter = int(branch[-1]), conv[8]
+            inner = {0: "", 3: ".1"}.get(number, f".{'ab'.index(letter)}")
+            level = block[6] + chr(ord(block[7]) - 1)
+            torch_unit = f"inception{level}.branch{number + 1}{inner}"
+        port[f"{keras_unit}_conv/kernel"] = parts["weights"]
+        vision[f"{torch_unit}.conv.weight"] = np.transpose(parts["weights"], (3, 2, 0, 1))
+        for kind, theirs in (("beta", "bias"), ("moving_mean", "running_mean"), ("moving_variance", "running_var")):
+            port[f"{keras_unit}_bn/{kind}"] = parts[kind]
+            vision[f"{torch_unit}.bn.{theirs}"] = parts[kind]
+        vision[f"{torch_unit}.bn.weight"] = np.ones_like(parts["beta"])
+    vision |= {"aux1.conv.conv.weight": np.ones((128, 512, 1, 1), np.float32), "aux2.fc2.bias": np.ones(8, np.float32)}
+    vision = {name: np.ascontiguousarray(value) for name, value in vision.items()}
+    return {"slim": tensors | {"global_step": np.array(1, np.int64)}, "keras": port, "torchvision": vision}
+
+
+def write_inception(kind: str, tensors: Tensors, folder: Path) -> Path:
+    """One of `inceptions` as it is published; "keras 3" is the Keras port saved anew."""
+    write, name = {
+        "slim": (write_tf_v1, "inception_v1.ckpt"),
+        "keras": (write_legacy_h5, "port.h5"),
+        "keras 3": (write_keras_3, "port.weights.h5"),
+        "torchvision": (write_safetensors, "googlenet.safetensors"),
+    }[kind]
+    return write(tensors, folder / name)
+
+
+def inception_files(folder: Path, seed: int = 7) -> dict[str, Path]:
+    """Every file in which the same Inception-v1 is published."""
+    held = inceptions(seed)
+    kinds = ("slim", "keras", "keras 3", "torchvision")
+    return {kind: write_inception(kind, held[kind.removesuffix(" 3")], folder) for kind in kinds}
+
+
+#: C3D's convolutions: channels before and after.
+_C3D = {
+    "conv1": (3, 64), "conv2": (64, 128), "conv3a": (128, 256), "conv3b": (256, 256), "conv4a": (256, 512),
+    "conv4b": (512, 512), "conv5a": (512, 512), "conv5b": (512, 512),
+}  # fmt: skip
+
+
+def c3d(style: str, folder: Path) -> tuple[Path, tuple[str, ...]]:
+    """A C3D file and the names of its dense layers, which are small: they are left, whatever their width.
+
+    Args:
+        style: "keras", "torch", "features" or "mmaction".
+        folder: Where the file goes.
+    """
+    rng = np.random.default_rng(5)
+    tensors: Tensors = {}
+    for number, (name, (before, after)) in enumerate(_C3D.items()):
+        kernel = rng.normal(0, 0.05, (3, 3, 3, before, after)).astype(np.float32)
+        bias = rng.normal(0, 0.1, after).astype(np.float32)
+        if style == "keras":
+            tensors |= {f"{name}/kernel": kernel, f"{name}/bias": bias}
+            continue
+        unit = {
+            "torch": name,
+            "features": f"features.{(0, 3, 6, 8, 11, 13, 16, 18)[number]}",
+            "mmaction": f"backbone.{name + 'a' * (number < 2)}.conv",
+        }[style]
+        tensors |= {f"{unit}.weight": np.ascontiguousarray(kernel.transpose(4, 3, 0, 1, 2)), f"{unit}.bias": bias}
+    dense = {
+        "keras": ("fc6/kernel", "fc8/kernel"),
+        "torch": ("fc6.weight", "fc8.bias"),
+        "features": ("classifier.0.weight",),
+        "mmaction": ("backbone.fc6.weight", "cls_head.fc_cls.bias"),
+    }[style]
+    tensors |= {name: np.ones((8, 4), np.float32) for name in dense}
+    if style == "keras":
+        return write_legacy_h5(tensors, folder / "sports1M_weights_tf.h5"), dense
+    return write_safetensors(tensors, folder / f"{style}.safetensors"), dense
+
+
+def torch_unet(depth: int = 3, filters: int = 4, classes: int = 1, *, bias: bool = False) -> Tensors:
+    """A state_dict of the common PyTorch U-Net."""
+    rng = np.random.default_rng(6)
+    tensors: Tensors = {}
+
+    def double(name: str, before: int, after: int) -> None:
+        for first, (i, o) in ((0, (before, after)), (3, (after, after))):
+            tensors[f"{name}.{first}.weight"] = rng.normal(0, 0.3, (o, i, 3, 3))
+            if bias:
+                tensors[f"{name}.{first}.bias"] = rng.normal(0, 0.3, o)
+            norm = {
+                "weight": rng.uniform(0.5, 1.5, after), "bias": rng.normal(0, 0.3, after),
+                "running_mean": rng.normal(0, 0.3, after), "running_var": rng.uniform(0.1, 1, after),
+            }  # fmt: skip
+            for kind, value in norm.items():
+                tensors[f"{name}.{first + 1}.{kind}"] = value
+
+    double("inc.double_conv", 1, filters)
+    for level in range(1, depth + 1):
+        double(f"down{level}.maxpool_conv.1.double_conv", filters * 2 ** (level - 1), filters * 2**level)
+    for level in range(1, depth + 1):
+        wide = filters * 2 ** (depth - level + 1)
+        tensors[f"up{level}.up.weight"] = rng.normal(0, 0.3, (wide, wide // 2, 2, 2))
+        tensors[f"up{level}.up.bias"] = rng.normal(0, 0.3, wide // 2)
+        double(f"up{level}.conv.double_conv", wide, wide // 2)
+    tensors["outc.conv.weight"] = rng.normal(0, 0.3, (classes, filters, 1, 1))
+    tensors["outc.conv.bias"] = rng.normal(0, 0.3, classes)
+    return {name: value.astype(np.float32) for name, value in tensors.items()}
+
+
 def check_inflated(parent: keras.Model, network: keras.Model, picture: np.ndarray) -> None:
     """The law of inflation: a boring clip of 128 frames gives the 2D parent's answer, in the interior."""
     flat = keras.Model(parent.input, [parent.get_layer(name).output for name in endpoint_names(2)])(picture)
