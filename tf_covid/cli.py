@@ -110,8 +110,12 @@ def infer(
 @click.option("--size", default=512, show_default=True, type=click.IntRange(64, 1024), help="Pixels a side.")
 @click.option("--slices", type=click.IntRange(16, 1000), help="Slices of each scan; drawn for each if not given.")
 @click.option("--seed", default=1, show_default=True, type=click.IntRange(0, 2**31 - 1))
+@click.option("--per-class", type=(click.IntRange(0),) * 5, metavar="N N N N N",
+              help="Patients of each severity class, instead of --cases.")  # fmt: skip
 @_guarded
-def phantom(cases: int, out: Path, kind: str, size: int, slices: int | None, seed: int) -> bool:
+def phantom(
+    cases: int, out: Path, kind: str, size: int, slices: int | None, seed: int, per_class: tuple[int, ...] | None
+) -> bool:
     """Make a synthetic cohort with its truth: scans, lung, lobe and lesion masks, and manifest.csv."""
     from tf_covid import console
     from tf_covid.phantom.cohort import write_cohort
@@ -119,7 +123,9 @@ def phantom(cases: int, out: Path, kind: str, size: int, slices: int | None, see
     def bar(numbers: Any) -> Any:
         return console.progress(numbers, "phantom")
 
-    click.echo(write_cohort(out, cases, seed=seed, size=size, slices=slices, format=kind, progress=bar))
+    cases = sum(per_class) if per_class else cases
+    path = write_cohort(out, cases, seed=seed, size=size, slices=slices, format=kind, progress=bar, per_class=per_class)
+    click.echo(path)
     return True
 
 

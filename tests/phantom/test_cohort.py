@@ -107,3 +107,14 @@ def test_dicom_is_plainly_synthetic(tmp_path: Path) -> None:
     assert str(header.PatientName).startswith("PHANTOM^")
     assert header.PatientID == row["patient"]
     assert header.PatientSex == row["sex"]
+
+
+def test_as_many_patients_of_each_class_as_asked(tmp_path: Path) -> None:
+    counts = (1, 0, 2, 1, 0)
+    made = cohort.write_cohort(tmp_path / "a", 4, seed=1, size=48, slices=20, format="nifti", per_class=counts)
+    found = [int(row["severity"]) for row in rows(made)]
+    assert [found.count(label) for label in range(5)] == list(counts)
+    with pytest.raises(OutputError, match="5 numbers of patients that sum to 4 are needed"):
+        cohort.write_cohort(tmp_path / "b", 4, seed=1, size=48, slices=20, per_class=(1, 1, 1, 1, 1))
+    with pytest.raises(OutputError, match="holds a cohort"):
+        cohort.write_cohort(tmp_path / "a", 4, seed=1, size=48, slices=20, format="nifti")

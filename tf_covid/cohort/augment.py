@@ -72,22 +72,24 @@ class Draws:
 
 
 def affine_matrices(
-    draws: Draws, count: Any, *, degrees: float, scale: tuple[float, float], shift: float, side: int, width: int = 0
-) -> Any:
+    draws: Draws, count: Any, *, degrees: float, scale: tuple[float, float], shift: float, side: int, width: int = 0,
+    uneven: float = 0.05,
+) -> Any:  # fmt: skip
     """Random rotation, anisotropic scale and shift about the centre, as (N, 8) projective transforms.
 
     Args:
         draws: Where the numbers come from.
         count: Number of matrices, N.
         degrees: Largest rotation.
-        scale: Range of the scale; each axis has its own within 10 %.
+        scale: Range of the scale.
         shift: Largest shift, as a share of the side.
         side: Height of the picture, in pixels.
         width: Its width; the same where 0.
+        uneven: How far each axis' own scale may lie off, as a share.
     """
     angle = draws.uniform([count], -degrees, degrees) * np.pi / 180
     zoom = tf.exp(draws.uniform([count], np.log(scale[0]), np.log(scale[1])))
-    zoom_x, zoom_y = zoom * draws.uniform([count], 0.95, 1.05), zoom * draws.uniform([count], 0.95, 1.05)
+    zoom_x, zoom_y = (zoom * draws.uniform([count], 1 - uneven, 1 + uneven) for _ in range(2))
     cos, sin = tf.cos(angle), tf.sin(angle)
     a, b, c, d = cos / zoom_x, -sin / zoom_y, sin / zoom_x, cos / zoom_y
     centre_x, centre_y = ((width or side) - 1) / 2, (side - 1) / 2

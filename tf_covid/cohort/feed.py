@@ -103,7 +103,7 @@ class Feed(keras.layers.Layer):
         how, (frames, rows, columns), count = self.augmentation, self.clip, tf.shape(parts[0])[0]
         matrices = affine_matrices(
             draws, count, degrees=how.degrees, scale=(1 - how.scale, 1 / (1 - how.scale)), shift=how.shift, side=rows,
-            width=columns,
+            width=columns, uneven=how.scale / 2,
         )  # fmt: skip
         # Air has to come in from outside: HU + 1024 is 0 there. Frames as channels: one warp for all.
         planes = tf.transpose(tf.concat([parts[0] + 1024.0, *parts[1:]], axis=1), [0, 2, 3, 1])

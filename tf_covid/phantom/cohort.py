@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +33,13 @@ def write_cohort(
     format: str = "dicom",
     progress: Progress | None = None,
     settings: PhantomSettings | None = None,
+    per_class: Sequence[int] | None = None,
 ) -> Path:
     """Draw a cohort and write each case's scan, truth masks and row of the manifest.
 
     A case is a folder `<case>/` with `dicom/` or `ct.nii.gz`, and `lungs.nii.gz` (0, 1 right, 2 left), `lobes.nii.gz`
     (0, 1–5 in the order of `severity.LOBES`) and `lesions.nii.gz`. It is written under another name and renamed, and
-    kept when it is there: a killed run goes on where it was. Classes are spread evenly.
+    kept when it is there: a killed run goes on where it was. Classes are spread evenly, or as `per_class` says.
 
     Args:
         out: The cohort's folder; made if needed.
@@ -49,6 +50,7 @@ def write_cohort(
         format: "dicom" or "nifti".
         progress: Wraps the case numbers, to show how far the work is.
         settings: Ranges of everything drawn.
+        per_class: Patients of each severity class; their sum is `cases`.
 
     Returns:
         The path of `manifest.csv`; its paths are relative to it.
@@ -60,13 +62,17 @@ def write_cohort(
         raise OutputError(f"a cohort is written as {' or '.join(_FORMATS)}, not as {format!r}")
     if cases < 1 or size < 32 or (slices is not None and slices < 8):
         raise OutputError(f"a cohort needs a case, 32 pixels and 8 slices at least, not {cases}, {size} and {slices}")
+    if per_class is not None and (len(per_class) != len(LABELS) or min(per_class) < 0 or sum(per_class) != cases):
+        raise OutputError(f"{len(LABELS)} numbers of patients that sum to {cases} are needed, not {list(per_class)}")
+    classes = _classes(cases, seed, per_class)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    _same_cohort(folder, f"seed {seed}, {size} pixels, {slices or 'drawn'} slices, {format}\n")
+    counts = f", {' '.join(map(str, per_class))} of each class" if per_class is not None else ""
+    _same_cohort(folder, f"seed {seed}, {size} pixels, {slices or 'drawn'} slices, {format}{counts}\n")
     numbers: Iterable[int] = range(cases)
     for number in progress(numbers) if progress else numbers:
         if not _case_folder(folder, number).is_dir():
-            _write_case(folder, number, seed, (slices, size), format, settings)
+            _write_case(folder, number, seed, (slices, size), classes[number], format, settings)
     return _write_manifest(folder, cases)
 
 
@@ -83,22 +89,33 @@ def _case_folder(folder: Path, number: int) -> Path:
     return folder / f"case-{number:04d}"
 
 
-def _draw(number: int, seed: int, grid: tuple[int | None, int], settings: PhantomSettings | None) -> tuple[Chest, int]:
+def _classes(cases: int, seed: int, per_class: Sequence[int] | None) -> list[int]:
+    """The severity class of each case."""
+    if per_class is not None:
+        wanted = np.repeat(np.arange(len(LABELS)), per_class)
+        return [int(label) for label in np.random.default_rng([seed, 2]).permutation(wanted)]
+    # The order of the classes differs in each round of five, so that a prefix of the cohort is balanced, too.
+    rounds = range(-(-cases // len(LABELS)))
+    turns = [np.random.default_rng([seed, number, 1]).permutation(len(LABELS)) for number in rounds]
+    return [int(label) for turn in turns for label in turn][:cases]
+
+
+def _draw(
+    number: int, seed: int, grid: tuple[int | None, int], severity: int, settings: PhantomSettings | None
+) -> tuple[Chest, int]:
     """A case's chest, and the random number that its header follows from."""
     rng = np.random.default_rng([seed, number])
     slices = grid[0] or int(rng.integers(100, 351))
     chest_seed = int(rng.integers(2**31))
-    # The order of the classes differs in each round of five, so that a prefix of the cohort is balanced, too.
-    turn = np.random.default_rng([seed, number // len(LABELS), 1]).permutation(len(LABELS))
-    severity = int(turn[number % len(LABELS)])
     return draw_chest(chest_seed, (slices, grid[1], grid[1]), severity=severity, settings=settings), chest_seed
 
 
 def _write_case(
-    folder: Path, number: int, seed: int, grid: tuple[int | None, int], format: str, settings: PhantomSettings | None
-) -> None:
+    folder: Path, number: int, seed: int, grid: tuple[int | None, int], severity: int, format: str,
+    settings: PhantomSettings | None,
+) -> None:  # fmt: skip
     """Draw and write one case as a whole."""
-    chest, chest_seed = _draw(number, seed, grid, settings)
+    chest, chest_seed = _draw(number, seed, grid, severity, settings)
     final = _case_folder(folder, number)
     part = final.with_name(f".{final.name}.part")
     shutil.rmtree(part, ignore_errors=True)

@@ -1,5 +1,14 @@
-"""How the shipped weights were trained, each with one command.
+"""How networks are trained.
 
-`python -m tf_covid.training.lungs` trains the lung U-Net, `python -m tf_covid.training.severity` the I3D behind it;
-both learn from synthetic chests only. `saved_models/<name>/README.md` has the exact command and what came out.
+`tfcovid fit` (tf_covid.study.run) trains one network a fold:
+
+settings.py   the TOML that rejects typos
+lessons.py    what each task teaches: records, targets, losses, answers
+losses.py     what a network is taught by
+pupil.py      a network and the layers in front of it, as Keras' `fit` wants it
+fold.py       epochs, stages, early stopping
+resume.py     the state on disk, from which a killed run goes on bit for bit
+
+`python -m tf_covid.training.lungs` and `python -m tf_covid.training.severity` made the shipped weights from synthetic
+chests only; `saved_models/<name>/README.md` has the exact command and what came out.
 """

@@ -101,7 +101,11 @@ def train(
     settings = plan.settings
     # Everything random follows from this: weights, dropout, order, augmentation.
     keras.utils.set_random_seed(plan.seed)
-    strategy = tf.distribute.MirroredStrategy() if plan.mirrored else tf.distribute.get_strategy()
+    strategy = tf.distribute.get_strategy()
+    if plan.mirrored:
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
+        held_out = _for_replicas(settings, teaching, held_out, len(devices))
     epoch_visits = len(visits(len(teaching), 0, plan.seed, settings.batch))
     with strategy.scope():
         network, pupil, origin = _build(plan)
@@ -128,6 +132,18 @@ def train(
         resume.restore(folder / "best.npz", weights)
     plain = _plain(plan, pupil)
     return Trained(plain, progress.curves, origin, progress.seconds)
+
+
+def _for_replicas(
+    settings: Settings, teaching: Sequence[Entry], held_out: Sequence[Entry], replicas: int
+) -> Sequence[Entry]:
+    """The held-out records that all devices get alike: an empty share of a batch is no batch."""
+    if settings.batch % replicas or len(teaching) < settings.batch:
+        raise TrainingError(
+            f"{replicas} devices need a batch that they share evenly, and as many records; the batch is "
+            f"{settings.batch}, and {len(teaching)} records teach"
+        )
+    return held_out[: len(held_out) // replicas * replicas]
 
 
 def _first_clips(plan: Plan, teaching: Sequence[Entry]) -> np.ndarray:
