@@ -124,11 +124,7 @@ ROWS: dict[str, tuple[Make, str, tuple[Any, ...]]] = {
 }  # fmt: skip
 
 
-#: Of each format one: the other rows' readers and tables have their quick tests in test_import.py.
-QUICK = {"DeepMind's I3D on Kinetics-400", "torchvision's GoogLeNet", "C3D in Keras", "PyTorch U-Net"}
-
-
-@pytest.mark.parametrize("row", [pytest.param(row, marks=() if row in QUICK else pytest.mark.slow) for row in ROWS])
+@pytest.mark.parametrize("row", [pytest.param(r, marks=() if r == "PyTorch U-Net" else pytest.mark.slow) for r in ROWS])
 def test_it_works_from_the_command_line(row: str, checkpoints: ModuleType, tmp_path: Path) -> None:
     make, options, expected = ROWS[row]
     path, out = make(checkpoints, tmp_path), tmp_path / "new" / "x.keras"
@@ -148,13 +144,10 @@ def test_it_works_from_the_command_line(row: str, checkpoints: ModuleType, tmp_p
     np.testing.assert_array_equal(logits, anyones(clip)["logits"])
 
 
+@pytest.mark.slow
 def test_the_program_itself(checkpoints: ModuleType, tmp_path: Path) -> None:
     """One row as a process of its own: its exit code, and nothing on standard output but JSON."""
     path = checkpoints.write_safetensors(checkpoints.torch_unet(), tmp_path / "unet.safetensors")
     command = [Path(sys.executable).with_name("tfcovid"), "import", path, "--model", "unet", "--out"]
     good = subprocess.run([*command, tmp_path / "x.keras"], capture_output=True, text=True, check=True)
     assert json.loads(good.stdout)["out"] == str(tmp_path / "x.keras") and not good.stderr
-    path.write_bytes(b"rubbish")
-    bad = subprocess.run([*command, tmp_path / "y.keras"], capture_output=True, text=True, check=False)
-    assert bad.returncode == 1 and not bad.stdout and "damaged: " in bad.stderr and bad.stderr.count("\n") == 1
-    assert not (tmp_path / "y.keras").exists()

@@ -15,7 +15,7 @@ from tf_covid.errors import ModelError, OutputError
 from tf_covid.models import NETWORKS
 from tf_covid.weights.contract import Contract
 from tf_covid.weights.convert import convert, layers_of, of_ours
-from tf_covid.weights.files import build, load, save_model
+from tf_covid.weights.files import build, load, write
 from tf_covid.weights.foreign import Checkpoint, private, read_checkpoint
 from tf_covid.weights.inflate import inflate
 from tf_covid.weights.plan import CLIPS, HEADS, Plan, Wish
@@ -95,7 +95,7 @@ def _save(network: keras.Model, contract: Contract, out: Path) -> str:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = out.with_name(f".{out.stem}.{os.getpid()}.keras")
         try:
-            save_model(network, contract, partial)
+            write(network, contract, partial)
             again = load(partial)
             for ours, theirs in zip(network.weights, again.network.weights, strict=True):
                 if not np.array_equal(ours, theirs):
