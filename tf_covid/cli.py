@@ -203,6 +203,8 @@ def fit(
 
     deterministic()
     number = int(folds) if folds.isdecimal() else 0
+    if folds.isdecimal() and number < 2:
+        raise click.UsageError("--folds needs 2 at least: a fold is tested by the network of the others.")
     wish = Wish(
         manifest, task, model, out, read_settings(config) if config else Settings(),
         init=None if init == "scratch" else init, folds=number, folds_file=None if number else Path(folds),

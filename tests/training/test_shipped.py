@@ -12,8 +12,8 @@ from tf_covid.errors import ModelError
 from tf_covid.models import I3D, UNet
 from tf_covid.stratifier_model import Stratifier
 from tf_covid.training import augment, cases
-from tf_covid.training.clips import _pooled, make_clips, masked, read_clips
-from tf_covid.training.dense import quick, supervised
+from tf_covid.training.clips import make_clips, masked, read_clips
+from tf_covid.training.dense import pooled, quick, supervised
 from tf_covid.training.losses import disease_loss
 from tf_covid.training.lungs import main as train_lungs
 from tf_covid.training.run import start_from
@@ -135,7 +135,7 @@ def test_the_training_clip_is_the_clip_that_infer_makes(tmp_path, monkeypatch, t
 def test_the_disease_of_a_corner_is_asked_for_in_that_corner():
     lesions = np.zeros((1, 8, 16, 32), np.float32)
     lesions[0, 6:, 4:8, :8] = 1.0
-    cells = _pooled(lesions, (4, 4, 4)).numpy()
+    cells = pooled(lesions, (4, 4, 4)).numpy()
     assert cells.shape == (1, 4, 4, 4, 1)
     assert cells[0, 3, 1, 0, 0] == 1.0 and cells.sum() == 1.0
     logits = np.where(cells > 0, 9.0, -9.0).astype(np.float32)

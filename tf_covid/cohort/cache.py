@@ -24,7 +24,7 @@ import numpy as np
 from tf_covid.atomic import replacing, write_text
 from tf_covid.cohort.infer import case_of_row
 from tf_covid.cohort.manifest import Row
-from tf_covid.errors import CohortError, OutputError, ScanRefused
+from tf_covid.errors import CohortError, ModelError, OutputError, ScanRefused
 from tf_covid.result import Finding
 from tf_covid.scan import Scan, lung_findings, read_mask
 from tf_covid.weights import Preprocessing, quarantine
@@ -210,8 +210,11 @@ def make(row: Row, folder: Path, wanted: Wanted) -> Entry | str:
         # An input that cannot be read twice has no fingerprint, and matches nothing.
         if mark and (entry := _kept(row.case, path)):
             return entry
-        return _write(row, case.read(), path, wanted)
-    except ScanRefused as refusal:
+        scan = case.read()
+        if scan.fingerprint != mark:
+            return "changed: the scan was written to while it was read"
+        return _write(row, scan, path, wanted)
+    except (ScanRefused, ModelError) as refusal:
         return str(refusal)
     except OSError as error:
         return f"unreadable: {error.strerror or type(error).__name__}"
@@ -251,8 +254,11 @@ def _write(row: Row, scan: Scan, path: Path, wanted: Wanted) -> Entry:
         if value := scan.identifiers.get(key):
             marks[name] = hashlib.sha256(value.encode()).hexdigest()
     entry = Entry(row.case, path, marks, tuple(finding.code for finding in scan.findings), scan.shape, kept)
-    with replacing(path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
-        writer.write(_example(planes).SerializeToString())
+    try:
+        with replacing(path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
+            writer.write(_example(planes).SerializeToString())
+    except tf.errors.OpError as error:
+        raise OutputError(f"{path}: cannot be written: {str(error).splitlines()[0]}") from error
     facts = asdict(entry) | {"bytes": path.stat().st_size}
     del facts["case"], facts["path"]  # the same scan may be called otherwise tomorrow
     write_text(json.dumps(facts), path.with_suffix(".json"))

@@ -81,7 +81,7 @@ def _sites(rows: Sequence[Row]) -> dict[str, str]:
     for row in rows:
         where[row.patient].add(str(row.site))
     if moved := [patient for patient, sites in where.items() if len(sites) > 1]:
-        raise CohortError(f"a patient of two sites would be on both sides of a fold: {_listed(moved)}")
+        raise CohortError(f"a patient of two sites would be on both sides of a fold: {len(moved)} of them")
     sites = {row.case: str(row.site) for row in rows}
     if len(set(sites.values())) < 2:
         raise CohortError(f"leave-one-site-out needs two sites at least; all cases are from {rows[0].site!r}")
@@ -111,8 +111,8 @@ def check_folds(folds: Folds, rows: Sequence[Row]) -> None:
             f"the folds are of another cohort: {len(missing)} case(s) without a fold ({_listed(missing)}), "
             f"{len(unknown)} unknown ({_listed(unknown)})"
         )
-    if any(number >= len(folds.names) for number in folds.test.values()):
-        raise CohortError(f"a case is in a fold beyond the {len(folds.names)} that have a name")
+    if len(folds.names) < 2 or set(folds.test.values()) != set(range(len(folds.names))):
+        raise CohortError(f"each of two or more folds needs a case; these are {len(folds.names)}, or one is empty")
     audit({row.case: {"patient": row.patient} for row in rows}, folds)
 
 

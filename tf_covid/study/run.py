@@ -121,6 +121,10 @@ def fit(
         raise TrainingError(f"the task {wish.task} is for {' or '.join(MODELS[wish.task])}, not for {wish.model}")
     rows = read_manifest(wish.manifest)
     labels = labels_of(rows, wish.task)
+    if wish.folds_file:
+        read_folds(wish.folds_file)  # before hours of reading scans
+    elif not (wish.out / "folds.json").exists():
+        make_folds(rows, labels, wish.folds, wish.settings.seed, by_site=wish.by_site)
     with _alone(wish, goes_on=goes_on, say=say):
         preprocessing, channels, shared = inherited(wish.init)
         preprocessing = wish.settings.preprocessing(preprocessing)

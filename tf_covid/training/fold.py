@@ -125,6 +125,8 @@ def train(
         with strategy.scope():
             _freeze(network, pupil, stage)
             losses, shares, metrics = plan.lesson.losses(cases)
+            # Each device has the mean of its share of the batch, and Keras adds up what the devices have.
+            shares = {name: share / strategy.num_replicas_in_sync for name, share in shares.items()}
             # Keras would take XLA, whose 3D convolutions are several times slower on a CPU.
             pupil.compile(optimizer, loss=losses, loss_weights=shares, metrics=metrics, jit_compile=False)
         _fit(pupil, plan, teaching, held_out, progress, last, keeper)
@@ -256,7 +258,7 @@ class _Keeper(keras.callbacks.Callback):
         if not math.isfinite((logs or {}).get("loss", 0.0)):
             raise TrainingError(
                 f"not_finite: the loss is no number any more in epoch {self.progress.epoch + 1}; the state of the "
-                "epoch before is kept: a lower learning_rate or clip_norm may help"
+                "epoch before is kept; another run with a lower learning_rate or clip_norm may help"
             )
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:

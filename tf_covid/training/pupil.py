@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 Prepare = Callable[[dict[str, Any], dict[str, Any], bool], tuple[Any, dict[str, Any]]]
 
@@ -36,3 +37,11 @@ class Pupil(keras.Model):
         """Measure a batch as it leaves the pipeline."""
         inputs, targets = data
         return dict(super().test_step(self._prepare(inputs, targets, False)))
+
+    def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        # Where there are several devices Keras builds its metrics from a made-up batch, all floats: it has to be of
+        # the types that leave the pipeline, and prepared.
+        inputs, targets = data_batch
+        types = {"hu": tf.int16, "lungs": tf.uint8, "lesions": tf.uint8}
+        inputs = {name: tf.zeros(tf.shape(value), types.get(name, tf.int32)) for name, value in inputs.items()}
+        super()._symbolic_build(data_batch=self._prepare(inputs, targets, False))

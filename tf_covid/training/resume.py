@@ -65,12 +65,11 @@ def restore(path: Path, variables: Sequence[Any]) -> Progress:
     try:
         with np.load(path, allow_pickle=False) as file:
             progress = Progress(**json.loads(str(file["progress"])))
-            values = [file[f"v{number}"] for number in range(len(variables))]
-            extra = len(file.files) - 1 - len(values)
+            values = [file[f"v{number}"] for number in range(len(file.files) - 1)]
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise TrainingError(f"{path}: the state is damaged; remove its folder to train this fold anew") from error
     shapes = [tuple(variable.shape) for variable in variables]
-    if extra or [value.shape for value in values] != shapes:
+    if [value.shape for value in values] != shapes:
         raise TrainingError(f"{path}: the state is of another network or optimizer")
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)

@@ -98,14 +98,19 @@ def centre(network: keras.Model, clips: np.ndarray) -> None:
             continue
         before = keras.Model(network.input, layer.input)
         # Called, not `predict`: that would trace a graph for each layer.
-        eights = (clips[first : first + 8] for first in range(0, len(clips), 8))
-        found = np.concatenate([before(eight, training=False).numpy() for eight in eights])
         layer.activation = keras.activations.linear
-        found = layer(found).numpy()
+        # Sums over a few clips at a time, in float64: a layer's output of all clips may not fit into memory, and sums
+        # in bfloat16 stall.
+        count, total, squares, rank = 0, np.zeros(1), np.zeros(1), 0
+        for first in range(0, len(clips), 4):
+            found = layer(before(clips[first : first + 4], training=False)).numpy().astype(np.float64)
+            rank, axes = found.ndim, tuple(range(found.ndim - 1))
+            count += found[..., 0].size
+            total, squares = total + found.sum(axes), squares + np.square(found).sum(axes)
         layer.activation = keras.activations.relu
-        axes = tuple(range(found.ndim - 1))
-        mean, spread = found.mean(axes), found.std(axes)
-        spread = spread + 1e-6 if found.ndim > 2 else np.sqrt(np.mean(spread**2)) + 1e-6
+        mean = total / count
+        spread = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+        spread = spread + 1e-6 if rank > 2 else np.sqrt(np.mean(spread**2)) + 1e-6
         kernel, bias = layer.get_weights()
         layer.set_weights([kernel / spread, (bias - mean) / spread])
 

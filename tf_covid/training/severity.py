@@ -32,7 +32,7 @@ from tf_covid.weights import Contract, load, save_model
 log = logging.getLogger(__name__)
 
 #: Where Grad-CAM points best, by `benchmarks/attention.py`; the last endpoint where it is not named.
-ENDPOINTS = {"i3d": "Mixed_3c"}
+ENDPOINTS = {"i3d": "Mixed_3c", "ltc": "conv3"}
 
 
 def measure(network: keras.Model, clips: np.ndarray, truth: Clips) -> dict[str, Any]:
