@@ -242,7 +242,7 @@ def compare_i3d(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seed", "frames"), [(7, 16), (11, 16), (7, 64), (11, 64)])
+@pytest.mark.parametrize(("seed", "frames"), [(11, 16), (7, 64)])
 @pytest.mark.parametrize("source", I3D)
 def test_i3d_answers_as_its_source(source, seed, frames, checkpoints, tmp_path, record_property):
     draw, write, *_ = I3D[source]
