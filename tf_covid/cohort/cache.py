@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import hmac
 import json
 import multiprocessing
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 #: Part of each record's name; a change of what a record holds, or of how it is made, is another number here.
 FORMAT = 1
 
-#: No record is larger (D, H, W).
+#: The largest working grid (D, H, W) of a training; records on a network's own grid may be larger.
 LARGEST_GRID = (64, 192, 192)
 
 #: Free space that is left on the disk, in bytes.
@@ -66,8 +69,8 @@ class Wanted:
     lesions: bool = False
 
     def __post_init__(self) -> None:
-        if any(not 1 <= side <= most for side, most in zip(self.grid, LARGEST_GRID, strict=True)):
-            raise CohortError(f"the working grid must lie within {LARGEST_GRID}, not be {self.grid}")
+        if min(self.grid) < 1:
+            raise CohortError(f"the sides of the working grid must be positive, not {self.grid}")
 
     def settings(self) -> list[Any]:
         """All that decides what a record holds, besides the scan. Window and input scaling come after the cache."""
@@ -235,8 +238,23 @@ def _kept(case: str, path: Path) -> Entry | None:
         return None
 
 
+def _secret(folder: Path) -> bytes:
+    """The cache's own random bytes, made once, whoever comes first."""
+    path = folder / ".secret"
+    if not path.exists():
+        fresh = folder / f".secret.{secrets.token_hex(8)}"
+        fresh.touch(0o600)
+        fresh.write_bytes(secrets.token_bytes(32))
+        with suppress(FileExistsError):
+            os.link(fresh, path)
+        fresh.unlink()
+    return path.read_bytes()
+
+
 def _write(row: Row, scan: Scan, path: Path, wanted: Wanted) -> Entry:
     import tensorflow as tf
+
+    secret = _secret(path.parent)
 
     lesions = _lesions(row, wanted)
     try:
@@ -250,9 +268,9 @@ def _write(row: Row, scan: Scan, path: Path, wanted: Wanted) -> Entry:
         raise ScanRefused([Finding("too_large", "error", "There is not enough memory for this scan.")]) from error
     marks = {"pixels": hashlib.sha256(scan.hu.tobytes()).hexdigest()}
     for name, key in (("study", "study_uid"), ("patient", "patient_id")):
-        # Hashed: identifiers do not leave the program.
+        # Hashed with the cache's secret: all numbers of a hospital are soon tried against a plain hash.
         if value := scan.identifiers.get(key):
-            marks[name] = hashlib.sha256(value.encode()).hexdigest()
+            marks[name] = hmac.new(secret, value.encode(), "sha256").hexdigest()
     entry = Entry(row.case, path, marks, tuple(finding.code for finding in scan.findings), scan.shape, kept)
     try:
         with replacing(path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:

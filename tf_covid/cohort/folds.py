@@ -165,7 +165,7 @@ def held_out(
     for number, total in sorted(Counter(label.values()).items()):
         who = sorted(name for name, value in label.items() if value == number)
         if total > 1:
-            chosen |= set(rng.permutation(who)[: max(1, round(share * total))])
+            chosen |= set(rng.permutation(who)[: min(max(1, round(share * total)), total - 1)])
     return [case for case in cases if patient[case] not in chosen], [case for case in cases if patient[case] in chosen]
 
 

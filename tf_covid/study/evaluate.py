@@ -42,6 +42,8 @@ def evaluate(
         ModelError: If a model is missing or damaged, or they do not go together.
         OutputError: If something cannot be written.
     """
+    if (out / "run.json").exists():
+        raise OutputError(f"{out}: holds a run of tfcovid fit, whose study would be written over; choose another --out")
     models = _models(sources)
     task = models[0].contract.task
     rows = read_manifest(manifest)
@@ -78,7 +80,9 @@ def _models(sources: Sequence[str | Path]) -> list[LoadedModel]:
         raise ModelError(f"models of one task, {', '.join(MODELS)}, are needed, not {', '.join(tasks)}")
     if tasks[0] in ("severity", "covid"):
         LocalModels(sources)  # that they go together, and with our lung model
-    elif len(models) > 1:
+    elif tasks[0] == "slices" and models[0].contract.lungs_sha256 not in (None, load(LUNGS).sha256):
+        raise ModelError(f"{models[0].name} was trained behind another lung model than {LUNGS}")
+    if tasks[0] in ("slices", "lungs") and len(models) > 1:
         raise ModelError(f"several models of the task {tasks[0]} do not answer together; evaluate them one by one")
     return models
 

@@ -15,6 +15,7 @@ import fcntl
 import io
 import json
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from tf_covid.training.lessons import CLASSES, MODELS, Lesson, labels_of, lesson
 from tf_covid.training.run import inherited
 from tf_covid.training.settings import Settings
 from tf_covid.weights import Contract, catalog, load, quarantine, save_model
+from tf_covid.weights.files import build
 
 #: (label, number of steps) → a context whose value is called with a text after each step.
 Watch = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
@@ -121,6 +123,8 @@ def fit(
         raise TrainingError(f"the task {wish.task} is for {' or '.join(MODELS[wish.task])}, not for {wish.model}")
     rows = read_manifest(wish.manifest)
     labels = labels_of(rows, wish.task)
+    if wish.settings.held_out and not held_out(list(labels), rows, labels, wish.settings.held_out, 0)[1]:
+        raise TrainingError("held_out: no class has two patients, so nobody can tell when to stop")
     if wish.folds_file:
         read_folds(wish.folds_file)  # before hours of reading scans
     elif not (wish.out / "folds.json").exists():
@@ -129,10 +133,13 @@ def fit(
         preprocessing, channels, shared = inherited(wish.init)
         preprocessing = wish.settings.preprocessing(preprocessing)
         wanted = _wanted(wish, rows, preprocessing)
+        first = lesson_for(wish.task, wish.model, rows, labels, wish.settings, preprocessing, channels, wanted.grid)
+        # A network that cannot be built, or read back, is no matter of hours later.
+        build(wish.model, first.arguments | shared | _extra(wish), wish.out)
         entries = _cached(wish, rows, wanted, workers=workers, say=say, progress=progress)
         rows = [row for row in rows if row.case in entries]
         folds = _folds(wish, rows, labels)
-        audit({row.case: {"patient": row.patient, **entries[row.case].marks} for row in rows}, folds)
+        audit(_marks(rows, entries, say), folds)
         parts = []
         for fold in range(len(folds.names)):
             lesson = lesson_for(
@@ -144,10 +151,33 @@ def fit(
         return _finish(wish, parts, len(folds.names))
 
 
+def _marks(
+    rows: Sequence[Row], entries: Mapping[str, cache.Entry], say: Callable[[str], None]
+) -> dict[str, dict[str, str]]:
+    """What must not be on both sides of a fold. An id that most patients have is the placeholder of an anonymiser."""
+    owners: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        owners[entries[row.case].marks.get("patient", "")].add(row.patient)
+    most = max(2, len({row.patient for row in rows}) // 2)
+    common = {mark for mark, patients in owners.items() if mark and len(patients) > most}
+    if common:
+        say("warning: most scans have the same PatientID in their headers: it is left out of the audit for leakage")
+    found = {}
+    for row in rows:
+        marks = dict(entries[row.case].marks)
+        ours = marks.pop("patient", "")
+        found[row.case] = {"patient": row.patient, "DICOM patient": "" if ours in common else ours, **marks}
+    return found
+
+
 def _wanted(wish: Wish, rows: Sequence[Row], preprocessing: Any) -> cache.Wanted:
     settings = wish.settings
     most = cache.LARGEST_GRID
-    d, h, w = settings.working_grid or (min(2 * side, limit) for side, limit in zip(settings.clip, most, strict=True))
+    d, h, w = settings.working_grid or (
+        max(min(2 * side, limit), side) for side, limit in zip(settings.clip, most, strict=True)
+    )
+    if settings.working_grid and any(side > limit for side, limit in zip(settings.working_grid, most, strict=True)):
+        raise TrainingError(f"working_grid must lie within {most}, not be {settings.working_grid}")
     planes = wish.task == "lungs"
     if planes:
         # A lung model meets whole slices at its own size.

@@ -1,0 +1,28 @@
+"""What the audit of a run looks at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tf_covid.cohort.cache import Entry
+from tf_covid.cohort.manifest import Row
+from tf_covid.study.run import _marks
+
+
+def entry(case: str, patient: str) -> Entry:
+    return Entry(case, Path(case), {"pixels": f"x{case}", "patient": patient}, (), (1, 1, 1), 1)
+
+
+def test_a_placeholder_for_the_patient_does_not_count_and_is_said() -> None:
+    rows = [Row(case=f"c{number}", patient=f"p{number}", path=Path("x")) for number in range(6)]
+    said: list[str] = []
+    found = _marks(rows, {row.case: entry(row.case, "anonymous") for row in rows}, said.append)
+    assert found["c3"] == {"patient": "p3", "DICOM patient": "", "pixels": "xc3"}
+    assert len(said) == 1 and "PatientID" in said[0]
+
+
+def test_two_names_of_one_patient_count() -> None:
+    rows = [Row(case=f"c{number}", patient=f"p{number}", path=Path("x")) for number in range(6)]
+    said: list[str] = []
+    found = _marks(rows, {row.case: entry(row.case, f"id{int(row.case[1:]) // 2}") for row in rows}, said.append)
+    assert found["c2"]["DICOM patient"] == found["c3"]["DICOM patient"] == "id1" and not said
