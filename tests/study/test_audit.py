@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tf_covid.cohort.cache import Entry
 from tf_covid.cohort.manifest import Row
-from tf_covid.study.run import _marks
+from tf_covid.errors import TrainingError
+from tf_covid.study.run import _as_before, _marks
 
 
 def entry(case: str, patient: str) -> Entry:
@@ -26,3 +29,18 @@ def test_two_names_of_one_patient_count() -> None:
     said: list[str] = []
     found = _marks(rows, {row.case: entry(row.case, f"id{int(row.case[1:]) // 2}") for row in rows}, said.append)
     assert found["c2"]["DICOM patient"] == found["c3"]["DICOM patient"] == "id1" and not said
+
+
+def test_a_resumed_run_has_the_scans_that_it_began_with(tmp_path: Path) -> None:
+    path, said = tmp_path / "records.json", list[str]()
+    begun = {"a": entry("a", "1"), "b": entry("b", "2")}
+    assert _as_before(path, begun, said.append) == begun
+    assert _as_before(path, begun | {"c": entry("c", "3")}, said.append) == begun
+    assert said == ["left out, since the run began without them: c"]
+    with pytest.raises(TrainingError, match="began with b, which cannot be read now"):
+        _as_before(path, {"a": begun["a"]}, said.append)
+    with pytest.raises(TrainingError, match="scan or masks changed of b"):
+        _as_before(path, begun | {"b": entry("other", "2")}, said.append)
+    path.write_text("{")
+    with pytest.raises(TrainingError, match="cannot be read"):
+        _as_before(path, begun, said.append)

@@ -159,7 +159,7 @@ def test_a_killed_run_ends_with_the_same_weights(finished: Path, small_cohort: P
         (("--folds", "7"), "7 folds need 7 patients of each class"),
         (("--folds", "nowhere.json"), "holds no folds"),
         (("--init", "nowhere.keras"), "neither a file nor a shipped model"),
-        (("--init", "lungs-unet"), "no layer has the name and shape"),
+        (("--init", "lungs-unet"), "no convolution has the name and shape"),
     ],
 )
 def test_what_cannot_be_trained_is_named(

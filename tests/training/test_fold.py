@@ -144,6 +144,10 @@ def test_a_damaged_state_is_named(entries: list[Entry], tmp_path: Path) -> None:
     [
         (ltc(epochs=1, stages=(Stage(epochs=1, train_from="conv9"),)), "no layer 'conv9'"),
         (ltc(epochs=1, disease_endpoints=("conv9",)), "no layer conv9"),
+        (
+            Settings(clip=(25, 32, 32), network={"dense": 8}, disease_endpoints=("conv4",)),
+            "cells of conv4 do not fill a clip",
+        ),
         (Settings(clip=(8, 32, 32)), "cannot be built with these settings"),
         (Settings(clip=GRID, network={"width": 3}), "cannot be built with these settings"),
     ],

@@ -2,6 +2,7 @@
 
 RUN/run.json          what was asked for; a run that is resumed must ask for the same
 RUN/folds.json        who is tested in which fold
+RUN/records.json      which record of the cache each case is: a scan that changes under a run is noticed
 RUN/skipped.csv       scans that cannot be used, and why
 RUN/cache/            records of the scans, if no other folder was named
 RUN/fold-<k>/         model.keras, predictions.csv, curves.json; state.npz while it trains; board/ for TensorBoard
@@ -214,7 +215,30 @@ def _cached(
         say(f"skipped {case}: {why}")
     if not filled.entries:
         raise TrainingError("no scan of the manifest can be used")
-    return filled.entries
+    return _as_before(wish.out / "records.json", filled.entries, say)
+
+
+def _as_before(path: Path, entries: dict[str, cache.Entry], say: Callable[[str], None]) -> dict[str, cache.Entry]:
+    """The scans that the run began with, and that they are the same; a run that begins writes down which.
+
+    Raises:
+        TrainingError: If one of them has changed or can no longer be read.
+    """
+    now = {case: entry.path.stem for case, entry in entries.items()}
+    if not path.exists():
+        write_text(json.dumps(now, indent=1), path)
+        return entries
+    try:
+        before: dict[str, str] = dict(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise TrainingError(f"{path}: cannot be read; begin anew in another folder") from error
+    if lost := sorted(before.keys() - now.keys()):
+        raise TrainingError(f"the run began with {', '.join(lost)}, which cannot be read now")
+    if changed := sorted(case for case, mark in before.items() if now[case] != mark):
+        raise TrainingError(f"since the run began, scan or masks changed of {', '.join(changed)}")
+    if late := sorted(now.keys() - before.keys()):
+        say(f"left out, since the run began without them: {', '.join(late)}")
+    return {case: entry for case, entry in entries.items() if case in before}
 
 
 def _folds(wish: Wish, rows: Sequence[Row], labels: Mapping[str, int]) -> Folds:

@@ -66,6 +66,9 @@ def quick(network: keras.Model) -> keras.Model:
 def supervised(network: keras.Model, endpoints: tuple[str, ...]) -> tuple[keras.Model, dict[str, tuple[int, int, int]]]:
     """Add an output for the disease at each endpoint.
 
+    Raises:
+        ValueError: If the cells of an endpoint do not fill the clip.
+
     Returns:
         A model with the outputs of `network` and, for each endpoint, `disease_<endpoint>` (N, d, h, w, 1) logits; and
         the cells (d, h, w) of those.
@@ -78,6 +81,9 @@ def supervised(network: keras.Model, endpoints: tuple[str, ...]) -> tuple[keras.
         outputs[name] = layers.Conv3D(1, 1, name=name, dtype="float32")(features)
         depth, height, width = (int(side) for side in features.shape[1:4])
         grids[name] = depth, height, width
+        clip = network.input_shape[1:4]
+        if any(-(-side // -(-side // count)) != count for side, count in zip(clip, grids[name], strict=True)):
+            raise ValueError(f"the {depth}×{height}×{width} cells of {endpoint} do not fill a clip of {clip}")
     return keras.Model(network.input, outputs, name=f"{network.name}_supervised"), grids
 
 

@@ -171,7 +171,10 @@ def _build(plan: Plan) -> tuple[keras.Model, Pupil, str]:
         names = {layer.name for layer in network.layers}
         if unknown := [name for name in settings.disease_endpoints if name not in names]:
             raise TrainingError(f"disease_endpoints: {plan.model} has no layer {', '.join(unknown)}")
-        network, lesson.cells = supervised(network, settings.disease_endpoints)
+        try:
+            network, lesson.cells = supervised(network, settings.disease_endpoints)
+        except ValueError as error:
+            raise TrainingError(f"disease_endpoints: {error}") from error
     if not tf.config.list_logical_devices("GPU"):
         network = quick(network)
     return network, Pupil(network, lesson.prepare, name=f"{plan.model}_pupil"), origin

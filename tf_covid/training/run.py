@@ -71,10 +71,11 @@ def start_from(network: keras.Model, init: str | Path | None) -> str:
         values = weights.get(layer.name, [])
         if values and [value.shape for value in values] == [tuple(weight.shape) for weight in layer.weights]:
             layer.set_weights(values)
-            taken += 1
+            # Vectors alone, of batch norms that happen to be called alike, are no start.
+            taken += any(value.ndim > 2 for value in values)
             del weights[layer.name]
     if not taken:
-        raise ModelError(f"{init}: no layer has the name and shape of one of {network.name}")
+        raise ModelError(f"{init}: no convolution has the name and shape of one of {network.name}")
     log.info("%d layers with weights start from %s; left there: %s", taken, init, ", ".join(weights) or "none")
     return f", started from the weights {source.sha256}"
 
