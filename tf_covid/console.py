@@ -58,28 +58,29 @@ def progress(items: Sequence[Item], label: str, name: str = "case") -> Iterator[
 
 
 @contextmanager
-def watch(label: str, total: int) -> Iterator[Callable[[str], None]]:
+def watch(label: str, total: int) -> Iterator[Callable[[int, str], None]]:
     """Show `total` steps of some minutes each: a bar with the time left on a terminal, and else a plain line each.
 
     Args:
         label: What is being done, e.g. "fold 0".
-        total: Number of steps.
+        total: Number of steps, with those that an earlier process did.
 
     Yields:
-        To be called after each step with a text about it.
+        To be called after each step with its number, from 0, and a text about it.
     """
-    start, done = time.monotonic(), 0
+    start, here = time.monotonic(), 0
 
-    def left() -> str:
-        seconds = (time.monotonic() - start) / max(done, 1) * (total - done)
+    def left(number: int) -> str:
+        # What an earlier process did took no time of this one.
+        nonlocal here
+        here += 1
+        seconds = (time.monotonic() - start) / here * (total - number - 1)
         return f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"
 
     if not sys.stderr.isatty():
 
-        def say(text: str) -> None:
-            nonlocal done
-            done += 1
-            click.echo(f"{label}: {text}; {left()}", err=True)
+        def say(number: int, text: str) -> None:
+            click.echo(f"{label}: {text}; {left(number)}", err=True)
 
         yield say
         return
@@ -90,10 +91,8 @@ def watch(label: str, total: int) -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=_terminal()) as bars:
         task = bars.add_task(escape(label), total=total, left="")
 
-        def show(text: str) -> None:
-            nonlocal done
-            done += 1
-            bars.update(task, advance=1, description=f"{escape(label)} {escape(text)}", left=left())
+        def show(number: int, text: str) -> None:
+            bars.update(task, completed=number + 1, description=f"{escape(label)} {escape(text)}", left=left(number))
 
         yield show
 

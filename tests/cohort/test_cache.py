@@ -6,9 +6,16 @@ import dataclasses
 import hashlib
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import tensorflow as tf
 
@@ -21,7 +28,7 @@ from tf_covid.errors import CohortError, OutputError
 from tf_covid.models import I3D
 from tf_covid.phantom import draw_chest
 from tf_covid.phantom.files import write_nifti_volume
-from tf_covid.scan import find_cases
+from tf_covid.scan import find_cases, read_mask
 from tf_covid.stratifier_model import Stratifier
 from tf_covid.weights import Preprocessing, catalog, load, quarantine
 
@@ -116,12 +123,73 @@ def test_a_half_record_is_made_again(rows: list[Row], wanted: cache.Wanted, tmp_
     assert entry.path.read_bytes() == whole
 
 
-def test_several_processes_fill_it(rows: list[Row], wanted: cache.Wanted, tmp_path: Path) -> None:
+def test_several_processes_make_the_same_records(rows: list[Row], wanted: cache.Wanted, tmp_path: Path) -> None:
     alone = cache.fill(rows[:3], tmp_path / "one", wanted)
     together = cache.fill(rows[:3], tmp_path / "two", wanted, workers=2)
-    assert names(tmp_path / "one") == names(tmp_path / "two")
-    for case, entry in alone.entries.items():
-        assert together.entries[case].marks == entry.marks
+    assert list(together.entries) == [row.case for row in rows[:3]]
+    moved = {case: dataclasses.replace(entry, path=tmp_path / "two" / entry.path.name)
+             for case, entry in alone.entries.items()}  # fmt: skip
+    assert together.entries == moved
+    assert len(names(tmp_path / "one")) == 6 and names(tmp_path / "one") == names(tmp_path / "two")
+    for name in names(tmp_path / "one"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+#: Fills a cache in two processes; a record in hand is written so slowly that a kill must hit it.
+SLOW = """
+import sys, time
+from pathlib import Path
+from tf_covid.cohort import cache, workers
+from tf_covid.cohort.manifest import Row
+
+def make(number):
+    from tf_covid.atomic import replacing
+    with replacing(Path(sys.argv[1]) / f"{number}.tfrecord") as partial:
+        partial.touch()
+        time.sleep(600)
+
+if __name__ == "__main__":
+    list(workers.results(make, [1, 2], 2))
+"""
+
+
+def running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def until(done: Callable[[], bool], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.05)
+
+
+def test_workers_end_with_a_killed_parent_and_leave_nothing_for_long(
+    rows: list[Row], wanted: cache.Wanted, tmp_path: Path
+) -> None:
+    script, folder = tmp_path / "slow.py", tmp_path / "cache"
+    script.write_text(SLOW)
+    folder.mkdir()
+    with subprocess.Popen(
+        [sys.executable, str(script), str(folder)], cwd=Path(__file__).parents[2], start_new_session=True
+    ) as parent:
+        try:
+            until(lambda: len(names(folder)) == 2)
+            workers = [child.pid for child in psutil.Process(parent.pid).children()]
+            assert len(workers) >= 2 and all(map(running, workers))
+            parent.kill()
+            parent.wait()
+            until(lambda: not any(map(running, workers)), 20.0)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(parent.pid, signal.SIGKILL)
+    left = names(folder)
+    assert len(left) == 2 and all(name.endswith(".partial") for name in left)
+    entry = cache.fill(rows[:1], folder, wanted).entries[rows[0].case]
+    assert names(folder) == sorted([entry.path.name, entry.path.with_suffix(".json").name])
 
 
 def test_bad_scans_are_skipped_within_bounds(rows: list[Row], wanted: cache.Wanted, tmp_path: Path) -> None:
@@ -147,6 +215,13 @@ def test_the_space_is_asked_for_first(rows: list[Row], wanted: cache.Wanted, tmp
     with pytest.raises(OutputError, match=r"the cache needs \d+ MB, and \d+ MB are free"):
         cache.fill(rows, tmp_path / "cache", wanted)
     assert not names(tmp_path / "cache")
+    # Others' records in the same cache are no part of what is needed, and those of these scans are there.
+    shared = tmp_path / "real"
+    for number in range(len(rows)):
+        (shared / f"{number}.tfrecord").touch()
+    with pytest.raises(OutputError, match=f"needs {9 * wanted.bytes_each() / 1e6:.0f} MB"):
+        cache.fill(rows, shared, wanted)
+    assert cache.fill(rows[:1], shared, wanted).entries == {rows[0].case: entry}
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
@@ -162,9 +237,19 @@ def test_planes_hold_whole_slices_and_the_drawn_masks(rows: list[Row], wanted: c
     ((inputs, _),) = batches([entry.path], {}, planes.grid, order=np.zeros((1, 1), int), batch=99, seed=0, slices=-1)
     assert inputs["hu"].shape == (12, 32, 32) and inputs["slice"].numpy().tolist() == list(range(12))
     scan = find_cases(rows[4].path)[0].read()
-    # A cell is the mean of its four voxels.
-    exact = np.clip(scan.hu, -1024, 3071)[0].reshape(32, 2, 32, 2).mean((1, 3))
-    assert np.abs(inputs["hu"][0] - exact).mean() < 60
+    chosen = np.linspace(0, len(scan.hu) - 1, 12).round().astype(int)
+
+    def small(volume: np.ndarray) -> np.ndarray:
+        planes = volume[chosen, ..., np.newaxis].astype(np.float32)
+        return np.asarray(tf.image.resize(planes, (32, 32), antialias=True))[..., 0]
+
+    np.testing.assert_allclose(inputs["hu"], small(np.clip(scan.hu, -1024, 3071)), atol=0.51)
+    for name in ("lungs", "lesions"):
+        share = small(read_mask(getattr(rows[4], name), scan))
+        kept = np.unpackbits(inputs[name], axis=1).reshape(12, 32, 32).astype(bool)
+        clear = np.abs(share - 0.5) > 1e-4
+        np.testing.assert_array_equal(kept[clear], share[clear] >= 0.5)
+        assert 100 < kept[clear].sum() < kept.size / 4 and clear.mean() > 0.95
 
 
 def test_a_grid_without_cells_is_refused(wanted: cache.Wanted) -> None:

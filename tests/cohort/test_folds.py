@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from tf_covid.cohort.folds import Folds, audit, check_folds, held_out, make_folds, read_folds, write_folds
+from tf_covid.cohort.folds import (
+    Folds,
+    audit,
+    check_classes,
+    check_folds,
+    held_out,
+    make_folds,
+    read_folds,
+    write_folds,
+)
 from tf_covid.cohort.manifest import Row
 from tf_covid.errors import CohortError
 
@@ -67,6 +76,28 @@ def test_sites_must_be_known_and_hold_whole_patients() -> None:
         make_folds(nameless, labels, 2, seed=1, by_site=True)
 
 
+def test_a_class_of_one_site_only_cannot_be_learned_there() -> None:
+    rows, labels = cohort({0: 6, 1: 6, 2: 1, 3: 4})
+    with pytest.raises(CohortError, match="fold site0 cannot learn class 2: all its cases are tested in that fold"):
+        make_folds(rows, labels, 3, seed=1, by_site=True)
+    # A site without a class is tested on the others only: no error.
+    few, known = cohort({0: 6, 1: 6, 3: 2})
+    folds = make_folds(few, known, 3, seed=1, by_site=True)
+    assert {known[case] for case in folds.split(2)[1]} == {0, 1}
+    assert {known[case] for case in folds.split(2)[0]} == {0, 1, 3}
+
+
+def test_folds_of_a_file_teach_every_class() -> None:
+    test = {"a": 0, "b": 1, "c": 0, "d": 1, "e": 1, "f": 0}
+    folds = Folds(kind="stratified", seed=1, names=("0", "1"), test=test)
+    check_classes(folds, {"a": 0, "b": 0, "c": 1, "d": 1, "e": 1, "f": 0})
+    with pytest.raises(CohortError, match="fold 1 cannot learn class 3; fold 0 cannot learn class 4: "):
+        check_classes(folds, {"a": 0, "b": 0, "c": 4, "d": 3, "e": 3, "f": 4})
+    # A scan that could not be read has no fold.
+    with pytest.raises(CohortError, match="fold 0 cannot learn class 1: "):
+        check_classes(folds, {"a": 0, "b": 0, "c": 1, "unread": 1, "d": 0, "e": 0, "f": 0})
+
+
 @pytest.mark.parametrize("kind", ["patient", "study", "pixels"])
 def test_leakage_names_the_cases(kind: str) -> None:
     folds = Folds(kind="stratified", seed=1, names=("0", "1"), test={"a": 0, "b": 1, "c": 1})
@@ -101,3 +132,21 @@ def test_patients_that_tell_when_to_stop_are_of_all_classes() -> None:
     assert Counter(labels[case] for case in watched) == {0: 4, 1: 2}
     assert not {case[:-2] for case in teach} & {case[:-2] for case in watched}
     assert held_out(cases, rows, labels, 0.0, seed=1) == (cases, [])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_class_keeps_somebody_who_teaches_it(seed: int) -> None:
+    """Class 1 is only in earlier scans of three patients who got worse; half of them are held out."""
+    rows, labels = cohort({0: 6})
+    for number in range(3):
+        for scan, label in enumerate((1, 2)):
+            rows.append(Row(case=f"worse{number}-{scan}", patient=f"worse{number}", path=Path("x")))
+            labels[f"worse{number}-{scan}"] = label
+    cases = [row.case for row in rows]
+    for share in (0.2, 0.5, 0.89):
+        teach, watched = held_out(cases, rows, labels, share, seed)
+        assert {labels[case] for case in teach} == {0, 1, 2} and watched
+    # Where class 1 is of the one patient who would be held out, it stays.
+    only = [case for case in cases if case not in ("worse0-0", "worse1-0")]
+    teach, _ = held_out(only, rows, labels, 0.5, seed)
+    assert "worse2-0" in teach

@@ -16,7 +16,7 @@ import pytest
 
 from tf_covid.errors import OutputError
 from tf_covid.result import DISCLAIMER
-from tf_covid.study import write_study
+from tf_covid.study import select, write_study
 from tf_covid.study.study import KEYS, plain
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -112,6 +112,21 @@ def test_a_reader_sees_the_result_and_the_cases_that_went_wrong(make: Any, finis
     text = checked((folder / "study.html").read_text("utf-8")).text
     assert "Of 20 cases, 19 got the right class, and 0 the one beside it. 1 was two or more classes off." in text
     assert "95.0 %" in text and "case-18" in text and "case-17" not in text and "1 min" in text
+
+
+def test_a_fold_without_a_class_is_a_study_too(make: Any, finished: Callable[..., Path]) -> None:
+    """By site: the second has no critical case, the third healthy ones only. The table is of all folds together."""
+    truth = np.array([0, 1, 2, 3, 4, 4, 0, 1, 2, 3, 0, 0])
+    whole = make.answers(truth, np.roll(truth, 1), folds=np.repeat([0, 1, 2], [6, 4, 2]), site=("A",) * 6 + ("B",) * 6)
+    study = json.loads((finished(whole) / "study.json").read_text("utf-8"))
+    assert study["folds"] == 3 and study["balanced_accuracy"]["value"] is not None and study["auc"] is not None
+    checked((finished(whole) / "study.html").read_text("utf-8"))
+    # One of these folds alone has no macro average: an average over fewer classes would not compare.
+    alone = select(whole, whole.folds == 1)
+    study = json.loads((finished(alone, "alone") / "study.json").read_text("utf-8"))
+    assert study["accuracy"] is not None
+    assert study["balanced_accuracy"] is study["macro_f1"] is study["auc"] is None
+    assert [row["recall"] is None for row in study["per_class"]] == [False] * 4 + [True]
 
 
 def test_one_case_is_a_study_too(make: Any, finished: Callable[..., Path]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import json
 import os
-import shutil
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -14,9 +17,10 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import psutil
 import pytest
 
-from tf_covid.weights import load_model, read_contract
+from tf_covid.weights import load, load_model, read_contract, save_model
 
 CONFIG = """
 clip = [16, 32, 32]
@@ -186,12 +190,112 @@ def test_two_processes_do_not_share_a_run(small_cohort: Path, tmp_path: Path) ->
     assert done.returncode == 1 and "another process is working there" in done.stderr
 
 
-def test_folds_of_another_run_are_used(finished: Path, small_cohort: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "run"
-    copy.mkdir()
-    swapped = json.loads((finished / "folds.json").read_text())
-    swapped["test"].pop(next(iter(swapped["test"])))
-    (tmp_path / "folds.json").write_text(json.dumps(swapped))
-    shutil.rmtree(copy)
-    done = run(*command(small_cohort, copy, "--folds", str(tmp_path / "folds.json")))
+def test_folds_of_another_cohort_are_refused(finished: Path, small_cohort: Path, tmp_path: Path) -> None:
+    fewer = json.loads((finished / "folds.json").read_text())
+    fewer["test"].pop(next(iter(fewer["test"])))
+    (tmp_path / "folds.json").write_text(json.dumps(fewer))
+    done = run(*command(small_cohort, tmp_path / "run", "--folds", str(tmp_path / "folds.json")))
     assert done.returncode == 1 and "1 case(s) without a fold" in done.stderr
+
+
+def test_folds_that_do_not_teach_a_class_are_refused(finished: Path, small_cohort: Path, tmp_path: Path) -> None:
+    folds = json.loads((finished / "folds.json").read_text())
+    with small_cohort.open(newline="") as file:
+        folds["test"] = {row["case"]: int(row["covid"] == "1") for row in csv.DictReader(file)}
+    (tmp_path / "folds.json").write_text(json.dumps(folds))
+    done = run(*command(small_cohort, tmp_path / "run", "--folds", str(tmp_path / "folds.json")))
+    assert done.returncode == 1
+    assert "error: fold 0 cannot learn class 0; fold 1 cannot learn class 1: " in done.stderr
+    assert not (tmp_path / "run").exists(), "before any scan was read"
+
+
+def test_folds_and_weights_of_another_run_are_used(finished: Path, small_cohort: Path, tmp_path: Path) -> None:
+    folds = json.loads((finished / "folds.json").read_text())
+    # Not those that the seed would give: two cases of the same class change sides.
+    with small_cohort.open(newline="") as file:
+        label = {row["case"]: row["covid"] for row in csv.DictReader(file)}
+    one, other = next(
+        (one, other) for one in label for other in label
+        if label[one] == label[other] and (folds["test"][one], folds["test"][other]) == (0, 1)
+    )  # fmt: skip
+    folds["test"] |= {one: 1, other: 0}
+    (tmp_path / "folds.json").write_text(json.dumps(folds))
+    # Weights of somebody who looked through another window.
+    source = load(finished / "fold-0" / "model.keras")
+    window = source.contract.preprocessing.model_copy(update={"level_hu": -600.0, "width_hu": 1500.0})
+    save_model(source.network, source.contract.model_copy(update={"preprocessing": window}), tmp_path / "init.keras")
+    settings = config(tmp_path)
+    settings.write_text(settings.read_text().replace("epochs = 4", "epochs = 1"))
+    out = tmp_path / "run"
+    done = run(
+        *command(small_cohort, out, "--config", str(settings), "--folds", str(tmp_path / "folds.json")),
+        *("--init", str(tmp_path / "init.keras")),
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((out / "folds.json").read_text()) == folds
+    for fold in (0, 1):
+        with (out / f"fold-{fold}" / "predictions.csv").open(newline="") as file:
+            tested = {row["case"] for row in csv.DictReader(file)}
+        assert tested == {case for case, number in folds["test"].items() if number == fold}
+        contract = read_contract(out / f"fold-{fold}" / "model.keras")
+        assert contract.preprocessing == window and "started from the weights" in contract.origin
+    assert f"window: -1350 to 150 HU, as {tmp_path / 'init.keras'} was trained with" in done.stderr
+
+
+def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def running(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_workers_of_a_killed_run_end(small_cohort: Path, tmp_path: Path) -> None:
+    asked = [*command(small_cohort, tmp_path / "run"), "--cache", str(tmp_path / "cache"), "--workers", "2"]
+    with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+        try:
+            # The second line comes when the first record is there: both workers are in the midst of it.
+            next(line for line in process.stderr if line.startswith("read 2/10"))
+            workers = children(process)
+            assert len([worker for worker in workers if running(worker)]) >= 2
+            process.kill()
+            process.wait()
+            end = time.monotonic() + 20.0
+            while any(map(running, workers)) and time.monotonic() < end:
+                time.sleep(0.1)
+            assert not [worker for worker in workers if running(worker)]
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_a_run_and_nothing_is_lost(finished: Path, small_cohort: Path, tmp_path: Path) -> None:
+    """The system refuses to write more than 2 MB into a file, from the second fold's first epoch on."""
+    asked = command(small_cohort, tmp_path / "run", "--config", str(config(tmp_path)))
+    with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("fold 1: epoch 1/4"):
+                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2 << 20, resource.RLIM_INFINITY))
+        process.wait(600)
+    folder = tmp_path / "run"
+    assert process.returncode == 1
+    assert re.fullmatch(r"error: .*fold-1/(state|best)\.npz: cannot be written: File too large\n", said[-1])
+    assert "Traceback" not in "".join(said)
+    assert not list(folder.rglob("*.partial"))
+    whole = (folder / "fold-0" / "model.keras").read_bytes()
+    assert (folder / "fold-0" / "predictions.csv").exists() and not (folder / "fold-1" / "model.keras").exists()
+    again = run(*asked, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert "fold 0: done" in again.stderr and (folder / "fold-0" / "model.keras").read_bytes() == whole
+    epochs = [int(found) for found in re.findall(r"fold 1: epoch (\d)/4", "".join(said))]
+    assert f"fold 1: epoch {epochs[-1] + 1}/4" in again.stderr and "fold 1: epoch 1/4" not in again.stderr
+    pairs = zip(weights(finished / "fold-1" / "model.keras"), weights(folder / "fold-1" / "model.keras"), strict=True)
+    assert all(np.array_equal(one, other) for one, other in pairs)

@@ -22,7 +22,7 @@ from tf_covid.errors import ModelError, OutputError, UnsafeFile
 from tf_covid.models import I3D, LTC, InceptionV1, UNet
 from tf_covid.phantom import draw_chest
 from tf_covid.phantom.files import write_nifti_volume
-from tf_covid.weights import contract_of, load, load_model, read_contract
+from tf_covid.weights import Contract, Preprocessing, contract_of, load, load_model, read_contract, save_model
 from tf_covid.weights.convert import SOURCES
 from tf_covid.weights.importing import import_weights
 from tf_covid.weights.plan import Wish
@@ -432,6 +432,20 @@ def test_an_altered_shipped_file_is_not_loaded(tmp_path, monkeypatch):
         file.write(b"x")
     with pytest.raises(ModelError, match="not the one in its model card"):
         load("lungs-unet")
+
+
+def test_training_that_starts_from_a_file_keeps_its_window(tmp_path):
+    from tf_covid.training.run import inherited
+    from tf_covid.training.settings import Settings
+
+    asked = Preprocessing(level_hu=-600.0, width_hu=1500.0, box="none", box_margin=0.2, input_scale=(2.0,))
+    arguments = {"input_shape": [32, 32, 1], "filters": 2}
+    contract = Contract(model="unet", arguments=arguments, task="lungs", preprocessing=asked, note="-")
+    save_model(UNet((32, 32, 1), filters=2), contract, tmp_path / "x.keras")
+    # Slice rule and box come before the network's input, and are the run's own.
+    assert inherited(tmp_path / "x.keras")[0] == Preprocessing(level_hu=-600.0, width_hu=1500.0, input_scale=(2.0,))
+    kept = Settings(box_margin=0.1).preprocessing(inherited(tmp_path / "x.keras")[0])
+    assert (kept.level_hu, kept.width_hu, kept.box, kept.box_margin) == (-600.0, 1500.0, "lungs", 0.1)
 
 
 def test_training_that_starts_from_an_import_keeps_its_input(inceptions, tmp_path):

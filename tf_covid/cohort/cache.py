@@ -10,13 +10,10 @@ import functools
 import hashlib
 import hmac
 import json
-import multiprocessing
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,12 +21,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tf_covid.atomic import replacing, write_text
+from tf_covid.atomic import replacing, sweep, workshop, write_text
 from tf_covid.cohort.infer import case_of_row
 from tf_covid.cohort.manifest import Row
+from tf_covid.cohort.planes import road, whole_slices
+from tf_covid.cohort.workers import results
 from tf_covid.errors import CohortError, ModelError, OutputError, ScanRefused
 from tf_covid.result import Finding
-from tf_covid.scan import Scan, lung_findings, read_mask
+from tf_covid.scan import Case, Scan, read_mask
 from tf_covid.weights import Preprocessing, quarantine
 
 if TYPE_CHECKING:
@@ -135,10 +134,11 @@ def fill(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made ({error.strerror})") from error
-    _check_space(len(rows), folder, wanted)
+    sweep(folder)
+    _check_space(rows, folder, wanted)
     entries: dict[str, Entry] = {}
     skipped: dict[str, str] = {}
-    done = _work_through(rows, folder, wanted, min(workers, len(rows)))
+    done = results(functools.partial(make, folder=folder, wanted=wanted), rows, min(workers, len(rows)))
     for row in progress(rows) if progress else rows:
         found = next(done)
         if isinstance(found, Entry):
@@ -158,40 +158,23 @@ def needed_bytes(count: int, wanted: Wanted) -> int:
     return count * wanted.bytes_each()
 
 
-def _check_space(count: int, folder: Path, wanted: Wanted) -> None:
-    there = sum(1 for _ in folder.glob("*.tfrecord"))
-    needed, free = needed_bytes(max(count - there, 0), wanted), shutil.disk_usage(folder).free
+def _check_space(rows: Sequence[Row], folder: Path, wanted: Wanted) -> None:
+    needed, free = needed_bytes(len(rows), wanted), shutil.disk_usage(folder).free
     if needed + _RESERVE > free:
+        # Which records are there already, only their names tell, and these take reading the scans: others may have
+        # filled this cache, too.
+        needed = needed_bytes(sum(_lacks(row, folder, wanted) for row in rows), wanted)
+    if needed and needed + _RESERVE > free:
         raise OutputError(f"{folder}: the cache needs {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free")
 
 
-def _work_through(rows: Sequence[Row], folder: Path, wanted: Wanted, workers: int) -> Iterator[Entry | str]:
-    if workers <= 1:
-        yield from (make(row, folder, wanted) for row in rows)
-        return
-    # Spawned, since TensorFlow may already run threads in this process.
-    context = multiprocessing.get_context("spawn")
-    threads = max((os.cpu_count() or 1) // workers, 1)
+def _lacks(row: Row, folder: Path, wanted: Wanted) -> bool:
+    """Whether a record is still to be made of this scan; one that will be refused counts, too: nobody knows yet."""
     try:
-        with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(threads,)) as pool:
-            jobs = [pool.submit(make, row, folder, wanted) for row in rows]
-            try:
-                yield from (job.result() for job in jobs)
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-    except BrokenProcessPool as error:
-        raise CohortError(
-            "a process that reads scans was killed, most likely for want of memory; what it made is kept: "
-            "use fewer workers and start again"
-        ) from error
-
-
-def _start(threads: int) -> None:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+        _, mark, path = _place(row, folder, wanted)
+    except (ScanRefused, ModelError, OSError):
+        return False
+    return not mark or _kept(row.case, path) is None
 
 
 def make(row: Row, folder: Path, wanted: Wanted) -> Entry | str:
@@ -201,15 +184,9 @@ def make(row: Row, folder: Path, wanted: Wanted) -> Entry | str:
         OutputError: If it cannot be written.
     """
     try:
-        case = case_of_row(row)
-        masks = [path for path in (row.lungs if wanted.kind == "planes" else None, _lesions(row, wanted)) if path]
         if wanted.kind == "planes" and row.lungs is None:
             return "no_lungs: the manifest names no lung mask"
-        mark = case.fingerprint()
-        key = hashlib.sha256(
-            json.dumps([mark, [quarantine.sha256(path) for path in masks], wanted.settings()]).encode()
-        ).hexdigest()[:32]
-        path = folder / f"{key}.tfrecord"
+        case, mark, path = _place(row, folder, wanted)
         # An input that cannot be read twice has no fingerprint, and matches nothing.
         if mark and (entry := _kept(row.case, path)):
             return entry
@@ -221,6 +198,19 @@ def make(row: Row, folder: Path, wanted: Wanted) -> Entry | str:
         return str(refusal)
     except OSError as error:
         return f"unreadable: {error.strerror or type(error).__name__}"
+
+
+def _place(row: Row, folder: Path, wanted: Wanted) -> tuple[Case, str, Path]:
+    """A scan, the hash of its bytes ("" if they cannot be read twice), and where its record is or will be.
+
+    Raises:
+        ScanRefused, ModelError, OSError: If it or a mask cannot be read.
+    """
+    case = case_of_row(row)
+    masks = [path for path in (row.lungs if wanted.kind == "planes" else None, _lesions(row, wanted)) if path]
+    mark = case.fingerprint()
+    facts = [mark, [quarantine.sha256(path) for path in masks], wanted.settings()]
+    return case, mark, folder / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.tfrecord"
 
 
 def _lesions(row: Row, wanted: Wanted) -> Path | None:
@@ -242,12 +232,12 @@ def _secret(folder: Path) -> bytes:
     """The cache's own random bytes, made once, whoever comes first."""
     path = folder / ".secret"
     if not path.exists():
-        fresh = folder / f".secret.{secrets.token_hex(8)}"
-        fresh.touch(0o600)
-        fresh.write_bytes(secrets.token_bytes(32))
-        with suppress(FileExistsError):
-            os.link(fresh, path)
-        fresh.unlink()
+        with workshop(path) as made:
+            fresh = made / path.name
+            fresh.touch(0o600)
+            fresh.write_bytes(secrets.token_bytes(32))
+            with suppress(FileExistsError):
+                os.link(fresh, path)
     return path.read_bytes()
 
 
@@ -261,9 +251,9 @@ def _write(row: Row, scan: Scan, path: Path, wanted: Wanted) -> Entry:
         ill = read_mask(lesions, scan, may_be_empty=True) if lesions else None
         if wanted.kind == "planes":
             assert row.lungs is not None
-            planes, kept = _planes(scan, read_mask(row.lungs, scan), ill, wanted.grid), scan.shape[0]
+            planes, kept = whole_slices(scan, read_mask(row.lungs, scan), ill, wanted.grid), scan.shape[0]
         else:
-            planes, kept = _road(wanted.grid, wanted.preprocessing, wanted.lungs).clip(scan, ill)
+            planes, kept = road(wanted.grid, wanted.preprocessing, wanted.lungs).clip(scan, ill)
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
         raise ScanRefused([Finding("too_large", "error", "There is not enough memory for this scan.")]) from error
     marks = {"pixels": hashlib.sha256(scan.hu.tobytes()).hexdigest()}
@@ -274,7 +264,8 @@ def _write(row: Row, scan: Scan, path: Path, wanted: Wanted) -> Entry:
     entry = Entry(row.case, path, marks, tuple(finding.code for finding in scan.findings), scan.shape, kept)
     try:
         with replacing(path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
-            writer.write(_example(planes).SerializeToString())
+            # The same bytes in every process: a message keeps its parts in no order of its own.
+            writer.write(_example(planes).SerializeToString(deterministic=True))
     except tf.errors.OpError as error:
         raise OutputError(f"{path}: cannot be written: {str(error).splitlines()[0]}") from error
     facts = asdict(entry) | {"bytes": path.stat().st_size}
@@ -292,69 +283,3 @@ def _example(planes: dict[str, np.ndarray | None]) -> tf.train.Example:
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[packed]))
 
     return tf.train.Example(features=tf.train.Features(feature={key: feature(part) for key, part in planes.items()}))
-
-
-def _planes(
-    scan: Scan, lungs: np.ndarray, lesions: np.ndarray | None, grid: tuple[int, int, int]
-) -> dict[str, np.ndarray | None]:
-    """Whole slices, evenly chosen, as `LungSegmenter` brings them onto its grid; a mask is where half a cell is."""
-    from tf_covid.layers.resample import clipped_hu, full_axis_matrix, in_plane
-
-    count, height, width = grid
-    chosen = np.linspace(0, scan.shape[0] - 1, count).round().astype(int)
-    rows, columns = full_axis_matrix(height, scan.shape[1]), full_axis_matrix(width, scan.shape[2])
-
-    def small(volume: np.ndarray) -> np.ndarray:
-        return np.asarray(in_plane(rows, volume, columns))
-
-    hu = small(clipped_hu(scan.hu[chosen]).numpy())
-    return {
-        "hu": np.rint(hu).astype("<i2"),
-        "lungs": small(lungs[chosen].astype(np.float32)) >= 0.5,
-        "lesions": None if lesions is None else small(lesions[chosen].astype(np.float32)) >= 0.5,
-    }
-
-
-class _Road:
-    """The stages between a scan and its clip, as `infer` runs them; the classifier that follows does not matter."""
-
-    def __init__(self, grid: tuple[int, int, int], preprocessing: Preprocessing, lungs: str) -> None:
-        import keras
-        import tensorflow as tf
-
-        from tf_covid.stratifier_model import Stratifier
-        from tf_covid.weights import load
-
-        nobody = keras.Sequential([keras.Input((*grid, 1)), keras.layers.Identity()])
-        self.stratifier = Stratifier(nobody, load(lungs).network, preprocessing)
-        volume = tf.TensorSpec([1, None, None, None], tf.int16)
-        self.segment = tf.function(
-            self.stratifier.segment, input_signature=[volume, tf.TensorSpec([1], tf.int32)], jit_compile=False
-        )
-        self.sample = tf.function(
-            self._sample, input_signature=[volume, volume, tf.TensorSpec([1, None, None, None], tf.float32)]
-        )
-
-    def _sample(self, hu: Any, lesions: Any, probability: Any) -> tuple[Any, ...]:
-        road = self.stratifier
-        keep = road.slice_rule(probability)
-        box = road.lung_box(probability, keep)
-        return *(road.sampler(part, keep, box)[0] for part in (hu, probability, lesions)), keep[0]
-
-    def clip(self, scan: Scan, lesions: np.ndarray | None) -> tuple[dict[str, np.ndarray | None], int]:
-        """HU, lungs and lesions on the working grid, and how many slices they were made of."""
-        hu = scan.hu[np.newaxis]
-        found = self.segment(hu, np.array([len(scan.hu)], np.int32))["lungs"]
-        share = (found.numpy()[0] > 0.5).mean(axis=(1, 2))
-        minimum = self.stratifier.slice_rule.minimum
-        findings = lung_findings(share, min_fraction=minimum, spacing_mm=scan.spacing_mm)
-        if any(finding.level == "error" for finding in findings):
-            raise ScanRefused([*scan.findings, *findings])
-        ill = np.zeros_like(hu) if lesions is None else lesions[np.newaxis].astype(np.int16)
-        values, lungs, diseased, keep = (part.numpy() for part in self.sample(hu, ill, found))
-        planes = {"hu": np.rint(values).astype("<i2"), "lungs": lungs >= 0.5}
-        return planes | {"lesions": None if lesions is None else diseased >= 0.5}, int(keep.sum())
-
-
-# One a process: a model is loaded once, before the first scan that needs it.
-_road = functools.lru_cache(maxsize=1)(_Road)

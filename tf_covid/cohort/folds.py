@@ -52,13 +52,16 @@ def make_folds(
         by_site: Leave one site out in each fold; `count` is the number of sites then.
 
     Raises:
-        CohortError: If a class has fewer patients than folds, a row has no site, or a patient was at two sites.
+        CohortError: If a class has fewer patients than folds, a row has no site, a patient was at two sites, or a class
+            is at one site only.
     """
     cases = [row.case for row in rows]
     if by_site:
         sites = _sites(rows)
         names = tuple(sorted(set(sites.values())))
-        return Folds(kind="site", seed=seed, names=names, test={case: names.index(sites[case]) for case in cases})
+        folds = Folds(kind="site", seed=seed, names=names, test={case: names.index(sites[case]) for case in cases})
+        check_classes(folds, labels)
+        return folds
     patients = [row.patient for row in rows]
     classes = [labels[case] for case in cases]
     _enough(classes, patients, count)
@@ -69,9 +72,11 @@ def make_folds(
     test: dict[str, int] = {}
     for fold, (_, chosen) in enumerate(splitter.split(np.zeros(len(cases)), classes, patients)):
         test |= {cases[number]: fold for number in chosen}
-    return Folds(
+    folds = Folds(
         kind="stratified", seed=seed, names=tuple(map(str, range(count))), test={case: test[case] for case in cases}
     )
+    check_classes(folds, labels)
+    return folds
 
 
 def _sites(rows: Sequence[Row]) -> dict[str, str]:
@@ -114,6 +119,29 @@ def check_folds(folds: Folds, rows: Sequence[Row]) -> None:
     if len(folds.names) < 2 or set(folds.test.values()) != set(range(len(folds.names))):
         raise CohortError(f"each of two or more folds needs a case; these are {len(folds.names)}, or one is empty")
     audit({row.case: {"patient": row.patient} for row in rows}, folds)
+
+
+def check_classes(folds: Folds, labels: Mapping[str, int]) -> None:
+    """That each network is taught every class of the cohort.
+
+    A class that is not on the test side is no error: a site may have no severe case. The study's metrics are those of
+    all folds together, where it is.
+
+    Args:
+        folds: The folds; cases that only they or only the labels know do not count.
+        labels: Case → class.
+
+    Raises:
+        CohortError: Naming the fold and the class.
+    """
+    where: dict[int, set[int]] = defaultdict(set)
+    for case, fold in folds.test.items():
+        if case in labels:
+            where[labels[case]].add(fold)
+    # A class that is tested in one fold only has nobody in the training of that one.
+    if alone := [(min(found), label) for label, found in sorted(where.items()) if len(found) == 1]:
+        facts = "; ".join(f"fold {folds.names[fold]} cannot learn class {label}" for fold, label in alone)
+        raise CohortError(f"{facts}: all its cases are tested in that fold; choose other folds")
 
 
 def audit(marks: Mapping[str, Mapping[str, str]], folds: Folds) -> None:
@@ -166,6 +194,11 @@ def held_out(
         who = sorted(name for name, value in label.items() if value == number)
         if total > 1:
             chosen |= set(rng.permutation(who)[: min(max(1, round(share * total)), total - 1)])
+    for number in sorted({labels[case] for case in cases}):
+        who = sorted({patient[case] for case in cases if labels[case] == number})
+        if chosen.issuperset(who):
+            # Of this class there are only earlier scans of patients who got worse: one of them has to teach it.
+            chosen.discard(who[0])
     return [case for case in cases if patient[case] not in chosen], [case for case in cases if patient[case] in chosen]
 
 

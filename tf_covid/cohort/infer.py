@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tf_covid.cohort.manifest import Row, read_manifest
 from tf_covid.errors import OutputError, ScanRefused
-from tf_covid.pipeline import refused, stratify, versions
+from tf_covid.pipeline import Models, refused, stratify, versions
 from tf_covid.report import row, write_case, write_summary
 from tf_covid.result import Finding, Result
 from tf_covid.scan import Case, Scan, find_cases, read_mask
@@ -23,8 +23,6 @@ from tf_covid.weights import catalog, quarantine
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from tf_covid.local import LocalModels
 
 #: Name of the table in the output folder.
 SUMMARY = "summary.csv"
@@ -91,6 +89,8 @@ class Run:
         options: What decides the answer.
         overwrite: Replace an answer of the same name to another question.
         before_models: Called once before TensorFlow is needed.
+        remote: What answers instead of models in this process, and the marks of its weights, which are part of what
+            decides an answer.
 
     Raises:
         ModelError: If a named model does not exist.
@@ -104,12 +104,13 @@ class Run:
         *,
         overwrite: bool = False,
         before_models: Callable[[], None] | None = None,
+        remote: tuple[Models, Sequence[str]] | None = None,
     ) -> None:
         self.out, self.options, self.overwrite = out, options, overwrite
-        self._before_models = before_models
-        files = [catalog.find(name) for name in (*options.models, "lungs-unet")]
+        self._before_models, self._remote = before_models, remote
+        files = () if remote else (*options.models, "lungs-unet")
         self._question = [
-            [quarantine.sha256(file) for file in files],
+            list(remote[1]) if remote else [quarantine.sha256(catalog.find(name)) for name in files],
             quarantine.sha256(options.lungs) if options.lungs else None,
             [options.precision, options.attention, options.attention_target, options.identifiers],
             versions()["tf-covid"],
@@ -122,8 +123,10 @@ class Run:
             raise OutputError(f"{out}: cannot be written to")
 
     @cached_property
-    def models(self) -> LocalModels:
+    def models(self) -> Models:
         """The networks, loaded at first use: keeping finished cases needs no TensorFlow."""
+        if self._remote is not None:
+            return self._remote[0]
         if self._before_models is not None:
             self._before_models()
         from tf_covid.local import LocalModels
@@ -168,7 +171,7 @@ class Run:
         values = written.as_dict()
         return Outcome(case.name, values, folder, problem=_problem(values))
 
-    def _stratify(self, scan: Scan, mask: np.ndarray | None, models: LocalModels) -> Result:
+    def _stratify(self, scan: Scan, mask: np.ndarray | None, models: Models) -> Result:
         import tensorflow as tf
 
         options = self.options

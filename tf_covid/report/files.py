@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tf_covid.atomic import alive
 from tf_covid.errors import OutputError
 from tf_covid.report import figures, html
 
@@ -192,18 +193,7 @@ def _leftovers(folder: Path) -> list[tuple[Path, str]]:
 
 def _runs_elsewhere(pid: int) -> bool:
     """Whether another living process has this number."""
-    if pid == os.getpid():
-        return False
-    if os.name != "posix":
-        # Elsewhere signal 0 is not a question but an attack; what is not ours is left alone there.
-        return True
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
+    return pid != os.getpid() and alive(pid)
 
 
 @contextlib.contextmanager

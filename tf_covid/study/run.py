@@ -12,89 +12,42 @@ RUN/predictions.csv, study.json, study.html
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
-import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from tf_covid.atomic import write_text
 from tf_covid.cohort import cache
-from tf_covid.cohort.folds import Folds, audit, check_folds, held_out, make_folds, read_folds, write_folds
+from tf_covid.cohort.folds import (
+    Folds,
+    audit,
+    check_classes,
+    check_folds,
+    held_out,
+    make_folds,
+    read_folds,
+    write_folds,
+)
 from tf_covid.cohort.manifest import Row, read_manifest
-from tf_covid.errors import OutputError, TrainingError
+from tf_covid.errors import TrainingError
 from tf_covid.pipeline import versions
 from tf_covid.study.answers import as_predictions
 from tf_covid.study.predictions import AnyPredictions, join, read_predictions, write_predictions
 from tf_covid.study.study import build_study, write_study
+from tf_covid.study.wish import Wish, alone
 from tf_covid.training import resume
 from tf_covid.training.fold import Plan, train
 from tf_covid.training.lessons import CLASSES, MODELS, Lesson, labels_of, lesson_for
 from tf_covid.training.run import inherited
-from tf_covid.training.settings import Settings
-from tf_covid.weights import Contract, catalog, load, quarantine, save_model
+from tf_covid.weights import Contract, Preprocessing, catalog, load, quarantine, save_model
 from tf_covid.weights.files import build
 
-#: (label, number of steps) → a context whose value is called with a text after each step.
-Watch = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
-
-NOTE = "Trained by tfcovid fit on a cohort of its user. Not validated for clinical use."
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What is to be trained.
-
-    Args:
-        manifest: The cohort.
-        task: Row of `lessons.MODELS`.
-        model: Network.
-        out: The run's folder.
-        settings: How.
-        init: Shipped name or file whose weights it starts from; None: at random.
-        folds: Number of folds.
-        by_site: A fold a site instead.
-        folds_file: Folds of an earlier run.
-        lungs: The lung model.
-        cache: Folder of the records; None: in the run's folder.
-        max_skipped: How many scans may be unusable.
-        mirrored: Train on all devices.
-        note: What the model files say of their training data.
-    """
-
-    manifest: Path
-    task: str
-    model: str
-    out: Path
-    settings: Settings
-    init: str | Path | None = None
-    folds: int = 4
-    by_site: bool = False
-    folds_file: Path | None = None
-    lungs: str = "lungs-unet"
-    cache: Path | None = None
-    max_skipped: int = 0
-    mirrored: bool = False
-    note: str = NOTE
-
-    def question(self) -> dict[str, Any]:
-        """What decides the run's weights."""
-        return {
-            "manifest_sha256": quarantine.sha256(self.manifest),
-            "task": self.task,
-            "model": self.model,
-            "init": quarantine.sha256(catalog.find(self.init)) if self.init else "scratch",
-            "folds": quarantine.sha256(self.folds_file) if self.folds_file else "site" if self.by_site else self.folds,
-            "lungs_sha256": quarantine.sha256(catalog.find(self.lungs)),
-            "mirrored": self.mirrored,
-            "settings": self.settings.model_dump(mode="json"),
-            "tf-covid": versions()["tf-covid"],
-        }
+#: (label, number of steps) → a context whose value is called after each step with its number, from 0, and a text.
+Watch = Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]
 
 
 def fit(
@@ -127,11 +80,12 @@ def fit(
     if wish.settings.held_out and not held_out(list(labels), rows, labels, wish.settings.held_out, 0)[1]:
         raise TrainingError("held_out: no class has two patients, so nobody can tell when to stop")
     if wish.folds_file:
-        read_folds(wish.folds_file)  # before hours of reading scans
+        check_classes(read_folds(wish.folds_file), labels)  # before hours of reading scans
     elif not (wish.out / "folds.json").exists():
         make_folds(rows, labels, wish.folds, wish.settings.seed, by_site=wish.by_site)
-    with _alone(wish, goes_on=goes_on, say=say):
+    with alone(wish, workers=workers, goes_on=goes_on, say=say):
         preprocessing, channels, shared = inherited(wish.init)
+        _say_window(preprocessing, wish, say)
         preprocessing = wish.settings.preprocessing(preprocessing)
         wanted = _wanted(wish, rows, preprocessing)
         first = lesson_for(wish.task, wish.model, rows, labels, wish.settings, preprocessing, channels, wanted.grid)
@@ -169,6 +123,12 @@ def _marks(
         ours = marks.pop("patient", "")
         found[row.case] = {"patient": row.patient, "DICOM patient": "" if ours in common else ours, **marks}
     return found
+
+
+def _say_window(preprocessing: Preprocessing, wish: Wish, say: Callable[[str], None]) -> None:
+    level, width = preprocessing.level_hu, preprocessing.width_hu
+    if (level, width) != (Preprocessing().level_hu, Preprocessing().width_hu):
+        say(f"window: {level - width / 2:g} to {level + width / 2:g} HU, as {wish.init} was trained with")
 
 
 def _wanted(wish: Wish, rows: Sequence[Row], preprocessing: Any) -> cache.Wanted:
@@ -247,6 +207,7 @@ def _folds(wish: Wish, rows: Sequence[Row], labels: Mapping[str, int]) -> Folds:
     if own.exists() or wish.folds_file:
         folds = read_folds(own if own.exists() else wish.folds_file or own)
         check_folds(folds, rows)
+        check_classes(folds, labels)
     else:
         folds = make_folds(rows, labels, wish.folds, wish.settings.seed, by_site=wish.by_site)
     write_folds(folds, own)
@@ -280,7 +241,7 @@ def _fold(
     with watch(name, wish.settings.epochs) as step:
         trained = train(
             plan, [entries[case] for case in teach], [entries[case] for case in watched], folder,
-            told=lambda epoch, values: step(_line(epoch, wish.settings.epochs, values)), board=folder / "board",
+            told=lambda epoch, values: step(epoch, _line(epoch, wish.settings.epochs, values)), board=folder / "board",
         )  # fmt: skip
     origin = f"tfcovid fit {wish.task}, {wish.model}, seed {wish.settings.seed}, {name}{trained.origin}"
     save_model(trained.network, contract.model_copy(update={"origin": origin}), folder / "model.keras")
@@ -314,48 +275,3 @@ def _finish(wish: Wish, parts: Sequence[Any], count: int) -> Path:
     write_predictions(joined, wish.out / "predictions.csv")
     write_study(study, joined, curves, wish.out)
     return wish.out / "study.html"
-
-
-@contextmanager
-def _alone(wish: Wish, *, goes_on: bool, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the run's folder: for this process only, and for this question only."""
-    question = wish.question()
-    try:
-        wish.out.mkdir(parents=True, exist_ok=True)
-        there = [path for path in wish.out.iterdir() if path.name != ".lock"]
-        lock = os.open(wish.out / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
-    except OSError as error:
-        raise OutputError(f"{wish.out}: cannot be written to ({error.strerror})") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise TrainingError(f"{wish.out}: another process is working there") from error
-        _same_question(wish, question, there, goes_on=goes_on, say=say)
-        yield
-    finally:
-        with suppress(OSError):
-            os.close(lock)
-
-
-def _same_question(
-    wish: Wish, question: dict[str, Any], there: Sequence[Path], *, goes_on: bool, say: Callable[[str], None]
-) -> None:
-    known, here = wish.out / "run.json", resume.environment()
-    if not there:
-        write_text(json.dumps({"question": question, "environment": here}, indent=1), known)
-        return
-    if not goes_on:
-        raise OutputError(f"{wish.out} is not empty: --resume goes on with a run of the same settings")
-    try:
-        before = json.loads(known.read_text("utf-8"))
-        asked, where = before["question"], before["environment"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(f"{wish.out}: holds no run of tfcovid fit") from error
-    question = json.loads(json.dumps(question))
-    if asked != question:
-        other = sorted(key for key in {*asked, *question} if asked.get(key) != question.get(key))
-        raise TrainingError(f"{wish.out}: the run there differs in {', '.join(other)}; choose another --out")
-    if where != here:
-        other = sorted(key for key in {*where, *here} if where.get(key) != here.get(key))
-        say(f"warning: the run began with other {', '.join(other)}: its weights will not be the same bit for bit")

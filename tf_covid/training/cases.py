@@ -24,6 +24,7 @@ import click
 import numpy as np
 
 from tf_covid import phantom
+from tf_covid.cohort.workers import end_with_parent
 from tf_covid.phantom import PhantomSettings, draw_chest
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def draw_cases(folder: Path, seeds: range, *, workers: int = 2) -> None:
         return
     # A process each, so one BLAS thread each; spawned, since TensorFlow may already run threads in this process.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=end_with_parent) as pool:
         for number, _ in enumerate(pool.map(_draw, [folder] * len(missing), missing, chunksize=4), 1):
             if number % 100 == 0:
                 log.info("drawn %d of %d", number, len(missing))

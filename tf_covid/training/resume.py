@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,37 @@ def deterministic() -> None:
 
 
 def environment() -> dict[str, Any]:
-    """What else decides the bits of a training: versions, threads, kernels."""
+    """What else decides the bits of a training: versions, threads, kernels, and what they run on."""
     return {
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "numpy": np.__version__,
         "intra_op_threads": tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count(),
+        "inter_op_threads": tf.config.threading.get_inter_op_parallelism_threads() or "default",
+        "cpus": _cpus(),
+        "device": _device(),
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1"),
     }
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names of what is other in two environments; what only one of them has is none: an older run recorded less."""
+    return sorted(key for key in before.keys() & now.keys() if before[key] != now[key])
+
+
+def _cpus() -> int | None:
+    """Processors that this process may use: TensorFlow takes a thread for each."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count()
+
+
+def _device() -> str:
+    """Kind of the GPUs, or of the processor: kernels are chosen by what it can do."""
+    if gpus := tf.config.list_physical_devices("GPU"):
+        return ", ".join(tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus)
+    try:
+        facts = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        facts = ""
+    names = (line.partition(":")[2].strip() for line in facts.splitlines() if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

@@ -42,15 +42,15 @@ def inherited(init: str | Path | None) -> tuple[Preprocessing, int, dict[str, An
     """What a classifier that starts from a file must share with it, or the weights would meet another input.
 
     Returns:
-        Preprocessing with the file's input scaling, channels of the input, further arguments of the builder.
+        Preprocessing with the file's HU window and input scaling, channels of the input, further arguments of the
+        builder.
     """
     if init is None:
         return Preprocessing(), 1, {}
     contract = read_contract(catalog.find(init))
-    scaling = contract.preprocessing
-    preprocessing = Preprocessing(input_scale=scaling.input_scale, input_offset=scaling.input_offset)
+    kept = contract.preprocessing.model_dump(include={"level_hu", "width_hu", "input_scale", "input_offset"})
     shared: dict[str, Any] = {key: contract.arguments[key] for key in ("stem", "trunk") if key in contract.arguments}
-    return preprocessing, int(contract.arguments["input_shape"][-1]), shared
+    return Preprocessing(**kept), int(contract.arguments["input_shape"][-1]), shared
 
 
 def start_from(network: keras.Model, init: str | Path | None) -> str:

@@ -18,6 +18,7 @@ import keras
 import numpy as np
 from pydantic import ValidationError
 
+from tf_covid.atomic import workshop
 from tf_covid.errors import ModelError
 from tf_covid.models import NETWORKS
 from tf_covid.weights import catalog, quarantine
@@ -123,6 +124,9 @@ def save_model(network: keras.Model, contract: Contract, path: Path, *, dtype: s
         contract: What the file says about itself.
         path: Ends with `.keras`.
         dtype: "float16" halves the file; Keras casts back to the variables' float32 on loading.
+
+    Raises:
+        OutputError: If it cannot be written.
     """
     clean = NETWORKS[contract.model].build(**contract.arguments)
     clean.set_weights(network.get_weights())
@@ -133,8 +137,8 @@ def write(network: keras.Model, contract: Contract, path: Path, *, dtype: str = 
     """`save_model` of a network that was just built from the contract's arguments, in float32 and not compiled."""
     # Weights do not pack: a tenth of halves, which are there to be small, but a fourteenth of float32, for its time.
     packing = zipfile.ZIP_STORED if dtype == "float32" else zipfile.ZIP_DEFLATED
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        plain, final = Path(folder) / "plain.keras", Path(folder) / "final.keras"
+    with workshop(path) as folder:
+        plain, final = folder / "plain.keras", folder / "final.keras"
         network.save(plain)
         with zipfile.ZipFile(plain) as source, zipfile.ZipFile(final, "w", zipfile.ZIP_DEFLATED) as target:
             for name in source.namelist():

@@ -1,0 +1,89 @@
+"""What a record of the cache is made of: slices of a scan with their masks, on a working grid."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from tf_covid.errors import ScanRefused
+from tf_covid.scan import Scan, lung_findings
+from tf_covid.weights import Preprocessing
+
+#: HU and masks by name; None where nobody drew one.
+Planes = dict[str, np.ndarray | None]
+
+
+def whole_slices(scan: Scan, lungs: np.ndarray, lesions: np.ndarray | None, grid: tuple[int, int, int]) -> Planes:
+    """Whole slices, evenly chosen, as `LungSegmenter` brings them onto its grid; a mask is where half a cell is."""
+    from tf_covid.layers.resample import clipped_hu, full_axis_matrix, in_plane
+
+    count, height, width = grid
+    chosen = np.linspace(0, scan.shape[0] - 1, count).round().astype(int)
+    rows, columns = full_axis_matrix(height, scan.shape[1]), full_axis_matrix(width, scan.shape[2])
+
+    def small(volume: np.ndarray) -> np.ndarray:
+        return np.asarray(in_plane(rows, volume, columns))
+
+    hu = small(clipped_hu(scan.hu[chosen]).numpy())
+    return {
+        "hu": np.rint(hu).astype("<i2"),
+        "lungs": small(lungs[chosen].astype(np.float32)) >= 0.5,
+        "lesions": None if lesions is None else small(lesions[chosen].astype(np.float32)) >= 0.5,
+    }
+
+
+class Road:
+    """The stages between a scan and its clip, as `infer` runs them; the classifier that follows does not matter.
+
+    Args:
+        grid: Frames, height and width of what is kept.
+        preprocessing: Slice rule and box.
+        lungs: The lung model, by name or file.
+    """
+
+    def __init__(self, grid: tuple[int, int, int], preprocessing: Preprocessing, lungs: str) -> None:
+        import keras
+        import tensorflow as tf
+
+        from tf_covid.stratifier_model import Stratifier
+        from tf_covid.weights import load
+
+        nobody = keras.Sequential([keras.Input((*grid, 1)), keras.layers.Identity()])
+        self.stratifier = Stratifier(nobody, load(lungs).network, preprocessing)
+        volume = tf.TensorSpec([1, None, None, None], tf.int16)
+        self.segment = tf.function(
+            self.stratifier.segment, input_signature=[volume, tf.TensorSpec([1], tf.int32)], jit_compile=False
+        )
+        self.sample = tf.function(
+            self._sample, input_signature=[volume, volume, tf.TensorSpec([1, None, None, None], tf.float32)]
+        )
+
+    def _sample(self, hu: Any, lesions: Any, probability: Any) -> tuple[Any, ...]:
+        way = self.stratifier
+        keep = way.slice_rule(probability)
+        box = way.lung_box(probability, keep)
+        return *(way.sampler(part, keep, box)[0] for part in (hu, probability, lesions)), keep[0]
+
+    def clip(self, scan: Scan, lesions: np.ndarray | None) -> tuple[Planes, int]:
+        """HU, lungs and lesions on the working grid, and how many slices they were made of.
+
+        Raises:
+            ScanRefused: If there are no lungs in the scan.
+        """
+        hu = scan.hu[np.newaxis]
+        found = self.segment(hu, np.array([len(scan.hu)], np.int32))["lungs"]
+        share = (found.numpy()[0] > 0.5).mean(axis=(1, 2))
+        minimum = self.stratifier.slice_rule.minimum
+        findings = lung_findings(share, min_fraction=minimum, spacing_mm=scan.spacing_mm)
+        if any(finding.level == "error" for finding in findings):
+            raise ScanRefused([*scan.findings, *findings])
+        ill = np.zeros_like(hu) if lesions is None else lesions[np.newaxis].astype(np.int16)
+        values, lungs, diseased, keep = (part.numpy() for part in self.sample(hu, ill, found))
+        planes = {"hu": np.rint(values).astype("<i2"), "lungs": lungs >= 0.5}
+        return planes | {"lesions": None if lesions is None else diseased >= 0.5}, int(keep.sum())
+
+
+# One a process: a model is loaded once, before the first scan that needs it.
+road = functools.lru_cache(maxsize=1)(Road)

@@ -1,0 +1,72 @@
+"""Processes that work through a cohort beside this one, and end when it does, however it ends."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from tf_covid.errors import CohortError
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+
+def results(work: Callable[[Item], Found], items: Sequence[Item], workers: int) -> Iterator[Found]:
+    """What a function gives for each item, in order.
+
+    Args:
+        work: Can be pickled.
+        items: What it is called with.
+        workers: Number of processes; 1 works in this one.
+
+    Raises:
+        CohortError: If a process died.
+    """
+    if workers <= 1:
+        yield from map(work, items)
+        return
+    # Spawned, since TensorFlow may already run threads in this process.
+    context = multiprocessing.get_context("spawn")
+    threads = max((os.cpu_count() or 1) // workers, 1)
+    try:
+        with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(threads,)) as pool:
+            jobs = [pool.submit(work, item) for item in items]
+            try:
+                yield from (job.result() for job in jobs)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+    except BrokenProcessPool as error:
+        raise CohortError(
+            "a process that reads scans was killed, most likely for want of memory; what it made is kept: "
+            "use fewer workers and start again"
+        ) from error
+
+
+def end_with_parent() -> None:
+    """Let this process end as soon as the one that started it is gone, even by SIGKILL.
+
+    A worker of a pool waits for work at a pipe that it holds open itself, so that nothing else would wake it.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_outlive, args=(parent,), daemon=True).start()
+
+
+def _outlive(parent: Any) -> None:
+    # Waits at a pipe that the parent alone holds open: the system closes it, whatever the parent died of.
+    parent.join()
+    os._exit(1)
+
+
+def _start(threads: int) -> None:
+    end_with_parent()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)

@@ -1,0 +1,133 @@
+"""What `tfcovid fit` is asked for, and the folder of a run: one process and one question at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tf_covid.atomic import sweep, write_text
+from tf_covid.errors import OutputError, TrainingError
+from tf_covid.pipeline import versions
+from tf_covid.training import resume
+from tf_covid.training.settings import Settings
+from tf_covid.weights import catalog, quarantine
+
+#: Stands in the file of every network of a run, unless told otherwise.
+NOTE = "Trained by tfcovid fit on a cohort of its user. Not validated for clinical use."
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be trained.
+
+    Args:
+        manifest: The cohort.
+        task: Row of `lessons.MODELS`.
+        model: Network.
+        out: The run's folder.
+        settings: How.
+        init: Shipped name or file whose weights it starts from; None: at random.
+        folds: Number of folds.
+        by_site: A fold a site instead.
+        folds_file: Folds of an earlier run.
+        lungs: The lung model.
+        cache: Folder of the records; None: in the run's folder.
+        max_skipped: How many scans may be unusable.
+        mirrored: Train on all devices.
+        note: What the model files say of their training data.
+    """
+
+    manifest: Path
+    task: str
+    model: str
+    out: Path
+    settings: Settings
+    init: str | Path | None = None
+    folds: int = 4
+    by_site: bool = False
+    folds_file: Path | None = None
+    lungs: str = "lungs-unet"
+    cache: Path | None = None
+    max_skipped: int = 0
+    mirrored: bool = False
+    note: str = NOTE
+
+    def question(self) -> dict[str, Any]:
+        """What decides the run's weights."""
+        return {
+            "manifest_sha256": quarantine.sha256(self.manifest),
+            "task": self.task,
+            "model": self.model,
+            "init": quarantine.sha256(catalog.find(self.init)) if self.init else "scratch",
+            "folds": quarantine.sha256(self.folds_file) if self.folds_file else "site" if self.by_site else self.folds,
+            "lungs_sha256": quarantine.sha256(catalog.find(self.lungs)),
+            "mirrored": self.mirrored,
+            "settings": self.settings.model_dump(mode="json"),
+            "tf-covid": versions()["tf-covid"],
+        }
+
+
+@contextmanager
+def alone(wish: Wish, *, workers: int, goes_on: bool, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold a run's folder: for this process only, and for this question only.
+
+    Args:
+        wish: The question.
+        workers: Processes that fill the cache; stands in `run.json`.
+        goes_on: Whether the folder holds a run that is to be finished.
+        say: Hears of a difference that changes the bits of the weights.
+
+    Raises:
+        TrainingError: If another process works there, or the run there is another.
+        OutputError: If the folder cannot be written to, or is to be empty and is not.
+    """
+    question = wish.question()
+    try:
+        wish.out.mkdir(parents=True, exist_ok=True)
+        there = [path for path in wish.out.iterdir() if path.name != ".lock"]
+        lock = os.open(wish.out / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError as error:
+        raise OutputError(f"{wish.out}: cannot be written to ({error.strerror})") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise TrainingError(f"{wish.out}: another process is working there") from error
+        _same_question(wish, question, there, workers=workers, goes_on=goes_on, say=say)
+        for folder in (wish.out, *wish.out.glob("fold-*")):
+            sweep(folder)
+        yield
+    finally:
+        with suppress(OSError):
+            os.close(lock)
+
+
+def _same_question(
+    wish: Wish, question: dict[str, Any], there: Sequence[Path], *, workers: int, goes_on: bool,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    known, here = wish.out / "run.json", resume.environment()
+    if not there:
+        # A record is the same whoever made it, so that a run may go on with another number of workers.
+        facts = {"question": question, "environment": here, "workers": workers}
+        write_text(json.dumps(facts, indent=1), known)
+        return
+    if not goes_on:
+        raise OutputError(f"{wish.out} is not empty: --resume goes on with a run of the same settings")
+    try:
+        before = json.loads(known.read_text("utf-8"))
+        asked, where = before["question"], before["environment"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{wish.out}: holds no run of tfcovid fit") from error
+    question = json.loads(json.dumps(question))
+    if asked != question:
+        other = sorted(key for key in {*asked, *question} if asked.get(key) != question.get(key))
+        raise TrainingError(f"{wish.out}: the run there differs in {', '.join(other)}; choose another --out")
+    if other := resume.differences(where, here):
+        say(f"warning: the run began with other {', '.join(other)}: its weights will not be the same bit for bit")
