@@ -223,3 +223,49 @@ def test_an_empty_map_stays_empty():
     raw, full = np.zeros((2, 2, 2), np.float32), np.array([0, 1, 0, 1.0])
     volume, inside = attention.onto_scan(raw, SAME, (2, 2, 2), np.ones(4, bool), full, np.ones((4, 8, 8)))
     assert volume.shape == (4, 8, 8) and not volume.any() and inside is None
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (2, 2), ((1, 3, 3), (1, 2, 2))])
+def test_the_fair_pool_is_a_max_pool_and_its_gradient_is_tensorflows_where_nothing_ties(size, stride, padding):
+    arguments = {"pool_size": size, "strides": stride, "padding": padding}
+    x = tf.constant(np.random.default_rng(5).standard_normal((2, 7, 8, 9, 3), np.float32))
+    answers, gradients = [], []
+    for kind in (attention.FairMaxPool3D, keras.layers.MaxPooling3D):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = kind(**arguments)(x)
+            score = tf.reduce_sum(y * tf.cos(tf.reshape(tf.range(tf.size(y), dtype=tf.float32), y.shape)))
+        answers.append(y.numpy())
+        gradients.append(tape.gradient(score, x).numpy())
+    np.testing.assert_array_equal(*answers)
+    np.testing.assert_allclose(*gradients, atol=1e-6)
+
+
+def test_ties_share_the_gradient_of_their_window():
+    """TensorFlow's own CPU kernel gives it to each of them, 27 times over where a clip is constant."""
+    x = tf.ones((1, 6, 6, 6, 1))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        score = tf.reduce_sum(attention.FairMaxPool3D(2)(x))
+    np.testing.assert_allclose(tape.gradient(score, x), np.full(x.shape, 1 / 8), atol=1e-6)
+
+
+def test_a_map_is_the_same_in_a_graph_and_outside(i3d, clip):
+    """What tf-keras-vis computes outside a graph is what an export computes inside, on a clip that is mostly empty."""
+    clip = np.array(clip)
+    clip[:, :, :20], clip[:, :, :, 40:] = 0, 0
+    cut = attention.split(i3d, "Mixed_3c")
+    features = cut.backbone(clip)
+
+    @tf.function
+    def weights(features):
+        with tf.GradientTape() as tape:
+            tape.watch(features)
+            score = attention.expected_class(cut.fair_head(features, training=False)["logits"])
+        return tf.reduce_mean(tape.gradient(score, features), axis=(1, 2, 3))
+
+    raw = attention.attention_map(cut.explained, features, attention.expected_class)
+    inside = np.maximum((features.numpy() * weights(features).numpy()[:, None, None, None]).sum(-1), 0)[0]
+    assert inside.max() > 0
+    np.testing.assert_allclose(raw, inside, atol=1e-5 * inside.max())

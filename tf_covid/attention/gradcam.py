@@ -26,12 +26,14 @@ class Split:
     Args:
         backbone: Clip → features.
         head: Features → `{"logits": …}` and `ct_score` where the network has one.
-        explained: Features → logits only; its first layer is called "features".
+        fair_head: The same answers from the same weights, with pools whose gradient is right (`FairMaxPool3D`).
+        explained: `fair_head`, logits only; its first layer is called "features".
         endpoint: Name of the layer at the cut.
     """
 
     backbone: keras.Model
     head: keras.Model
+    fair_head: keras.Model
     explained: keras.Model
     endpoint: str
 
@@ -53,8 +55,52 @@ def split(network: keras.Model, endpoint: str) -> Split:
     inputs = keras.Input(features.shape[1:], dtype="float32", name="seed")
     # tf-keras-vis differentiates by the output of a layer, and an input is none.
     first = keras.layers.Activation("linear", dtype="float32", name=_FIRST)(inputs)
-    explained = keras.Model(inputs, head(first)["logits"], name="explained")
-    return Split(backbone, head, explained, endpoint)
+    fair = keras.models.clone_model(head, clone_function=_fair)
+    explained = keras.Model(inputs, fair(first)["logits"], name="explained")
+    return Split(backbone, head, fair, explained, endpoint)
+
+
+class FairMaxPool3D(keras.layers.MaxPooling3D):
+    """Max pooling whose gradient is shared by all cells of a window that hold its maximum.
+
+    Outside the lungs a clip is constant, and so are the features: whole windows are ties. TensorFlow's own gradient on
+    a CPU (without oneDNN, and always outside a graph) gives each of them the whole gradient, which multiplied the
+    weight of the empty background in Grad-CAM many times over; oneDNN gives it to one of them. Here a window's
+    gradient stays what it is, on every device.
+
+    The arguments, the input and the output are those of `keras.layers.MaxPooling3D`, channels last.
+    """
+
+    def call(self, inputs: Any) -> Any:
+        """Maximum along one axis after the other."""
+        x = inputs
+        for axis, (size, stride) in enumerate(zip(self.pool_size, self.strides, strict=True), 1):
+            x = _max_along(x, axis, size, stride, self.padding)
+        return x
+
+
+def _max_along(x: Any, axis: int, size: int, stride: int, padding: str) -> Any:
+    length = x.shape[axis]
+    count = -(-length // stride) if padding == "same" else (length - size) // stride + 1
+    reach = (count - 1) * stride + size
+    before = max(reach - length, 0) // 2 if padding == "same" else 0
+    edges = [[0, 0]] * len(x.shape)
+    edges[axis] = [before, max(reach - length - before, 0)]
+    padded = tf.pad(x, edges, constant_values=x.dtype.min)
+    cells = []
+    for first in range(size):
+        window = [slice(None)] * len(x.shape)
+        window[axis] = slice(first, first + (count - 1) * stride + 1, stride)
+        cells.append(padded[tuple(window)])
+    # Its gradient is divided by the number of ties.
+    return tf.reduce_max(tf.stack(cells), axis=0)
+
+
+def _fair(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """The layer itself, weights and all, or the fair pool in the place of a pool."""
+    if isinstance(layer, keras.layers.MaxPooling3D):
+        return FairMaxPool3D.from_config(layer.get_config())
+    return layer
 
 
 def expected_class(logits: Any) -> Any:

@@ -96,7 +96,7 @@ def onto_scan(
     kept = np.flatnonzero(keep)
     # The rank of a kept slice among the kept, as the sampler put them one behind the other.
     place = (np.arange(len(kept)) + 0.5) / max(len(kept), 1) * clip[0] - 0.5
-    along = _weights((place - axes[0].first) / axes[0].step, raw.shape[0])
+    along = centre_weights((place - axes[0].first) / axes[0].step, raw.shape[0])
 
     def slices() -> Iterator[tuple[int, np.ndarray]]:
         """Number and float map of every kept slice; made twice rather than held, since a scan of them is large."""
@@ -119,10 +119,10 @@ def _plane_weights(axis: Axis, cells: int, clip: int, size: int, start: float, s
     share = (np.arange(size) + 0.5) / size
     place = (share - start) / (stop - start) * clip - 0.5
     inside = (share >= start) & (share <= stop)
-    return _weights((place - axis.first) / axis.step, cells) * inside[:, np.newaxis]
+    return centre_weights((place - axis.first) / axis.step, cells) * inside[:, np.newaxis]
 
 
-def _weights(cell: np.ndarray, cells: int) -> np.ndarray:
+def centre_weights(cell: np.ndarray, cells: int) -> np.ndarray:
     """Linear weights (n, cells) at fractional cell numbers; beyond the outermost centres their value continues."""
     distance = np.abs(np.clip(cell, 0, cells - 1)[:, np.newaxis] - np.arange(cells))
     return np.maximum(1.0 - distance, 0.0).astype(np.float32)
