@@ -129,9 +129,13 @@ def test_every_library_that_is_imported_is_declared() -> None:
     providers = importlib.metadata.packages_distributions()
 
     def undeclared(file: Path) -> set[str]:
-        # Only who imports a .pt, or decodes DICOM in the graph, needs the extra of that room.
-        extra = {"cohort": "tfio", "weights": "torch"}.get(room(module_name(file)) or "", "")
-        declared = {canonicalize_name(requirement.name) for requirement in requirements("tf-covid", extra)}
+        # Only who imports a .pt, decodes DICOM in the graph, or serves needs the extras of that room.
+        rooms = {"cohort": ["tfio"], "weights": ["torch"], "serving": ["serve", "openvino"]}
+        declared = {
+            canonicalize_name(requirement.name)
+            for extra in ["", *rooms.get(room(module_name(file)) or "", [])]
+            for requirement in requirements("tf-covid", extra)
+        }
         foreign = {name.split(".")[0] for _, name in imports(file)} - set(sys.stdlib_module_names) - {"tf_covid"}
         return {name for name in foreign if declared.isdisjoint(map(canonicalize_name, providers.get(name, (name,))))}
 

@@ -72,10 +72,13 @@ def main() -> None:
               help="What raises severity, or what speaks for the predicted class.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace an answer of the same name to another question.")
 @click.option("--keep-identifiers", is_flag=True, help="Put UIDs, patient id and name into result.json.")
+@click.option("--server", metavar="URL",
+              help="Let a server answer, ours or TF Serving: http://HOST:8501 or grpc://HOST:8500. --model is its name "
+                   "there; a token is read from the variable TFCOVID_TOKEN.")  # fmt: skip
 @_guarded
 def infer(
     inputs: tuple[Path, ...], out: Path, models: tuple[str, ...], lungs: Path | None, precision: str, attention: str,
-    attention_target: str, overwrite: bool, keep_identifiers: bool,
+    attention_target: str, overwrite: bool, keep_identifiers: bool, server: str | None,
 ) -> bool:  # fmt: skip
     """Answer chest CTs: severity class, CT score, lungs, attention map, report.
 
@@ -89,7 +92,18 @@ def infer(
     if lungs is not None and len(cases) != 1:
         raise click.UsageError(f"--lungs is the mask of one scan, but the input holds {len(cases)} cases.")
     options = Options(models, precision, attention, attention_target, lungs, keep_identifiers)
-    run = Run(out, options, overwrite=overwrite, before_models=console.import_tensorflow)
+    remote = None
+    if server is not None:
+        if lungs is not None or precision != "float32":
+            raise click.UsageError("--lungs and --precision need the models in this process, not a --server.")
+        if (attention, attention_target) not in (("none", "severity"), ("gradcam", "severity")):
+            raise click.UsageError("A --server explains by gradcam what raises severity, or nothing (none).")
+        console.import_tensorflow()
+        from tf_covid.serving.client import RemoteModels, connect
+
+        there = RemoteModels(connect(server, os.environ.get("TFCOVID_TOKEN")), models, console.note)
+        remote = (there, there.marks)
+    run = Run(out, options, overwrite=overwrite, before_models=console.import_tensorflow, remote=remote)
     summary, problems = Summary(out), 0
     for case in console.progress(cases, "infer", "name"):
         outcome = run.answer(case)
@@ -271,6 +285,92 @@ def manifest(folder: Path, kind: str, out: Path) -> bool:
     from tf_covid.cohort.adapters import adapt
 
     click.echo(adapt(folder, kind, out))
+    return True
+
+
+@main.command()
+@click.argument("model", metavar="MODEL")
+@click.option("--out", required=True, type=_FOLDER, help="Folder of the model, e.g. saved_models/NAME.")
+@click.option("--version", type=click.IntRange(1, 2**31 - 1), help="Number of the version; the next one if not given.")
+@_guarded
+def export(model: str, out: Path, version: int | None) -> bool:
+    """Write a model as a SavedModel for TF Serving: OUT/VERSION, and OUT-clip/VERSION for prepared clips.
+
+    MODEL is a shipped name or a .keras file. The SavedModel holds the whole road from int16 HU to the answer and its
+    attention map.
+    """
+    from tf_covid import console
+
+    console.import_tensorflow()
+    from tf_covid.serving.export import export as run
+
+    done = run(model, out, version)
+    click.echo(done.road)
+    click.echo(done.clip)
+    return True
+
+
+@main.command()
+@click.argument("model", metavar="MODEL")
+@click.argument("export", type=_FOLDER, metavar="EXPORT")
+@click.option("--server", "servers", multiple=True, metavar="URL",
+              help="A server that has the model: http://HOST:8501 or grpc://HOST:8500, once or more. Without, one is "
+                   "started.")  # fmt: skip
+@click.option("--scan", "scans", multiple=True, type=click.Path(path_type=Path, exists=True), metavar="PATH",
+              help="A chest CT, once or more; a synthetic one as DICOM and NIfTI if not given.")  # fmt: skip
+@_guarded
+def verify(model: str, export: Path, servers: tuple[str, ...], scans: tuple[Path, ...]) -> bool:
+    """Prove that a model and its export answer alike: Keras, SavedModel, OpenVINO, and a server by REST and gRPC.
+
+    MODEL is a shipped name or a .keras file, EXPORT the folder that `tfcovid export` wrote. Exits with 1 if any value
+    differs by more than 1e-4.
+    """
+    from tf_covid import console
+
+    console.import_tensorflow()
+    from tf_covid.serving.verify import verify as run
+
+    good = True
+    for check in run(model, export, servers, scans, console.note, os.environ.get("TFCOVID_TOKEN")):
+        click.echo(check.line())
+        good = good and check.holds
+    return good
+
+
+@main.command()
+@click.option("--models", default=Path("saved_models"), show_default=True, type=_FOLDER,
+              help="Folder of the exports: MODELS/NAME/VERSION.")  # fmt: skip
+@click.option("--port", default=8501, show_default=True, type=click.IntRange(0, 65535), help="Of REST; 0: a free one.")
+@click.option("--grpc-port", default=8500, show_default=True, type=click.IntRange(0, 65535), help="Of gRPC.")
+@click.option("--host", default="127.0.0.1", show_default=True,
+              help="Address to listen at. One that others can reach needs a token in the variable TFCOVID_TOKEN.")  # fmt: skip
+@click.option("--queue", default=8, show_default=True, type=click.IntRange(1, 10_000), help="Requests that may wait.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Requests computed at once.")
+@click.option("--time-limit", "time_limit_s", default=120.0, show_default=True, type=click.FloatRange(0.1, 86_400),
+              help="Seconds for a request.")  # fmt: skip
+@click.option("--message-mb", default=1024.0, show_default=True, type=click.FloatRange(1, 2047),
+              help="Largest request, in MB.")  # fmt: skip
+@_guarded
+def serve(
+    models: Path, port: int, grpc_port: int, host: str, queue: int, workers: int, time_limit_s: float,
+    message_mb: float,
+) -> bool:  # fmt: skip
+    """Serve exports by TF Serving's REST and gRPC API, and whole scans at /v1/scans, until Ctrl-C.
+
+    For laptops, development and tests; a hospital's server is TF Serving itself (deploy/). Requests must carry
+    `Authorization: Bearer TOKEN` where the variable TFCOVID_TOKEN is set.
+    """
+    from tf_covid import console
+
+    console.import_tensorflow()
+    from tf_covid.serving.server import serve as run
+    from tf_covid.serving.settings import Settings
+
+    settings = Settings(
+        models=models, port=port, grpc_port=grpc_port, host=host, queue=queue, workers=workers,
+        time_limit_s=time_limit_s, message_mb=message_mb, token=os.environ.get("TFCOVID_TOKEN") or None,
+    )  # fmt: skip
+    run(settings, console.note)
     return True
 
 

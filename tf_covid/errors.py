@@ -61,3 +61,7 @@ class CohortError(TfCovidError):
 
 class TrainingError(TfCovidError):
     """A training that cannot start, go on or be resumed; what it has reached is kept."""
+
+
+class ServingError(TfCovidError):
+    """A server or client that cannot work as asked, or what the other side answered instead of an answer."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ from tf_covid.layers.resample import full_axis_matrix, in_plane
 from tf_covid.models import NETWORKS
 from tf_covid.result import Finding
 from tf_covid.stratifier_model import Stratifier
-from tf_covid.weights import LoadedModel, load
+from tf_covid.weights import Contract, LoadedModel, load
 
 LUNGS = "lungs-unet"
 
@@ -43,6 +43,22 @@ class Segmentation:
     disease: np.ndarray | None = None
 
 
+class Named(Protocol):
+    """Which network answered: a `LoadedModel`, or one that a server has."""
+
+    @property
+    def name(self) -> str:
+        """Its shipped or file name."""
+
+    @property
+    def sha256(self) -> str:
+        """Of its file."""
+
+    @property
+    def contract(self) -> Contract:
+        """What its file says about it."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What one network says about one scan.
@@ -57,7 +73,7 @@ class Answer:
         seconds: Time it took.
     """
 
-    model: LoadedModel
+    model: Named
     probabilities: np.ndarray
     ct_score: float | None
     keep: np.ndarray
@@ -93,15 +109,10 @@ class Member:
         start = time.perf_counter()
         prepared = self.prepare(hu[np.newaxis], probability[np.newaxis])
         features, outputs = self.classify(prepared["clip"])
-        logits = outputs["logits"].numpy()[0].astype(np.float64)
         score = float(outputs["ct_score"].numpy()[0, 0]) if "ct_score" in outputs else None
-        if not (np.isfinite(logits).all() and np.isfinite(score or 0.0)):
-            message = f"The answer of {self.model.name} is not a finite number."
-            raise ScanRefused([Finding("not_finite", "error", message)])
-        shares = np.exp(logits - logits.max())
         return Answer(
             model=self.model,
-            probabilities=shares / shares.sum(),
+            probabilities=finite_probabilities(self.model.name, outputs["logits"].numpy()[0], score),
             ct_score=score,
             keep=prepared["keep"].numpy()[0],
             box=prepared["box"].numpy()[0],
@@ -149,6 +160,11 @@ class LocalModels:
     def finds_disease(self) -> bool:
         """Whether the lung model has a second output, diseased lung."""
         return self.members[0].stratifier.segmenter.outputs > 1
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """None beside those of this process."""
+        return {}
 
     @property
     def slice_minimum(self) -> float:
@@ -200,13 +216,31 @@ class LocalModels:
             clip = member.model.network.input_shape[1:4]
             volume, share = attention.onto_scan(raw, member.axes, clip, answer.keep, answer.box, lungs)
             volumes.append(volume)
-            shares += [] if share is None else [share]
-        return _mean_map(volumes), float(np.mean(shares)) if shares else None
+            shares.append(share)
+        return mean_map(volumes), mean_share(shares)
 
     @property
     def endpoint(self) -> str:
         """Where the networks were cut, e.g. "Mixed_5c"."""
         return " + ".join(dict.fromkeys(member.split.endpoint for member in self.members))
+
+
+def finite_probabilities(name: str, logits: np.ndarray, ct_score: float | None) -> np.ndarray:
+    """The softmax (classes,) of one scan's logits, in float64.
+
+    Raises:
+        ScanRefused: If logits or CT score are not finite.
+    """
+    if not (np.isfinite(logits).all() and np.isfinite(ct_score or 0.0)):
+        raise ScanRefused([Finding("not_finite", "error", f"The answer of {name} is not a finite number.")])
+    shares = np.exp(logits.astype(np.float64) - logits.max())
+    return shares / shares.sum()
+
+
+def mean_share(shares: Sequence[float | None]) -> float | None:
+    """The mean of those that are there."""
+    known = [share for share in shares if share is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _check_classes(model: LoadedModel) -> None:
@@ -219,7 +253,7 @@ def _check_classes(model: LoadedModel) -> None:
         raise ModelError(f"{model.name}: its classes are {model.contract.classes}, not {severity.LABELS}")
 
 
-def _mean_map(volumes: Sequence[np.ndarray]) -> np.ndarray:
+def mean_map(volumes: Sequence[np.ndarray]) -> np.ndarray:
     """Mean of uint8 maps (D, H, W), 255 at its maximum; slice by slice, without a float copy of a volume."""
     if len(volumes) == 1:
         return volumes[0]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -17,15 +17,53 @@ from tf_covid.result import Attention, Covid, Finding, Maps, ModelAnswer, Result
 from tf_covid.scan import Scan, lung_findings
 
 if TYPE_CHECKING:
-    from tf_covid.local import Answer, LocalModels
+    from tf_covid.local import Answer, Segmentation
 
 #: Lung volumes outside this range, in ml, are possible but rare in adults; they are pointed out.
 USUAL_VOLUME_ML = (1500.0, 9000.0)
 
 
+class Models(Protocol):
+    """What answers: `local.LocalModels`, or `serving.client.RemoteModels`; see there for each part."""
+
+    @property
+    def task(self) -> str:
+        """severity or covid."""
+
+    @property
+    def finds_disease(self) -> bool:
+        """Whether `segment` gives diseased lung."""
+
+    @property
+    def slice_minimum(self) -> float:
+        """The least share of a slice that must be lung."""
+
+    @property
+    def endpoint(self) -> str:
+        """The explained layer."""
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions that have a say in the answer, beside those of this process."""
+
+    def segment(self, hu: np.ndarray) -> Segmentation:
+        """The lungs of one scan."""
+
+    def from_mask(self, mask: np.ndarray) -> Segmentation:
+        """A user's lungs."""
+
+    def classify(self, hu: np.ndarray, probability: np.ndarray) -> list[Answer]:
+        """Every network's answer about one scan."""
+
+    def attend(
+        self, answers: Sequence[Answer], lungs: np.ndarray, target: str, number: int, method: str
+    ) -> tuple[np.ndarray, float | None]:
+        """The attention map on the scan."""
+
+
 def stratify(
     scan: Scan,
-    model: str | Path | Sequence[str | Path] | LocalModels = "severity-i3d",
+    model: str | Path | Sequence[str | Path] | Models = "severity-i3d",
     *,
     lungs: np.ndarray | None = None,
     precision: str = "float32",
@@ -38,7 +76,7 @@ def stratify(
     Args:
         scan: From `tf_covid.read`.
         model: A shipped name, a `.keras` file, several of one task (the mean of their probabilities), or
-            `LocalModels`, which are loaded once for many scans.
+            `LocalModels`, which are loaded once for many scans; or `RemoteModels`, which a server has.
         lungs: The user's own mask, bool (D, H, W) in canonical order, instead of the U-Net's. Diseased lung within it
             is still the U-Net's, if it finds any.
         precision: "float32" or "bfloat16", for models given by name or file.
@@ -81,7 +119,7 @@ def stratify(
         case=scan.case,
         status="repaired" if scan.repaired else "pass",
         findings=tuple(findings),
-        versions=versions(),
+        versions=versions() | models.versions,
         series=_series(scan, identifiers),
         lungs=reading.lungs,
         severity=_severity(number, probabilities, score) if models.task == "severity" else None,
@@ -103,15 +141,15 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("tf-covid", "tensorflow", "keras", "tf-keras-vis", "numpy")}
 
 
-def _models(model: str | Path | Sequence[str | Path] | LocalModels, precision: str) -> LocalModels:
+def _models(model: str | Path | Sequence[str | Path] | Models, precision: str) -> Models:
+    if not isinstance(model, (str, Path, Sequence)):
+        return model
     from tf_covid.local import LocalModels
 
-    if isinstance(model, LocalModels):
-        return model
     return LocalModels([model] if isinstance(model, (str, Path)) else list(model), precision=precision)
 
 
-def gate(models: LocalModels, probability: np.ndarray, spacing_mm: tuple[float, float, float]) -> Sequence[Finding]:
+def gate(models: Models, probability: np.ndarray, spacing_mm: tuple[float, float, float]) -> Sequence[Finding]:
     """What the lungs of a scan do not allow; with an "error" among it the scan is refused.
 
     Args:
@@ -129,7 +167,7 @@ def refuses(findings: Sequence[Finding]) -> bool:
     return any(finding.level == "error" for finding in findings)
 
 
-def _gate_then_classify(scan: Scan, models: LocalModels, probability: np.ndarray) -> list[Answer]:
+def _gate_then_classify(scan: Scan, models: Models, probability: np.ndarray) -> list[Answer]:
     findings = gate(models, probability, scan.spacing_mm)
     if refuses(findings):
         raise ScanRefused([*scan.findings, *findings])
@@ -143,7 +181,7 @@ def _mean_answer(answers: Sequence[Answer]) -> tuple[np.ndarray, float | None]:
 
 
 def _attend(
-    models: LocalModels, answers: Sequence[Answer], lungs: np.ndarray, method: str, target: str, number: int
+    models: Models, answers: Sequence[Answer], lungs: np.ndarray, method: str, target: str, number: int
 ) -> tuple[np.ndarray | None, Attention | None]:
     if method == "none":
         return None, None
@@ -154,7 +192,7 @@ def _attend(
     return volume, Attention(method, target, models.endpoint, fraction, per_slice)
 
 
-def _findings(scan: Scan, models: LocalModels, reading: LungReading, number: int, score: float | None) -> list[Finding]:
+def _findings(scan: Scan, models: Models, reading: LungReading, number: int, score: float | None) -> list[Finding]:
     # Of the cleaned mask: a table's tube in the last slice does not cut a lung off. Too little lung was refused before.
     limits = lung_findings(reading.share, min_fraction=models.slice_minimum, spacing_mm=scan.spacing_mm)
     found = [finding for finding in limits if finding.level != "error"]

@@ -52,7 +52,8 @@ def axis_matrix(start: Any, stop: Any, size_out: Any, size_in: Any) -> Any:
 
 def full_axis_matrix(size_out: Any, size_in: Any) -> Any:
     """`axis_matrix` from a whole axis onto another size; (1, size_out, size_in)."""
-    return axis_matrix(tf.zeros([1]), tf.cast(size_in, tf.float32)[tf.newaxis], size_out, size_in)
+    # Not [tf.newaxis]: OpenVINO reads a scalar's new axis from the wrong place.
+    return axis_matrix(tf.zeros([1]), tf.reshape(tf.cast(size_in, tf.float32), [1]), size_out, size_in)
 
 
 def in_plane(rows: Any, planes: Any, columns: Any) -> Any:

@@ -1,0 +1,254 @@
+"""`POST /v1/scans`: a whole scan in, its answer out, and nothing left behind."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import stat
+import sys
+import textwrap
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import nibabel
+import numpy as np
+import pytest
+
+from tf_covid.serving.scan_child import FILES, infer_command
+
+TOKEN = "a-token-for-tests"
+
+#: A stand-in for `tfcovid infer`: a real program, which does as the upload's first word says. UPLOAD, OUT, MODEL.
+STAND_IN = textwrap.dedent(
+    """
+    import json, os, pathlib, signal, sys, time, zipfile
+    upload, out, model = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]
+    word = zipfile.ZipFile(upload).read("word").decode() if upload.suffix == ".zip" else "answer"
+    facts = {"upload": upload.name, "model": model, "token": os.environ.get("TFCOVID_TOKEN"), "pid": os.getpid(),
+             "folder": str(upload.parent), "mode": oct(upload.parent.stat().st_mode & 0o777)}
+    def answer(case, **values):
+        folder = out / case
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps({"case": case, "status": "pass", "facts": facts, **values}))
+        if values.get("status") != "refused":
+            (folder / "report.html").write_text("<p>report</p>")
+            (folder / "montage.png").write_bytes(b"png")
+            (folder / "lungs.nii.gz").write_bytes(b"lungs")
+            (folder / "secret.txt").write_text("not to be handed out")
+    if word == "answer":
+        answer("scan")
+    elif word == "refuse":
+        answer("scan", status="refused", findings=[{"code": "few_slices"}])
+        sys.exit(1)
+    elif word == "several":
+        answer("one"), answer("two")
+    elif word == "nothing":
+        sys.exit("Error: " + str(upload) + ": no readable scan")
+    elif word == "wait":
+        (upload.parent / "began").touch()
+        time.sleep(600)
+    elif word == "memory":
+        held = bytearray(4 << 30)
+    elif word == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif word == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif word == "garbage":
+        (out / "scan").mkdir(parents=True)
+        (out / "scan/result.json").write_text("{")
+    """
+)
+
+
+def command(upload: Path, out: Path, model: str) -> Sequence[str]:
+    return (sys.executable, "-c", STAND_IN, str(upload), str(out), model)
+
+
+def saying(word: str) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr("word", word)
+    return data.getvalue()
+
+
+def nifti() -> bytes:
+    return nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)).to_bytes()
+
+
+@pytest.fixture
+def scans(start: Any, store: Any) -> Callable[..., Any]:
+    def make(**settings: Any) -> Any:
+        store.put("infers", "net")
+        store.put("linear-1", "linear")
+        return start(command, **settings)
+
+    return make
+
+
+def post(running: Any, content: bytes, model: str | None = None) -> httpx.Response:
+    return running.http.post("/v1/scans", content=content, params={} if model is None else {"model": model})
+
+
+def left_behind(running: Any) -> list[Path]:
+    return list(running.server._scans._root.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [(saying("answer"), "scan.zip"), (nifti(), "scan.nii"), (gzip.compress(nifti()), "scan.nii.gz")],
+)
+def test_an_answer_and_its_files(scans: Any, content: bytes, name: str) -> None:
+    running = scans(token=TOKEN)
+    response = post(running, content)
+    assert response.status_code == 200
+    result = response.json()
+    facts = result["facts"]
+    assert (result["status"], facts["upload"], facts["model"], facts["token"]) == ("pass", name, "net", TOKEN)
+    assert facts["mode"] == "0o700"
+    assert stat.S_IMODE(running.server._scans._root.stat().st_mode) == 0o700
+    assert not (Path(facts["folder"]) / name).exists()  # the upload is gone with the child
+    assert set(result["files"]) == {"report.html", "montage.png", "lungs.nii.gz"} <= set(FILES)
+    report = running.http.get(result["files"]["report.html"])
+    assert report.text == "<p>report</p>"
+    assert "default-src 'none'" in report.headers["content-security-policy"]
+    assert "script" not in report.headers["content-security-policy"]
+    assert report.headers["x-content-type-options"] == "nosniff"
+    assert report.headers["content-type"].startswith("text/html")
+    assert running.http.get(result["files"]["lungs.nii.gz"]).content == b"lungs"
+    folder = result["files"]["report.html"].rsplit("/", 1)[0]
+    for path in ("secret.txt", "result.json", "attention.nii.gz", "..%2fresult.json", "%2e%2e/%2e%2e/etc/passwd"):
+        assert running.http.get(f"{folder}/{path}").status_code == 404
+    assert running.http.get("/v1/scans/unknown/report.html").status_code == 404
+    assert running.http.delete(folder).status_code == 204
+    assert running.http.get(result["files"]["report.html"]).status_code == 404
+    assert running.http.delete(folder).status_code == 404
+    assert left_behind(running) == []
+    assert 'tfcovid_scans_total{code="200"} 1.0' in running.http.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("word", "status", "says"),
+    [
+        ("several", 422, "2 cases"),
+        ("nothing", 400, "Error: scan.zip: no readable scan"),
+        ("memory", 507, "out_of_memory"),
+        ("killed", 507, "out_of_memory"),
+        ("crash", 500, "crashed"),
+        ("garbage", 500, "cannot be read"),
+    ],
+)
+def test_no_answer(scans: Any, word: str, status: int, says: str) -> None:
+    running = scans(scan_memory_gb=1.0)
+    response = post(running, saying(word))
+    assert (response.status_code, list(response.json())) == (status, ["error"])
+    assert says in response.json()["error"] and "/" not in response.json()["error"]
+    assert left_behind(running) == []
+
+
+def test_a_refused_scan(scans: Any) -> None:
+    running = scans()
+    response = post(running, saying("refuse"))
+    assert response.status_code == 422
+    assert response.json()["findings"] == [{"code": "few_slices"}] and response.json()["files"] == {}
+    assert left_behind(running) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"DICM", b"<html>", b"\0" * 400, b"n+1\0" * 100])
+def test_an_upload_that_is_no_scan(scans: Any, content: bytes) -> None:
+    running = scans()
+    response = post(running, content)
+    assert response.status_code == 400 and "NIfTI" in response.json()["error"]
+    assert left_behind(running) == []
+
+
+def test_models_that_are_not_there_or_cannot(scans: Any) -> None:
+    running = scans()
+    assert post(running, saying("answer"), "net").status_code == 200
+    unknown = post(running, saying("answer"), "nobody")
+    assert (unknown.status_code, unknown.json()["error"]) == (404, "Servable not found for request: Latest(nobody)")
+    assert post(running, saying("answer"), "linear").status_code == 400
+    assert post(running, saying("answer"), "--help").status_code == 404
+
+
+def test_no_model_for_whole_scans(start: Any, store: Any) -> None:
+    store.put("linear-1", "m")
+    assert post(start(command), saying("answer")).status_code == 404
+
+
+def has_begun(running: Any) -> bool:
+    return any((folder / "began").exists() for folder in left_behind(running))
+
+
+def test_one_at_a_time_and_the_time_limit(scans: Any, until: Any) -> None:
+    running = scans(scan_time_limit_s=4.0)
+    first = running.in_thread(lambda: post(running, saying("wait")))
+    until(lambda: has_begun(running))
+    full = post(running, saying("answer"))
+    assert full.status_code == 429
+    assert first.result().status_code == 504
+    assert left_behind(running) == []
+    assert post(running, saying("answer")).status_code == 200
+
+
+def test_the_child_of_a_client_that_has_gone_is_killed(scans: Any, until: Any) -> None:
+    running = scans()
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{running.server.rest_url}/v1/scans", content=saying("wait"), trust_env=False, timeout=1.0)
+    until(lambda: left_behind(running) == [])
+    until(lambda: post(running, saying("answer")).status_code == 200)
+
+
+def test_a_stop_ends_the_child_and_deletes_everything(scans: Any, until: Any) -> None:
+    running = scans(grace_s=0.2)
+    root = running.server._scans._root
+    assert post(running, saying("answer")).status_code == 200
+    assert len(left_behind(running)) == 1
+    call = running.in_thread(lambda: post(running, saying("wait")))
+    until(lambda: has_begun(running))
+    running.server.stop()
+    assert call.result().status_code == 503
+    assert not root.exists()
+
+
+def test_old_answers_are_deleted(scans: Any, until: Any) -> None:
+    running = scans(scan_kept=2, scan_keep_minutes=0.05)
+    links = [post(running, saying("answer")).json()["files"]["report.html"] for _ in range(3)]
+    assert running.http.get(links[0]).status_code == 404
+    assert len(left_behind(running)) <= 2
+    until(lambda: left_behind(running) == [])
+    assert running.http.get(links[2]).status_code == 404
+
+
+def test_too_large_an_upload(scans: Any) -> None:
+    running = scans(message_mb=0.01)
+    response = post(running, saying("answer" + "x" * 20_000))
+    assert response.status_code == 413
+    assert left_behind(running) == []
+
+
+def test_the_real_command_takes_these_options(tmp_path: Path) -> None:
+    from tf_covid import cli
+
+    words = list(infer_command(lambda: "http://127.0.0.1:1")(tmp_path / "scan.zip", tmp_path / "out", "net"))
+    assert words[1:4] == ["-m", "tf_covid.cli", "infer"]
+    options = {name for parameter in cli.infer.params for name in parameter.opts}
+    if "--server" not in options:
+        pytest.skip("tfcovid infer has no --server yet")
+    assert {word for word in words if word.startswith("--")} <= options
+
+
+def test_the_real_command_finds_no_scan_in_a_zip_of_none(start: Any, store: Any) -> None:
+    from tf_covid import cli
+
+    if "--server" not in {name for parameter in cli.infer.params for name in parameter.opts}:
+        pytest.skip("tfcovid infer has no --server yet")
+    store.put("infers", "net")
+    running = start()
+    response = post(running, saying("no scan at all"))
+    assert response.status_code in (400, 422), response.text
+    assert str(running.server._scans._root) not in response.text and os.sep + "tmp" not in response.text
+    assert left_behind(running) == []

@@ -1,0 +1,128 @@
+"""Reading a request's body: bounded in size, in time, and in what all clients together may have under way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import Request
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from tf_covid.serving.faults import Full, Gone, SlowClient, TooLarge, Unsupported
+
+
+class Reader:
+    """Reads bodies.
+
+    Args:
+        most: Largest body, in bytes.
+        limit_s: Seconds within which it must be here.
+    """
+
+    def __init__(self, most: int, limit_s: float) -> None:
+        self._most = most
+        self._limit_s = limit_s
+        self._here = 0
+
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytearray]:
+        """A body, which counts as being here until the block ends.
+
+        Raises:
+            Fault: If it is too large, too slow, packed, or the memory for bodies is full.
+        """
+        body, counted = bytearray(), 0
+
+        def keep(piece: bytes) -> None:
+            nonlocal counted
+            if self._here + len(piece) > 2 * self._most:
+                raise Full("too many large requests are arriving; ask again later")
+            self._here += len(piece)
+            counted += len(piece)
+            body.extend(piece)
+
+        try:
+            await self.pieces(request, keep)
+            yield body
+        finally:
+            self._here -= counted
+
+    async def pieces(self, request: Request, keep: Callable[[bytes], object]) -> int:
+        """Hand a body over in pieces; gives its size in bytes.
+
+        Raises:
+            Fault: If it is too large, too slow or packed, or the client goes.
+        """
+        if (encoding := request.headers.get("content-encoding", "identity")).lower() != "identity":
+            raise Unsupported(f"Content-Encoding {encoding[:20]} is not read; send the body as it is")
+        length = request.headers.get("content-length", "0")
+        if not length.isdigit() or int(length[:20]) > self._most:
+            raise self._too_large()
+        size, more = 0, True
+        try:
+            async with asyncio.timeout(self._limit_s):
+                while more:
+                    message = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise Gone("the client has gone")
+                    piece, more = message.get("body", b""), message.get("more_body", False)
+                    if (size := size + len(piece)) > self._most:
+                        raise self._too_large()
+                    keep(piece)
+        except TimeoutError:
+            raise SlowClient(f"the body did not arrive within {self._limit_s:g} s") from None
+        return size
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"the request is larger than {self._most} bytes")
+
+
+async def gone(request: Request) -> None:
+    """Return when the client has gone; its body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def patient_protocol(limit_s: float) -> type[H11Protocol]:
+    """uvicorn's protocol, which closes a connection whose request headers do not arrive in that time.
+
+    uvicorn itself waits for ever for the first request, so a few sleeping clients could use up all connections.
+    """
+
+    class Patient(H11Protocol):
+        _timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self._forget()
+
+        def _is_idle(self) -> bool:
+            return self.cycle is None or self.cycle.response_complete
+
+        def _watch(self) -> None:
+            if not self._is_idle():
+                self._forget()
+            elif self._timer is None:
+                self._timer = self.loop.call_later(limit_s, self._close)
+
+        def _close(self) -> None:
+            self._timer = None
+            if self._is_idle():
+                self.transport.close()
+
+        def _forget(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    return Patient

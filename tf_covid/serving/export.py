@@ -1,0 +1,164 @@
+"""`tfcovid export`: one SavedModel for TF Serving that holds the whole road."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import tensorflow as tf
+
+from tf_covid import severity
+from tf_covid.errors import OutputError
+from tf_covid.local import LocalModels
+from tf_covid.serving import warmup
+from tf_covid.serving.signatures import Road, Signature
+
+#: Beside the export of a model: `classify_clip` alone, as a model that a server may batch.
+CLIP_SUFFIX = "-clip"
+
+#: Files of ours in an export, under `assets.extra`, which the format keeps for what is not part of the graph.
+EXTRA = "assets.extra"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Where an export lies.
+
+    Args:
+        road: Folder of the version with all signatures.
+        clip: Folder of the version that takes prepared clips only.
+    """
+
+    road: Path
+    clip: Path
+
+
+def export(source: str | Path, out: Path, version: int | None = None) -> Exported:
+    """Write a model with its lung model as a SavedModel, and its clip network as a second one beside it.
+
+    Args:
+        source: Shipped name, or `.keras` file of task severity or covid.
+        out: Folder of the model, `…/NAME`; the versions are folders in it, and in `…/NAME-clip`.
+        version: Number of the version, 1 …; one more than the highest that is there if not given.
+
+    Raises:
+        ModelError: If the model is missing, damaged, foreign, or answers no scan.
+        OutputError: If the version is there already, or cannot be written.
+        ServingError: If the extra `[serve]` is not installed.
+    """
+    warmup.require()
+    clip_out = out.with_name(out.name + CLIP_SUFFIX)
+    number = version or 1 + max([0, *versions_in(out), *versions_in(clip_out)])
+    places = Exported(out / str(number), clip_out / str(number))
+    for place in (places.road, places.clip):
+        if place.exists():
+            raise OutputError(f"{place}: this version is there already; a server may be using it. Take another number")
+    models = LocalModels([source])
+    road = Road(models)
+    extra = _papers(models, road)
+    signatures = road.signatures()
+    chest = warmup.requests(signatures, tuple(road.clip_signature().inputs[0].shape[1:]))
+    with _whole(places.clip) as folder:
+        clip = {"serving_default": road.clip_signature()}
+        write(folder.path, road.weights, clip, extra, {"serving_default": chest["classify_clip"]}, places.clip)
+        with _whole(places.road) as other:
+            write(other.path, road.weights, signatures, extra, chest, places.road)
+    return places
+
+
+def versions_in(folder: Path) -> Iterable[int]:
+    """Numbers of the versions in a model's folder."""
+    if not folder.is_dir():
+        return []
+    return [int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()]
+
+
+def write(
+    folder: Path,
+    weights: list[tf.Variable],
+    signatures: Mapping[str, Signature],
+    extra: Mapping[str, str],
+    requests: Mapping[str, Mapping[str, object]],
+    served_as: Path,
+) -> None:
+    """Write one SavedModel with its papers and its warm-up.
+
+    Args:
+        folder: New folder.
+        weights: All variables that the functions read.
+        signatures: Its functions.
+        extra: Name → text of the files in `assets.extra`.
+        requests: Signature → inputs of its warm-up.
+        served_as: `…/NAME/VERSION`, which the warm-up requests carry.
+    """
+    # Not a Keras ExportArchive: it writes every weight twice.
+    module = tf.Module()
+    module.weights = weights
+    functions = {
+        name: tf.function(one.function, autograph=False).get_concrete_function(
+            **{str(spec.name): spec for spec in one.inputs}
+        )
+        for name, one in signatures.items()
+    }
+    tf.saved_model.save(module, str(folder), signatures=functions)
+    papers = folder / EXTRA
+    papers.mkdir(exist_ok=True)
+    for name, text in extra.items():
+        (papers / name).write_text(text, encoding="utf-8")
+    warmup.write(papers, requests, served_as)
+
+
+def _papers(models: LocalModels, road: Road) -> dict[str, str]:
+    """Model card, input contract and labels."""
+    model = models.members[0].model
+    labels = model.contract.classes or (severity.LABELS if models.task == "severity" else ("negative", "positive"))
+    card = json.loads(road.card)
+    contract = {
+        "inputs": {
+            "hu": "int16 (N, D, H, W) Hounsfield units; D from head to feet, H from anterior to posterior, W from the "
+            "patient's right to left; D, H and W are free, shorter scans are padded at the end",
+            "depth": "int32 (N), true slices of each scan",
+            "hu_bytes": "string (N), the same as little-endian int16 in C order",
+            "shape": "int32 (N, 3), slices, height and width of hu_bytes",
+            "clip": f"float32 (N, {', '.join(map(str, card['clip']))}), windowed, masked and scaled",
+        },
+        "refuse": "slices_kept is 0 where a scan shows too little lung; all its answers are NaN then",
+        "preprocessing": card["preprocessing"],
+    }
+    return {
+        "model_card.json": json.dumps(card, indent=1),
+        "input_contract.json": json.dumps(contract, indent=1),
+        "labels.txt": "\n".join(labels) + "\n",
+    }
+
+
+class _whole:
+    """A folder that is written under another name and takes its place at the end, or is not there."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.path = place.with_name(f".{place.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+
+    def __enter__(self) -> _whole:
+        try:
+            self.place.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir()
+        except OSError as error:
+            raise OutputError(f"{self.place}: cannot be written ({error.strerror})") from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, failure: BaseException | None, trace: object) -> None:
+        try:
+            if kind is None:
+                self.path.rename(self.place)
+        except OSError as error:
+            raise OutputError(f"{self.place}: cannot be written ({error.strerror})") from error
+        finally:
+            shutil.rmtree(self.path, ignore_errors=True)
+        if isinstance(failure, (OSError, tf.errors.OpError)):
+            raise OutputError(f"{self.place}: cannot be written ({failure})") from failure

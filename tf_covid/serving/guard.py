@@ -1,0 +1,103 @@
+"""The outermost layer of REST: who may ask, and that every answer is JSON and no log holds more than a route."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from tf_covid.serving.faults import Failed, Fault, Forbidden, Unauthenticated
+
+_LOG = logging.getLogger("tf_covid.serving")
+
+_Scope = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+def is_token(header: bytes, token: str) -> bool:
+    """Whether a header `Authorization: Bearer …` holds the token; takes as long for a wrong one as for the right."""
+    scheme, _, given = header.partition(b" ")
+    return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), token.encode("ascii"))
+
+
+def error_body(text: str) -> bytes:
+    """An error as TF Serving tells it."""
+    return json.dumps({"error": text}).encode()
+
+
+class Guard:
+    """ASGI middleware: asks for the token, checks the Host header on loopback, turns faults into JSON, logs.
+
+    Args:
+        app: The application behind it.
+        token: None: nobody is asked.
+        hosts: Names that the Host header may hold; None: any.
+    """
+
+    def __init__(self, app: Any, token: str | None, hosts: frozenset[str] | None) -> None:
+        self._app = app
+        self._token = token
+        self._hosts = hosts
+
+    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        start, status, finished = time.monotonic(), 0, False
+
+        async def watched(message: MutableMapping[str, Any]) -> None:
+            nonlocal status, finished
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            finished = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message)
+
+        try:
+            try:
+                self._check(scope)
+                await self._app(scope, receive, watched)
+            except Fault as fault:
+                await _refuse(watched, fault, started=bool(status))
+            except Exception as error:  # the outermost layer: uvicorn would log a traceback with what was asked
+                _LOG.error("an answer failed: %s", type(error).__name__)
+                if not finished:  # FastAPI may have said so already, before it raised the error again
+                    await _refuse(watched, Failed("internal error"), started=bool(status))
+        finally:
+            # FastAPI puts the route there; what does not fit one is not repeated in a log.
+            route = getattr(scope.get("route"), "path", "unknown")
+            _LOG.info("%s %s %d %.3f s", scope["method"][:10], route, status, time.monotonic() - start)
+
+    def _check(self, scope: _Scope) -> None:
+        headers = dict(scope["headers"])
+        if self._hosts is not None and _host_name(headers.get(b"host", b"")) not in self._hosts:
+            raise Forbidden("the Host header does not name this machine; ask 127.0.0.1 or localhost")
+        if self._token is None or scope["path"] == "/healthz":
+            return
+        if not is_token(headers.get(b"authorization", b""), self._token):
+            raise Unauthenticated("a token is needed: Authorization: Bearer …")
+
+
+def _host_name(header: bytes) -> str:
+    """The name in a Host header, without its port."""
+    text = header.decode("latin-1").strip().lower()
+    name, colon, port = text.rpartition(":")
+    return name if colon and port.isdigit() and not name.endswith(":") else text
+
+
+async def _refuse(send: _Send, fault: Fault, *, started: bool) -> None:
+    if started:
+        raise ConnectionError(
+            "the answer broke off"
+        ) from None  # uvicorn closes the connection, so that the client sees it
+    body = error_body(str(fault))
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if isinstance(fault, Unauthenticated):
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": fault.http, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

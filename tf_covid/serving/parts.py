@@ -1,0 +1,78 @@
+"""What both protocols of one server share."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+from google.protobuf import any_pb2
+from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
+
+from tf_covid.serving.engine import Engine
+from tf_covid.serving.faults import Unavailable
+from tf_covid.serving.metrics import Metrics
+from tf_covid.serving.repository import Repository
+from tf_covid.serving.servable import Version
+from tf_covid.serving.settings import Settings
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one server.
+
+    Args:
+        settings: How it is set up.
+        repository: Its models.
+        engine: Its queue.
+        metrics: Its counters.
+        stopping: Set once it is to end: it is not ready any more, and takes no scans.
+        closed: Set once it takes no more requests; until then a scan in flight may ask for its answers.
+    """
+
+    settings: Settings
+    repository: Repository
+    engine: Engine
+    metrics: Metrics
+    stopping: threading.Event = field(default_factory=threading.Event)
+    closed: threading.Event = field(default_factory=threading.Event)
+
+    def check_open(self) -> None:
+        """Raise `Unavailable` if no more requests are taken."""
+        if self.closed.is_set():
+            raise Unavailable("the server is stopping")
+
+    def status(self, name: str, version: int | None) -> Any:
+        """`GetModelStatusResponse` of a model, or of one of its versions.
+
+        Raises:
+            NotFound: If there is none.
+        """
+        response = get_model_status_pb2.GetModelStatusResponse()
+        for found in self.repository.statuses(name, version):
+            row = response.model_version_status.add(version=found.version, state=found.state)
+            if found.error:
+                row.status.error_code = 2  # UNKNOWN, in TensorFlow's list of codes
+                row.status.error_message = found.error
+            else:
+                row.status.SetInParent()
+        return response
+
+
+def signature_map(version: Version) -> Any:
+    """`SignatureDefMap` of a version."""
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    for name, definition in version.signature_defs.items():
+        signatures.signature_def[name].CopyFrom(definition)
+    return signatures
+
+
+def metadata(version: Version) -> Any:
+    """`GetModelMetadataResponse` of a version."""
+    response = get_model_metadata_pb2.GetModelMetadataResponse()
+    response.model_spec.name = version.name
+    response.model_spec.version.value = version.number
+    packed = any_pb2.Any()
+    packed.Pack(signature_map(version))
+    response.metadata["signature_def"].CopyFrom(packed)
+    return response

@@ -1,0 +1,117 @@
+"""What Keras and tf-keras-vis answer for a scan: the truth that exports and servers are held against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_covid import attention
+from tf_covid.attention.grid import centre_weights
+from tf_covid.local import LocalModels, Member
+
+#: An export agrees where no value differs by more. Probabilities and masks as they are, logits against the largest of
+#: the scan, the CT score against 25, attention against its maximum.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One scan, how it is asked about, and what is right.
+
+    Args:
+        name: Of the scan, for people.
+        inputs: Signature → named inputs.
+        right: Signature → named values.
+    """
+
+    name: str
+    inputs: dict[str, dict[str, np.ndarray]]
+    right: dict[str, dict[str, np.ndarray]]
+
+
+def reference(models: LocalModels, name: str, hu: np.ndarray) -> Reference:
+    """Ask the Keras models.
+
+    Args:
+        models: One network behind its lung model.
+        name: Of the scan.
+        hu: int16 (D, H, W).
+    """
+    member: Member = models.members[0]
+    segmentation = models.segment(hu)
+    (answer,) = models.classify(hu, segmentation.probability)
+    cut = member.stratifier.cut(hu[np.newaxis], segmentation.probability[np.newaxis])
+    clip = member.stratifier.finish(cut["clip"], cut["lungs"])
+    logits = member.model.network(clip, training=False)["logits"].numpy()[0]
+    answers: dict[str, Any] = {"probabilities": answer.probabilities, "logits": logits}
+    if answer.ct_score is not None:
+        answers["ct_score"] = np.float32(answer.ct_score)
+    cells = attention.attention_map(member.split.explained, answer.features, attention.expected_class)
+    on_clip = _on_clip(cells, member) * (cut["lungs"].numpy()[0] >= 0.5)
+    road = {**answers, "slices_kept": np.int32(answer.keep.sum())}
+    looked = {"attention_cells": cells, "keep": answer.keep, "box": answer.box}
+    masks = {"lungs": segmentation.probability}
+    if segmentation.disease is not None:
+        masks["disease"] = segmentation.disease
+    scan = {"hu": hu[np.newaxis], "depth": np.array([len(hu)], np.int32)}
+    text = np.array([np.ascontiguousarray(hu, "<i2").tobytes()], object)
+    octets = {"hu_bytes": text, "shape": np.array([hu.shape], np.int32)}
+    return Reference(
+        name,
+        inputs={
+            "serving_default": scan, "explain": scan, "segment": scan, "serving_bytes": octets, "infer_bytes": octets,
+            "classify_clip": {"clip": np.asarray(clip, np.float32)},
+        },
+        right={
+            "serving_default": road, "explain": {**road, **looked, "attention": on_clip}, "segment": masks,
+            "serving_bytes": road, "infer_bytes": {**road, **looked, **masks}, "classify_clip": answers,
+        },
+    )  # fmt: skip
+
+
+def largest_difference(right: dict[str, np.ndarray], answer: dict[str, Any]) -> tuple[float, str]:
+    """The value that differs most, in the units of `TOLERANCE`, and its name.
+
+    Args:
+        right: From a `Reference`.
+        answer: What was answered for that scan alone; names that are not in `right` do not count.
+
+    A missing name, another shape or what is no number differs infinitely.
+    """
+    worst, where = 0.0, ""
+    for name, expected in right.items():
+        found = _found(answer, name)
+        wanted = np.asarray(expected, np.float64)
+        if found is None or found.shape != wanted.shape:
+            return float("inf"), name
+        scale = {"ct_score": 25.0}.get(name, 1.0)
+        if name == "logits" or name.startswith("attention"):
+            scale = max(float(np.abs(wanted).max(initial=0.0)), 1e-12)
+        difference = float(np.abs(found - wanted).max(initial=0.0)) / scale
+        # NaN compares as nothing: it must not pass for a small difference.
+        difference = difference if np.isfinite(difference) else float("inf")
+        if difference >= worst:
+            worst, where = difference, name
+    return worst, where
+
+
+def _found(answer: dict[str, Any], name: str) -> np.ndarray | None:
+    if f"{name}_bytes" in answer:
+        (text,) = list(answer[f"{name}_bytes"])
+        return np.asarray(tf.io.parse_tensor(text, tf.float32), np.float64)
+    try:
+        return np.asarray(answer[name], np.float64)[0]
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None
+
+
+def _on_clip(cells: np.ndarray, member: Member) -> np.ndarray:
+    sizes = member.model.network.input_shape[1:4]
+    d, h, w = (
+        centre_weights((np.arange(size) - axis.first) / axis.step, count)
+        for axis, size, count in zip(member.axes, sizes, cells.shape, strict=True)
+    )
+    return np.einsum("td,hi,wj,dij->thw", d, h, w, cells, optimize=True)

@@ -1,0 +1,269 @@
+"""Which version of which model is served: the latest one in the folder that can be."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tf_covid.errors import ServingError
+from tf_covid.serving import servable
+from tf_covid.serving.faults import NotFound, servable_not_found
+from tf_covid.serving.servable import Version
+
+_LOG = logging.getLogger("tf_covid.serving")
+
+State = Literal["START", "LOADING", "AVAILABLE", "UNLOADING", "END"]
+
+#: TF Serving's names of folders that are versions: plain numbers that fit 64 bits.
+_NUMBER = re.compile(r"[1-9]\d{0,17}")
+
+#: A name that fits a URL `/v1/models/<name>:predict`.
+_NAME = re.compile(r"[^/:.\s][^/:\s]{0,199}")
+
+#: Versions that have ended, and are still told of, for each model.
+_REMEMBERED = 8
+
+#: Files of a version's folder that are looked at to see whether it has changed.
+_MOST_FILES = 1000
+
+Fingerprint = tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Status:
+    """What `ModelService` tells about a version.
+
+    Args:
+        version: Its number.
+        state: TF Serving's name of it.
+        error: Why it is not served, "" if nothing is wrong.
+    """
+
+    version: int
+    state: State
+    error: str = ""
+
+
+@dataclass
+class _Model:
+    current: Version | None = None
+    states: dict[int, Status] = field(default_factory=dict)
+    broken: dict[int, Fingerprint] = field(default_factory=dict)
+
+
+class Repository:
+    """The models in a folder, watched by a thread.
+
+    A new version is loaded and warmed up beside the old one, then takes its place; the old one is dropped when the
+    last request on it is finished. A version that cannot be loaded is not tried again until its folder changes. As in
+    TF Serving, a version whose files change while it is served is not loaded again: new weights are a new version.
+
+    Args:
+        folder: `folder/<name>/<version>/saved_model.pb`.
+        poll_s: Seconds between two looks.
+    """
+
+    def __init__(self, folder: Path, poll_s: float = 2.0) -> None:
+        self._folder = folder
+        self._poll_s = poll_s
+        self._models: dict[str, _Model] = {}
+        self._changed = threading.Condition()
+        self._polling = threading.Lock()
+        self._stop = threading.Event()
+        self._dropped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to watch; the first models are loaded in the background."""
+        self._thread = threading.Thread(target=self._watch, name="tfcovid-models", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop watching, and unload every model when its last request is finished."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(self._poll_s + 5)  # a model that is being loaded cannot be interrupted
+        for name in list(self._models):
+            self._unload(name)
+
+    def wait_for(self, ready: Callable[[Repository], bool], timeout_s: float) -> bool:
+        """Wait until a condition on this repository holds; False if it did not in that time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: ready(self), timeout_s)
+
+    def available(self) -> dict[str, Version]:
+        """The version that is served of each model that is, by name."""
+        with self._changed:
+            return {name: model.current for name, model in self._models.items() if model.current is not None}
+
+    def statuses(self, name: str, version: int | None = None) -> list[Status]:
+        """What is known of a model's versions, or of one of them, the newest first.
+
+        Raises:
+            NotFound: If there is no such model or version.
+        """
+        with self._changed:
+            states = self._models[name].states if name in self._models else {}
+            found = [states[number] for number in sorted(states, reverse=True) if version in (None, number)]
+        if not found:
+            asked = f"model {name}" if version is None else f"version {version} of model {name}"
+            raise NotFound(f"Could not find any versions of {asked}" if version is None else f"Could not find {asked}")
+        return found
+
+    @contextmanager
+    def lease(self, name: str, version: int | None = None) -> Iterator[Version]:
+        """The version that is served, which stays loaded while the block runs.
+
+        Raises:
+            NotFound: If there is no such model, or another version than the one that is asked for is served.
+        """
+        with self._changed:
+            model = self._models.get(name)
+            current = model.current if model is not None else None
+            if current is None or version not in (None, current.number):
+                raise servable_not_found(name, version)
+            current.hold()
+        try:
+            yield current
+        finally:
+            current.release()
+
+    def poll(self) -> None:
+        """Look at the folder once, and load, switch and unload as it asks."""
+        with self._polling:
+            found = _names(self._folder)
+            if found is None:
+                return  # not readable now: what is loaded stays
+            for name in [name for name in self._models if name not in found]:
+                self._unload(name)
+            for name in sorted(found):
+                if self._stop.is_set():
+                    return
+                self._update(name)
+            self._forget()
+
+    def _watch(self) -> None:
+        while True:
+            try:
+                self.poll()
+            except Exception as error:  # the thread's outermost layer: the next look must happen, whatever this one met
+                _LOG.error("looking for models failed: %s", type(error).__name__)
+            if self._stop.wait(self._poll_s):
+                return
+
+    def _update(self, name: str) -> None:
+        folder = self._folder / name
+        numbers = _versions(folder)
+        if numbers is None:
+            return
+        with self._changed:
+            model = self._models.setdefault(name, _Model())
+        for number in sorted(numbers, reverse=True):
+            if model.current is not None and model.current.number == number:
+                break
+            print_now = _fingerprint(folder / str(number))
+            if model.broken.get(number) == print_now:
+                continue
+            version = self._load(model, name, number, print_now)
+            if version is not None:
+                self._switch(model, version)
+                break
+        else:
+            self._switch(model, None)  # the one that is served has vanished, and no other can be
+        with self._changed:
+            for number in [number for number in model.states if number not in numbers]:
+                model.broken.pop(number, None)
+
+    def _load(self, model: _Model, name: str, number: int, print_now: Fingerprint) -> Version | None:
+        self._tell(model, Status(number, "LOADING"))
+        try:
+            version = servable.load(name, number, self._folder / name / str(number))
+        except ServingError as error:
+            # What was there before it was read: a copy that went on meanwhile is a change.
+            model.broken[number] = print_now
+            self._tell(model, Status(number, "END", f"{name} version {number}: {error}"))
+            _LOG.warning("model %s version %d is refused: %s", name, number, error)
+            return None
+        model.broken.pop(number, None)
+        return version
+
+    def _switch(self, model: _Model, version: Version | None) -> None:
+        with self._changed:
+            old, model.current = model.current, version
+            if version is not None:
+                model.states[version.number] = Status(version.number, "AVAILABLE")
+                _LOG.info("model %s version %d is served", version.name, version.number)
+            if old is not None:
+                model.states[old.number] = Status(old.number, "UNLOADING")
+            self._changed.notify_all()
+        if old is not None:
+            ended = old.number
+            old.retire(lambda: self._ended(model, ended))
+
+    def _ended(self, model: _Model, number: int) -> None:
+        self._dropped.set()
+        current = model.current
+        if current is None or current.number != number:  # it may have come back meanwhile
+            self._tell(model, Status(number, "END"))
+
+    def _unload(self, name: str) -> None:
+        self._switch(self._models[name], None)
+
+    def _tell(self, model: _Model, status: Status) -> None:
+        with self._changed:
+            model.states[status.version] = status
+            self._changed.notify_all()
+
+    def _forget(self) -> None:
+        """Forget old versions that have ended, and models that are gone; and free what they held."""
+        with self._changed:
+            for model in self._models.values():
+                ended = [number for number, status in model.states.items() if status.state == "END"]
+                for number in sorted(ended)[:-_REMEMBERED]:
+                    if number not in model.broken:
+                        del model.states[number]
+        if self._dropped.is_set():
+            self._dropped.clear()
+            gc.collect()  # TensorFlow's functions hold each other in circles, and a model's variables with them
+
+
+def _names(folder: Path) -> set[str] | None:
+    """Names of the folders that may be models; None if the folder cannot be read."""
+    try:
+        return {entry.name for entry in os.scandir(folder) if _NAME.fullmatch(entry.name) and entry.is_dir()}
+    except OSError:
+        return None
+
+
+def _versions(folder: Path) -> set[int] | None:
+    """Numbers of the versions that are there; None if the folder cannot be read."""
+    try:
+        names = [entry.name for entry in os.scandir(folder) if _NUMBER.fullmatch(entry.name)]
+    except OSError:
+        return None
+    return {int(name) for name in names if (folder / name / "saved_model.pb").is_file()}
+
+
+def _fingerprint(folder: Path) -> Fingerprint:
+    """Names, times and sizes of the files of a version."""
+    found = []
+    for root, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            path = Path(root) / name
+            try:
+                facts = path.stat()
+            except OSError:
+                continue  # it has gone meanwhile, which is a change, too
+            found.append((str(path), facts.st_mtime_ns, facts.st_size))
+            if len(found) >= _MOST_FILES:
+                return tuple(found)
+    return tuple(found)

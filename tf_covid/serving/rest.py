@@ -1,0 +1,196 @@
+"""TF Serving's REST API, and what a machine that watches a server asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from google.protobuf import json_format
+
+from tf_covid.serving import answers, tensors
+from tf_covid.serving import parts as shared
+from tf_covid.serving.body import Reader, gone
+from tf_covid.serving.engine import Outputs, Work, too_slow
+from tf_covid.serving.faults import Failed, Fault, Gone, NotFound
+from tf_covid.serving.guard import Guard, error_body
+from tf_covid.serving.metrics import UNKNOWN
+from tf_covid.serving.parts import Parts
+from tf_covid.serving.scans import Scans
+from tf_covid.serving.servable import Entry
+
+_T = TypeVar("_T")
+
+#: Threads that read and write JSON; more would only wait for each other, and hold memory meanwhile.
+_JSON_THREADS = 2
+
+
+class Rest:
+    """The handlers of the REST API.
+
+    Args:
+        parts: Of the server.
+        scans: Answers whole scans.
+    """
+
+    def __init__(self, parts: Parts, scans: Scans) -> None:
+        self._parts = parts
+        self._scans = scans
+        self._reader = Reader(parts.settings.most_bytes, parts.settings.read_limit_s)
+        self._json = ThreadPoolExecutor(_JSON_THREADS, "tfcovid-json")
+
+    def app(self, hosts: frozenset[str] | None) -> Guard:
+        """The application for uvicorn.
+
+        Args:
+            hosts: Names that the Host header may hold; None: any.
+        """
+        # No pages of documentation: they would load scripts from elsewhere.
+        app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+        model, version = "/v1/models/{name}", "/v1/models/{name}/versions/{version}"
+        for path in (f"{version}:predict", f"{model}:predict"):
+            app.add_api_route(path, self.predict, methods=["POST"])
+        for path in (f"{version}/metadata", f"{model}/metadata"):
+            app.add_api_route(path, self.metadata, methods=["GET"])
+        for path in (version, model):
+            app.add_api_route(path, self.status, methods=["GET"])
+        for path in ("/monitoring/prometheus/metrics", "/metrics"):
+            app.add_api_route(path, self.metrics, methods=["GET"])
+        app.add_api_route("/healthz", self.healthy, methods=["GET"])
+        app.add_api_route("/readyz", self.ready, methods=["GET"])
+        self._scans.add_routes(app)
+        app.add_exception_handler(Fault, _on_fault)
+        for status in (404, 405):  # what the router itself says
+            app.add_exception_handler(status, _on_no_route)
+        app.add_exception_handler(Exception, _on_failure)
+        return Guard(app, self._parts.settings.token, hosts)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._json.shutdown(wait=False, cancel_futures=True)
+
+    async def predict(self, request: Request) -> Response:
+        """`POST /v1/models/{name}[/versions/{version}]:predict`."""
+        start, model, signature, code = time.monotonic(), UNKNOWN, UNKNOWN, "500"
+        deadline = start + self._parts.settings.time_limit_s
+        try:
+            self._parts.check_open()
+            name, number = _asked(request)
+            with self._parts.repository.lease(name, number) as version:
+                model = version.name
+
+                def entry_of(name: str) -> Entry:
+                    nonlocal signature
+                    entry = version.entry(name)
+                    signature = entry.name
+                    return entry
+
+                async with self._reader.read(request) as body:
+                    question = await self._in_thread(deadline, lambda: tensors.question(body, entry_of))
+                work = self._parts.engine.submit(version, question.entry, question.inputs, deadline)
+                outputs = await self._result(request, work)
+            text = await self._in_thread(deadline, lambda: answers.answer(outputs, rows=question.rows))
+            code = "200"
+            return _json(text)
+        except Fault as fault:
+            code = str(fault.http)
+            raise
+        finally:
+            self._parts.metrics.count(model, signature, "rest", code, time.monotonic() - start)
+
+    async def status(self, request: Request) -> Response:
+        """`GET /v1/models/{name}[/versions/{version}]`."""
+        name, number = _asked(request)
+        return _json(_as_json(self._parts.status(name, number)))
+
+    async def metadata(self, request: Request) -> Response:
+        """`GET /v1/models/{name}[/versions/{version}]/metadata`."""
+        name, number = _asked(request)
+        with self._parts.repository.lease(name, number) as version:
+            spec, signatures = _as_json(shared.metadata(version).model_spec), _as_json(shared.signature_map(version))
+        # As TF Serving writes it: without the "@type" of an Any.
+        return _json(f'{{"model_spec": {spec}, "metadata": {{"signature_def": {signatures}}}}}')
+
+    async def metrics(self) -> Response:
+        """`GET /metrics`."""
+        return Response(self._parts.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def healthy(self) -> Response:
+        """`GET /healthz`: the server is there."""
+        return _json('{"status": "alive"}')
+
+    async def ready(self) -> Response:
+        """`GET /readyz`: a model is served, and the server is not stopping."""
+        if self._parts.stopping.is_set():
+            return _json(error_body("the server is stopping"), 503)
+        if not (models := self._parts.repository.available()):
+            return _json(error_body("no model is available yet"), 503)
+        return _json(json.dumps({"status": "ready", "models": {name: v.number for name, v in models.items()}}))
+
+    async def _result(self, request: Request, work: Work) -> Outputs:
+        """The outputs, unless the client goes or its time is over: then the work is dropped."""
+        answer = asyncio.wrap_future(work.future)
+        left = asyncio.ensure_future(gone(request))
+        try:
+            limit = max(work.deadline - time.monotonic(), 0)
+            both: set[asyncio.Future[Any]] = {answer, left}
+            done, _ = await asyncio.wait(both, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            if answer in done:
+                return answer.result()
+            raise Gone("the client has gone") if left in done else too_slow()
+        finally:
+            left.cancel()
+            answer.cancel()
+            self._parts.engine.drop(work)
+
+    async def _in_thread(self, deadline: float, call: Callable[[], _T]) -> _T:
+        """Run what takes long for a large scan away from the event loop."""
+        try:
+            async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
+                return await asyncio.get_running_loop().run_in_executor(self._json, call)
+        except TimeoutError:
+            raise too_slow() from None
+
+
+def _asked(request: Request) -> tuple[str, int | None]:
+    """Name and version in the path.
+
+    Raises:
+        NotFound: If the version is no number.
+    """
+    version = request.path_params.get("version")
+    if version is not None and not (version.isascii() and version.isdigit() and len(version) < 19):
+        raise NotFound(_malformed(request))
+    return request.path_params["name"], None if version is None else int(version)
+
+
+def _malformed(request: Request) -> str:
+    return f"Malformed request: {request.method} {request.url.path[:200]}"
+
+
+def _json(body: str | bytes, status: int = 200) -> Response:
+    return Response(body, status, media_type="application/json")
+
+
+def _as_json(message: Any) -> str:
+    return json_format.MessageToJson(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+
+
+async def _on_fault(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Fault)
+    return _json(error_body(str(error)), error.http)
+
+
+async def _on_no_route(request: Request, error: Exception) -> Response:
+    status, headers = getattr(error, "status_code", 404), getattr(error, "headers", None)
+    return Response(error_body(_malformed(request)), status, headers, "application/json")
+
+
+async def _on_failure(request: Request, error: Exception) -> Response:
+    return _json(error_body("internal error"), Failed.http)

@@ -1,0 +1,175 @@
+"""One uploaded scan, answered by `tfcovid infer` in a process of its own, which may crash, hang or eat memory alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tf_covid.serving.faults import Failed, Fault, Gone, Invalid, OutOfMemory, TooSlow
+
+#: Files of an answer that are handed out, and what they are.
+FILES = {
+    "report.html": "text/html; charset=utf-8",
+    "montage.png": "image/png",
+    "lungs.nii.gz": "application/gzip",
+    "attention.nii.gz": "application/gzip",
+}
+
+#: Largest result.json, and most of what the child says that is read, in bytes.
+_MOST_JSON, _MOST_WORDS = 8_000_000, 16_384
+
+#: Seconds between two looks whether the child has ended.
+_TICK_S = 0.05
+
+Command = Callable[[Path, Path, str], Sequence[str]]
+
+
+class SeveralCases(Fault):
+    """An upload with several cases: one patient's answer must not go for another's."""
+
+    http, grpc = 422, "FAILED_PRECONDITION"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a child may use.
+
+    Args:
+        seconds: Of time.
+        memory_bytes: Of address space.
+    """
+
+    seconds: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A child's answer.
+
+    Args:
+        values: Of result.json.
+        files: Those of `FILES` that are there.
+    """
+
+    values: dict[str, Any]
+    files: dict[str, Path]
+
+
+def infer_command(server: Callable[[], str]) -> Command:
+    """The real command: `tfcovid infer UPLOAD --out OUT --server URL --model NAME`.
+
+    Args:
+        server: Tells this server's URL.
+    """
+
+    def command(upload: Path, out: Path, model: str) -> Sequence[str]:
+        return (
+            *(sys.executable, "-m", "tf_covid.cli", "infer", str(upload), "--out", str(out)),
+            *("--server", server(), "--model", model),
+        )
+
+    return command
+
+
+def run(
+    command: Sequence[str], folder: Path, out: Path, token: str | None, limits: Limits, given_up: threading.Event
+) -> Answer:
+    """Run a child until it has written its answer.
+
+    Args:
+        command: What to run.
+        folder: Private folder that it works in; its temporary files go there, too.
+        out: Folder, below, that it writes `<case>/result.json` to.
+        token: Handed over as `TFCOVID_TOKEN`, not on the command line, which everybody can read.
+        limits: Of time and memory.
+        given_up: Set when nobody waits any more; the child is killed.
+
+    Raises:
+        Fault: Why there is no answer.
+    """
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    environment.pop("TFCOVID_TOKEN", None)
+    if token is not None:
+        environment["TFCOVID_TOKEN"] = token
+    words = folder / "words.txt"
+    with words.open("wb") as said:
+        child = subprocess.Popen(
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        _limit(child.pid, limits, folder)
+        _wait(child, time.monotonic() + limits.seconds, given_up)
+    finally:
+        _kill(child)
+    return _answer(child.returncode, out, _last_line(words, folder))
+
+
+def _limit(pid: int, limits: Limits, folder: Path) -> None:
+    """Set the limits from outside: code that runs between fork and exec can hang in a program with many threads."""
+    try:
+        resource.prlimit(pid, resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
+        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))  # a core file would hold the scan
+    except ProcessLookupError:
+        pass  # it has ended already, and its exit code says how
+
+
+def _wait(child: subprocess.Popen[bytes], until: float, given_up: threading.Event) -> None:
+    while child.poll() is None:
+        if given_up.wait(_TICK_S):
+            raise Gone("the client has gone")
+        if time.monotonic() > until:
+            raise TooSlow("the scan was not answered within the time limit")
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """End the child and all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _last_line(words: Path, folder: Path) -> str:
+    """The last line that the child said, without our temporary paths; "" if it said nothing."""
+    size = words.stat().st_size
+    with words.open("rb") as file:
+        file.seek(max(size - _MOST_WORDS, 0))
+        lines = file.read().decode("utf-8", "replace").strip().splitlines()
+    return (lines[-1] if lines else "").replace(f"{folder}{os.sep}", "").replace(str(folder), "")[:1000]
+
+
+def _answer(code: int, out: Path, line: str) -> Answer:
+    if code in (-signal.SIGKILL, 137) or "MemoryError" in line or "bad_alloc" in line:
+        raise OutOfMemory("out_of_memory: the scan needs more memory than one scan may have here")
+    if code < 0 or code > 1:
+        raise Failed(f"crashed: the process that answers the scan ended with code {code}")
+    results = [path for path in out.glob("*/result.json") if path.is_file()] if out.is_dir() else []
+    if len(results) > 1:
+        raise SeveralCases(f"the upload holds {len(results)} cases; send each for itself")
+    if not results:
+        raise Invalid(line or "the upload holds no readable scan")
+    path = results[0]
+    try:
+        if path.stat().st_size > _MOST_JSON:
+            raise Failed("the answer is too large")
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise Failed("the answer cannot be read") from error
+    if not isinstance(values, dict):
+        raise Failed("the answer cannot be read")
+    if code and values.get("status") != "refused":
+        raise Failed(f"the scan was not answered: {line}")
+    folder = path.parent
+    return Answer(values, {name: folder / name for name in FILES if (folder / name).is_file()})

@@ -1,0 +1,231 @@
+"""`POST /v1/scans`: a whole scan in, its result out; the files beside it are kept for some minutes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse
+
+from tf_covid.serving.body import Reader, gone
+from tf_covid.serving.faults import Fault, Full, Gone, Invalid, NotFound, Unavailable, servable_not_found
+from tf_covid.serving.parts import Parts
+from tf_covid.serving.scan_child import FILES, Answer, Command, Limits, run
+
+#: The signature of a model that answers whole scans.
+SIGNATURE = "infer_bytes"
+
+#: The report is one file that needs nothing from elsewhere, and runs nothing.
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+#: Seconds between two looks whether all scans have been answered.
+_TICK_S = 0.05
+
+#: Bytes that tell what an upload is.
+_HEAD = 352
+
+
+@dataclass(frozen=True)
+class _Kept:
+    folder: Path
+    files: dict[str, Path]
+    until: float
+
+
+class Scans:
+    """Answers whole scans, each with a child process, and keeps the files of their reports for a while.
+
+    Nothing of a request becomes a path: names are looked up in a table.
+
+    Args:
+        parts: Of the server.
+        command: Gives the command line of a child from upload, output folder and model.
+    """
+
+    def __init__(self, parts: Parts, command: Command) -> None:
+        settings = parts.settings
+        self._parts = parts
+        self._command = command
+        self._reader = Reader(settings.most_bytes, settings.read_limit_s)
+        self._limits = Limits(settings.scan_time_limit_s, int(settings.scan_memory_gb * 2**30))
+        self._keep_s = settings.scan_keep_minutes * 60
+        self._free = settings.scan_children
+        self._threads = ThreadPoolExecutor(settings.scan_children, "tfcovid-scan")
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._running: set[threading.Event] = set()
+        self._stop = threading.Event()
+        self._root = Path(tempfile.mkdtemp(prefix="tfcovid-scans-"))  # 0700: for nobody but us
+        self._sweeper = threading.Thread(target=self._sweep, name="tfcovid-scans", daemon=True)
+        self._sweeper.start()
+
+    def add_routes(self, app: FastAPI) -> None:
+        """Put the routes into an application."""
+        app.add_api_route("/v1/scans", self.answer, methods=["POST"])
+        app.add_api_route("/v1/scans/{scan}/{file}", self.file, methods=["GET"])
+        app.add_api_route("/v1/scans/{scan}", self.delete, methods=["DELETE"])
+
+    def close(self) -> None:
+        """Kill the children that still run, and delete everything."""
+        self._stop.set()
+        with self._lock:
+            for given_up in self._running:
+                given_up.set()
+        self._threads.shutdown(wait=True)
+        self._sweeper.join()
+        self._kept.clear()
+        shutil.rmtree(self._root, ignore_errors=True)
+
+    def drain(self, left_s: Callable[[], float]) -> None:
+        """Wait until no scan is in flight, or no seconds are left."""
+        while self._free < self._parts.settings.scan_children and left_s() > 0:
+            time.sleep(_TICK_S)
+
+    async def answer(self, request: Request) -> Response:
+        """`POST /v1/scans?model=NAME`: a zip of DICOM or a NIfTI file in, result.json out."""
+        code = 500
+        try:
+            if self._parts.stopping.is_set():
+                raise Unavailable("the server is stopping")
+            model = self._model(request.query_params.get("model"))
+            if self._free <= 0:
+                raise Full("another scan is being answered; ask again later")
+            self._free -= 1  # on the event loop's thread only, and before the upload, which needs the disk
+            try:
+                response = await self._answer(request, model)
+            finally:
+                self._free += 1
+            code = response.status_code
+            return response
+        except Fault as fault:
+            code = fault.http
+            raise
+        finally:
+            self._parts.metrics.scans.labels(str(code)).inc()
+
+    async def file(self, scan: str, file: str) -> Response:
+        """`GET /v1/scans/{id}/{file}`."""
+        kept = self._kept.get(scan)
+        path = kept.files.get(file) if kept is not None and kept.until > time.monotonic() else None
+        if path is None or not path.is_file():
+            raise NotFound("no such file; answers are kept for some minutes only")
+        return FileResponse(path, headers=_HEADERS, media_type=FILES[file])
+
+    async def delete(self, scan: str) -> Response:
+        """`DELETE /v1/scans/{id}`."""
+        with self._lock:
+            kept = self._kept.pop(scan, None)
+        if kept is None:
+            raise NotFound("no such scan; answers are kept for some minutes only")
+        await asyncio.get_running_loop().run_in_executor(None, shutil.rmtree, kept.folder, True)
+        return Response(status_code=204)
+
+    def _model(self, asked: str | None) -> str:
+        """The model that is to answer: the one that is asked for, or the first that can."""
+        available = self._parts.repository.available()
+        if asked is None:
+            able = sorted(name for name, version in available.items() if SIGNATURE in version.signatures)
+            if not able:
+                raise NotFound(f"no model with a signature {SIGNATURE} is available")
+            return able[0]
+        if asked not in available:
+            raise servable_not_found(asked[:200], None)
+        if SIGNATURE not in available[asked].signatures:
+            raise Invalid(f"model {asked} has no signature {SIGNATURE}, so it cannot answer whole scans")
+        return asked
+
+    async def _answer(self, request: Request, model: str) -> Response:
+        folder = Path(tempfile.mkdtemp(dir=self._root))
+        scan = secrets.token_urlsafe(16)
+        try:
+            upload = await self._upload(request, folder)
+            answer = await self._child(request, upload, folder, model)
+            upload.unlink()
+            refused = answer.values.get("status") == "refused"
+            links = {name: f"/v1/scans/{scan}/{name}" for name in answer.files} if not refused else {}
+            body = json.dumps({**answer.values, "files": links}, allow_nan=False)
+            if links:
+                self._keep(scan, _Kept(folder, dict(answer.files), time.monotonic() + self._keep_s))
+            return Response(body, 422 if refused else 200, media_type="application/json")
+        finally:
+            if scan not in self._kept:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    async def _upload(self, request: Request, folder: Path) -> Path:
+        path = folder / "upload"
+        with path.open("wb") as file:
+            await self._reader.pieces(request, file.write)
+        with path.open("rb") as file:
+            suffix = _suffix(file.read(_HEAD))
+        return path.rename(folder / f"scan{suffix}")
+
+    async def _child(self, request: Request, upload: Path, folder: Path, model: str) -> Answer:
+        given_up, out = threading.Event(), folder / "out"
+        token = self._parts.settings.token
+        with self._lock:
+            self._running.add(given_up)
+        if self._stop.is_set():
+            given_up.set()
+        call: Callable[[], Answer] = lambda: run(  # noqa: E731
+            self._command(upload, out, model), folder, out, token, self._limits, given_up
+        )
+        left = asyncio.ensure_future(gone(request))
+        left.add_done_callback(lambda done: None if done.cancelled() else given_up.set())
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        except Gone:
+            if self._stop.is_set():
+                raise Unavailable("the server is stopping") from None
+            raise
+        finally:
+            left.cancel()
+            with self._lock:
+                self._running.discard(given_up)
+
+    def _keep(self, scan: str, kept: _Kept) -> None:
+        with self._lock:
+            self._kept[scan] = kept
+            most = self._parts.settings.scan_kept
+            old = [self._kept.popitem(last=False)[1] for _ in range(len(self._kept) - most)]
+        for answer in old:
+            shutil.rmtree(answer.folder, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Delete what has been kept for long enough."""
+        while not self._stop.wait(min(self._keep_s / 4, 5)):
+            now = time.monotonic()
+            with self._lock:
+                old = [self._kept.pop(name) for name, kept in list(self._kept.items()) if kept.until <= now]
+            for answer in old:
+                shutil.rmtree(answer.folder, ignore_errors=True)
+
+
+def _suffix(head: bytes) -> str:
+    """The ending that says what an upload is, from its first bytes.
+
+    Raises:
+        Invalid: If it is none of those that are read.
+    """
+    if head.startswith(b"PK\x03\x04"):
+        return ".zip"
+    if head.startswith(b"\x1f\x8b"):
+        return ".nii.gz"
+    if head[344:348] in (b"n+1\0", b"ni1\0") and head[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c"):
+        return ".nii"
+    raise Invalid("the upload is neither a zip of DICOM files nor NIfTI (.nii, .nii.gz)")

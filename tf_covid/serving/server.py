@@ -1,0 +1,228 @@
+"""The embedded server: TF Serving's REST and gRPC API over a folder of models."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from tf_covid.errors import ServingError
+from tf_covid.serving.needs import need
+from tf_covid.serving.settings import Settings, is_loopback
+
+_LOG = logging.getLogger("tf_covid.serving")
+
+#: Most connections at once; more are told 503.
+_CONNECTIONS = 256
+
+#: Seconds that uvicorn may take to begin.
+_START_S = 30.0
+
+
+class Server:
+    """A running server; use it as a context manager.
+
+    Models are loaded in the background: it answers `/healthz` at once, and `/readyz` with 503 until one is served.
+
+    Args:
+        settings: How it is set up.
+        command: For tests: gives the command line that answers a scan, from upload, output folder and model.
+
+    Raises:
+        ServingError: If a library is missing, the folder of models is none, or a port is taken.
+    """
+
+    def __init__(self, settings: Settings, command: Any = None) -> None:
+        for module in ("fastapi", "grpc", "prometheus_client", "tensorflow_serving.apis.predict_pb2", "uvicorn"):
+            need(module)
+        if not settings.models.is_dir():
+            raise ServingError(f"{settings.models}: is no folder of models")
+        self.settings = settings
+        self._command = command
+        self._stopped = False
+
+    def __enter__(self) -> Self:
+        """Start to listen and to load."""
+        # Here, so that `import tf_covid.serving.server` needs neither TensorFlow nor the extra.
+        from tf_covid.serving import rpc
+        from tf_covid.serving.engine import Engine
+        from tf_covid.serving.metrics import Metrics
+        from tf_covid.serving.parts import Parts
+        from tf_covid.serving.repository import Repository
+        from tf_covid.serving.rest import Rest
+        from tf_covid.serving.scan_child import infer_command
+        from tf_covid.serving.scans import Scans
+
+        settings, self._address = self.settings, self.settings.address()
+        self._socket = _listen(self._address, settings.port)
+        port = self._socket.getsockname()[1]
+        self.rest_url = f"http://{_bracketed(self._address)}:{port}"
+        repository = Repository(settings.models, settings.poll_s)
+        metrics = Metrics(lambda: engine.depth, lambda: engine.running, lambda: len(repository.available()))
+        engine = Engine(
+            settings.queue, settings.workers, settings.batch, settings.batch_wait_ms / 1000, metrics.batch_rows.observe
+        )
+        self.repository, self.engine, self.metrics = repository, engine, metrics
+        self._parts = Parts(settings, repository, engine, metrics)
+        try:
+            self._grpc, grpc_port = rpc.start(self._parts, self._address)
+        except ServingError:
+            self._socket.close()
+            engine.close(0)
+            raise
+        self.grpc_address = f"{_bracketed(self._address)}:{grpc_port}"
+        self._scans = Scans(self._parts, self._command or infer_command(lambda: self._own_url(port)))
+        self._rest = Rest(self._parts, self._scans)
+        self._start_rest()
+        repository.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop: see `stop`."""
+        self.stop()
+
+    def wait_until_ready(self, timeout_s: float, *models: str) -> bool:
+        """Wait until these models are served, or any one if none is named; False if they are not in that time."""
+
+        def is_ready(repository: Any) -> bool:
+            available = set(repository.available())
+            return available >= set(models) if models else bool(available)
+
+        return self.repository.wait_for(is_ready, timeout_s)
+
+    def stop(self, grace_s: float | None = None) -> bool:
+        """Take no more requests, finish those in flight, and end.
+
+        Args:
+            grace_s: Seconds that they may take; None: as in the settings.
+
+        Returns:
+            Whether all were finished in that time.
+        """
+        if self._stopped:
+            return True
+        self._stopped = True
+        grace = self.settings.grace_s if grace_s is None else grace_s
+        self._until = time.monotonic() + grace
+
+        def left() -> float:
+            return max(self._until - time.monotonic(), 0)
+
+        self._parts.stopping.set()
+        self._scans.drain(left)  # before the doors close: its process asks here for its answers
+        self._parts.closed.set()
+        over = self._grpc.stop(left())
+        finished = self.engine.close(left())
+        self._scans.close()
+        over.wait(left() + 1)
+        self._uvicorn.should_exit = True
+        self._thread.join(left() + 5)
+        self._rest.close()
+        self.repository.stop()
+        return finished
+
+    def hurry(self) -> None:
+        """End the grace time of a `stop` that goes on in another thread."""
+        self._until = time.monotonic()
+        self.engine.hurry()
+
+    def _start_rest(self) -> None:
+        import uvicorn
+
+        from tf_covid.serving.body import patient_protocol
+
+        config = uvicorn.Config(
+            self._rest.app(self._hosts()),
+            http=patient_protocol(self.settings.read_limit_s),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,  # it would hold paths, which can hold names
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=_CONNECTIONS,
+            timeout_graceful_shutdown=max(int(self.settings.grace_s), 1),
+        )
+        self._uvicorn = uvicorn.Server(config)
+        started, outer = threading.Event(), self._uvicorn.startup
+
+        async def startup(sockets: list[socket.socket] | None = None) -> None:
+            await outer(sockets)
+            started.set()
+
+        self._uvicorn.startup = startup  # type: ignore[method-assign]
+        # A thread of its own: uvicorn then leaves the signals to `serve`.
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._uvicorn.serve([self._socket])), name="tfcovid-rest", daemon=True
+        )
+        self._thread.start()
+        if not started.wait(_START_S):
+            raise ServingError(f"{self.rest_url}: REST did not start")
+
+    def _hosts(self) -> frozenset[str] | None:
+        if not is_loopback(self._address):
+            return None
+        return frozenset({"localhost", "127.0.0.1", "[::1]", _bracketed(self._address)})
+
+    def _own_url(self, port: int) -> str:
+        """The URL at which a process on this machine reaches the server."""
+        everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+        return f"http://{_bracketed(everywhere.get(self._address, self._address))}:{port}"
+
+
+def serve(settings: Settings, say: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is in flight. For the main thread of a program.
+
+    Args:
+        settings: How the server is set up.
+        say: Is told, a line at a time, where it listens and what it does.
+
+    Raises:
+        ServingError: If it cannot start.
+    """
+    stop, hurry = threading.Event(), threading.Event()
+
+    def on_signal(number: int, frame: object) -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with Server(settings) as server:
+            say(f"REST  {server.rest_url}")
+            say(f"gRPC  {server.grpc_address}")
+            while not stop.wait(1):  # in steps: a wait without an end keeps Python from handling a signal
+                pass
+            say("stopping: finishing what is in flight (once more to stop at once)")
+            ended = threading.Thread(target=server.stop, daemon=True)
+            ended.start()
+            while ended.is_alive():
+                ended.join(0.2)
+                if hurry.is_set():
+                    server.hurry()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _listen(address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, port))
+    except OSError as error:
+        listener.close()
+        raise ServingError(f"{_bracketed(address)}:{port}: cannot listen there ({error.strerror})") from error
+    return listener
+
+
+def _bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address

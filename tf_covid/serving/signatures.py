@@ -1,0 +1,264 @@
+"""The road as functions for a SavedModel: int16 HU in, answers out, in ops of a stock TF Serving.
+
+Every function takes and gives tensors with names, and answers each scan of a batch as if it had come alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_covid import attention
+from tf_covid.attention.grid import centre_weights
+from tf_covid.local import LUNGS, LocalModels, Member
+from tf_covid.pipeline import versions
+
+#: The Grad-CAM of the graph explains this, as `tfcovid infer` does unless told otherwise.
+METHOD, TARGET = "gradcam", "severity"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A function of an export.
+
+    Args:
+        function: Takes its inputs by the names of `inputs`, gives a dict of named tensors.
+        inputs: Shape and type of each input.
+    """
+
+    function: Callable[..., dict[str, Any]]
+    inputs: tuple[tf.TensorSpec, ...]
+
+
+class Road:
+    """Window, U-Net, slice rule, resampling, network and Grad-CAM of one model, ready to be saved.
+
+    Args:
+        models: One network behind its lung model.
+
+    N is the number of scans, D the slices of the longest, (h, w) the grid of the U-Net, (D', H', W') the clip, (d, f,
+    g) the grid of the explained layer. Where no slice is kept, `slices_kept` is 0 and every answer is NaN.
+    """
+
+    def __init__(self, models: LocalModels) -> None:
+        member: Member = models.members[0]
+        self._member, self._stratifier = member, member.stratifier
+        network = member.model.network
+        #: Plain TensorFlow variables, what a SavedModel must hold.
+        self.weights = [variable.value for model in (network, models.lungs.network) for variable in model.variables]
+        self._clip = tuple(network.input_shape[1:4])
+        self._finds_disease = models.finds_disease
+        cells = member.split.backbone.output_shape[1:4]
+        #: For each axis, the weights (clip voxels, cells) that bring a map onto the clip.
+        self._onto_clip = [
+            centre_weights((np.arange(size) - axis.first) / axis.step, count)
+            for axis, size, count in zip(member.axes, self._clip, cells, strict=True)
+        ]
+        self._axes = np.array([[axis.step, axis.first] for axis in member.axes], np.float32)
+        self.card = card(models)
+
+    def answer(self, hu: Any, depth: Any) -> dict[str, Any]:
+        """`serving_default`: severity (or covid) of each scan.
+
+        Args:
+            hu: int16 (N, D, H, W), HU in canonical order.
+            depth: int32 (N,), true slices of each scan; later ones are padding.
+
+        Returns:
+            `probabilities` and `logits` float32 (N, classes), `ct_score` float32 (N,) where the network has one,
+            `slices_kept` int32 (N,).
+        """
+        prepared = self._prepared(hu, self._segment(hu, depth)["lungs"])
+        return self._answers(self._member.model.network(prepared["clip"], training=False), prepared["keep"])
+
+    def explain(self, hu: Any, depth: Any) -> dict[str, Any]:
+        """`explain`: the same, with the attention map and what brings it back onto the scan.
+
+        Returns:
+            What `answer` gives; `attention` float32 (N, D', H', W') ≥ 0 on the clip, 0 outside the lungs;
+            `attention_cells` (N, d, f, g), the map as the layer has it; `attention_axes` (N, 3, 2), step and first
+            centre of its cells in clip voxels, for D, H, W; `keep` bool (N, D), the slices of the scan that lie one
+            behind the other in the clip; `box` (N, 4), top, bottom, left, right of the clip as shares of the image.
+        """
+        found = self._segment(hu, depth)
+        return self._explained(hu, found["lungs"])
+
+    def segment(self, hu: Any, depth: Any) -> dict[str, Any]:
+        """`segment`: the lungs on the grid of the U-Net.
+
+        Returns:
+            `mask` uint8 (N, D, h, w), 1 in the lungs; `lungs` float32 of the same shape, their probability; `disease`,
+            that of diseased lung, where the U-Net finds it.
+        """
+        found = self._segment(hu, depth)
+        return {"mask": tf.cast(found["lungs"] > 0.5, tf.uint8), **found}
+
+    def answer_bytes(self, hu_bytes: Any, shape: Any) -> dict[str, Any]:
+        """`serving_bytes`: `answer` for REST, whose base64 carries bytes but no int16.
+
+        Args:
+            hu_bytes: string (N,), little-endian int16 HU of each scan, C order.
+            shape: int32 (N, 3), its slices, height and width; all scans of a request have the same plane.
+        """
+        return self.answer(*_from_bytes(hu_bytes, shape))
+
+    def infer_bytes(self, hu_bytes: Any, shape: Any) -> dict[str, Any]:
+        """`infer_bytes`: all that `tfcovid infer --server` needs for one scan, in one call.
+
+        Returns:
+            What `explain` gives but its `attention`; `lungs_bytes` and, where found, `disease_bytes`, string (N,):
+            serialized TensorProtos of what `segment` gives, float32 (D, h, w), since REST writes numbers as text;
+            `card_bytes` string (N,), JSON: which model this is.
+        """
+        hu, depth = _from_bytes(hu_bytes, shape)
+        found = self._segment(hu, depth)
+        answers = self._explained(hu, found["lungs"])
+        del answers["attention"]
+        masks = {f"{name}_bytes": _serialized(values) for name, values in found.items()}
+        return answers | masks | {"card_bytes": tf.repeat(tf.constant([self.card]), tf.shape(hu)[0])}
+
+    def classify_clip(self, clip: Any) -> dict[str, Any]:
+        """`classify_clip`: a clip that was windowed, masked and scaled by the caller.
+
+        Args:
+            clip: float32 (N, D', H', W', C), as the network takes it.
+
+        Returns:
+            `probabilities`, `logits`, and `ct_score` where the network has one.
+        """
+        return self._outputs(self._member.model.network(clip, training=False))
+
+    def signatures(self) -> dict[str, Signature]:
+        """The functions of an export by the names of their signatures; `serving_default` comes first."""
+        hu = tf.TensorSpec([None] * 4, tf.int16, name="hu")
+        depth = tf.TensorSpec([None], tf.int32, name="depth")
+        texts = tf.TensorSpec([None], tf.string, name="hu_bytes")
+        shape = tf.TensorSpec([None, 3], tf.int32, name="shape")
+        return {
+            "serving_default": Signature(self.answer, (hu, depth)),
+            "explain": Signature(self.explain, (hu, depth)),
+            "segment": Signature(self.segment, (hu, depth)),
+            "serving_bytes": Signature(self.answer_bytes, (texts, shape)),
+            "infer_bytes": Signature(self.infer_bytes, (texts, shape)),
+            "classify_clip": self.clip_signature(),
+        }
+
+    def clip_signature(self) -> Signature:
+        """The only one that is worth batching, since scans of unequal depth do not stack."""
+        channels = self._member.model.network.input_shape[-1]
+        return Signature(self.classify_clip, (tf.TensorSpec([None, *self._clip, channels], tf.float32, name="clip"),))
+
+    def _segment(self, hu: Any, depth: Any) -> dict[str, Any]:
+        # A 3D convolution ends with an unkind error where there is no scan.
+        check = tf.debugging.assert_positive(tf.shape(hu), "each scan needs slices, height and width above 0")
+        with tf.control_dependencies([] if check is None else [check]):
+            return self._stratifier.segment(tf.identity(hu), depth)
+
+    def _prepared(self, hu: Any, lungs: Any) -> dict[str, Any]:
+        cut = self._stratifier.cut(hu, lungs)
+        return cut | {"clip": self._stratifier.finish(cut["clip"], cut["lungs"])}
+
+    def _explained(self, hu: Any, lungs: Any) -> dict[str, Any]:
+        prepared = self._prepared(hu, lungs)
+        features = tf.cast(self._member.split.backbone(prepared["clip"], training=False), tf.float32)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(features)
+            outputs = self._member.split.fair_head(features, training=False)
+            score = attention.expected_class(outputs["logits"])
+        # Grad-CAM (Selvaraju 2017): each feature counts as its mean gradient says; what lowers the target is cut.
+        gradient = tape.gradient(score, features)
+        weight = tf.reduce_mean(gradient, axis=(1, 2, 3), keepdims=True)
+        cells = tf.nn.relu(tf.reduce_sum(features * weight, axis=-1))
+        whole = cells
+        for number, weights in enumerate(self._onto_clip, 1):
+            whole = _along(whole, weights, number)
+        inside = tf.cast(prepared["lungs"] >= 0.5, tf.float32)
+        answers, kept = self._answers(outputs, prepared["keep"]), prepared["keep"]
+        return answers | {
+            "attention": _or_nan(whole * inside, answers["slices_kept"]),
+            "attention_cells": _or_nan(cells, answers["slices_kept"]),
+            "attention_axes": tf.repeat(tf.constant(self._axes)[tf.newaxis], tf.shape(hu)[0], axis=0),
+            "keep": kept,
+            "box": prepared["box"],
+        }
+
+    def _answers(self, outputs: dict[str, Any], keep: Any) -> dict[str, Any]:
+        kept = tf.reduce_sum(tf.cast(keep, tf.int32), axis=1)
+        answers = {name: _or_nan(values, kept) for name, values in self._outputs(outputs).items()}
+        return answers | {"slices_kept": kept}
+
+    @staticmethod
+    def _outputs(outputs: dict[str, Any]) -> dict[str, Any]:
+        logits = tf.cast(outputs["logits"], tf.float32)
+        answers = {"probabilities": tf.nn.softmax(logits), "logits": logits}
+        if "ct_score" in outputs:
+            answers["ct_score"] = tf.cast(outputs["ct_score"][:, 0], tf.float32)
+        return answers
+
+
+def card(models: LocalModels) -> str:
+    """JSON about one model, with the sha256 of both weight files: what a client puts into its `result.json`."""
+    model = models.members[0].model
+    facts = {
+        "name": model.name,
+        "sha256": model.sha256,
+        **model.contract.model_dump(mode="json"),
+        "method": METHOD,
+        "target": TARGET,
+        "endpoint": models.endpoint,
+        "clip": list(model.network.input_shape[1:]),
+        "lungs": {"name": LUNGS, "sha256": models.lungs.sha256, "disease": models.finds_disease},
+        "versions": versions(),
+    }
+    return json.dumps(facts, sort_keys=True)
+
+
+def _or_nan(values: Any, kept: Any) -> Any:
+    """NaN for the scans without a kept slice; the shape of `values` stays."""
+    rank = len(values.shape)
+    there = tf.reshape(kept > 0, tf.concat([tf.shape(kept), [1] * (rank - 1)], axis=0))
+    return tf.where(there, values, tf.constant(float("nan")))
+
+
+def _along(values: Any, weights: np.ndarray, axis: int) -> Any:
+    """The product of `weights` (out, in) with one axis of `values`, which stays in its place."""
+    rank = len(values.shape)
+    order = [number for number in range(rank) if number != axis] + [axis]
+    back = sorted(range(rank), key=lambda number: order[number])
+    moved = tf.matmul(tf.transpose(values, order), tf.constant(weights), transpose_b=True)
+    return tf.transpose(moved, back)
+
+
+def _from_bytes(texts: Any, shape: Any) -> tuple[Any, Any]:
+    """int16 (N, D, H, W), shorter scans padded with zeros, and their depth (N,)."""
+    rules = "each scan needs slices, height and width above 0; all scans of a request have the same height and width"
+    first = shape[:1, 1:]
+    checks = [
+        tf.debugging.assert_equal(tf.shape(texts)[0], tf.shape(shape)[0], "hu_bytes and shape hold one row a scan"),
+        tf.debugging.assert_positive(shape, rules),
+        tf.debugging.assert_equal(shape[:, 1:], tf.repeat(first, tf.shape(shape)[0], axis=0), rules),
+    ]
+    with tf.control_dependencies([check for check in checks if check is not None]):
+        shape = tf.identity(shape)
+    deepest = tf.reduce_max(shape[:, 0])
+
+    def one(item: tuple[Any, Any]) -> Any:
+        text, size = item
+        # A length that does not fit the shape ends here, as an invalid argument.
+        volume = tf.reshape(tf.io.decode_raw(text, tf.int16, little_endian=True), size)
+        return tf.pad(volume, [[0, deepest - size[0]], [0, 0], [0, 0]])
+
+    # One after the other: a copy of each would be in memory at once.
+    hu = tf.map_fn(one, (texts, shape), fn_output_signature=tf.TensorSpec([None] * 3, tf.int16), parallel_iterations=1)
+    return hu, shape[:, 0]
+
+
+def _serialized(values: Any) -> Any:
+    """float32 (N, D, h, w) as strings (N,), a TensorProto each."""
+    text = tf.TensorSpec([], tf.string)
+    return tf.map_fn(tf.io.serialize_tensor, values, fn_output_signature=text, parallel_iterations=1)

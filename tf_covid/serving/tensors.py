@@ -1,0 +1,249 @@
+"""TF Serving's REST JSON → arrays: rows (`instances`) and columns (`inputs`); `answers.py` is the way back."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tf_covid.serving.faults import Invalid
+from tf_covid.serving.jsontext import Numbers, parse
+from tf_covid.serving.protos import MOST_AXES
+from tf_covid.serving.servable import Entry, Spec
+
+#: Largest whole number up to which each float type holds all of them: TF Serving refuses larger ones.
+_EXACT = {np.dtype(np.float32): 2**24 - 1, np.dtype(np.float64): 2**53 - 1}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A predict request.
+
+    Args:
+        entry: The signature that is asked.
+        inputs: Arrays by name, checked against it.
+        rows: Whether it came as `instances`, and the answer goes as `predictions`.
+    """
+
+    entry: Entry
+    inputs: dict[str, np.ndarray]
+    rows: bool
+
+
+def question(body: bytes | bytearray, entry_of: Callable[[str], Entry]) -> Question:
+    """Read the body of `:predict`.
+
+    Args:
+        body: JSON.
+        entry_of: The signature of a name, "" for the default one.
+
+    Raises:
+        Invalid: If it is malformed, or not what the signature asks for; the text names the input.
+    """
+    document = parse(body)
+    name = document.get("signature_name", "")
+    if not isinstance(name, str):
+        raise Invalid("JSON Value: not formatted correctly. 'signature_name' key must be a string value.")
+    entry = entry_of(name)
+    if ("instances" in document) == ("inputs" in document):
+        raise Invalid(
+            "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist"
+            if "inputs" in document
+            else "Missing 'inputs' or 'instances' key"
+        )
+    if not entry.inputs:
+        raise Invalid(f"Failed to get input map for signature: {name or 'DEFAULT'}")
+    rows = "instances" in document
+    inputs = _of_rows(document["instances"], entry) if rows else _of_columns(document["inputs"], entry)
+    entry.check(inputs)
+    return Question(entry, inputs, rows)
+
+
+def _of_rows(instances: Any, entry: Entry) -> dict[str, np.ndarray]:
+    if not isinstance(instances, (list, Numbers)):
+        raise Invalid("Expecting 'instances' to be an list/array")
+    if isinstance(instances, list) and not instances:
+        raise Invalid("No values in 'instances' array")
+    if isinstance(instances, Numbers) or not _is_named(instances[0]):
+        if len(entry.inputs) > 1:
+            raise Invalid(
+                "instances is a plain list, but expecting list of objects as multiple input tensors required as per "
+                f"tensorinfo_map: {', '.join(entry.inputs)}"
+            )
+        if isinstance(instances, list) and any(map(_is_named, instances)):
+            raise Invalid("Expecting value/list but got object in 'instances' list")
+        (spec,) = entry.inputs.values()
+        return {spec.name: to_array(instances, spec)}
+    for number, instance in enumerate(instances):
+        if not _is_named(instance):
+            raise Invalid(f"Expecting object but got list at item {number} of input list")
+        if instance.keys() != entry.inputs.keys():
+            wrong = sorted(instance.keys() ^ entry.inputs.keys())
+            raise Invalid(
+                f"Failed to process element: {number} of 'instances' list. JSON object: keys must be equal to: "
+                f"{','.join(entry.inputs)} (missing or unknown: {','.join(name[:100] for name in wrong[:20])})"
+            )
+    return {name: to_array([row[name] for row in instances], spec) for name, spec in entry.inputs.items()}
+
+
+def _of_columns(inputs: Any, entry: Entry) -> dict[str, np.ndarray]:
+    if not _is_named(inputs):
+        if len(entry.inputs) > 1:
+            raise Invalid(
+                "inputs is a plain value/list, but expecting an object as multiple input tensors required as per "
+                f"tensorinfo_map: {', '.join(entry.inputs)}"
+            )
+        (spec,) = entry.inputs.values()
+        return {spec.name: to_array(inputs, spec)}
+    for name in entry.inputs:
+        if name not in inputs:
+            raise Invalid(f"Missing named input: {name} in 'inputs' object.")
+    if unknown := sorted(set(inputs) - set(entry.inputs)):
+        raise Invalid(f"Unknown named input: {', '.join(name[:100] for name in unknown[:20])} in 'inputs' object.")
+    return {name: to_array(inputs[name], spec) for name, spec in entry.inputs.items()}
+
+
+def _is_named(value: Any) -> bool:
+    """Whether a value is an object of named inputs, not one string in base64."""
+    return isinstance(value, dict) and not (value.keys() == {"b64"} and isinstance(value["b64"], str))
+
+
+def to_array(value: Any, spec: Spec) -> np.ndarray:
+    """A JSON value as an array of the type of an input.
+
+    Args:
+        value: Nested lists, all of the same lengths; or `Numbers`.
+        spec: What the signature takes.
+
+    Raises:
+        Invalid: If the lists are ragged, or a value does not fit the type without loss.
+    """
+    if isinstance(value, Numbers):
+        return _from_text(value, spec)
+    if isinstance(value, list) and value and all(type(part) is Numbers for part in value):
+        parts = [_from_text(part, spec) for part in value]
+        if len({part.shape for part in parts}) > 1:
+            raise Invalid(f"input '{spec.name}': Encountered list at unexpected size: its lists are ragged")
+        return np.stack(parts)
+    flat, shape = _flattened(value, spec)
+    return _typed(flat, spec).reshape(shape)
+
+
+def _from_text(numbers: Numbers, spec: Spec) -> np.ndarray:
+    outline, outer = _flattened(numbers.outline(), spec)
+    if any(place != "" for place in outline):
+        raise Invalid(f"input '{spec.name}': JSON Value found at incorrect level: its lists are ragged")
+    width, whole = -1, np.empty(0)
+    for index, row in enumerate(numbers.rows()):
+        if index == 0:
+            width, first = len(row), _typed(row, spec)
+            whole = np.empty((len(outline), width), first.dtype)
+        if len(row) != width:
+            raise Invalid(
+                f"input '{spec.name}': Encountered list at unexpected size: {len(row)} expected size: {width}"
+            )
+        whole[index] = _typed(row, spec)
+    return whole.reshape((*outer, width))
+
+
+def _flattened(value: Any, spec: Spec) -> tuple[list[Any], tuple[int, ...]]:
+    """The values of nested lists in order, and the lists' lengths; without recursion."""
+    level, shape = [value], list[int]()
+    while True:
+        lists = sum(isinstance(part, (list, Numbers)) for part in level)
+        if not lists:
+            return level, tuple(shape)
+        if lists != len(level):
+            raise Invalid(f"input '{spec.name}': JSON Value found at incorrect level: its lists are ragged")
+        plain = [part.plain() if isinstance(part, Numbers) else part for part in level]
+        sizes = set(map(len, plain))
+        if len(sizes) > 1:
+            raise Invalid(
+                f"input '{spec.name}': Encountered list at unexpected size: lists of {min(sizes)} and {max(sizes)}"
+            )
+        if len(shape) == MOST_AXES:
+            raise Invalid(f"input '{spec.name}': its lists are nested too deeply")
+        shape.append(sizes.pop())
+        level = list(itertools.chain.from_iterable(plain))
+        if not level:
+            return level, tuple(shape)
+
+
+def _typed(values: list[Any], spec: Spec) -> np.ndarray:
+    """Values without lists as an array of one axis, of the type of the input."""
+    dtype = spec.dtype
+    if dtype.name == "string":
+        array: np.ndarray = np.empty(len(values), object)
+        array[:] = [_as_bytes(value, spec) for value in values]
+        return array
+    kinds = set(map(type, values))
+    if dtype.is_bool:
+        allowed: set[type] = {bool}
+    elif dtype.is_integer and not dtype.is_quantized:
+        allowed = {int}
+    elif dtype.is_floating:
+        allowed = {int, float}
+    else:
+        raise Invalid(f"input '{spec.name}': {dtype.name} is not served by REST; ask over gRPC")
+    if not kinds <= allowed:
+        wrong = next(value for value in values if type(value) not in allowed)
+        raise Invalid(f"input '{spec.name}': JSON Value: {_shown(wrong)} is not of expected type: {dtype.name}")
+    target = np.dtype(dtype.as_numpy_dtype)
+    if dtype.is_bool:
+        return np.array(values, target)
+    return _floats(values, kinds, target, spec) if dtype.is_floating else _whole(values, target, spec)
+
+
+def _whole(values: list[int], target: np.dtype, spec: Spec) -> np.ndarray:
+    limits = np.iinfo(target)
+    try:
+        wide = np.array(values, np.uint64 if limits.min == 0 else np.int64)
+        if not wide.size or (wide.min() >= limits.min and wide.max() <= limits.max):
+            return wide.astype(target)
+    except OverflowError:
+        pass
+    wrong = next(value for value in values if not limits.min <= value <= limits.max)
+    raise Invalid(f"input '{spec.name}': JSON Value: {_shown(wrong)} is out of the range of {target.name}")
+
+
+def _floats(values: list[float], kinds: set[type], target: np.dtype, spec: Spec) -> np.ndarray:
+    largest, exact = float(spec.dtype.max), _EXACT.get(target)
+    try:
+        wide = np.array(values, np.float64)
+        sizes = np.abs(wide)
+        lost = np.isfinite(wide) & (sizes > largest)
+        if exact is not None and int in kinds:
+            lost |= np.fromiter((type(value) is int and abs(value) > exact for value in values), bool, len(values))
+        if not lost.any():
+            return wide.astype(target)
+        wrong: Any = values[int(lost.argmax())]
+    except OverflowError:
+        wrong = max(values, key=abs)
+    raise Invalid(
+        f"input '{spec.name}': Cannot convert JSON value: {_shown(wrong)} to {target.name} without loss of precision."
+    )
+
+
+def _as_bytes(value: Any, spec: Spec) -> bytes:
+    try:
+        if isinstance(value, str):
+            return value.encode()
+        if not _is_named(value) and isinstance(value, dict):
+            text = value["b64"]
+            return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Invalid(f"input '{spec.name}': Unable to base64 decode, or not UTF-8") from error
+    raise Invalid(f"input '{spec.name}': JSON Value: {_shown(value)} is not of expected type: string")
+
+
+def _shown(value: Any) -> str:
+    """A value that was sent, short: its digits where it is a number, otherwise only its kind."""
+    if isinstance(value, (bool, float)) or (isinstance(value, int) and value.bit_length() < 200):
+        return json.dumps(value)
+    return {int: "Number", dict: "Object", str: "String", type(None): "Null"}.get(type(value), "Array")

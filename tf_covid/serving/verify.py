@@ -1,0 +1,191 @@
+"""`tfcovid verify`: proof that Keras, the SavedModel, another runtime and a server give the same answers."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tf_covid.errors import ServingError
+from tf_covid.local import LocalModels
+from tf_covid.phantom.cohort import write_cohort
+from tf_covid.scan import find_cases
+from tf_covid.serving.client import GrpcServer, RestServer, connect
+from tf_covid.serving.openvino import SIGNATURES, OpenVino
+from tf_covid.serving.reference import TOLERANCE, Reference, largest_difference, reference
+from tf_covid.serving.server import Server
+from tf_covid.serving.settings import Settings
+
+#: REST writes numbers as text: only the signatures that are made for it are asked that way.
+REST_SIGNATURES = ("serving_bytes", "infer_bytes", "classify_clip")
+
+#: Seconds that the export may take for all scans in a process of its own.
+_REPLAY_S = 1800.0
+
+Ask = Callable[[str, dict[str, np.ndarray]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One way of asking, about one scan.
+
+    Args:
+        way: "SavedModel", "OpenVINO", "REST", "gRPC", or "NIfTI against DICOM".
+        scan: Its name.
+        signature: Which was asked.
+        difference: The largest, see `reference.TOLERANCE`; None where it was not checked.
+        where: The value that differs most; or why it was not checked.
+    """
+
+    way: str
+    scan: str
+    signature: str
+    difference: float | None
+    where: str
+
+    @property
+    def holds(self) -> bool:
+        """False where the answers differ."""
+        return self.difference is None or self.difference <= TOLERANCE
+
+    def line(self) -> str:
+        """For a person."""
+        if self.difference is None:
+            return f"{self.way:20} {self.scan:16} not checked: {self.where}"
+        verdict = "ok" if self.holds else f"DIFFERS in {self.where}"
+        return f"{self.way:20} {self.scan:16} {self.signature:16} {self.difference:.1e}  {verdict}"
+
+
+def verify(
+    source: str | Path, export: Path, servers: Sequence[str] = (), scans: Sequence[Path] = (),
+    say: Callable[[str], None] = lambda text: None, token: str | None = None,
+) -> Iterator[Check]:  # fmt: skip
+    """Compare, one check after the other.
+
+    Args:
+        source: The model: a shipped name or a `.keras` file.
+        export: Its export, `…/NAME` (the newest version) or `…/NAME/VERSION`.
+        servers: URLs of servers that have the model under the name of the export's folder; none: the embedded server
+            is started over the export, and asked by REST and gRPC.
+        scans: Chest CTs; none: a synthetic patient, as DICOM and as NIfTI.
+        say: Told what is going on.
+        token: Of the servers.
+
+    Raises:
+        ServingError: If the export is missing or a way of asking fails.
+        ModelError, ScanRefused: If the model or a scan cannot be used.
+    """
+    folder = version_folder(export)
+    models = LocalModels([source])
+    with ExitStack() as stack:
+        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        say("asking Keras and tf-keras-vis")
+        asked = list(_references(models, scans, temporary))
+        if not scans:
+            yield _formats(*asked)
+        say("asking the SavedModel in a process of its own")
+        for question, signature, answer in _replayed(folder, asked, temporary):
+            yield _check("SavedModel", question, signature, answer)
+        say("asking OpenVINO")
+        yield from _with_openvino(folder, asked)
+        if not servers:
+            servers = stack.enter_context(_embedded(folder, temporary))
+        for url in servers:
+            server = connect(url, token)
+            say(f"asking {url}")
+            yield from _with_server(server, folder.parent.name, asked)
+
+
+def version_folder(export: Path) -> Path:
+    """The folder of an export's version: itself, or the newest in it.
+
+    Raises:
+        ServingError: If there is none.
+    """
+    if (export / "saved_model.pb").is_file():
+        return export.resolve()
+    found = [path for path in export.glob("*/saved_model.pb") if path.parent.name.isdecimal()]
+    if not found:
+        raise ServingError(f"{export}: no export is there; `tfcovid export MODEL --out {export}` writes one")
+    return max(found, key=lambda path: int(path.parent.name)).parent.resolve()
+
+
+def _references(models: LocalModels, scans: Sequence[Path], folder: Path) -> Iterator[Reference]:
+    if not scans:
+        for kind in ("dicom", "nifti"):
+            write_cohort(folder / kind, 1, seed=7, size=192, slices=48, format=kind)
+        scans = [next((folder / "dicom").glob("*/dicom")), next((folder / "nifti").glob("*/ct.nii.gz"))]
+    for path in scans:
+        for case in find_cases(path):
+            yield reference(models, case.name, case.read().hu)
+
+
+def _formats(dicom: Reference, nifti: Reference) -> Check:
+    right, other = dicom.right["explain"], nifti.right["explain"]
+    difference, where = largest_difference(
+        right, {name: np.asarray(value)[np.newaxis] for name, value in other.items()}
+    )
+    return Check("NIfTI against DICOM", dicom.name, "Keras", difference, where)
+
+
+def _check(way: str, question: Reference, signature: str, answer: dict[str, Any]) -> Check:
+    return Check(way, question.name, signature, *largest_difference(question.right[signature], answer))
+
+
+def _replayed(
+    export: Path, asked: Sequence[Reference], folder: Path
+) -> Iterator[tuple[Reference, str, dict[str, Any]]]:
+    questions = [(one, signature) for one in asked for signature in one.inputs]
+    (folder / "questions").write_bytes(pickle.dumps([(name, one.inputs[name]) for one, name in questions]))
+    command = [sys.executable, "-m", "tf_covid.serving.replay", str(export), "questions", "answers"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_REPLAY_S, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no further text"])[-1]
+        raise ServingError(f"{export}: the SavedModel fails in a process of its own: {reason[:500]}")
+    # Ours: the child wrote it into a folder that nobody else can write to.
+    answers = pickle.loads((folder / "answers").read_bytes())
+    for (one, name), answer in zip(questions, answers, strict=True):
+        yield one, name, answer
+
+
+def _with_openvino(export: Path, asked: Sequence[Reference]) -> Iterator[Check]:
+    for signature in SIGNATURES:
+        try:
+            runtime = OpenVino(export, signature)
+        except ServingError as error:
+            # Nothing to hold against the export where OpenVINO is not installed; else it is.
+            if not isinstance(error.__cause__, ImportError):
+                raise
+            yield Check("OpenVINO", "", signature, None, str(error))
+            return
+        for one in asked:
+            yield _check("OpenVINO", one, signature, runtime(one.inputs[signature]))
+
+
+def _with_server(server: RestServer | GrpcServer, name: str, asked: Sequence[Reference]) -> Iterator[Check]:
+    rest = isinstance(server, RestServer)
+    for one in asked:
+        for signature in REST_SIGNATURES if rest else one.inputs:
+            answer = server.predict(name, signature, one.inputs[signature])
+            yield _check("REST" if rest else "gRPC", one, signature, answer)
+
+
+@contextmanager
+def _embedded(export: Path, folder: Path) -> Iterator[Sequence[str]]:
+    """URLs of an embedded server that has this version only."""
+    place = folder / "models" / export.parent.name
+    place.mkdir(parents=True)
+    os.symlink(export, place / export.name, target_is_directory=True)
+    with Server(Settings(models=folder / "models", port=0, grpc_port=0, time_limit_s=_REPLAY_S)) as server:
+        if not server.wait_until_ready(_REPLAY_S, export.parent.name):
+            raise ServingError(f"{export}: the embedded server cannot load it")
+        yield [server.rest_url, f"grpc://{server.grpc_address}"]
