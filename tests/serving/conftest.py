@@ -7,7 +7,8 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,70 @@ class Store:
         target.parent.mkdir(exist_ok=True)
         partial.rename(target)
         return target
+
+
+@dataclass(frozen=True)
+class SmallFiles:
+    """A U-Net set by hand, lung below −400 HU and disease above −700, and two random networks behind it."""
+
+    lungs: Path
+    network: Path
+    other: Path
+
+
+@pytest.fixture(scope="session")
+def small_files(tmp_path_factory: pytest.TempPathFactory, threshold_unet: Any) -> SmallFiles:
+    import keras
+
+    from tf_covid.models import NETWORKS
+    from tf_covid.weights import Contract
+    from tf_covid.weights.files import save_model
+
+    folder = tmp_path_factory.mktemp("small")
+    arguments: dict[str, Any] = {"input_shape": [64, 64, 1], "depth": 1, "filters": 4, "outputs": 2}
+    made = SmallFiles(*(folder / f"{name}.keras" for name in ("lungs", "network", "other")))
+    contract = Contract(model="unet", arguments=arguments, task="lungs", note="By hand.")
+    save_model(threshold_unet(arguments), contract, made.lungs)
+    arguments = {"input_shape": [16, 32, 32, 1], "dense": 8, "ct_score": True}
+    contract = Contract(model="ltc", arguments=arguments, task="severity", endpoint="conv2", note="Random.")
+    for seed, path in enumerate((made.network, made.other)):
+        keras.utils.set_random_seed(seed)
+        save_model(NETWORKS["ltc"].build(**arguments), contract, path)
+    return made
+
+
+@contextmanager
+def _lungs_of(files: SmallFiles) -> Iterator[None]:
+    """The U-Net of `files` in the place of the shipped one, for as long as models are loaded."""
+    from tf_covid import local
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "LUNGS", files.lungs)
+        yield
+
+
+@pytest.fixture
+def small_lungs(small_files: SmallFiles) -> Iterator[None]:
+    """What is loaded in this test is loaded behind the U-Net of `small_files`."""
+    with _lungs_of(small_files):
+        yield
+
+
+@pytest.fixture(scope="session")
+def small_models(small_files: SmallFiles) -> Any:
+    from tf_covid.local import LocalModels
+
+    with _lungs_of(small_files):
+        return LocalModels([small_files.network])
+
+
+@pytest.fixture(scope="session")
+def small_export(small_files: SmallFiles, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The export of `small_files`, as `small/1` and `small-clip/1`."""
+    from tf_covid.serving.export import export
+
+    with _lungs_of(small_files):
+        return export(small_files.network, tmp_path_factory.mktemp("served") / "small")
 
 
 @pytest.fixture(scope="session")

@@ -56,6 +56,10 @@ class RestServer:
         self._client = httpx.Client(base_url=url, headers=headers, timeout=timeout_s, trust_env=False)
         self.url = url
 
+    def close(self) -> None:
+        """Close its connections."""
+        self._client.close()
+
     def predict(self, model: str, signature: str, inputs: Inputs) -> dict[str, Any]:
         """Named outputs, as nested lists, and bytes for names that end in `_bytes`.
 
@@ -111,6 +115,10 @@ class GrpcServer:
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._timeout_s = timeout_s
         self.url = f"grpc{'s' if secure else ''}://{address}"
+
+    def close(self) -> None:
+        """Close its connection."""
+        self._channel.close()
 
     def predict(self, model: str, signature: str, inputs: Inputs) -> dict[str, Any]:
         """Named outputs, as arrays.

@@ -101,6 +101,7 @@ def verify(
             servers = stack.enter_context(_embedded(folder, temporary))
         for url in servers:
             server = connect(url, token)
+            stack.callback(server.close)
             say(f"asking {url}")
             yield from _with_server(server, folder.parent.name, asked)
 

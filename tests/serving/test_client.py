@@ -1,0 +1,241 @@
+"""A server's answers through the pipeline: the same as those of models in this process, or a named error."""
+
+from __future__ import annotations
+
+import dataclasses
+import http.server
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from tf_covid.errors import ModelError, ScanRefused, ServingError
+from tf_covid.pipeline import stratify
+from tf_covid.scan import Scan, SourceGrid
+from tf_covid.serving import client, warmup
+from tf_covid.serving.client import RemoteModels, connect
+from tf_covid.serving.export import export
+from tf_covid.serving.server import Server
+from tf_covid.serving.settings import Settings
+
+
+def made_scan(seed=0):
+    hu = warmup.chest().copy()
+    hu[8:16, 50:70, 30:40] = -300
+    hu = (hu + np.random.default_rng(seed).integers(-60, 60, hu.shape)).astype(np.int16)
+    affine = np.diag([8.0, 2.5, 2.5, 1.0])
+    return Scan("made", hu, affine, SourceGrid(hu.shape, affine, (0, 1, 2), (False,) * 3), "0" * 64)
+
+
+@pytest.fixture(scope="module")
+def server(small_export):
+    folder = small_export.road.parents[1]
+    with Server(Settings(models=folder, port=0, grpc_port=0, token="a-token-for-tests", poll_s=0.2)) as running:
+        assert running.wait_until_ready(60, "small")
+        yield running
+
+
+@pytest.fixture(params=["REST", "gRPC"])
+def url(request, server):
+    return server.rest_url if request.param == "REST" else f"grpc://{server.grpc_address}"
+
+
+def test_a_result_from_a_server_is_the_result_from_here(url, small_models):
+    there = RemoteModels(connect(url, "a-token-for-tests"), ["small"])
+    assert (there.task, there.finds_disease, there.slice_minimum) == ("severity", True, 0.05)
+    assert there.endpoint == small_models.endpoint
+    assert there.marks == [small_models.members[0].model.sha256, small_models.lungs.sha256]
+    for seed in (0, 1):
+        here, remote = (stratify(made_scan(seed), models) for models in (small_models, there))
+        one, two = here.as_dict(), remote.as_dict()
+        for values in (one, two):
+            del values["timings_s"]
+        assert two["versions"].pop("server").startswith("small: keras ")
+        assert json.dumps(two, sort_keys=True)[:200]
+        _assert_near(one, two)
+        np.testing.assert_array_equal(here.maps.lungs, remote.maps.lungs)
+        np.testing.assert_allclose(here.maps.attention.astype(int), remote.maps.attention.astype(int), atol=1)
+        assert here.maps.attention.any()
+
+
+def _assert_near(one, two):
+    assert type(one) is type(two)
+    if isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            _assert_near(one[key], two[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(two)
+        for left, right in zip(one, two, strict=True):
+            _assert_near(left, right)
+    elif isinstance(one, float):
+        assert one == pytest.approx(two, abs=2e-3)
+    else:
+        assert one == two
+
+
+def test_one_scan_is_asked_about_once_and_never_gets_the_answer_to_another(server):
+    asked = []
+
+    class Counted:
+        url = "counted"
+
+        def __init__(self, inner):
+            self.inner = inner
+
+        def predict(self, model, signature, inputs):
+            asked.append(signature)
+            return self.inner.predict(model, signature, inputs)
+
+    there = RemoteModels(Counted(connect(server.rest_url, "a-token-for-tests")), ["small"])
+    one, two = made_scan(0).hu, made_scan(5).hu
+    first = there.classify(one, there.segment(one).probability)[0].probabilities
+    other = there.classify(two, there.segment(two).probability)[0].probabilities
+    again = there.classify(one, there.segment(one).probability)[0].probabilities
+    assert asked == ["infer_bytes"] * 4  # the card, and each scan when it came
+    assert not np.allclose(first, other, atol=1e-6)
+    np.testing.assert_array_equal(first, again)
+
+
+def test_several_models_answer_with_their_mean(small_files, small_lungs, small_export, tmp_path):
+    from tf_covid.local import LocalModels
+
+    export(small_files.network, tmp_path / "one")
+    export(small_files.other, tmp_path / "two")
+    with Server(Settings(models=tmp_path, port=0, grpc_port=0)) as running:
+        assert running.wait_until_ready(60, "one", "two")
+        there = RemoteModels(connect(running.rest_url), ["one", "two"])
+        here = LocalModels([small_files.network, small_files.other])
+        left, right = (stratify(made_scan(), models) for models in (here, there))
+    np.testing.assert_allclose(left.severity.probabilities, right.severity.probabilities, atol=1e-4)
+    assert [model.sha256 for model in left.models] == [model.sha256 for model in right.models]
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("ftp://127.0.0.1:1", "no address of a server"),
+        ("127.0.0.1:8501", "no address of a server"),
+        ("http://127.0.0.1:99999", "no address of a server"),
+        ("http://user:word@127.0.0.1:1", "no address of a server"),
+        ("http://127.0.0.1:8501/v1/models", "only scheme, host and port"),
+        ("", "no address of a server"),
+    ],
+)
+def test_what_is_no_address_is_named(url, message):
+    with pytest.raises(ServingError, match=message):
+        connect(url)
+
+
+@pytest.mark.parametrize("kind", ["http", "grpc"])
+def test_a_server_that_is_not_there_is_asked_again_and_then_named(kind, monkeypatch):
+    monkeypatch.setattr(client, "TRIES", 3)
+    said = []
+    with pytest.raises(ServingError, match=r"does not answer|UNAVAILABLE"):
+        RemoteModels(connect(f"{kind}://127.0.0.1:9", timeout_s=5), ["small"], said.append)
+    assert len(said) == 2 and all("asking again" in line for line in said)
+
+
+def test_a_wrong_token_a_wrong_name_and_a_model_that_is_none_of_ours(url, server):
+    with pytest.raises(ServingError, match=r"401|UNAUTHENTICATED"):
+        RemoteModels(connect(url, "another-token"), ["small"])
+    with pytest.raises(ServingError, match=r"404|NOT_FOUND"):
+        RemoteModels(connect(url, "a-token-for-tests"), ["nobody"])
+    with pytest.raises(ServingError, match="infer_bytes"):
+        RemoteModels(connect(url, "a-token-for-tests"), ["small-clip"])
+
+
+def test_what_an_export_does_not_hold_is_refused(server):
+    there = RemoteModels(connect(server.rest_url, "a-token-for-tests"), ["small"])
+    with pytest.raises(ModelError, match="a server finds the lungs itself"):
+        stratify(made_scan(), there, lungs=np.ones((24, 128, 128), bool))
+    with pytest.raises(ModelError, match="exports explain by gradcam"):
+        stratify(made_scan(), there, attention="layercam")
+
+
+def test_a_model_that_changes_under_a_run_ends_it(small_files, small_lungs, tmp_path):
+    export(small_files.network, tmp_path / "m")
+    with Server(Settings(models=tmp_path, port=0, grpc_port=0, poll_s=0.1)) as running:
+        assert running.wait_until_ready(60, "m")
+        there = RemoteModels(connect(running.rest_url), ["m"])
+        stratify(made_scan(), there)
+        export(small_files.other, tmp_path / "m")
+        assert running.repository.wait_for(lambda one: one.available()["m"].number == 2, 60)
+        with pytest.raises(ServingError, match="is another one now"):
+            stratify(made_scan(1), there)
+
+
+def good_answer(server):
+    hu = made_scan().hu
+    inputs = {"hu_bytes": np.array([hu.tobytes()], object), "shape": np.array([hu.shape], np.int32)}
+    return connect(server.rest_url, "a-token-for-tests").predict("small", "infer_bytes", inputs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"card_bytes": [b"{}"]}, "card|export"),
+        ({"card_bytes": "text"}, "bytes|card|export"),
+        ({"lungs_bytes": [b"nothing"]}, "are no tensor"),
+        ({"lungs_bytes": []}, "has no lungs_bytes"),
+        ({"logits": [[1.0, 2.0]]}, "shape"),
+        ({"logits": None}, "shape"),
+        ({"keep": [[True] * 3]}, "shape"),
+        ({"attention_cells": [[1.0]]}, "shape"),
+        ({"box": [["a", "b", "c", "d"]]}, "no usable box"),
+    ],
+)
+def test_an_answer_that_makes_no_sense_is_named(server, change, message):
+    answers = iter([good_answer(server), {**good_answer(server), **change}])
+
+    class Odd:
+        url = "odd"
+
+        def predict(self, model, signature, inputs):
+            return next(answers)
+
+    there = RemoteModels(Odd(), ["small"])
+    with pytest.raises(ServingError, match=message):
+        stratify(made_scan(), there)
+
+
+def test_logits_that_are_no_numbers_refuse_the_scan(server):
+    answers = iter([good_answer(server), {**good_answer(server), "logits": [[float("nan")] * 5]}])
+
+    class Odd:
+        url = "odd"
+
+        def predict(self, model, signature, inputs):
+            return next(answers)
+
+    result = stratify(made_scan(), RemoteModels(Odd(), ["small"]))
+    assert result.status == "refused" and result.findings[0].code == "not_finite"
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"outputs": 3}', b'{"outputs": {"card_bytes": 3}}', b"{}"])
+def test_a_web_server_that_is_no_tf_serving_is_named(body):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            """Quiet."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        with pytest.raises(ServingError):
+            RemoteModels(connect(f"http://127.0.0.1:{other.server_port}"), ["small"])
+        other.shutdown()
+
+
+def test_a_scan_that_the_server_refuses_is_a_finding_and_the_others_go_on(server):
+    there = RemoteModels(connect(server.rest_url, "a-token-for-tests"), ["small"])
+    empty = dataclasses.replace(made_scan(), hu=np.zeros((24, 0, 0), np.int16))
+    with pytest.raises(ScanRefused, match="server_refused"):
+        there.segment(empty.hu)
+    assert stratify(made_scan(), there).status == "pass"

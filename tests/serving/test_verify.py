@@ -1,0 +1,88 @@
+"""That `verify` finds agreement where there is some, and only there."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tf_covid.errors import ServingError
+from tf_covid.serving import verify as room
+from tf_covid.serving.reference import largest_difference
+from tf_covid.serving.verify import verify, version_folder
+
+SIGNATURES = {"serving_default", "explain", "segment", "serving_bytes", "infer_bytes", "classify_clip"}
+
+
+def test_an_export_agrees_in_every_way(small_files, small_lungs, small_export):
+    pytest.importorskip("openvino", reason="needs the extra [openvino]")
+    checks = list(verify(small_files.network, small_export.road))
+    assert all(check.holds and check.difference is not None for check in checks), [one.line() for one in checks]
+    ways = {way: {one.signature for one in checks if one.way == way} for way in {one.way for one in checks}}
+    assert ways == {
+        "NIfTI against DICOM": {"Keras"},
+        "SavedModel": SIGNATURES,
+        "OpenVINO": {"serving_default", "explain", "segment", "classify_clip"},
+        "REST": {"serving_bytes", "infer_bytes", "classify_clip"},
+        "gRPC": SIGNATURES,
+    }
+    assert len({one.scan for one in checks}) == 2
+
+
+def test_another_models_export_does_not_agree(small_files, small_lungs, small_export):
+    checks = []
+    for check in verify(small_files.other, small_export.road):
+        checks.append(check)
+        if check.way == "OpenVINO":
+            break
+    wrong = {one.signature for one in checks if not one.holds}
+    assert {"serving_default", "explain", "classify_clip"} <= wrong
+    assert "segment" not in wrong, "both have the same lung model"
+    assert all("DIFFERS" in one.line() for one in checks if not one.holds)
+
+
+def test_no_export_is_named(tmp_path, small_export):
+    with pytest.raises(ServingError, match="no export is there"):
+        version_folder(tmp_path)
+    assert version_folder(small_export.road.parent).parent == small_export.road.parent
+
+
+def test_an_export_that_cannot_be_loaded_is_named(small_files, small_lungs, tmp_path):
+    (tmp_path / "x" / "1").mkdir(parents=True)
+    (tmp_path / "x" / "1" / "saved_model.pb").write_bytes(b"nothing")
+    with pytest.raises(ServingError, match="fails in a process of its own"):
+        list(verify(small_files.network, tmp_path / "x"))
+
+
+def test_a_server_that_is_not_there_is_named(small_files, small_lungs, small_export, monkeypatch):
+    monkeypatch.setattr(room, "_with_openvino", lambda *arguments: iter(()))
+    with pytest.raises(ServingError, match="does not answer"):
+        list(verify(small_files.network, small_export.road, servers=["http://127.0.0.1:9"]))
+
+
+@pytest.mark.parametrize(
+    ("answer", "where"),
+    [
+        ({}, "logits"),
+        ({"logits": [[1.0, 2.0]]}, "logits"),
+        ({"logits": [[1.0, 2.0, float("nan")]]}, "logits"),
+        ({"logits": [["a", "b", "c"]]}, "logits"),
+    ],
+)
+def test_what_cannot_be_compared_differs(answer, where):
+    assert largest_difference({"logits": np.array([1.0, 2.0, 3.0])}, answer) == (float("inf"), where)
+
+
+def test_differences_are_shares_of_what_a_value_can_be():
+    right = {"logits": np.array([-20.0, 10.0]), "ct_score": np.float32(5.0), "probabilities": np.array([0.25, 0.75])}
+    answer = {"logits": [[-20.0, 10.0]], "ct_score": [5.5], "probabilities": [[0.25, 0.75]]}
+    assert largest_difference(right, answer) == (pytest.approx(0.5 / 25), "ct_score")
+    answer = {"logits": [[-20.0, 12.0]], "ct_score": [5.0], "probabilities": [[0.25, 0.75]]}
+    assert largest_difference(right, answer) == (pytest.approx(0.1), "logits")
+
+
+def test_a_check_that_was_not_made_is_no_proof_and_no_failure():
+    check = room.Check("OpenVINO", "", "explain", None, "not installed")
+    assert check.holds and "not checked" in check.line()
+    assert not dataclasses.replace(check, difference=float("inf")).holds
