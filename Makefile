@@ -1,5 +1,5 @@
 # make demo [CT=PATH]   a synthetic patient, and your own scan, through the whole road
-# make test             every test; make test ARGS='-m "not slow"' for the quick ones
+# make test             every test; make test ARGS='-m "not slow"' for the quick ones, WORKERS=1 for one process
 # make test-system      as root: Debian packages that tests use where they are there
 # make lint, make clean
 
@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 CT ?=
 DEMO ?= demo
 ARGS ?=
+WORKERS ?= 2
 
 # TensorFlow's start-up chatter; 0 shows it.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
@@ -25,7 +26,7 @@ $(DEMO)/phantom/manifest.csv: $(VENV)/.installed
 	$(BIN)/tfcovid phantom --cases 1 --seed 7 --out $(DEMO)/phantom
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope $(ARGS)
 
 test-system:
 	apt-get update

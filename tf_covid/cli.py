@@ -343,7 +343,7 @@ def verify(model: str, export: Path, servers: tuple[str, ...], scans: tuple[Path
 @click.option("--port", default=8501, show_default=True, type=click.IntRange(0, 65535), help="Of REST; 0: a free one.")
 @click.option("--grpc-port", default=8500, show_default=True, type=click.IntRange(0, 65535), help="Of gRPC.")
 @click.option("--host", default="127.0.0.1", show_default=True,
-              help="Address to listen at. One that others can reach needs a token in the variable TFCOVID_TOKEN.")  # fmt: skip
+              help="Address to listen at; if others can reach it, TFCOVID_TOKEN must hold a token.")  # fmt: skip
 @click.option("--queue", default=8, show_default=True, type=click.IntRange(1, 10_000), help="Requests that may wait.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Requests computed at once.")
 @click.option("--time-limit", "time_limit_s", default=120.0, show_default=True, type=click.FloatRange(0.1, 86_400),

@@ -6,7 +6,17 @@ from typing import Any
 
 from tf_covid.attention.grid import Axis, feature_axes, onto_scan
 
-__all__ = ["Axis", "FairMaxPool3D", "Split", "attention_map", "class_logit", "expected_class", "feature_axes", "onto_scan", "split"]
+__all__ = [
+    "Axis",
+    "FairMaxPool3D",
+    "Split",
+    "attention_map",
+    "class_logit",
+    "expected_class",
+    "feature_axes",
+    "onto_scan",
+    "split",
+]
 
 
 def __getattr__(name: str) -> Any:

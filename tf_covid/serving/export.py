@@ -21,6 +21,17 @@ from tf_covid.serving.signatures import Road, Signature
 #: Beside the export of a model: `classify_clip` alone, as a model that a server may batch.
 CLIP_SUFFIX = "-clip"
 
+#: TF Serving reads this in the folder of a version, and batches no model without it (see deploy/).
+BATCHING = "batching_params.pbtxt"
+
+#: Clips at once, and how long one waits for others: the server's answer takes ten times as long.
+_BATCHING = """# Clips of several requests, computed together.
+max_batch_size { value: 16 }
+batch_timeout_micros { value: 5000 }
+# Then it refuses: a queue that is longer than what is answered in time helps nobody.
+max_enqueued_batches { value: 8 }
+"""
+
 #: Files of ours in an export, under `assets.extra`, which the format keeps for what is not part of the graph.
 EXTRA = "assets.extra"
 
@@ -65,7 +76,8 @@ def export(source: str | Path, out: Path, version: int | None = None) -> Exporte
     chest = warmup.requests(signatures, tuple(road.clip_signature().inputs[0].shape[1:]))
     with _whole(places.clip) as folder:
         clip = {"serving_default": road.clip_signature()}
-        write(folder.path, road.weights, clip, extra, {"serving_default": chest["classify_clip"]}, places.clip)
+        write(folder.path, road.clip_weights, clip, extra, {"serving_default": chest["classify_clip"]}, places.clip)
+        (folder.path / BATCHING).write_text(_BATCHING, encoding="utf-8")
         with _whole(places.road) as other:
             write(other.path, road.weights, signatures, extra, chest, places.road)
     return places

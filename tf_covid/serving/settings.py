@@ -41,7 +41,7 @@ class Settings(BaseModel):
         scan_kept: Most answers that are kept; the oldest is deleted.
 
     Raises:
-        ServingError: If others could reach `host` and there is no token, or `host` is unknown.
+        ServingError: If others could reach `host` and there is no token, `host` is unknown, or the token is none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,7 +70,8 @@ class Settings(BaseModel):
     @classmethod
     def _is_sendable(cls, token: str | None) -> str | None:
         if token is not None and not re.fullmatch(r"[!-~]{8,512}", token):
-            raise ValueError("a token has 8 to 512 visible ASCII characters and no spaces")
+            # Not a ValueError, whose text pydantic would show together with the token.
+            raise ServingError("TFCOVID_TOKEN: a token has 8 to 512 visible ASCII characters and no spaces")
         return token
 
     @model_validator(mode="after")

@@ -49,8 +49,9 @@ class Road:
         member: Member = models.members[0]
         self._member, self._stratifier = member, member.stratifier
         network = member.model.network
-        #: Plain TensorFlow variables, what a SavedModel must hold.
-        self.weights = [variable.value for model in (network, models.lungs.network) for variable in model.variables]
+        #: Plain TensorFlow variables: what a SavedModel of the clip network, and of the whole road, must hold.
+        self.clip_weights = [variable.value for variable in network.variables]
+        self.weights = [*self.clip_weights, *(variable.value for variable in models.lungs.network.variables)]
         self._clip = tuple(network.input_shape[1:4])
         self._finds_disease = models.finds_disease
         cells = member.split.backbone.output_shape[1:4]
