@@ -21,7 +21,8 @@ request.model_spec.signature_name = "explain"
 request.inputs["hu"].CopyFrom(tf.make_tensor_proto(scan.hu[np.newaxis]))
 request.inputs["depth"].CopyFrom(tf.make_tensor_proto(np.array([len(scan.hu)], np.int32)))
 # A scan of 300 slices is 157 MB, above gRPC's 4 MB.
-channel = grpc.insecure_channel(address, [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)])
+options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+channel = grpc.insecure_channel(address, options)
 token = os.environ.get("TFCOVID_TOKEN")
 metadata = [("authorization", f"Bearer {token}")] if token else []
 answer = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, 600, metadata=metadata)
