@@ -169,7 +169,7 @@ class Client:
         """Close its connection."""
         self._channel.close()
 
-    def grpc(self, payload: bytes) -> Reply:
+    def by_grpc(self, payload: bytes) -> Reply:
         """Ask by gRPC."""
         return self.reply_of(self.call.future(payload, timeout=self.patience_s))
 
@@ -187,9 +187,7 @@ class Client:
             return Reply(LOST if lost else code, f"{code} {error.details()}"[:300])
         return Reply("OK", "", {name: tf.make_ndarray(proto) for name, proto in response.outputs.items()})
 
-    def rest(
-        self, path: str, pieces: Sequence[bytes], *, pause_s: float = 0.0, length: int | None = None
-    ) -> Reply:  # fmt: skip
+    def by_rest(self, path: str, pieces: Sequence[bytes], *, pause_s: float = 0.0, length: int | None = None) -> Reply:
         """Ask by REST, on a new connection.
 
         Args:
@@ -217,7 +215,7 @@ class Client:
 
     def predict(self, model: str, body: bytes) -> Reply:
         """Ask a model by REST."""
-        return self.rest(f"/v1/models/{model}:predict", [body])
+        return self.by_rest(f"/v1/models/{model}:predict", [body])
 
     def connect(self) -> HTTPConnection:
         """A new connection for REST."""
@@ -286,7 +284,7 @@ def rush(
                 if next(numbers, None) is None:
                     return
             question, begin = rng.choice(questions), time.monotonic()
-            ask = (lambda q=question: client.grpc(q.message)) if way == "gRPC" else (
+            ask = (lambda q=question: client.by_grpc(q.message)) if way == "gRPC" else (
                 lambda q=question: client.predict(q.model, q.body))  # fmt: skip
             reply, waits = patiently(ask, begin + patience_s)
             took = time.monotonic() - begin

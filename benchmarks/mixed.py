@@ -34,8 +34,8 @@ class Site:
     most_bytes: int
 
 
-#: Asks once; gives the reply, and the question if a good answer is one to it.
-Ask = Callable[[Client, Site, random.Random], tuple[Reply, Question | None]]
+#: The reply, and the question if a good answer is one to it.
+_Answered = tuple[Reply, Question | None]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Kind:
     name: str
     share: int
     codes: tuple[str, ...]
-    ask: Ask
+    ask: Callable[[Client, Site, random.Random], _Answered]
 
 
 @dataclass
@@ -68,29 +68,29 @@ class Tally:
     faults: list[str] = field(default_factory=list)
 
 
-def _good_grpc(client: Client, site: Site, rng: random.Random) -> tuple[Reply, Question | None]:
+def _good_grpc(client: Client, site: Site, rng: random.Random) -> _Answered:
     question = rng.choice(site.scans)
-    return client.grpc(question.message), question
+    return client.by_grpc(question.message), question
 
 
-def _good_clip(client: Client, site: Site, rng: random.Random) -> tuple[Reply, Question | None]:
+def _good_clip(client: Client, site: Site, rng: random.Random) -> _Answered:
     question = rng.choice(site.clips)
-    return client.grpc(question.message), question
+    return client.by_grpc(question.message), question
 
 
-def _good_rest(client: Client, site: Site, rng: random.Random) -> tuple[Reply, Question | None]:
+def _good_rest(client: Client, site: Site, rng: random.Random) -> _Answered:
     question = rng.choice(site.scans)
     return client.predict(site.model, question.body), question
 
 
-def _slow(client: Client, site: Site, rng: random.Random) -> tuple[Reply, Question | None]:
+def _slow(client: Client, site: Site, rng: random.Random) -> _Answered:
     question = rng.choice(site.scans)
     step = len(question.body) // 12 + 1
     pieces = [question.body[start : start + step] for start in range(0, len(question.body), step)]
-    return client.rest(f"/v1/models/{site.model}:predict", pieces, pause_s=rng.uniform(0.05, 0.2)), question
+    return client.by_rest(f"/v1/models/{site.model}:predict", pieces, pause_s=rng.uniform(0.05, 0.2)), question
 
 
-def _malformed(client: Client, site: Site, rng: random.Random) -> tuple[Reply, Question | None]:
+def _malformed(client: Client, site: Site, rng: random.Random) -> _Answered:
     body = rng.choice(site.scans).body
     bodies = [
         b"", b"nonsense", b"\xff\xfe\x00", b"[" * 100_000, b'{"inputs": ', b"[1, 2, 3]", b'"inputs"',
@@ -99,7 +99,7 @@ def _malformed(client: Client, site: Site, rng: random.Random) -> tuple[Reply, Q
     return client.predict(site.model, rng.choice(bodies)), None
 
 
-def _types_rest(client: Client, site: Site, rng: random.Random) -> tuple[Reply, Question | None]:
+def _types_rest(client: Client, site: Site, rng: random.Random) -> _Answered:
     values = [[1, 2], [None], "text", [{"b64": "*"}], [{"b64": 5}], {"b64": {}}, [["AAAA"]], True]
     inputs = {"hu_bytes": rng.choice(values), "shape": [[1, 1, 1]]}
     if rng.random() < 0.5:
@@ -108,45 +108,37 @@ def _types_rest(client: Client, site: Site, rng: random.Random) -> tuple[Reply, 
     return client.predict(site.model, json.dumps({"signature_name": "serving_bytes", "inputs": inputs}).encode()), None
 
 
-def _types_grpc(client: Client, site: Site, rng: random.Random) -> tuple[Reply, Question | None]:
+def _types_grpc(client: Client, site: Site, rng: random.Random) -> _Answered:
     hu, depth = np.zeros((1, 4, 16, 16)), np.array([4])
-    sent = rng.choice(
-        [
-            {"hu": hu.astype(np.float32), "depth": depth.astype(np.int32)},
-            {"hu": hu.astype(np.int16), "depth": depth.astype(np.int64)},
-            {"hu": np.array([b"text"], object), "depth": depth.astype(np.int32)},
-            {"hu": hu.astype(np.int16)},
-            {"hu": hu.astype(np.int16), "depth": depth.astype(np.int32), "more": depth.astype(np.int32)},
-        ]
-    )
-    return client.grpc(message(site.model, "serving_default", sent).SerializeToString()), None
+    good = {"hu": hu.astype(np.int16), "depth": depth.astype(np.int32)}
+    wrong = [{"hu": hu}, {"depth": depth}, {"hu": np.array([b"text"], object)}, {"more": depth}]
+    inputs = {**good, **rng.choice(wrong)}
+    return client.by_grpc(message(site.model, "serving_default", inputs).SerializeToString()), None
 
 
-def _unknown_rest(client: Client, site: Site, rng: random.Random) -> tuple[Reply, Question | None]:
+def _unknown_rest(client: Client, site: Site, rng: random.Random) -> _Answered:
     name = rng.choice(["nobody", f"{site.model}/versions/999", "..%2f..", "x" * 3000, f"{site.model}/versions/one"])
     return client.predict(name, rng.choice(site.scans).body), None
 
 
-def _unknown_grpc(client: Client, site: Site, rng: random.Random) -> tuple[Reply, Question | None]:
+def _unknown_grpc(client: Client, site: Site, rng: random.Random) -> _Answered:
     name, version = rng.choice([("nobody", None), (site.model, 999), ("../..", None), ("x" * 3000, None)])
     request = message(name, "serving_default", {"hu": np.zeros((1, 4, 16, 16), np.int16)}, version)
-    return client.grpc(request.SerializeToString()), None
+    return client.by_grpc(request.SerializeToString()), None
 
 
-def _shapes_rest(client: Client, site: Site, rng: random.Random) -> tuple[Reply, Question | None]:
+def _shapes_rest(client: Client, site: Site, rng: random.Random) -> _Answered:
     shape = rng.choice([(4, 16, 17), (0, 16, 16), (4, 16, -16), (4, 256), (4, 16, 16, 1), (2**31 - 1,) * 3])
     return client.predict(site.model, rest_body(np.zeros((4, 16, 16), np.int16), shape)), None
 
 
-def _shapes_grpc(client: Client, site: Site, rng: random.Random) -> tuple[Reply, Question | None]:
+def _shapes_grpc(client: Client, site: Site, rng: random.Random) -> _Answered:
     shape = rng.choice([(4, 16, 16), (1, 0, 16, 16), (1, 4, 0, 16), (1, 4, 16, 16, 1), ()])
-    request = message(
-        site.model, "serving_default", {"hu": np.zeros(shape, np.int16), "depth": np.array([4], np.int32)}
-    )
-    return client.grpc(request.SerializeToString()), None
+    inputs = {"hu": np.zeros(shape, np.int16), "depth": np.array([4], np.int32)}
+    return client.by_grpc(message(site.model, "serving_default", inputs).SerializeToString()), None
 
 
-def _lying(client: Client, site: Site, rng: random.Random) -> tuple[Reply, Question | None]:
+def _lying(client: Client, site: Site, rng: random.Random) -> _Answered:
     """A tensor that is not what it says."""
     hu = np.zeros((1, 4, 16, 16), np.int16)
     request = message(site.model, "serving_default", {"hu": hu, "depth": np.array([4], np.int32)})
@@ -170,31 +162,31 @@ def _lying(client: Client, site: Site, rng: random.Random) -> tuple[Reply, Quest
         proto.int_val.append(70_000)
     else:
         proto.dtype = 99
-    return client.grpc(request.SerializeToString()), None
+    return client.by_grpc(request.SerializeToString()), None
 
 
-def _no_message(client: Client, site: Site, rng: random.Random) -> tuple[Reply, Question | None]:
-    return client.grpc(b"\xff" + rng.randbytes(rng.randrange(1, 5000))), None
+def _no_message(client: Client, site: Site, rng: random.Random) -> _Answered:
+    return client.by_grpc(b"\xff" + rng.randbytes(rng.randrange(1, 5000))), None
 
 
-def _oversize_said(client: Client, site: Site, rng: random.Random) -> tuple[Reply, Question | None]:
-    return client.rest(
+def _oversize_said(client: Client, site: Site, rng: random.Random) -> _Answered:
+    return client.by_rest(
         f"/v1/models/{site.model}:predict", [b"{"], length=site.most_bytes * rng.choice([2, 2**40])
     ), None
 
 
-def _oversize_rest(client: Client, site: Site, rng: random.Random) -> tuple[Reply, Question | None]:
+def _oversize_rest(client: Client, site: Site, rng: random.Random) -> _Answered:
     piece = b" " * 2**20
     path = rng.choice([f"/v1/models/{site.model}:predict", "/v1/scans"])
-    return client.rest(path, [piece] * (site.most_bytes // len(piece) + 1)), None
+    return client.by_rest(path, [piece] * (site.most_bytes // len(piece) + 1)), None
 
 
-def _oversize_grpc(client: Client, site: Site, rng: random.Random) -> tuple[Reply, Question | None]:
+def _oversize_grpc(client: Client, site: Site, rng: random.Random) -> _Answered:
     hu = np.zeros((1, site.most_bytes // 2 // 2**16 + 1, 256, 256), np.int16)
-    return client.grpc(message(site.model, "serving_default", {"hu": hu}).SerializeToString()), None
+    return client.by_grpc(message(site.model, "serving_default", {"hu": hu}).SerializeToString()), None
 
 
-def _aborted(client: Client, site: Site, rng: random.Random) -> tuple[Reply, Question | None]:
+def _aborted(client: Client, site: Site, rng: random.Random) -> _Answered:
     """Goes in the middle of its body, or after it; then the server must still be there."""
     body, connection = rng.choice(site.scans).body, client.connect()
     try:
@@ -206,7 +198,7 @@ def _aborted(client: Client, site: Site, rng: random.Random) -> tuple[Reply, Que
     return _health(client), None
 
 
-def _cancelled(client: Client, site: Site, rng: random.Random) -> tuple[Reply, Question | None]:
+def _cancelled(client: Client, site: Site, rng: random.Random) -> _Answered:
     question = rng.choice([*site.scans, *site.clips])
     call = client.call.future(question.message, timeout=client.patience_s)
     time.sleep(rng.choice([0, 0.02, 0.2]))
@@ -215,16 +207,16 @@ def _cancelled(client: Client, site: Site, rng: random.Random) -> tuple[Reply, Q
     return (_health(client), None) if reply.code == "CANCELLED" else (reply, question)
 
 
-def _rubbish_scan(client: Client, site: Site, rng: random.Random) -> tuple[Reply, Question | None]:
+def _rubbish_scan(client: Client, site: Site, rng: random.Random) -> _Answered:
     heads = [b"", b"no scan", b"PK", b"\x5c\x01\0\0", rng.randbytes(50_000), b"\x89PNG", b"\0" * 400]
-    return client.rest("/v1/scans", [rng.choice(heads)]), None
+    return client.by_rest("/v1/scans", [rng.choice(heads)]), None
 
 
-def _broken_scan(client: Client, site: Site, rng: random.Random) -> tuple[Reply, Question | None]:
+def _broken_scan(client: Client, site: Site, rng: random.Random) -> _Answered:
     """Begins like a zip or NIfTI, so that a process is started to read it."""
     nifti = b"\x5c\x01\0\0" + bytes(340) + b"n+1\0"
     head = rng.choice([b"PK\x03\x04", b"\x1f\x8b\x08", nifti])
-    return client.rest("/v1/scans", [head, rng.randbytes(5000)]), None
+    return client.by_rest("/v1/scans", [head, rng.randbytes(5000)]), None
 
 
 def _health(client: Client) -> Reply:
@@ -267,7 +259,7 @@ KINDS = (
 
 def mix(
     server: ServerProcess, site: Site, count: int, clients: int, *, patience_s: float, seed: int
-) -> dict[str, Tally]:  # fmt: skip
+) -> dict[str, Tally]:
     """Let several clients send requests of all kinds.
 
     Args:
@@ -320,6 +312,5 @@ def _count(tally: Tally, kind: Kind, reply: Reply, question: Question | None, wa
 
 def sent_by_kind(tallies: dict[str, Tally]) -> Counter[str]:
     """Sums over all kinds."""
-    return Counter(
-        {name: sum(getattr(tally, name) for tally in tallies.values()) for name in ("sent", "right", "lost", "wrong")}
-    )
+    names = ("sent", "right", "lost", "wrong", "waits")
+    return Counter({name: sum(getattr(tally, name) for tally in tallies.values()) for name in names})

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from typing import Any
 
 import numpy as np
 import psutil
+
+from tf_covid import console
 
 #: Seconds that a server may take to load its models, and a process to load and answer.
 _READY_S, _ANSWER_S = 300.0, 300.0
@@ -210,7 +213,7 @@ class Direct:
 
 def _answer_directly(pipe: Connection, folders: Mapping[str, Path]) -> None:
     """The other side of `Direct`."""
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    console.import_tensorflow()
     import tensorflow as tf
 
     loaded = {name: tf.saved_model.load(str(folder)) for name, folder in folders.items()}

@@ -14,10 +14,11 @@ from tf_covid.errors import ModelError, ScanRefused, ServingError
 from tf_covid.pipeline import stratify
 from tf_covid.scan import Scan, SourceGrid
 from tf_covid.serving import client, warmup
-from tf_covid.serving.client import RemoteModels, connect
+from tf_covid.serving.client import RemoteModels
 from tf_covid.serving.export import export
 from tf_covid.serving.server import Server
 from tf_covid.serving.settings import Settings
+from tf_covid.serving.wire import connect
 
 
 def made_scan(seed=0):
@@ -121,6 +122,7 @@ def test_several_models_answer_with_their_mean(small_files, small_lungs, small_e
         ("http://user:word@127.0.0.1:1", "no address of a server"),
         ("http://127.0.0.1:8501/v1/models", "only scheme, host and port"),
         ("", "no address of a server"),
+        ("http://a b:8501", "no address of a server"),
     ],
 )
 def test_what_is_no_address_is_named(url, message):
@@ -144,6 +146,44 @@ def test_a_wrong_token_a_wrong_name_and_a_model_that_is_none_of_ours(url, server
         RemoteModels(connect(url, "a-token-for-tests"), ["nobody"])
     with pytest.raises(ServingError, match="infer_bytes"):
         RemoteModels(connect(url, "a-token-for-tests"), ["small-clip"])
+
+
+@pytest.mark.parametrize("token", ["schlüssel", "two words", "line\nbreak"])
+def test_a_token_that_cannot_be_sent_is_named_and_not_shown(token):
+    for url in ("http://127.0.0.1:1", "grpc://127.0.0.1:1"):
+        with pytest.raises(ServingError, match="visible ASCII") as failure:
+            connect(url, token)
+        assert token not in str(failure.value)
+
+
+def test_a_trouble_of_the_server_ends_the_run_and_is_no_property_of_the_scan():
+    """A scan is refused for what is wrong with it only."""
+    codes = {400: ScanRefused, 413: ScanRefused, 500: ServingError, 504: ServingError, 401: ServingError}
+
+    for code, kind in codes.items():
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            code_now = code
+
+            def do_POST(self):
+                self.rfile.read(int(self.headers["Content-Length"]))
+                body = b'{"error": "because"}'
+                self.send_response(self.code_now)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *arguments):
+                """Quiet."""
+
+        with http.server.HTTPServer(("127.0.0.1", 0), Handler) as other:
+            threading.Thread(target=other.serve_forever, daemon=True).start()
+            there = RemoteModels.__new__(RemoteModels)
+            there._server, there._say = connect(f"http://127.0.0.1:{other.server_port}"), print
+            there._sources, there.models, there._last = ["small"], [None], None
+            with pytest.raises(kind, match="because"):
+                there.segment(made_scan().hu)
+            other.shutdown()
 
 
 def test_what_an_export_does_not_hold_is_refused(server):

@@ -106,7 +106,12 @@ def test_no_kept_slice_is_said_and_answers_nothing(loaded):
         ("serving_bytes", {"hu_bytes": [b"\0" * 12], "shape": np.array([[1, -2, -3]], np.int32)}, "above 0"),
         ("serving_bytes", {"hu_bytes": [b"\0" * 12] * 2, "shape": np.array([[1, 2, 3]], np.int32)}, "one row a scan"),
         ("serving_bytes", {"hu_bytes": [b"\0" * 12] * 2, "shape": np.array([[1, 2, 3], [1, 3, 2]], np.int32)}, "same"),
-        ("serving_bytes", {"hu_bytes": [b""], "shape": np.array([[2**30, 2**30, 16]], np.int32)}, "."),
+        ("serving_bytes", {"hu_bytes": [b""], "shape": np.array([[2**30, 2**30, 16]], np.int32)}, "at most 4096"),
+        ("serving_bytes", {"hu_bytes": [b"\0\0"] * 99 + [b"\0" * 200],
+                           "shape": np.array([[1, 1, 1]] * 99 + [[100, 1, 1]], np.int32)}, "at most 4096"),
+        ("explain", {"hu": np.zeros((1, 5000, 2, 2), np.int16), "depth": np.array([5000], np.int32)}, "at most 4096"),
+        ("segment", {"hu": np.zeros((1, 1, 2, 5000), np.int16), "depth": np.array([1], np.int32)}, "at most 4096"),
+        ("classify_clip", {"clip": np.zeros((65, 16, 32, 32, 1), np.float32)}, "at most 64 clips"),
     ],
 )  # fmt: skip
 def test_wrong_inputs_are_errors_never_answers(loaded, signature, inputs, message):
@@ -179,6 +184,25 @@ def test_what_cannot_be_exported_is_named(tmp_path):
     with pytest.raises(OutputError, match="cannot be written"):
         export("severity-ltc", tmp_path / "file" / "x")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["..", ".hidden", "with space", "a:b", "ü"])
+def test_a_name_that_no_server_takes_is_refused(tmp_path, name):
+    with pytest.raises(OutputError, match="a server has no model of this name"):
+        export("severity-ltc", tmp_path / name)
+
+
+def test_what_a_killed_export_left_is_removed(small_lungs, small_files, tmp_path):
+    from tf_covid import atomic
+
+    (tmp_path / "m").mkdir()
+    with atomic.workshop(tmp_path / "m" / "1") as folder:
+        name = folder.name
+    number = name.split(".")[-3]
+    dead = tmp_path / "m" / name.replace(f".{number}.", ".4194999.")
+    dead.mkdir()
+    done = export(small_files.network, tmp_path / "m")
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == [done.road.name]
 
 
 def test_a_full_disk_leaves_nothing(tmp_path):

@@ -23,6 +23,7 @@ def test_an_export_agrees_in_every_way(small_files, small_lungs, small_export):
     assert ways == {
         "NIfTI against DICOM": {"Keras"},
         "SavedModel": SIGNATURES,
+        "clip entry": {"serving_default"},
         "OpenVINO": {"serving_default", "explain", "segment", "classify_clip"},
         "REST": {"serving_bytes", "infer_bytes", "classify_clip"},
         "gRPC": SIGNATURES,
@@ -37,8 +38,9 @@ def test_another_models_export_does_not_agree(small_files, small_lungs, small_ex
         if check.way == "OpenVINO":
             break
     wrong = {one.signature for one in checks if not one.holds}
-    assert {"serving_default", "explain", "classify_clip"} <= wrong
+    assert {"serving_default", "explain", "classify_clip", "infer_bytes"} <= wrong
     assert "segment" not in wrong, "both have the same lung model"
+    assert [one for one in checks if one.way == "clip entry" and not one.holds]
     assert all("DIFFERS" in one.line() for one in checks if not one.holds)
 
 
@@ -51,8 +53,34 @@ def test_no_export_is_named(tmp_path, small_export):
 def test_an_export_that_cannot_be_loaded_is_named(small_files, small_lungs, tmp_path):
     (tmp_path / "x" / "1").mkdir(parents=True)
     (tmp_path / "x" / "1" / "saved_model.pb").write_bytes(b"nothing")
-    with pytest.raises(ServingError, match="fails in a process of its own"):
+    with pytest.raises(ServingError, match="cannot be read"):
         list(verify(small_files.network, tmp_path / "x"))
+
+
+def test_an_export_that_runs_python_or_reads_files_is_not_loaded(small_files, small_lungs, store, tmp_path):
+    for kind in ("python", "reads"):
+        folder = store.put(kind, kind)
+        with pytest.raises(ServingError, match="operations that are not served"):
+            list(verify(small_files.network, folder))
+
+
+def test_the_name_of_a_link_is_the_models_name(small_export, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "7").symlink_to(small_export.road)
+    assert version_folder(tmp_path / "other") == tmp_path / "other" / "7"
+
+
+@pytest.mark.parametrize("name", ["mask", "attention_axes"])
+def test_nothing_that_is_answered_goes_unseen(small_models, name):
+    from tf_covid.serving import warmup
+    from tf_covid.serving.reference import reference
+
+    question = reference(small_models, "made", warmup.chest())
+    (signature,) = [one for one, values in question.right.items() if name in values][:1]
+    answer = {key: np.array(values)[np.newaxis] for key, values in question.right[signature].items()}
+    assert largest_difference(question.right[signature], answer)[0] == 0
+    answer[name] = answer[name] + 1.0
+    assert largest_difference(question.right[signature], answer)[0] > 0.5
 
 
 def test_a_server_that_is_not_there_is_named(small_files, small_lungs, small_export, monkeypatch):

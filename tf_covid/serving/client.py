@@ -1,14 +1,12 @@
-"""Answers from a server, ours or TF Serving, by REST or gRPC: what `tfcovid infer --server` hands to the pipeline."""
+"""Answers from a server, ours or TF Serving: what `tfcovid infer --server` hands to the pipeline."""
 
 from __future__ import annotations
 
-import base64
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import tensorflow as tf
@@ -19,148 +17,12 @@ from tf_covid.attention import Axis
 from tf_covid.errors import ModelError, ScanRefused, ServingError
 from tf_covid.local import Answer, Segmentation, finite_probabilities, mean_map, mean_share
 from tf_covid.result import Finding
-from tf_covid.serving.needs import need
 from tf_covid.serving.signatures import METHOD, TARGET
+from tf_covid.serving.wire import GrpcServer, Rejected, RestServer, Unavailable
 from tf_covid.weights import Contract
 
-#: Seconds that one request may take, and how often a busy or restarting server is asked again.
-TIMEOUT_S, TRIES = 600.0, 6
-
-_LARGEST = 2**31 - 1  # of a gRPC message, in bytes
-
-Inputs = Mapping[str, np.ndarray]
-
-
-class Unavailable(ServingError):
-    """The server is not there, is starting, or has no room now: worth another try."""
-
-
-class Rejected(ServingError):
-    """The server will not answer this request, however often it is asked."""
-
-
-class RestServer:
-    """TF Serving's REST API.
-
-    Args:
-        url: `http://host:port` or `https://host:port`.
-        token: Sent as a bearer token, if any.
-        timeout_s: Of one request.
-    """
-
-    def __init__(self, url: str, token: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
-        httpx = need("httpx")
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._errors = httpx.HTTPError
-        # trust_env: a scan must not go through a proxy that some environment variable names.
-        self._client = httpx.Client(base_url=url, headers=headers, timeout=timeout_s, trust_env=False)
-        self.url = url
-
-    def close(self) -> None:
-        """Close its connections."""
-        self._client.close()
-
-    def predict(self, model: str, signature: str, inputs: Inputs) -> dict[str, Any]:
-        """Named outputs, as nested lists, and bytes for names that end in `_bytes`.
-
-        Raises:
-            Unavailable, Rejected: As the server says.
-        """
-        text = json.dumps({"signature_name": signature, "inputs": {name: _as_json(inputs[name]) for name in inputs}})
-        try:
-            # Encoded before it is sent: HTTP's own JSON path would hold the scan twice more.
-            response = self._client.post(
-                f"/v1/models/{model}:predict", content=text.encode(), headers={"Content-Type": "application/json"}
-            )
-        except self._errors as error:
-            raise Unavailable(f"{self.url} does not answer ({type(error).__name__})") from error
-        try:
-            values = response.json()
-        except ValueError as error:
-            raise ServingError(f"{self.url} answered {response.status_code} with what is no JSON") from error
-        if response.status_code != 200:
-            fact = str(values.get("error", ""))[:500] if isinstance(values, dict) else ""
-            kind = Unavailable if response.status_code in (429, 503) else Rejected
-            raise kind(f"{self.url} answered {response.status_code}: {fact}")
-        outputs = values.get("outputs") if isinstance(values, dict) else None
-        if not isinstance(outputs, dict):
-            raise ServingError(f"{self.url} answered without outputs")
-        return {name: _from_json(name, value) for name, value in outputs.items()}
-
-
-class GrpcServer:
-    """TF Serving's gRPC API.
-
-    Args:
-        address: `host:port`.
-        token: Sent as a bearer token, if any.
-        timeout_s: Of one request.
-        secure: TLS with the system's certificates.
-    """
-
-    def __init__(
-        self, address: str, token: str | None = None, timeout_s: float = TIMEOUT_S, *, secure: bool = False
-    ) -> None:
-        self._grpc = grpc = need("grpc")
-        service = need("tensorflow_serving.apis.prediction_service_pb2_grpc")
-        self._messages = need("tensorflow_serving.apis.predict_pb2")
-        options = [("grpc.max_send_message_length", _LARGEST), ("grpc.max_receive_message_length", _LARGEST),
-                   ("grpc.enable_http_proxy", 0)]  # fmt: skip
-        self._channel = (
-            grpc.secure_channel(address, grpc.ssl_channel_credentials(), options)
-            if secure
-            else grpc.insecure_channel(address, options)
-        )
-        self._predict = service.PredictionServiceStub(self._channel).Predict
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
-        self._timeout_s = timeout_s
-        self.url = f"grpc{'s' if secure else ''}://{address}"
-
-    def close(self) -> None:
-        """Close its connection."""
-        self._channel.close()
-
-    def predict(self, model: str, signature: str, inputs: Inputs) -> dict[str, Any]:
-        """Named outputs, as arrays.
-
-        Raises:
-            Unavailable, Rejected: As the server says.
-        """
-        request = self._messages.PredictRequest()
-        request.model_spec.name, request.model_spec.signature_name = model, signature
-        for name, values in inputs.items():
-            request.inputs[name].CopyFrom(tf.make_tensor_proto(values))
-        try:
-            response = self._predict(request, self._timeout_s, metadata=self._metadata)
-        except self._grpc.RpcError as error:
-            code = error.code()
-            busy = code in (self._grpc.StatusCode.UNAVAILABLE, self._grpc.StatusCode.RESOURCE_EXHAUSTED)
-            # A scan above the server's message size is the same code as a full queue; it does not get smaller.
-            busy = busy and "larger than max" not in (error.details() or "")
-            kind = Unavailable if busy else Rejected
-            raise kind(f"{self.url} answered {code.name}: {(error.details() or '')[:500]}") from error
-        return {name: tf.make_ndarray(proto) for name, proto in response.outputs.items()}
-
-
-def connect(url: str, token: str | None = None, timeout_s: float = TIMEOUT_S) -> RestServer | GrpcServer:
-    """A server by its URL: `http://`, `https://` (REST), `grpc://` or `grpcs://`.
-
-    Raises:
-        ServingError: If the URL is none of these, or the extra `[serve]` is not installed.
-    """
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise ServingError(f"{url!r} is no address of a server ({error})") from error
-    if parts.scheme not in ("http", "https", "grpc", "grpcs") or not parts.hostname or parts.username:
-        raise ServingError(f"{url!r} is no address of a server: http://HOST:8501 or grpc://HOST:8500 is")
-    if parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise ServingError(f"{url!r}: only scheme, host and port belong into the address of a server")
-    if parts.scheme.startswith("http"):
-        return RestServer(url.rstrip("/"), token, timeout_s)
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return GrpcServer(f"{host}:{port or 8500}", token, timeout_s, secure=parts.scheme == "grpcs")
+#: How often a busy or restarting server is asked again.
+TRIES = 6
 
 
 @dataclass(frozen=True)
@@ -291,7 +153,7 @@ class RemoteModels:
             answer = self._ask(self._sources[number], hu)
         except Rejected as error:
             raise ScanRefused([Finding("server_refused", "error", str(error))]) from error
-        if _card(answer, self._server.url) != (model.sha256, model.lungs_sha256):
+        if card_marks(answer, self._server.url) != (model.sha256, model.lungs_sha256):
             raise ServingError(f"{self._server.url}: its model {model.name} is another one now; run again")
         return answer
 
@@ -341,22 +203,6 @@ class RemoteModels:
         )
 
 
-def _as_json(values: np.ndarray) -> Any:
-    if values.dtype == object:
-        return [{"b64": base64.b64encode(text).decode("ascii")} for text in values]
-    return values.tolist()
-
-
-def _from_json(name: str, value: Any) -> Any:
-    if not name.endswith("_bytes"):
-        return value
-    try:
-        texts = value if isinstance(value, list) else [value]
-        return [base64.b64decode(text["b64"], validate=True) for text in texts]
-    except (TypeError, KeyError, ValueError) as error:
-        raise ServingError(f"the server's {name} are no base64") from error
-
-
 def _array(answer: dict[str, Any], name: str, shape: tuple[int | None, ...]) -> np.ndarray:
     """float32 values of the only scan of an answer, of this shape (None: any size)."""
     try:
@@ -393,7 +239,12 @@ def _mask(answer: dict[str, Any], name: str, slices: int) -> np.ndarray:
     return values
 
 
-def _card(answer: dict[str, Any], url: str) -> tuple[str, str]:
+def card_marks(answer: dict[str, Any], url: str) -> tuple[str, str]:
+    """sha256 of the network's and of the lung model's file, as an answer of `infer_bytes` tells them.
+
+    Raises:
+        ServingError: If it tells none.
+    """
     try:
         facts = json.loads(_text(answer, "card_bytes"))
         return str(facts["sha256"]), str(facts["lungs"]["sha256"])

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import tensorflow as tf
 
 from tf_covid import severity
+from tf_covid.atomic import sweep, workshop
 from tf_covid.errors import OutputError
 from tf_covid.local import LocalModels
 from tf_covid.serving import warmup
@@ -31,6 +31,9 @@ batch_timeout_micros { value: 5000 }
 # Then it refuses: a queue that is longer than what is answered in time helps nobody.
 max_enqueued_batches { value: 8 }
 """
+
+#: Names that a URL and a server's folder can hold.
+SERVABLE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,150}")
 
 #: Files of ours in an export, under `assets.extra`, which the format keeps for what is not part of the graph.
 EXTRA = "assets.extra"
@@ -63,6 +66,9 @@ def export(source: str | Path, out: Path, version: int | None = None) -> Exporte
         ServingError: If the extra `[serve]` is not installed.
     """
     warmup.require()
+    out = out.absolute()
+    if not SERVABLE.fullmatch(out.name):
+        raise OutputError(f"{out}: a server has no model of this name; letters, digits, - and _ will do")
     clip_out = out.with_name(out.name + CLIP_SUFFIX)
     number = version or 1 + max([0, *versions_in(out), *versions_in(clip_out)])
     places = Exported(out / str(number), clip_out / str(number))
@@ -74,13 +80,28 @@ def export(source: str | Path, out: Path, version: int | None = None) -> Exporte
     extra = _papers(models, road)
     signatures = road.signatures()
     chest = warmup.requests(signatures, tuple(road.clip_signature().inputs[0].shape[1:]))
-    with _whole(places.clip) as folder:
-        clip = {"serving_default": road.clip_signature()}
-        write(folder.path, road.clip_weights, clip, extra, {"serving_default": chest["classify_clip"]}, places.clip)
-        (folder.path / BATCHING).write_text(_BATCHING, encoding="utf-8")
-        with _whole(places.road) as other:
-            write(other.path, road.weights, signatures, extra, chest, places.road)
+    clip = {"serving_default": road.clip_signature()}
+    with _made(places.clip) as part, _made(places.road) as whole:
+        write(part, road.clip_weights, clip, extra, {"serving_default": chest["classify_clip"]}, places.clip)
+        (part / BATCHING).write_text(_BATCHING, encoding="utf-8")
+        write(whole, road.weights, signatures, extra, chest, places.road)
     return places
+
+
+@contextmanager
+def _made(place: Path) -> Iterator[Path]:
+    """A folder to write, which takes its place at the end: a server sees all of a version or nothing."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{place}: cannot be written: {error.strerror}") from error
+    sweep(place.parent)
+    with workshop(place) as folder:
+        try:
+            yield folder / "version"
+        except tf.errors.OpError as error:
+            raise OutputError(f"{place}: cannot be written: {error.message}") from error
+        (folder / "version").rename(place)
 
 
 def versions_in(folder: Path) -> Iterable[int]:
@@ -147,30 +168,3 @@ def _papers(models: LocalModels, road: Road) -> dict[str, str]:
         "input_contract.json": json.dumps(contract, indent=1),
         "labels.txt": "\n".join(labels) + "\n",
     }
-
-
-class _whole:
-    """A folder that is written under another name and takes its place at the end, or is not there."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        self.path = place.with_name(f".{place.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
-
-    def __enter__(self) -> _whole:
-        try:
-            self.place.parent.mkdir(parents=True, exist_ok=True)
-            self.path.mkdir()
-        except OSError as error:
-            raise OutputError(f"{self.place}: cannot be written ({error.strerror})") from error
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, failure: BaseException | None, trace: object) -> None:
-        try:
-            if kind is None:
-                self.path.rename(self.place)
-        except OSError as error:
-            raise OutputError(f"{self.place}: cannot be written ({error.strerror})") from error
-        finally:
-            shutil.rmtree(self.path, ignore_errors=True)
-        if isinstance(failure, (OSError, tf.errors.OpError)):
-            raise OutputError(f"{self.place}: cannot be written ({failure})") from failure

@@ -25,11 +25,13 @@ class Reference:
         name: Of the scan, for people.
         inputs: Signature → named inputs.
         right: Signature → named values.
+        marks: sha256 of the network's and of the lung model's file.
     """
 
     name: str
     inputs: dict[str, dict[str, np.ndarray]]
     right: dict[str, dict[str, np.ndarray]]
+    marks: tuple[str, str]
 
 
 def reference(models: LocalModels, name: str, hu: np.ndarray) -> Reference:
@@ -52,7 +54,8 @@ def reference(models: LocalModels, name: str, hu: np.ndarray) -> Reference:
     cells = attention.attention_map(member.split.explained, answer.features, attention.expected_class)
     on_clip = _on_clip(cells, member) * (cut["lungs"].numpy()[0] >= 0.5)
     road = {**answers, "slices_kept": np.int32(answer.keep.sum())}
-    looked = {"attention_cells": cells, "keep": answer.keep, "box": answer.box}
+    axes = np.array([[axis.step, axis.first] for axis in member.axes])
+    looked = {"attention_cells": cells, "attention_axes": axes, "keep": answer.keep, "box": answer.box}
     masks = {"lungs": segmentation.probability}
     if segmentation.disease is not None:
         masks["disease"] = segmentation.disease
@@ -66,9 +69,11 @@ def reference(models: LocalModels, name: str, hu: np.ndarray) -> Reference:
             "classify_clip": {"clip": np.asarray(clip, np.float32)},
         },
         right={
-            "serving_default": road, "explain": {**road, **looked, "attention": on_clip}, "segment": masks,
+            "serving_default": road, "explain": {**road, **looked, "attention": on_clip},
+            "segment": {**masks, "mask": segmentation.probability > 0.5},
             "serving_bytes": road, "infer_bytes": {**road, **looked, **masks}, "classify_clip": answers,
         },
+        marks=(member.model.sha256, models.lungs.sha256),
     )  # fmt: skip
 
 
@@ -88,7 +93,7 @@ def largest_difference(right: dict[str, np.ndarray], answer: dict[str, Any]) -> 
         if found is None or found.shape != wanted.shape:
             return float("inf"), name
         scale = {"ct_score": 25.0}.get(name, 1.0)
-        if name == "logits" or name.startswith("attention"):
+        if name in ("logits", "attention", "attention_cells"):
             scale = max(float(np.abs(wanted).max(initial=0.0)), 1e-12)
         difference = float(np.abs(found - wanted).max(initial=0.0)) / scale
         # NaN compares as nothing: it must not pass for a small difference.

@@ -1,12 +1,54 @@
 """`python -m tf_covid.serving.replay EXPORT QUESTIONS ANSWERS`: ask a SavedModel in a process of its own.
 
-Nothing of `tf_covid` is imported: what answers is the export alone, as in a server.
+Nothing else of `tf_covid` is imported: what answers is the export alone, as in a server.
 """
 
 from __future__ import annotations
 
-import pickle
 import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+#: Marks an array of octets that stands for one string.
+_STRING = "#string"
+
+
+def pack(path: Path, named: Iterable[tuple[str, dict[str, Any]]]) -> None:
+    """Write signatures with their named arrays, for one scan each.
+
+    Args:
+        path: New `.npz` file.
+        named: Signature and arrays; an array of type object holds one string of bytes.
+    """
+    arrays: dict[str, Any] = {}
+    for number, (signature, values) in enumerate(named):
+        for name, array in values.items():
+            key = f"{number}|{signature}|{name}"
+            if array.dtype == object:
+                (text,) = array
+                arrays[key + _STRING] = np.frombuffer(text, np.uint8)
+            else:
+                arrays[key] = array
+    np.savez(path, **arrays)
+
+
+def unpack(path: Path) -> list[tuple[str, dict[str, np.ndarray]]]:
+    """What `pack` wrote. Nothing is run from the file.
+
+    Raises:
+        OSError, ValueError: If it is no such file.
+    """
+    found: dict[int, tuple[str, dict[str, np.ndarray]]] = {}
+    with np.load(path, allow_pickle=False) as arrays:
+        for key, array in arrays.items():
+            number, signature, name = key.removesuffix(_STRING).split("|")
+            if key.endswith(_STRING):
+                array = np.array([array.tobytes()], object)
+            found.setdefault(int(number), (signature, {}))[1][name] = array
+    return [found[number] for number in sorted(found)]
 
 
 def main(export: str, questions: str, answers: str) -> None:
@@ -14,20 +56,17 @@ def main(export: str, questions: str, answers: str) -> None:
 
     Args:
         export: Folder of a version.
-        questions: Pickle of a list of (signature, named inputs), written by the process that called.
-        answers: Pickle of the list of named outputs, to be written.
+        questions: File of `pack`, written by the process that called.
+        answers: File of `pack`, to be written.
     """
     import tensorflow as tf
 
     loaded = tf.saved_model.load(export)
-    with open(questions, "rb") as file:
-        asked = pickle.load(file)
     found = []
-    for signature, inputs in asked:
+    for signature, inputs in unpack(Path(questions)):
         outputs = loaded.signatures[signature](**{name: tf.constant(values) for name, values in inputs.items()})
-        found.append({name: values.numpy() for name, values in outputs.items()})
-    with open(answers, "wb") as file:
-        pickle.dump(found, file)
+        found.append((signature, {name: values.numpy() for name, values in outputs.items()}))
+    pack(Path(answers), found)
 
 
 if __name__ == "__main__":

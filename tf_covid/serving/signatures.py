@@ -18,6 +18,10 @@ from tf_covid.attention.grid import centre_weights
 from tf_covid.local import LUNGS, LocalModels, Member
 from tf_covid.pipeline import versions
 
+#: Most slices of a request, padding included, most pixels along a side of one, and most clips. A request of some bytes
+#: must not be able to ask for hours: 4,000 slices of 512×512 are what a message of gRPC holds.
+MOST_SLICES, MOST_PIXELS, MOST_CLIPS = 4096, 4096, 64
+
 #: The Grad-CAM of the graph explains this, as `tfcovid infer` does unless told otherwise.
 METHOD, TARGET = "gradcam", "severity"
 
@@ -132,6 +136,10 @@ class Road:
         Returns:
             `probabilities`, `logits`, and `ct_score` where the network has one.
         """
+        most = f"at most {MOST_CLIPS} clips in a request"
+        check = tf.debugging.assert_less_equal(tf.shape(clip)[0], MOST_CLIPS, most)
+        with tf.control_dependencies([] if check is None else [check]):
+            clip = tf.identity(clip)
         return self._outputs(self._member.model.network(clip, training=False))
 
     def signatures(self) -> dict[str, Signature]:
@@ -155,9 +163,13 @@ class Road:
         return Signature(self.classify_clip, (tf.TensorSpec([None, *self._clip, channels], tf.float32, name="clip"),))
 
     def _segment(self, hu: Any, depth: Any) -> dict[str, Any]:
-        # A 3D convolution ends with an unkind error where there is no scan.
-        check = tf.debugging.assert_positive(tf.shape(hu), "each scan needs slices, height and width above 0")
-        with tf.control_dependencies([] if check is None else [check]):
+        size = tf.shape(hu)
+        checks = [
+            # A 3D convolution ends with an unkind error where there is no scan.
+            tf.debugging.assert_positive(size, "each scan needs slices, height and width above 0"),
+            *_bounded(size[0], size[1], size[2:]),
+        ]
+        with tf.control_dependencies([check for check in checks if check is not None]):
             return self._stratifier.segment(tf.identity(hu), depth)
 
     def _prepared(self, hu: Any, lungs: Any) -> dict[str, Any]:
@@ -235,6 +247,17 @@ def _along(values: Any, weights: np.ndarray, axis: int) -> Any:
     return tf.transpose(moved, back)
 
 
+def _bounded(scans: Any, slices: Any, plane: Any) -> list[Any]:
+    """Checks that a request of `scans` scans of `slices` slices each is none that would take all memory."""
+    # Whole numbers of 64 bits: a product must not wrap around.
+    total = tf.cast(scans, tf.int64) * tf.cast(slices, tf.int64)
+    rules = f"at most {MOST_SLICES} slices in a request, padding included, of at most {MOST_PIXELS} pixels a side"
+    return [
+        tf.debugging.assert_less_equal(total, tf.constant(MOST_SLICES, tf.int64), rules),
+        tf.debugging.assert_less_equal(plane, MOST_PIXELS, rules),
+    ]
+
+
 def _from_bytes(texts: Any, shape: Any) -> tuple[Any, Any]:
     """int16 (N, D, H, W), shorter scans padded with zeros, and their depth (N,)."""
     rules = "each scan needs slices, height and width above 0; all scans of a request have the same height and width"
@@ -243,6 +266,7 @@ def _from_bytes(texts: Any, shape: Any) -> tuple[Any, Any]:
         tf.debugging.assert_equal(tf.shape(texts)[0], tf.shape(shape)[0], "hu_bytes and shape hold one row a scan"),
         tf.debugging.assert_positive(shape, rules),
         tf.debugging.assert_equal(shape[:, 1:], tf.repeat(first, tf.shape(shape)[0], axis=0), rules),
+        *_bounded(tf.shape(shape)[0], tf.reduce_max(shape[:, 0]), shape[:, 1:]),
     ]
     with tf.control_dependencies([check for check in checks if check is not None]):
         shape = tf.identity(shape)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import subprocess
 import sys
 import tempfile
@@ -14,16 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
+from tensorflow.core.protobuf import saved_model_pb2
 
 from tf_covid.errors import ServingError
 from tf_covid.local import LocalModels
 from tf_covid.phantom.cohort import write_cohort
 from tf_covid.scan import find_cases
-from tf_covid.serving.client import GrpcServer, RestServer, connect
+from tf_covid.serving import replay, safety
+from tf_covid.serving.client import card_marks
+from tf_covid.serving.export import CLIP_SUFFIX
 from tf_covid.serving.openvino import SIGNATURES, OpenVino
 from tf_covid.serving.reference import TOLERANCE, Reference, largest_difference, reference
 from tf_covid.serving.server import Server
 from tf_covid.serving.settings import Settings
+from tf_covid.serving.wire import GrpcServer, RestServer, connect
 
 #: REST writes numbers as text: only the signatures that are made for it are asked that way.
 REST_SIGNATURES = ("serving_bytes", "infer_bytes", "classify_clip")
@@ -85,6 +89,9 @@ def verify(
         ModelError, ScanRefused: If the model or a scan cannot be used.
     """
     folder = version_folder(export)
+    clip = folder.parent.with_name(folder.parent.name + CLIP_SUFFIX) / folder.name
+    for place in (folder, clip):
+        _check_safe(place)
     models = LocalModels([source])
     with ExitStack() as stack:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -95,6 +102,7 @@ def verify(
         say("asking the SavedModel in a process of its own")
         for question, signature, answer in _replayed(folder, asked, temporary):
             yield _check("SavedModel", question, signature, answer)
+        yield from _clip_entry(clip, asked, temporary)
         say("asking OpenVINO")
         yield from _with_openvino(folder, asked)
         if not servers:
@@ -103,7 +111,7 @@ def verify(
             server = connect(url, token)
             stack.callback(server.close)
             say(f"asking {url}")
-            yield from _with_server(server, folder.parent.name, asked)
+            yield from _with_server(server, folder, asked)
 
 
 def version_folder(export: Path) -> Path:
@@ -112,12 +120,28 @@ def version_folder(export: Path) -> Path:
     Raises:
         ServingError: If there is none.
     """
+    # Not resolved: a link's own name is that of the model on a server.
+    export = export.absolute()
     if (export / "saved_model.pb").is_file():
-        return export.resolve()
+        return export
     found = [path for path in export.glob("*/saved_model.pb") if path.parent.name.isdecimal()]
     if not found:
         raise ServingError(f"{export}: no export is there; `tfcovid export MODEL --out {export}` writes one")
-    return max(found, key=lambda path: int(path.parent.name)).parent.resolve()
+    return max(found, key=lambda path: int(path.parent.name)).parent
+
+
+def _check_safe(folder: Path) -> None:
+    """Refuse what a server would refuse, before it is loaded here: a SavedModel is a program."""
+    if not (folder / "saved_model.pb").is_file():
+        return
+    try:
+        saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+        for graph in saved.meta_graphs:
+            safety.check(graph)
+    except (DecodeError, OSError) as error:
+        raise ServingError(f"{folder}: saved_model.pb cannot be read ({type(error).__name__})") from error
+    except ServingError as error:
+        raise ServingError(f"{folder}: {error}") from error
 
 
 def _references(models: LocalModels, scans: Sequence[Path], folder: Path) -> Iterator[Reference]:
@@ -139,6 +163,8 @@ def _formats(dicom: Reference, nifti: Reference) -> Check:
 
 
 def _check(way: str, question: Reference, signature: str, answer: dict[str, Any]) -> Check:
+    if signature == "infer_bytes" and card_marks(answer, way) != question.marks:
+        return Check(way, question.name, signature, float("inf"), "card_bytes")
     return Check(way, question.name, signature, *largest_difference(question.right[signature], answer))
 
 
@@ -146,16 +172,36 @@ def _replayed(
     export: Path, asked: Sequence[Reference], folder: Path
 ) -> Iterator[tuple[Reference, str, dict[str, Any]]]:
     questions = [(one, signature) for one in asked for signature in one.inputs]
-    (folder / "questions").write_bytes(pickle.dumps([(name, one.inputs[name]) for one, name in questions]))
-    command = [sys.executable, "-m", "tf_covid.serving.replay", str(export), "questions", "answers"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_REPLAY_S, check=False)
+    answers = _ask_alone(export, [(name, one.inputs[name]) for one, name in questions], folder)
+    for (one, name), answer in zip(questions, answers, strict=True):
+        yield one, name, answer
+
+
+def _clip_entry(clip: Path, asked: Sequence[Reference], folder: Path) -> Iterator[Check]:
+    """The second export, which takes prepared clips only."""
+    if not (clip / "saved_model.pb").is_file():
+        yield Check("clip entry", "", "serving_default", None, f"{clip} is not there")
+        return
+    questions = [("serving_default", one.inputs["classify_clip"]) for one in asked]
+    for one, answer in zip(asked, _ask_alone(clip, questions, folder), strict=True):
+        yield Check("clip entry", one.name, "serving_default", *largest_difference(one.right["classify_clip"], answer))
+
+
+def _ask_alone(
+    export: Path, questions: Sequence[tuple[str, dict[str, np.ndarray]]], folder: Path
+) -> list[dict[str, np.ndarray]]:
+    """What a SavedModel answers in a process of its own."""
+    files = folder / "questions.npz", folder / "answers.npz"
+    replay.pack(files[0], questions)
+    command = [sys.executable, "-m", "tf_covid.serving.replay", str(export), *map(str, files)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_REPLAY_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ServingError(f"{export}: no answer in {_REPLAY_S:.0f} s") from error
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no further text"])[-1]
         raise ServingError(f"{export}: the SavedModel fails in a process of its own: {reason[:500]}")
-    # Ours: the child wrote it into a folder that nobody else can write to.
-    answers = pickle.loads((folder / "answers").read_bytes())
-    for (one, name), answer in zip(questions, answers, strict=True):
-        yield one, name, answer
+    return [answer for _, answer in replay.unpack(files[1])]
 
 
 def _with_openvino(export: Path, asked: Sequence[Reference]) -> Iterator[Check]:
@@ -172,11 +218,12 @@ def _with_openvino(export: Path, asked: Sequence[Reference]) -> Iterator[Check]:
             yield _check("OpenVINO", one, signature, runtime(one.inputs[signature]))
 
 
-def _with_server(server: RestServer | GrpcServer, name: str, asked: Sequence[Reference]) -> Iterator[Check]:
+def _with_server(server: RestServer | GrpcServer, export: Path, asked: Sequence[Reference]) -> Iterator[Check]:
+    name, version = export.parent.name, int(export.name)
     rest = isinstance(server, RestServer)
     for one in asked:
         for signature in REST_SIGNATURES if rest else one.inputs:
-            answer = server.predict(name, signature, one.inputs[signature])
+            answer = server.predict(name, signature, one.inputs[signature], version)
             yield _check("REST" if rest else "gRPC", one, signature, answer)
 
 
@@ -185,7 +232,7 @@ def _embedded(export: Path, folder: Path) -> Iterator[Sequence[str]]:
     """URLs of an embedded server that has this version only."""
     place = folder / "models" / export.parent.name
     place.mkdir(parents=True)
-    os.symlink(export, place / export.name, target_is_directory=True)
+    os.symlink(export.resolve(), place / export.name, target_is_directory=True)
     with Server(Settings(models=folder / "models", port=0, grpc_port=0, time_limit_s=_REPLAY_S)) as server:
         if not server.wait_until_ready(_REPLAY_S, export.parent.name):
             raise ServingError(f"{export}: the embedded server cannot load it")
