@@ -293,6 +293,26 @@ def test_our_own_parent_inflates(tmp_path):
     assert load_model(tmp_path / "x.keras").input_shape == (None, 8, 32, 32, 1)
 
 
+def test_the_parent_that_fit_trains_on_slices_inflates(tmp_path):
+    """Its output `share`, how much of a slice is diseased, has no place in a network of volumes: left, and listed."""
+    arguments = {"input_shape": [32, 32, 1], "classes": 2, "share": True}
+    keras.utils.set_random_seed(2)
+    parent = InceptionV1(**arguments)
+    save_model(
+        parent, Contract(model="inception_v1", arguments=arguments, task="slices", note="2D."), tmp_path / "p.keras"
+    )
+    wish = Wish("i3d", inflate=True, allow_missing_head=True, clip=(16, 32, 32))
+    done = import_weights(tmp_path / "p.keras", wish, tmp_path / "x.keras")
+    assert {line.split(" ")[0] for line in done["left"]} >= {"share/kernel", "share/bias"}
+    network = load_model(tmp_path / "x.keras")
+    assert set(network.output) == {"logits"} and network.output["logits"].shape[-1] == 5
+    kernel, deep = (
+        next(layer for layer in net.layers if layer.name.startswith(name) and layer.weights).get_weights()[0]
+        for net, name in ((parent, "Conv2d_2c_3x3"), (network, "Conv3d_2c_3x3"))
+    )
+    np.testing.assert_allclose(deep.sum(axis=0), kernel, atol=2e-3 * np.abs(kernel).max())
+
+
 @pytest.mark.slow
 def test_infer_and_the_stratifier_take_it_at_once(kinetics, tmp_path):
     _, prefix, _ = kinetics

@@ -56,12 +56,16 @@ def _import(path: Path, wish: Wish, out: Path) -> dict[str, Any]:
     tensors = {plain[name]: value for name, value in _flat(read)}
     others = {plain[name]: kind for name, kind in read.others.items()}
     plan = Plan.make(path, replace(read, tensors=tensors, others=others), wish)
+    # How much of a slice is diseased: an output of the 2D parent that a network of volumes does not have.
+    flat_only = frozenset({"share"}) if wish.inflate else frozenset()
+    for name in flat_only:
+        plan.arguments.pop(name, None)
     network = build(wish.parent, plan.arguments, path)
     source = plan.source
     if plan.ours:
         # All that the network has must be there; so far the file was asked for its own names only.
         source = replace(source, units=of_ours(wish.parent, (*source.units, *layers_of(network))).units)
-    drop = frozenset() if plan.keeps_head else HEADS
+    drop = flat_only if plan.keeps_head else HEADS | flat_only
     done = convert(source, plan.tensors, plan.others, network, drop=drop)
     if wish.inflate:
         plan.arguments["input_shape"] = [*(wish.sides("i3d") or CLIPS["i3d"]), network.input_shape[-1]]
