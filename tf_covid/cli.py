@@ -72,13 +72,14 @@ def main() -> None:
               help="What raises severity, or what speaks for the predicted class.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace an answer of the same name to another question.")
 @click.option("--keep-identifiers", is_flag=True, help="Put UIDs, patient id and name into result.json.")
+@click.option("--one-case", is_flag=True, hidden=True, help="Answer nothing unless the input is one case.")
 @click.option("--server", metavar="URL",
               help="Let a server answer, ours or TF Serving: http://HOST:8501 or grpc://HOST:8500. --model is its name "
                    "there; a token is read from the variable TFCOVID_TOKEN.")  # fmt: skip
 @_guarded
 def infer(
     inputs: tuple[Path, ...], out: Path, models: tuple[str, ...], lungs: Path | None, precision: str, attention: str,
-    attention_target: str, overwrite: bool, keep_identifiers: bool, server: str | None,
+    attention_target: str, overwrite: bool, keep_identifiers: bool, one_case: bool, server: str | None,
 ) -> bool:  # fmt: skip
     """Answer chest CTs: severity class, CT score, lungs, attention map, report.
 
@@ -89,6 +90,8 @@ def infer(
     from tf_covid.cohort.infer import Options, Run, Summary, cases_of
 
     cases = list(cases_of(inputs))
+    if one_case and len(cases) > 1:
+        raise click.ClickException(f"several_cases: the upload holds {len(cases)} cases; send each for itself")
     if lungs is not None and len(cases) != 1:
         raise click.UsageError(f"--lungs is the mask of one scan, but the input holds {len(cases)} cases.")
     options = Options(models, precision, attention, attention_target, lungs, keep_identifiers)
@@ -99,7 +102,8 @@ def infer(
         if (attention, attention_target) not in (("none", "severity"), ("gradcam", "severity")):
             raise click.UsageError("A --server explains by gradcam what raises severity, or nothing (none).")
         console.import_tensorflow()
-        from tf_covid.serving.client import RemoteModels, connect
+        from tf_covid.serving.client import RemoteModels
+        from tf_covid.serving.wire import connect
 
         there = RemoteModels(connect(server, os.environ.get("TFCOVID_TOKEN")), models, console.note)
         remote = (there, there.marks)

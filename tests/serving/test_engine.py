@@ -240,3 +240,17 @@ def test_who_is_in_a_hurry_need_not_wait(engine: Any, switch: Switch, later: Any
     with pytest.raises(Unavailable):
         queue.wait(work)
     switch.go.set()
+
+
+def test_what_a_close_has_answered_does_not_begin(switch: Switch, caplog: pytest.LogCaptureFixture) -> None:
+    version = version_of(switch)
+    queue = Engine(8, workers=0)
+    for answer in ("close", "drop"):
+        work = Work(version, version.entry("classify_clip"), {"clip": np.ones((1, 2), np.float32)}, time.monotonic())
+        if answer == "close":
+            work.future.set_exception(Unavailable("the server is stopping"))
+        else:
+            queue.drop(work)
+        queue._compute([work])
+    assert not switch.seen and not caplog.records
+    queue.close(0)

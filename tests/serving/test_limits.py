@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -232,6 +233,42 @@ def test_host_header(running: Any, host: str, status: int) -> None:
         assert "Host" in response.json()["error"]
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "{url}"}, 200),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),  # another program's page on this machine
+        ({"Origin": "null"}, 403),
+        ({"Origin": ""}, 403),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Origin": "{url}", "Sec-Fetch-Site": "cross-site"}, 403),
+    ],
+)
+def test_pages_of_other_sites(running: Any, headers: dict[str, str], status: int) -> None:
+    """A web page must not have the browser ask in its place, even where it cannot read the answer."""
+    sent = {name: value.format(url=running.server.rest_url) for name, value in headers.items()}
+    body = {"inputs": [[1, 2, 3]]}
+    response = running.ask("linear", body, headers=sent)
+    assert response.status_code == status
+    if status == 403:
+        assert "page" in response.json()["error"]
+
+
+def test_a_body_that_a_thread_still_holds_counts(start: Any, store: Any, until: Any, monkeypatch: Any) -> None:
+    store.put("linear-1", "m")
+    running = start(time_limit_s=0.5)
+    reader, go = running.server._rest._reader, threading.Event()
+    monkeypatch.setattr("tf_covid.serving.rest.tensors.question", lambda body, entry_of: go.wait(60))
+    assert running.ask("m", {"inputs": [[1, 2, 3]]}).status_code == 504
+    assert reader._here > 0
+    go.set()
+    until(lambda: reader._here == 0)
+
+
 def test_without_the_token_nothing_is_answered(start: Any, store: Any) -> None:
     store.put("linear-1", "m")
     running = start(token=TOKEN)
@@ -273,6 +310,69 @@ def test_without_the_token_nothing_is_answered(start: Any, store: Any) -> None:
     assert running.models.GetModelStatus(status, timeout=60, metadata=right).model_version_status
 
 
+class Silent:
+    """Calls that never send their message."""
+
+    def __init__(self, running: Any, number: int, *metadata: tuple[str, str]) -> None:
+        self._end = threading.Event()
+        # Connections of their own: one connection may have only so many calls.
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        self._channels = [grpc.insecure_channel(running.server.grpc_address, options) for _ in range(number)]
+        method = "/tensorflow.serving.PredictionService/Predict"
+        self.calls = [
+            channel.stream_unary(method).future(self._never(), timeout=60, metadata=metadata)
+            for channel in self._channels
+        ]
+
+    def _never(self) -> Iterator[bytes]:
+        self._end.wait(60)
+        yield from ()
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        for channel in self._channels:
+            channel.close()
+
+
+def test_calls_without_a_message_and_a_token_are_refused_at_once(start: Any, store: Any) -> None:
+    store.put("linear-1", "m")
+    running = start(token=TOKEN)  # they may take a minute to send it
+    right = (("authorization", f"Bearer {TOKEN}"),)
+    with Silent(running, 40) as silent:
+        assert {call.exception(20).code() for call in silent.calls} <= {Code.UNAUTHENTICATED, Code.RESOURCE_EXHAUSTED}
+        ask = message("m", value=[[1, 2, 3]])
+        assert running.predict.Predict(ask, timeout=20, metadata=right).outputs["version"].int_val[0] == 1
+
+
+@pytest.mark.parametrize("token", [None, TOKEN])
+def test_calls_that_do_not_send_their_message_in_time_are_cancelled(start: Any, store: Any, token: str | None) -> None:
+    store.put("linear-1", "m")
+    running = start(token=token, read_limit_s=1.0)
+    right = () if token is None else (("authorization", f"Bearer {token}"),)
+    with Silent(running, 40, *right) as silent:
+        codes = [call.exception(20).code() for call in silent.calls]
+        assert Code.CANCELLED in codes and set(codes) <= {Code.CANCELLED, Code.RESOURCE_EXHAUSTED}
+        ask = message("m", value=[[1, 2, 3]])
+        assert running.predict.Predict(ask, timeout=20, metadata=right).outputs["version"].int_val[0] == 1
+
+
+def test_messages_of_all_calls_together_have_a_limit(gate: Any, until: Any) -> None:
+    running = gate(message_mb=0.01)
+    held = [running.predict.Predict.future(message(value=[1.0] * 2000), timeout=60) for _ in range(2)]
+    until(lambda: running.server.engine.running + running.server.engine.depth == 2)
+    with pytest.raises(grpc.RpcError) as caught:
+        running.predict.Predict(message(value=[1.0] * 2000), 60)
+    assert caught.value.code() == Code.RESOURCE_EXHAUSTED and "arriving" in caught.value.details()
+    for _ in held:
+        running.open_gate()
+    assert all(call.result(60) for call in held)
+    running.open_gate()
+    assert running.predict.Predict(message(value=[1.0] * 2000), 60)
+
+
 def test_tokens() -> None:
     assert is_token(b"Bearer abc", "abc") and is_token(b"bearer  abc ", "abc")
     for wrong in (b"", b"abc", b"Bearer", b"Bearer ABC", b"Bearer ab", b"Bearer abcd", b"Bearer \xff\xfe"):
@@ -293,7 +393,7 @@ def test_hosts_that_others_can_reach_need_a_token(tmp_path: Path, host: str) -> 
 
 @pytest.mark.parametrize("token", ["", "short", "with space in it", "ümlaut-token", "line\nbreak-token"])
 def test_tokens_that_cannot_be_sent(tmp_path: Path, token: str) -> None:
-    with pytest.raises(ValueError, match="token"):
+    with pytest.raises(ServingError, match="token"):
         Settings(models=tmp_path, token=token)
 
 

@@ -249,6 +249,67 @@ def test_every_denied_operation_is_one_of_tensorflow() -> None:
     assert not innocent & denied
 
 
+def test_one_odd_entry_hides_no_other(
+    store: Any, repository: Repository, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.put("linear-1", "z")
+    (store.folder / "loop").symlink_to("loop")
+    (store.folder / "a").mkdir()
+    (store.folder / "a/1").symlink_to("1")
+    repository.poll()
+    assert served(repository) == {"z": 1}
+    assert [record.getMessage() for record in caplog.records if "loop" in record.getMessage()]
+    is_file = Path.is_file
+
+    def denied(path: Path) -> bool:
+        if path.parts[-3] in ("a", "z"):
+            raise PermissionError(13, "Permission denied")
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", denied)  # root may read everything
+    store.put("linear-2", "m")
+    repository.poll()
+    assert served(repository) == {"m": 1, "z": 1}  # what was loaded before it became unreadable stays
+    assert state(repository, 1, "a")[0] == "END"
+
+
+def test_models_that_are_gone_are_forgotten(store: Any, repository: Repository) -> None:
+    for number in range(20):
+        (store.folder / f"m{number}/1").mkdir(parents=True)
+        (store.folder / f"m{number}/1/saved_model.pb").write_bytes(b"")
+    repository.poll()
+    assert len(repository._models) == 20
+    for number in range(20):
+        shutil.rmtree(store.folder / f"m{number}")
+    repository.poll()
+    assert len(repository._models) == 8
+    with pytest.raises(NotFound):
+        repository.statuses("m0")
+
+
+def test_errors_tell_no_paths_of_the_server(store: Any, repository: Repository) -> None:
+    folder = store.put("linear-1", "m")
+    remove_weights(folder)
+    repository.poll()
+    where, error = state(repository, 1)
+    assert where == "END" and "cannot be loaded" in error and "variables" in error
+    assert str(store.folder) not in error
+
+
+@pytest.mark.parametrize(("source", "good"), [(b"", True), (b"local://", True), (b"/etc/passwd", False)])
+@pytest.mark.parametrize("operation", ["DecodeProtoV2", "EncodeProto"])
+def test_descriptions_of_messages_in_files_are_refused(operation: str, source: bytes, good: bool) -> None:
+    graph = saved_model_pb2.SavedModel().meta_graphs.add()
+    node = graph.graph_def.node.add(name="n", op=operation)
+    safety.check(graph)
+    node.attr["descriptor_source"].s = source
+    if good:
+        safety.check(graph)
+    else:
+        with pytest.raises(ServingError, match=operation):
+            safety.check(graph)
+
+
 def test_an_unreadable_folder_keeps_what_is_loaded(store: Any, repository: Repository) -> None:
     store.put("linear-1", "m")
     repository.poll()

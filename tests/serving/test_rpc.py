@@ -85,7 +85,7 @@ def test_output_filter_and_version(running: Any) -> None:
         (request("nobody", x=ONE), Code.NOT_FOUND, "Servable not found for request: Latest(nobody)"),
         (request("linear", version=8, x=ONE), Code.NOT_FOUND, "Specific(linear, 8)"),
         (request("", x=ONE), Code.INVALID_ARGUMENT, "Missing ModelSpec.name"),
-        (request("linear", "none", x=ONE), Code.INVALID_ARGUMENT, '"none" not found'),
+        (request("linear", "none", x=ONE), Code.FAILED_PRECONDITION, 'Serving signature key "none" not found.'),
         (request("linear"), Code.INVALID_ARGUMENT, "Missing but required: {x}"),
         (request("linear", x=ONE, z=ONE), Code.INVALID_ARGUMENT, "Sent extra: {z}"),
         (request("linear", z=ONE), Code.INVALID_ARGUMENT, "Missing but required: {x}"),

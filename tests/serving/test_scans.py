@@ -5,11 +5,15 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import signal
+import socket
 import stat
+import subprocess
 import sys
 import textwrap
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +52,12 @@ STAND_IN = textwrap.dedent(
         answer("one"), answer("two")
     elif word == "nothing":
         sys.exit("Error: " + str(upload) + ": no readable scan")
+    elif word == "said":
+        sys.exit("Error: several_cases: the upload holds 3 cases")
+    elif word in ("answered 504: slow", "answered 429: full", "does not answer (Timeout)"):
+        sys.exit("Error: scan: http://127.0.0.1:1 " + word)
     elif word == "wait":
-        (upload.parent / "began").touch()
+        (upload.parent / "began").write_text(str(os.getpid()))
         time.sleep(600)
     elif word == "memory":
         held = bytearray(4 << 30)
@@ -134,6 +142,10 @@ def test_an_answer_and_its_files(scans: Any, content: bytes, name: str) -> None:
     ("word", "status", "says"),
     [
         ("several", 422, "2 cases"),
+        ("said", 422, "3 cases"),
+        ("answered 504: slow", 503, "ask again later"),
+        ("answered 429: full", 503, "ask again later"),
+        ("does not answer (Timeout)", 503, "ask again later"),
         ("nothing", 400, "Error: scan.zip: no readable scan"),
         ("memory", 507, "out_of_memory"),
         ("killed", 507, "out_of_memory"),
@@ -234,11 +246,129 @@ def test_the_real_command_takes_these_options(tmp_path: Path) -> None:
     from tf_covid import cli
 
     words = list(infer_command(lambda: "http://127.0.0.1:1")(tmp_path / "scan.zip", tmp_path / "out", "net"))
-    assert words[1:4] == ["-m", "tf_covid.cli", "infer"]
+    assert words[1:5] == ["-P", "-m", "tf_covid.cli", "infer"]
     options = {name for parameter in cli.infer.params for name in parameter.opts}
     if "--server" not in options:
         pytest.skip("tfcovid infer has no --server yet")
     assert {word for word in words if word.startswith("--")} <= options
+
+
+def test_several_cases_are_refused_before_any_is_answered(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from tf_covid import cli
+
+    (tmp_path / "scans").mkdir()
+    for name in ("one.nii", "two.nii"):
+        (tmp_path / "scans" / name).write_bytes(nifti())
+    words = [str(tmp_path / "scans"), "--out", str(tmp_path / "out"), "--one-case", "--server", "http://127.0.0.1:1"]
+    run = CliRunner().invoke(cli.infer, words)
+    assert run.exit_code == 1 and "several_cases: the upload holds 2 cases" in run.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_client_that_does_not_send_its_scan_keeps_nobody_out(scans: Any, until: Any) -> None:
+    running = scans()
+    host, port = running.server.rest_url.removeprefix("http://").rsplit(":", 1)
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(b"POST /v1/scans HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\nPK")
+        until(lambda: left_behind(running))
+        assert post(running, saying("answer")).status_code == 200
+
+
+def test_uploads_have_a_limit(scans: Any, until: Any, monkeypatch: Any) -> None:
+    running = scans(message_mb=0.01)
+    server = running.server._scans
+    first = running.in_thread(lambda: post(running, saying("wait") + b"x" * 9000))
+    until(lambda: has_begun(running))
+    assert server._here > 9000
+    monkeypatch.setattr(server, "_here", server._here + 9000)
+    full = post(running, saying("answer") + b"x" * 9000)
+    assert full.status_code == 429 and "arriving" in full.json()["error"]
+    monkeypatch.setattr("tf_covid.serving.scans._UPLOADS", 0)
+    full = post(running, saying("answer"))
+    assert full.status_code == 429 and "arriving" in full.json()["error"]
+    running.server.stop(0.2)
+    assert first.result().status_code == 503
+
+
+SERVER = textwrap.dedent(
+    """
+    import importlib.util, sys
+    from pathlib import Path
+    from tf_covid.serving import server
+    from tf_covid.serving.settings import Settings
+    spec = importlib.util.spec_from_file_location("stand_in", sys.argv[2])
+    stand_in = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(stand_in)
+    real = server.Server
+    server.Server = lambda settings: real(settings, stand_in.command)
+    server.serve(Settings(models=Path(sys.argv[1]), port=0, grpc_port=0), lambda line: print(line, flush=True))
+    """
+)
+
+
+@pytest.fixture
+def program(store: Any, tmp_path: Path) -> Iterator[Callable[[], tuple[subprocess.Popen[str], str]]]:
+    """Starts a server as a program of its own, with folders for uploads below `tmp_path/tmp`."""
+    store.put("infers", "net")
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "stand_in.py").write_text(
+        f"import sys\nSTAND_IN = {STAND_IN!r}\n"
+        "def command(upload, out, model):\n    return (sys.executable, '-c', STAND_IN, str(upload), str(out), model)\n"
+    )
+    with ExitStack() as stack:
+
+        def make() -> tuple[subprocess.Popen[str], str]:
+            child = subprocess.Popen(
+                [sys.executable, "-c", SERVER, str(store.folder), str(tmp_path / "stand_in.py")],
+                stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
+            )  # fmt: skip
+            stack.callback(child.wait)
+            stack.callback(child.kill)
+            assert child.stdout is not None
+            stack.enter_context(child.stdout)
+            return child, child.stdout.readline().split()[1]
+
+        yield make
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_what_a_killed_server_leaves(program: Any, tmp_path: Path, until: Any, later: Any) -> None:
+    """Its child ends with it, and the next server deletes its uploads, but not those of one that lives."""
+
+    def ready(url: str) -> bool:
+        return httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
+
+    living, url = program()
+    until(lambda: ready(url))
+    response = httpx.post(f"{url}/v1/scans", content=saying("answer"), trust_env=False, timeout=60)
+    report = response.json()["files"]["report.html"]
+    killed, other = program()
+    until(lambda: ready(other))
+    call = later(lambda: httpx.post(f"{other}/v1/scans", content=saying("wait"), trust_env=False, timeout=60))
+    until(lambda: list(tmp_path.glob("tmp/*/*/began")))
+    (began,) = tmp_path.glob("tmp/*/*/began")
+    until(lambda: began.read_text())
+    pid = int(began.read_text())
+    assert is_alive(pid)
+    killed.kill()
+    with pytest.raises(httpx.HTTPError):
+        call.result()
+    until(lambda: not is_alive(pid))
+    assert began.exists()
+    program()
+    assert not began.parent.parent.exists()
+    assert httpx.get(url + report, trust_env=False).status_code == 200
+    living.send_signal(signal.SIGHUP)
+    assert living.wait(60) == 0
+    assert len(list((tmp_path / "tmp").glob("*"))) == 1  # the third one's
 
 
 def test_the_real_command_finds_no_scan_in_a_zip_of_none(start: Any, store: Any) -> None:

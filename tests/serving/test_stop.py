@@ -17,6 +17,10 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
+from tf_covid.errors import ServingError
+from tf_covid.serving.server import Server
+from tf_covid.serving.settings import Settings
+
 Code = grpc.StatusCode
 ONE = {"inputs": {"x": [1.0]}}
 
@@ -97,7 +101,9 @@ def test_the_program_ends_well(store: Any) -> None:
                 time.sleep(0.05)
             child.send_signal(signal.SIGTERM)
             assert "stopping" in child.stdout.readline()
-            assert http.get("/readyz").status_code == 503 and not call.done()
+            while http.get("/readyz").status_code != 503:  # it says so just before it does so
+                assert time.monotonic() < end
+            assert not call.done()
             child.send_signal(signal.SIGINT)  # the model would wait for ever: once more, and it ends at once
             assert call.exception(60).code() == Code.UNAVAILABLE
             _, err = child.communicate(timeout=60)
@@ -131,6 +137,23 @@ def test_nothing_heavy_before_it_is_needed() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_start_that_fails_leaves_nothing(store: Any, monkeypatch: pytest.MonkeyPatch, until: Any) -> None:
+    import uvicorn
+
+    async def nothing(self: Any, sockets: Any = None) -> None: ...
+
+    monkeypatch.setattr(uvicorn.Server, "serve", nothing)
+    monkeypatch.setattr("tf_covid.serving.server._START_S", 0.2)
+    before = set(threading.enumerate())
+    server = Server(Settings(models=store.folder, port=0, grpc_port=0))
+    with pytest.raises(ServingError, match="REST did not start"):
+        server.__enter__()
+    until(lambda: not [one for one in set(threading.enumerate()) - before if one.name.startswith("tfcovid")])
+    assert not server._scans._root.exists() and server._socket.fileno() == -1
+    with grpc.insecure_channel(server.grpc_address) as channel, pytest.raises(grpc.FutureTimeoutError):
+        grpc.channel_ready_future(channel).result(1)
 
 
 def test_threads_end_with_the_server(start: Any, store: Any, until: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -195,6 +196,34 @@ def test_malformed_json_is_refused(body: bytes) -> None:
         read(body, X)
 
 
+@pytest.mark.parametrize(
+    "piece", [b"[" * 4000 + b"x", b"[x", b"[1," * 1300 + b"x", b"[" + b"1" * 4000 + b"x", b"1, " * 1300 + b"x"]
+)
+def test_each_byte_is_looked_at_once(piece: bytes) -> None:
+    body = b'{"instances":' + piece * (4 * 2**20 // len(piece)) + b"}"
+    start = time.monotonic()
+    with pytest.raises(Invalid):
+        read(body, X)
+    assert time.monotonic() - start < 10  # half a minute, where every bracket starts a search of its own
+
+
+def test_rows_have_a_limit() -> None:
+    most = jsontext.MOST_IN_ROW
+    row = spec(tf.int16, None, None)
+    assert read({"inputs": [[7] * most] * 2}, row)["x"].shape == (2, most)
+    for body in ({"inputs": [[7] * (most + 1)]}, {"inputs": [7] * (most + 1)}):
+        with pytest.raises(Invalid, match=f"more than {most} numbers"):
+            read(body, row)
+    beside = b"1," * (jsontext.MOST_OBJECTS + 1)  # a word beside it keeps it from being read a row at a time
+    with pytest.raises(Invalid, match="values beside"):
+        read(b'{"inputs": [[NaN], [' + beside + b"1]]}", spec(tf.float32, None, None))
+
+
+def test_what_is_ragged_asks_for_no_memory() -> None:
+    with pytest.raises(Invalid, match="ragged"):
+        read(b'{"inputs": [[' + b"1," * 60_000 + b"1]" + b",[]" * 1_000_000 + b"]}", spec(tf.float32, None, None))
+
+
 def test_a_plain_list_needs_one_input() -> None:
     two = (spec(tf.float32, None, name="a"), spec(tf.float32, None, name="b"))
     for body in ({"instances": [1, 2]}, {"inputs": [1, 2]}):
@@ -290,6 +319,7 @@ def unknown_rank() -> Any:
         lie(shape=(2**32, 2**32)),
         lie(shape=(2**40,), float_val=[1]),
         lie(shape=(2**25,), float_val=[1]),
+        lie(shape=(2**18 + 1,), float_val=[1]),
         lie(shape=(2,) * 33),
         lie(shape=(0, 2**62)),
         lie(tensor_content=b"1234567"),

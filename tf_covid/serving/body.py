@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tf_covid.serving.faults import Full, Gone, SlowClient, TooLarge, Unsupported
+
+
+@dataclass
+class Body:
+    """A body that has been read.
+
+    Args:
+        data: Its bytes.
+        user: The work of a thread with it, which may go on when nobody waits for it any more.
+    """
+
+    data: bytearray
+    user: Future[Any] | None = None
 
 
 class Reader:
@@ -27,13 +42,13 @@ class Reader:
         self._here = 0
 
     @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytearray]:
-        """A body, which counts as being here until the block ends.
+    async def read(self, request: Request) -> AsyncIterator[Body]:
+        """A body, which counts as being here until the block, and its user, ends.
 
         Raises:
             Fault: If it is too large, too slow, packed, or the memory for bodies is full.
         """
-        body, counted = bytearray(), 0
+        body, counted = Body(bytearray()), 0
 
         def keep(piece: bytes) -> None:
             nonlocal counted
@@ -41,13 +56,25 @@ class Reader:
                 raise Full("too many large requests are arriving; ask again later")
             self._here += len(piece)
             counted += len(piece)
-            body.extend(piece)
+            body.data.extend(piece)
+
+        def forget() -> None:
+            self._here -= counted
 
         try:
             await self.pieces(request, keep)
             yield body
         finally:
-            self._here -= counted
+            if body.user is None or body.user.done():
+                forget()
+            else:
+                loop = asyncio.get_running_loop()
+
+                def later(_: Future[Any]) -> None:
+                    with suppress(RuntimeError):  # the server has ended meanwhile
+                        loop.call_soon_threadsafe(forget)
+
+                body.user.add_done_callback(later)
 
     async def pieces(self, request: Request, keep: Callable[[bytes], object]) -> int:
         """Hand a body over in pieces; gives its size in bytes.

@@ -155,7 +155,7 @@ class Engine:
                 del batch  # a scan of 157 MB must not stay until the next one comes
 
     def _compute(self, batch: list[Work]) -> None:
-        live = [work for work in batch if work.future.set_running_or_notify_cancel()]
+        live = [work for work in batch if _begins(work)]
         late = [work for work in live if work.deadline <= time.monotonic()]
         for work in late:
             _settle(work, too_slow())
@@ -221,6 +221,16 @@ class Engine:
             # A copy: a client's answer must not keep the whole batch alive.
             _settle(work, {name: array[part].copy() for name, array in outputs.items()})
         return True
+
+
+def _begins(work: Work) -> bool:
+    """Whether somebody still waits for an answer; not for one that was cancelled, or that `close` has answered."""
+    if work.future.done():
+        return False
+    try:
+        return work.future.set_running_or_notify_cancel()
+    except RuntimeError:  # just now
+        return False
 
 
 def _settle(work: Work, answer: Outputs | Fault) -> None:

@@ -24,6 +24,12 @@ class Invalid(Fault):
     http, grpc = 400, "INVALID_ARGUMENT"
 
 
+class NoSignature(Fault):
+    """gRPC's code for a signature that the model does not have, as TF Serving's."""
+
+    http, grpc = 400, "FAILED_PRECONDITION"
+
+
 class Unauthenticated(Fault):
     """No token, or not the right one."""
 
@@ -31,7 +37,7 @@ class Unauthenticated(Fault):
 
 
 class Forbidden(Fault):
-    """A name in the Host header that is not ours: a web page that had its own name point at this machine."""
+    """A web page of another site that asks through somebody's browser, perhaps with its own name for this machine."""
 
     http, grpc = 403, "PERMISSION_DENIED"
 

@@ -30,7 +30,7 @@ def error_body(text: str) -> bytes:
 
 
 class Guard:
-    """ASGI middleware: asks for the token, checks the Host header on loopback, turns faults into JSON, logs.
+    """ASGI middleware: asks for the token, checks Host on loopback and Origin, turns faults into JSON, logs.
 
     Args:
         app: The application behind it.
@@ -77,6 +77,12 @@ class Guard:
         headers = dict(scope["headers"])
         if self._hosts is not None and _host_name(headers.get(b"host", b"")) not in self._hosts:
             raise Forbidden("the Host header does not name this machine; ask 127.0.0.1 or localhost")
+        # A browser says which page asks; one of another site must not, even if it could not read the answer.
+        own = scope.get("scheme", "http").encode("latin-1") + b"://" + headers.get(b"host", b"")
+        if headers.get(b"origin", own).lower() != own.lower():
+            raise Forbidden("the Origin header names a page of another site")
+        if headers.get(b"sec-fetch-site", b"none").lower() not in (b"same-origin", b"none"):
+            raise Forbidden("the Sec-Fetch-Site header tells of a page of another site")
         if self._token is None or scope["path"] == "/healthz":
             return
         if not is_token(headers.get(b"authorization", b""), self._token):

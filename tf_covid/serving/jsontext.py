@@ -17,8 +17,12 @@ MOST_OBJECTS = 2_000_000
 #: Lists of numbers that are at least this long, in bytes, are left as text.
 LONG = 4096
 
-#: From a bracket on: nothing but brackets, numbers and white space.
-_SPAN = re.compile(rb"\[[\[\]0-9eE+\-., \t\r\n]{%d,}" % (LONG - 1))
+#: Most numbers of a row, a list without lists inside; each row becomes Python objects, one row at a time.
+MOST_IN_ROW = 65_536
+
+#: From a bracket on: nothing but brackets, numbers and white space. Possessive, and it fits wherever a bracket stands,
+#: so that each byte is looked at once.
+_SPAN = re.compile(rb"\[[\[\]0-9eE+\-., \t\r\n]*+")
 _BRACKET = re.compile(rb"[\[\]]")
 _ROW = re.compile(rb"\[[^\[\]]*\]")
 
@@ -47,10 +51,16 @@ class Numbers:
         """The rows, in order.
 
         Raises:
-            Invalid: If one is no JSON.
+            Invalid: If one is no JSON, or too long.
         """
         for match in _ROW.finditer(self.text):
+            if self.text.count(b",", match.start(), match.end()) >= MOST_IN_ROW:
+                raise Invalid(f"JSON Parse error: a list of more than {MOST_IN_ROW} numbers")
             yield _loads(match[0].decode("ascii"))
+
+    def objects(self) -> int:
+        """Most Python objects that `plain` makes."""
+        return self.text.count(b",") + self.text.count(b"[")
 
     def plain(self) -> Any:
         """The same as lists.
@@ -92,8 +102,12 @@ def parse(body: bytes | bytearray) -> dict[str, Any]:
 
 def _spans(body: bytes | bytearray) -> Iterator[tuple[int, int]]:
     """Where long lists of nothing but numbers begin and end."""
-    seen = 0
+    seen = runs = 0
     for match in _SPAN.finditer(body):
+        if (runs := runs + 1) > 2 * MOST_OBJECTS:
+            return
+        if match.end() - match.start() < LONG:
+            continue
         depth, start = 0, match.start()
         for bracket in _BRACKET.finditer(body, match.start(), match.end()):
             if (seen := seen + 1) > 2 * MOST_OBJECTS:

@@ -23,7 +23,7 @@ MOST_AXES = 32
 MOST_BOXED = 65_536
 
 #: Largest array that a message which leaves values out may unfold into, in bytes: few bytes must not ask for many.
-_MOST_FILLED = 2**26
+_MOST_FILLED = 2**20
 
 #: Field of the values of each type.
 _FIELDS = {

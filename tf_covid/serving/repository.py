@@ -28,7 +28,7 @@ _NUMBER = re.compile(r"[1-9]\d{0,17}")
 #: A name that fits a URL `/v1/models/<name>:predict`.
 _NAME = re.compile(r"[^/:.\s][^/:\s]{0,199}")
 
-#: Versions that have ended, and are still told of, for each model.
+#: Versions that have ended, and are still told of, for each model; and models that are gone.
 _REMEMBERED = 8
 
 #: Files of a version's folder that are looked at to see whether it has changed.
@@ -79,6 +79,7 @@ class Repository:
         self._polling = threading.Lock()
         self._stop = threading.Event()
         self._dropped = threading.Event()
+        self._odd: set[str] = set()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -144,11 +145,18 @@ class Repository:
                 return  # not readable now: what is loaded stays
             for name in [name for name in self._models if name not in found]:
                 self._unload(name)
+            odd = set()
             for name in sorted(found):
                 if self._stop.is_set():
                     return
-                self._update(name)
-            self._forget()
+                try:
+                    self._update(name)
+                except Exception as error:  # one model that cannot be looked at must not hide the others
+                    odd.add(name)
+                    if name not in self._odd:  # once, not at every look
+                        _LOG.warning("model %s cannot be looked at: %s", name, type(error).__name__)
+            self._odd = odd
+            self._forget(found)
 
     def _watch(self) -> None:
         while True:
@@ -162,8 +170,6 @@ class Repository:
     def _update(self, name: str) -> None:
         folder = self._folder / name
         numbers = _versions(folder)
-        if numbers is None:
-            return
         with self._changed:
             model = self._models.setdefault(name, _Model())
         for number in sorted(numbers, reverse=True):
@@ -189,11 +195,18 @@ class Repository:
         except ServingError as error:
             # What was there before it was read: a copy that went on meanwhile is a change.
             model.broken[number] = print_now
-            self._tell(model, Status(number, "END", f"{name} version {number}: {error}"))
+            self._tell(model, Status(number, "END", f"{name} version {number}: {self._without_paths(str(error))}"))
             _LOG.warning("model %s version %d is refused: %s", name, number, error)
             return None
         model.broken.pop(number, None)
         return version
+
+    def _without_paths(self, text: str) -> str:
+        """A text for clients, who need not know where on this machine the models are."""
+        for folder in (self._folder.resolve(), self._folder.absolute(), self._folder):
+            if folder.name:
+                text = text.replace(f"{folder}{os.sep}", "").replace(str(folder), "")
+        return text
 
     def _switch(self, model: _Model, version: Version | None) -> None:
         with self._changed:
@@ -215,16 +228,21 @@ class Repository:
             self._tell(model, Status(number, "END"))
 
     def _unload(self, name: str) -> None:
-        self._switch(self._models[name], None)
+        if (model := self._models.get(name)) is not None:  # `stop` does not wait for ever for a look to end
+            self._switch(model, None)
 
     def _tell(self, model: _Model, status: Status) -> None:
         with self._changed:
             model.states[status.version] = status
             self._changed.notify_all()
 
-    def _forget(self) -> None:
-        """Forget old versions that have ended, and models that are gone; and free what they held."""
+    def _forget(self, found: set[str]) -> None:
+        """Forget old versions that have ended, and all but the last models that are gone; and free what they held."""
         with self._changed:
+            gone = [name for name in self._models if name not in found]
+            for name in gone[:-_REMEMBERED]:
+                if all(status.state == "END" for status in self._models[name].states.values()):
+                    del self._models[name]
             for model in self._models.values():
                 ended = [number for number, status in model.states.items() if status.state == "END"]
                 for number in sorted(ended)[:-_REMEMBERED]:
@@ -238,18 +256,34 @@ class Repository:
 def _names(folder: Path) -> set[str] | None:
     """Names of the folders that may be models; None if the folder cannot be read."""
     try:
-        return {entry.name for entry in os.scandir(folder) if _NAME.fullmatch(entry.name) and entry.is_dir()}
+        return {entry.name for entry in os.scandir(folder) if _NAME.fullmatch(entry.name) and _may_be_folder(entry)}
     except OSError:
         return None
 
 
-def _versions(folder: Path) -> set[int] | None:
-    """Numbers of the versions that are there; None if the folder cannot be read."""
+def _may_be_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or cannot be looked at now: then what is loaded from it stays."""
     try:
-        names = [entry.name for entry in os.scandir(folder) if _NUMBER.fullmatch(entry.name)]
+        return entry.is_dir()
     except OSError:
-        return None
-    return {int(name) for name in names if (folder / name / "saved_model.pb").is_file()}
+        return True
+
+
+def _versions(folder: Path) -> set[int]:
+    """Numbers of the versions that are there, and of those that cannot be looked at, which loading will tell.
+
+    Raises:
+        OSError: If the folder cannot be read.
+    """
+    names = [entry.name for entry in os.scandir(folder) if _NUMBER.fullmatch(entry.name)]
+    return {int(name) for name in names if _may_be_file(folder / name / "saved_model.pb")}
+
+
+def _may_be_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return True
 
 
 def _fingerprint(folder: Path) -> Fingerprint:

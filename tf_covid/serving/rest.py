@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -16,7 +15,7 @@ from tf_covid.serving import answers, tensors
 from tf_covid.serving import parts as shared
 from tf_covid.serving.body import Reader, gone
 from tf_covid.serving.engine import Outputs, Work, too_slow
-from tf_covid.serving.faults import Failed, Fault, Gone, NotFound
+from tf_covid.serving.faults import Failed, Fault, Gone, Invalid
 from tf_covid.serving.guard import Guard, error_body
 from tf_covid.serving.metrics import UNKNOWN
 from tf_covid.serving.parts import Parts
@@ -90,10 +89,12 @@ class Rest:
                     return entry
 
                 async with self._reader.read(request) as body:
-                    question = await self._in_thread(deadline, lambda: tensors.question(body, entry_of))
+                    body.user = self._json.submit(tensors.question, body.data, entry_of)
+                    question = await _in_time(deadline, body.user)
                 work = self._parts.engine.submit(version, question.entry, question.inputs, deadline)
                 outputs = await self._result(request, work)
-            text = await self._in_thread(deadline, lambda: answers.answer(outputs, rows=question.rows))
+            writing = self._json.submit(answers.answer, outputs, rows=question.rows)
+            text = await _in_time(deadline, writing)
             code = "200"
             return _json(text)
         except Fault as fault:
@@ -147,25 +148,26 @@ class Rest:
             answer.cancel()
             self._parts.engine.drop(work)
 
-    async def _in_thread(self, deadline: float, call: Callable[[], _T]) -> _T:
-        """Run what takes long for a large scan away from the event loop."""
-        try:
-            async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
-                return await asyncio.get_running_loop().run_in_executor(self._json, call)
-        except TimeoutError:
-            raise too_slow() from None
+
+async def _in_time(deadline: float, work: Future[_T]) -> _T:
+    """What a thread gives: what takes long for a large scan is done away from the event loop."""
+    try:
+        async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
+            return await asyncio.wrap_future(work)
+    except TimeoutError:
+        raise too_slow() from None
 
 
 def _asked(request: Request) -> tuple[str, int | None]:
     """Name and version in the path.
 
     Raises:
-        NotFound: If the version is no number.
+        Invalid: If the version is no number, or the name holds a verb.
     """
-    version = request.path_params.get("version")
-    if version is not None and not (version.isascii() and version.isdigit() and len(version) < 19):
-        raise NotFound(_malformed(request))
-    return request.path_params["name"], None if version is None else int(version)
+    name, version = request.path_params["name"], request.path_params.get("version")
+    if ":" in name or (version is not None and not (version.isascii() and version.isdigit() and len(version) < 19)):
+        raise Invalid(_malformed(request))
+    return name, None if version is None else int(version)
 
 
 def _malformed(request: Request) -> str:
@@ -188,6 +190,9 @@ async def _on_fault(request: Request, error: Exception) -> Response:
 
 
 async def _on_no_route(request: Request, error: Exception) -> Response:
+    path = request.url.path
+    if path.startswith("/v1/") and not path.startswith("/v1/scans"):  # as TF Serving; the scans are ours
+        return _json(error_body(_malformed(request)), Invalid.http)
     status, headers = getattr(error, "status_code", 404), getattr(error, "headers", None)
     return Response(error_body(_malformed(request)), status, headers, "application/json")
 

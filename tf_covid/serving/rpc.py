@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
-from tensorflow_serving.apis import (
-    model_service_pb2_grpc,
-    predict_pb2,
-    prediction_service_pb2_grpc,
-)
+from google.protobuf.message import DecodeError
+from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, predict_pb2
 
 from tf_covid.errors import ServingError
 from tf_covid.serving import parts as shared
 from tf_covid.serving import protos
 from tf_covid.serving.engine import too_slow
-from tf_covid.serving.faults import Failed, Fault, Gone, Invalid
+from tf_covid.serving.faults import Failed, Fault, Full, Gone, Invalid, NoSignature
 from tf_covid.serving.guard import is_token
 from tf_covid.serving.metrics import UNKNOWN
 from tf_covid.serving.parts import Parts
@@ -29,6 +28,9 @@ _LOG = logging.getLogger("tf_covid.serving")
 
 #: Calls beyond those that wait or are computed, so that one too many hears so at once.
 _SPARE = 8
+
+#: Milliseconds after which a connection that nobody uses is closed, and a used one is told to come anew.
+_IDLE_MS, _AGE_MS = 600_000, 3_600_000
 
 
 def start(parts: Parts, address: str) -> tuple[Any, int]:
@@ -43,20 +45,23 @@ def start(parts: Parts, address: str) -> tuple[Any, int]:
     """
     settings = parts.settings
     most = min(settings.most_bytes, 2**31 - 1)
+    threads = settings.queue + settings.workers * settings.batch + _SPARE
     options = [
+        ("grpc.max_concurrent_streams", threads),
+        ("grpc.server_handshake_timeout_ms", int(settings.read_limit_s * 1000)),
+        ("grpc.max_connection_idle_ms", _IDLE_MS),
+        ("grpc.max_connection_age_ms", _AGE_MS),
         ("grpc.max_receive_message_length", most),
         ("grpc.max_send_message_length", most),
         ("grpc.so_reuseport", 0),  # two servers on one port would share its clients
     ]
-    threads = settings.queue + settings.workers * settings.batch + _SPARE
     server = grpc.server(
         ThreadPoolExecutor(threads, "tfcovid-grpc"),
         interceptors=[] if settings.token is None else [_Doorman(settings.token)],
         options=options,
         maximum_concurrent_rpcs=threads,
     )
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(_Prediction(parts), server)
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Models(parts), server)
+    server.add_generic_rpc_handlers(_handlers(parts))
     host = f"[{address}]" if ":" in address else address
     try:
         port = server.add_insecure_port(f"{host}:{settings.grpc_port}")
@@ -78,10 +83,94 @@ class _Doorman(grpc.ServerInterceptor):
         if is_token(header, self._token):
             return continuation(handler_call_details)
 
-        def refuse(request: Any, context: Any) -> None:
+        def refuse(requests: Any, context: Any) -> None:
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "a token is needed: metadata authorization: Bearer …")
 
-        return grpc.unary_unary_rpc_method_handler(refuse)
+        return grpc.stream_unary_rpc_method_handler(refuse)  # a unary one would wait for the message
+
+
+class _Reader:
+    """Reads the message of a call: in time, and bounded in what all calls together hold, as `body.Reader`.
+
+    Args:
+        most: Largest message, in bytes.
+        limit_s: Seconds within which it must be here; later, the call is cancelled.
+    """
+
+    def __init__(self, most: int, limit_s: float) -> None:
+        self._most = most
+        self._limit_s = limit_s
+        self._here = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def read(self, kind: Any, messages: Iterator[bytes], context: Any) -> Iterator[Any]:
+        """A message, which counts as being here until the block ends.
+
+        Raises:
+            Fault: If there is none, it is none of its kind, or the memory for messages is full.
+        """
+        timer = threading.Timer(self._limit_s, context.cancel)
+        timer.daemon = True
+        timer.start()
+        try:
+            data = next(messages, None)
+        except grpc.RpcError:
+            raise Gone("the message did not arrive") from None
+        finally:
+            timer.cancel()
+        if data is None:
+            raise Invalid("a call without a message")
+        size = len(data)
+        with self._lock:
+            if self._here + size > 2 * self._most:
+                raise Full("too many large requests are arriving; ask again later")
+            self._here += size
+        try:
+            request = kind.FromString(data)
+            del data
+            yield request
+        except DecodeError:
+            raise Invalid(f"the message is no {kind.DESCRIPTOR.name}") from None
+        finally:
+            with self._lock:
+                self._here -= size
+
+
+def _handlers(parts: Parts) -> tuple[Any, ...]:
+    """The two services.
+
+    Their calls are served as streams of one message, which looks the same to clients: a handler for one message would
+    wait for it without an end.
+    """
+    reader = _Reader(parts.settings.most_bytes, parts.settings.read_limit_s)
+    prediction, models = _Prediction(parts, reader), _Models(parts, reader)
+
+    def handlers(**calls: Callable[..., Any]) -> dict[str, Any]:
+        return {
+            name: grpc.stream_unary_rpc_method_handler(
+                call, response_serializer=lambda message: message.SerializeToString()
+            )
+            for name, call in calls.items()
+        }
+
+    return (
+        grpc.method_handlers_generic_handler(
+            "tensorflow.serving.PredictionService",
+            handlers(
+                Predict=prediction.predict,
+                GetModelMetadata=prediction.metadata,
+                Classify=_not_served,  # they take `tf.Example`, which holds no volumes
+                Regress=_not_served,
+                MultiInference=_not_served,
+            ),
+        ),
+        grpc.method_handlers_generic_handler(
+            "tensorflow.serving.ModelService",
+            # The folder of models is all the configuration.
+            handlers(GetModelStatus=models.status, HandleReloadConfigRequest=_not_served),
+        ),
+    )
 
 
 @dataclass
@@ -90,21 +179,26 @@ class _Labels:
     signature: str = UNKNOWN
 
 
-class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
-    def __init__(self, parts: Parts) -> None:
+class _Prediction:
+    def __init__(self, parts: Parts, reader: _Reader) -> None:
         self._parts = parts
+        self._reader = reader
 
-    def Predict(self, request: Any, context: Any) -> Any:
+    def predict(self, messages: Iterator[bytes], context: Any) -> Any:
         """Answer a `PredictRequest`."""
         asked = time.monotonic()
         labels = _Labels()
         code = "INTERNAL"
         try:
-            response = _guarded(lambda: self._predict(request, context, labels))
+            response = _guarded(lambda: self._read_and_predict(messages, context, labels))
             code = "OK" if not isinstance(response, Fault) else response.grpc
         finally:
             self._parts.metrics.count(labels.model, labels.signature, "grpc", code, time.monotonic() - asked)
         return _sent(response, context)
+
+    def _read_and_predict(self, messages: Iterator[bytes], context: Any, labels: _Labels) -> Any:
+        with self._reader.read(predict_pb2.PredictRequest, messages, context) as request:
+            return self._predict(request, context, labels)
 
     def _predict(self, request: Any, context: Any, labels: _Labels) -> Any:
         parts = self._parts
@@ -115,7 +209,10 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
         deadline = time.monotonic() + limit
         with parts.repository.lease(*_asked(request.model_spec)) as version:
             labels.model = version.name
-            entry = version.entry(request.model_spec.signature_name)
+            name = request.model_spec.signature_name
+            if name and name not in version.signatures:
+                raise NoSignature(f'Serving signature key "{name[:200]}" not found.')
+            entry = version.entry(name)
             labels.signature = entry.name
             wanted = _wanted(request.output_filter, entry.outputs)
             inputs = protos.to_arrays(request.inputs, entry.inputs, parts.settings.most_bytes)
@@ -135,39 +232,35 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
                 response.outputs[name].CopyFrom(protos.to_proto(outputs[name], entry.outputs[name]))
             return response
 
-    def GetModelMetadata(self, request: Any, context: Any) -> Any:
+    def metadata(self, messages: Iterator[bytes], context: Any) -> Any:
         """Answer a `GetModelMetadataRequest`."""
 
         def tell() -> Any:
-            if not request.metadata_field:
-                raise Invalid("GetModelMetadataRequest must specify at least one metadata_field")
-            for field in request.metadata_field:
-                if field != "signature_def":
-                    raise Invalid(f"Metadata field {field[:100]} is not supported")
-            with self._parts.repository.lease(*_asked(request.model_spec)) as version:
-                return shared.metadata(version)
+            with self._reader.read(get_model_metadata_pb2.GetModelMetadataRequest, messages, context) as request:
+                if not request.metadata_field:
+                    raise Invalid("GetModelMetadataRequest must specify at least one metadata_field")
+                for field in request.metadata_field:
+                    if field != "signature_def":
+                        raise Invalid(f"Metadata field {field[:100]} is not supported")
+                with self._parts.repository.lease(*_asked(request.model_spec)) as version:
+                    return shared.metadata(version)
 
         return _sent(_guarded(tell), context)
 
-    def Classify(self, request: Any, context: Any) -> NoReturn:
-        """Not served: it takes `tf.Example`, which holds no volumes."""
-        _not_served(context)
 
-    Regress = Classify
-    MultiInference = Classify
-
-
-class _Models(model_service_pb2_grpc.ModelServiceServicer):
-    def __init__(self, parts: Parts) -> None:
+class _Models:
+    def __init__(self, parts: Parts, reader: _Reader) -> None:
         self._parts = parts
+        self._reader = reader
 
-    def GetModelStatus(self, request: Any, context: Any) -> Any:
+    def status(self, messages: Iterator[bytes], context: Any) -> Any:
         """Answer a `GetModelStatusRequest`."""
-        return _sent(_guarded(lambda: self._parts.status(*_asked(request.model_spec))), context)
 
-    def HandleReloadConfigRequest(self, request: Any, context: Any) -> NoReturn:
-        """Not served: the folder of models is all the configuration."""
-        _not_served(context)
+        def tell() -> Any:
+            with self._reader.read(get_model_status_pb2.GetModelStatusRequest, messages, context) as request:
+                return self._parts.status(*_asked(request.model_spec))
+
+        return _sent(_guarded(tell), context)
 
 
 def _guarded(call: Callable[[], Any]) -> Any:
@@ -187,7 +280,7 @@ def _sent(answer: Any, context: Any) -> Any:
     return answer
 
 
-def _not_served(context: Any) -> NoReturn:
+def _not_served(messages: Iterator[bytes], context: Any) -> NoReturn:
     context.abort(grpc.StatusCode.UNIMPLEMENTED, "not served here; use Predict")
     raise AssertionError("abort raises")
 

@@ -54,6 +54,9 @@ def check(meta_graph: Any) -> None:
 def _denied(nodes: Iterable[Any], *, saver: bool) -> Iterator[str]:
     for node in nodes:
         to_file = node.op == "PrintV2" and node.attr["output_stream"].s.startswith(b"file:")
+        # These read their description of messages from a file, unless they take what is built in.
+        described = node.op in ("DecodeProtoV2", "EncodeProto") and node.attr["descriptor_source"].s
+        to_file = to_file or described not in (False, b"", b"local://")
         if to_file or _NEVER.fullmatch(node.op) or (_SAVER.fullmatch(node.op) and not saver):
             yield node.op
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tf_covid.serving.faults import Failed, Fault, Gone, Invalid, OutOfMemory, TooSlow
+from tf_covid.serving.faults import Failed, Fault, Gone, Invalid, OutOfMemory, TooSlow, Unavailable
 
 #: Files of an answer that are handed out, and what they are.
 FILES = {
@@ -31,6 +32,22 @@ _MOST_JSON, _MOST_WORDS = 8_000_000, 16_384
 
 #: Seconds between two looks whether the child has ended.
 _TICK_S = 0.05
+
+#: What `tfcovid infer --one-case` says of an upload with several.
+_SEVERAL = re.compile(r"several_cases: (.*)")
+
+#: What the child says when it is this server that did not answer it: its line is nothing for who sent the scan.
+_OWN = re.compile(r"https?://\S+ (does not answer|answered (5\d\d|429))")
+
+#: Becomes the command, which the system then kills as soon as this process is gone, whatever that died of. The signal
+#: outlives the exec; it comes with the end of the thread that started the child, and that one waits for it.
+_ENDS_WITH_US = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+if os.getppid() != int(sys.argv[1]):
+    os._exit(1)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
 
 Command = Callable[[Path, Path, str], Sequence[str]]
 
@@ -68,7 +85,7 @@ class Answer:
 
 
 def infer_command(server: Callable[[], str]) -> Command:
-    """The real command: `tfcovid infer UPLOAD --out OUT --server URL --model NAME`.
+    """The real command: `tfcovid infer UPLOAD --out OUT --one-case --server URL --model NAME`.
 
     Args:
         server: Tells this server's URL.
@@ -76,7 +93,8 @@ def infer_command(server: Callable[[], str]) -> Command:
 
     def command(upload: Path, out: Path, model: str) -> Sequence[str]:
         return (
-            *(sys.executable, "-m", "tf_covid.cli", "infer", str(upload), "--out", str(out)),
+            # -P: the folder that it works in, with the upload, is no place to import from.
+            *(sys.executable, "-P", "-m", "tf_covid.cli", "infer", str(upload), "--out", str(out), "--one-case"),
             *("--server", server(), "--model", model),
         )
 
@@ -106,8 +124,8 @@ def run(
     words = folder / "words.txt"
     with words.open("wb") as said:
         child = subprocess.Popen(
-            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
-            start_new_session=True,
+            (sys.executable, "-I", "-S", "-c", _ENDS_WITH_US, str(os.getpid()), *command), cwd=folder,
+            env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True,
         )  # fmt: skip
     try:
         _limit(child.pid, limits, folder)
@@ -155,9 +173,13 @@ def _answer(code: int, out: Path, line: str) -> Answer:
         raise OutOfMemory("out_of_memory: the scan needs more memory than one scan may have here")
     if code < 0 or code > 1:
         raise Failed(f"crashed: the process that answers the scan ended with code {code}")
+    if (several := _SEVERAL.search(line)) is not None:
+        raise SeveralCases(several[1])
     results = [path for path in out.glob("*/result.json") if path.is_file()] if out.is_dir() else []
     if len(results) > 1:
         raise SeveralCases(f"the upload holds {len(results)} cases; send each for itself")
+    if code and not results and _OWN.search(line) is not None:
+        raise Unavailable("the server could not answer the scan now; ask again later")
     if not results:
         raise Invalid(line or "the upload holds no readable scan")
     path = results[0]

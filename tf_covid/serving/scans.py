@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import os
 import secrets
 import shutil
 import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +39,12 @@ _HEADERS = {
 
 #: Seconds between two looks whether all scans have been answered.
 _TICK_S = 0.05
+
+#: Most uploads that may arrive at once; all together may have twice the size of the largest one.
+_UPLOADS = 32
+
+#: The beginning of the names of folders for uploads.
+_PREFIX = "tfcovid-scans-"
 
 #: Bytes that tell what an upload is.
 _HEAD = 352
@@ -71,7 +80,9 @@ class Scans:
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._running: set[threading.Event] = set()
         self._stop = threading.Event()
-        self._root = Path(tempfile.mkdtemp(prefix="tfcovid-scans-"))  # 0700: for nobody but us
+        self._arriving = self._in_flight = self._here = 0  # on the event loop's thread only
+        _sweep_dead()
+        self._root, self._own = _locked_folder()
         self._sweeper = threading.Thread(target=self._sweep, name="tfcovid-scans", daemon=True)
         self._sweeper.start()
 
@@ -91,10 +102,11 @@ class Scans:
         self._sweeper.join()
         self._kept.clear()
         shutil.rmtree(self._root, ignore_errors=True)
+        os.close(self._own)
 
     def drain(self, left_s: Callable[[], float]) -> None:
         """Wait until no scan is in flight, or no seconds are left."""
-        while self._free < self._parts.settings.scan_children and left_s() > 0:
+        while self._in_flight and left_s() > 0:
             time.sleep(_TICK_S)
 
     async def answer(self, request: Request) -> Response:
@@ -104,13 +116,11 @@ class Scans:
             if self._parts.stopping.is_set():
                 raise Unavailable("the server is stopping")
             model = self._model(request.query_params.get("model"))
-            if self._free <= 0:
-                raise Full("another scan is being answered; ask again later")
-            self._free -= 1  # on the event loop's thread only, and before the upload, which needs the disk
+            self._in_flight += 1
             try:
                 response = await self._answer(request, model)
             finally:
-                self._free += 1
+                self._in_flight -= 1
             code = response.status_code
             return response
         except Fault as fault:
@@ -154,9 +164,11 @@ class Scans:
         folder = Path(tempfile.mkdtemp(dir=self._root))
         scan = secrets.token_urlsafe(16)
         try:
-            upload = await self._upload(request, folder)
-            answer = await self._child(request, upload, folder, model)
-            upload.unlink()
+            with self._disk() as keep:
+                upload = await self._upload(request, folder, keep)
+                with self._slot():
+                    answer = await self._child(request, upload, folder, model)
+                upload.unlink()
             refused = answer.values.get("status") == "refused"
             links = {name: f"/v1/scans/{scan}/{name}" for name in answer.files} if not refused else {}
             body = json.dumps({**answer.values, "files": links}, allow_nan=False)
@@ -167,12 +179,51 @@ class Scans:
             if scan not in self._kept:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    async def _upload(self, request: Request, folder: Path) -> Path:
+    @contextmanager
+    def _disk(self) -> Iterator[Callable[[int], None]]:
+        """Counts the bytes of an upload, until it is deleted."""
+        mine, most = 0, 2 * self._parts.settings.most_bytes
+
+        def keep(size: int) -> None:
+            nonlocal mine
+            if self._here + size > most:
+                raise Full("too many large scans are arriving; ask again later")
+            self._here += size
+            mine += size
+
+        try:
+            yield keep
+        finally:
+            self._here -= mine
+
+    @contextmanager
+    def _slot(self) -> Iterator[None]:
+        """One of the children; only for an upload that is here, since a client may take its time."""
+        if self._free <= 0:
+            raise Full("another scan is being answered; ask again later")
+        self._free -= 1
+        try:
+            yield
+        finally:
+            self._free += 1
+
+    async def _upload(self, request: Request, folder: Path, keep: Callable[[int], None]) -> Path:
+        if self._arriving >= _UPLOADS:
+            raise Full("too many scans are arriving; ask again later")
         path = folder / "upload"
-        with path.open("wb") as file:
-            await self._reader.pieces(request, file.write)
-        with path.open("rb") as file:
-            suffix = _suffix(file.read(_HEAD))
+        self._arriving += 1
+        try:
+            with path.open("wb") as file:
+
+                def write(piece: bytes) -> None:
+                    keep(len(piece))
+                    file.write(piece)
+
+                await self._reader.pieces(request, write)
+        finally:
+            self._arriving -= 1
+        with path.open("rb") as whole:
+            suffix = _suffix(whole.read(_HEAD))
         return path.rename(folder / f"scan{suffix}")
 
     async def _child(self, request: Request, upload: Path, folder: Path, model: str) -> Answer:
@@ -214,6 +265,28 @@ class Scans:
                 old = [self._kept.pop(name) for name, kept in list(self._kept.items()) if kept.until <= now]
             for answer in old:
                 shutil.rmtree(answer.folder, ignore_errors=True)
+
+
+def _locked_folder() -> tuple[Path, int]:
+    """A folder for nobody but us, and a lock on it that ends with this process, whatever that dies of."""
+    path = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}"))  # 0700
+    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    # Only now under the name that `_sweep_dead` looks for.
+    return path.rename(path.with_name(path.name[1:])), lock
+
+
+def _sweep_dead() -> None:
+    """Delete the folders of servers that were killed, with the scans in them."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # not a folder, another user's, or its server lives
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if os.fstat(lock).st_uid == os.getuid():
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def _suffix(head: bytes) -> str:

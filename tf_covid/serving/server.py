@@ -46,6 +46,11 @@ class Server:
         self.settings = settings
         self._command = command
         self._stopped = False
+        self._scans: Any = None
+        self._rest: Any = None
+        self._grpc: Any = None
+        self._uvicorn: Any = None
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         """Start to listen and to load."""
@@ -72,14 +77,13 @@ class Server:
         self._parts = Parts(settings, repository, engine, metrics)
         try:
             self._grpc, grpc_port = rpc.start(self._parts, self._address)
-        except ServingError:
-            self._socket.close()
-            engine.close(0)
+            self.grpc_address = f"{_bracketed(self._address)}:{grpc_port}"
+            self._scans = Scans(self._parts, self._command or infer_command(lambda: self._own_url(port)))
+            self._rest = Rest(self._parts, self._scans)
+            self._start_rest()
+        except BaseException:
+            self.stop(0)
             raise
-        self.grpc_address = f"{_bracketed(self._address)}:{grpc_port}"
-        self._scans = Scans(self._parts, self._command or infer_command(lambda: self._own_url(port)))
-        self._rest = Rest(self._parts, self._scans)
-        self._start_rest()
         repository.start()
         return self
 
@@ -117,15 +121,22 @@ class Server:
             return max(self._until - time.monotonic(), 0)
 
         self._parts.stopping.set()
-        self._scans.drain(left)  # before the doors close: its process asks here for its answers
+        if self._scans is not None:  # each of these may be None, where a start has failed
+            self._scans.drain(left)  # before the doors close: its process asks here for its answers
         self._parts.closed.set()
-        over = self._grpc.stop(left())
+        over = None if self._grpc is None else self._grpc.stop(left())
         finished = self.engine.close(left())
-        self._scans.close()
-        over.wait(left() + 1)
-        self._uvicorn.should_exit = True
-        self._thread.join(left() + 5)
-        self._rest.close()
+        if self._scans is not None:
+            self._scans.close()
+        if over is not None:
+            over.wait(left() + 1)
+        if self._uvicorn is not None:
+            self._uvicorn.should_exit = True
+        if self._thread is not None:
+            self._thread.join(left() + 5)
+        if self._rest is not None:
+            self._rest.close()
+        self._socket.close()
         self.repository.stop()
         return finished
 
@@ -158,7 +169,7 @@ class Server:
             await outer(sockets)
             started.set()
 
-        self._uvicorn.startup = startup  # type: ignore[method-assign]
+        self._uvicorn.startup = startup
         # A thread of its own: uvicorn then leaves the signals to `serve`.
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._uvicorn.serve([self._socket])), name="tfcovid-rest", daemon=True
@@ -179,7 +190,7 @@ class Server:
 
 
 def serve(settings: Settings, say: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is in flight. For the main thread of a program.
+    """Serve until SIGTERM, SIGINT or SIGHUP, then finish what is in flight. For the main thread of a program.
 
     Args:
         settings: How the server is set up.
@@ -193,7 +204,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
     def on_signal(number: int, frame: object) -> None:
         (hurry if stop.is_set() else stop).set()
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
         with Server(settings) as server:
             say(f"REST  {server.rest_url}")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tf_covid.serving.faults import Invalid
-from tf_covid.serving.jsontext import Numbers, parse
+from tf_covid.serving.jsontext import MOST_OBJECTS, Numbers, parse
 from tf_covid.serving.protos import MOST_AXES
 from tf_covid.serving.servable import Entry, Spec
 
@@ -143,6 +143,8 @@ def _from_text(numbers: Numbers, spec: Spec) -> np.ndarray:
     for index, row in enumerate(numbers.rows()):
         if index == 0:
             width, first = len(row), _typed(row, spec)
+            if len(outline) * width > len(numbers.text):  # fewer bytes than numbers: memory for them is not asked for
+                raise Invalid(f"input '{spec.name}': Encountered list at unexpected size: its lists are ragged")
             whole = np.empty((len(outline), width), first.dtype)
         if len(row) != width:
             raise Invalid(
@@ -161,6 +163,8 @@ def _flattened(value: Any, spec: Spec) -> tuple[list[Any], tuple[int, ...]]:
             return level, tuple(shape)
         if lists != len(level):
             raise Invalid(f"input '{spec.name}': JSON Value found at incorrect level: its lists are ragged")
+        if sum(part.objects() for part in level if isinstance(part, Numbers)) > MOST_OBJECTS:
+            raise Invalid(f"input '{spec.name}': more than {MOST_OBJECTS} values beside some that are no plain numbers")
         plain = [part.plain() if isinstance(part, Numbers) else part for part in level]
         sizes = set(map(len, plain))
         if len(sizes) > 1:
