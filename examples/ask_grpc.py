@@ -1,6 +1,6 @@
 """Ask a server over gRPC with TF Serving's own stubs (pip install tensorflow-serving-api).
 
-    python examples/ask_grpc.py scan.nii.gz [127.0.0.1:8500] [severity-i3d]
+python examples/ask_grpc.py scan.nii.gz [127.0.0.1:8500] [severity-i3d]
 """
 
 import os

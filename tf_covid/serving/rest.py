@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,13 @@ from tf_covid.serving.scans import Scans
 from tf_covid.serving.servable import Entry
 
 _T = TypeVar("_T")
+
+#: Write fields that hold their default, too, as TF Serving does; protobuf renamed the option in 5.26.
+_ALL_FIELDS = (
+    "always_print_fields_with_no_presence"
+    if "always_print_fields_with_no_presence" in inspect.signature(json_format.MessageToJson).parameters
+    else "including_default_value_fields"
+)
 
 #: Threads that read and write JSON; more would only wait for each other, and hold memory meanwhile.
 _JSON_THREADS = 2
@@ -179,9 +187,7 @@ def _json(body: str | bytes, status: int = 200) -> Response:
 
 
 def _as_json(message: Any) -> str:
-    return json_format.MessageToJson(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
+    return json_format.MessageToJson(message, preserving_proto_field_name=True, **{_ALL_FIELDS: True})
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:

@@ -207,7 +207,9 @@ def _typed(values: list[Any], spec: Spec) -> np.ndarray:
 def _whole(values: list[int], target: np.dtype, spec: Spec) -> np.ndarray:
     limits = np.iinfo(target)
     try:
-        wide = np.array(values, np.uint64 if limits.min == 0 else np.int64)
+        # NumPy 1 wraps what is below 0 around in an unsigned type, instead of an error.
+        unsigned = target == np.uint64 and min(values, default=0) >= 0
+        wide = np.array(values, np.uint64 if unsigned else np.int64)
         if not wide.size or (wide.min() >= limits.min and wide.max() <= limits.max):
             return wide.astype(target)
     except OverflowError:
