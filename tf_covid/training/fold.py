@@ -243,6 +243,13 @@ def _plain(plan: Plan, pupil: Pupil) -> keras.Model:
     return plain
 
 
+def _not_finite(what: str, epoch: int) -> str:
+    return (
+        f"not_finite: {what} is no number any more in epoch {epoch}; the state of the epoch before is kept; another "
+        "run with a lower learning_rate or clip_norm may help"
+    )
+
+
 class _Keeper(keras.callbacks.Callback):
     """Keeps the state at the end of each epoch, and knows when to stop."""
 
@@ -259,14 +266,14 @@ class _Keeper(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         """Stop where the loss is not a number any more: nothing good would come after it."""
         if not math.isfinite((logs or {}).get("loss", 0.0)):
-            raise TrainingError(
-                f"not_finite: the loss is no number any more in epoch {self.progress.epoch + 1}; the state of the "
-                "epoch before is kept; another run with a lower learning_rate or clip_norm may help"
-            )
+            raise TrainingError(_not_finite("the loss", self.progress.epoch + 1))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Keep the state."""
         now, progress = time.monotonic(), self.progress
+        # The last step's update is in no loss yet.
+        if not all(np.isfinite(variable.numpy()).all() for variable in self.weights):
+            raise TrainingError(_not_finite("a weight", progress.epoch + 1))
         values = {key: float(value) for key, value in (logs or {}).items()}
         progress.epoch = epoch + 1
         progress.seconds += now - self.since
