@@ -113,14 +113,14 @@ def main(
     batch: int, rate: float, init: Path | None,
 ) -> None:  # fmt: skip
     """Train the lung U-Net on synthetic chests; a killed run continues."""
-    setup(seed)
+    order = setup(seed, out)
     held_out = range(UNSEEN, UNSEEN + unseen)
     draw_cases(folder, range(train))
     draw_cases(folder, held_out)
     arguments: dict[str, Any] = {"input_shape": [side, side, 1], "filters": filters, "outputs": 2}
     network = UNet(**arguments)
     origin = start_from(network, init)
-    found = slices(folder, range(train), side=side, each=8, batch=batch, seed=seed)
+    found = slices(folder, range(train), side=side, each=8, batch=batch, seed=order)
     data = found.map(lambda x, y: (x, {"logits": y}))
     curves = fit(network, data, out, epochs=epochs, steps=steps, rate=rate, loss={"logits": mask_loss})
     contract = Contract(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_covid.atomic import write_text
 from tf_covid.errors import ModelError
 from tf_covid.weights import Preprocessing, catalog, load, read_contract
 
@@ -24,18 +26,46 @@ NOTE = (
 
 
 class Log(keras.callbacks.Callback):
-    """One plain line an epoch."""
+    """One plain line an epoch, and the curves of all epochs in a file that is whole at any moment."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path, self.curves = path, _curves(path.parent)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Write the line."""
-        log.info("epoch %d: %s", epoch + 1, ", ".join(f"{key} {value:.4f}" for key, value in (logs or {}).items()))
+        """Write both."""
+        found = {name: float(value) for name, value in (logs or {}).items()}
+        log.info("epoch %d: %s", epoch + 1, ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
+        self.curves[epoch] = found
+        write_text(json.dumps(self.curves), self.path)
 
 
-def setup(seed: int) -> None:
-    """Seeds and a plain log."""
+#: The curves so far, beside the backup, until the training has ended.
+CURVES = "curves.json"
+
+
+def setup(seed: int, out: Path) -> int:
+    """Seeds and a plain log.
+
+    Args:
+        seed: Of the whole training.
+        out: The model's folder.
+
+    Returns:
+        The seed of this process: one that continues must not meet the batches of the first epochs once more.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    seed += 100_003 * len(_curves(out))
     keras.utils.set_random_seed(seed)
+    return seed
+
+
+def _curves(out: Path) -> dict[int, dict[str, float]]:
+    """Epoch (from 0) → name → value, of those that `fit` has logged in the folder."""
+    if not (out / CURVES).exists():
+        return {}
+    return {int(epoch): row for epoch, row in json.loads((out / CURVES).read_text("utf-8")).items()}
 
 
 def inherited(init: str | Path | None) -> tuple[Preprocessing, int, dict[str, Any]]:
@@ -131,20 +161,26 @@ def fit(
         **compiled: Losses, their weights, metrics.
 
     Returns:
-        Name → one value for each epoch that this process trained.
+        Name → one value for each epoch, of the processes before this one too.
     """
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, epochs * steps, warmup_target=rate, warmup_steps=steps, alpha=0.01
     )
     # Keras would take XLA, whose 3D convolutions are several times slower on a CPU.
     network.compile(keras.optimizers.Adam(schedule, clipnorm=1.0), jit_compile=False, **compiled)
-    history = network.fit(
+    out.mkdir(parents=True, exist_ok=True)
+    network.fit(
         data,
         epochs=epochs,
         steps_per_epoch=steps,
         shuffle=False,  # the data set shuffles
         verbose=0,
-        callbacks=[Log(), keras.callbacks.BackupAndRestore(out / "backup", save_freq="epoch")],
+        callbacks=[
+            Log(out / CURVES),
+            # A kill while a backup is written leaves the one before.
+            keras.callbacks.BackupAndRestore(out / "backup", save_freq="epoch", double_checkpoint=True),
+        ],
     )
-    out.mkdir(parents=True, exist_ok=True)
-    return history.history
+    rows = [row for _, row in sorted(_curves(out).items())]
+    (out / CURVES).unlink()
+    return {name: [row[name] for row in rows] for name in rows[0]}

@@ -106,7 +106,7 @@ def main(
     clip: tuple[int, int, int] | None, epochs: int, steps: int, batch: int, rate: float,
 ) -> None:  # fmt: skip
     """Train a severity network on synthetic chests; a killed run continues."""
-    setup(seed)
+    order = setup(seed, out)
     recipe, held_out = RECIPES[kind], range(UNSEEN, UNSEEN + unseen)
     clip = clip or recipe.clip
     if kind == "ltc" and any(side % whole for side, whole in zip(clip, (16, 32, 32), strict=True)):
@@ -128,7 +128,7 @@ def main(
         centre(network, masked(seen[:64], road))
     curves = teach(
         network, recipe, road, seen, out, epochs=epochs, steps=steps, batch=batch,
-        rate=rate, seed=seed,
+        rate=rate, seed=order,
     )  # fmt: skip
     contract = Contract(
         model=kind,
