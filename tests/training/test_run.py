@@ -47,6 +47,8 @@ def test_a_killed_training_keeps_its_curves_and_goes_on(tmp_path):
 def test_a_process_that_continues_has_another_order_of_batches(tmp_path):
     assert run.setup(3, tmp_path) == 3
     (tmp_path / run.CURVES).write_text('{"0": {"loss": 1.5}, "1": {"loss": 1.25}}')
+    assert run.setup(3, tmp_path) == 3, "curves of a run that cannot be continued"
+    (tmp_path / run.BACKUP).mkdir()
     assert run.setup(3, tmp_path) not in (3, 4)
 
 

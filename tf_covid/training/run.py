@@ -40,8 +40,8 @@ class Log(keras.callbacks.Callback):
         write_text(json.dumps(self.curves), self.path)
 
 
-#: The curves so far, beside the backup, until the training has ended.
-CURVES = "curves.json"
+#: The curves so far, and beside them what a killed run continues from, until the training has ended.
+CURVES, BACKUP = "curves.json", "backup"
 
 
 def setup(seed: int, out: Path) -> int:
@@ -62,8 +62,8 @@ def setup(seed: int, out: Path) -> int:
 
 
 def _curves(out: Path) -> dict[int, dict[str, float]]:
-    """Epoch (from 0) → name → value, of those that `fit` has logged in the folder."""
-    if not (out / CURVES).exists():
+    """Epoch (from 0) → name → value, of the run that can be continued in the folder; others' curves do not count."""
+    if not (out / CURVES).exists() or not (out / BACKUP).exists():
         return {}
     return {int(epoch): row for epoch, row in json.loads((out / CURVES).read_text("utf-8")).items()}
 
@@ -169,6 +169,7 @@ def fit(
     # Keras would take XLA, whose 3D convolutions are several times slower on a CPU.
     network.compile(keras.optimizers.Adam(schedule, clipnorm=1.0), jit_compile=False, **compiled)
     out.mkdir(parents=True, exist_ok=True)
+    kept = Log(out / CURVES)
     network.fit(
         data,
         epochs=epochs,
@@ -176,11 +177,11 @@ def fit(
         shuffle=False,  # the data set shuffles
         verbose=0,
         callbacks=[
-            Log(out / CURVES),
+            kept,
             # A kill while a backup is written leaves the one before.
-            keras.callbacks.BackupAndRestore(out / "backup", save_freq="epoch", double_checkpoint=True),
+            keras.callbacks.BackupAndRestore(out / BACKUP, save_freq="epoch", double_checkpoint=True),
         ],
     )
-    rows = [row for _, row in sorted(_curves(out).items())]
-    (out / CURVES).unlink()
+    (out / CURVES).unlink(missing_ok=True)
+    rows = [row for _, row in sorted(kept.curves.items())]
     return {name: [row[name] for row in rows] for name in rows[0]}
