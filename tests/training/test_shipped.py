@@ -12,9 +12,11 @@ from tf_covid.errors import ModelError
 from tf_covid.models import I3D, UNet
 from tf_covid.stratifier_model import Stratifier
 from tf_covid.training import augment, cases
+from tf_covid.training.average import averaged
+from tf_covid.training.average import main as average_lungs
 from tf_covid.training.clips import make_clips, masked, read_clips
 from tf_covid.training.dense import pooled, quick, supervised
-from tf_covid.training.losses import disease_loss
+from tf_covid.training.losses import disease_loss, mask_loss
 from tf_covid.training.lungs import main as train_lungs
 from tf_covid.training.run import start_from
 from tf_covid.training.severity import main as train_severity
@@ -28,7 +30,7 @@ def test_both_networks_train_and_write_file_and_card(tmp_path, monkeypatch, capl
     cases.draw_cases(folder, range(0))
     for seed in (*range(4), *range(cases.UNSEEN, cases.UNSEEN + 5)):
         cases._draw(folder, seed)
-    for module in ("lungs", "severity"):
+    for module in ("lungs", "severity", "average"):
         monkeypatch.setattr(f"tf_covid.training.{module}.draw_cases", lambda folder, seeds: None)
     common = ["--cases", str(folder), "--train", "4", "--unseen", "5", "--epochs", "2", "--steps", "2", "--batch", "2"]
     behind = ["--lungs", str(tmp_path / "lungs" / "model.keras")]
@@ -50,6 +52,14 @@ def test_both_networks_train_and_write_file_and_card(tmp_path, monkeypatch, capl
     assert lungs.network.output["logits"].shape[-1] == 2, "lung, and diseased lung"
     for name in ("severity", "severity-ltc"):
         assert load(tmp_path / name / "model.keras").contract.lungs_sha256 == lungs.sha256
+    file, out = str(tmp_path / "lungs" / "model.keras"), tmp_path / "mean"
+    options = ["--part", "0.5", file, "--part", "0.5", file, "--unseen", "5", "--out", str(out)]
+    result = CliRunner().invoke(average_lungs, ["--cases", str(folder), *options])
+    assert result.exit_code == 0, result.exception
+    mean = load(out / "model.keras")
+    assert mean.contract.origin.count(lungs.sha256) == 2 and mean.sha256 in (out / "README.md").read_text()
+    for ours, theirs in zip(mean.network.get_weights(), lungs.network.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_slices_and_masks_change_alike_and_clips_stay_masked():
@@ -109,6 +119,39 @@ def test_training_starts_from_what_fits_of_a_file(tmp_path):
     with pytest.raises(ModelError, match="no convolution"):
         start_from(UNet((32, 32, 1), filters=3), tmp_path / "one.keras")
     assert start_from(two, None) == ""
+
+
+def test_the_mean_of_lung_models_is_that_of_all_their_weights(tmp_path):
+    models = []
+    for number, filters in enumerate((2, 2, 3)):
+        arguments = {"input_shape": [32, 32, 1], "filters": filters}
+        contract = Contract(model="unet", arguments=arguments, task="lungs", note="-")
+        network = UNet((32, 32, 1), filters=filters)
+        # Moving statistics too: drawn anew, all of them are 0 and 1.
+        network.set_weights([value + number + 1 for value in network.get_weights()])
+        save_model(network, contract, tmp_path / f"{number}.keras")
+        models.append(load(tmp_path / f"{number}.keras"))
+    parts = [model.network.get_weights() for model in models[:2]]
+    for found, one, two in zip(averaged(models[:2], [0.25, 0.75]).get_weights(), *parts, strict=True):
+        np.testing.assert_allclose(found, 0.25 * one + 0.75 * two, atol=1e-6)
+    for wrong in ([0.5, 0.6], [1.5, -0.5], [0.0, 0.0]):
+        with pytest.raises(ModelError, match="sum to 1"):
+            averaged(models[:2], wrong)
+    with pytest.raises(ModelError, match="one architecture"):
+        averaged(models[1:], [0.5, 0.5])
+
+
+def test_disease_that_is_missed_costs_more_than_disease_that_is_none():
+    mask = np.zeros((1, 8, 8, 2), np.float32)
+    mask[:, :, :4] = 1  # half of the pixels, so that nothing else tells the two mistakes apart
+    for tissue, ratio in enumerate((1.0, 2.0)):
+        missed, invented = (np.where(mask, 6.0, -6.0).astype(np.float32) for _ in range(2))
+        missed[..., tissue], invented[..., tissue] = -6.0, 6.0
+        wrong = missed, invented
+        even, weighted = [mask_loss(mask, one) for one in wrong], [mask_loss(mask, one, found=(1, 2)) for one in wrong]
+        # Soft Dice is the same with and without weights.
+        assert float(weighted[0] - even[0]) == pytest.approx((ratio - 1) * 2 * 6.0 / 4, abs=0.02)
+        assert float(weighted[1]) == pytest.approx(float(even[1]), abs=0.02)
 
 
 def test_a_case_comes_back_as_it_was_drawn(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ def write_card(
         out: The model's folder; holds `model.keras`.
         task: One sentence on what the network does.
         command: What makes the weights again, line by line.
-        curves: Name → one value an epoch.
+        curves: Name → one value an epoch; empty if nothing was trained.
         figures: What was measured → its value, on what.
     """
     path = out / catalog.MODEL
@@ -49,12 +49,15 @@ def write_card(
         "| measured | value |",
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in figures.items()),
-        "",
-        "## Training curves",
-        "",
-        "| epoch | " + " | ".join(curves) + " |",
-        "|---" * (len(curves) + 1) + "|",
     ]
+    if curves:
+        lines += [
+            "",
+            "## Training curves",
+            "",
+            "| epoch | " + " | ".join(curves) + " |",
+            "|---" * (len(curves) + 1) + "|",
+        ]
     for epoch, values in enumerate(zip(*curves.values(), strict=True), 1):
         lines.append(f"| {epoch} | " + " | ".join(f"{value:.4f}" for value in values) + " |")
     partial = out / f".{catalog.CARD}.{os.getpid()}.partial"

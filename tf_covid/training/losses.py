@@ -59,10 +59,16 @@ def share_loss(truth: Any, share: Any) -> Any:
     return tf.reduce_mean(tf.square(share - truth))
 
 
-def mask_loss(mask: Any, logits: Any) -> Any:
-    """Cross-entropy plus soft Dice of each mask over the batch (slices without any would make Dice jump)."""
+def mask_loss(mask: Any, logits: Any, *, found: Sequence[float] = (1.0,)) -> Any:
+    """Cross-entropy plus soft Dice of each mask over the batch (slices without any would make Dice jump).
+
+    Args:
+        mask: float32 (N, H, W, M), 0 or 1.
+        logits: Of the same shape.
+        found: How much more a pixel within each mask weighs in the cross-entropy than one outside; one for all, or M.
+    """
     logits = tf.cast(logits, tf.float32)
-    entropy = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=mask, logits=logits))
+    entropy = tf.reduce_mean(tf.nn.weighted_cross_entropy_with_logits(mask, logits, tf.constant(found, tf.float32)))
     share = tf.sigmoid(logits)
     inside = [tf.reduce_sum(part, axis=(0, 1, 2)) for part in (share * mask, share, mask)]
     overlap = (2 * inside[0] + 1) / (inside[1] + inside[2] + 1)

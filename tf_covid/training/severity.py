@@ -77,7 +77,7 @@ class Recipe:
 
 RECIPES = {
     "i3d": Recipe(
-        I3D, {"dropout": 0.3}, (24, 64, 64), ("Mixed_3c", "Mixed_4f"),
+        I3D, {"dropout": 0.3}, (24, 96, 96), ("Mixed_3c", "Mixed_4f"),
         "I3D: the kept slices of a chest CT, masked to the lungs, in; severity class and CT score out.",
     ),
     "ltc": Recipe(
@@ -96,7 +96,7 @@ RECIPES = {
 @click.option("--seed", default=1, show_default=True)
 @click.option("--train", default=800, show_default=True, help="Chests to learn from: seeds 0 … train − 1.")
 @click.option("--unseen", default=300, show_default=True, help="Chests to measure on: seeds 1000000 ….")
-@click.option("--clip", type=(int, int, int), help="Frames, height, width; i3d 24 64 64, ltc 16 64 64 if not given.")
+@click.option("--clip", type=(int, int, int), help="Frames, height, width; i3d 24 96 96, ltc 16 64 64 if not given.")
 @click.option("--epochs", default=12, show_default=True, help="Epochs of --steps steps.")
 @click.option("--steps", default=50, show_default=True)
 @click.option("--batch", default=8, show_default=True)

@@ -1,0 +1,80 @@
+"""The mean of the weights of lung U-Nets that were trained on from one another, as one lung U-Net.
+
+python -m tf_covid.training.average --part 0.5 first.keras --part 0.5 last.keras --cases build/cases --out DIR
+
+What is trained on for long follows the synthetic chests ever better, and scans that look like none of them worse. The
+mean of the weights before and after keeps most of both.
+
+Source: Wortsman et al. 2022, “Robust fine-tuning of zero-shot models” (arXiv 2109.01903).
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import keras
+import numpy as np
+
+from tf_covid.errors import ModelError
+from tf_covid.training.card import write_card
+from tf_covid.training.cases import UNSEEN, draw_cases
+from tf_covid.training.lungs import TASK, figures, measure
+from tf_covid.training.run import setup
+from tf_covid.weights import LoadedModel, load, load_model, save_model
+
+log = logging.getLogger(__name__)
+
+
+def averaged(models: Sequence[LoadedModel], shares: Sequence[float]) -> keras.Model:
+    """The first network with the weighted mean of all weights, moving statistics included.
+
+    Args:
+        models: Of one architecture.
+        shares: Of each; their sum is 1.
+
+    Raises:
+        ModelError: If the architectures or what the models are for differ, or the shares do not sum to 1.
+    """
+    if any(share < 0 for share in shares) or not np.isclose(sum(shares), 1.0):
+        raise ModelError(f"shares of 0 … 1 that sum to 1 are needed, not {', '.join(map(str, shares))}")
+    kinds = {(one.contract.model, repr(one.contract.arguments), one.contract.task) for one in models}
+    if len(kinds) > 1:
+        raise ModelError("only models of one architecture and one task have a mean")
+    network = models[0].network
+    parts = [[np.asarray(value, np.float64) for value in one.network.get_weights()] for one in models]
+    network.set_weights([np.average(values, axis=0, weights=shares) for values in zip(*parts, strict=True)])
+    return network
+
+
+@click.command()
+@click.option("--part", "parts", type=(float, click.Path(exists=True, path_type=Path)), multiple=True, required=True,
+              help="Share and file, once for each lung model.")  # fmt: skip
+@click.option("--cases", "folder", type=click.Path(path_type=Path), required=True, help="Where the chests are kept.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The model's folder.")
+@click.option("--unseen", default=100, show_default=True, help="Chests to measure on: seeds 1000000 ….")
+def main(parts: tuple[tuple[float, Path], ...], folder: Path, out: Path, unseen: int) -> None:
+    """Average lung models."""
+    setup(1, out)
+    shares = [share for share, _ in parts]
+    models = [load(path) for _, path in parts]
+    network = averaged(models, shares)
+    held_out = range(UNSEEN, UNSEEN + unseen)
+    draw_cases(folder, held_out)
+    of = ", ".join(f"{share:g} of {one.sha256}" for share, one in zip(shares, models, strict=True))
+    contract = models[0].contract.model_copy(update={"origin": f"tf_covid.training.average: {of}"})
+    out.mkdir(parents=True, exist_ok=True)
+    save_model(network, contract, out / "model.keras", dtype="float16")
+    dice, involved = measure(load_model(out / "model.keras"), folder, held_out)
+    table = figures(dice, involved)
+    log.info("unseen chests: %s", table)
+    command = shlex.join(["python", "-m", "tf_covid.training.average", *sys.argv[1:]])
+    write_card(out, task=TASK, command=command, curves={}, figures=table)
+
+
+if __name__ == "__main__":
+    main()
