@@ -133,6 +133,14 @@ def test_without_attention_nothing_speaks_of_it(make_case: Any) -> None:
     assert "No attention map" in text and "mean attention" not in text and "does not compare patients" not in text
 
 
+@pytest.mark.parametrize(("number", "label"), [(0, "no findings"), (1, "mild")])
+def test_a_bright_map_of_a_clean_scan_is_not_left_alone(make_case: Any, number: int, label: str) -> None:
+    found = Severity(number, label, tuple(float(n == number) for n in range(5)), 0.4, None, None)
+    caution = "No disease was found: the colours mark no lesion."
+    assert (caution in Page(render(*make_case(severity=found))).text) == (number == 0)
+    assert "No disease" not in Page(render(*make_case(severity=found, attention=False))).text
+
+
 def test_a_covid_answer(covid_case: Any) -> None:
     text = Page(render(*covid_case)).text
     assert "positive" in text and "83 %" in text and "17 %" in text

@@ -250,3 +250,4 @@ def _footer(page: Axes, result: Result) -> None:
     page.set(xlim=(0, _WIDTH_PX), ylim=(_HEIGHT_PX, 0))
     _text(page, 40, 856, "0", 14, _SOFT)
     _text(page, 214, 856, f"1   {words.ATTENTION_SCALE}", 14, _SOFT)
+    _text(page, 748, 856, words.attention_caution(result), 13, _CAUTION, weight="bold")

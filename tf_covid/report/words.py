@@ -175,6 +175,17 @@ def involvement_meaning(lungs: Lungs) -> str:
     return f"{_INVOLVEMENT_MEANING[lungs.involvement_by]} {limits}"
 
 
+def attention_caution(result: Result) -> str:
+    """What must be said beside the colours where the answer is that nothing was found; else nothing.
+
+    The map fills its scale in every scan: in a clean one whatever raised the answer a little is as bright as a lesion.
+    """
+    if headline(result).rank != 0:
+        return ""
+    found = "The answer is negative" if result.covid is not None and result.severity is None else "No disease was found"
+    return f"{found}: the colours mark no lesion."
+
+
 def attention_meaning(attention: Attention) -> str:
     """What the colours of the attention map say, for a reader who has never seen one."""
     target = {
