@@ -38,13 +38,13 @@ def averaged(models: Sequence[LoadedModel], shares: Sequence[float]) -> keras.Mo
         shares: Of each; their sum is 1.
 
     Raises:
-        ModelError: If the architectures or what the models are for differ, or the shares do not sum to 1.
+        ModelError: If architecture, task or preprocessing differ, or the shares do not sum to 1.
     """
     if any(share < 0 for share in shares) or not np.isclose(sum(shares), 1.0):
         raise ModelError(f"shares of 0 … 1 that sum to 1 are needed, not {', '.join(map(str, shares))}")
-    kinds = {(one.contract.model, repr(one.contract.arguments), one.contract.task) for one in models}
-    if len(kinds) > 1:
-        raise ModelError("only models of one architecture and one task have a mean")
+    kinds = [one.contract.model_dump(exclude={"origin", "note", "licence"}) for one in models]
+    if any(kind != kinds[0] for kind in kinds):
+        raise ModelError("only models of one architecture, task and preprocessing have a mean")
     network = models[0].network
     parts = [[np.asarray(value, np.float64) for value in one.network.get_weights()] for one in models]
     network.set_weights([np.average(values, axis=0, weights=shares) for values in zip(*parts, strict=True)])
