@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_covid.atomic import write_text
+from tf_covid.atomic import sweep, write_text
 from tf_covid.errors import ModelError
 from tf_covid.weights import Preprocessing, catalog, load, read_contract
 
@@ -169,6 +169,7 @@ def fit(
     # Keras would take XLA, whose 3D convolutions are several times slower on a CPU.
     network.compile(keras.optimizers.Adam(schedule, clipnorm=1.0), jit_compile=False, **compiled)
     out.mkdir(parents=True, exist_ok=True)
+    sweep(out)  # a kill while the curves were written leaves a part of them
     kept = Log(out / CURVES)
     network.fit(
         data,
