@@ -179,11 +179,12 @@ def attention_caution(result: Result) -> str:
     """What must be said beside the colours where the answer is that nothing was found; else nothing.
 
     The map fills its scale in every scan: in a clean one whatever raised the answer a little is as bright as a lesion.
+    It is no promise that there is none: mild disease is missed.
     """
     if headline(result).rank != 0:
         return ""
-    found = "The answer is negative" if result.covid is not None and result.severity is None else "No disease was found"
-    return f"{found}: the colours mark no lesion."
+    answer = "Negative" if result.covid is not None and result.severity is None else "No findings"
+    return f"{answer}: bright colours need not mean disease."
 
 
 def attention_meaning(attention: Attention) -> str:

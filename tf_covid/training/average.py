@@ -3,16 +3,13 @@
 python -m tf_covid.training.average --part 0.5 first.keras --part 0.5 last.keras --cases build/cases --out DIR
 
 What is trained on for long follows the synthetic chests ever better, and scans that look like none of them worse. The
-mean of the weights before and after keeps most of both.
+mean of the weights before and after keeps much of both.
 
 Source: Wortsman et al. 2022, “Robust fine-tuning of zero-shot models” (arXiv 2109.01903).
 """
 
 from __future__ import annotations
 
-import logging
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,13 +18,10 @@ import keras
 import numpy as np
 
 from tf_covid.errors import ModelError
-from tf_covid.training.card import write_card
 from tf_covid.training.cases import UNSEEN, draw_cases
-from tf_covid.training.lungs import TASK, figures, measure
+from tf_covid.training.lungs import ship
 from tf_covid.training.run import setup
-from tf_covid.weights import LoadedModel, load, load_model, save_model
-
-log = logging.getLogger(__name__)
+from tf_covid.weights import LoadedModel, load
 
 
 def averaged(models: Sequence[LoadedModel], shares: Sequence[float]) -> keras.Model:
@@ -68,12 +62,7 @@ def main(parts: tuple[tuple[float, Path], ...], folder: Path, out: Path, unseen:
     of = ", ".join(f"{share:g} of {one.sha256}" for share, one in zip(shares, models, strict=True))
     contract = models[0].contract.model_copy(update={"origin": f"tf_covid.training.average: {of}"})
     out.mkdir(parents=True, exist_ok=True)
-    save_model(network, contract, out / "model.keras", dtype="float16")
-    dice, involved = measure(load_model(out / "model.keras"), folder, held_out)
-    table = figures(dice, involved)
-    log.info("unseen chests: %s", table)
-    command = shlex.join(["python", "-m", "tf_covid.training.average", *sys.argv[1:]])
-    write_card(out, task=TASK, command=command, curves={}, figures=table)
+    ship(network, contract, out, folder, held_out, program="tf_covid.training.average", curves={})
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tf_covid.atomic import write_text
 from tf_covid.weights import catalog, quarantine, read_contract
 
 
@@ -60,6 +60,4 @@ def write_card(
         ]
     for epoch, values in enumerate(zip(*curves.values(), strict=True), 1):
         lines.append(f"| {epoch} | " + " | ".join(f"{value:.4f}" for value in values) + " |")
-    partial = out / f".{catalog.CARD}.{os.getpid()}.partial"
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    partial.replace(out / catalog.CARD)
+    write_text("\n".join(lines) + "\n", out / catalog.CARD)
