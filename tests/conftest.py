@@ -13,6 +13,12 @@ import pytest
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Files' contents are named after their argument: they may hold the second they were made in (gzip, zip), and
+    workers that collect in different seconds would not agree on the tests' names."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def real_ct() -> Path:
     """The folder of real scans named in `TF_COVID_REAL_CT`; the test is skipped without it."""
