@@ -5,6 +5,8 @@ Networks are made here: the shipped lung model may or may not have the second ou
 
 from __future__ import annotations
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -97,3 +99,25 @@ def test_a_users_mask_needs_no_lung_model_that_finds_no_disease(plain, scan, mon
     mask[RIGHT] = mask[LEFT] = True
     result = stratify(scan, plain, lungs=mask, attention="none")
     assert result.lungs.involvement_by == "hu_rule"
+
+
+@pytest.mark.parametrize(
+    ("score", "level"), [(0.4, None), (0.5, "info"), (2.4, "info"), (2.5, "warning"), (20.0, "warning")]
+)
+def test_a_score_of_another_class_is_a_finding(finder, scan, monkeypatch, score, level):
+    """The network's probabilities say “no findings”, its score what it is set to."""
+    asked = finder.classify
+
+    def classify(hu, probability):
+        return [
+            dataclasses.replace(one, probabilities=np.eye(5, dtype=np.float32)[0], ct_score=score)
+            for one in asked(hu, probability)
+        ]
+
+    monkeypatch.setattr(finder, "classify", classify)
+    result = stratify(scan, finder, attention="none")
+    assert result.severity.number == 0 and result.severity.ct_score == pytest.approx(score)
+    found = [finding for finding in result.findings if finding.code == "score_class_mismatch"]
+    assert [finding.level for finding in found] == [level] * (level is not None)
+    if found:
+        assert found[0].value == round(score, 1) and "“no findings”" in found[0].message

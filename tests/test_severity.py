@@ -32,6 +32,16 @@ def test_predicted_scores_are_rounded_half_up(score, number):
     assert severity.severity_class(score) == number
 
 
+@pytest.mark.parametrize(
+    ("score", "number", "outside"),
+    [(0.4, 0, 0), (0.5, 0, 1), (2.4, 0, 2), (6.0, 0, 6), (0.4, 1, 1), (6.4, 1, 0), (8.6, 1, 3), (5.2, 2, 2), (25, 4, 0),
+     (3.0, 4, 16)],
+)  # fmt: skip
+def test_how_far_a_score_lies_outside_a_class(score, number, outside):
+    assert severity.points_outside(score, number) == outside
+    assert (outside == 0) == (severity.severity_class(score) == number)
+
+
 def test_ct_score_is_the_sum_of_five():
     assert severity.ct_score([0, 1, 2, 3, 5]) == 11
     with pytest.raises(ValueError, match="five lobe scores"):

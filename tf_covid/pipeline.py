@@ -13,7 +13,7 @@ import numpy as np
 from tf_covid import severity
 from tf_covid.errors import ScanRefused
 from tf_covid.lungs import LungReading, read_lungs
-from tf_covid.result import Attention, Covid, Finding, Maps, ModelAnswer, Result, Series, Severity
+from tf_covid.result import Attention, Covid, Finding, Level, Maps, ModelAnswer, Result, Series, Severity
 from tf_covid.scan import Scan, lung_findings
 
 if TYPE_CHECKING:
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 #: Lung volumes outside this range, in ml, are possible but rare in adults; they are pointed out.
 USUAL_VOLUME_ML = (1500.0, 9000.0)
+
+#: A CT score that misses the answered class by this many whole points or fewer is for information only: two outputs of
+#: one network, whose score errs by one to two points in the mean, then say the same as well as they can.
+NEAR_POINTS = 2
 
 
 class Models(Protocol):
@@ -204,11 +208,20 @@ def _findings(scan: Scan, models: Models, reading: LungReading, number: int, sco
     if min(lungs.left_ml, lungs.right_ml) < 0.1 * lungs.volume_ml:
         side = "left" if lungs.left_ml < lungs.right_ml else "right"
         found.append(Finding("one_lung", "warning", f"Hardly any {side} lung was found; look at the mask.", side))
-    if models.task == "severity" and score is not None and severity.severity_class(score) != number:
-        other = severity.LABELS[severity.severity_class(score)]
-        message = f"The CT score of {score:.1f} belongs to the class “{other}”, the probabilities to another."
-        found.append(Finding("score_class_mismatch", "warning", message, round(score, 1)))
+    if models.task == "severity" and score is not None:
+        found += _mismatch(number, score)
     return found
+
+
+def _mismatch(number: int, score: float) -> list[Finding]:
+    """The finding of a CT score that belongs to another class than the probabilities."""
+    outside = severity.points_outside(score, number)
+    if not outside:
+        return []
+    other, own = severity.LABELS[severity.severity_class(score)], severity.LABELS[number]
+    message = f"The CT score of {score:.1f} belongs to the class “{other}”, the probabilities to “{own}”."
+    level: Level = "info" if outside <= NEAR_POINTS else "warning"
+    return [Finding("score_class_mismatch", level, message, round(score, 1))]
 
 
 def _series(scan: Scan, identifiers: bool) -> Series:

@@ -63,5 +63,20 @@ def severity_class(score: float) -> int:
     """
     if not 0 <= score <= CLASS_UPPER_SCORES[-1]:
         raise ValueError(f"a Global CT Score lies within 0–25, not {score}")
-    whole = int(score + 0.5)
+    whole = _whole(score)
     return next(number for number, upper in enumerate(CLASS_UPPER_SCORES) if whole <= upper)
+
+
+def points_outside(score: float, number: int) -> int:
+    """By how many whole points a Global CT Score lies above or below all scores of a severity class; 0 within them.
+
+    Args:
+        score: 0–25, rounded half up.
+        number: Severity class, 0–4.
+    """
+    low = CLASS_UPPER_SCORES[number - 1] + 1 if number else 0
+    return max(low - _whole(score), _whole(score) - CLASS_UPPER_SCORES[number], 0)
+
+
+def _whole(score: float) -> int:
+    return int(score + 0.5)

@@ -60,5 +60,30 @@ def test_a_process_that_continues_has_another_order_of_batches(tmp_path):
     assert run.setup(3, tmp_path) not in (3, 4)
 
 
+def test_a_new_output_learns_alone():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    features = keras.layers.BatchNormalization(name="norm")(keras.layers.Dense(8, name="trunk")(inputs))
+    frozen = keras.layers.Dense(8, name="kept", trainable=False)(features)
+    network = keras.Model(
+        inputs, {"old": keras.layers.Dense(1, name="old")(frozen), "new": keras.layers.Dense(1, name="new")(features)}
+    )
+    before = {layer.name: layer.get_weights() for layer in network.layers}
+    x = np.random.default_rng(0).normal(3.0, 2.0, (64, 4)).astype(np.float32)
+    truth = x.sum(axis=1, keepdims=True)
+    data = tf.data.Dataset.from_tensors((x, {"old": truth, "new": truth})).repeat()
+
+    def error():
+        return float(np.mean((network.predict(x, verbose=0)["new"] - truth) ** 2))
+
+    first = error()
+    run.alone(network, ["new"], data, steps=300, rate=3e-2, loss={"old": "mse", "new": "mse"})
+    assert error() < 0.1 * first
+    for layer in network.layers:
+        same = all(np.array_equal(*pair) for pair in zip(layer.get_weights(), before[layer.name], strict=True))
+        assert same == (layer.name != "new"), layer.name
+    assert {layer.name for layer in network.layers if not layer.trainable} == {"kept"}
+
+
 if __name__ == "__main__":  # the process that is killed
     _train(Path(sys.argv[1]), int(sys.argv[2]))

@@ -37,7 +37,14 @@ def test_both_networks_train_and_write_file_and_card(tmp_path, monkeypatch, capl
     runs = {
         "lungs": (train_lungs, ["--side", "32", "--filters", "2"]),
         "severity": (train_severity, ["--model", "i3d", "--clip", "8", "32", "32", *behind]),
-        "severity-ltc": (train_severity, ["--model", "ltc", "--clip", "16", "32", "32", *behind]),
+        "severity-ltc": (
+            train_severity,
+            ["--model", "ltc", "--clip", "16", "32", "32", "--precision", "bfloat16", *behind],
+        ),
+        "severity-more": (
+            train_severity,
+            ["--model", "i3d", "--clip", "8", "32", "32", *behind, "--init", str(tmp_path / "severity/model.keras")],
+        ),
     }
     caplog.set_level(logging.INFO)
     for name, (program, options) in runs.items():
@@ -48,9 +55,10 @@ def test_both_networks_train_and_write_file_and_card(tmp_path, monkeypatch, capl
         card = (tmp_path / name / "README.md").read_text()
         assert model.sha256 in card and "| 2 | " in card
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["README.md", "model.keras"]
+    assert caplog.text.count("alone: loss") == 1, "what has learned before meets its new outputs' gradients late"
     lungs = load(tmp_path / "lungs" / "model.keras")
     assert lungs.network.output["logits"].shape[-1] == 2, "lung, and diseased lung"
-    for name in ("severity", "severity-ltc"):
+    for name in ("severity", "severity-ltc", "severity-more"):
         assert load(tmp_path / name / "model.keras").contract.lungs_sha256 == lungs.sha256
     file, out = str(tmp_path / "lungs" / "model.keras"), tmp_path / "mean"
     options = ["--part", "0.5", file, "--part", "0.5", file, "--unseen", "5", "--out", str(out)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,11 @@ def _curves(out: Path) -> dict[int, dict[str, float]]:
     if not (out / CURVES).exists() or not (out / BACKUP).exists():
         return {}
     return {int(epoch): row for epoch, row in json.loads((out / CURVES).read_text("utf-8")).items()}
+
+
+def continues(out: Path) -> bool:
+    """Whether the folder holds epochs of a killed run, which `fit` goes on from."""
+    return bool(_curves(out))
 
 
 def inherited(init: str | Path | None) -> tuple[Preprocessing, int, dict[str, Any]]:
@@ -144,6 +150,36 @@ def centre(network: keras.Model, clips: np.ndarray) -> None:
         spread = spread + 1e-6 if rank > 2 else np.sqrt(np.mean(spread**2)) + 1e-6
         kernel, bias = layer.get_weights()
         layer.set_weights([kernel / spread, (bias - mean) / spread])
+
+
+def alone(
+    network: keras.Model,
+    names: Collection[str],
+    data: tf.data.Dataset,
+    *,
+    steps: int,
+    rate: float,
+    loss: dict[str, Any],
+) -> None:
+    """Train some layers in place while all others stay as they are, batch norms' statistics too.
+
+    Args:
+        network: With outputs called `names`; it is compiled here, and must be compiled again.
+        names: Of the layers to train.
+        data: Endless batches.
+        steps: Number of batches.
+        rate: Learning rate of Adam.
+        loss: Of each output; that of the named ones counts.
+    """
+    before = {layer.name: layer.trainable for layer in network.layers}
+    for layer in network.layers:
+        layer.trainable = layer.name in names
+    weights = {name: float(name in names) for name in loss}
+    network.compile(keras.optimizers.Adam(rate), jit_compile=False, loss=loss, loss_weights=weights)
+    kept = network.fit(data, epochs=1, steps_per_epoch=steps, shuffle=False, verbose=0)
+    log.info("%s alone: loss %.4f", ", ".join(names), kept.history["loss"][-1])
+    for layer in network.layers:
+        layer.trainable = before[layer.name]
 
 
 def fit(

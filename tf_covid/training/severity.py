@@ -26,8 +26,9 @@ from tf_covid.training.cases import UNSEEN, draw_cases, phantom_mark
 from tf_covid.training.clips import Clips, batches, make_clips, masked, read_clips
 from tf_covid.training.dense import quick, supervised
 from tf_covid.training.losses import disease_loss, score_loss
-from tf_covid.training.run import NOTE, centre, fit, inherited, setup, start_from
+from tf_covid.training.run import NOTE, alone, centre, continues, fit, inherited, setup, start_from
 from tf_covid.weights import Contract, load, save_model
+from tf_covid.weights.files import POLICIES
 
 log = logging.getLogger(__name__)
 
@@ -101,9 +102,16 @@ RECIPES = {
 @click.option("--steps", default=50, show_default=True)
 @click.option("--batch", default=8, show_default=True)
 @click.option("--rate", default=1e-3, show_default=True, help="Peak learning rate.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of the training's arithmetic; weights, losses and what is measured are float32.",
+)
 def main(
     kind: str, folder: Path, out: Path, lungs: str, init: Path | None, seed: int, train: int, unseen: int,
-    clip: tuple[int, int, int] | None, epochs: int, steps: int, batch: int, rate: float,
+    clip: tuple[int, int, int] | None, epochs: int, steps: int, batch: int, rate: float, precision: str,
 ) -> None:  # fmt: skip
     """Train a severity network on synthetic chests; a killed run continues."""
     order = setup(seed, out)
@@ -126,10 +134,13 @@ def main(
     seen = read_clips(folder, where, range(train))
     if kind == "ltc" and init is None:
         centre(network, masked(seen[:64], road))
+    pupil = recipe.build(**arguments, dtype=POLICIES[precision])
+    pupil.set_weights(network.get_weights())
     curves = teach(
-        network, recipe, road, seen, out, epochs=epochs, steps=steps, batch=batch,
-        rate=rate, seed=order,
+        pupil, recipe, road, seen, out, epochs=epochs, steps=steps, batch=batch,
+        rate=rate, seed=order, knows=init is not None,
     )  # fmt: skip
+    network.set_weights(pupil.get_weights())
     contract = Contract(
         model=kind,
         arguments=arguments,
@@ -153,9 +164,13 @@ def main(
 
 def teach(
     network: keras.Model, recipe: Recipe, road: Stratifier, clips: Clips, out: Path, *, epochs: int, steps: int,
-    batch: int, rate: float, seed: int,
+    batch: int, rate: float, seed: int, knows: bool = False,
 ) -> dict[str, list[float]]:  # fmt: skip
     """Train the network in place, with the disease at its endpoints as further teachers.
+
+    Args:
+        knows: Whether the network has learned before. Its new disease outputs then learn alone for an epoch: their
+            first gradients, of random weights, would undo what it knows.
 
     Returns:
         Name → one value an epoch.
@@ -164,8 +179,11 @@ def teach(
     losses: dict[str, Any] = {name: disease_loss for name in grids}
     losses["logits"] = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     losses["ct_score"] = score_loss
+    data = batches(clips, road, grids, batch=batch, seed=seed)
+    if knows and not continues(out):
+        alone(pupil, tuple(grids), data, steps=steps, rate=3e-3, loss=losses)
     curves = fit(
-        pupil, batches(clips, road, grids, batch=batch, seed=seed), out, epochs=epochs, steps=steps, rate=rate,
+        pupil, data, out, epochs=epochs, steps=steps, rate=rate,
         loss=losses, loss_weights={"logits": 1.0, "ct_score": 40.0} | dict.fromkeys(grids, 2.0),
         metrics={"logits": "accuracy"},
     )  # fmt: skip
