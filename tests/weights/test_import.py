@@ -23,9 +23,9 @@ from tf_covid.models import I3D, LTC, InceptionV1, UNet
 from tf_covid.phantom import draw_chest
 from tf_covid.phantom.files import write_nifti_volume
 from tf_covid.weights import Contract, Preprocessing, contract_of, load, load_model, read_contract, save_model
-from tf_covid.weights.convert import SOURCES
 from tf_covid.weights.importing import import_weights
 from tf_covid.weights.plan import Wish
+from tf_covid.weights.sources import SOURCES
 
 #: The smallest clip of the published head.
 SMALL = (16, 224, 224)

@@ -14,11 +14,12 @@ import numpy as np
 from tf_covid.errors import ModelError, OutputError
 from tf_covid.models import NETWORKS
 from tf_covid.weights.contract import Contract
-from tf_covid.weights.convert import convert, layers_of, of_ours
+from tf_covid.weights.convert import convert, layers_of
 from tf_covid.weights.files import build, load, write
 from tf_covid.weights.foreign import Checkpoint, private, read_checkpoint
 from tf_covid.weights.inflate import inflate
 from tf_covid.weights.plan import CLIPS, HEADS, Plan, Wish
+from tf_covid.weights.sources import of_ours
 
 
 def import_weights(path: Path, wish: Wish, out: Path) -> dict[str, Any]:

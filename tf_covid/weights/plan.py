@@ -16,9 +16,10 @@ from tf_covid.errors import ModelError
 from tf_covid.models import NETWORKS
 from tf_covid.weights import quarantine
 from tf_covid.weights.contract import Contract, Preprocessing, Task
-from tf_covid.weights.convert import SOURCES, Conversion, Source, of_ours
+from tf_covid.weights.convert import Conversion
 from tf_covid.weights.files import read_contract
 from tf_covid.weights.foreign import Checkpoint
+from tf_covid.weights.sources import SOURCES, Source, of_ours
 
 #: Clip (D, H, W) or slice (H, W) of an imported network where none is given: that of the published weights.
 CLIPS: dict[str, tuple[int, ...]] = {
