@@ -27,7 +27,7 @@ token = os.environ.get("TFCOVID_TOKEN")
 metadata = [("authorization", f"Bearer {token}")] if token else []
 answer = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, 600, metadata=metadata)
 outputs = {name: tf.make_ndarray(values) for name, values in answer.outputs.items()}
-if outputs["slices_kept"][0] == 0:
+if outputs["slices_kept"][0] < 8:  # as `tfcovid infer` does
     sys.exit("refused: hardly any lung in this scan")
 print("probabilities", outputs["probabilities"][0].round(4).tolist())
 if "ct_score" in outputs:

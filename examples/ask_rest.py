@@ -1,4 +1,4 @@
-"""Ask a server over REST with nothing but the standard library, nibabel and NumPy.
+"""Ask a server over REST by the standard library; `tf_covid` reads and checks the scan.
 
     python examples/ask_rest.py scan.nii.gz [http://127.0.0.1:8501] [severity-i3d]
 
@@ -28,7 +28,7 @@ if token := os.environ.get("TFCOVID_TOKEN"):
 request = urllib.request.Request(f"{url}/v1/models/{model}:predict", json.dumps(question).encode(), headers)
 with urllib.request.urlopen(request, timeout=600) as response:
     answer = json.load(response)["outputs"]
-if answer["slices_kept"][0] == 0:
+if answer["slices_kept"][0] < 8:  # as `tfcovid infer` does
     sys.exit("refused: hardly any lung in this scan")
 print("probabilities", [round(value, 4) for value in answer["probabilities"][0]])
 if "ct_score" in answer:

@@ -251,7 +251,7 @@ def test_without_the_extra_the_error_names_it(write, monkeypatch):
 
     monkeypatch.setattr(tfio.tf, "__version__", "2.16.2")
     monkeypatch.setitem(sys.modules, "tensorflow_io", None)
-    with pytest.raises(TfCovidError, match=r"not installed: pip install 'tf-covid\[tfio\]'"):
+    with pytest.raises(TfCovidError, match=r"not installed: pip install -e '.\[tfio\]'"):
         tfio.dicom_dataset([write()])
     monkeypatch.setattr(tfio.tf, "__version__", "2.21.0")
     with pytest.raises(tfio.ExtraMissing, match=r"beside TensorFlow 2\.16\.x only, and this is 2\.21\.0"):

@@ -1,4 +1,4 @@
-"""DICOM decoded inside a `tf.data` graph, by tensorflow-io. An extra: `pip install 'tf-covid[tfio]'`, TensorFlow 2.16.
+"""DICOM decoded inside a `tf.data` graph, by tensorflow-io. An extra: `pip install -e '.[tfio]'`, TensorFlow 2.16.
 
 `tfio.image.decode_dicom_image` gives what DCMTK would put on a screen: scaled to an unsigned range that follows from
 the header, rounded where the rescale slope is a fraction, windowed or inverted where the header asks for it. HU cannot
@@ -140,7 +140,7 @@ def read_series_tfio(path: SeriesPath) -> np.ndarray:
 
 def _decoder() -> Any:
     """`tfio.image.decode_dicom_image`, where it works."""
-    way = "pip install 'tf-covid[tfio]' in a virtual environment of its own, or read with tf_covid.read"
+    way = "pip install -e '.[tfio]' in a virtual environment of its own, or read with tf_covid.read"
     if not tf.__version__.startswith(_TENSORFLOW):
         raise ExtraMissing(
             f"tensorflow-io loads beside TensorFlow {_TENSORFLOW}x only, and this is {tf.__version__}: {way}"

@@ -15,6 +15,7 @@ from tf_covid import severity
 from tf_covid.atomic import sweep, workshop
 from tf_covid.errors import OutputError
 from tf_covid.local import LocalModels
+from tf_covid.scan.checks import LEAST_SLICES
 from tf_covid.serving import warmup
 from tf_covid.serving.signatures import Road, Signature
 
@@ -160,7 +161,7 @@ def _papers(models: LocalModels, road: Road) -> dict[str, str]:
             "shape": "int32 (N, 3), slices, height and width of hu_bytes",
             "clip": f"float32 (N, {', '.join(map(str, card['clip']))}), windowed, masked and scaled",
         },
-        "refuse": "slices_kept is 0 where a scan shows too little lung; all its answers are NaN then",
+        "refuse": f"slices_kept below {LEAST_SLICES}: too little lung for an answer; at 0 all answers are NaN",
         "preprocessing": card["preprocessing"],
     }
     return {

@@ -18,4 +18,6 @@ def need(module: str, extra: str = "serve") -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         missing = (error.name or module).partition(".")[0]
-        raise ServingError(f'{missing} is not installed; pip install "tf-covid[{extra}]" brings it') from error
+        raise ServingError(
+            f'{missing} is not installed; pip install -e ".[{extra}]" in the checkout brings it'
+        ) from error
