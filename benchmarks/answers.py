@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 TOGETHER = "mean of all"
 CLASSES = range(len(LABELS))
 
+#: Between which shares of diseased lung, in percent, chests are counted together.
+EXTENTS = (0.0, 0.5, 1.0, 2.0, 5.0, 100.0)
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -29,6 +33,7 @@ class Answers:
         scores: (N,) CT scores of each model; NaN where it has none.
         classes: (N,), the truth.
         true_scores: (N,), the truth.
+        involved: (N,) percent of the true lungs that lie in lesions.
         settings: What was drawn about each chest, its slice thickness among it.
         refused: How many chests had too little lung for an answer.
     """
@@ -37,6 +42,7 @@ class Answers:
     scores: dict[str, np.ndarray]
     classes: np.ndarray
     true_scores: np.ndarray
+    involved: np.ndarray
     settings: list[dict[str, Any]]
     refused: int
 
@@ -78,16 +84,18 @@ def ask(models: LocalModels, cases: Iterable[Case]) -> Answers:
             continue
         shares.append(found[0])
         scores.append(found[1])
-        truths.append((case.severity, case.ct_score))
+        truths.append((case.severity, case.ct_score, 100.0 * np.mean(case.lesions[case.lungs])))
         settings.append({**case.settings, "slice_thickness_mm": case.spacing_mm[0]})
     if not shares:
         raise SystemExit("every chest was refused: is this lung model trained?")
     named = names(models)
+    classes, true_scores, involved = (np.array(column) for column in zip(*truths, strict=True))
     return Answers(
         probabilities=dict(zip(named, np.stack(shares, axis=1), strict=True)),
         scores=dict(zip(named, np.stack(scores, axis=1), strict=True)),
-        classes=np.array([one for one, _ in truths]),
-        true_scores=np.array([one for _, one in truths], float),
+        classes=classes,
+        true_scores=true_scores.astype(float),
+        involved=involved,
         settings=settings,
         refused=refused,
     )
@@ -141,6 +149,21 @@ def recall_table(answers: Answers) -> str:
         [model, *(number(mean(answers.found(model)[answers.classes == one] == one)) for one in CLASSES)]
         for model in answers.probabilities
     ))  # fmt: skip
+
+
+def missed_table(answers: Answers) -> str:
+    """A row for each extent of disease: how many of these chests are answered “no findings”.
+
+    Args:
+        answers: Of chests with disease and without; those without do not count.
+    """
+    header = ("of the lungs diseased", "chests", *(f"{model}: {LABELS[0]}" for model in answers.probabilities))
+    rows = []
+    for low, high in pairwise(EXTENTS):
+        there = (answers.classes > 0) & (answers.involved > low) & (answers.involved <= high)
+        counts = (int((answers.found(model)[there] == 0).sum()) for model in answers.probabilities)
+        rows.append([f"over {low:g} to {high:g} %", int(there.sum()), *counts])
+    return table(header, rows)
 
 
 def confusion_tables(answers: Answers) -> list[str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import click
 import numpy as np
-from answers import Answers, agreement_table, answer, ask, confusion_tables, names, recall_table
+from answers import Answers, agreement_table, answer, ask, confusion_tables, missed_table, names, recall_table
 from audit import healthy_table, shortcut_table
 from real import BASE, CIP, present
 from stress import AIM, STRESSES, reached
@@ -125,6 +125,7 @@ def main(
     page.put("agreement", f"{_counted(answers, 'unseen synthetic chests')}; {by}:", agreement_table(answers))
     page.put("recall", recall_table(answers))
     page.put("confusion", *confusion_tables(answers))
+    page.put("missed", missed_table(answers))
     sound = ask(models, unseen(folder, range(HEALTHY, HEALTHY + 5 * healthy, 5)))
     page.put("healthy", f"{_counted(sound, 'synthetic chests without disease')}; {by}:", healthy_table(sound))
     page.put("shortcuts", f"The same {len(sound.classes)} chests:", shortcut_table(sound))
