@@ -139,6 +139,8 @@ def test_a_bright_map_of_a_clean_scan_is_not_left_alone(make_case: Any, number: 
     caution = "No findings: bright colours need not mean disease."
     assert (caution in Page(render(*make_case(severity=found))).text) == (number == 0)
     assert "bright colours" not in Page(render(*make_case(severity=found, attention=False))).text
+    empty = Finding("attention_empty", "info", "Nothing in the scan raises the target: the map is empty.")
+    assert "bright colours" not in Page(render(*make_case(severity=found, findings=(empty,)))).text
 
 
 def test_a_covid_answer(covid_case: Any) -> None:

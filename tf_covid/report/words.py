@@ -178,10 +178,10 @@ def involvement_meaning(lungs: Lungs) -> str:
 def attention_caution(result: Result) -> str:
     """What must be said beside the colours where the answer is that nothing was found; else nothing.
 
-    The map fills its scale in every scan: in a clean one whatever raised the answer a little is as bright as a lesion.
-    It is no promise that there is none: mild disease is missed.
+    A map that is not empty fills its scale: in a clean scan whatever raised the answer a little is as bright as a
+    lesion. It is no promise that there is none: mild disease is missed.
     """
-    if headline(result).rank != 0:
+    if headline(result).rank != 0 or any(finding.code == "attention_empty" for finding in result.findings):
         return ""
     answer = "Negative" if result.covid is not None and result.severity is None else "No findings"
     return f"{answer}: bright colours need not mean disease."
