@@ -118,7 +118,7 @@ class Explainer:
 
     @contextmanager
     def randomised(self, seed: int, *, head_only: bool) -> Iterator[None]:
-        """The network with fresh random weights behind its last endpoint, or everywhere."""
+        """The network with fresh random weights behind the endpoint that `infer` explains, or everywhere."""
         keras.utils.set_random_seed(seed)
         fresh = NETWORKS[self.contract.model].build(**self.contract.arguments)
         trained = self.network.get_weights()

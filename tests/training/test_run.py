@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 
 from tf_covid.atomic import _where
+from tf_covid.errors import TrainingError
 from tf_covid.training import run
 
 
@@ -83,6 +84,18 @@ def test_a_new_output_learns_alone():
         same = all(np.array_equal(*pair) for pair in zip(layer.get_weights(), before[layer.name], strict=True))
         assert same == (layer.name != "new"), layer.name
     assert {layer.name for layer in network.layers if not layer.trainable} == {"kept"}
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_training_whose_loss_is_no_number_ends(tmp_path):
+    network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, name="new")])
+    data = tf.data.Dataset.from_tensors((np.full((2, 1), np.nan, np.float32), np.ones((2, 1), np.float32))).repeat()
+    with pytest.raises(TrainingError, match="not_finite: the loss is no number any more in epoch 1"):
+        run.fit(network, data, tmp_path, epochs=3, steps=2, rate=1e-3, loss="mse")
+    network = keras.Model(network.inputs, {"new": network.outputs[0]})
+    data = data.map(lambda x, y: (x, {"new": y}))
+    with pytest.raises(TrainingError, match="not_finite: the loss of new"):
+        run.alone(network, ["new"], data, steps=2, rate=1e-3, loss={"new": "mse"})
 
 
 if __name__ == "__main__":  # the process that is killed

@@ -14,11 +14,12 @@ from tf_covid.stratifier_model import Stratifier
 from tf_covid.training import augment, cases
 from tf_covid.training.average import averaged
 from tf_covid.training.average import main as average_lungs
-from tf_covid.training.clips import make_clips, masked, read_clips
+from tf_covid.training.clips import Clips, make_clips, masked, read_clips
 from tf_covid.training.dense import pooled, quick, supervised
 from tf_covid.training.losses import disease_loss, mask_loss
 from tf_covid.training.lungs import main as train_lungs
 from tf_covid.training.run import start_from
+from tf_covid.training.severity import RECIPES, teach
 from tf_covid.training.severity import main as train_severity
 from tf_covid.weights import Contract, load, save_model
 
@@ -55,6 +56,10 @@ def test_both_networks_train_and_write_file_and_card(tmp_path, monkeypatch, capl
         card = (tmp_path / name / "README.md").read_text()
         assert model.sha256 in card and "| 2 | " in card
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["README.md", "model.keras"]
+    first, more = (load(tmp_path / name / "model.keras").network for name in ("severity", "severity-more"))
+    before, after = (network.get_layer("Conv3d_1a_7x7_conv").get_weights()[0] for network in (first, more))
+    assert not np.array_equal(before, after), "what is written is what was taught"
+    np.testing.assert_allclose(before, after, atol=0.02, err_msg="it did not go on from the file")
     assert caplog.text.count("alone: loss") == 1, "what has learned before meets its new outputs' gradients late"
     lungs = load(tmp_path / "lungs" / "model.keras")
     assert lungs.network.output["logits"].shape[-1] == 2, "lung, and diseased lung"
@@ -196,6 +201,33 @@ def test_the_disease_of_a_corner_is_asked_for_in_that_corner():
     assert cells[0, 3, 1, 0, 0] == 1.0 and cells.sum() == 1.0
     logits = np.where(cells > 0, 9.0, -9.0).astype(np.float32)
     assert float(disease_loss(cells, logits)) < 0.01 < 1.0 < float(disease_loss(cells, -logits))
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_new_outputs_learn_alone_at_the_start_only(tmp_path, monkeypatch, killed):
+    """And the arithmetic is that of the precision; no network is trained here, the calls are looked at."""
+    calls = []
+    monkeypatch.setattr("tf_covid.training.severity.alone", lambda pupil, *_, **__: calls.append(("alone", pupil)))
+    monkeypatch.setattr("tf_covid.training.severity.fit", lambda pupil, *_, **__: calls.append(("fit", pupil)) or {})
+    if killed:
+        (tmp_path / "curves.json").write_text('{"0": {"loss": 1.5}}')
+        (tmp_path / "backup").mkdir()
+    network = RECIPES["ltc"].build((16, 32, 32, 1), classes=5, ct_score=True, dense=8, dtype="mixed_bfloat16")
+    unet = UNet((32, 32, 1), depth=1, filters=2)
+    clips = Clips(np.zeros((2, 3, 16, 32, 32), np.uint8), np.zeros(2, np.int32), np.zeros(2, np.float32))
+    teach(network, RECIPES["ltc"], Stratifier(network, unet), clips, tmp_path, epochs=1, steps=1, batch=2, rate=1e-3,
+          seed=0, knows=True)  # fmt: skip
+    assert [name for name, _ in calls] == ["fit"] if killed else ["alone", "fit"]
+    pupil = calls[0][1]
+    assert {output.dtype for output in pupil.output.values()} == {"float32"} and len(pupil.output) == 4
+    convolutions = ("conv1", "conv2", "conv3", "conv4", "conv5")
+    assert {pupil.get_layer(name).compute_dtype for name in convolutions} == {"bfloat16"}
+
+
+def test_an_i3d_is_not_trained_in_bfloat16(tmp_path):
+    options = ["--cases", str(tmp_path), "--out", str(tmp_path / "x"), "--precision", "bfloat16"]
+    result = CliRunner().invoke(train_severity, options)
+    assert result.exit_code == 2 and "no number in bfloat16" in result.output
 
 
 def test_ltc_is_not_trained_on_a_clip_that_it_does_not_see_whole(tmp_path):

@@ -140,7 +140,7 @@ def read_series_tfio(path: SeriesPath) -> np.ndarray:
 
 def _decoder() -> Any:
     """`tfio.image.decode_dicom_image`, where it works."""
-    way = "pip install -e '.[tfio]' in a virtual environment of its own, or read with tf_covid.read"
+    way = "pip install -e '.[tfio]' in the checkout, into a virtual environment of its own, or read with tf_covid.read"
     if not tf.__version__.startswith(_TENSORFLOW):
         raise ExtraMissing(
             f"tensorflow-io loads beside TensorFlow {_TENSORFLOW}x only, and this is {tf.__version__}: {way}"

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_covid.atomic import sweep, write_text
-from tf_covid.errors import ModelError
+from tf_covid.errors import ModelError, TrainingError
 from tf_covid.weights import Preprocessing, catalog, load, read_contract
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,15 @@ class Log(keras.callbacks.Callback):
         self.path, self.curves = path, _curves(path.parent)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Write both."""
+        """Write both.
+
+        Raises:
+            TrainingError: If the loss is no number any more.
+        """
         found = {name: float(value) for name, value in (logs or {}).items()}
+        if not np.isfinite(found["loss"]):
+            # Before the backup of this epoch is made: that of the one before stays.
+            raise TrainingError(f"not_finite: the loss is no number any more in epoch {epoch + 1}; try a lower rate")
         log.info("epoch %d: %s", epoch + 1, ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
         self.curves[epoch] = found
         write_text(json.dumps(self.curves), self.path)
@@ -177,7 +184,10 @@ def alone(
     weights = {name: float(name in names) for name in loss}
     network.compile(keras.optimizers.Adam(rate), jit_compile=False, loss=loss, loss_weights=weights)
     kept = network.fit(data, epochs=1, steps_per_epoch=steps, shuffle=False, verbose=0)
-    log.info("%s alone: loss %.4f", ", ".join(names), kept.history["loss"][-1])
+    loss_now = kept.history["loss"][-1]
+    if not np.isfinite(loss_now):
+        raise TrainingError(f"not_finite: the loss of {', '.join(names)} is no number any more; try a lower rate")
+    log.info("%s alone: loss %.4f", ", ".join(names), loss_now)
     for layer in network.layers:
         layer.trainable = before[layer.name]
 

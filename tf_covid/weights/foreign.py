@@ -237,8 +237,8 @@ def _torch(path: Path) -> Found:
     except ImportError as error:
         raise UnsafeFile(
             "torch_missing",
-            f"{path}: reading it needs torch (pip install torch); or save the same state_dict as "
-            ".safetensors where torch is installed (safetensors.torch.save_file), which needs nothing here",
+            f"{path}: reading it needs torch (pip install -e '.[torch]' in the checkout); or save the same state_dict "
+            "as .safetensors where torch is installed (safetensors.torch.save_file), which needs nothing here",
         ) from error
     if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < (2, 6):
         # CVE-2025-32434: before 2.6 `weights_only=True` could be led to run code.
