@@ -437,7 +437,7 @@ def test_without_a_safe_torch_a_pickle_is_refused(torch, code, monkeypatch, tmp_
     with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
     monkeypatch.setitem(sys.modules, "torch", torch)
-    with pytest.raises(UnsafeFile, match=r"tf-covid\[torch\]|2\.6") as caught:
+    with pytest.raises(UnsafeFile, match=r"\.\[torch\]|2\.6") as caught:
         import_weights(tmp_path / "a.pt", Wish("i3d"), tmp_path / "x.keras")
     assert caught.value.code == code
 
