@@ -88,7 +88,7 @@ def real_table(models: LocalModels, paths: dict[str, Path]) -> str:
     for name, path in paths.items():
         result = tf_covid.stratify(tf_covid.read(path), models, attention="none")
         if result.severity is None or result.lungs is None:
-            codes = ", ".join(finding.code for finding in result.findings)
+            codes = ", ".join(flag.code for flag in result.quality_flags)
             rows.append([name, f"{result.status}: {codes}", *[NONE] * (len(header) - 2)])
             continue
         scores = [number(one.ct_score, 1) for one in result.models]

@@ -20,7 +20,7 @@ import tf_covid
 from tf_covid.cli import main
 from tf_covid.phantom import draw_chest
 from tf_covid.phantom.files import write_dicom, write_nifti_volume
-from tf_covid.scan import lung_findings
+from tf_covid.scan import lung_flags
 
 SEED = 5  # class 0 … 4 follows from severity=
 
@@ -163,7 +163,7 @@ def test_a_users_own_mask_is_used(patient, chest, answered, tmp_path):
     write_nifti_volume(one_lung, chest.affine, tmp_path / "mask.nii.gz")
     result = run(patient / "volume.nii.gz", "--out", tmp_path / "out", "--lungs", tmp_path / "mask.nii.gz")
     values = answer(tmp_path / "out" / "volume")
-    assert "class" in result.stdout and "one_lung" in [finding["code"] for finding in values["findings"]]
+    assert "class" in result.stdout and "one_lung" in [flag["code"] for flag in values["quality_flags"]]
     assert values["lungs"]["volume_ml"] == pytest.approx(one_lung.sum() * np.prod(chest.spacing_mm) / 1000, rel=0.06)
     two = CliRunner().invoke(main, ["infer", str(patient / "volume.nii.gz"), str(patient / "ward"), "--out",
                                     str(tmp_path / "no"), "--lungs", str(tmp_path / "mask.nii.gz")])  # fmt: skip
@@ -189,7 +189,7 @@ def test_a_zip_of_the_folder_answers_too(patient, answered, tmp_path):
 
 
 def rubbish(folder, chest):
-    """Name of a bad input → how to make it, and the code of its finding."""
+    """Name of a bad input → how to make it, and the code of its flag."""
 
     def bones(path):
         write_nifti_volume(np.where(chest.hu > -300, chest.hu, 20).astype(np.int16), chest.affine, path)
@@ -226,9 +226,9 @@ def test_rubbish_gets_one_line_each_and_the_rest_is_done(patient, chest, tmp_pat
     for name, (_, code) in bad.items():
         case = name.split(".")[0]
         values = answer(tmp_path / "out" / case)
-        assert set(values) == {"case", "status", "findings", "versions"} and values["status"] == "refused"
+        assert set(values) == {"case", "status", "quality_flags", "versions"} and values["status"] == "refused"
         assert rows[case]["status"] == "refused" and rows[case]["class"] == ""
-        assert code is None or code in rows[case]["findings"].split()
+        assert code is None or code in rows[case]["quality_flags"].split()
 
 
 def test_a_refusal_is_tried_again_and_never_in_the_way(patient, tmp_path):
@@ -306,16 +306,16 @@ def test_lungs_of_the_real_scan(real_ct, tmp_path):
     assert 2 * (truth & found).sum() / (truth.sum() + found.sum()) >= 0.96
 
 
-def test_the_real_lung_base_gets_its_finding(real_ct, tmp_path):
+def test_the_real_lung_base_gets_its_quality_flag(real_ct, tmp_path):
     result = run(real_ct / "totalsegmentator" / "example_ct.nii.gz", "--out", tmp_path, code=1)
-    codes = [finding["code"] for finding in answer(tmp_path / "example_ct")["findings"]]
+    codes = [flag["code"] for flag in answer(tmp_path / "example_ct")["quality_flags"]]
     assert "lungs_cut_off" in codes and ("few_slices" in codes or "no_lung" in codes)
     assert "Traceback" not in result.output
 
 
 def test_cut_off_is_measured_where_it_is():
     shares = np.linspace(0.2, 0, 30)
-    codes = {finding.code: finding.value for finding in lung_findings(shares, spacing_mm=5.0)}
+    codes = {flag.code: flag.value for flag in lung_flags(shares, spacing_mm=5.0)}
     assert codes["lungs_cut_off"] == "apex"
 
 

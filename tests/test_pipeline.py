@@ -104,7 +104,7 @@ def test_a_users_mask_needs_no_lung_model_that_finds_no_disease(plain, scan, mon
 @pytest.mark.parametrize(
     ("score", "level"), [(0.4, None), (0.5, "info"), (2.4, "info"), (2.5, "warning"), (20.0, "warning")]
 )
-def test_a_score_of_another_class_is_a_finding(finder, scan, monkeypatch, score, level):
+def test_a_score_of_another_class_is_a_quality_flag(finder, scan, monkeypatch, score, level):
     """The network's probabilities say “no findings”, its score what it is set to."""
     asked = finder.classify
 
@@ -117,7 +117,7 @@ def test_a_score_of_another_class_is_a_finding(finder, scan, monkeypatch, score,
     monkeypatch.setattr(finder, "classify", classify)
     result = stratify(scan, finder, attention="none")
     assert result.severity.number == 0 and result.severity.ct_score == pytest.approx(score)
-    found = [finding for finding in result.findings if finding.code == "score_class_mismatch"]
-    assert [finding.level for finding in found] == [level] * (level is not None)
+    found = [flag for flag in result.quality_flags if flag.code == "score_class_mismatch"]
+    assert [flag.level for flag in found] == [level] * (level is not None)
     if found:
         assert found[0].value == round(score, 1) and "“no findings”" in found[0].message

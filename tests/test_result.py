@@ -7,12 +7,12 @@ import json
 
 import pytest
 
-from tf_covid.result import Attention, Finding, Lungs, ModelAnswer, Result, Series, Severity
+from tf_covid.result import Attention, Lungs, ModelAnswer, QualityFlag, Result, Series, Severity
 
 FULL = Result(
     case="a",
     status="repaired",
-    findings=(Finding("missing_slices", "warning", "3 gaps", 3),),
+    quality_flags=(QualityFlag("missing_slices", "warning", "3 gaps", 3),),
     versions={"tf-covid": "0"},
     series=Series(148, (148, 512, 512), (2.0, 0.75, 0.75), (7,), "thinnest"),
     lungs=Lungs(4812.0, 2200.0, 2612.0, 109, 148, 12.4, (0.0,)),
@@ -26,10 +26,10 @@ FULL = Result(
 def test_keys_are_the_contracts_in_its_order():
     values = json.loads(FULL.to_json())
     assert list(values) == [
-        "case", "status", "findings", "series", "lungs", "severity", "covid", "attention", "models", "timings_s",
+        "case", "status", "quality_flags", "series", "lungs", "severity", "covid", "attention", "models", "timings_s",
         "versions",
     ]  # fmt: skip
-    assert list(values["findings"][0]) == ["code", "level", "message", "value"]
+    assert list(values["quality_flags"][0]) == ["code", "level", "message", "value"]
     assert list(values["series"]) == ["slices", "shape", "spacing_mm", "interpolated", "chosen_because"]
     assert list(values["lungs"]) == [
         "volume_ml", "left_ml", "right_ml", "slices_kept", "slices_total", "involvement_percent",
@@ -44,7 +44,7 @@ def test_keys_are_the_contracts_in_its_order():
 
 def test_a_refusal_has_four_keys_and_nothing_else():
     refused = dataclasses.replace(FULL, status="refused")
-    assert list(refused.as_dict()) == ["case", "status", "findings", "versions"]
+    assert list(refused.as_dict()) == ["case", "status", "quality_flags", "versions"]
 
 
 def test_identifiers_only_where_they_were_put():

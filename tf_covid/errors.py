@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tf_covid.result import Finding
+    from tf_covid.result import QualityFlag
 
 
 class TfCovidError(Exception):
@@ -17,17 +17,17 @@ class ScanRefused(TfCovidError):
     """A scan that cannot be answered honestly.
 
     Args:
-        findings: What was found; at least one has level "error".
+        quality_flags: What was found; at least one has level "error".
 
     The message is that of the first error.
     """
 
-    def __init__(self, findings: Sequence[Finding]) -> None:
-        self.findings = tuple(findings)
-        errors = [finding for finding in self.findings if finding.level == "error"]
+    def __init__(self, quality_flags: Sequence[QualityFlag]) -> None:
+        self.quality_flags = tuple(quality_flags)
+        errors = [flag for flag in self.quality_flags if flag.level == "error"]
         if not errors:
-            raise ValueError("a refusal needs at least one finding of level 'error'")
-        super().__init__("; ".join(f"{finding.code}: {finding.message}" for finding in errors))
+            raise ValueError("a refusal needs at least one quality flag of level 'error'")
+        super().__init__("; ".join(f"{flag.code}: {flag.message}" for flag in errors))
 
 
 class ModelError(TfCovidError):

@@ -17,7 +17,7 @@ from tf_covid.attention import Axis, Split
 from tf_covid.errors import ModelError, ScanRefused
 from tf_covid.layers.resample import full_axis_matrix, in_plane
 from tf_covid.models import NETWORKS
-from tf_covid.result import Finding
+from tf_covid.result import QualityFlag
 from tf_covid.stratifier_model import Stratifier
 from tf_covid.weights import Contract, LoadedModel, load
 
@@ -232,7 +232,7 @@ def finite_probabilities(name: str, logits: np.ndarray, ct_score: float | None) 
         ScanRefused: If logits or CT score are not finite.
     """
     if not (np.isfinite(logits).all() and np.isfinite(ct_score or 0.0)):
-        raise ScanRefused([Finding("not_finite", "error", f"The answer of {name} is not a finite number.")])
+        raise ScanRefused([QualityFlag("not_finite", "error", f"The answer of {name} is not a finite number.")])
     shares = np.exp(logits.astype(np.float64) - logits.max())
     return shares / shares.sum()
 

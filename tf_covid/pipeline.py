@@ -13,8 +13,8 @@ import numpy as np
 from tf_covid import severity
 from tf_covid.errors import ScanRefused
 from tf_covid.lungs import LungReading, read_lungs
-from tf_covid.result import Attention, Covid, Finding, Level, Maps, ModelAnswer, Result, Series, Severity
-from tf_covid.scan import Scan, lung_findings
+from tf_covid.result import Attention, Covid, Level, Maps, ModelAnswer, QualityFlag, Result, Series, Severity
+from tf_covid.scan import Scan, lung_flags
 
 if TYPE_CHECKING:
     from tf_covid.local import Answer, Segmentation
@@ -100,7 +100,7 @@ def stratify(
     try:
         answers = _gate_then_classify(scan, models, found.probability)
     except ScanRefused as refusal:
-        return refused(scan.case, refusal.findings)
+        return refused(scan.case, refusal.quality_flags)
     keep = answers[0].keep
     measuring = time.perf_counter()
     # A user's mask tells where the lungs are, not what is diseased within them.
@@ -116,13 +116,15 @@ def stratify(
     timings["attention"] = time.perf_counter() - looking
     timings["total"] = time.perf_counter() - start
 
-    findings = [*scan.findings, *_findings(scan, models, reading, number, score)]
+    quality_flags = [*scan.quality_flags, *_flags(scan, models, reading, number, score)]
     if volume is not None and not volume.any():
-        findings.append(Finding("attention_empty", "info", "Nothing in the scan raises the target: the map is empty."))
+        quality_flags.append(
+            QualityFlag("attention_empty", "info", "Nothing in the scan raises the target: the map is empty.")
+        )
     return Result(
         case=scan.case,
         status="repaired" if scan.repaired else "pass",
-        findings=tuple(findings),
+        quality_flags=tuple(quality_flags),
         versions=versions() | models.versions,
         series=_series(scan, identifiers),
         lungs=reading.lungs,
@@ -135,9 +137,9 @@ def stratify(
     )
 
 
-def refused(case: str, findings: Sequence[Finding]) -> Result:
+def refused(case: str, quality_flags: Sequence[QualityFlag]) -> Result:
     """The result of a scan that cannot be answered."""
-    return Result(case=case, status="refused", findings=tuple(findings), versions=versions())
+    return Result(case=case, status="refused", quality_flags=tuple(quality_flags), versions=versions())
 
 
 def versions() -> dict[str, str]:
@@ -153,7 +155,7 @@ def _models(model: str | Path | Sequence[str | Path] | Models, precision: str) -
     return LocalModels([model] if isinstance(model, (str, Path)) else list(model), precision=precision)
 
 
-def gate(models: Models, probability: np.ndarray, spacing_mm: tuple[float, float, float]) -> Sequence[Finding]:
+def gate(models: Models, probability: np.ndarray, spacing_mm: tuple[float, float, float]) -> Sequence[QualityFlag]:
     """What the lungs of a scan do not allow; with an "error" among it the scan is refused.
 
     Args:
@@ -163,18 +165,18 @@ def gate(models: Models, probability: np.ndarray, spacing_mm: tuple[float, float
         spacing_mm: Voxel size along (D, H, W).
     """
     share = (probability > 0.5).mean(axis=(1, 2))
-    return lung_findings(share, min_fraction=models.slice_minimum, spacing_mm=spacing_mm)
+    return lung_flags(share, min_fraction=models.slice_minimum, spacing_mm=spacing_mm)
 
 
-def refuses(findings: Sequence[Finding]) -> bool:
-    """Whether one of the findings is an error."""
-    return any(finding.level == "error" for finding in findings)
+def refuses(quality_flags: Sequence[QualityFlag]) -> bool:
+    """Whether one of the quality flags is an error."""
+    return any(flag.level == "error" for flag in quality_flags)
 
 
 def _gate_then_classify(scan: Scan, models: Models, probability: np.ndarray) -> list[Answer]:
-    findings = gate(models, probability, scan.spacing_mm)
-    if refuses(findings):
-        raise ScanRefused([*scan.findings, *findings])
+    quality_flags = gate(models, probability, scan.spacing_mm)
+    if refuses(quality_flags):
+        raise ScanRefused([*scan.quality_flags, *quality_flags])
     return models.classify(scan.hu, probability)
 
 
@@ -196,32 +198,32 @@ def _attend(
     return volume, Attention(method, target, models.endpoint, fraction, per_slice)
 
 
-def _findings(scan: Scan, models: Models, reading: LungReading, number: int, score: float | None) -> list[Finding]:
+def _flags(scan: Scan, models: Models, reading: LungReading, number: int, score: float | None) -> list[QualityFlag]:
     # Of the cleaned mask: a table's tube in the last slice does not cut a lung off. Too little lung was refused before.
-    limits = lung_findings(reading.share, min_fraction=models.slice_minimum, spacing_mm=scan.spacing_mm)
-    found = [finding for finding in limits if finding.level != "error"]
+    limits = lung_flags(reading.share, min_fraction=models.slice_minimum, spacing_mm=scan.spacing_mm)
+    found = [flag for flag in limits if flag.level != "error"]
     lungs = reading.lungs
     low, high = USUAL_VOLUME_ML
     if not low <= lungs.volume_ml <= high:
         message = f"The lungs measure {lungs.volume_ml:.0f} ml; adults' mostly lie within {low:.0f}–{high:.0f} ml."
-        found.append(Finding("unusual_lung_volume", "warning", message, round(lungs.volume_ml)))
+        found.append(QualityFlag("unusual_lung_volume", "warning", message, round(lungs.volume_ml)))
     if min(lungs.left_ml, lungs.right_ml) < 0.1 * lungs.volume_ml:
         side = "left" if lungs.left_ml < lungs.right_ml else "right"
-        found.append(Finding("one_lung", "warning", f"Hardly any {side} lung was found; look at the mask.", side))
+        found.append(QualityFlag("one_lung", "warning", f"Hardly any {side} lung was found; look at the mask.", side))
     if models.task == "severity" and score is not None:
         found += _mismatch(number, score)
     return found
 
 
-def _mismatch(number: int, score: float) -> list[Finding]:
-    """The finding of a CT score that belongs to another class than the probabilities."""
+def _mismatch(number: int, score: float) -> list[QualityFlag]:
+    """The flag of a CT score that belongs to another class than the probabilities."""
     outside = severity.points_outside(score, number)
     if not outside:
         return []
     other, own = severity.LABELS[severity.severity_class(score)], severity.LABELS[number]
     message = f"The CT score of {score:.1f} belongs to the class “{other}”, the probabilities to “{own}”."
     level: Level = "info" if outside <= NEAR_POINTS else "warning"
-    return [Finding("score_class_mismatch", level, message, round(score, 1))]
+    return [QualityFlag("score_class_mismatch", level, message, round(score, 1))]
 
 
 def _series(scan: Scan, identifiers: bool) -> Series:

@@ -17,7 +17,7 @@ DISCLAIMER = "Research software, not a medical device. Not for diagnosis or trea
 
 
 @dataclass(frozen=True)
-class Finding:
+class QualityFlag:
     """One thing that was noticed about a scan.
 
     Args:
@@ -128,12 +128,12 @@ class Maps:
 class Result:
     """Everything that we say about one scan.
 
-    A refused case has `case`, `status`, `findings` and `versions` only.
+    A refused case has `case`, `status`, `quality_flags` and `versions` only.
     """
 
     case: str
     status: Literal["pass", "repaired", "refused"]
-    findings: tuple[Finding, ...]
+    quality_flags: tuple[QualityFlag, ...]
     versions: dict[str, str]
     series: Series | None = None
     lungs: Lungs | None = None
@@ -150,7 +150,7 @@ class Result:
         head: dict[str, Any] = {
             "case": self.case,
             "status": self.status,
-            "findings": [dataclasses.asdict(finding) for finding in self.findings],
+            "quality_flags": [dataclasses.asdict(flag) for flag in self.quality_flags],
         }
         if self.status == "refused":
             return head | {"versions": self.versions}

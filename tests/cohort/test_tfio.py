@@ -64,7 +64,7 @@ def code_of(folder) -> str:
 
     with pytest.raises(ScanRefused) as caught:
         dicom_dataset([folder])
-    return caught.value.findings[0].code
+    return caught.value.quality_flags[0].code
 
 
 @needs_tfio

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tf_covid.result import Attention, Covid, Finding, Lungs, Maps, ModelAnswer, Result, Series, Severity
+from tf_covid.result import Attention, Covid, Lungs, Maps, ModelAnswer, QualityFlag, Result, Series, Severity
 from tf_covid.scan import Scan, SourceGrid
 
 SHAPE = (40, 60, 76)
@@ -56,7 +56,7 @@ def refused() -> Result:
     return Result(
         case="case-1",
         status="refused",
-        findings=(Finding("not_ct", "error", "The modality is MR; only CT is read.", "MR"),),
+        quality_flags=(QualityFlag("not_ct", "error", "The modality is MR; only CT is read.", "MR"),),
         versions={"tf-covid": "0.1.0"},
     )
 
@@ -85,9 +85,9 @@ def _answer(hu: np.ndarray, lungs: np.ndarray, heat: np.ndarray | None, fields: 
     defaults: dict[str, Any] = {
         "case": "case-1",
         "status": "pass",
-        "findings": (
-            Finding("series_candidates", "info", "Two stacks were found.", 2),
-            Finding("lungs_cut_off", "warning", "The lungs reach the last slice.", "base"),
+        "quality_flags": (
+            QualityFlag("series_candidates", "info", "Two stacks were found.", 2),
+            QualityFlag("lungs_cut_off", "warning", "The lungs reach the last slice.", "base"),
         ),
         "versions": {"tf-covid": "0.1.0", "tensorflow": "2.21.0"},
         "series": Series(hu.shape[0], SHAPE, SPACING_MM, (), "the only axial series"),

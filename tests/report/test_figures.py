@@ -51,5 +51,5 @@ def test_without_attention_and_for_covid(make_case: Any, covid_case: Any) -> Non
 
 
 def test_what_is_missing_is_left_out(make_case: Any) -> None:
-    pixels = drawn(make_case(severity=None, lungs=None, series=None, models=(), findings=(), timings_s={}))
+    pixels = drawn(make_case(severity=None, lungs=None, series=None, models=(), quality_flags=(), timings_s={}))
     assert pixels.std() > 25, "not blank"

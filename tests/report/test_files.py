@@ -27,10 +27,10 @@ ANSWERED = {"result.json", "report.html", "montage.png", "lungs.nii.gz", "attent
 _WRITER = """
 import os, pathlib, signal, sys
 from tf_covid.report import html, write_case
-from tf_covid.result import Finding, Result
+from tf_covid.result import QualityFlag, Result
 {before}
-finding = Finding("not_ct", "error", "Not a CT.")
-write_case(Result("case-1", "refused", (finding,), {{"run": "killed"}}), None, pathlib.Path(sys.argv[1]))
+flag = QualityFlag("not_ct", "error", "Not a CT.")
+write_case(Result("case-1", "refused", (flag,), {{"run": "killed"}}), None, pathlib.Path(sys.argv[1]))
 """
 
 
@@ -60,7 +60,7 @@ def test_without_attention_there_is_no_map(make_case: Any, tmp_path: Path) -> No
 def test_a_refused_case_has_its_reason_only(refused: Result, tmp_path: Path) -> None:
     write_case(refused, None, tmp_path / "case-1")
     assert names(tmp_path / "case-1") == {"result.json", "report.html"}
-    assert refused.findings[0].message in (tmp_path / "case-1/report.html").read_text("utf-8")
+    assert refused.quality_flags[0].message in (tmp_path / "case-1/report.html").read_text("utf-8")
 
 
 def test_result_json_is_the_result(make_case: Any, tmp_path: Path) -> None:

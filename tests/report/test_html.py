@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tf_covid.report.html import render
-from tf_covid.result import DISCLAIMER, Finding, Result, Severity
+from tf_covid.result import DISCLAIMER, QualityFlag, Result, Severity
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}"
 
@@ -47,12 +47,12 @@ def test_the_answer_is_on_the_page(make_case: Any) -> None:
     for expected in (
         *("case-1", "severe", "15.4 of 25", "likely 12.1 to 18.9", "leave this one to a reader"),
         *("25 %", "74 %", "< 1 %", "Trained on phantoms.", "9f2c9f2c9f2c", "tensorflow 2.21.0", "total 5.90"),
-        *(finding.message for finding in result.findings),
+        *(flag.message for flag in result.quality_flags),
         *("does not compare patients", f"{result.lungs.slices_kept} of 40", "gradcam of severity at Mixed_5c"),
     ):
         assert expected in page.text, expected
     assert page.text.count(DISCLAIMER) >= 2
-    assert page.text.index("reach the last slice") < page.text.index("Two stacks"), "worst finding first"
+    assert page.text.index("reach the last slice") < page.text.index("Two stacks"), "worst flag first"
 
 
 @pytest.mark.parametrize(
@@ -91,12 +91,12 @@ def test_slice_numbers_and_places_agree(make_case: Any) -> None:
         assert float(z.replace("−", "-")) == 35.0 - 7.0 * (int(number) - 1)
 
 
-@pytest.mark.parametrize("where", ["case", "finding", "model", "version"])
+@pytest.mark.parametrize("where", ["case", "flag", "model", "version"])
 def test_hostile_text_stays_text(where: str, make_case: Any) -> None:
     result, scan = make_case()
     result = {
         "case": lambda: dataclasses.replace(result, case=HOSTILE),
-        "finding": lambda: dataclasses.replace(result, findings=(Finding("x", "info", HOSTILE),)),
+        "flag": lambda: dataclasses.replace(result, quality_flags=(QualityFlag("x", "info", HOSTILE),)),
         "model": lambda: dataclasses.replace(
             result, models=(dataclasses.replace(result.models[0], name=HOSTILE, note=HOSTILE, sha256=HOSTILE),)
         ),
@@ -139,8 +139,8 @@ def test_a_bright_map_of_a_clean_scan_is_not_left_alone(make_case: Any, number: 
     caution = "No findings: bright colours need not mean disease."
     assert (caution in Page(render(*make_case(severity=found))).text) == (number == 0)
     assert "bright colours" not in Page(render(*make_case(severity=found, attention=False))).text
-    empty = Finding("attention_empty", "info", "Nothing in the scan raises the target: the map is empty.")
-    assert "bright colours" not in Page(render(*make_case(severity=found, findings=(empty,)))).text
+    empty = QualityFlag("attention_empty", "info", "Nothing in the scan raises the target: the map is empty.")
+    assert "bright colours" not in Page(render(*make_case(severity=found, quality_flags=(empty,)))).text
 
 
 def test_a_covid_answer(covid_case: Any) -> None:
@@ -150,7 +150,9 @@ def test_a_covid_answer(covid_case: Any) -> None:
 
 
 def test_what_is_missing_is_left_out(make_case: Any) -> None:
-    text = Page(render(*make_case(severity=None, lungs=None, series=None, models=(), findings=(), timings_s={}))).text
+    text = Page(
+        render(*make_case(severity=None, lungs=None, series=None, models=(), quality_flags=(), timings_s={}))
+    ).text
     assert "not computed" in text and "None" not in text
 
 
@@ -158,7 +160,9 @@ def test_what_is_missing_is_left_out(make_case: Any) -> None:
     ("code", "way_out"), [("not_hu", "original values"), ("few_slices", "--lungs"), ("new", "axial")]
 )
 def test_a_refusal_says_why_and_what_to_do(code: str, way_out: str, refused: Result) -> None:
-    text = Page(render(dataclasses.replace(refused, findings=(Finding(code, "error", "Because."),)), None)).text
+    text = Page(
+        render(dataclasses.replace(refused, quality_flags=(QualityFlag(code, "error", "Because."),)), None)
+    ).text
     assert "refused" in text and "Because." in text and way_out in text and DISCLAIMER in text
     assert "not the same as" in text
 

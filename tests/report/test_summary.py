@@ -15,7 +15,7 @@ from tf_covid.result import Result
 
 HEADER = (
     "case,status,class,label,ct_score,probability_0,probability_1,probability_2,probability_3,probability_4,"
-    "involvement_percent,volume_ml,findings,seconds"
+    "involvement_percent,volume_ml,quality_flags,seconds"
 )
 
 
@@ -31,10 +31,10 @@ def test_the_columns_are_those_of_the_contract(make_case: Any, refused: Result, 
     answered, without = read(tmp_path / "out/summary.csv")
     assert answered["class"] == "2" and answered["label"] == "moderate" and answered["ct_score"] == "9.1"
     assert [float(answered[f"probability_{number}"]) for number in range(5)] == [0.02, 0.21, 0.6, 0.15, 0.02]
-    assert answered["findings"] == "series_candidates lungs_cut_off" and answered["seconds"] == "5.9"
+    assert answered["quality_flags"] == "series_candidates lungs_cut_off" and answered["seconds"] == "5.9"
     assert float(answered["volume_ml"]) == pytest.approx(result.lungs.volume_ml, abs=1e-6)
     filled = {name for name, cell in without.items() if cell}
-    assert filled == {"case", "status", "findings"}
+    assert filled == {"case", "status", "quality_flags"}
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["summary.csv"]
 
 

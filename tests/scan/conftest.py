@@ -13,7 +13,7 @@ import pytest
 
 from tf_covid.errors import ScanRefused
 from tf_covid.phantom.files import write_dicom
-from tf_covid.result import Finding
+from tf_covid.result import QualityFlag
 from tf_covid.scan import find_cases
 
 
@@ -69,19 +69,19 @@ def edit() -> Callable[[Path, Change], None]:
 
 
 @pytest.fixture(scope="session")
-def refused() -> Callable[[Path], dict[str, Finding]]:
+def refused() -> Callable[[Path], dict[str, QualityFlag]]:
     """The errors with which the one case of a path is refused, by code; the test fails if it is read."""
 
-    def read(path: Path) -> dict[str, Finding]:
+    def read(path: Path) -> dict[str, QualityFlag]:
         (case,) = find_cases(path)
         with pytest.raises(ScanRefused) as caught:
             case.read()
-        return {finding.code: finding for finding in caught.value.findings if finding.level == "error"}
+        return {flag.code: flag for flag in caught.value.quality_flags if flag.level == "error"}
 
     return read
 
 
 @pytest.fixture(scope="session")
-def findings() -> Callable[[object], dict[str, Finding]]:
-    """The findings of a scan, by code."""
-    return lambda scan: {finding.code: finding for finding in scan.findings}  # type: ignore[attr-defined]
+def quality_flags() -> Callable[[object], dict[str, QualityFlag]]:
+    """The quality flags of a scan, by code."""
+    return lambda scan: {flag.code: flag for flag in scan.quality_flags}  # type: ignore[attr-defined]

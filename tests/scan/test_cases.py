@@ -23,7 +23,7 @@ def pack(folder: Path, path: Path) -> Path:
     return path
 
 
-def test_a_hospital_folder(marker, tmp_path: Path, findings) -> None:
+def test_a_hospital_folder(marker, tmp_path: Path, quality_flags) -> None:
     """Nested, without extensions, with a viewer, a DICOMDIR, a report and a text beside the images."""
     root = tmp_path / "export"
     write_dicom(marker.hu, marker.affine, root / "A" / "B" / "C", shuffle_names=True)
@@ -36,7 +36,7 @@ def test_a_hospital_folder(marker, tmp_path: Path, findings) -> None:
     scan = read(root)
     np.testing.assert_array_equal(scan.hu, marker.hu)
     assert scan.case == "export"
-    assert findings(scan)["foreign_files"].value == 5
+    assert quality_flags(scan)["foreign_files"].value == 5
     assert read(root / "DICOMDIR").case == "export"
 
 
@@ -159,7 +159,7 @@ def test_a_link_keeps_its_own_name(marker, series: Path, tmp_path: Path, monkeyp
     assert read("..").case == "series"
 
 
-def test_answers_of_ours_are_no_input(marker, series: Path, findings) -> None:
+def test_answers_of_ours_are_no_input(marker, series: Path, quality_flags) -> None:
     """`infer . --out out`, again: the masks of the first run are volumes too."""
     before = read(series)
     answer = series / "out" / "series"
@@ -170,12 +170,12 @@ def test_answers_of_ours_are_no_input(marker, series: Path, findings) -> None:
     for name in (*files.CASE_FILES, ".DS_Store"):
         (answer / name).touch()
     after = read(series)
-    assert after.findings == before.findings and after.fingerprint == before.fingerprint
-    assert "no_scan" in {finding.code for case in find_cases(answer) for finding in case.findings}
+    assert after.quality_flags == before.quality_flags and after.fingerprint == before.fingerprint
+    assert "no_scan" in {flag.code for case in find_cases(answer) for flag in case.quality_flags}
     # Somebody else's files of these names lie beside images, which are not passed over.
     for name in ("result.json", "report.html"):
         (series / name).touch()
-    assert findings(read(series))["foreign_files"].value == 2
+    assert quality_flags(read(series))["foreign_files"].value == 2
 
 
 @pytest.mark.parametrize("name", ["scan", "ct-12", "drx", "3"])
@@ -208,7 +208,7 @@ def test_identifiers_are_there_and_nowhere_else(marker, tmp_path: Path, edit) ->
         *("patient_id", "patient_name", "birth_date", "accession_number", "study_uid", "uid"),
     }
     assert scan.identifiers["patient_id"] == "12-34 567"
-    public = repr(scan) + scan.chosen_because + "".join(finding.message for finding in scan.findings)
+    public = repr(scan) + scan.chosen_because + "".join(flag.message for flag in scan.quality_flags)
     for value in (*scan.identifiers.values(), "Jane", "ller"):
         assert value not in public
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tf_covid.scan import lung_findings
-from tf_covid.scan.checks import gate, hu_findings
+from tf_covid.scan import lung_flags
+from tf_covid.scan.checks import gate, hu_flags
 
 
 def chest(noise: float = 20.0, air: int = -1000, lung: int = -850, soft: int = 40, seed: int = 0) -> np.ndarray:
@@ -48,7 +48,7 @@ def padded(value: int) -> np.ndarray:
          "opaque lungs", "strided"],
 )  # fmt: skip
 def test_hu_is_hu(hu: np.ndarray) -> None:
-    assert hu_findings(np.ascontiguousarray(hu)) == ()
+    assert hu_flags(np.ascontiguousarray(hu)) == ()
 
 
 WINDOWED = np.clip((chest().astype(float) + 1000) / 1400 * 255, 0, 255).astype(np.int16)
@@ -68,19 +68,19 @@ WINDOWED = np.clip((chest().astype(float) + 1000) / 1400 * 255, 0, 255).astype(n
     ids=["8 bit", "stored values", "scaled", "divided", "noise", "MR", "no soft tissue"],
 )
 def test_what_is_not_hu(hu: np.ndarray, text: str) -> None:
-    (finding,) = hu_findings(hu)
-    assert (finding.code, finding.level) == ("not_hu", "error")
-    assert text in finding.message and "measured peaks at" in finding.message
+    (flag,) = hu_flags(hu)
+    assert (flag.code, flag.level) == ("not_hu", "error")
+    assert text in flag.message and "measured peaks at" in flag.message
 
 
 def test_blank_slices() -> None:
     hu = chest()
     hu[7] = 0
-    (finding,) = gate(hu)
-    assert (finding.code, finding.level, finding.value) == ("blank_slices", "warning", 1)
+    (flag,) = gate(hu)
+    assert (flag.code, flag.level, flag.value) == ("blank_slices", "warning", 1)
     hu[:15] = 0
-    (finding,) = gate(hu)
-    assert (finding.level, finding.value) == ("error", 15)
+    (flag,) = gate(hu)
+    assert (flag.level, flag.value) == ("error", 15)
 
 
 def fractions(first: float, middle: int, last: float) -> np.ndarray:
@@ -103,8 +103,8 @@ def fractions(first: float, middle: int, last: float) -> np.ndarray:
     ],
 )
 @pytest.mark.parametrize("spacing", [2.5, (2.5, 0.7, 0.7)])
-def test_lung_findings(share: np.ndarray, codes: dict[str, object], spacing) -> None:
-    found = lung_findings(share, spacing_mm=spacing)
-    assert {finding.code: finding.value for finding in found} == codes
-    for finding in found:
-        assert finding.level == ("warning" if finding.code == "lungs_cut_off" else "error")
+def test_lung_flags(share: np.ndarray, codes: dict[str, object], spacing) -> None:
+    found = lung_flags(share, spacing_mm=spacing)
+    assert {flag.code: flag.value for flag in found} == codes
+    for flag in found:
+        assert flag.level == ("warning" if flag.code == "lungs_cut_off" else "error")

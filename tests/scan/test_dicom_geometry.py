@@ -15,7 +15,7 @@ from tf_covid.scan import Limits, read
 from tf_covid.scan.cases import find_cases
 
 
-def test_missing_slices_are_made_up_and_listed(marker, series: Path, findings) -> None:
+def test_missing_slices_are_made_up_and_listed(marker, series: Path, quality_flags) -> None:
     files = sorted(series.iterdir())  # file k is canonical slice 13 - k
     for number in (4, 5, 9):
         files[number].unlink()
@@ -23,8 +23,8 @@ def test_missing_slices_are_made_up_and_listed(marker, series: Path, findings) -
     assert scan.shape == marker.hu.shape
     assert scan.interpolated == (4, 8, 9)
     assert scan.repaired
-    finding = findings(scan)["missing_slices"]
-    assert (finding.level, finding.value) == ("warning", 3)
+    flag = quality_flags(scan)["missing_slices"]
+    assert (flag.level, flag.value) == ("warning", 3)
     kept = [number for number in range(14) if number not in scan.interpolated]
     np.testing.assert_array_equal(scan.hu[kept], marker.hu[kept])
     np.testing.assert_allclose(scan.hu[4], (marker.hu[3].astype(float) + marker.hu[5]) / 2, atol=0.5)
@@ -37,8 +37,8 @@ def test_a_gap_between_slices_that_are_not_axial_is_refused(marker, tmp_path: Pa
     """The numbers of made-up slices are of axial ones; here a part of every axial slice would be made up."""
     folder = write_dicom(marker.hu, marker.affine, tmp_path / "a", orientation=orientation)
     sorted(folder.iterdir())[5].unlink()
-    finding = refused(folder)["missing_slices"]
-    assert "between axial slices" in finding.message and finding.value == 1
+    flag = refused(folder)["missing_slices"]
+    assert "between axial slices" in flag.message and flag.value == 1
 
 
 def test_a_whole_stack_goes_before_one_with_a_gap_that_is_not_axial(marker, tmp_path: Path) -> None:
@@ -53,8 +53,8 @@ def test_a_whole_stack_goes_before_one_with_a_gap_that_is_not_axial(marker, tmp_
 def test_a_wide_gap_is_refused(series: Path, refused) -> None:
     for file in sorted(series.iterdir())[4:8]:
         file.unlink()
-    finding = refused(series)["missing_slices"]
-    assert "12.5 mm" in finding.message and finding.value == 4
+    flag = refused(series)["missing_slices"]
+    assert "12.5 mm" in flag.message and flag.value == 4
 
 
 def test_more_made_up_than_real_is_refused(series: Path, refused) -> None:
@@ -70,15 +70,15 @@ def test_the_widest_gap_is_an_argument(series: Path) -> None:
     assert len(read(series, Limits(gap_mm=12.5)).interpolated) == 4
 
 
-def test_identical_duplicates_are_dropped(marker, series: Path, findings) -> None:
+def test_identical_duplicates_are_dropped(marker, series: Path, quality_flags) -> None:
     for file in sorted(series.iterdir())[:3]:
         shutil.copy(file, series / f"copy-{file.name}")
     scan = read(series)
     np.testing.assert_array_equal(scan.hu, marker.hu)
-    assert findings(scan)["duplicate_slices"].value == 3
+    assert quality_flags(scan)["duplicate_slices"].value == 3
 
 
-def test_a_different_duplicate_is_told(marker, series: Path, edit, findings) -> None:
+def test_a_different_duplicate_is_told(marker, series: Path, edit, quality_flags) -> None:
     extra = shutil.copy(sorted(series.iterdir())[6], series / "extra")
 
     def later(dataset: Dataset) -> None:
@@ -88,10 +88,10 @@ def test_a_different_duplicate_is_told(marker, series: Path, edit, findings) -> 
     edit(Path(extra), later)
     scan = read(series)
     np.testing.assert_array_equal(scan.hu, marker.hu)
-    assert findings(scan)["ambiguous_slices"].level == "warning"
+    assert quality_flags(scan)["ambiguous_slices"].level == "warning"
 
 
-def test_two_phases_in_one_series_are_two_candidates(marker, series: Path, edit, findings) -> None:
+def test_two_phases_in_one_series_are_two_candidates(marker, series: Path, edit, quality_flags) -> None:
     for file in sorted(series.iterdir()):
         extra = shutil.copy(file, series / f"z{file.name}")
 
@@ -102,7 +102,7 @@ def test_two_phases_in_one_series_are_two_candidates(marker, series: Path, edit,
         edit(Path(extra), later)
     scan = read(series)
     np.testing.assert_array_equal(scan.hu, marker.hu)
-    assert findings(scan)["series_candidates"].value == 2
+    assert quality_flags(scan)["series_candidates"].value == 2
 
 
 def test_indistinguishable_phases_are_refused(series: Path, edit, refused) -> None:

@@ -1,4 +1,4 @@
-"""Broken and hostile DICOM, archives and paths: one coded finding each, never a traceback."""
+"""Broken and hostile DICOM, archives and paths: one coded quality flag each, never a traceback."""
 
 from __future__ import annotations
 
@@ -283,20 +283,20 @@ def test_a_deflated_bomb_is_bounded(series: Path, monkeypatch: pytest.MonkeyPatc
         one.read()
 
 
-def test_a_broken_file_in_a_whole_series(series: Path, findings) -> None:
+def test_a_broken_file_in_a_whole_series(series: Path, quality_flags) -> None:
     put(series / "broken", sorted(series.iterdir())[0].read_bytes()[:250])
     scan = read(series)
-    assert findings(scan)["unreadable_files"].value == 1
+    assert quality_flags(scan)["unreadable_files"].value == 1
 
 
-def test_a_zip_member_with_a_wrong_check_sum(series: Path, tmp_path: Path, findings) -> None:
+def test_a_zip_member_with_a_wrong_check_sum(series: Path, tmp_path: Path, quality_flags) -> None:
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for file in sorted(series.iterdir()):
             archive.write(file, file.name)
     raw = bytearray(path.read_bytes())
     raw[raw.index(b"PK\x01\x02") - 10] ^= 0xFF
-    assert findings(read(put(path, bytes(raw))))["unreadable_files"].value == 1
+    assert quality_flags(read(put(path, bytes(raw))))["unreadable_files"].value == 1
 
 
 def test_links_in_circles(series: Path) -> None:

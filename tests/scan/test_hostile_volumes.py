@@ -313,4 +313,4 @@ def test_random_damage_never_escapes(series: Path, tmp_path: Path) -> None:
                 try:
                     one.read()
                 except ScanRefused as error:
-                    assert all(finding.code.isidentifier() for finding in error.findings)
+                    assert all(flag.code.isidentifier() for flag in error.quality_flags)

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-from tf_covid.scan import lung_findings, read, read_mask, write_nifti
+from tf_covid.scan import lung_flags, read, read_mask, write_nifti
 
 
 def test_dicom_and_nrrd_of_one_scan_agree(real_ct: Path, tmp_path: Path) -> None:
@@ -17,7 +17,7 @@ def test_dicom_and_nrrd_of_one_scan_agree(real_ct: Path, tmp_path: Path) -> None
         warnings.simplefilter("error")  # its header values end in NUL
         dicom = read(real_ct / "cip" / "dicom")
     nrrd = read(real_ct / "cip" / "ct-64.nrrd")
-    assert dicom.shape == (79, 64, 64) and dicom.findings == ()
+    assert dicom.shape == (79, 64, 64) and dicom.quality_flags == ()
     np.testing.assert_array_equal(dicom.hu, nrrd.hu)
     np.testing.assert_allclose(dicom.affine, nrrd.affine, atol=1e-3)
     image = sitk.ReadImage(str(real_ct / "cip" / "ct-64.nrrd"))
@@ -38,7 +38,7 @@ def test_the_lung_mask_fits_both(real_ct: Path, tmp_path: Path) -> None:
         mask = read_mask(real_ct / "cip" / "wholeLung-64.nrrd", scan)
         assert 0.19 < mask.mean() < 0.22
         assert np.median(scan.hu[mask]) < -750
-        assert lung_findings(mask.mean((1, 2)), spacing_mm=scan.spacing_mm) == ()
+        assert lung_flags(mask.mean((1, 2)), spacing_mm=scan.spacing_mm) == ()
         write_nifti(mask.astype(np.uint8), scan, tmp_path / "lungs.nii.gz")
         np.testing.assert_array_equal(read_mask(tmp_path / "lungs.nii.gz", scan), mask)
 
@@ -50,5 +50,5 @@ def test_a_scan_of_the_lung_base(real_ct: Path, tmp_path: Path) -> None:
     lungs = np.isin(np.asarray(labels.dataobj), range(10, 15)).astype(np.uint8)
     nib.Nifti1Image(lungs, labels.affine).to_filename(tmp_path / "m.nii.gz")
     mask = read_mask(tmp_path / "m.nii.gz", scan)
-    found = {f.code: f.value for f in lung_findings(mask.mean((1, 2)), spacing_mm=scan.spacing_mm)}
+    found = {f.code: f.value for f in lung_flags(mask.mean((1, 2)), spacing_mm=scan.spacing_mm)}
     assert found == {"few_slices": 3, "lungs_cut_off": "apex"}

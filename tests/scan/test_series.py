@@ -41,7 +41,7 @@ def test_thinnest_axial(marker, study, tmp_path: Path) -> None:
     assert "thinnest" in scan.chosen_because or "covers enough" in scan.chosen_because
 
 
-def test_lung_kernel_among_equals(marker, study, tmp_path: Path, findings) -> None:
+def test_lung_kernel_among_equals(marker, study, tmp_path: Path, quality_flags) -> None:
     study("soft", kernel="B31f", series_number=1)
     study("sharp", kernel="B70f", series_number=9, shift=5)
     scan = read(tmp_path / "study")
@@ -49,7 +49,7 @@ def test_lung_kernel_among_equals(marker, study, tmp_path: Path, findings) -> No
     assert scan.chosen_because == (
         "Of 2 stacks this one, because it has a lung kernel: 14 axial slices, 2.50 mm apart, kernel B70f."
     )
-    assert findings(scan)["series_candidates"].value == 2
+    assert quality_flags(scan)["series_candidates"].value == 2
 
 
 @pytest.mark.parametrize("kernel", ["LUNG", "BONEPLUS", "B60f", "Bl64d", "Br59d", "FC52", "FC86", "YA", "YC", "I70f"])
@@ -147,14 +147,14 @@ def test_spectral_maps_are_left_out(series: Path, edit, refused) -> None:
 
 
 @pytest.mark.parametrize("kernel", ["XYLON", "Li", "LiWu"])
-def test_a_kernel_field_with_the_patients_name_is_not_repeated(series: Path, edit, findings, kernel: str) -> None:
+def test_a_kernel_field_with_the_patients_name_is_not_repeated(series: Path, edit, quality_flags, kernel: str) -> None:
     def rename(dataset: Dataset) -> None:
         dataset.ConvolutionKernel, dataset.PatientName = kernel, "Xylon^M" if kernel == "XYLON" else "Li^Wu"
 
     edit(series, rename)
     assert "another kernel" in read(series).chosen_because
     edit(sorted(series.iterdir())[0], lambda dataset: setattr(dataset, "ConvolutionKernel", "B60f"))
-    assert kernel not in str(findings(read(series)))
+    assert kernel not in str(quality_flags(read(series)))
 
 
 def test_a_kernel_field_with_free_text_is_not_repeated(series: Path, edit) -> None:

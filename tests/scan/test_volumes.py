@@ -33,7 +33,7 @@ def test_voxel_types(marker, tmp_path: Path, kind: type, dtype, suffix: str) -> 
     np.testing.assert_array_equal(scan.hu, marker.hu)
 
 
-def test_float_hu_are_rounded_clipped_and_made_air(marker, tmp_path: Path, findings) -> None:
+def test_float_hu_are_rounded_clipped_and_made_air(marker, tmp_path: Path, quality_flags) -> None:
     data = marker.hu.astype(np.float32) + np.float32(0.4)
     data[0, 0, :3] = [np.nan, np.inf, -np.inf]
     data[0, 1, :2] = [1e9, -1e9]
@@ -41,7 +41,7 @@ def test_float_hu_are_rounded_clipped_and_made_air(marker, tmp_path: Path, findi
     assert scan.hu[0, 0, :3].tolist() == [-1024, -1024, -1024]
     assert scan.hu[0, 1, :2].tolist() == [32767, -32768]
     np.testing.assert_array_equal(scan.hu[1:], marker.hu[1:])
-    assert (findings(scan)["not_a_number"].level, findings(scan)["not_a_number"].value) == ("warning", 3)
+    assert (quality_flags(scan)["not_a_number"].level, quality_flags(scan)["not_a_number"].value) == ("warning", 3)
 
 
 def test_slope_and_intercept(marker, tmp_path: Path) -> None:
@@ -56,12 +56,12 @@ def test_one_volume_in_four_dimensions(marker, tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(save(marker, tmp_path / "a.nii", marker.hu[..., None])).hu, marker.hu)
 
 
-def test_no_orientation_is_told(marker, tmp_path: Path, findings) -> None:
+def test_no_orientation_is_told(marker, tmp_path: Path, quality_flags) -> None:
     image = nib.Nifti1Image(marker.hu, None)
     image.header.set_sform(None, code=0)
     image.header.set_qform(None, code=0)
     image.to_filename(tmp_path / "a.nii")
-    assert findings(read(tmp_path / "a.nii"))["orientation_unknown"].level == "warning"
+    assert quality_flags(read(tmp_path / "a.nii"))["orientation_unknown"].level == "warning"
 
 
 def test_qform_only(marker, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def scan(marker, tmp_path: Path):
 def mask_codes(path: Path, scan) -> list[str]:
     with pytest.raises(ScanRefused) as caught:
         read_mask(path, scan)
-    return [finding.code for finding in caught.value.findings]
+    return [flag.code for flag in caught.value.quality_flags]
 
 
 def test_masks_that_do_not_fit(marker, scan, tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def test_logits_that_are_no_numbers_refuse_the_scan(server):
             return next(answers)
 
     result = stratify(made_scan(), RemoteModels(Odd(), ["small"]))
-    assert result.status == "refused" and result.findings[0].code == "not_finite"
+    assert result.status == "refused" and result.quality_flags[0].code == "not_finite"
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"outputs": 3}', b'{"outputs": {"card_bytes": 3}}', b"{}"])
@@ -273,7 +273,7 @@ def test_a_web_server_that_is_no_tf_serving_is_named(body):
         other.shutdown()
 
 
-def test_a_scan_that_the_server_refuses_is_a_finding_and_the_others_go_on(server):
+def test_a_scan_that_the_server_refuses_is_a_quality_flag_and_the_others_go_on(server):
     there = RemoteModels(connect(server.rest_url, "a-token-for-tests"), ["small"])
     empty = dataclasses.replace(made_scan(), hu=np.zeros((24, 0, 0), np.int16))
     with pytest.raises(ScanRefused, match="server_refused"):

@@ -46,7 +46,7 @@ STAND_IN = textwrap.dedent(
     if word == "answer":
         answer("scan")
     elif word == "refuse":
-        answer("scan", status="refused", findings=[{"code": "few_slices"}])
+        answer("scan", status="refused", quality_flags=[{"code": "few_slices"}])
         sys.exit(1)
     elif word == "several":
         answer("one"), answer("two")
@@ -165,7 +165,7 @@ def test_a_refused_scan(scans: Any) -> None:
     running = scans()
     response = post(running, saying("refuse"))
     assert response.status_code == 422
-    assert response.json()["findings"] == [{"code": "few_slices"}] and response.json()["files"] == {}
+    assert response.json()["quality_flags"] == [{"code": "few_slices"}] and response.json()["files"] == {}
     assert left_behind(running) == []
 
 

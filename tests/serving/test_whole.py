@@ -90,7 +90,7 @@ def test_infer_by_a_server_writes_what_infer_writes(server, patients, protocol, 
         assert one["severity"]["class"] == other["severity"]["class"]
         np.testing.assert_allclose(one["severity"]["probabilities"], other["severity"]["probabilities"], atol=1e-4)
         assert one["models"][0]["sha256"] == other["models"][0]["sha256"]
-        assert one["findings"] == other["findings"]
+        assert one["quality_flags"] == other["quality_flags"]
         for name in ("lungs.nii.gz", "attention.nii.gz"):
             images = [nibabel.load(tmp_path / side / case / name) for side in ("here", "there")]
             np.testing.assert_array_equal(images[0].affine, images[1].affine)

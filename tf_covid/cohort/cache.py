@@ -27,7 +27,7 @@ from tf_covid.cohort.manifest import Row
 from tf_covid.cohort.planes import road, whole_slices
 from tf_covid.cohort.workers import results
 from tf_covid.errors import CohortError, ModelError, OutputError, ScanRefused
-from tf_covid.result import Finding
+from tf_covid.result import QualityFlag
 from tf_covid.scan import Case, Scan, read_mask
 from tf_covid.weights import Preprocessing, quarantine
 
@@ -91,7 +91,7 @@ class Entry:
         path: The TFRecord.
         marks: What must not be on both sides of a fold, as hashes: "pixels", and "study" and "patient" of a DICOM
             header.
-        findings: Codes of what was noticed about the scan.
+        quality_flags: Codes of what was noticed about the scan.
         shape: Of the scan, (D, H, W).
         kept: Number of slices that the record was made of.
     """
@@ -99,7 +99,7 @@ class Entry:
     case: str
     path: Path
     marks: dict[str, str]
-    findings: tuple[str, ...]
+    quality_flags: tuple[str, ...]
     shape: tuple[int, int, int]
     kept: int
 
@@ -223,7 +223,7 @@ def _kept(case: str, path: Path) -> Entry | None:
         if not path.is_file() or path.stat().st_size != facts.pop("bytes"):
             return None
         d, h, w = facts.pop("shape")
-        return Entry(case, path, facts["marks"], tuple(facts["findings"]), (d, h, w), facts["kept"])
+        return Entry(case, path, facts["marks"], tuple(facts["quality_flags"]), (d, h, w), facts["kept"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -255,13 +255,13 @@ def _write(row: Row, scan: Scan, path: Path, wanted: Wanted) -> Entry:
         else:
             planes, kept = road(wanted.grid, wanted.preprocessing, wanted.lungs).clip(scan, ill)
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-        raise ScanRefused([Finding("too_large", "error", "There is not enough memory for this scan.")]) from error
+        raise ScanRefused([QualityFlag("too_large", "error", "There is not enough memory for this scan.")]) from error
     marks = {"pixels": hashlib.sha256(scan.hu.tobytes()).hexdigest()}
     for name, key in (("study", "study_uid"), ("patient", "patient_id")):
         # Hashed with the cache's secret: all numbers of a hospital are soon tried against a plain hash.
         if value := scan.identifiers.get(key):
             marks[name] = hmac.new(secret, value.encode(), "sha256").hexdigest()
-    entry = Entry(row.case, path, marks, tuple(finding.code for finding in scan.findings), scan.shape, kept)
+    entry = Entry(row.case, path, marks, tuple(flag.code for flag in scan.quality_flags), scan.shape, kept)
     try:
         with replacing(path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
             # The same bytes in every process: a message keeps its parts in no order of its own.

@@ -17,7 +17,7 @@ from tf_covid.cohort.manifest import Row, read_manifest
 from tf_covid.errors import OutputError, ScanRefused
 from tf_covid.pipeline import Models, refused, stratify, versions
 from tf_covid.report import row, write_case, write_summary
-from tf_covid.result import Finding, Result
+from tf_covid.result import QualityFlag, Result
 from tf_covid.scan import Case, Scan, find_cases, read_mask
 from tf_covid.weights import catalog, quarantine
 
@@ -161,12 +161,12 @@ class Run:
                 result, versions=result.versions | {"request": request}, timings_s={"read": read, **result.timings_s}
             )
         except ScanRefused as refusal:
-            result = refused(case.name, refusal.findings)
+            result = refused(case.name, refusal.quality_flags)
         try:
             written = write_case(result, scan, folder, since=start)
         except (OutputError, MemoryError) as error:
             text = str(error) or "there is not enough memory to write it"
-            lost = refused(case.name, [Finding("not_written", "error", text)])
+            lost = refused(case.name, [QualityFlag("not_written", "error", text)])
             return Outcome(case.name, finished(folder) or lost.as_dict(), folder, problem=f"not_written: {text}")
         values = written.as_dict()
         return Outcome(case.name, values, folder, problem=_problem(values))
@@ -186,7 +186,7 @@ class Run:
             )
         except (MemoryError, tf.errors.ResourceExhaustedError) as error:
             message = "There is not enough memory for this scan."
-            raise ScanRefused([Finding("too_large", "error", message)]) from error
+            raise ScanRefused([QualityFlag("too_large", "error", message)]) from error
 
     def _request(self, name: str, fingerprint: str) -> str:
         text = json.dumps([name, fingerprint, *self._question], sort_keys=True)
@@ -259,7 +259,7 @@ def case_of_row(line: Row) -> Case:
     case = dataclasses.replace(found[0], name=line.case)
     if len(found) > 1:
         message = f"The path of this row holds {len(found)} studies or files; a row names one."
-        case = dataclasses.replace(case, findings=(Finding("several_cases", "error", message, len(found)),))
+        case = dataclasses.replace(case, quality_flags=(QualityFlag("several_cases", "error", message, len(found)),))
     return case
 
 
@@ -277,5 +277,5 @@ def finished(folder: Path) -> dict[str, Any] | None:
 def _problem(values: dict[str, Any]) -> str | None:
     if values.get("status") != "refused":
         return None
-    errors = [finding for finding in values["findings"] if finding["level"] == "error"]
-    return "; ".join(f"{finding['code']}: {finding['message']}" for finding in errors)
+    errors = [flag for flag in values["quality_flags"] if flag["level"] == "error"]
+    return "; ".join(f"{flag['code']}: {flag['message']}" for flag in errors)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tf_covid.errors import ScanRefused
-from tf_covid.scan import Scan, lung_findings
+from tf_covid.scan import Scan, lung_flags
 from tf_covid.weights import Preprocessing
 
 #: HU and masks by name; None where nobody drew one.
@@ -76,9 +76,9 @@ class Road:
         found = self.segment(hu, np.array([len(scan.hu)], np.int32))["lungs"]
         share = (found.numpy()[0] > 0.5).mean(axis=(1, 2))
         minimum = self.stratifier.slice_rule.minimum
-        findings = lung_findings(share, min_fraction=minimum, spacing_mm=scan.spacing_mm)
-        if any(finding.level == "error" for finding in findings):
-            raise ScanRefused([*scan.findings, *findings])
+        quality_flags = lung_flags(share, min_fraction=minimum, spacing_mm=scan.spacing_mm)
+        if any(flag.level == "error" for flag in quality_flags):
+            raise ScanRefused([*scan.quality_flags, *quality_flags])
         ill = np.zeros_like(hu) if lesions is None else lesions[np.newaxis].astype(np.int16)
         values, lungs, diseased, keep = (part.numpy() for part in self.sample(hu, ill, found))
         planes = {"hu": np.rint(values).astype("<i2"), "lungs": lungs >= 0.5}

@@ -132,9 +132,9 @@ def read_series_tfio(path: SeriesPath) -> np.ndarray:
     except tf.errors.InvalidArgumentError:  # its text names the file
         message = "tensorflow-io cannot decode a slice of the series, or a file changed while it was read."
         raise refusal("undecodable", message) from None
-    findings = checks.gate(hu)
-    if any(finding.level == "error" for finding in findings):
-        raise ScanRefused(findings)
+    quality_flags = checks.gate(hu)
+    if any(flag.level == "error" for flag in quality_flags):
+        raise ScanRefused(quality_flags)
     return hu
 
 
@@ -197,7 +197,7 @@ def _instances(path: SeriesPath) -> tuple[tuple[Instance, ...], dict[str, Path]]
     """The DICOM headers of one patient and study, and where each file lies."""
     if isinstance(path, (str, os.PathLike)):
         cases = find_cases(path)
-        errors = [finding for case in cases for finding in case.findings if finding.level == "error"]
+        errors = [flag for case in cases for flag in case.quality_flags if flag.level == "error"]
         if errors:
             raise ScanRefused(errors)
         if len(cases) > 1:

@@ -73,7 +73,7 @@ def _rle(frame: np.ndarray) -> bytes:
 
 
 def _codec(name: str, **options: Any) -> Callable[[np.ndarray], bytes]:
-    # Looked up at the call: an imagecodecs without a codec is a finding, not a crash.
+    # Looked up at the call: an imagecodecs without a codec is a flag, not a crash.
     return lambda frame: bytes(getattr(imagecodecs, f"{name}_encode")(frame, **options))
 
 

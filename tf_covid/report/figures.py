@@ -129,9 +129,9 @@ def _facts(page: Axes, result: Result) -> None:
         _text(page, 1010, y, name, 17, _SOFT)
         _text(page, 1250, y, value, 17, ha="right", weight="bold" if row == 0 else "normal")
     _text(page, 1010, 46, "Key figures", 15, _SOFT)
-    worst = [finding for finding in words.findings(result) if finding.level != "info"]
-    _text(page, 1290, 46, "Findings about the scan", 15, _SOFT)
-    lines = [finding.code.replace("_", " ") for finding in worst] or ["no warnings"]
+    worst = [flag for flag in words.quality_flags(result) if flag.level != "info"]
+    _text(page, 1290, 46, "Scan quality", 15, _SOFT)
+    lines = [flag.code.replace("_", " ") for flag in worst] or ["no warnings"]
     if len(lines) > 5:
         lines = [*lines[:4], f"and {len(lines) - 4} more: see the report"]
     for row, line in enumerate(lines):

@@ -37,7 +37,7 @@ def render(result: Result, scan: Scan | None, drawn: Mapping[str, Any] | None = 
         "words": words,
         "disclaimer": DISCLAIMER,
         "levels": words.LEVELS,
-        "findings": words.findings(result),
+        "quality_flags": words.quality_flags(result),
     }
     if result.status != "refused":
         if scan is None or result.maps is None:

@@ -23,7 +23,7 @@ COLUMNS = (
     *(f"probability_{number}" for number in range(len(LABELS))),
     "involvement_percent",
     "volume_ml",
-    "findings",
+    "quality_flags",
     "seconds",
 )
 
@@ -70,7 +70,7 @@ def row(result: Result | Mapping[str, Any]) -> dict[str, Any]:
         "status": values["status"],
         "involvement_percent": lungs.get("involvement_percent"),
         "volume_ml": lungs.get("volume_ml"),
-        "findings": " ".join(finding["code"] for finding in values["findings"]),
+        "quality_flags": " ".join(flag["code"] for flag in values["quality_flags"]),
         "seconds": (values.get("timings_s") or {}).get("total"),
     }
     if severity:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from tf_covid.severity import CLASS_UPPER_SCORES, LABELS
 
 if TYPE_CHECKING:
-    from tf_covid.result import Attention, Finding, Lungs, Result
+    from tf_covid.result import Attention, Lungs, QualityFlag, Result
 
-#: Worst first; what each level of a finding means for the reader.
+#: Worst first; what each level of a flag means for the reader.
 LEVELS = {
     "error": "no answer",
     "warning": "limits the answer",
@@ -45,7 +45,7 @@ _AGAIN = "Export or copy the series again: a part of it is missing or damaged."
 _VALUES = "Export the original values in Hounsfield units, not a windowed picture, a capture or another modality."
 _MASK = "Make the lung mask on the grid of the scan, with at least some lung in it, or leave it out."
 
-#: The way out of a refusal, by the code of the finding.
+#: The way out of a refusal, by the code of the flag.
 _WAY_OUT = {
     **dict.fromkeys(("not_ct", "not_hu", "not_scalar"), _VALUES),
     **dict.fromkeys(("no_slices", "no_scan", "single_slice", "not_3d", "several_cases"), _ORIGINAL),
@@ -121,15 +121,15 @@ def bars(result: Result) -> list[Bar]:
     return []
 
 
-def findings(result: Result) -> list[Finding]:
-    """The findings, worst first, otherwise in the order they were made."""
+def quality_flags(result: Result) -> list[QualityFlag]:
+    """The quality flags, worst first, otherwise in the order they were made."""
     order = list(LEVELS)
-    return sorted(result.findings, key=lambda finding: order.index(finding.level))
+    return sorted(result.quality_flags, key=lambda flag: order.index(flag.level))
 
 
 def what_to_do(result: Result) -> list[str]:
     """The way out of a refusal, each step once."""
-    codes = [finding.code for finding in result.findings if finding.level == "error"]
+    codes = [flag.code for flag in result.quality_flags if flag.level == "error"]
     steps = list(dict.fromkeys(_WAY_OUT[code] for code in codes if code in _WAY_OUT))
     return [*(steps or [_ORIGINAL]), "Then run this case again. It has no other effect on the cases beside it."]
 
@@ -181,7 +181,7 @@ def attention_caution(result: Result) -> str:
     A map that is not empty fills its scale: in a clean scan whatever raised the answer a little is as bright as a
     lesion. It is no promise that there is none: mild disease is missed.
     """
-    if headline(result).rank != 0 or any(finding.code == "attention_empty" for finding in result.findings):
+    if headline(result).rank != 0 or any(flag.code == "attention_empty" for flag in result.quality_flags):
         return ""
     answer = "Negative" if result.covid is not None and result.severity is None else "No findings"
     return f"{answer}: bright colours need not mean disease."

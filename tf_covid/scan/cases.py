@@ -13,17 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from tf_covid.errors import ScanRefused
-from tf_covid.result import Finding
-from tf_covid.scan import archive, checks, dicom, itk, nifti
+from tf_covid.result import QualityFlag
+from tf_covid.scan import archive, checks, dicom
 from tf_covid.scan.checks import refusal
 from tf_covid.scan.limits import DEFAULT, Limits
 from tf_covid.scan.names import case_names
 from tf_covid.scan.quiet import quiet
 from tf_covid.scan.scan import Scan
 from tf_covid.scan.source import FileSource, Source, fingerprint
-from tf_covid.scan.volume import Reading, read_stored
+from tf_covid.scan.volume import Reading
+from tf_covid.scan.volumes import is_volume, read_volume
 
-_VOLUME_NAMES = (*nifti.NAMES, *itk.NAMES)
 #: An answer of ours holds both of these, and files of no other name than those below.
 _ANSWER = {"result.json", "report.html"}
 _ANSWER_STEMS = {"result", "report", "montage", "lungs", "attention"}
@@ -40,14 +40,14 @@ class Case:
         path: The input: a file, a folder or a zip.
         members: Names of the files of `path` that belong to this case; empty if `path` is the file itself.
         instances: Their DICOM headers; empty for volume files.
-        findings: What was noticed while looking; with an error among them, `read` refuses.
+        quality_flags: What was noticed while looking; with an error among them, `read` refuses.
     """
 
     name: str
     path: Path
     members: tuple[str, ...] = ()
     instances: tuple[dicom.Instance, ...] = field(default=(), repr=False)
-    findings: tuple[Finding, ...] = ()
+    quality_flags: tuple[QualityFlag, ...] = ()
     limits: Limits = DEFAULT
 
     def fingerprint(self) -> str:
@@ -62,32 +62,32 @@ class Case:
         """The scan, checked.
 
         Raises:
-            ScanRefused: With a coded finding for everything that forbids an honest answer.
+            ScanRefused: With a coded quality flag for everything that forbids an honest answer.
         """
-        if any(finding.level == "error" for finding in self.findings):
-            raise ScanRefused(self.findings)
+        if any(flag.level == "error" for flag in self.quality_flags):
+            raise ScanRefused(self.quality_flags)
         try:
             with quiet(), self._sources() as sources:
                 reading = self._reading(sources)
                 mark = fingerprint(sources)
         except ScanRefused as error:
-            raise ScanRefused((*error.findings, *self.findings)) from None
+            raise ScanRefused((*error.quality_flags, *self.quality_flags)) from None
         except (OSError, *archive.ERRORS):
             message = "The input could not be read to its end: it is damaged, or it went away."
-            raise ScanRefused((Finding("truncated_file", "error", message), *self.findings)) from None
+            raise ScanRefused((QualityFlag("truncated_file", "error", message), *self.quality_flags)) from None
         except MemoryError:
             message = "There is not enough memory for this scan."
-            raise ScanRefused((Finding("too_large", "error", message), *self.findings)) from None
-        findings = self.findings + reading.findings + checks.gate(reading.hu)
-        if any(finding.level == "error" for finding in findings):
-            raise ScanRefused(findings)
+            raise ScanRefused((QualityFlag("too_large", "error", message), *self.quality_flags)) from None
+        quality_flags = self.quality_flags + reading.quality_flags + checks.gate(reading.hu)
+        if any(flag.level == "error" for flag in quality_flags):
+            raise ScanRefused(quality_flags)
         return Scan(
             case=self.name,
             hu=reading.hu,
             affine=reading.affine,
             source=reading.source,
             fingerprint=mark,
-            findings=findings,
+            quality_flags=quality_flags,
             interpolated=reading.interpolated,
             chosen_because=reading.chosen_because,
             identifiers=reading.identifiers or {},
@@ -107,18 +107,7 @@ class Case:
     def _reading(self, sources: Sequence[Source]) -> Reading:
         if self.instances:
             return dicom.read_study(self.instances, {source.name: source for source in sources}, self.limits)
-        return read_volume(sources[0], self.limits)
-
-
-def read_volume(source: Source, limits: Limits = DEFAULT) -> Reading:
-    """HU of a NIfTI, NRRD or MHA file.
-
-    Raises:
-        ScanRefused: See `open_nifti` and `open_itk`.
-    """
-    opener = nifti.open_nifti if source.name.lower().endswith(nifti.NAMES) else itk.open_itk
-    with opener(source, limits) as stored:
-        return read_stored(stored, "The only volume of the file.")
+        return read_volume(sources, self.limits)
 
 
 def find_cases(path: str | os.PathLike[str], limits: Limits = DEFAULT) -> list[Case]:
@@ -136,10 +125,10 @@ def find_cases(path: str | os.PathLike[str], limits: Limits = DEFAULT) -> list[C
         with quiet():
             return _find(path, limits)
     except ScanRefused as error:
-        return [_refused(path, error.findings, limits)]
+        return [_refused(path, error.quality_flags, limits)]
     except (OSError, *archive.ERRORS):
         message = "The input cannot be read: it is damaged, or access is denied."
-        return [_refused(path, (Finding("unreadable", "error", message),), limits)]
+        return [_refused(path, (QualityFlag("unreadable", "error", message),), limits)]
 
 
 def _find(path: Path, limits: Limits) -> list[Case]:
@@ -150,7 +139,7 @@ def _find(path: Path, limits: Limits) -> list[Case]:
     if not stat.S_ISREG(path.stat().st_mode):
         raise refusal("not_found", "The path is neither a regular file nor a folder.")
     lower = path.name.lower()
-    if lower.endswith(_VOLUME_NAMES):
+    if is_volume(path.name):
         return [Case(case_names(path, [""], [()])[0], path, limits=limits)]
     if path.name.upper() == "DICOMDIR":
         # The index is not believed: the folder it lies in is searched, which finds everything it points to and more.
@@ -191,7 +180,7 @@ def _cases(path: Path, sources: Sequence[Source], limits: Limits) -> list[Case]:
     volumes: list[Source] = []
     foreign = damaged = 0
     for source in sources:
-        if source.name.lower().endswith(_VOLUME_NAMES) and not _hidden(source):
+        if is_volume(source.name) and not _hidden(source):
             volumes.append(source)
             continue
         try:
@@ -207,7 +196,7 @@ def _cases(path: Path, sources: Sequence[Source], limits: Limits) -> list[Case]:
         if volumes and not damaged:
             return _volume_cases(path, volumes, foreign, limits)
         raise _nothing(len(sources), damaged)
-    findings = _bystanders(foreign + len(volumes), damaged)
+    quality_flags = _bystanders(foreign + len(volumes), damaged)
     studies: dict[tuple[str, str], list[dicom.Instance]] = {}
     for instance in instances:
         patient = instance.patient_id or instance.patient_name
@@ -217,7 +206,7 @@ def _cases(path: Path, sources: Sequence[Source], limits: Limits) -> list[Case]:
     names = case_names(path, parts, groups)
     single = path.is_file() and not zipfile.is_zipfile(path)
     return [
-        Case(name, path, () if single else tuple(one.name for one in group), tuple(group), findings, limits)
+        Case(name, path, () if single else tuple(one.name for one in group), tuple(group), quality_flags, limits)
         for name, group in zip(names, groups, strict=True)
     ]
 
@@ -225,9 +214,9 @@ def _cases(path: Path, sources: Sequence[Source], limits: Limits) -> list[Case]:
 def _volume_cases(path: Path, volumes: Sequence[Source], foreign: int, limits: Limits) -> list[Case]:
     parts = [source.name for source in volumes] if len(volumes) > 1 else [""]
     names = case_names(path, parts, [()] * len(volumes))
-    findings = _bystanders(foreign, 0)
+    quality_flags = _bystanders(foreign, 0)
     return [
-        Case(name, path, (source.name,), findings=findings, limits=limits)
+        Case(name, path, (source.name,), quality_flags=quality_flags, limits=limits)
         for name, source in zip(names, volumes, strict=True)
     ]
 
@@ -245,15 +234,15 @@ def _folder(names: Sequence[str]) -> str:
     return "" if common == "." else common
 
 
-def _bystanders(foreign: int, damaged: int) -> tuple[Finding, ...]:
-    findings = []
+def _bystanders(foreign: int, damaged: int) -> tuple[QualityFlag, ...]:
+    quality_flags = []
     if foreign:
         message = f"{foreign} other file(s) in the input were left alone."
-        findings.append(Finding("foreign_files", "info", message, foreign))
+        quality_flags.append(QualityFlag("foreign_files", "info", message, foreign))
     if damaged:
         message = f"{damaged} DICOM file(s) have a header that cannot be read; they were left out."
-        findings.append(Finding("unreadable_files", "warning", message, damaged))
-    return tuple(findings)
+        quality_flags.append(QualityFlag("unreadable_files", "warning", message, damaged))
+    return tuple(quality_flags)
 
 
 def _nothing(count: int, damaged: int) -> ScanRefused:
@@ -263,15 +252,15 @@ def _nothing(count: int, damaged: int) -> ScanRefused:
     return refusal("no_scan", f"There is no scan among the {count} file(s) of the input.", count)
 
 
-def _refused(path: Path, findings: tuple[Finding, ...], limits: Limits) -> Case:
-    return Case(case_names(path, [""], [()])[0], path, findings=findings, limits=limits)
+def _refused(path: Path, quality_flags: tuple[QualityFlag, ...], limits: Limits) -> Case:
+    return Case(case_names(path, [""], [()])[0], path, quality_flags=quality_flags, limits=limits)
 
 
 def read(path: str | os.PathLike[str], limits: Limits = DEFAULT) -> Scan:
     """The one case in a path.
 
     Raises:
-        ScanRefused: With coded findings; `several_cases` if the path holds more than one.
+        ScanRefused: With coded quality flags; `several_cases` if the path holds more than one.
     """
     cases = find_cases(path, limits)
     if len(cases) == 1:

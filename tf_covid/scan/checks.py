@@ -1,11 +1,11 @@
-"""The input gate: what must be true of a scan before anything is computed from it, each as a coded finding."""
+"""The input gate: what must be true of a scan before anything is computed from it, each as a coded quality flag."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from tf_covid.errors import ScanRefused
-from tf_covid.result import Finding, Level
+from tf_covid.result import Level, QualityFlag
 
 #: Bands in HU. Lung parenchyma counts as air: a field of view cropped to the lungs holds no air around the body.
 AIR_HU = (-1100, -700)
@@ -30,21 +30,21 @@ _SAMPLE = 4_000_000
 
 
 def refusal(code: str, message: str, value: float | int | str | None = None) -> ScanRefused:
-    """A `ScanRefused` of one finding with level "error", ready to be raised."""
-    return ScanRefused([Finding(code, "error", message, value)])
+    """A `ScanRefused` of one flag with level "error", ready to be raised."""
+    return ScanRefused([QualityFlag(code, "error", message, value)])
 
 
-def gate(hu: np.ndarray) -> tuple[Finding, ...]:
+def gate(hu: np.ndarray) -> tuple[QualityFlag, ...]:
     """What is wrong with the values of a scan; an empty one is called empty, not "no HU".
 
     Args:
         hu: int16 (D, H, W).
     """
-    blank = blank_findings(hu)
-    return blank if any(finding.level == "error" for finding in blank) else blank + hu_findings(hu)
+    blank = blank_flags(hu)
+    return blank if any(flag.level == "error" for flag in blank) else blank + hu_flags(hu)
 
 
-def hu_findings(hu: np.ndarray) -> tuple[Finding, ...]:
+def hu_flags(hu: np.ndarray) -> tuple[QualityFlag, ...]:
     """Whether the values are Hounsfield units of a body in air.
 
     A CT of a chest has a peak of air or lung (−1100 to −700 HU) and one of soft tissue (−150 to 150 HU) with less
@@ -80,7 +80,7 @@ def hu_findings(hu: np.ndarray) -> tuple[Finding, ...]:
     peaks = _peaks(sample)
     hint = "; the values look like HU + 1024 (rescale intercept lost)" if _looks_shifted(peaks) else ""
     message = f"The values are not Hounsfield units: {' and '.join(missing)}; measured peaks at {peaks}{hint}."
-    return (Finding("not_hu", "error", message, peaks),)
+    return (QualityFlag("not_hu", "error", message, peaks),)
 
 
 def _peaks(sample: np.ndarray) -> str:
@@ -102,7 +102,7 @@ def _looks_shifted(peaks: str) -> bool:
     return len(numbers) == 2 and -50 <= numbers[0] <= 350 and 850 <= numbers[1] <= 1200
 
 
-def blank_findings(hu: np.ndarray) -> tuple[Finding, ...]:
+def blank_flags(hu: np.ndarray) -> tuple[QualityFlag, ...]:
     """Slices that hold one value only: what a failed decoder or an empty export leaves behind.
 
     Args:
@@ -117,16 +117,16 @@ def blank_findings(hu: np.ndarray) -> tuple[Finding, ...]:
         return ()
     level: Level = "error" if 2 * count > len(blank) else "warning"
     message = f"{count} of {len(blank)} slices hold one single value."
-    return (Finding("blank_slices", level, message, count),)
+    return (QualityFlag("blank_slices", level, message, count),)
 
 
-def lung_findings(
+def lung_flags(
     lung_fraction_per_slice: np.ndarray,
     *,
     min_fraction: float = 0.05,
     spacing_mm: float | tuple[float, float, float],
     cut_off_share: float = CUT_OFF_SHARE,
-) -> tuple[Finding, ...]:
+) -> tuple[QualityFlag, ...]:
     """What the lung mask says about the scan: no lung, too few slices with lung, lungs cut off.
 
     Args:
@@ -139,14 +139,14 @@ def lung_findings(
     spacing = float(np.ravel(spacing_mm)[0])
     kept = int((fractions >= min_fraction).sum())
     rule = f"slices with at least {100 * min_fraction:g} % lung"
-    findings = []
+    quality_flags = []
     if kept == 0:
         most = 100 * float(fractions.max(initial=0.0))
         message = f"No {rule} among {len(fractions)}; the most is {most:.1f} %."
-        findings.append(Finding("no_lung", "error", message, 0))
+        quality_flags.append(QualityFlag("no_lung", "error", message, 0))
     elif kept < LEAST_SLICES:
         message = f"Only {kept} {rule} ({kept * spacing:.0f} mm); at least {LEAST_SLICES} are needed."
-        findings.append(Finding("few_slices", "error", message, kept))
+        quality_flags.append(QualityFlag("few_slices", "error", message, kept))
     cut = [
         end
         for end, share in (("apex", fractions[:1]), ("base", fractions[-1:]))
@@ -156,5 +156,5 @@ def lung_findings(
         where = "both" if len(cut) == 2 else cut[0]
         text = " and ".join(f"{end} ({100 * fractions[0 if end == 'apex' else -1]:.1f} % of the image)" for end in cut)
         message = f"The lungs are cut off at the {text}: the score is partial."
-        findings.append(Finding("lungs_cut_off", "warning", message, where))
-    return tuple(findings)
+        quality_flags.append(QualityFlag("lungs_cut_off", "warning", message, where))
+    return tuple(quality_flags)

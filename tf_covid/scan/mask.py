@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tf_covid.scan import itk, nifti
 from tf_covid.scan.checks import refusal
 from tf_covid.scan.limits import DEFAULT, Limits
 from tf_covid.scan.quiet import quiet
 from tf_covid.scan.scan import Scan
 from tf_covid.scan.source import FileSource
 from tf_covid.scan.volume import read_stored_mask
+from tf_covid.scan.volumes import is_volume, open_volume
 
 #: How far a corner of the mask's grid may lie from the scan's: a share of the smallest voxel edge.
 CORNER_SHARE = 0.25
@@ -41,11 +41,9 @@ def read_mask(
     if not path.is_file():
         raise refusal("not_found", "There is no such mask file.")
     source = FileSource.of(path)
-    lower = path.name.lower()
-    if not lower.endswith((*nifti.NAMES, *itk.NAMES)):
+    if not is_volume(path.name):
         raise refusal("mask_grid", "A mask is read from NIfTI, NRRD or MHA.")
-    opener = nifti.open_nifti if lower.endswith(nifti.NAMES) else itk.open_itk
-    with quiet(), opener(source, limits) as stored:
+    with quiet(), open_volume([source], limits) as stored:
         mask, affine = read_stored_mask(stored)
     if mask.shape != scan.shape:
         message = f"The mask has {_times(mask.shape)} voxels (D×H×W), the scan {_times(scan.shape)}."

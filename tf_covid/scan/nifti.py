@@ -20,7 +20,7 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from tf_covid.errors import OutputError
-from tf_covid.result import Finding
+from tf_covid.result import QualityFlag
 from tf_covid.scan.checks import refusal
 from tf_covid.scan.grid import check_size
 from tf_covid.scan.limits import DEFAULT, Limits
@@ -59,8 +59,8 @@ def open_nifti(source: Source, limits: Limits = DEFAULT) -> Iterator[Stored]:
             needed = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
             if needed > source.size * (_MOST_RATIO if packed else 1):
                 raise refusal("truncated_file", f"The header declares {needed} bytes; the file cannot hold them.")
-            affine, findings = _affine(header)
-            yield Stored(shape, affine, _slabs(stream, header, shape, dtype), findings)
+            affine, quality_flags = _affine(header)
+            yield Stored(shape, affine, _slabs(stream, header, shape, dtype), quality_flags)
         except _GZIP_ERRORS:
             raise refusal("truncated_file", "The compressed data end early or are damaged.") from None
 
@@ -100,7 +100,7 @@ def _dtype(header: nib.Nifti1Header) -> np.dtype:
     return dtype
 
 
-def _affine(header: nib.Nifti1Header) -> tuple[np.ndarray, tuple[Finding, ...]]:
+def _affine(header: nib.Nifti1Header) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:
     try:
         affine = np.array(header.get_best_affine(), dtype=np.float64)
     except (HeaderDataError, ValueError):
@@ -108,7 +108,7 @@ def _affine(header: nib.Nifti1Header) -> tuple[np.ndarray, tuple[Finding, ...]]:
     if int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0:
         return affine, ()
     message = "The header states no orientation; left and right, head and feet are assumed from the order of storage."
-    return affine, (Finding("orientation_unknown", "warning", message),)
+    return affine, (QualityFlag("orientation_unknown", "warning", message),)
 
 
 def _slabs(

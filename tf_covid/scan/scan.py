@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tf_covid.result import Finding
+from tf_covid.result import QualityFlag
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Scan:
         affine: (4, 4) LPS: (d, h, w, 1) → mm.
         source: The grid of the source file.
         fingerprint: sha256 (hex) over the bytes of the input files that belong to this case.
-        findings: What was noticed; none of level "error" (that is a `ScanRefused`).
+        quality_flags: What was noticed; none of level "error" (that is a `ScanRefused`).
         interpolated: Numbers of the slices that were made up by gap repair.
         chosen_because: Why this series and no other, for a human.
         identifiers: Names, ids and UIDs from the header; they leave the program only by `--keep-identifiers`.
@@ -56,7 +56,7 @@ class Scan:
     affine: np.ndarray
     source: SourceGrid
     fingerprint: str
-    findings: tuple[Finding, ...] = ()
+    quality_flags: tuple[QualityFlag, ...] = ()
     interpolated: tuple[int, ...] = ()
     chosen_because: str = ""
     identifiers: dict[str, str] = field(default_factory=dict, repr=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tf_covid.result import Finding
+from tf_covid.result import QualityFlag
 from tf_covid.scan.checks import refusal
 from tf_covid.scan.grid import allocate, orient
 from tf_covid.scan.scan import SourceGrid
@@ -25,13 +25,13 @@ class Stored:
         shape: Of the stored array, in its own axis order.
         affine_ras: (4, 4), stored index → RAS mm.
         slabs: One (shape[0], shape[1]) array for each index of the last axis, already scaled; read once, in order.
-        findings: What the header says about itself.
+        quality_flags: What the header says about itself.
     """
 
     shape: tuple[int, int, int]
     affine_ras: np.ndarray
     slabs: Iterator[np.ndarray]
-    findings: tuple[Finding, ...] = ()
+    quality_flags: tuple[QualityFlag, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Reading:
     hu: np.ndarray
     affine: np.ndarray
     source: SourceGrid
-    findings: tuple[Finding, ...] = ()
+    quality_flags: tuple[QualityFlag, ...] = ()
     interpolated: tuple[int, ...] = ()
     chosen_because: str = ""
     identifiers: dict[str, str] | None = None
@@ -63,11 +63,11 @@ def read_stored(stored: Stored, chosen_because: str) -> Reading:
                 slab = np.where(lost, AIR_HU, slab)
             slab = np.rint(slab)
         view[:, :, number] = np.clip(slab, _INT16.min, _INT16.max) if slab.dtype != np.int16 else slab
-    findings = stored.findings
+    quality_flags = stored.quality_flags
     if not_numbers:
         message = f"{not_numbers} voxels were not a number; they were read as air ({AIR_HU} HU)."
-        findings += (Finding("not_a_number", "warning", message, not_numbers),)
-    return Reading(hu, affine, source, findings, chosen_because=chosen_because)
+        quality_flags += (QualityFlag("not_a_number", "warning", message, not_numbers),)
+    return Reading(hu, affine, source, quality_flags, chosen_because=chosen_because)
 
 
 def read_stored_mask(stored: Stored) -> tuple[np.ndarray, np.ndarray]:

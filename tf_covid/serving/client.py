@@ -16,7 +16,7 @@ from tf_covid import attention
 from tf_covid.attention import Axis
 from tf_covid.errors import ModelError, ScanRefused, ServingError
 from tf_covid.local import Answer, Segmentation, finite_probabilities, mean_map, mean_share
-from tf_covid.result import Finding
+from tf_covid.result import QualityFlag
 from tf_covid.serving.signatures import METHOD, TARGET
 from tf_covid.serving.wire import GrpcServer, Rejected, RestServer, Unavailable
 from tf_covid.weights import Contract
@@ -152,7 +152,7 @@ class RemoteModels:
         try:
             answer = self._ask(self._sources[number], hu)
         except Rejected as error:
-            raise ScanRefused([Finding("server_refused", "error", str(error))]) from error
+            raise ScanRefused([QualityFlag("server_refused", "error", str(error))]) from error
         if card_marks(answer, self._server.url) != (model.sha256, model.lungs_sha256):
             raise ServingError(f"{self._server.url}: its model {model.name} is another one now; run again")
         return answer

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tf_covid.errors import ScanRefused
-from tf_covid.result import Finding
+from tf_covid.result import QualityFlag
 from tf_covid.scan.checks import LEAST_SLICES, refusal
 from tf_covid.scan.dicom.header import Frame, Instance
 from tf_covid.scan.dicom.identity import Secrets
@@ -58,7 +58,7 @@ class Candidate:
     refusal: ScanRefused | None
     axial: bool
     original: bool
-    findings: tuple[Finding, ...] = ()
+    quality_flags: tuple[QualityFlag, ...] = ()
 
     @property
     def length_mm(self) -> float:
@@ -79,7 +79,7 @@ class Candidate:
         return f"{len(self.stack.slots)} {kind} slices, {self.stack.spacing_mm:.2f} mm apart, {kernel}"
 
 
-def choose(instances: Sequence[Instance], gap_mm: float) -> tuple[Candidate, str, tuple[Finding, ...]]:
+def choose(instances: Sequence[Instance], gap_mm: float) -> tuple[Candidate, str, tuple[QualityFlag, ...]]:
     """The stack to read, why, and what was left out.
 
     Raises:
@@ -108,12 +108,14 @@ def choose(instances: Sequence[Instance], gap_mm: float) -> tuple[Candidate, str
     best = ranked[0]
     if best.refusal is not None:
         raise best.refusal
-    findings = list(best.findings)
+    quality_flags = list(best.quality_flags)
     secrets = Secrets.of(instances)
     if len(ranked) > 1:
         text = "; ".join(candidate.describe(secrets) for candidate in ranked[:10])
-        findings.append(Finding("series_candidates", "info", f"{len(ranked)} stacks, best first: {text}.", len(ranked)))
-    return best, _because(ranked, rank, secrets), tuple(findings)
+        quality_flags.append(
+            QualityFlag("series_candidates", "info", f"{len(ranked)} stacks, best first: {text}.", len(ranked))
+        )
+    return best, _because(ranked, rank, secrets), tuple(quality_flags)
 
 
 def _slices(instances: Iterable[Instance]) -> list[Place]:
@@ -195,7 +197,7 @@ def _candidate(places: Sequence[Place], gap_mm: float) -> Candidate:
     usual, count = kinds.most_common(1)[0]
     kept = [place for place in places if _matrix(place) == usual]
     first, others = kept[0], len(places) - count
-    findings: tuple[Finding, ...] = ()
+    quality_flags: tuple[QualityFlag, ...] = ()
     stack, refused, axial = None, None, False
     message = f"{others} of {len(places)} images of the series have another matrix or pixel spacing"
     try:
@@ -204,7 +206,7 @@ def _candidate(places: Sequence[Place], gap_mm: float) -> Candidate:
         if count < _AGREE_SHARE * len(places):
             raise refusal("mixed_geometry", f"{message}.", others)
         if others:
-            findings = (Finding("mixed_geometry", "warning", f"{message}; they were left out.", others),)
+            quality_flags = (QualityFlag("mixed_geometry", "warning", f"{message}; they were left out.", others),)
         if not all(_has_rescale(place.frame) for place in kept):
             raise refusal(
                 "bad_header", "RescaleSlope (0028,1053) or RescaleIntercept (0028,1052) is zero or no number."
@@ -217,7 +219,7 @@ def _candidate(places: Sequence[Place], gap_mm: float) -> Candidate:
             text = f"{len(built.missing)} slice(s) are missing, and only gaps between axial slices are repaired."
             raise refusal("missing_slices", text, len(built.missing))
         stack = built
-        findings += stack.findings
+        quality_flags += stack.quality_flags
     except ScanRefused as error:
         refused = error
     return Candidate(
@@ -229,7 +231,7 @@ def _candidate(places: Sequence[Place], gap_mm: float) -> Candidate:
         refusal=refused,
         axial=axial,
         original=first.frame.image_type[:1] == ("ORIGINAL",),
-        findings=findings,
+        quality_flags=quality_flags,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tf_covid.result import Finding
+from tf_covid.result import QualityFlag
 from tf_covid.scan.checks import refusal
 from tf_covid.scan.dicom.header import Frame, Instance
 from tf_covid.scan.grid import SHEAR_DEGREES
@@ -43,13 +43,13 @@ class Stack:
             is doubled), or none where the slice is missing.
         spacing_mm: Between slices.
         affine_ras: (4, 4), index (column, row, slice) → RAS mm.
-        findings: What was noticed in the geometry.
+        quality_flags: What was noticed in the geometry.
     """
 
     slots: tuple[tuple[Place, ...], ...]
     spacing_mm: float
     affine_ras: np.ndarray
-    findings: tuple[Finding, ...] = ()
+    quality_flags: tuple[QualityFlag, ...] = ()
 
     @property
     def missing(self) -> tuple[int, ...]:
@@ -121,8 +121,8 @@ def build(places: Sequence[Place], gap_mm: float) -> Stack:
     made_up = sum(not slot for slot in slots)
     if made_up > MOST_MADE_UP * len(slots):
         raise refusal("missing_slices", f"{made_up} of {len(slots)} slices are missing: too many to repair.", made_up)
-    findings = (_repaired(along[heads], index, made_up, spacing),) if made_up else ()
-    return Stack(tuple(slots), spacing, _RAS @ affine, findings)
+    quality_flags = (_repaired(along[heads], index, made_up, spacing),) if made_up else ()
+    return Stack(tuple(slots), spacing, _RAS @ affine, quality_flags)
 
 
 def _check_line(positions: np.ndarray, axes: np.ndarray) -> None:
@@ -170,14 +170,14 @@ def _grid(along: np.ndarray, gap_mm: float) -> tuple[np.ndarray, float, float]:
     return index, float(slope), float(start)
 
 
-def _repaired(along: np.ndarray, index: np.ndarray, made_up: int, spacing: float) -> Finding:
+def _repaired(along: np.ndarray, index: np.ndarray, made_up: int, spacing: float) -> QualityFlag:
     before = np.flatnonzero(np.diff(index) > 1)
     widest = float(np.diff(along)[before].max())
     message = (
         f"{made_up} missing slice(s) were made up by interpolation: {len(before)} gap(s) of up to {widest:.1f} mm "
         f"after {_places(along[before])} mm along the slice normal (spacing {spacing:.1f} mm)."
     )
-    return Finding("missing_slices", "warning", message, made_up)
+    return QualityFlag("missing_slices", "warning", message, made_up)
 
 
 def _places(values: np.ndarray) -> str:

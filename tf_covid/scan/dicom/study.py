@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tf_covid.errors import ScanRefused
-from tf_covid.result import Finding
+from tf_covid.result import QualityFlag
 from tf_covid.scan.checks import refusal
 from tf_covid.scan.dicom.header import Frame, Instance
 from tf_covid.scan.dicom.pixels import Truncated, Undecodable, decode, raw_frames, stored_values, to_hu
@@ -44,9 +44,9 @@ def read_study(instances: Sequence[Instance], sources: Mapping[str, Source], lim
         limits: Bounds.
 
     Raises:
-        ScanRefused: With a coded finding for everything that forbids an honest answer.
+        ScanRefused: With a coded quality flag for everything that forbids an honest answer.
     """
-    best, because, findings = choose(instances, limits.gap_mm)
+    best, because, quality_flags = choose(instances, limits.gap_mm)
     stack = best.stack
     assert stack is not None  # choose() raises otherwise
     first = best.places[0].instance
@@ -60,12 +60,12 @@ def read_study(instances: Sequence[Instance], sources: Mapping[str, Source], lim
     axis = source.axes[2]
     last = len(stack.slots) - 1
     interpolated = tuple(sorted(last - number if source.flipped[2] else number for number in missing))
-    found = findings + _duplicate_findings(duplicates, len(stack.slots))
-    if any(finding.level == "error" for finding in found):
+    found = quality_flags + _duplicate_flags(duplicates, len(stack.slots))
+    if any(flag.level == "error" for flag in found):
         raise ScanRefused(found)
     if axis != 0:
         message = "The slices were not acquired in axial planes; they were reordered, not resampled."
-        found += (Finding("not_axial", "info", message),)
+        found += (QualityFlag("not_axial", "info", message),)
     return Reading(hu, affine, source, found, interpolated, because, _identifiers(best))
 
 
@@ -192,11 +192,11 @@ def _interpolate(view: np.ndarray, missing: tuple[int, ...]) -> None:
         view[:, :, number] = np.rint(mixed)
 
 
-def _duplicate_findings(duplicates: _Duplicates, total: int) -> tuple[Finding, ...]:
-    findings: list[Finding] = []
+def _duplicate_flags(duplicates: _Duplicates, total: int) -> tuple[QualityFlag, ...]:
+    quality_flags: list[QualityFlag] = []
     if same := duplicates.identical:
         message = f"{same} slice(s) were there more than once with the same pixels; one of each was kept."
-        findings.append(Finding("duplicate_slices", "warning", message, same))
+        quality_flags.append(QualityFlag("duplicate_slices", "warning", message, same))
     if count := duplicates.different:
         many = count > _MOST_AMBIGUOUS * total
         rule = (
@@ -205,8 +205,8 @@ def _duplicate_findings(duplicates: _Duplicates, total: int) -> tuple[Finding, .
             else "the one of the acquisition with the most slices, then the lowest instance number, was kept"
         )
         message = f"{count} of {total} positions hold several slices with different pixels; {rule}."
-        findings.append(Finding("ambiguous_slices", "error" if many else "warning", message, count))
-    return tuple(findings)
+        quality_flags.append(QualityFlag("ambiguous_slices", "error" if many else "warning", message, count))
+    return tuple(quality_flags)
 
 
 def _identifiers(candidate: Candidate) -> dict[str, str]:
