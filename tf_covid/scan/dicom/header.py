@@ -43,6 +43,7 @@ _KEYWORDS = (
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
     "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleIntercept", "RescaleSlope",
     "RescaleType", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "SeriesDescription", "BodyPartExamined",
 )  # fmt: skip
 _TAGS = [tag for tag in map(tag_for_keyword, _KEYWORDS) if tag is not None]
 
@@ -91,6 +92,8 @@ class Instance:
     signed: bool
     padding: tuple[int, int] | None
     frames: tuple[Frame, ...]
+    series_description: str = ""
+    body_part: str = ""
 
 
 class Damaged(Exception):
@@ -193,6 +196,8 @@ def _instance(dataset: Dataset, name: str, syntax: str, offset: int) -> Instance
         signed=signed,
         padding=_padding(dataset, signed),
         frames=_frames(dataset),
+        series_description=_text(dataset, "SeriesDescription"),
+        body_part=_text(dataset, "BodyPartExamined"),
     )
 
 

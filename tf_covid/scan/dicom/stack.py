@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tf_covid.errors import ScanRefused
 from tf_covid.result import QualityFlag
 from tf_covid.scan.checks import refusal
 from tf_covid.scan.dicom.header import Frame, Instance
@@ -23,6 +24,10 @@ GRID_SHARE, GRID_MM = 0.1, 0.06
 BESIDE_MM = 1.0
 #: Largest share of the slices that may be made up.
 MOST_MADE_UP = 0.5
+#: Thicknesses that differ by more than this share are two.
+THICKNESS_SHARE = 0.1
+#: So many frames at one place are a crowd; at most this share of the positions may be left out as strays.
+CROWD, STRAY_SHARE = 3, 0.1
 _RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -83,8 +88,8 @@ def build(places: Sequence[Place], gap_mm: float) -> Stack:
         gap_mm: Widest distance between neighbours that may be repaired, in mm.
 
     Raises:
-        ScanRefused: `bad_affine`, `single_slice`, `gantry_tilt`, `mixed_geometry`, `missing_slices`,
-            `irregular_spacing`.
+        ScanRefused: `bad_affine`, `single_slice`, `same_position`, `gantry_tilt`, `mixed_geometry`,
+            `missing_slices`, `irregular_spacing`.
     """
     first = places[0].frame
     axes = directions(first.orientation)
@@ -94,20 +99,12 @@ def build(places: Sequence[Place], gap_mm: float) -> Stack:
         raise refusal("bad_affine", "PixelSpacing (0028,0030) is missing or impossible.")
     positions = np.array([place.frame.position for place in places], dtype=np.float64)
     along = positions @ axes[2]
-    # At a doubled position the acquisition with the most slices comes first, then the lower instance number.
-    sizes = Counter(place.instance.acquisition for place in places)
-    merit = [(-sizes[place.instance.acquisition], place.instance.number, place.frame.index) for place in places]
-    order = sorted(range(len(places)), key=lambda one: along[one])
-    groups: list[list[int]] = []
-    for one in order:
-        if groups and along[one] - along[groups[-1][0]] < SAME_POSITION_MM:
-            groups[-1].append(one)
-        else:
-            groups.append([one])
+    groups = _by_position(along)
+    if len(groups) < 2:
+        raise _one_position(places)
+    merit = _merits(places, along, groups)
     groups = [sorted(group, key=lambda one: merit[one]) for group in groups]
     heads = [group[0] for group in groups]
-    if len(heads) < 2:
-        raise refusal("single_slice", "There is one slice only; give the folder or zip of the whole series.", 1)
     _check_line(positions[heads], axes)
     index, spacing, start = _grid(along[heads], gap_mm)
     slots: list[tuple[Place, ...]] = [()] * (int(index[-1]) + 1)
@@ -123,6 +120,107 @@ def build(places: Sequence[Place], gap_mm: float) -> Stack:
         raise refusal("missing_slices", f"{made_up} of {len(slots)} slices are missing: too many to repair.", made_up)
     quality_flags = (_repaired(along[heads], index, made_up, spacing),) if made_up else ()
     return Stack(tuple(slots), spacing, _RAS @ affine, quality_flags)
+
+
+def _by_position(along: np.ndarray) -> list[list[int]]:
+    """Indices of the frames at each position, from the lowest to the highest along the normal."""
+    groups: list[list[int]] = []
+    for one in sorted(range(len(along)), key=lambda one: along[one]):
+        if groups and along[one] - along[groups[-1][0]] < SAME_POSITION_MM:
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    return groups
+
+
+def _one_position(places: Sequence[Place]) -> ScanRefused:
+    """Why frames of one single position are no stack."""
+    count = len(places)
+    if len({(place.instance.sop_uid or place.instance.name, place.frame.index) for place in places}) == 1:
+        copies = f" ({count} copies of it)" if count > 1 else ""
+        text = f"There is one slice only{copies}; give the folder or zip of the whole series."
+        return refusal("single_slice", text, 1)
+    text = (
+        f"All {count} images state the same ImagePositionPatient (0020,0032): in which order they lie, and how far "
+        "apart, cannot be told. Export the series again with its geometry, or give the slices of the whole chest."
+    )
+    return refusal("same_position", text, count)
+
+
+def _merits(places: Sequence[Place], along: np.ndarray, groups: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
+    """Sort keys for the frames of a doubled position, the best first.
+
+    The usual slice thickness, then the acquisition that covers the most positions, then the instance number that fits
+    those of the neighbours, then the lowest: the frames that wait for the bolus are thicker, or an acquisition at one
+    place, or numbered apart.
+    """
+    if len(groups) == len(places):
+        return [()] * len(places)
+    usual = _usual_thickness(places)
+    spots: Counter[str] = Counter()
+    for group in groups:
+        spots.update({places[one].instance.acquisition for one in group})
+    single = [group[0] for group in groups if len(group) == 1]
+    numbers = np.array([place.instance.number for place in places], dtype=np.float64)
+    expected = np.interp(along, along[single], numbers[single]) if len(single) > 1 else numbers
+    return [
+        (
+            _differs(place.frame.thickness, usual),
+            -spots[place.instance.acquisition],
+            round(abs(numbers[one] - expected[one])),
+            place.instance.number,
+            place.frame.index,
+        )
+        for one, place in enumerate(places)
+    ]
+
+
+def _usual_thickness(places: Sequence[Place]) -> float:
+    return Counter(place.frame.thickness for place in places).most_common(1)[0][0]
+
+
+def strays(places: Sequence[Place]) -> list[Place]:
+    """Frames that do not belong to the stack of the others: many at one place, or of another thickness at a few.
+
+    That is how a scanner watches the contrast arrive before the scan. Frames whose place the stack of the others needs
+    (one of its slots, or the next one at an end) are none.
+
+    Args:
+        places: Frames of one orientation, matrix and pixel spacing.
+
+    Returns:
+        What may be left out so that the others form a stack; empty if they do not, or if nothing stands out.
+    """
+    axes = directions(places[0].frame.orientation)
+    along = np.array([place.frame.position for place in places], dtype=np.float64) @ axes[2]
+    groups = _by_position(along)
+    usual = _usual_thickness(places)
+    most = max(1, int(STRAY_SHARE * len(groups)))
+    crowds = [group for group in groups if len(group) >= CROWD]
+    odd = [group for group in groups if all(_differs(places[one].frame.thickness, usual) for one in group)]
+    chosen = [one for found in (crowds, odd) if len(found) <= most for group in found for one in group]
+    rest = [one for one in range(len(places)) if one not in set(chosen)]
+    if not chosen or len(rest) < 3:
+        return []
+    steps = np.diff(np.unique(np.round(along[rest], 2)))
+    spacing = float(np.median(steps)) if steps.size else 0.0
+    if spacing < SAME_POSITION_MM:
+        return []
+    nearest = {one: float(np.abs(along[rest] - along[one]).min()) for one in chosen}
+    low, high = float(along[rest].min()), float(along[rest].max())
+    # A place that none of the others has, and that lies on their grid, is a slice of the stack.
+    needed = {
+        one
+        for one in chosen
+        if nearest[one] >= SAME_POSITION_MM
+        and abs(nearest[one] / spacing - round(nearest[one] / spacing)) < GRID_SHARE
+        and low - 1.5 * spacing < along[one] < high + 1.5 * spacing
+    }
+    return [places[one] for one in chosen if one not in needed and nearest[one] >= SAME_POSITION_MM]
+
+
+def _differs(thickness: float, usual: float) -> bool:
+    return abs(thickness - usual) > THICKNESS_SHARE * max(usual, 0.1)
 
 
 def _check_line(positions: np.ndarray, axes: np.ndarray) -> None:

@@ -6,12 +6,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
 from tf_covid.errors import ScanRefused
 from tf_covid.result import QualityFlag
 from tf_covid.scan.checks import refusal
+from tf_covid.scan.dicom.content import lung_ml
 from tf_covid.scan.dicom.header import Frame, Instance
 from tf_covid.scan.dicom.pixels import Truncated, Undecodable, decode, raw_frames, stored_values, to_hu
 from tf_covid.scan.dicom.series import Candidate, choose
@@ -25,11 +27,13 @@ from tf_covid.scan.volume import AIR_HU, Reading
 _PADDING_AS_AIR_HU = -900
 #: Share of the positions that may hold slices with different pixels.
 _MOST_AMBIGUOUS = 0.1
+#: Larger frames are not looked at when a series is chosen.
+_MOST_PIXELS_LOOKED_AT = 2048**2
 
 
 @dataclass(frozen=True)
 class _Duplicates:
-    """Slices whose position was there more than once."""
+    """Positions that hold more than one slice: with the same pixels, and with different ones."""
 
     identical: int
     different: int
@@ -46,7 +50,7 @@ def read_study(instances: Sequence[Instance], sources: Mapping[str, Source], lim
     Raises:
         ScanRefused: With a coded quality flag for everything that forbids an honest answer.
     """
-    best, because, quality_flags = choose(instances, limits.gap_mm)
+    best, because, quality_flags = choose(instances, limits.gap_mm, _looking(sources))
     stack = best.stack
     assert stack is not None  # choose() raises otherwise
     first = best.places[0].instance
@@ -69,6 +73,23 @@ def read_study(instances: Sequence[Instance], sources: Mapping[str, Source], lim
     return Reading(hu, affine, source, found, interpolated, because, _identifiers(best))
 
 
+def _looking(sources: Mapping[str, Source]) -> Callable[[Candidate], float | None]:
+    """How much lung a candidate shows, in ml; None where its slices cannot be looked at."""
+
+    def one_frame(place: Place) -> np.ndarray | None:
+        one = place.instance
+        if one.rows * one.columns > _MOST_PIXELS_LOOKED_AT:
+            return None
+        try:
+            frames = raw_frames(one, sources[one.name])
+            data = next(islice(frames, place.frame.index, None), None)
+            return None if data is None else hu_of(place, data)
+        except (Truncated, Undecodable, ScanRefused):
+            return None
+
+    return lambda candidate: lung_ml(candidate.places, one_frame)
+
+
 def _fill(view: np.ndarray, stack: Stack, sources: Mapping[str, Source]) -> _Duplicates:
     """Decode every frame into `view` (columns, rows, slices), the first of each position last."""
     slot_of = {_key(place): number for number, slot in enumerate(stack.slots) for place in slot[:1]}
@@ -88,7 +109,6 @@ def _fill(view: np.ndarray, stack: Stack, sources: Mapping[str, Source]) -> _Dup
     except Undecodable as error:
         message = f"No decoder reads the pixel data (transfer syntax {_syntax_text(error)})."
         raise refusal("undecodable", message, _syntax_text(error)) from None
-    identical = different = 0
     doubled = {_key(place): (number, place) for number, slot in enumerate(stack.slots) for place in slot[1:]}
     equal: dict[tuple[str, int], bool] = {}
 
@@ -100,9 +120,9 @@ def _fill(view: np.ndarray, stack: Stack, sources: Mapping[str, Source]) -> _Dup
             pass
     except (Truncated, Undecodable):
         pass
-    identical = sum(equal.values())
-    different = len(doubled) - identical
-    return _Duplicates(identical, different)
+    same = {number for key, (number, _) in doubled.items() if equal.get(key)}
+    different = {number for key, (number, _) in doubled.items() if not equal.get(key)}
+    return _Duplicates(len(same - different), len(different))
 
 
 def _key(place: Place) -> tuple[str, int]:
@@ -195,14 +215,14 @@ def _interpolate(view: np.ndarray, missing: tuple[int, ...]) -> None:
 def _duplicate_flags(duplicates: _Duplicates, total: int) -> tuple[QualityFlag, ...]:
     quality_flags: list[QualityFlag] = []
     if same := duplicates.identical:
-        message = f"{same} slice(s) were there more than once with the same pixels; one of each was kept."
+        message = f"{same} position(s) hold a slice more than once with the same pixels; one of each was kept."
         quality_flags.append(QualityFlag("duplicate_slices", "warning", message, same))
     if count := duplicates.different:
         many = count > _MOST_AMBIGUOUS * total
         rule = (
             "which of them belong together cannot be told"
             if many
-            else "the one of the acquisition with the most slices, then the lowest instance number, was kept"
+            else "the one with the usual thickness, acquisition and instance number was kept"
         )
         message = f"{count} of {total} positions hold several slices with different pixels; {rule}."
         quality_flags.append(QualityFlag("ambiguous_slices", "error" if many else "warning", message, count))

@@ -1,0 +1,373 @@
+"""The frames of a study → the stacks that they may form, and the images that are no slices of any."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+
+from tf_covid.errors import ScanRefused
+from tf_covid.result import QualityFlag
+from tf_covid.scan.checks import refusal
+from tf_covid.scan.dicom import terms
+from tf_covid.scan.dicom.header import Frame, Instance
+from tf_covid.scan.dicom.identity import Secrets
+from tf_covid.scan.dicom.left_out import NO_POSITION, LeftOut, counted, matrix
+from tf_covid.scan.dicom.stack import Place, Stack, build, strays
+from tf_covid.scan.grid import orient
+
+#: Share of a series' positions whose frames must agree in matrix and pixel spacing; the rest is left out.
+_AGREE_SHARE = 0.9
+#: Slices thicker than so many spacings, and by so many mm, are slabs: 5 mm every 2 mm is usual, 10 mm every 1 mm not.
+_SLAB_SPACINGS, _SLAB_MM = 3.05, 2.0
+#: From so many series of one image each on, they may be one whose images an anonymiser gave a UID each.
+_LEAST_LONE = 3
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Frames that may form one stack, with the stack or the refusal that came of them.
+
+    Args:
+        series_uid: SeriesInstanceUID of the first frame.
+        series_number: SeriesNumber of the first frame.
+        kernel: ConvolutionKernel of the first frame.
+        places: The frames.
+        stack: What they form; None if `refusal` says why not.
+        refusal: Why they form none.
+        axial: Whether the slices are axial.
+        original: Whether ImageType says ORIGINAL.
+        quality_flags: What was noticed.
+        apart: Frames of the same group that are no slices of the stack.
+        lung_ml: How much lung a look at some slices has shown, in ml; None without a look.
+        elsewhere: Whether it shows no lung, or little where others show much; by its words where nothing was looked at.
+    """
+
+    series_uid: str
+    series_number: int
+    kernel: str
+    places: tuple[Place, ...]
+    stack: Stack | None
+    refusal: ScanRefused | None
+    axial: bool
+    original: bool
+    quality_flags: tuple[QualityFlag, ...] = ()
+    apart: tuple[LeftOut, ...] = ()
+    lung_ml: float | None = None
+    elsewhere: bool = False
+
+    @property
+    def length_mm(self) -> float:
+        """From the first to the last slice."""
+        return self.stack.spacing_mm * (len(self.stack.slots) - 1) if self.stack else 0.0
+
+    @property
+    def lung_kernel(self) -> bool:
+        """Whether the kernel is one for lungs, by its maker's name."""
+        return terms.lung_kernel(self.kernel)
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing says that its images are slabs, averages or projections."""
+        return not any(flag.code in ("projection", "thick_slices") for flag in self.quality_flags)
+
+    @property
+    def region(self) -> str:
+        """What its words say of the region of the body: "chest", "elsewhere" or nothing."""
+        return terms.region(self.places[0].instance)
+
+    @property
+    def series(self) -> frozenset[str]:
+        """Its SeriesInstanceUIDs: one, but for images that were given one each."""
+        return frozenset(place.instance.series_uid for place in self.places)
+
+    def describe(self, secrets: Secrets) -> str:
+        """Counts, spacing and kernel; nothing from the header that could hold a name."""
+        less = ", with little or no lung" if self.elsewhere else ""
+        if self.stack is None:
+            return f"{len(self.places)} slices that form no stack{less}"
+        kind = "axial" if self.axial else "not axial"
+        kernel = terms.kernel_text(self.kernel, hidden=secrets.told(self.kernel))
+        return f"{len(self.stack.slots)} {kind} slices, {self.stack.spacing_mm:.2f} mm apart, {kernel}{less}"
+
+
+#: How much lung a candidate shows, in ml; None where it cannot be told.
+Look = Callable[[Candidate], "float | None"]
+
+
+def slices(instances: Iterable[Instance]) -> tuple[list[Place], list[LeftOut]]:
+    """The frames that are CT slices, and all the others with the reason why they are none.
+
+    Raises:
+        ScanRefused: `not_ct`, `projection` or `no_slices` if there is no slice at all.
+    """
+    places: list[Place] = []
+    others: list[LeftOut] = []
+    for one in instances:
+        if reason := _no_ct(one):
+            others += [LeftOut(one, frame, reason) for frame in one.frames[:1] or (None,)]
+        elif not one.frames:
+            others.append(LeftOut(one, None, "with NumberOfFrames (0028,0008) above 1 and no position of each frame"))
+        else:
+            for frame in one.frames:
+                reason, slab = _no_slice(one, frame)
+                if reason:
+                    others.append(LeftOut(one, frame, reason, slab))
+                else:
+                    places.append(Place(one, frame))
+    if not places:
+        raise _nothing(others)
+    return places, others
+
+
+def _no_ct(instance: Instance) -> str:
+    if instance.modality != "CT":
+        return f"with {terms.modality_text(instance)}"
+    if instance.sop_class not in terms.CT_CLASSES:
+        return f"with {terms.sop_class_text(instance)}"
+    if instance.samples != 1:
+        return f"with SamplesPerPixel {instance.samples}"
+    return ""
+
+
+def _no_slice(instance: Instance, frame: Frame) -> tuple[str, bool]:
+    """Why a frame of a CT image is no slice, and whether it is a slab."""
+    if word := terms.no_slice(frame):
+        return f"with ImageType {word}", False
+    if word := terms.projection(instance, frame):
+        return f"with {word}", True
+    return ("" if terms.is_hu(frame) else f"with {terms.rescale_text(frame)}"), False
+
+
+def _nothing(others: Sequence[LeftOut]) -> ScanRefused:
+    text = counted(others)
+    if all(_no_ct(one.instance) and one.instance.samples == 1 for one in others):
+        return refusal("not_ct", f"No CT images: {text} (by Modality and SOP class).", text)
+    slabs = sum(one.slab for one in others)
+    if slabs > len(others) / 2:
+        text = (
+            f"{slabs} images are projections, not slices: {text}. Their values are not those of the tissue at one "
+            "place; give the thin slices that they were made of."
+        )
+        return refusal("projection", text, slabs)
+    text = f"{len(others)} images, but no slices of a CT in Hounsfield units: {text}."
+    return refusal("no_slices", text, len(others))
+
+
+def candidates(places: Sequence[Place], gap_mm: float) -> list[Candidate]:
+    """All stacks that the slices may form: of one series, kernel, direction and phase each."""
+    found = []
+    for same_series, lone in _by_series(places):
+        for same_direction in _by_orientation(same_series):
+            for phase in _by_acquisition(same_direction):
+                candidate = _candidate(phase, gap_mm)
+                found.append(_as_one(candidate) if lone else candidate)
+    return found
+
+
+def _by_series(places: Sequence[Place]) -> list[tuple[list[Place], bool]]:
+    """Slices of one series and kernel; series of one slice each are one, where most of the slices are such."""
+    sizes = Counter(place.instance.series_uid for place in places)
+    lone = {uid for uid, size in sizes.items() if size == 1}
+    merged = len(lone) >= _LEAST_LONE and len(lone) > len(places) / 2
+    numbers = {place.instance.series_number for place in places if place.instance.series_uid in lone}
+    by_number = len(numbers) <= len(lone) / 2
+    series: dict[tuple[object, ...], list[Place]] = {}
+    for place in places:
+        one = place.instance
+        if alone := merged and one.series_uid in lone:
+            key: object = (matrix(one, place.frame), one.series_number if by_number else 0)
+        else:
+            key = one.series_uid
+        series.setdefault((alone, key, place.frame.kernel.upper()), []).append(place)
+    return [(members, bool(key[0])) for key, members in series.items()]
+
+
+def _as_one(candidate: Candidate) -> Candidate:
+    """A stack of images with a SeriesInstanceUID each: a whole one without doubles is believed, and said."""
+    count = len(candidate.places)
+    said = f"{count} images have {count} SeriesInstanceUIDs (0020,000E), as an anonymiser leaves them"
+    if candidate.refusal is not None:
+        why = candidate.refusal.quality_flags[0]
+        text = f"{said}, and form no single stack: {why.message}"
+        return replace(candidate, refusal=refusal(why.code, text, why.value))
+    if candidate.stack and any(len(slot) > 1 for slot in candidate.stack.slots):
+        text = f"{said}, and some of them lie at one place: which of them are one series cannot be told."
+        return replace(candidate, stack=None, refusal=refusal("series_uid_per_image", text, count))
+    text = f"{said}; they were read as one series, because they share study, matrix and kernel and form one stack."
+    flag = QualityFlag("series_uid_per_image", "warning", text, count)
+    return replace(candidate, quality_flags=(*candidate.quality_flags, flag))
+
+
+def _by_acquisition(places: Sequence[Place]) -> list[list[Place]]:
+    """Phases that one series holds on top of each other, such as inspiration and expiration, apart.
+
+    Acquisitions that follow each other along the table stay together.
+    """
+    phases: dict[str, list[Place]] = {}
+    for place in places:
+        phases.setdefault(place.instance.acquisition, []).append(place)
+    spots = [{place.frame.position for place in phase} for phase in phases.values()]
+    together = set().union(*spots)
+    doubled = sum(len(spot) for spot in spots) - len(together)
+    return list(phases.values()) if doubled > len(together) / 2 else [list(places)]
+
+
+def _by_orientation(places: Sequence[Place]) -> list[list[Place]]:
+    """Groups whose direction cosines agree within 1e-3: 0.4 mm at the edge of a chest."""
+    groups: list[tuple[np.ndarray | None, list[Place]]] = []
+    for place in places:
+        mine = np.array(place.frame.orientation) if len(place.frame.orientation) == 6 else None
+        for theirs, members in groups:
+            if (mine is None and theirs is None) or (
+                mine is not None and theirs is not None and np.abs(mine - theirs).max() < 1e-3
+            ):
+                members.append(place)
+                break
+        else:
+            groups.append((mine, [place]))
+    if len(groups) > 3 and len(groups) > len(places) / 4:
+        # Every slice its own direction: that is no set of stacks, it is one broken series.
+        return [list(places)]
+    return [members for _, members in groups]
+
+
+def _candidate(places: Sequence[Place], gap_mm: float) -> Candidate:
+    """One candidate of frames that nearly all agree in matrix and pixel spacing; else it carries a refusal."""
+    kept, apart = _sorted_out(places)
+    first = kept[0]
+    quality_flags: tuple[QualityFlag, ...] = ()
+    stack, refused, axial = None, None, False
+    try:
+        if not _parallel(kept):
+            raise refusal("mixed_geometry", "The images of the series lie in many different directions.", len(kept))
+        others = _other_matrix(places)
+        if len(others) > (1 - _AGREE_SHARE) * len({place.frame.position for place in places}):
+            message = f"{len(others)} of {len(places)} images of the series have another matrix or pixel spacing."
+            raise refusal("mixed_geometry", message, len(others))
+        if not all(_has_rescale(place.frame) for place in kept):
+            raise refusal(
+                "bad_header", "RescaleSlope (0028,1053) or RescaleIntercept (0028,1052) is zero or no number."
+            )
+        if stray := _strays(kept):
+            kept = [place for place in kept if place not in stray]
+            apart += [LeftOut(one.instance, one.frame, "at a place beside the grid of the others") for one in stray]
+        built = build(kept, gap_mm)
+        shape = (first.instance.columns, first.instance.rows, len(built.slots))
+        axial = orient(built.affine_ras, shape)[0].axes[2] == 0
+        if built.missing and not axial:
+            # What is made up is told as axial slices; here it would be a part of every one of them.
+            text = f"{len(built.missing)} slice(s) are missing, and only gaps between axial slices are repaired."
+            raise refusal("missing_slices", text, len(built.missing))
+        stack = built
+        quality_flags = stack.quality_flags + _content_flags(stack, kept)
+    except ScanRefused as error:
+        refused = error
+    return Candidate(
+        series_uid=first.instance.series_uid,
+        series_number=first.instance.series_number,
+        kernel=first.frame.kernel,
+        places=tuple(kept),
+        stack=stack,
+        refusal=refused,
+        axial=axial,
+        original=first.frame.image_type[:1] == ("ORIGINAL",),
+        quality_flags=quality_flags,
+        apart=tuple(apart),
+    )
+
+
+def _sorted_out(places: Sequence[Place]) -> tuple[list[Place], list[LeftOut]]:
+    """Frames with a position and the usual matrix, if most have one; and the others."""
+    placed = [place for place in places if _has_position(place)]
+    if 2 * len(placed) <= len(places):
+        placed = list(places)
+    there = set(map(id, placed))
+    apart = [LeftOut(place.instance, place.frame, NO_POSITION) for place in places if id(place) not in there]
+    other = set(map(id, _other_matrix(placed)))
+    apart += [
+        LeftOut(place.instance, place.frame, "with another matrix or pixel spacing")
+        for place in placed
+        if id(place) in other
+    ]
+    return [place for place in placed if id(place) not in other], apart
+
+
+def _has_position(place: Place) -> bool:
+    return len(place.frame.position) == 3 and bool(np.isfinite(place.frame.position).all())
+
+
+def _other_matrix(places: Sequence[Place]) -> list[Place]:
+    """Frames whose matrix is not the one at the most places; many frames at one place count once."""
+    spots: dict[tuple[object, ...], set[object]] = {}
+    for place in places:
+        spots.setdefault(matrix(place.instance, place.frame), set()).add(place.frame.position or id(place))
+    usual = max(spots, key=lambda kind: len(spots[kind]))
+    return [place for place in places if matrix(place.instance, place.frame) != usual]
+
+
+def _strays(places: Sequence[Place]) -> list[Place]:
+    """Strays, if every frame has what their search needs."""
+    return strays(places) if all(map(_has_position, places)) and len(places[0].frame.orientation) == 6 else []
+
+
+def _content_flags(stack: Stack, places: Sequence[Place]) -> tuple[QualityFlag, ...]:
+    """What the header says of the slices of a stack that limits what can be read from them."""
+    flags = []
+    thickness = Counter(place.frame.thickness for place in places).most_common(1)[0][0]
+    thick = thickness > _SLAB_SPACINGS * stack.spacing_mm and thickness > stack.spacing_mm + _SLAB_MM
+    if thick:
+        text = (
+            f"SliceThickness (0018,0050) is {thickness:g} mm at a spacing of {stack.spacing_mm:.2f} mm: these are "
+            "overlapping slabs, averages or projections, and small findings are smoothed or exaggerated."
+        )
+        flags.append(QualityFlag("thick_slices", "warning", text, thickness))
+    first = places[0]
+    if word := terms.described_projection(first.instance):
+        text = f"SeriesDescription (0008,103E) says {word}, ImageType ORIGINAL"
+        if thick:
+            text += ", and the slices are slabs: the values of a projection are not those of the tissue at one place."
+            raise refusal("projection", text, word)
+        text += ": if this is a projection, its values are not those of the tissue at one place."
+        flags.append(QualityFlag("projection", "warning", text, word))
+    elif terms.averaged(first.instance, first.frame):
+        text = "ImageType or SeriesDescription says that the images are averages, not plain slices: detail is smoothed."
+        flags.append(QualityFlag("projection", "warning", text, "average"))
+    return (*flags, *_mixtures(stack))
+
+
+def _mixtures(stack: Stack) -> tuple[QualityFlag, ...]:
+    """Acquisitions that take turns along the stack, and rescale types that say HU in some slices only."""
+    heads = [slot[0] for slot in stack.slots if slot]
+    flags = []
+    names = [place.instance.acquisition for place in heads]
+    turns = sum(a != b for a, b in pairwise(names))
+    if turns > 2 * len(set(names)):
+        text = (
+            f"AcquisitionNumber (0020,0012) changes {turns} times along the {len(heads)} slices: {len(set(names))} "
+            "acquisitions take turns. If they are phases (breathing, contrast), the stack mixes them."
+        )
+        flags.append(QualityFlag("mixed_acquisitions", "warning", text, turns))
+    unsaid = sum(not terms.says_hu(place.frame) for place in heads)
+    if 0 < unsaid < len(heads):
+        text = (
+            f"RescaleType (0028,1054) of {unsaid} of {len(heads)} slices is unspecified; it was taken for HU, as in "
+            "the others."
+        )
+        flags.append(QualityFlag("mixed_rescale_type", "warning", text, unsaid))
+    return tuple(flags)
+
+
+def _has_rescale(frame: Frame) -> bool:
+    return bool(np.isfinite((frame.slope, frame.intercept)).all()) and frame.slope != 0
+
+
+def _parallel(places: Sequence[Place]) -> bool:
+    first = places[0].frame.orientation
+    return all(
+        len(place.frame.orientation) == len(first) and np.allclose(place.frame.orientation, first, rtol=0, atol=1e-3)
+        for place in places
+    )
