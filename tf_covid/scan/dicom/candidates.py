@@ -86,7 +86,7 @@ class Candidate:
 
     def describe(self, secrets: Secrets) -> str:
         """Counts, spacing and kernel; nothing from the header that could hold a name."""
-        less = ", with little or no lung" if self.elsewhere else ""
+        less = ", less of the lungs by a look and its words" if self.elsewhere else ""
         if self.stack is None:
             return f"{len(self.places)} slices that form no stack{less}"
         kind = "axial" if self.axial else "not axial"

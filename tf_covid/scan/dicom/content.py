@@ -14,12 +14,12 @@ SLICES_LOOKED_AT = 7
 _SIDE = 128
 #: Below this an area is air or lung, above the next one it is body.
 _AIR_HU, _BODY_HU = -500, -300
-#: The median of lung; bowel, stomach, trachea and the air of the room lie below, fat and foam above.
-_LUNG_HU = (-965, -500)
-#: The same of an area that reaches the border of the image, as the lungs do in a field of view cropped to them.
-_LUNG_AT_BORDER_HU = (-930, -500)
+#: A quarter of lung lies below some value above this; of bowel, stomach and trachea, which hold gas, below a lower one.
+_LUNG_HU = -940
+#: The same of an area that takes at least this share of the body: emphysema, not bowel.
+_LARGE_AREA, _LARGE_HU = 0.08, -975
 #: Least share of the body that one area must take, and that all of them take in the mean of the slices.
-_LEAST_AREA, _LEAST_SHARE = 0.005, 0.02
+_LEAST_AREA, _LEAST_SHARE = 0.006, 0.015
 
 
 def lung_ml(places: Sequence[Place], hu_of: Callable[[Place], np.ndarray | None]) -> float | None:
@@ -72,8 +72,9 @@ def lung_share(hu: np.ndarray) -> tuple[float, float]:
     border = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
     lung = 0.0
     for number in numbers[sizes >= max(4, _LEAST_AREA * body)]:
-        low, high = _LUNG_AT_BORDER_HU if number in border else _LUNG_HU
-        if low < float(np.median(small[labels == number])) < high:
+        # At the border it is the air of the room, or lung in a field of view that is cropped to it.
+        large = sizes[number - 1] >= _LARGE_AREA * body and number not in border
+        if np.percentile(small[labels == number], 25) > (_LARGE_HU if large else _LUNG_HU):
             lung += float(sizes[number - 1])
     return lung / small.size, (body + lung) / small.size
 
