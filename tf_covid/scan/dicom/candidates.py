@@ -16,7 +16,7 @@ from tf_covid.scan.dicom import terms
 from tf_covid.scan.dicom.header import Frame, Instance
 from tf_covid.scan.dicom.identity import Secrets
 from tf_covid.scan.dicom.left_out import NO_POSITION, LeftOut, counted, matrix
-from tf_covid.scan.dicom.stack import Place, Stack, build, strays
+from tf_covid.scan.dicom.stack import Place, Stack, build, strays, usual_thickness
 from tf_covid.scan.grid import orient
 
 #: Share of a series' positions whose frames must agree in matrix and pixel spacing; the rest is left out.
@@ -245,7 +245,7 @@ def _candidate(places: Sequence[Place], gap_mm: float) -> Candidate:
         if not _parallel(kept):
             raise refusal("mixed_geometry", "The images of the series lie in many different directions.", len(kept))
         others = _other_matrix(places)
-        if len(others) > (1 - _AGREE_SHARE) * len({place.frame.position for place in places}):
+        if _spots(others) > (1 - _AGREE_SHARE) * _spots(places):
             message = f"{len(others)} of {len(places)} images of the series have another matrix or pixel spacing."
             raise refusal("mixed_geometry", message, len(others))
         if not all(_has_rescale(place.frame) for place in kept):
@@ -253,7 +253,8 @@ def _candidate(places: Sequence[Place], gap_mm: float) -> Candidate:
                 "bad_header", "RescaleSlope (0028,1053) or RescaleIntercept (0028,1052) is zero or no number."
             )
         if stray := _strays(kept):
-            kept = [place for place in kept if place not in stray]
+            beside = set(map(id, stray))
+            kept = [place for place in kept if id(place) not in beside]
             apart += [LeftOut(one.instance, one.frame, "at a place beside the grid of the others") for one in stray]
         built = build(kept, gap_mm)
         shape = (first.instance.columns, first.instance.rows, len(built.slots))
@@ -317,7 +318,7 @@ def _strays(places: Sequence[Place]) -> list[Place]:
 def _content_flags(stack: Stack, places: Sequence[Place]) -> tuple[QualityFlag, ...]:
     """What the header says of the slices of a stack that limits what can be read from them."""
     flags = []
-    thickness = Counter(place.frame.thickness for place in places).most_common(1)[0][0]
+    thickness = usual_thickness(places)
     thick = thickness > _SLAB_SPACINGS * stack.spacing_mm and thickness > stack.spacing_mm + _SLAB_MM
     if thick:
         text = (
@@ -359,6 +360,11 @@ def _mixtures(stack: Stack) -> tuple[QualityFlag, ...]:
         )
         flags.append(QualityFlag("mixed_rescale_type", "warning", text, unsaid))
     return tuple(flags)
+
+
+def _spots(places: Sequence[Place]) -> int:
+    """Number of positions; many frames at one place count once."""
+    return len({place.frame.position for place in places})
 
 
 def _has_rescale(frame: Frame) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 
 from tf_covid.result import QualityFlag
 from tf_covid.scan.dicom.header import Frame, Instance
-from tf_covid.scan.dicom.stack import THICKNESS_SHARE, Place, Stack
+from tf_covid.scan.dicom.stack import CROWD, THICKNESS_SHARE, Place, Stack, usual_thickness
 
 NO_POSITION = "without a usable ImagePositionPatient (0020,0032)"
 #: How far from a slot an image may lie and still be at it, as a share of the spacing.
@@ -72,7 +72,7 @@ class Line:
             start=float(origin @ normal),
             spacing=stack.spacing_mm,
             occupied=np.array([bool(slot) for slot in stack.slots]),
-            thickness=Counter(place.frame.thickness for place in places).most_common(1)[0][0],
+            thickness=usual_thickness(places),
             matrix=matrix(first.instance, first.frame),
             series=frozenset(place.instance.series_uid for place in places),
             numbers=np.array([slot[0].instance.number if slot else -1 for slot in stack.slots], dtype=np.float64),
@@ -206,7 +206,7 @@ def _harm(line: Line, group: Sequence[LeftOut]) -> int:
     slab = np.array([one.slab for one in group if one.frame is not None])
     holes &= ~(slab & thick)
     between &= ~thick
-    ends &= ~thick & parallel
+    ends &= ~thick & parallel & ~_crowded(at)
     filled = len(np.unique(np.floor(at[between])))
     if filled < _FILLED_GAPS * (len(line.occupied) - 1):
         between[:] = False
@@ -217,6 +217,12 @@ def _harm(line: Line, group: Sequence[LeftOut]) -> int:
             holes &= parallel
             between &= parallel
     return int((holes | between | ends).sum())
+
+
+def _crowded(at: np.ndarray) -> np.ndarray:
+    """Which images share their place with others: one place looked at again and again is no end of a stack."""
+    places, counts = np.unique(np.round(at, 2), return_counts=True)
+    return np.isin(np.round(at, 2), places[counts >= CROWD])
 
 
 def _harm_by_number(line: Line, group: Sequence[LeftOut]) -> int:

@@ -156,7 +156,7 @@ def _merits(places: Sequence[Place], along: np.ndarray, groups: Sequence[Sequenc
     """
     if len(groups) == len(places):
         return [()] * len(places)
-    usual = _usual_thickness(places)
+    usual = usual_thickness(places)
     spots: Counter[str] = Counter()
     for group in groups:
         spots.update({places[one].instance.acquisition for one in group})
@@ -175,8 +175,10 @@ def _merits(places: Sequence[Place], along: np.ndarray, groups: Sequence[Sequenc
     ]
 
 
-def _usual_thickness(places: Sequence[Place]) -> float:
-    return Counter(place.frame.thickness for place in places).most_common(1)[0][0]
+def usual_thickness(places: Sequence[Place]) -> float:
+    """SliceThickness at the most positions, in mm; many frames at one place count once."""
+    spots = {(place.frame.thickness, place.frame.position) for place in places}
+    return Counter(thickness for thickness, _ in spots).most_common(1)[0][0]
 
 
 def strays(places: Sequence[Place]) -> list[Place]:
@@ -194,12 +196,12 @@ def strays(places: Sequence[Place]) -> list[Place]:
     axes = directions(places[0].frame.orientation)
     along = np.array([place.frame.position for place in places], dtype=np.float64) @ axes[2]
     groups = _by_position(along)
-    usual = _usual_thickness(places)
+    usual = usual_thickness(places)
     most = max(1, int(STRAY_SHARE * len(groups)))
     crowds = [group for group in groups if len(group) >= CROWD]
     odd = [group for group in groups if all(_differs(places[one].frame.thickness, usual) for one in group)]
-    chosen = [one for found in (crowds, odd) if len(found) <= most for group in found for one in group]
-    rest = [one for one in range(len(places)) if one not in set(chosen)]
+    chosen = sorted({one for found in (crowds, odd) if len(found) <= most for group in found for one in group})
+    rest = sorted(set(range(len(places))) - set(chosen))
     if not chosen or len(rest) < 3:
         return []
     steps = np.diff(np.unique(np.round(along[rest], 2)))
