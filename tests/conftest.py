@@ -59,4 +59,4 @@ def small_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manifest of ten small synthetic patients, two of each severity class, as NIfTI."""
     from tf_covid.phantom.cohort import write_cohort
 
-    return write_cohort(tmp_path_factory.mktemp("cohort"), 10, seed=3, size=64, slices=24, format="nifti")
+    return write_cohort(tmp_path_factory.mktemp("cohort"), 10, seed=3, size=64, slices=44, format="nifti")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,10 @@ JPEG_LOSSLESS = "1.2.840.10008.1.2.4.70"
 
 @pytest.fixture(scope="module")
 def chest() -> Chest:
-    """A chest with disease; its arrays are not to be changed."""
-    return draw_chest(11, (24, 64, 64), severity=3)
+    """A chest with disease, of few slices that are 5 mm apart on paper; its arrays are not to be changed."""
+    chest = draw_chest(11, (24, 64, 64), severity=3)
+    chest.affine[:3, 0] *= 5.0 / chest.spacing_mm[0]  # voxels above 12 mm are refused
+    return replace(chest, spacing_mm=(5.0, *chest.spacing_mm[1:]))
 
 
 def write_mosmed(folder: Path, chest: Chest) -> Path:

@@ -260,7 +260,7 @@ def test_a_grid_without_cells_is_refused(wanted: cache.Wanted) -> None:
 def test_no_identifier_is_kept(tmp_path: Path, wanted: cache.Wanted) -> None:
     from tf_covid.phantom.cohort import write_cohort
 
-    manifest = write_cohort(tmp_path / "cohort", 1, seed=4, size=64, slices=24, format="dicom")
+    manifest = write_cohort(tmp_path / "cohort", 1, seed=4, size=64, slices=44, format="dicom")
     entry = cache.fill(read_manifest(manifest), tmp_path / "cache", wanted).entries["case-0000"]
     assert set(entry.marks) == {"pixels", "study", "patient"}
     kept = b"".join(path.read_bytes() for path in (tmp_path / "cache").iterdir())

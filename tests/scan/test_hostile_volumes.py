@@ -73,7 +73,7 @@ def _cut_gzip(tmp: Path, series: Path) -> Path:
     return put(tmp / "a.nii.gz", gzip.compress(data)[:-20000])
 
 
-@case("truncated_file")
+@case("damaged_file")
 def _damaged_gzip(tmp: Path, series: Path) -> Path:
     data = bytearray(gzip.compress(nifti((32, 32, 32))[:352] + np.random.default_rng(0).bytes(2 * 32**3)))
     data[20000:30000] = bytes(10000)

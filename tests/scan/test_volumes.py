@@ -102,13 +102,6 @@ def test_colours_and_series_are_refused(tmp_path: Path, refused, suffix: str) ->
     assert "single_slice" in refused(tmp_path / f"c.{suffix}")
 
 
-def test_itk_warnings_stay_switched_as_they_were(marker, tmp_path: Path) -> None:
-    sitk.WriteImage(sitk.GetImageFromArray(marker.hu), str(tmp_path / "a.nrrd"))
-    before = sitk.ProcessObject.GetGlobalWarningDisplay()
-    read(tmp_path / "a.nrrd")
-    assert sitk.ProcessObject.GetGlobalWarningDisplay() == before
-
-
 @pytest.fixture
 def scan(marker, tmp_path: Path):
     return read(write_nifti_volume(marker.hu, marker.affine, tmp_path / "scan.nii.gz"))

@@ -317,6 +317,7 @@ def test_the_parent_that_fit_trains_on_slices_inflates(tmp_path):
 def test_infer_and_the_stratifier_take_it_at_once(kinetics, tmp_path):
     _, prefix, _ = kinetics
     chest = draw_chest(3, (24, 96, 96), severity=2)
+    chest.affine[:3, 0] *= 5.0 / chest.spacing_mm[0]  # voxels above 12 mm are refused
     wish = Wish("i3d", clip=(16, 64, 64), allow_missing_head=True)
     import_weights(prefix, wish, tmp_path / "x.keras")
     write_nifti_volume(chest.hu, chest.affine, tmp_path / "scan.nii.gz")

@@ -21,6 +21,7 @@ from tf_covid.errors import ManifestError, ScanRefused
 
 _COLUMNS = ("PatientID", "probCOVID", "probSevere")
 _PATIENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,73}")  # "stoic-" before it is a safe case name of 80 letters
+_HEADER_BYTES = 1 << 16
 _BITS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
 _UNITS = {"Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}
 
@@ -100,20 +101,19 @@ def _name(reference: Path) -> str:
 
 def _header(path: Path) -> tuple[dict[str, Any], list[str]]:
     """Age and sex from the head of a MetaImage, and what is wrong with it."""
-    from tf_covid.scan.itk_header import HEADER_BYTES, mha_header  # brings NumPy, which the command line does not need
+    from tf_covid.scan.metaimage import parse  # brings NumPy, which the command line does not need
 
     where = f"data/mha/{path.name}"
     try:
         with path.open("rb") as stream:
-            head = stream.read(HEADER_BYTES)
-        mha_header(head)
+            header = parse(stream.read(_HEADER_BYTES))
     except ScanRefused as error:
         return {}, [f"{where}: {error}"]
     except OSError as error:
         return {}, [f"{where}: cannot be read ({error.strerror})"]
-    text = head.decode("latin-1").partition("ElementDataFile")[0]
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in text.splitlines())}
-    return person(fields.get("PatientAge", ""), fields.get("PatientSex", ""), where)
+    if header.data_file:
+        return {}, [f"{where}: its voxels lie in another file"]
+    return person(header.fields.get("patientage", ""), header.fields.get("patientsex", ""), where)
 
 
 def person(age: str, sex: str, where: str) -> tuple[dict[str, Any], list[str]]:

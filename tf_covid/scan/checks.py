@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from tf_covid.errors import ScanRefused
@@ -21,6 +23,8 @@ SOFT_TISSUE_SHARE = 0.02
 PADDING_BELOW_HU = -1100
 #: Share of the image that is lung in the first or last slice from which the lungs count as cut off.
 CUT_OFF_SHARE = 0.01
+#: Voxel edges of a chest CT, in mm: smaller or larger ones are another unit, or no CT of a person.
+VOXEL_MM = (0.2, 12.0)
 #: Fewer kept slices than this are not a chest that can be scored.
 LEAST_SLICES = 8
 
@@ -32,6 +36,23 @@ _SAMPLE = 4_000_000
 def refusal(code: str, message: str, value: float | int | str | None = None) -> ScanRefused:
     """A `ScanRefused` of one flag with level "error", ready to be raised."""
     return ScanRefused([QualityFlag(code, "error", message, value)])
+
+
+def geometry_flags(spacing_mm: Sequence[float] | np.ndarray) -> tuple[QualityFlag, ...]:
+    """Whether the voxels are as large as those of a CT.
+
+    Args:
+        spacing_mm: Size of a voxel along its three axes, in mm, in any order.
+
+    Returns:
+        An error `voxel_size` with the sizes, or nothing.
+    """
+    low, high = VOXEL_MM
+    if all(low * 0.999 <= size <= high * 1.001 for size in spacing_mm):
+        return ()
+    sizes = "×".join(f"{size:.4g}" for size in spacing_mm)
+    message = f"The voxels are {sizes} mm; those of a chest CT are {low:g} to {high:g} mm. Check spacing and unit."
+    return (QualityFlag("voxel_size", "error", message, sizes),)
 
 
 def gate(hu: np.ndarray) -> tuple[QualityFlag, ...]:

@@ -53,11 +53,14 @@ def orient(affine_ras: np.ndarray, shape: tuple[int, int, int]) -> tuple[SourceG
 
 
 def allocate(source: SourceGrid, dtype: type[np.generic]) -> tuple[np.ndarray, np.ndarray]:
-    """An empty canonical (D, H, W) array and its view in the stored order, to be filled by the reader."""
+    """A canonical (D, H, W) array of zeros and its view in the stored order, to be filled by the reader.
+
+    Zeros, not `np.empty`: what nobody fills must not be another patient's voxels.
+    """
     shape = [0, 0, 0]
     for stored_axis, canonical_axis in enumerate(source.axes):
         shape[canonical_axis] = source.shape[stored_axis]
-    volume = np.empty(shape, dtype=dtype)
+    volume = np.zeros(shape, dtype=dtype)
     return volume, source.from_canonical(volume)
 
 

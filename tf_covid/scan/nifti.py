@@ -1,7 +1,7 @@
-"""NIfTI (`.nii`, `.nii.gz`) in, slab by slab, and label or map volumes out on the grid of the source.
+"""NIfTI (`.nii`, `.nii.gz`, `.hdr` with `.img`) and Analyze 7.5 in, and label or map volumes out on the source's grid.
 
-The header is parsed by nibabel, the voxels are streamed: a compressed file is never unpacked beyond what its header
-declares, and a float64 file costs one slab more than the int16 scan.
+The voxels are streamed: a compressed file is never unpacked beyond what its header declares, and a float64 file costs
+one slab more than the int16 scan.
 """
 
 from __future__ import annotations
@@ -9,132 +9,126 @@ from __future__ import annotations
 import gzip
 import os
 import secrets
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Literal, cast
 
 import nibabel as nib
 import numpy as np
-from nibabel.spatialimages import HeaderDataError
 
 from tf_covid.errors import OutputError
-from tf_covid.result import QualityFlag
 from tf_covid.scan.checks import refusal
 from tf_covid.scan.grid import check_size
 from tf_covid.scan.limits import DEFAULT, Limits
+from tf_covid.scan.nifti_header import HEADER_BYTES, NiftiHeader, parse
+from tf_covid.scan.payload import Layout, Slabs, Unpacked
 from tf_covid.scan.scan import Scan
 from tf_covid.scan.source import Source
 from tf_covid.scan.volume import Stored
 
-NAMES = (".nii", ".nii.gz")
-_HEADER_BYTES = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
-#: Where the voxels may begin at the latest; extensions in between are skipped, not parsed.
-_MOST_OFFSET = 1 << 26
-#: How much is read behind the voxels.
-_TRAILER_BYTES = 1 << 16
-#: deflate packs at most 1032:1; a header that declares more than that lies.
-_MOST_RATIO = 1100
-_GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
+#: How the names of files with one volume end; `.hdr` has its voxels in an `.img`.
+NAMES = (".nii", ".nii.gz", ".hdr")
+_GZIP = b"\x1f\x8b"
 
 
 @contextmanager
-def open_nifti(source: Source, limits: Limits = DEFAULT) -> Iterator[Stored]:
-    """The volume in a NIfTI-1 or -2 file.
+def open_nifti(source: Source, data: Source | None = None, limits: Limits = DEFAULT) -> Iterator[Stored]:
+    """The volume in a NIfTI-1 or -2 file, or in a header (NIfTI or Analyze 7.5) and its `.img`.
+
+    Args:
+        source: The file, or the header.
+        data: The `.img` of a header.
+        limits: Bounds on sizes.
 
     Raises:
-        ScanRefused: `empty_file`, `not_nifti`, `truncated_file`, `too_large`, `bad_header`, `not_3d`, `not_scalar`.
+        ScanRefused: `empty_file`, `not_nifti`, `truncated_file`, `damaged_file`, `length_mismatch`, `too_large`,
+            `bad_header`, `bad_affine`, `not_3d`, `single_slice`, `not_scalar`, `detached_data`.
     """
+    with _unpacked(source) as stream:
+        header = read_header(stream)
+        shape = header.shape()
+        check_size(shape, limits)
+        slope, inter, odd = header.scaling()
+        offset = header.offset()
+        affine, flags = header.affine()
+        if header.kind == "single":
+            _skip_to(stream, header, offset)
+            layout = Layout(shape, header.dtype(), stream.coding, 0, slope, inter)
+            layout.check(max(0, source.size - offset) if stream.coding == "raw" else source.size)
+            yield Stored(shape, affine, Slabs(stream, layout), flags + odd)
+            return
+    if header.kind == "analyze" and not source.name.lower().endswith(".hdr"):
+        message = "The file is not NIfTI: its magic (byte 344) is missing. Analyze 7.5 is read from .hdr and .img."
+        raise refusal("not_nifti", message)
+    if data is None:
+        message = (
+            "The header says that its voxels lie in an .img file beside it (NIfTI pair, Analyze); it is not there."
+        )
+        raise refusal("detached_data", message)
+    with _unpacked(data) as stream:
+        layout = Layout(shape, header.dtype(), stream.coding, offset, slope, inter)
+        layout.check(data.size)
+        yield Stored(shape, affine, Slabs(stream, layout), flags + odd)
+
+
+@contextmanager
+def _unpacked(source: Source) -> Iterator[Unpacked]:
+    """The bytes of a file; compressed or not is told from its first bytes, not from its name."""
     if source.size == 0:
         raise refusal("empty_file", "The file is empty.")
     with source.open() as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
+        packed = raw.read(2) == _GZIP
         raw.seek(0)
-        stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if packed else raw
-        try:
-            header = _read_header(stream)
-            dtype, shape = _dtype(header), _shape(header)
-            check_size(shape, limits)
-            needed = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-            if needed > source.size * (_MOST_RATIO if packed else 1):
-                raise refusal("truncated_file", f"The header declares {needed} bytes; the file cannot hold them.")
-            affine, quality_flags = _affine(header)
-            yield Stored(shape, affine, _slabs(stream, header, shape, dtype), quality_flags)
-        except _GZIP_ERRORS:
-            raise refusal("truncated_file", "The compressed data end early or are damaged.") from None
+        yield Unpacked(raw, "gzip" if packed else "raw", source.size)
 
 
-def _read_header(stream: BinaryIO) -> nib.Nifti1Header:
-    """The header from its first bytes only: nibabel's own loader would also unpack extensions of any size."""
-    block = stream.read(540)
-    for length, kind in _HEADER_BYTES.items():
-        if len(block) >= length and kind.may_contain_header(block[:length]):
-            return kind(block[:length], check=False)
+def is_pair(source: Source) -> bool:
+    """Whether the file is a header whose voxels lie in an `.img`.
+
+    Raises:
+        ScanRefused: `empty_file`, `not_nifti`, `truncated_file`, `damaged_file`.
+    """
+    with _unpacked(source) as stream:
+        return read_header(stream).kind != "single"
+
+
+def read_header(stream: Unpacked) -> NiftiHeader:
+    """The header that a stream begins with; exactly its bytes are read.
+
+    Raises:
+        ScanRefused: `not_nifti`, `truncated_file`.
+    """
+    block = stream.read(348)
     if len(block) < 348:
         raise refusal("truncated_file", f"The file ends after {len(block)} bytes, within its header.")
+    if (header := parse(block)) is not None:
+        return header
+    if (header := parse(block + stream.read(HEADER_BYTES - 348))) is not None:
+        return header
     raise refusal("not_nifti", "The file is not NIfTI.")
 
 
-def _shape(header: nib.Nifti1Header) -> tuple[int, int, int]:
-    try:
-        shape = tuple(int(size) for size in header.get_data_shape())
-    except (HeaderDataError, ValueError):
-        raise refusal("bad_header", "The header declares no usable size.") from None
-    if len(shape) > 3 and all(size == 1 for size in shape[3:]):
-        shape = shape[:3]
-    if len(shape) == 2:
-        raise refusal("single_slice", "The image has one slice only; a scan is a volume.", 1)
-    if len(shape) != 3:
-        raise refusal("not_3d", f"The image has {len(shape)} dimensions; one volume is read.", len(shape))
-    return shape[0], shape[1], shape[2]
+def _skip_to(stream: Unpacked, header: NiftiHeader, offset: int) -> None:
+    """Pass over the extensions between header and voxels; where they announce themselves, they end before the voxels.
 
-
-def _dtype(header: nib.Nifti1Header) -> np.dtype:
-    try:
-        dtype = header.get_data_dtype()
-    except (HeaderDataError, KeyError):
-        raise refusal("bad_header", "The header declares an unknown voxel type.") from None
-    if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise refusal("not_scalar", "The voxels are colours, complex or of more than 64 bits: not HU.")
-    return dtype
-
-
-def _affine(header: nib.Nifti1Header) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:
-    try:
-        affine = np.array(header.get_best_affine(), dtype=np.float64)
-    except (HeaderDataError, ValueError):
-        raise refusal("bad_affine", "The orientation in the header is not usable.") from None
-    if int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0:
-        return affine, ()
-    message = "The header states no orientation; left and right, head and feet are assumed from the order of storage."
-    return affine, (QualityFlag("orientation_unknown", "warning", message),)
-
-
-def _slabs(
-    stream: BinaryIO, header: nib.Nifti1Header, shape: tuple[int, int, int], dtype: np.dtype
-) -> Iterator[np.ndarray]:
-    offset = float(header["vox_offset"])
-    if not 0 <= offset <= _MOST_OFFSET:
-        raise refusal("bad_header", "The header places the voxels beyond any plausible offset.")
-    stream.seek(int(offset) or 352)
-    slope, inter = _scaling(header)
-    size = shape[0] * shape[1] * dtype.itemsize
-    for number in range(shape[2]):
-        block = stream.read(size)
-        if len(block) < size:
-            raise refusal("truncated_file", f"The file ends in slice {number + 1} of {shape[2]}.", number)
-        slab = np.frombuffer(block, dtype=dtype).reshape(shape[:2], order="F")
-        yield slab if (slope, inter) == (1.0, 0.0) else slab * np.float64(slope) + np.float64(inter)
-    stream.read(_TRAILER_BYTES)  # at its end, gzip compares the check sum
-
-
-def _scaling(header: nib.Nifti1Header) -> tuple[float, float]:
-    """scl_slope and scl_inter; 0 and NaN mean "none" (NIfTI-1 standard)."""
-    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
-    if not np.isfinite(slope) or slope == 0:
-        return 1.0, 0.0
-    return slope, inter if np.isfinite(inter) else 0.0
+    Raises:
+        ScanRefused: `bad_header`, `truncated_file`.
+    """
+    announced = stream.read(4)
+    used = header.length + 4
+    order: Literal["little", "big"] = "little" if header.fields.endianness == "<" else "big"
+    while announced[:1] not in (b"", b"\0") and used + 8 <= offset:
+        size = int.from_bytes(stream.read(4), order)
+        used += 4
+        if size % 16 or not 16 <= size <= 1 << 26:
+            break  # no extension after all: the length of the file still tells
+        if used - 4 + size > offset:
+            message = f"vox_offset is {offset}: within an extension of the header that ends at {used - 4 + size}."
+            raise refusal("bad_header", message, offset)
+        stream.skip(size - 4)
+        used += size - 4
+    stream.skip(offset - used)
 
 
 def write_nifti(volume: np.ndarray, scan: Scan, path: str | os.PathLike[str], slope: float = 1.0) -> None:

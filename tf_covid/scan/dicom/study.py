@@ -12,7 +12,7 @@ import numpy as np
 
 from tf_covid.errors import ScanRefused
 from tf_covid.result import QualityFlag
-from tf_covid.scan.checks import refusal
+from tf_covid.scan.checks import geometry_flags, refusal
 from tf_covid.scan.dicom.content import lung_ml
 from tf_covid.scan.dicom.header import Frame, Instance
 from tf_covid.scan.dicom.pixels import Truncated, Undecodable, decode, raw_frames, stored_values, to_hu
@@ -57,6 +57,8 @@ def read_study(instances: Sequence[Instance], sources: Mapping[str, Source], lim
     stored_shape = (first.columns, first.rows, len(stack.slots))
     check_size(stored_shape, limits)
     source, affine = orient(stack.affine_ras, stored_shape)
+    if impossible := geometry_flags(np.linalg.norm(affine[:3, :3], axis=0)):
+        raise ScanRefused(impossible)
     hu, view = allocate(source, np.int16)
     duplicates = _fill(view, stack, sources)
     missing = stack.missing
