@@ -244,7 +244,7 @@ def fit(
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes that read scans.")
 @_guarded
 def evaluate(models: tuple[str, ...], out: Path, max_skipped: int, workers: int) -> bool:
-    """Measure frozen models on a labelled cohort that they have not seen.
+    """Measure frozen models on a labelled cohort, and say which of its scans they were trained on.
 
     MODEL is a shipped name or a .keras file; several of one task answer with the mean of their probabilities. MANIFEST
     is a .csv with a row a scan.
