@@ -177,9 +177,10 @@ def stratifier(
         network = load_model(network, precision=precision)
     if not isinstance(lungs, keras.Model):
         lungs = load_model(lungs, precision=precision)
+    for part in (network, lungs):
+        if own := contract_of(part):
+            check_trained(part.name, own)
     contract = contract_of(network)
-    if contract:
-        check_trained(network.name, contract)
     if preprocessing is None:
         preprocessing = contract.preprocessing if contract else Preprocessing()
     return Stratifier(network, lungs, preprocessing, chunk=chunk)

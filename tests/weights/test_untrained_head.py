@@ -11,11 +11,12 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from click.testing import CliRunner
 
 import tf_covid
 from tf_covid.cli import main
-from tf_covid.errors import ModelError
+from tf_covid.errors import ModelError, ServingError
 from tf_covid.local import LocalModels
 from tf_covid.models import LTC
 from tf_covid.phantom import draw_chest
@@ -137,3 +138,24 @@ def test_any_keras_reads_the_file(untrained: Path) -> None:
     clip = np.zeros((1, *SHAPE), np.float32)
     theirs = keras.saving.load_model(untrained, compile=False, safe_mode=True)
     np.testing.assert_array_equal(theirs(clip)["logits"], load_model(untrained)(clip)["logits"])
+
+
+def test_a_server_does_not_load_an_export_of_before(untrained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow_serving.apis", reason="needs the extra [serve]")
+    from tf_covid.serving import servable
+
+    class Answering(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
+        def serving_default(self, x: Any) -> dict[str, Any]:
+            return {"y": x}
+
+    module = Answering()
+    tf.saved_model.save(module, str(tmp_path), signatures={"serving_default": module.serving_default})
+    assert servable.load("x", 1, tmp_path).name == "x"
+    (tmp_path / "assets.extra").mkdir()
+    card = {"name": "kinetics", **read_contract(untrained).model_dump(mode="json"), "endpoint": "conv3"}
+    (tmp_path / "assets.extra" / "model_card.json").write_text(json.dumps(card))
+    with pytest.raises(ServingError, match="untrained_head: kinetics"):
+        servable.load("x", 1, tmp_path)
+    (tmp_path / "assets.extra" / "model_card.json").write_text("[]")
+    assert servable.load("x", 1, tmp_path).name == "x", "whose export it is does not matter"
