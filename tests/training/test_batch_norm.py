@@ -113,6 +113,15 @@ def test_frozen_layers_keep_what_they_have(entries: list[Entry]) -> None:
     assert norms.Census(network, asked.lesson, entries).take([]) == {}
 
 
+def test_a_frozen_stage_is_saved_as_it_learned(entries: list[Entry], tmp_path: Path) -> None:
+    """What stands before the first layer that learns normalises by what it had, in training and afterwards."""
+    asked = plan(epochs=2, stages=(Stage(epochs=2, train_from="up0_conv1"),))
+    trained = run(asked, entries, tmp_path)
+    for norm in norms.norms_of(trained.network):
+        still = not np.any(norm.moving_mean) and np.all(np.asarray(norm.moving_variance) == 1.0)
+        assert still == (not norm.name.startswith("up0")), norm.name
+
+
 def test_a_network_answers_as_it_was_trained(entries: list[Entry], tmp_path: Path) -> None:
     """Its loss on its own clips is not far above that with the statistics of each batch, after a few steps only."""
     asked = plan(epochs=6)
