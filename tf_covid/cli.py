@@ -201,10 +201,12 @@ def import_(
               help="Train on one device, or on all GPUs of this machine.")  # fmt: skip
 @click.option("--cache", type=_FOLDER, help="Folder of the prepared scans; OUT/cache if not given.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes that read scans.")
+@click.option("--patient-fingerprints", is_flag=True,
+              help="Keep salted hashes of patients' ids in the model files, beside those of the scans.")  # fmt: skip
 @_guarded
 def fit(
     manifest: Path, task: str, model: str, out: Path, init: str, folds: str, by_site: bool, config: Path | None,
-    resume: bool, max_skipped: int, strategy: str, cache: Path | None, workers: int,
+    resume: bool, max_skipped: int, strategy: str, cache: Path | None, workers: int, patient_fingerprints: bool,
 ) -> bool:  # fmt: skip
     """Train a network on a cohort by cross-validation, and measure it on the cases that it had not seen.
 
@@ -227,6 +229,7 @@ def fit(
         manifest, task, model, out, read_settings(config) if config else Settings(),
         init=None if init == "scratch" else init, folds=number, folds_file=None if number else Path(folds),
         by_site=by_site, cache=cache, max_skipped=max_skipped, mirrored=strategy == "mirrored",
+        patient_fingerprints=patient_fingerprints,
     )  # fmt: skip
 
     def bar(rows: Any) -> Any:
@@ -244,7 +247,7 @@ def fit(
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes that read scans.")
 @_guarded
 def evaluate(models: tuple[str, ...], out: Path, max_skipped: int, workers: int) -> bool:
-    """Measure frozen models on a labelled cohort that they have not seen.
+    """Measure frozen models on a labelled cohort, and say which of its scans they were trained on.
 
     MODEL is a shipped name or a .keras file; several of one task answer with the mean of their probabilities. MANIFEST
     is a .csv with a row a scan.

@@ -20,6 +20,7 @@ from tf_covid.models import NETWORKS
 from tf_covid.result import QualityFlag
 from tf_covid.stratifier_model import Stratifier
 from tf_covid.weights import Contract, LoadedModel, load
+from tf_covid.weights.contract import check_trained
 
 LUNGS = "lungs-unet"
 
@@ -129,8 +130,8 @@ class LocalModels:
         precision: "float32" or "bfloat16".
 
     Raises:
-        ModelError: If a model is missing, foreign or damaged, if the tasks differ, or if a network was trained behind
-            another lung model than the one that is here.
+        ModelError: If a model is missing, foreign, damaged or untrained, if the tasks differ, or if a network was
+            trained behind another lung model than the one that is here.
     """
 
     def __init__(self, sources: Sequence[str | Path], *, precision: str = "float32") -> None:
@@ -139,6 +140,8 @@ class LocalModels:
         lungs = load(LUNGS, precision=precision)
         loaded = [load(source, precision=precision) for source in sources]
         tasks = sorted({model.contract.task for model in loaded})
+        for model in loaded:
+            check_trained(model.name, model.contract)
         if len(tasks) > 1 or tasks[0] not in ("severity", "covid"):
             raise ModelError(f"models of one task, severity or covid, are needed, not {', '.join(tasks)}")
         if len({model.contract.preprocessing.slice_minimum for model in loaded}) > 1:

@@ -14,6 +14,7 @@ import tensorflow as tf
 from tf_covid.errors import ModelError
 from tf_covid.layers import ClipSampler, HUWindow, LungBox, LungSegmenter, MaskedClip, SliceRule, input_scaling
 from tf_covid.weights import Preprocessing, contract_of, load_model
+from tf_covid.weights.contract import check_trained
 
 #: What the U-Net's outputs are, in order.
 OUTPUTS = ("lungs", "disease")
@@ -170,13 +171,16 @@ def stratifier(
         A model from `{"hu": int16 (N, D, H, W), "depth": int32 (N,)}` to `{"logits", "ct_score", "slices_kept"}`.
 
     Raises:
-        ModelError: If a model is missing, foreign, damaged, or takes no clip of a known size.
+        ModelError: If a model is missing, foreign, damaged, untrained, or takes no clip of a known size.
     """
     if not isinstance(network, keras.Model):
         network = load_model(network, precision=precision)
     if not isinstance(lungs, keras.Model):
         lungs = load_model(lungs, precision=precision)
+    for part in (network, lungs):
+        if own := contract_of(part):
+            check_trained(part.name, own)
+    contract = contract_of(network)
     if preprocessing is None:
-        contract = contract_of(network)
         preprocessing = contract.preprocessing if contract else Preprocessing()
     return Stratifier(network, lungs, preprocessing, chunk=chunk)

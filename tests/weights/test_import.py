@@ -314,7 +314,7 @@ def test_the_parent_that_fit_trains_on_slices_inflates(tmp_path):
 
 
 @pytest.mark.slow
-def test_infer_and_the_stratifier_take_it_at_once(kinetics, tmp_path):
+def test_infer_and_the_stratifier_take_it_once_its_head_is_trained(kinetics, tmp_path):
     _, prefix, _ = kinetics
     chest = draw_chest(3, (24, 96, 96), severity=2)
     chest.affine[:3, 0] *= 5.0 / chest.spacing_mm[0]  # voxels above 12 mm are refused
@@ -330,9 +330,15 @@ def test_infer_and_the_stratifier_take_it_at_once(kinetics, tmp_path):
         str(tmp_path / "o"),
     ]
     result = CliRunner().invoke(main, command)
+    assert result.exit_code == 1 and "untrained_head: " in result.stderr
+    # As if its head had been trained.
+    untrained = load(tmp_path / "x.keras")
+    trained = untrained.contract.model_copy(update={"untrained_head": False, "note": "Drawn."})
+    save_model(untrained.network, trained, tmp_path / "x.keras")
+    result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
     answer = json.loads((tmp_path / "o" / "scan" / "result.json").read_text())
-    assert len(answer["severity"]["probabilities"]) == 5 and "Untrained" in answer["models"][0]["note"]
+    assert len(answer["severity"]["probabilities"]) == 5
     road = tf_covid.stratifier(load_model(tmp_path / "x.keras"), lungs="lungs-unet")
     outputs = road({"hu": chest.hu[None], "depth": np.array([len(chest.hu)], np.int32)})
     assert outputs["logits"].shape == (1, 5)

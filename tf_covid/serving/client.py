@@ -20,6 +20,7 @@ from tf_covid.result import QualityFlag
 from tf_covid.serving.signatures import METHOD, TARGET
 from tf_covid.serving.wire import GrpcServer, Rejected, RestServer, Unavailable
 from tf_covid.weights import Contract
+from tf_covid.weights.contract import check_trained
 
 #: How often a busy or restarting server is asked again.
 TRIES = 6
@@ -61,6 +62,8 @@ class RemoteModels:
         # A scan of air: every answer brings the model's card.
         air = np.full((1, 8, 8), -1000, np.int16)
         self.models = [self._described(name, self._ask(name, air)) for name in names]
+        for model in self.models:
+            check_trained(model.name, model.contract)
         tasks = {model.contract.task for model in self.models}
         if len(tasks) != 1 or not tasks <= {"severity", "covid"}:
             raise ModelError(f"models of one task, severity or covid, are needed, not {', '.join(sorted(tasks))}")

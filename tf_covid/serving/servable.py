@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,9 +16,11 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from tf_covid.errors import ServingError
+from tf_covid.errors import ModelError, ServingError
 from tf_covid.serving import protos, safety
 from tf_covid.serving.faults import Failed, Fault, Invalid, OutOfMemory
+from tf_covid.weights import Contract
+from tf_covid.weights.contract import check_trained
 
 #: The signature of a request that names none.
 DEFAULT = "serving_default"
@@ -26,6 +29,9 @@ DEFAULT = "serving_default"
 MOST_WARMUPS = 1000
 
 WARMUP = Path("assets.extra") / "tf_serving_warmup_requests"
+
+#: The card of an export of ours, and the most bytes of it that are read.
+CARD, _MOST_CARD = Path("assets.extra") / "model_card.json", 1_000_000
 
 #: Largest `saved_model.pb` that is read, in bytes: protobuf's own limit.
 _MOST_GRAPH = 2**31 - 1
@@ -223,6 +229,7 @@ def load(name: str, number: int, folder: Path) -> Version:
         if len(saved.meta_graphs) != 1 or not graphs:
             raise ServingError("saved_model.pb must hold one graph, with the tag 'serve'")
         safety.check(graphs[0])
+        _check_head(folder / CARD)
         loaded = tf.saved_model.load(str(folder), tags=["serve"])
         definitions = dict(graphs[0].signature_def)
         entries = {key: _entry(key, definitions[key], loaded.signatures[key]) for key in loaded.signatures}
@@ -237,6 +244,19 @@ def load(name: str, number: int, folder: Path) -> Version:
         raise ServingError("saved_model.pb is damaged") from error
     except Exception as error:  # TensorFlow's loader raises nearly anything for a damaged file; the old one must stay
         raise ServingError(f"cannot be loaded: {type(error).__name__}: {_first_line(error)}") from error
+
+
+def _check_head(card: Path) -> None:
+    """Refuse an export of an untrained head that was made before `export` refused it; others' exports have no card."""
+    try:
+        facts = json.loads(card.read_text("utf-8")) if card.stat().st_size < _MOST_CARD else {}
+        contract = Contract(**{key: facts[key] for key in Contract.model_fields if key in facts})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return
+    try:
+        check_trained(str(facts.get("name", "it")), contract)
+    except ModelError as error:
+        raise ServingError(str(error)) from error
 
 
 def _entry(name: str, definition: Any, function: Any) -> Entry:

@@ -220,7 +220,8 @@ def card(models: LocalModels) -> str:
     facts = {
         "name": model.name,
         "sha256": model.sha256,
-        **model.contract.model_dump(mode="json"),
+        # Not which scans it was trained on: nobody who asks the server needs that.
+        **model.contract.model_dump(mode="json", exclude={"trained_on"}),
         "method": METHOD,
         "target": TARGET,
         "endpoint": models.endpoint,

@@ -7,6 +7,7 @@ metrics.py      accuracy, kappa, AUC and the rest, vectorised over the replicate
 groups.py       Mann–Whitney with Holm, calibration, ROC, subgroups
 paper.py        what the paper published
 figures.py      confusion matrix, violins, reliability, ROC, learning curves (on canvas.py)
+seen.py         which cases the models had been trained on, in JSON and in sentences
 study.py        study.json, study.html
 comparison.py   comparison.json, comparison.html: runs and the paper side by side
 pages.py        both pages (with page.html.j2, study.html.j2, comparison.html.j2)

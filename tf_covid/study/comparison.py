@@ -17,6 +17,7 @@ from tf_covid.study import groups, metrics, pages, paper
 from tf_covid.study.bootstrap import Bootstrap, estimate
 from tf_covid.study.predictions import read_predictions, select
 from tf_covid.study.records import CLASSES, AnyPredictions, Predictions, SlicePredictions, StudyError
+from tf_covid.study.seen import MODEL, START, seen_sentences
 from tf_covid.study.study import make_folder, plain, to_json
 
 #: Bytes of a study.json; the largest honest one lists the Dice of every case of a large cohort.
@@ -34,6 +35,17 @@ class _Metric(BaseModel):
     unit: str | None = None
 
 
+class _Seen(BaseModel):
+    """See `seen.as_seen`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    cases: int
+    seen: list[str]
+    patients_seen: list[str] | None = None
+    unchecked: dict[str, list[str]] = {}
+
+
 class _Finished(BaseModel):
     """What is read from a study.json; the rest follows from the predictions beside it."""
 
@@ -43,6 +55,7 @@ class _Finished(BaseModel):
     model: str
     init: str
     note: str = ""
+    seen_in_training: _Seen | None = None
     folds: Annotated[int, Field(ge=1)]
     cases: Annotated[int, Field(ge=1)]
     seconds: float | None = None
@@ -161,7 +174,8 @@ def _summary(name: str, run: _Run, bootstrap: Bootstrap) -> dict[str, Any]:
     study, predictions = run.study, run.predictions
     summary: dict[str, Any] = {
         "name": name,
-        **{key: getattr(study, key) for key in ("model", "init", "note", "folds", "cases", "seconds")},
+        **{key: getattr(study, key) for key in ("model", "init", "folds", "cases", "seconds")},
+        "note": _note(study),
         "patients": len(set(predictions.patients)),
         "metrics": {
             key: metric.model_dump() if isinstance(metric := getattr(study, key), _Metric) else None
@@ -178,6 +192,12 @@ def _summary(name: str, run: _Run, bootstrap: Bootstrap) -> dict[str, Any]:
             "calibration": groups.calibration(predictions, bootstrap),
         }
     return summary
+
+
+def _note(study: _Finished) -> str:
+    """What a reader must know first: the run's own note, and which of its cases had been trained on."""
+    seen = study.seen_in_training.model_dump() if study.seen_in_training else None
+    return " ".join(filter(None, [study.note, *seen_sentences(seen, MODEL if study.init == "frozen" else START)]))
 
 
 def _roc(predictions: AnyPredictions) -> dict[str, Any] | None:

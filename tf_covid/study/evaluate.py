@@ -13,17 +13,22 @@ from tf_covid.local import LUNGS, LocalModels
 from tf_covid.pipeline import versions
 from tf_covid.study.answers import as_predictions
 from tf_covid.study.predictions import AnyPredictions, ensemble, write_predictions
+from tf_covid.study.seen import as_seen, seen_sentences
 from tf_covid.study.study import build_study, write_study
 from tf_covid.training.lessons import MODELS, labels_of, lesson_for
 from tf_covid.training.settings import Settings
-from tf_covid.weights import LoadedModel, catalog, load, quarantine
+from tf_covid.weights import LoadedModel, catalog, load, quarantine, seen
+from tf_covid.weights.contract import check_trained
 
 
 def evaluate(
     sources: Sequence[str | Path], manifest: Path, out: Path, *, max_skipped: int = 0, workers: int = 1,
     say: Callable[[str], None], progress: cache.Progress | None = None,
 ) -> Path:  # fmt: skip
-    """Measure models that saw none of the cases; several of severity or covid answer with their mean probabilities.
+    """Measure frozen models; several of severity or covid answer with the mean of their probabilities.
+
+    Cases that a model was trained on are answered as well, and the study says how many they are; and where a file does
+    not say what it was trained on, the study says that.
 
     Args:
         sources: Shipped names or `.keras` files, of one task.
@@ -39,7 +44,7 @@ def evaluate(
 
     Raises:
         ManifestError, CohortError: If the cohort is not usable.
-        ModelError: If a model is missing or damaged, or they do not go together.
+        ModelError: If a model is missing, damaged or untrained, or they do not go together.
         OutputError: If something cannot be written.
     """
     if (out / "run.json").exists():
@@ -53,6 +58,8 @@ def evaluate(
     except OSError as error:
         raise OutputError(f"{out}: cannot be made ({error.strerror})") from error
     members: list[Any] = []
+    sightings: list[seen.Sighting] = []
+    patients = {row.case: row.patient for row in rows}
     skipped: dict[str, str] = {}
     for model in models:
         filled = cache.fill(
@@ -60,13 +67,18 @@ def evaluate(
         )
         skipped |= filled.skipped
         members.append(_answers(model, rows, labels, filled.entries))
+        pixels = {case: entry.marks["pixels"] for case, entry in filled.entries.items()}
+        sightings.append(seen.look(model.name, model.contract, pixels, patients))
     for case, why in skipped.items():
         say(f"skipped {case}: {why}")
     found: AnyPredictions = ensemble(members) if len(members) > 1 else members[0]
+    known = as_seen(sightings, len(set(found.cases)))
+    for sentence in seen_sentences(known):
+        say(f"warning: {sentence}")
     study = build_study(
         found, model=" + ".join(model.name for model in models), init="frozen",
         config={"models": [model.sha256 for model in models], "skipped": skipped}, seconds=None, versions=versions(),
-        note=" ".join(dict.fromkeys(model.contract.note for model in models)),
+        note=" ".join(dict.fromkeys(model.contract.note for model in models)), seen_in_training=known,
     )  # fmt: skip
     write_predictions(found, out / "predictions.csv")
     write_study(study, found, {}, out)
@@ -75,6 +87,8 @@ def evaluate(
 
 def _models(sources: Sequence[str | Path]) -> list[LoadedModel]:
     models = [load(source) for source in sources]
+    for model in models:
+        check_trained(model.name, model.contract)
     tasks = sorted({model.contract.task for model in models})
     if len(tasks) > 1 or tasks[0] not in MODELS:
         raise ModelError(f"models of one task, {', '.join(MODELS)}, are needed, not {', '.join(tasks)}")

@@ -14,6 +14,7 @@ import numpy as np
 from tf_covid.result import DISCLAIMER
 from tf_covid.study import figures, wording
 from tf_covid.study.records import CLASSES, AnyPredictions, LungPredictions, Predictions
+from tf_covid.study.seen import MODEL, START, seen_in_short, seen_sentences
 
 if TYPE_CHECKING:
     import jinja2
@@ -45,6 +46,8 @@ def study_page(
         disclaimer=DISCLAIMER,
         classes=CLASSES.get(study["task"], ()),
         headline=wording.headline(study),
+        seen=seen_sentences(study["seen_in_training"], MODEL if study["init"] == "frozen" else START),
+        seen_in_short=seen_in_short(study["seen_in_training"]),
         pictures=_study_pictures(study, predictions, curves),
         cases=_cases(predictions),
         config=json.dumps(study["config"], indent=2, ensure_ascii=False),

@@ -37,13 +37,15 @@ from tf_covid.errors import TrainingError
 from tf_covid.pipeline import versions
 from tf_covid.study.answers import as_predictions
 from tf_covid.study.predictions import AnyPredictions, join, read_predictions, write_predictions
+from tf_covid.study.seen import START, as_seen, seen_sentences
 from tf_covid.study.study import build_study, write_study
 from tf_covid.study.wish import Wish, alone
 from tf_covid.training import resume
 from tf_covid.training.fold import Plan, train
 from tf_covid.training.lessons import CLASSES, MODELS, Lesson, labels_of, lesson_for
 from tf_covid.training.run import inherited
-from tf_covid.weights import Contract, Preprocessing, catalog, load, quarantine, save_model
+from tf_covid.weights import Contract, Preprocessing, catalog, load, quarantine, read_contract, save_model, seen
+from tf_covid.weights.contract import TrainedOn
 from tf_covid.weights.files import build
 
 #: (label, number of steps) → a context whose value is called after each step with its number, from 0, and a text.
@@ -95,6 +97,7 @@ def fit(
         rows = [row for row in rows if row.case in entries]
         folds = _folds(wish, rows, labels)
         audit(_marks(rows, entries, say), folds)
+        parent = _parent(wish, rows, entries, say)
         parts = []
         for fold in range(len(folds.names)):
             lesson = lesson_for(
@@ -103,7 +106,25 @@ def fit(
             lesson.arguments |= shared | _extra(wish)
             contract = _contract(wish, lesson, preprocessing, wanted)
             parts.append(_fold(wish, fold, folds, rows, labels, entries, lesson, contract, say=say, watch=watch))
-        return _finish(wish, parts, len(folds.names))
+        return _finish(wish, parts, len(folds.names), parent)
+
+
+def _parent(
+    wish: Wish, rows: Sequence[Row], entries: Mapping[str, cache.Entry], say: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """What the file that the run starts from says about the cohort, ready for JSON; None where it starts at random.
+
+    Its scans are tested in some fold: their answers say nothing about new patients, and the study says so.
+    """
+    if wish.init is None:
+        return None
+    contract = read_contract(catalog.find(wish.init))
+    patients = {row.case: row.patient for row in rows}
+    pixels = {row.case: entries[row.case].marks["pixels"] for row in rows}
+    found = as_seen([seen.look(catalog.name_of(wish.init), contract, pixels, patients)], len(rows))
+    for sentence in seen_sentences(found, START):
+        say(f"warning: {sentence}")
+    return found
 
 
 def _marks(
@@ -244,7 +265,10 @@ def _fold(
             told=lambda epoch, values: step(epoch, _line(epoch, wish.settings.epochs, values)), board=folder / "board",
         )  # fmt: skip
     origin = f"tfcovid fit {wish.task}, {wish.model}, seed {wish.settings.seed}, {name}{trained.origin}"
-    save_model(trained.network, contract.model_copy(update={"origin": origin}), folder / "model.keras")
+    # Those that told when to stop had a say, too.
+    learned = _trained_on(wish, [*teach, *watched], rows, entries)
+    contract = contract.model_copy(update={"origin": origin, "trained_on": learned})
+    save_model(trained.network, contract, folder / "model.keras")
     write_text(json.dumps({"curves": trained.curves, "seconds": trained.seconds}), folder / "curves.json")
     # Tested on the file: what it answers is what its user gets.
     tested = [entries[case] for case in test_cases]
@@ -257,20 +281,32 @@ def _fold(
     return found
 
 
+def _trained_on(
+    wish: Wish, cases: Sequence[str], rows: Sequence[Row], entries: Mapping[str, cache.Entry]
+) -> tuple[TrainedOn, ...]:
+    """Fingerprints of what a fold learned from, and of what the weights that it started from had."""
+    pixels = [entries[case].marks["pixels"] for case in cases]
+    patients = {row.patient for row in rows if row.case in set(cases)} if wish.patient_fingerprints else ()
+    own = seen.fingerprints(pixels, patients, seed=wish.settings.seed)
+    if wish.init is None:
+        return (own,)
+    return (own, *seen.ancestors(catalog.name_of(wish.init), read_contract(catalog.find(wish.init))))
+
+
 def _line(epoch: int, epochs: int, values: Mapping[str, float]) -> str:
     shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if not name.endswith("_loss"))
     watched = f", val_loss {values['val_loss']:.4g}" if "val_loss" in values else ""
     return f"epoch {epoch + 1}/{epochs}: {shown}{watched}"
 
 
-def _finish(wish: Wish, parts: Sequence[Any], count: int) -> Path:
+def _finish(wish: Wish, parts: Sequence[Any], count: int, parent: dict[str, Any] | None) -> Path:
     joined: AnyPredictions = join(parts)
     kept = [json.loads((wish.out / f"fold-{fold}" / "curves.json").read_text("utf-8")) for fold in range(count)]
     curves = {fold: one["curves"] for fold, one in enumerate(kept)}
     study = build_study(
         joined, model=wish.model, init=str(wish.init) if wish.init else "scratch",
         config=wish.settings.model_dump(mode="json"), seconds=sum(one["seconds"] for one in kept),
-        versions=versions() | resume.environment(), note=wish.note,
+        versions=versions() | resume.environment(), note=wish.note, seen_in_training=parent,
     )  # fmt: skip
     write_predictions(joined, wish.out / "predictions.csv")
     write_study(study, joined, curves, wish.out)

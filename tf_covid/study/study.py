@@ -18,9 +18,9 @@ from tf_covid.study.records import CLASSES, AnyPredictions, LungPredictions, Pre
 
 #: Everything that `study.json` has, in its order; what a task does not have is null.
 KEYS = (
-    "task", "model", "init", "note", "folds", "cases", "patients", "confusion_matrix", "per_class", *metrics.METRICS,
-    "mae", "dice", "dice_per_case", "mann_whitney", "calibration", "roc", "subgroups", "bootstrap", "config",
-    "versions", "seconds",
+    "task", "model", "init", "note", "seen_in_training", "folds", "cases", "patients", "confusion_matrix", "per_class",
+    *metrics.METRICS, "mae", "dice", "dice_per_case", "mann_whitney", "calibration", "roc", "subgroups", "bootstrap",
+    "config", "versions", "seconds",
 )  # fmt: skip
 
 
@@ -33,9 +33,10 @@ def build_study(
     seconds: float | None,
     versions: Mapping[str, str],
     note: str = "",
+    seen_in_training: Mapping[str, Any] | None = None,
     bootstrap: Bootstrap | None = None,
 ) -> dict[str, Any]:
-    """All of `study.json`, from answers on cases that the networks had not seen.
+    """All of `study.json`, from answers on cases; on those that the networks had not seen, as far as that is known.
 
     Args:
         predictions: The joined folds of a run, or what frozen models answered.
@@ -45,6 +46,8 @@ def build_study(
         seconds: Time of the training; None where nothing was trained.
         versions: Of the libraries.
         note: What a reader must know first, such as that the cohort is synthetic.
+        seen_in_training: Of `seen.as_seen`: which cases frozen models, or the weights that training started from, had
+            been trained on; None where training started at random.
         bootstrap: Replicates and seed of the intervals.
 
     Returns:
@@ -58,6 +61,7 @@ def build_study(
         "model": model,
         "init": init,
         "note": note,
+        "seen_in_training": seen_in_training,
         "folds": len(np.unique(predictions.folds)),
         "cases": len(set(predictions.cases)),
         "patients": len(set(predictions.patients)),

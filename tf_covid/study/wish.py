@@ -41,6 +41,7 @@ class Wish:
         max_skipped: How many scans may be unusable.
         mirrored: Train on all devices.
         note: What the model files say of their training data.
+        patient_fingerprints: Whether they keep salted fingerprints of the patients' ids beside those of the scans.
     """
 
     manifest: Path
@@ -57,6 +58,7 @@ class Wish:
     max_skipped: int = 0
     mirrored: bool = False
     note: str = NOTE
+    patient_fingerprints: bool = False
 
     def question(self) -> dict[str, Any]:
         """What decides the run's weights."""
@@ -70,6 +72,8 @@ class Wish:
             "mirrored": self.mirrored,
             "settings": self.settings.model_dump(mode="json"),
             "tf-covid": versions()["tf-covid"],
+            # Only where it was asked for: a run that began before there was this option goes on.
+            **({"patient_fingerprints": True} if self.patient_fingerprints else {}),
         }
 
 

@@ -6,6 +6,7 @@ settings.py   the TOML that rejects typos
 lessons.py    what each task teaches: records, targets, losses, answers
 losses.py     what a network is taught by
 pupil.py      a network and the layers in front of it, as Keras' `fit` wants it
+norms.py      the statistics of batch norms, taken anew before a network is judged or saved
 fold.py       epochs, stages, early stopping
 resume.py     the state on disk, from which a killed run goes on bit for bit
 

@@ -22,6 +22,7 @@ from tf_covid.training.cases import UNSEEN, draw_cases
 from tf_covid.training.lungs import ship
 from tf_covid.training.run import setup
 from tf_covid.weights import LoadedModel, load
+from tf_covid.weights.contract import TrainedOn
 
 
 def averaged(models: Sequence[LoadedModel], shares: Sequence[float]) -> keras.Model:
@@ -36,13 +37,21 @@ def averaged(models: Sequence[LoadedModel], shares: Sequence[float]) -> keras.Mo
     """
     if any(share < 0 for share in shares) or not np.isclose(sum(shares), 1.0):
         raise ModelError(f"shares of 0 … 1 that sum to 1 are needed, not {', '.join(map(str, shares))}")
-    kinds = [one.contract.model_dump(exclude={"origin", "note", "licence"}) for one in models]
+    kinds = [one.contract.model_dump(exclude={"origin", "note", "licence", "trained_on"}) for one in models]
     if any(kind != kinds[0] for kind in kinds):
         raise ModelError("only models of one architecture, task and preprocessing have a mean")
     network = models[0].network
     parts = [[np.asarray(value, np.float64) for value in one.network.get_weights()] for one in models]
     network.set_weights([np.average(values, axis=0, weights=shares) for values in zip(*parts, strict=True)])
     return network
+
+
+def _together(models: Sequence[LoadedModel]) -> tuple[TrainedOn, ...] | None:
+    """What all of them were trained on; None where one does not say."""
+    parts = [one.contract.trained_on for one in models]
+    if any(part is None for part in parts):
+        return None
+    return tuple(dict.fromkeys(one for part in parts for one in part or ()))
 
 
 @click.command()
@@ -60,7 +69,9 @@ def main(parts: tuple[tuple[float, Path], ...], folder: Path, out: Path, unseen:
     held_out = range(UNSEEN, UNSEEN + unseen)
     draw_cases(folder, held_out)
     of = ", ".join(f"{share:g} of {one.sha256}" for share, one in zip(shares, models, strict=True))
-    contract = models[0].contract.model_copy(update={"origin": f"tf_covid.training.average: {of}"})
+    contract = models[0].contract.model_copy(
+        update={"origin": f"tf_covid.training.average: {of}", "trained_on": _together(models)}
+    )
     out.mkdir(parents=True, exist_ok=True)
     ship(network, contract, out, folder, held_out, program="tf_covid.training.average", curves={})
 

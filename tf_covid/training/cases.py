@@ -26,6 +26,8 @@ import numpy as np
 from tf_covid import phantom
 from tf_covid.cohort.workers import end_with_parent
 from tf_covid.phantom import PhantomSettings, draw_chest
+from tf_covid.weights import catalog, read_contract, seen
+from tf_covid.weights.contract import TrainedOn
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +118,19 @@ def read_case(folder: Path, seed: int) -> Case:
 def read_cases(folder: Path, seeds: range) -> Iterator[Case]:
     """Cases in the order of their seeds."""
     return (read_case(folder, seed) for seed in seeds)
+
+
+def drawn(train: int, init: str | Path | None) -> tuple[TrainedOn, ...]:
+    """What a network that learned from synthetic chests says of them: how they are drawn again, not how they look.
+
+    Args:
+        train: Number of chests.
+        init: What it started from.
+    """
+    own = TrainedOn(unchecked=f"synthetic chests of tf_covid.phantom {phantom_mark()}, seeds 0 to {train - 1}")
+    if init is None:
+        return (own,)
+    return (own, *seen.ancestors(catalog.name_of(init), read_contract(catalog.find(init))))
 
 
 def _path(folder: Path, seed: int) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from tf_covid.models import NETWORKS
 from tf_covid.training import resume
 from tf_covid.training.dense import quick, supervised
 from tf_covid.training.lessons import ClipLesson, Lesson
+from tf_covid.training.norms import Census, Judged, copy_weights, give, learning, set_momentum
 from tf_covid.training.pupil import Pupil
 from tf_covid.training.run import centre, start_from
 from tf_covid.training.settings import Settings, Stage
@@ -107,10 +109,15 @@ def train(
         strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
         held_out = _for_replicas(settings, teaching, held_out, len(devices))
     epoch_visits = len(visits(len(teaching), 0, plan.seed, settings.batch))
+    steps = plan.lesson.steps(epoch_visits)
     with strategy.scope():
         network, pupil, origin = _build(plan)
-        optimizer = _optimizer(settings, plan.lesson.steps(epoch_visits))
+        optimizer = _optimizer(settings, steps)
         optimizer.build(pupil.trainable_variables)
+    set_momentum(pupil.network, steps * _shortest(settings))
+    # What is saved: in float32, without what training added.
+    plain = NETWORKS[plan.model].build(**plan.lesson.arguments)
+    census = Census(plain, plan.lesson, teaching)
     state = folder / "state.npz"
     if plan.model == "ltc" and plan.init is None and not state.exists():
         centre(network, _first_clips(plan, teaching))
@@ -129,10 +136,15 @@ def train(
             shares = {name: share / strategy.num_replicas_in_sync for name, share in shares.items()}
             # Keras would take XLA, whose 3D convolutions are several times slower on a CPU.
             pupil.compile(optimizer, loss=losses, loss_weights=shares, metrics=metrics, jit_compile=False)
-        _fit(pupil, plan, teaching, held_out, progress, last, keeper)
+        _fit(pupil, plan, teaching, held_out, progress, last, [Judged(pupil.network, census), keeper])
+    kept = progress.epoch - 1
     if settings.keep == "best" and progress.best_epoch >= 0:
         resume.restore(folder / "best.npz", weights)
-    plain = _plain(plan, pupil)
+        kept = progress.best_epoch
+    # Layers that were frozen in that epoch keep the statistics that they had in it.
+    _freeze(network, pupil, next(stage for stage, last in _stages(settings) if kept < last))
+    copy_weights(pupil.network, plain)
+    give(plain, census.take(learning(pupil.network)))
     return Trained(plain, progress.curves, origin, progress.seconds)
 
 
@@ -201,6 +213,12 @@ def _stages(settings: Settings) -> list[tuple[Stage | None, int]]:
     return [*found, (None, settings.epochs)] if last < settings.epochs else found
 
 
+def _shortest(settings: Settings) -> int:
+    """Epochs of the shortest part of the training in which the same layers learn."""
+    ends = [0, *(last for _, last in _stages(settings))]
+    return min(end - start for start, end in itertools.pairwise(ends))
+
+
 def _freeze(network: keras.Model, pupil: keras.Model, stage: Stage | None) -> None:
     """Let only the layers from the stage's first one on learn."""
     layers = network.layers
@@ -219,7 +237,7 @@ def _freeze(network: keras.Model, pupil: keras.Model, stage: Stage | None) -> No
 
 def _fit(
     pupil: Pupil, plan: Plan, teaching: Sequence[Entry], held_out: Sequence[Entry], progress: resume.Progress,
-    last: int, keeper: _Keeper,
+    last: int, callbacks: Sequence[keras.callbacks.Callback],
 ) -> None:  # fmt: skip
     settings, lesson, start = plan.settings, plan.lesson, progress.epoch
     order = np.stack([visits(len(teaching), epoch, plan.seed, settings.batch) for epoch in range(start, last)])
@@ -231,16 +249,8 @@ def _fit(
         )
     pupil.fit(
         data, initial_epoch=start, epochs=last, steps_per_epoch=lesson.steps(order.shape[1]), shuffle=False, verbose=0,
-        callbacks=[keeper], **measured,
+        callbacks=list(callbacks), **measured,
     )  # fmt: skip
-
-
-def _plain(plan: Plan, pupil: Pupil) -> keras.Model:
-    """The network itself, in float32, without what training added."""
-    plain = NETWORKS[plan.model].build(**plan.lesson.arguments)
-    for layer in plain.layers:
-        layer.set_weights(pupil.network.get_layer(layer.name).get_weights())
-    return plain
 
 
 def _not_finite(what: str, epoch: int) -> str:

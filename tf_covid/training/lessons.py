@@ -67,10 +67,14 @@ def score_of(row: Row) -> float:
 class Lesson(Protocol):
     """What a task asks of a network.
 
-    `arguments` build the network; `targets` come with each record; `weights` are those of the losses.
+    `arguments` build the network; `each` is the number of its inputs that a record gives in an epoch; `targets` come
+    with each record; `batches` with `even` are as alike in size as they can be, and none larger than in training.
     """
 
     arguments: dict[str, Any]
+
+    @property
+    def each(self) -> int: ...
 
     def targets(self, cases: Sequence[str]) -> dict[str, np.ndarray]: ...
 
@@ -81,7 +85,7 @@ class Lesson(Protocol):
     def losses(self, cases: Sequence[str]) -> tuple[dict[str, losses.Loss], dict[str, float], dict[str, Any]]: ...
 
     def batches(
-        self, entries: Sequence[Entry], *, order: np.ndarray, seed: int, first_epoch: int = 0
+        self, entries: Sequence[Entry], *, order: np.ndarray, seed: int, first_epoch: int = 0, even: bool = False
     ) -> tf.data.Dataset: ...
 
     def steps(self, visits: int) -> int: ...
@@ -125,6 +129,11 @@ class ClipLesson:
             self.grid, self.settings.clip, self.preprocessing, self.channels, self.settings.augmentation
         )
 
+    @property
+    def each(self) -> int:
+        """One clip a record."""
+        return 1
+
     def targets(self, cases: Sequence[str]) -> dict[str, np.ndarray]:
         """Class and CT score of each case."""
         found = {"logits": np.array([self.labels[case] for case in cases], np.int32)}
@@ -150,11 +159,11 @@ class ClipLesson:
         return found, share, {"logits": keras.metrics.SparseCategoricalAccuracy(name="accuracy")}
 
     def batches(
-        self, entries: Sequence[Entry], *, order: np.ndarray, seed: int, first_epoch: int = 0
+        self, entries: Sequence[Entry], *, order: np.ndarray, seed: int, first_epoch: int = 0, even: bool = False
     ) -> tf.data.Dataset:
         """Batches of whole records."""
         targets = self.targets([entry.case for entry in entries])
-        size = min(self.settings.batch, len(entries))
+        size = _even(self.settings.batch, order.shape[1]) if even else min(self.settings.batch, len(entries))
         paths = [entry.path for entry in entries]
         return batches(paths, targets, self.grid, order=order, batch=size, seed=seed, first_epoch=first_epoch)
 
@@ -206,6 +215,11 @@ class SliceLesson:
             preprocessing=self.preprocessing, channels=self.channels,
         )  # fmt: skip
 
+    @property
+    def each(self) -> int:
+        """Slices that are drawn of a record."""
+        return self.settings.slices_per_scan
+
     def targets(self, cases: Sequence[str]) -> dict[str, np.ndarray]:
         """None: the truth is in the records' masks."""
         return {}
@@ -228,14 +242,14 @@ class SliceLesson:
         return wanted, {"logits": 1.0, "share": 20.0}, {"logits": accuracy}
 
     def batches(
-        self, entries: Sequence[Entry], *, order: np.ndarray, seed: int, first_epoch: int = 0
+        self, entries: Sequence[Entry], *, order: np.ndarray, seed: int, first_epoch: int = 0, even: bool = False
     ) -> tf.data.Dataset:
         """Batches of some slices of each record, mixed."""
-        each, paths = self.settings.slices_per_scan, [entry.path for entry in entries]
+        paths, size = [entry.path for entry in entries], self.settings.batch
+        size = _even(size, order.shape[1] * self.each) if even else size
         return batches(
-            paths, {}, self.grid, order=order, batch=self.settings.batch, seed=seed, first_epoch=first_epoch,
-            slices=each,
-        )  # fmt: skip
+            paths, {}, self.grid, order=order, batch=size, seed=seed, first_epoch=first_epoch, slices=self.each
+        )
 
     def steps(self, visits: int) -> int:
         """Batches of so many visits."""
@@ -334,6 +348,11 @@ def class_weights(labels: Sequence[int], classes: int, settings: Settings) -> li
         return [1.0] * classes
     present = np.count_nonzero(counts)
     return [float(len(labels) / (present * count)) if count else 0.0 for count in counts]
+
+
+def _even(most: int, count: int) -> int:
+    """The size of as few batches of `count` as `most` allows, so that the last is hardly smaller than the others."""
+    return -(-count // -(-count // most))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

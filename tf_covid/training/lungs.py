@@ -24,7 +24,7 @@ from tf_covid.layers.resample import clipped_hu, full_axis_matrix, in_plane
 from tf_covid.models import UNet
 from tf_covid.training import augment
 from tf_covid.training.card import write_card
-from tf_covid.training.cases import UNSEEN, draw_cases, phantom_mark, read_case, read_cases
+from tf_covid.training.cases import UNSEEN, draw_cases, drawn, phantom_mark, read_case, read_cases
 from tf_covid.training.losses import mask_loss
 from tf_covid.training.run import NOTE, fit, setup, start_from
 from tf_covid.weights import Contract, load_model, save_model
@@ -138,6 +138,7 @@ def main(
         note=NOTE,
         origin=f"tf_covid.training.lungs, phantom {phantom_mark()}, seed {seed}{origin}",
         licence="Apache-2.0",
+        trained_on=drawn(train, init),
     )
     ship(network, contract, out, folder, held_out, program="tf_covid.training.lungs", curves=curves)
 

@@ -22,7 +22,7 @@ from tf_covid import severity
 from tf_covid.models import I3D, LTC
 from tf_covid.stratifier_model import Stratifier
 from tf_covid.training.card import write_card
-from tf_covid.training.cases import UNSEEN, draw_cases, phantom_mark
+from tf_covid.training.cases import UNSEEN, draw_cases, drawn, phantom_mark
 from tf_covid.training.clips import Clips, batches, make_clips, masked, read_clips
 from tf_covid.training.dense import quick, supervised
 from tf_covid.training.losses import disease_loss, score_loss
@@ -155,6 +155,7 @@ def main(
         note=NOTE,
         origin=f"tf_covid.training.severity, {kind}, phantom {phantom_mark()}, seed {seed}{origin}",
         licence="Apache-2.0",
+        trained_on=drawn(train, init),
     )
     save_model(network, contract, out / "model.keras", dtype="float16")
     # Measured on what ships: the float16 file, read back, in float32.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+
+from tf_covid.errors import ModelError
 
 #: "pretrained": it answers classes of its source, and is there to be trained further.
 Task = Literal["severity", "covid", "lungs", "slices", "pretrained"]
@@ -32,6 +34,28 @@ class Preprocessing(BaseModel):
     input_offset: tuple[float, ...] = (0.0,)
 
 
+_Fingerprints = tuple[Annotated[str, Field(pattern="^[0-9a-f]{16}$")], ...]
+
+
+class TrainedOn(BaseModel):
+    """Scans that weights were trained or calibrated on, see `weights/seen.py`.
+
+    Args:
+        salt: Stands before what is hashed; hex.
+        scans: Fingerprint of the voxels of each scan, sorted.
+        patients: Fingerprint of each patient's id, sorted; kept by option only.
+        unchecked: Scans of which there are no fingerprints, such as synthetic chests, or those of the weights that it
+            started from; "" if there are none.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    salt: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
+    scans: _Fingerprints = ()
+    patients: _Fingerprints = ()
+    unchecked: Annotated[str, Field(max_length=500)] = ""
+
+
 class Contract(BaseModel):
     """Everything that a weight file needs to be used rightly.
 
@@ -46,6 +70,9 @@ class Contract(BaseModel):
         note: What it was trained on, and its limits; stands in every result.
         origin: Who made the weights, and how.
         licence: SPDX identifier.
+        untrained_head: Layers that answer were drawn at random and not trained yet: it is there to be trained, and
+            answers nothing. Absent in files of before.
+        trained_on: Which scans it has seen; None where the file does not say.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,3 +88,35 @@ class Contract(BaseModel):
     note: Annotated[str, Field(max_length=2000)]
     origin: Annotated[str, Field(max_length=2000)] = ""
     licence: Annotated[str, Field(max_length=200)] = ""
+    untrained_head: bool = False
+    trained_on: tuple[TrainedOn, ...] | None = None
+
+    @model_serializer(mode="wrap")
+    def _sparse(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what is as in files of before: older versions refuse fields that they do not know."""
+        return {key: value for key, value in write(self).items() if key not in _LATER or value not in (False, None)}
+
+
+#: Fields that came after the first files.
+_LATER = ("untrained_head", "trained_on")
+
+#: What `tfcovid import` wrote into the note of such a file before there was a field for it.
+_UNTRAINED = "its answers mean nothing before training"
+
+
+def check_trained(name: str, contract: Contract) -> None:
+    """Refuse a network that would answer at random.
+
+    Args:
+        name: Of the model or its file, for the error.
+        contract: What its file says about it.
+
+    Raises:
+        ModelError: If its head is untrained.
+    """
+    if contract.untrained_head or _UNTRAINED in contract.note:
+        task = contract.task if contract.task != "pretrained" else "TASK"
+        raise ModelError(
+            f"untrained_head: {name}: its last layers were drawn at random when it was imported, so that its answers "
+            f"mean nothing; train it: tfcovid fit MANIFEST --task {task} --model {contract.model} --init FILE --out RUN"
+        )

@@ -189,6 +189,9 @@ class Plan:
             origin=f"tfcovid import of {path.name}, sha256 {sha256}"[:2000],
             endpoint=old.endpoint if old and not wish.inflate else None,
             licence=old.licence if old else "" if self.ours else "that of the source",
+            # What was untrained in a file of ours is so in the new one.
+            untrained_head=bool(done.fresh) or (old is not None and old.untrained_head),
+            trained_on=old.trained_on if old else None,
         )
 
 

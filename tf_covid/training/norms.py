@@ -1,0 +1,177 @@
+"""The statistics of batch norms: a momentum that fits the run, and means and variances of the whole training set.
+
+In training a batch norm divides by what its batch has; afterwards by running statistics, which start at mean 0 and
+variance 1 and forget that by its momentum. With Keras' 0.99, 82 % of it is left after 20 steps: the network that is
+saved is not the one that was trained. So the momentum follows from the number of steps; and before a network is judged
+or saved its statistics are taken anew from its training set, unchanged and in one order.
+
+Source: Wu & Johnson 2021, “Rethinking ‘Batch’ in BatchNorm” (arXiv 2105.07576), section 3, “PreciseBN”.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_covid.cohort.cache import Entry
+from tf_covid.training.lessons import Lesson
+
+#: The momentum of Keras, which long runs keep.
+SLOWEST = 0.99
+
+#: A run forgets what its batch norms started with to e^−10, 5·10⁻⁵ of it, where it has so many steps.
+_TIMES = 10.0
+
+#: Clips, or slices, that statistics are taken from where a network is judged after each epoch.
+MOST_JUDGED = 256
+
+#: Layer → its mean and variance, float32 (channels,) each.
+Statistics = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def norms_of(network: keras.Model) -> list[keras.layers.BatchNormalization]:
+    """The batch norms of a network, in its order; none for LTC."""
+    return [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
+
+
+def fitting_momentum(steps: int) -> float:
+    """The momentum of a run of so many steps: at most Keras' own 0.99, and at least a half."""
+    return min(SLOWEST, max(0.5, 1.0 - _TIMES / max(steps, 1)))
+
+
+def set_momentum(network: keras.Model, steps: int) -> None:
+    """Give all batch norms of a network in training the momentum of a run of so many steps.
+
+    The network that is saved is built anew, so that this never reaches a file.
+    """
+    for norm in norms_of(network):
+        norm.momentum = fitting_momentum(steps)
+
+
+class Census:
+    """Takes the mean and variance of what reaches each batch norm over all clips that a network learned from.
+
+    Each batch is normalised by its own statistics, as in training; those of all batches together are exact for what
+    reaches a batch norm that way. Nothing is changed at random, and no dropout is in the way.
+
+    Args:
+        network: Without what was there for the training only; its weights are overwritten.
+        lesson: What makes clips of records.
+        entries: The training set, in a fixed order.
+    """
+
+    def __init__(self, network: keras.Model, lesson: Lesson, entries: Sequence[Entry]) -> None:
+        self.network, self._lesson, self._entries = network, lesson, entries
+        self.norms = norms_of(network)
+        self._graphs: dict[frozenset[str], Any] = {}
+
+    def take(self, learning: Collection[str], *, most: int | None = None) -> Statistics:
+        """Statistics of the network as it is now.
+
+        Args:
+            learning: Names of the batch norms that learn; the others normalise by what they have, as in training.
+            most: Clips, or slices, to take them from, evenly chosen; None: all.
+
+        Returns:
+            Those of each layer that learns.
+        """
+        chosen = [norm for norm in self.norms if norm.name in learning]
+        if not chosen:
+            return {}
+        count = len(self._entries)
+        if most is not None:
+            count = min(count, max(1, most // self._lesson.each))
+        order = np.linspace(0, len(self._entries) - 1, count).round().astype(int)[np.newaxis]
+        data = self._lesson.batches(self._entries, order=order, seed=0, even=True)
+        graph = self._graph(frozenset(norm.name for norm in chosen), chosen)
+        before = self.network.get_weights()
+        clips, means, squares = 0, [0.0] * len(chosen), [0.0] * len(chosen)
+        for inputs, targets in data:
+            batch, _ = self._lesson.prepare(inputs, targets, False)
+            size = int(batch.shape[0])
+            clips += size
+            for number, (mean, variance) in enumerate(graph(batch)):
+                # In float64: a variance is a difference of two large sums.
+                average = mean.numpy().astype(np.float64)
+                means[number] += size * average
+                squares[number] += size * (variance.numpy().astype(np.float64) + average**2)
+        self.network.set_weights(before)  # the running means have moved with each batch
+        found = {}
+        for norm, mean, square in zip(chosen, means, squares, strict=True):
+            average = np.asarray(mean) / clips
+            spread = np.maximum(np.asarray(square) / clips - average**2, 0.0)
+            found[norm.name] = average.astype(np.float32), spread.astype(np.float32)
+        return found
+
+    def _graph(self, names: frozenset[str], chosen: Sequence[keras.layers.BatchNormalization]) -> Any:
+        """Clips → (mean, variance) of what reaches each chosen layer; a graph for each set of layers that learn."""
+        if names not in self._graphs:
+            for norm in self.norms:
+                norm.trainable = norm.name in names
+            # No dropout lies before a batch norm: those of our networks stand before the dense layers.
+            reaching = keras.Model(self.network.input, [norm.input for norm in chosen])
+
+            def moments(clips: Any) -> list[tuple[Any, Any]]:
+                found = reaching(clips, training=True)
+                parts = found if isinstance(found, list) else [found]
+                return [tf.nn.moments(tf.cast(part, tf.float32), [*range(len(part.shape) - 1)]) for part in parts]
+
+            clip = tf.TensorSpec([None, *self.network.input_shape[1:]], tf.float32)
+            self._graphs[names] = tf.function(moments, input_signature=[clip], jit_compile=False)
+            self._graphs[names].get_concrete_function()
+        return self._graphs[names]
+
+
+def learning(network: keras.Model) -> list[str]:
+    """Names of the batch norms that learn: those of a frozen stage normalise by what they have, in training too."""
+    return [norm.name for norm in norms_of(network) if norm.trainable]
+
+
+def statistics_of(network: keras.Model) -> Statistics:
+    """Mean and variance that the batch norms of a network have now."""
+    return {norm.name: (np.asarray(norm.moving_mean), np.asarray(norm.moving_variance)) for norm in norms_of(network)}
+
+
+def give(network: keras.Model, statistics: Statistics) -> None:
+    """Put statistics into the batch norms of a network."""
+    for name, (mean, variance) in statistics.items():
+        norm = network.get_layer(name)
+        norm.moving_mean.assign(mean)
+        norm.moving_variance.assign(variance)
+
+
+def copy_weights(trained: keras.Model, plain: keras.Model) -> None:
+    """All weights of a network in training into the plain one, which lacks what training added."""
+    for layer in plain.layers:
+        layer.set_weights(trained.get_layer(layer.name).get_weights())
+
+
+class Judged(keras.callbacks.Callback):
+    """Lets a network be measured with statistics of its training set, and go on with the running ones.
+
+    What training itself goes on with is never touched, so that a resumed run meets the same numbers.
+
+    Args:
+        network: The one in training.
+        census: Of the plain one.
+    """
+
+    def __init__(self, network: keras.Model, census: Census) -> None:
+        super().__init__()
+        self._network, self._census = network, census
+        self._running: Statistics = {}
+
+    def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Take statistics, and measure with them."""
+        if names := learning(self._network):
+            self._running = statistics_of(self._network)
+            copy_weights(self._network, self._census.network)
+            give(self._network, self._census.take(names, most=MOST_JUDGED))
+
+    def on_test_end(self, logs: dict[str, float] | None = None) -> None:
+        """Go on with the running ones."""
+        give(self._network, self._running)
