@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 
 from tf_covid.errors import UnsafeFile
+from tf_covid.weights import hdf5
 
 #: Bytes that are read at once.
 PIECE = 16_000_000
@@ -68,17 +69,10 @@ def _pieces(path: Path, item: h5py.Dataset, name: str) -> Iterator[np.ndarray]:
 def _chunked(item: h5py.Dataset, made: np.dtype, name: str) -> Iterator[np.ndarray]:
     """All numbers of a dataset in chunks, which are put together whole."""
     values = np.zeros(item.shape, made)
-    places: set[tuple[int, ...]] = set()
-    for number in range(item.id.get_num_chunks()):
-        place = tuple(int(side) for side in item.id.get_chunk_info(number).chunk_offset)
-        inside = all(
-            at < side and at % step == 0 for at, side, step in zip(place, item.shape, item.chunks, strict=True)
-        )
-        if not inside or place in places:
-            raise UnsafeFile(
-                "damaged", f"{name} has a chunk at {list(place)} that is none of {list(item.shape)}, or two"
-            )
-        places.add(place)
+    for found in hdf5.chunks_of(item):
+        place = tuple(int(side) for side in found.chunk_offset)
+        if any(at >= side or at % step for at, side, step in zip(place, item.shape, item.chunks, strict=True)):
+            raise UnsafeFile("damaged", f"{name} has a chunk at {list(place)}, which is none of {list(item.shape)}")
         mask, packed = item.id.read_direct_chunk(place)
         if mask:
             raise UnsafeFile("unknown_packing", f"{name} has a chunk that skips filters (mask {mask})")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +46,9 @@ def checked(path: Path, name: str) -> Iterator[h5py.File]:
     """
     try:
         with h5py.File(path, "r") as file:
-            _Check(name, path.stat().st_size).group(file, 0)
+            check = _Check(name, path.stat().st_size)
+            check.group(file, 0)
+            check.apart()
             yield file
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
         raise UnsafeFile("damaged", f"{name}: is no readable HDF5 file ({error})") from error
@@ -74,6 +77,7 @@ class _Check:
     def __init__(self, name: str, size: int) -> None:
         self._name, self._size = name, size
         self._seen: set[int] = set()
+        self._runs: list[tuple[int, int]] = []
         self._asked = self._held = self._letters = 0
 
     def group(self, group: h5py.Group, depth: int) -> None:
@@ -87,7 +91,7 @@ class _Check:
                     "hdf5_items",
                     f"{self._name}: over {MOST_ITEMS} groups and datasets, or {MOST_NAMES} letters of names",
                 )
-            if not key.isprintable():
+            if not isinstance(key, str) or not key.isprintable():  # bytes where they are no UTF-8
                 raise UnsafeFile("damaged", f"{self._name}: a name inside is no text ({key!a:.80})")
             if not isinstance(group.get(key, getlink=True), h5py.HardLink):
                 raise UnsafeFile(
@@ -133,12 +137,35 @@ class _Check:
     def _chunks(self, key: str, item: h5py.Dataset) -> None:
         """Refuse a chunk too large to be unpacked, and numbers that were never written."""
         if item.chunks is None:
+            if (start := item.id.get_offset()) is not None:
+                self._runs.append((start, start + item.id.get_storage_size()))
             return
         if (one := math.prod(item.chunks) * item.dtype.itemsize) > MOST_CHUNK:
             raise UnsafeFile("shape_bomb", f"{self._name}: {key!r} has chunks of {one} bytes; {MOST_CHUNK} are read")
         wanted = math.prod(-(-side // step) for side, step in zip(item.shape, item.chunks, strict=True))
-        if (found := item.id.get_num_chunks()) != wanted:
-            raise UnsafeFile("damaged", f"{self._name}: {key!r} holds {found} of its {wanted} chunks")
+        found = chunks_of(item)
+        if sorted(one.chunk_offset for one in found) != sorted({one.chunk_offset for one in found}):
+            raise UnsafeFile("damaged", f"{self._name}: {key!r} holds one of its chunks twice")
+        if len(found) != wanted:
+            raise UnsafeFile("damaged", f"{self._name}: {key!r} holds {len(found)} of its {wanted} chunks")
+        self._runs += [(one.byte_offset, one.byte_offset + one.size) for one in found]
+
+    def apart(self) -> None:
+        """Refuse datasets that share their bytes, after the walk."""
+        runs = sorted(run for run in self._runs if run[1] > run[0])
+        if any(later[0] < before[1] for before, later in itertools.pairwise(runs)):
+            raise UnsafeFile("damaged", f"{self._name}: two of its datasets lie on the same bytes")
+
+
+def chunks_of(item: h5py.Dataset) -> list[h5py.h5d.StoreInfo]:
+    """Where the chunks of a dataset lie: `chunk_offset`, `filter_mask`, `byte_offset`, `size`.
+
+    Raises:
+        RuntimeError: If they cannot be found.
+    """
+    found: list[h5py.h5d.StoreInfo] = []
+    item.id.chunk_iter(found.append)
+    return found
 
 
 def _plain(item: h5py.Dataset) -> bool:
