@@ -119,6 +119,7 @@ def run(module: str, arguments: Sequence[str], folder: Path, name: str, whose: s
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TF_CPP_MIN_LOG_LEVEL": "3",
         "CUDA_VISIBLE_DEVICES": "-1", "HDF5_PLUGIN_PRELOAD": "::", "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     with (folder / "errors.txt").open("w+b") as said:
         try:

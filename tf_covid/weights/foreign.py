@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -42,8 +41,9 @@ MOST_HEADER = 4_000_000
 #: Bytes of a checkpoint's file: weights, and the optimizer's that a training keeps beside them.
 MOST_FILE = 4 * quarantine.MOST_WEIGHTS
 
-#: What reads a TensorFlow checkpoint, and how long it may take, TensorFlow's own start on a busy machine included.
-_READER, _MOST_SECONDS = "tf_covid.weights.bundle", 300
+#: What reads a TensorFlow checkpoint and a file of torch, and how long it may take, the start of such a library on a
+#: busy machine included.
+_READER, _TORCH, _MOST_SECONDS = "tf_covid.weights.bundle", "tf_covid.weights.torch_child", 300
 
 #: Names of a Keras layer's variables, in the order in which Keras 3 saves them, by kind and number.
 _KERAS_3 = {
@@ -254,42 +254,7 @@ def _safetensors(path: Path, *, numbers: bool) -> Found:
 
 def _torch(path: Path) -> Found:
     check_pickle(path)
-    try:
-        import torch
-    except ImportError as error:
-        raise UnsafeFile(
-            "torch_missing",
-            f"{path}: reading it needs torch (pip install -e '.[torch]' in the checkout); or save the same state_dict "
-            "as .safetensors where torch is installed (safetensors.torch.save_file), which needs nothing here",
-        ) from error
-    if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < (2, 6):
-        # CVE-2025-32434: before 2.6 `weights_only=True` could be led to run code.
-        raise UnsafeFile("torch_too_old", f"{path}: the reader of torch {torch.__version__} is not safe; 2.6 is")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises nearly everything
-        facts = str(error).partition("\n")[0]
-        raise UnsafeFile("damaged", f"{path}: torch cannot read it as weights only ({facts})") from error
-    # Training scripts put the weights beside optimizer and epoch.
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-            break
-    if not isinstance(state, dict):
-        raise UnsafeFile("unsafe_pickle", f"{path}: holds a {type(state).__name__}, not named tensors")
-    for name, value in state.items():
-        yield str(name), _from_torch(f"{path}: {name}", value)
-
-
-def _from_torch(name: str, value: Any) -> np.ndarray | str:
-    if isinstance(value, (int, float, str, list, tuple, dict)) or value is None:
-        return type(value).__name__  # a setting that a training script keeps among the weights
-    if str(value.layout) != "torch.strided" or value.is_quantized or value.device.type != "cpu":
-        raise UnsafeFile("not_numbers", f"{name} is no plain tensor")
-    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise UnsafeFile("shape_bomb", f"{name} of shape {list(value.shape)} asks for more than the file holds")
-    value = value.detach()
-    return np.asarray((value.float() if value.is_floating_point() else value).numpy())
+    yield from _left(_TORCH, path, str(path), "torch")
 
 
 def _hdf5(path: Path, layers: set[str], *, numbers: bool) -> Found:
@@ -349,15 +314,19 @@ def _keras_3(path: Path, store: apart.Store) -> Found:
 
 
 def _tensorflow(prefix: Path) -> Found:
-    """What `bundle.py` finds in a process of its own: if TensorFlow's reader falls over, it falls alone.
+    yield from _left(_READER, prefix, str(prefix), "TensorFlow")
+
+
+def _left(module: str, path: Path, name: str, whose: str) -> Found:
+    """What another library finds in a process of its own: if its reader falls over, it falls alone.
 
     Raises:
         UnsafeFile: As there; if it crashed, or ran out of its memory or time.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        apart.run(_READER, [str(prefix.absolute()), name], folder, str(prefix), "TensorFlow", _MOST_SECONDS)
-        answer = apart.answer(folder / bundle.ANSWER, str(prefix), "TensorFlow")
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        apart.run(module, [str(path.absolute()), made], folder, name, whose, _MOST_SECONDS)
+        answer = apart.answer(folder / bundle.ANSWER, name, whose)
         names = answer["names"]
         # A file without tensors is none for its reader.
         for number, value in _safetensors(folder / bundle.TENSORS, numbers=True) if names else ():
