@@ -229,7 +229,7 @@ HOSTILE: dict[str, tuple[str, Callable[[Path, Path], Path]]] = {
     ),
     "one group at 2^30 places": ("hdf5_link", lambda t, x: h5(t / "a.h5", linked_twice)),
     "groups in groups": ("hdf5_depth", lambda t, x: h5(t / "a.h5", deep)),
-    "ten thousand groups": ("hdf5_link", lambda t, x: h5(t / "a.h5", many)),
+    "ten thousand groups": ("hdf5_items", lambda t, x: h5(t / "a.h5", many)),
     "text for numbers": ("not_numbers", lambda t, x: h5(t / "a.h5", lambda f: f.create_dataset("x", data=[b"abc"]))),
     "a number that is not finite": (
         "not_finite", lambda t, x: h5(t / "a.h5", lambda f: f.create_dataset("a/kernel", data=np.array([np.nan], "f4")))
@@ -252,7 +252,7 @@ HOSTILE: dict[str, tuple[str, Callable[[Path, Path], Path]]] = {
     "a .pt without pickle": ("damaged", lambda t, x: torch_zip(t / "a.pt", b"", name="archive/other")),
     "a .pt that is packed": ("zip_bomb", lambda t, x: keras_file(t / "a.pt", {})),
     "two pickles under one name": (
-        "damaged",
+        "ambiguous_name",
         lambda t, x: torch_zip(t / "a.pt", pickle.dumps(Runs(x), protocol=2), twice=pickle.dumps({}, protocol=2)),
     ),
     "a pickle in capitals": (
@@ -286,7 +286,7 @@ HOSTILE: dict[str, tuple[str, Callable[[Path, Path], Path]]] = {
         "not_numbers", lambda t, x: h5(t / "a.h5", lambda f: f.__setitem__("x", h5py.Empty("f4")))
     ),
     "an unknown filter": (
-        "not_numbers",
+        "unknown_packing",
         lambda t, x: h5(t / "a.h5", lambda f: f.create_dataset("x", data=np.ones(99, "f4"), compression="lzf")),
     ),
     "a variable under two names that are one": (

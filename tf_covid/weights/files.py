@@ -8,6 +8,7 @@ import os
 import tempfile
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from pydantic import ValidationError
 from tf_covid.atomic import workshop
 from tf_covid.errors import ModelError
 from tf_covid.models import NETWORKS
-from tf_covid.weights import catalog, quarantine
+from tf_covid.weights import apart, catalog, hdf5, quarantine
 from tf_covid.weights.contract import Contract
 
 #: Keras dtype policy of each precision.
@@ -75,18 +76,26 @@ def load(source: str | Path, *, precision: str = "float32") -> LoadedModel:
     if isinstance(source, str) and source in catalog.shipped() and not catalog.vouched(path, digest):
         raise ModelError(f"{path}: sha256 {digest} is not the one in its model card; reinstall tf-covid")
     contract = read_contract(path)
-    network = build(contract.model, contract.arguments, path, precision=precision)
     with quarantine.opened(path) as archive, tempfile.TemporaryDirectory() as folder:
-        theirs = quarantine.architecture(quarantine.as_json(archive, quarantine.CONFIG))
-        # `json`: the way through which the file's own config went.
-        ours = quarantine.architecture(json.loads(network.to_json()))
-        if theirs != ours:
-            first = next((pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]), "their number")
-            raise ModelError(f"{path}: the architecture is not ours (first difference: {first}); see `tfcovid import`")
+        config = quarantine.architecture(quarantine.as_json(archive, quarantine.CONFIG))
         weights = Path(folder) / quarantine.WEIGHTS
         with weights.open("wb") as file:
-            quarantine.unpack(archive, quarantine.WEIGHTS, file, quarantine.MOST_WEIGHTS)
-        quarantine.check_hdf5(weights)
+            quarantine.unpack_weights(archive, file)
+        ours = path in catalog.shipped().values() and catalog.vouched(path, digest)
+        listed = None if ours else apart.hdf5(weights, str(path), numbers=False)
+        held = weights.stat().st_size
+        network = build(contract.model, contract.arguments, path, precision=precision, held=held)
+        # `json`: the way through which the file's own config went.
+        own = quarantine.architecture(json.loads(network.to_json()))
+        if config != own:
+            first = next((pair for pair in zip(config, own, strict=False) if pair[0] != pair[1]), "their number")
+            raise ModelError(f"{path}: the architecture is not ours (first difference: {first}); see `tfcovid import`")
+        if listed is None:
+            with hdf5.checked(weights, weights.name):
+                pass
+        else:
+            _check_shapes(path, listed, network)
+            weights = _read_apart(path, weights)
         # Keras leaves a weight that the file lacks at its random start, with a warning; a NaN there is found below.
         network.set_weights([np.full(value.shape, np.nan, np.float32) for value in network.get_weights()])
         try:
@@ -98,6 +107,56 @@ def load(source: str | Path, *, precision: str = "float32") -> LoadedModel:
         raise ModelError(f"{path}: a weight is missing or not a finite number")
     setattr(network, _ATTRIBUTE, contract)
     return LoadedModel(catalog.name_of(source), network, contract, digest)
+
+
+def _backed(path: Path, model: str, given: Mapping[str, Any], held: int) -> None:
+    """Refuse arguments that ask for larger layers than the file has bytes for: before anything is built.
+
+    Raises:
+        ModelError: With both numbers.
+    """
+    try:
+        if model == "ltc":
+            depth, height, width = (int(side) for side in given.get("input_shape", (64, 112, 112, 1))[:3])
+            dense, last = int(given.get("dense", 2048)), 512 if given.get("trunk") == "c3d" else 256
+            asked = (max(depth // 16, 1) * max(height // 32, 1) * max(width // 32, 1) * last + dense) * dense
+        elif model == "unet":
+            asked = 9 * (int(given.get("filters", 16)) * 2 ** min(int(given.get("depth", 4)), 16)) ** 2
+        else:
+            return  # their trunks are as wide as they are
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{path}: its arguments are none of {model} ({error})") from error
+    if 2 * asked > held:
+        raise ModelError(f"{path}: the weights do not fit the architecture (over {asked} of them, in {held} bytes)")
+
+
+def _check_shapes(path: Path, listed: apart.Store, network: keras.Model) -> None:
+    """Refuse a file whose floating-point datasets have other shapes than a network's weights, before they are read.
+
+    Raises:
+        ModelError: With one shape that there are too many or too few of.
+    """
+    have = Counter(one.values.shape for one in listed.variables if one.values.dtype.kind == "f")
+    room = Counter(tuple(weight.shape) for weight in network.weights)
+    for shape in (have - room) or (room - have):
+        raise ModelError(
+            f"{path}: the weights do not fit the architecture ({have[shape]} of shape {list(shape)}, not {room[shape]})"
+        )
+
+
+def _read_apart(path: Path, weights: Path) -> Path:
+    """Weights that HDF5 read in another process, written anew by ours: another file in the same folder.
+
+    Raises:
+        UnsafeFile: If a number is missing or damaged.
+    """
+    plain = weights.with_name(f"plain.{weights.name}")
+    with h5py.File(plain, "w") as target:
+        for one in apart.hdf5(weights, str(path)).variables:
+            target.create_dataset(one.path, data=one.values)
+            if one.layer is not None:
+                target[one.path].parent.attrs["name"] = one.layer
+    return plain
 
 
 def read_contract(path: Path) -> Contract:
@@ -167,7 +226,9 @@ def _cast(weights: Path, dtype: str) -> Path:
     return cast
 
 
-def build(model: str, arguments: Mapping[str, Any], path: Path, *, precision: str = "float32") -> keras.Model:
+def build(
+    model: str, arguments: Mapping[str, Any], path: Path, *, precision: str = "float32", held: int | None = None
+) -> keras.Model:
     """A network of ours from what a file says of it.
 
     Args:
@@ -175,9 +236,11 @@ def build(model: str, arguments: Mapping[str, Any], path: Path, *, precision: st
         arguments: Of its builder; data of a file, so that none that the builder does not document gets through.
         path: The file, for errors.
         precision: A key of `POLICIES`.
+        held: Bytes of the weights that are to fill it; None where they were looked at already.
 
     Raises:
-        ModelError: If there is no such network, or it cannot be built from these arguments.
+        ModelError: If there is no such network, it asks for more weights than there are, or it cannot be built from
+            these arguments.
     """
     if model not in NETWORKS:
         raise ModelError(f"{path}: unknown network {model!r}; known: {', '.join(NETWORKS)}")
@@ -189,6 +252,8 @@ def build(model: str, arguments: Mapping[str, Any], path: Path, *, precision: st
     widest = arguments.get("filters", 1) * 2 ** min(max(arguments.get("depth", 0), 0), 64) if model == "unet" else 1
     if any(number > MOST_UNITS for number in (widest, *_numbers(dict(arguments)))):
         raise ModelError(f"{path}: an argument of {model} is over {MOST_UNITS}")
+    if held is not None:
+        _backed(path, model, arguments, held)
     try:
         return builder(**arguments, dtype=POLICIES[precision])
     except (TypeError, ValueError) as error:

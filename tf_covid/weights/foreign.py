@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import re
-import signal
 import stat
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import h5py
 import numpy as np
 
 from tf_covid.errors import ModelError, UnsafeFile
-from tf_covid.weights import bundle, hdf5, quarantine
+from tf_covid.weights import apart, bundle, quarantine
 from tf_covid.weights.pickles import check_pickle
 
 #: File name ending → format. A TensorFlow checkpoint is named by its prefix, its `.index` or its `.data-…`.
@@ -45,8 +41,9 @@ MOST_HEADER = 4_000_000
 #: Bytes of a checkpoint's file: weights, and the optimizer's that a training keeps beside them.
 MOST_FILE = 4 * quarantine.MOST_WEIGHTS
 
-#: What reads a TensorFlow checkpoint, and how long it may take, TensorFlow's own start on a busy machine included.
-_READER, _MOST_SECONDS = "tf_covid.weights.bundle", 300
+#: What reads a TensorFlow checkpoint and a file of torch, and how long it may take, the start of such a library on a
+#: busy machine included.
+_READER, _TORCH, _MOST_SECONDS = "tf_covid.weights.bundle", "tf_covid.weights.torch_child", 300
 
 #: Names of a Keras layer's variables, in the order in which Keras 3 saves them, by kind and number.
 _KERAS_3 = {
@@ -121,6 +118,23 @@ def _copy(file: Path, target: Path) -> None:
         raise ModelError(f"{file}: cannot be copied to {target.parent} ({error.strerror})") from error
 
 
+def list_checkpoint(path: Path) -> Checkpoint | None:
+    """Names and shapes of what `read_checkpoint` would read, so that none is read in vain.
+
+    Args:
+        path: As there.
+
+    Returns:
+        Its answer with zeros for numbers, which take no memory, and no sha256; None for `.pt` and checkpoints of
+        TensorFlow, which name and read at once, and never unpack to more than they hold.
+
+    Raises:
+        UnsafeFile: As there.
+    """
+    kind, _ = _format(path)
+    return _checkpoint(path, kind, "", numbers=False) if kind in ("safetensors", "hdf5", "keras") else None
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """Every tensor of a file that nobody changes meanwhile, see `private`.
 
@@ -137,12 +151,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
     for file in files:
         digest.update(bytes.fromhex(quarantine.sha256(file)))
     sha256 = quarantine.sha256(files[0]) if len(files) == 1 else digest.hexdigest()
+    return _checkpoint(path, kind, sha256, numbers=True)
+
+
+def _checkpoint(path: Path, kind: str, sha256: str, *, numbers: bool) -> Checkpoint:
     layers: set[str] = set()
     found = {
-        "safetensors": lambda: _safetensors(path),
+        "safetensors": lambda: _safetensors(path, numbers=numbers),
         "torch": lambda: _torch(path),
-        "hdf5": lambda: _hdf5(path, layers),
-        "keras": lambda: _keras(path, layers),
+        "hdf5": lambda: _hdf5(path, layers, numbers=numbers),
+        "keras": lambda: _keras(path, layers, numbers=numbers),
         "tensorflow": lambda: _tensorflow(_prefix(path)),
     }[kind]()
     tensors: dict[str, np.ndarray] = {}
@@ -155,7 +173,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         elif value.dtype.kind == "f" or value.dtype.name == "bfloat16":
             with np.errstate(over="ignore"):
                 tensors[name] = np.asarray(value, np.float32)
-            if not np.isfinite(tensors[name]).all():
+            if numbers and not np.isfinite(tensors[name]).all():
                 raise UnsafeFile("not_finite", f"{path}: {name} holds a number that is not finite in float32")
         else:
             others[name] = f"{value.dtype} {list(value.shape)}"
@@ -205,168 +223,112 @@ def _format(path: Path) -> tuple[str, list[Path]]:
 Found = Iterator[tuple[str, np.ndarray | str]]
 
 
-def _safetensors(path: Path) -> Found:
+def _safetensors(path: Path, *, numbers: bool) -> Found:
     import safetensors
 
     try:
         with path.open("rb") as file:
             header = int.from_bytes(file.read(8), "little")
-        if header > min(MOST_HEADER, path.stat().st_size):
-            raise UnsafeFile("damaged", f"{path}: its header claims {header} bytes")
-        if path.stat().st_size > quarantine.MOST_WEIGHTS:
-            raise UnsafeFile("shape_bomb", f"{path}: is larger than {quarantine.MOST_WEIGHTS} bytes")
-        # Its reader checks that the tensors fill the file exactly.
-        found = safetensors.deserialize(path.read_bytes())
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+            if header > min(MOST_HEADER, path.stat().st_size):
+                raise UnsafeFile("damaged", f"{path}: its header claims {header} bytes")
+            if path.stat().st_size > quarantine.MOST_WEIGHTS:
+                raise UnsafeFile("shape_bomb", f"{path}: is larger than {quarantine.MOST_WEIGHTS} bytes")
+            listed = quarantine.parse(path, "its header", file.read(header))
+            # Its reader checks that the tensors fill the file exactly; it copies none.
+            with safetensors.safe_open(path, "numpy") as checked:
+                names = list(checked.keys())
+            for name in names:
+                kind, shape, (start, _) = (listed[name][key] for key in ("dtype", "shape", "data_offsets"))
+                if kind not in _TYPES and kind != "BF16":
+                    yield name, f"{kind} {list(shape)}"
+                elif not numbers:
+                    yield name, apart.stand_in(shape, np.dtype(_TYPES.get(kind, "<f4")))
+                else:
+                    file.seek(8 + header + start)
+                    values = np.fromfile(file, np.dtype(_TYPES.get(kind, "<u2")), math.prod(shape)).reshape(shape)
+                    # BF16 is the upper half of a float32.
+                    yield name, (values.astype("<u4") << 16).view("<f4") if kind == "BF16" else values
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise UnsafeFile("damaged", f"{path}: is no readable .safetensors file ({error})") from error
-    for name, facts in found:
-        kind, shape, data = facts["dtype"], facts["shape"], facts["data"]
-        if kind == "BF16":
-            # The upper half of a float32.
-            yield name, (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").reshape(shape)
-        elif kind in _TYPES:
-            yield name, np.frombuffer(data, _TYPES[kind]).reshape(shape)
-        else:
-            yield name, f"{kind} {list(shape)}"
 
 
 def _torch(path: Path) -> Found:
     check_pickle(path)
-    try:
-        import torch
-    except ImportError as error:
-        raise UnsafeFile(
-            "torch_missing",
-            f"{path}: reading it needs torch (pip install -e '.[torch]' in the checkout); or save the same state_dict "
-            "as .safetensors where torch is installed (safetensors.torch.save_file), which needs nothing here",
-        ) from error
-    if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < (2, 6):
-        # CVE-2025-32434: before 2.6 `weights_only=True` could be led to run code.
-        raise UnsafeFile("torch_too_old", f"{path}: the reader of torch {torch.__version__} is not safe; 2.6 is")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises nearly everything
-        facts = str(error).partition("\n")[0]
-        raise UnsafeFile("damaged", f"{path}: torch cannot read it as weights only ({facts})") from error
-    # Training scripts put the weights beside optimizer and epoch.
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-            break
-    if not isinstance(state, dict):
-        raise UnsafeFile("unsafe_pickle", f"{path}: holds a {type(state).__name__}, not named tensors")
-    for name, value in state.items():
-        yield str(name), _from_torch(f"{path}: {name}", value)
+    yield from _left(_TORCH, path, str(path), "torch")
 
 
-def _from_torch(name: str, value: Any) -> np.ndarray | str:
-    if isinstance(value, (int, float, str, list, tuple, dict)) or value is None:
-        return type(value).__name__  # a setting that a training script keeps among the weights
-    if str(value.layout) != "torch.strided" or value.is_quantized or value.device.type != "cpu":
-        raise UnsafeFile("not_numbers", f"{name} is no plain tensor")
-    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise UnsafeFile("shape_bomb", f"{name} of shape {list(value.shape)} asks for more than the file holds")
-    value = value.detach()
-    return np.asarray((value.float() if value.is_floating_point() else value).numpy())
+def _hdf5(path: Path, layers: set[str], *, numbers: bool) -> Found:
+    store = apart.hdf5(path, str(path), numbers=numbers)
+    for key, content in store.texts.items():
+        quarantine.check_config(path, quarantine.parse(path, key, content))
+    yield from _variables(path, store, layers)
 
 
-def _hdf5(path: Path, layers: set[str]) -> Found:
-    with hdf5.checked(path, str(path)) as file:
-        for key in ("model_config", "training_config"):
-            if (config := hdf5.text(file, key, str(path))) is not None:
-                quarantine.check_config(path, quarantine.parse(path, key, config))
-        yield from _variables(path, file, layers)
-
-
-def _keras(path: Path, layers: set[str]) -> Found:
+def _keras(path: Path, layers: set[str], *, numbers: bool) -> Found:
     with quarantine.opened(path) as archive, tempfile.TemporaryDirectory() as folder:
         quarantine.check_config(path, quarantine.as_json(archive, quarantine.CONFIG))
         weights = Path(folder) / quarantine.WEIGHTS
         with weights.open("wb") as target:
-            quarantine.unpack(archive, quarantine.WEIGHTS, target, quarantine.MOST_WEIGHTS)
-        with hdf5.checked(weights, str(path)) as file:
-            yield from _variables(path, file, layers)
+            quarantine.unpack_weights(archive, target)
+        store = apart.hdf5(weights, str(path), numbers=numbers)
+    yield from _variables(path, store, layers)
 
 
-def _variables(path: Path, file: h5py.File, layers: set[str]) -> Found:
+def _variables(path: Path, store: apart.Store, layers: set[str]) -> Found:
     """Layer and variable → values, from Keras 3's layout or from the one before it."""
-    found: list[tuple[str, h5py.Dataset]] = []
-
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            found.append((name, item))
-
-    file.visititems(visit)
-    if "layers" in file or "_layer_checkpoint_dependencies" in file:
-        layers.update(file.get("layers", {}))
-        yield from _keras_3(path, found)
+    tops = {one.path.split("/")[0] for one in store.variables}
+    if store.layers or tops & {"layers", "_layer_checkpoint_dependencies"}:
+        layers.update(store.layers)
+        yield from _keras_3(path, store)
         return
-    for name, item in found:
-        parts = name.removeprefix("model_weights/").split("/")
+    for one in store.variables:
+        parts = one.path.removeprefix("model_weights/").split("/")
         variable = parts[-1].removesuffix(":0")
         # Keras 1 called them after the layer: "conv1_W".
         variable = {"W": "kernel", "b": "bias"}.get(variable.removeprefix(f"{parts[0]}_"), variable)
         if parts[0] in ("optimizer_weights", "optimizer"):
-            yield name, f"{item.dtype} {list(item.shape)}"
+            yield one.path, one.facts
         else:
-            yield f"{parts[0]}/{variable}", item[()]
+            yield f"{parts[0]}/{variable}", one.values
 
 
-def _keras_3(path: Path, found: list[tuple[str, h5py.Dataset]]) -> Found:
-    groups: dict[str, list[tuple[int, h5py.Dataset]]] = {}
-    for name, item in found:
-        group = re.fullmatch(r"(?:_layer_checkpoint_dependencies|layers)/([^/]+)/vars/([0-9]{1,3})", name)
+def _keras_3(path: Path, store: apart.Store) -> Found:
+    groups: dict[str, list[tuple[int, apart.Variable]]] = {}
+    for one in store.variables:
+        group = re.fullmatch(r"(?:_layer_checkpoint_dependencies|layers)/([^/]+)/vars/([0-9]{1,3})", one.path)
         if group:
-            groups.setdefault(group[1], []).append((int(group[2]), item))
-        elif name.startswith(("optimizer", "vars/")) or "/seed_generator/" in name:
-            yield name, f"{item.dtype} {list(item.shape)}"
+            groups.setdefault(group[1], []).append((int(group[2]), one))
+        elif one.path.startswith(("optimizer", "vars/")) or "/seed_generator/" in one.path:
+            yield one.path, one.facts
         else:
-            raise UnsafeFile("unknown_layout", f"{path}: {name} is no variable of a layer of a functional model")
+            raise UnsafeFile("unknown_layout", f"{path}: {one.path} is no variable of a layer of a functional model")
     for place, items in groups.items():
         kind = re.sub(r"_\d+$", "", place)
         names = _KERAS_3.get((kind, len(items)), ("kernel", "bias"))
         if len(items) > len(names):
             raise UnsafeFile("unknown_layout", f"{path}: {place} has {len(items)} variables")
         # Its name stands beside its variables; files of older Keras call a layer by its class and number only.
-        layer = hdf5.text(items[0][1].parent, "name", str(path)) or place
-        for variable, (_, item) in zip(names, sorted(items, key=lambda entry: entry[0]), strict=False):
-            yield f"{layer}/{variable}", item[()]
+        layer = items[0][1].layer or place
+        for variable, (_, one) in zip(names, sorted(items, key=lambda entry: entry[0]), strict=False):
+            yield f"{layer}/{variable}", one.values
 
 
 def _tensorflow(prefix: Path) -> Found:
-    """What `bundle.py` finds in a process of its own: if TensorFlow's reader falls over, it falls alone.
+    yield from _left(_READER, prefix, str(prefix), "TensorFlow")
+
+
+def _left(module: str, path: Path, name: str, whose: str) -> Found:
+    """What another library finds in a process of its own: if its reader falls over, it falls alone.
 
     Raises:
         UnsafeFile: As there; if it crashed, or ran out of its memory or time.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        # -P: not from the folder that the user stands in, where the checkpoint may have come with Python files.
-        command = [sys.executable, "-P", "-m", _READER, str(prefix.absolute()), name]
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TF_CPP_MIN_LOG_LEVEL": "3",
-            "CUDA_VISIBLE_DEVICES": "-1",
-        }  # fmt: skip
-        with (folder / "errors.txt").open("w+b") as said:
-            try:
-                code = subprocess.run(
-                    command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
-                    cwd=folder, timeout=_MOST_SECONDS, check=False,
-                ).returncode  # fmt: skip
-            except subprocess.TimeoutExpired as error:
-                raise UnsafeFile("reader_failed", f"{prefix}: was not read within {_MOST_SECONDS} s") from error
-            if code:
-                said.seek(max(said.seek(0, os.SEEK_END) - 300, 0))
-                last = said.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
-                how = signal.Signals(-code).name if code < 0 else last or f"exit code {code}"
-                raise UnsafeFile(
-                    "reader_failed", f"{prefix}: TensorFlow's reader crashed or ran out of its memory or time ({how})"
-                )
-        answer = quarantine.parse(prefix, bundle.ANSWER, (folder / bundle.ANSWER).read_bytes())
-        if "code" in answer:
-            raise UnsafeFile(str(answer["code"]), str(answer["facts"]))
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        apart.run(module, [str(path.absolute()), made], folder, name, whose, _MOST_SECONDS)
+        answer = apart.answer(folder / bundle.ANSWER, name, whose)
         names = answer["names"]
         # A file without tensors is none for its reader.
-        for number, value in _safetensors(folder / bundle.TENSORS) if names else ():
+        for number, value in _safetensors(folder / bundle.TENSORS, numbers=True) if names else ():
             yield names[int(number)], value
         yield from answer["others"].items()

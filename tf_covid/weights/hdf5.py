@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,15 +15,21 @@ from tf_covid.errors import UnsafeFile
 #: Bytes of all numbers in a file: the LTC of 64×224×224 with 2048-wide dense layers takes 0.5 GB in float32.
 MOST_WEIGHTS = 1_000_000_000
 
-#: Groups and datasets; nesting; and how many times more than it holds a packed dataset above 1 MB may give: weights
-#: do not pack.
-MOST_ITEMS, MOST_DEPTH, MOST_RATIO = 10_000, 32, 10
+#: Groups and datasets; letters of all their names; nesting.
+MOST_ITEMS, MOST_NAMES, MOST_DEPTH = 10_000, 1_000_000, 32
+
+#: How many times more than it holds a packed dataset above 1 MB may give, and all above 50 MB: weights do not pack.
+MOST_RATIO, FREE_ONE, FREE_ALL = 10, 1_000_000, 50_000_000
+
+#: Bytes of one chunk of numbers, which is unpacked whole; h5py's own choice is below 1 MB.
+MOST_CHUNK = 128_000_000
 
 #: Bytes of a text attribute.
 MOST_TEXT = 4_000_000
 
-#: Deflate, shuffle, Fletcher-32: HDF5 would look for any other filter among the libraries of the host.
-_FILTERS = {1, 2, 3}
+#: Filters, each at most once and in this order: shuffle, deflate. `chunks.py` undoes both; HDF5 would look for one that
+#: it does not know among the libraries of the host, and crashes where Fletcher-32 lies on three bytes.
+FILTERS = (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE)
 
 
 @contextlib.contextmanager
@@ -39,7 +46,9 @@ def checked(path: Path, name: str) -> Iterator[h5py.File]:
     """
     try:
         with h5py.File(path, "r") as file:
-            _Check(name, path.stat().st_size).group(file, 0)
+            check = _Check(name, path.stat().st_size)
+            check.group(file, 0)
+            check.apart()
             yield file
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
         raise UnsafeFile("damaged", f"{name}: is no readable HDF5 file ({error})") from error
@@ -68,22 +77,31 @@ class _Check:
     def __init__(self, name: str, size: int) -> None:
         self._name, self._size = name, size
         self._seen: set[int] = set()
-        self._asked = self._held = 0
+        self._runs: list[tuple[int, int]] = []
+        self._asked = self._held = self._letters = 0
 
     def group(self, group: h5py.Group, depth: int) -> None:
         """Every link of a group, and what lies behind it."""
         if depth > MOST_DEPTH:
             raise UnsafeFile("hdf5_depth", f"{self._name}: groups nested deeper than {MOST_DEPTH}")
         for key in group:
+            self._letters += len(key)
+            if len(self._seen) > MOST_ITEMS or self._letters > MOST_NAMES:
+                raise UnsafeFile(
+                    "hdf5_items",
+                    f"{self._name}: over {MOST_ITEMS} groups and datasets, or {MOST_NAMES} letters of names",
+                )
+            if not isinstance(key, str) or not key.isprintable():  # bytes where they are no UTF-8
+                raise UnsafeFile("damaged", f"{self._name}: a name inside is no text ({key!a:.80})")
             if not isinstance(group.get(key, getlink=True), h5py.HardLink):
                 raise UnsafeFile(
                     "hdf5_link", f"{self._name}: {key!r} is a soft or external link, which a weight file does not need"
                 )
             item = group[key]
             place = h5py.h5o.get_info(item.id).addr
-            if place in self._seen or len(self._seen) > MOST_ITEMS:
+            if place in self._seen:
                 # Groups that hold each other, or the same one twice, are walked for ever.
-                raise UnsafeFile("hdf5_link", f"{self._name}: {key!r} is linked twice, or one of over {MOST_ITEMS}")
+                raise UnsafeFile("hdf5_link", f"{self._name}: {key!r} is linked twice")
             self._seen.add(place)
             if isinstance(item, h5py.Group):
                 self.group(item, depth + 1)
@@ -93,17 +111,67 @@ class _Check:
     def _dataset(self, key: str, item: h5py.Dataset) -> None:
         if not isinstance(item, h5py.Dataset) or item.is_virtual or item.external:
             raise UnsafeFile("hdf5_outside", f"{self._name}: {key!r} keeps its numbers outside the file")
-        if item.shape is None or item.dtype.kind not in "fiub":
+        if item.shape is None or not _plain(item):
             # Keras stores no text in a network of stock layers; object arrays are an attack or another library.
             raise UnsafeFile("not_numbers", f"{self._name}: {key!r} holds {item.dtype}, not numbers")
-        made = item.id.get_create_plist()
-        if any(made.get_filter(number)[0] not in _FILTERS for number in range(made.get_nfilters())):
-            raise UnsafeFile("not_numbers", f"{self._name}: {key!r} is packed in a way that Keras does not use")
-        asked, held = math.prod(item.shape) * item.dtype.itemsize, item.id.get_storage_size()
+        made, size = item.id.get_create_plist(), item.dtype.itemsize
+        filters = [made.get_filter(number)[0] for number in range(made.get_nfilters())]
+        if filters != [one for one in FILTERS if one in filters]:
+            raise UnsafeFile(
+                "unknown_packing", f"{self._name}: {key!r} is packed with HDF5's filters {filters}; gzip and shuffle "
+                "alone are read (save it without, as Keras does)"
+            )  # fmt: skip
+        count, held = math.prod(item.shape), item.id.get_storage_size()
+        # What it takes here: all floating-point numbers become float32.
+        asked = count * (max(size, 4) if item.dtype.kind == "f" else size)
         self._asked, self._held = self._asked + asked, self._held + held
         # What datasets claim to hold adds up to the file at most, or they share their bytes.
-        if self._asked > MOST_WEIGHTS or self._held > self._size:
+        most = min(MOST_WEIGHTS, FREE_ALL + MOST_RATIO * self._held)
+        if self._asked > most or self._held > self._size:
             raise UnsafeFile("shape_bomb", f"{self._name}: shapes ask for more than the file, or {MOST_WEIGHTS} bytes")
-        if asked > held and (made.get_nfilters() == 0 or asked > max(1_000_000, MOST_RATIO * held)):
+        if count * size > held and (not filters or count * size > max(FREE_ONE, MOST_RATIO * held)):
             shape = list(item.shape)
-            raise UnsafeFile("shape_bomb", f"{self._name}: {key!r} {shape} asks for {asked} bytes, holds {held}")
+            raise UnsafeFile("shape_bomb", f"{self._name}: {key!r} {shape} asks for {count * size} bytes, holds {held}")
+        self._chunks(key, item)
+
+    def _chunks(self, key: str, item: h5py.Dataset) -> None:
+        """Refuse a chunk too large to be unpacked, and numbers that were never written."""
+        if item.chunks is None:
+            if (start := item.id.get_offset()) is not None:
+                self._runs.append((start, start + item.id.get_storage_size()))
+            return
+        if (one := math.prod(item.chunks) * item.dtype.itemsize) > MOST_CHUNK:
+            raise UnsafeFile("shape_bomb", f"{self._name}: {key!r} has chunks of {one} bytes; {MOST_CHUNK} are read")
+        wanted = math.prod(-(-side // step) for side, step in zip(item.shape, item.chunks, strict=True))
+        found = chunks_of(item)
+        if sorted(one.chunk_offset for one in found) != sorted({one.chunk_offset for one in found}):
+            raise UnsafeFile("damaged", f"{self._name}: {key!r} holds one of its chunks twice")
+        if len(found) != wanted:
+            raise UnsafeFile("damaged", f"{self._name}: {key!r} holds {len(found)} of its {wanted} chunks")
+        self._runs += [(one.byte_offset, one.byte_offset + one.size) for one in found]
+
+    def apart(self) -> None:
+        """Refuse datasets that share their bytes, after the walk."""
+        runs = sorted(run for run in self._runs if run[1] > run[0])
+        if any(later[0] < before[1] for before, later in itertools.pairwise(runs)):
+            raise UnsafeFile("damaged", f"{self._name}: two of its datasets lie on the same bytes")
+
+
+def chunks_of(item: h5py.Dataset) -> list[h5py.h5d.StoreInfo]:
+    """Where the chunks of a dataset lie: `chunk_offset`, `filter_mask`, `byte_offset`, `size`.
+
+    Raises:
+        RuntimeError: If they cannot be found.
+    """
+    found: list[h5py.h5d.StoreInfo] = []
+    item.id.chunk_iter(found.append)
+    return found
+
+
+def _plain(item: h5py.Dataset) -> bool:
+    """Whether a dataset's numbers are those of the machine: no text, structure, odd precision or name for a number."""
+    kind, size = item.dtype.kind, item.dtype.itemsize
+    known = size in (2, 4, 8) if kind == "f" else size in (1, 2, 4, 8) and kind in "iub"
+    if not known or item.dtype.subdtype is not None or h5py.check_enum_dtype(item.dtype) is not None:
+        return False
+    return bool(h5py.h5t.py_create(item.dtype, logical=True).equal(item.id.get_type()))

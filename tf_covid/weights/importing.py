@@ -14,9 +14,9 @@ import numpy as np
 from tf_covid.errors import ModelError, OutputError
 from tf_covid.models import NETWORKS
 from tf_covid.weights.contract import Contract
-from tf_covid.weights.convert import convert, layers_of
+from tf_covid.weights.convert import Conversion, convert, layers_of
 from tf_covid.weights.files import build, load, write
-from tf_covid.weights.foreign import Checkpoint, private, read_checkpoint
+from tf_covid.weights.foreign import Checkpoint, list_checkpoint, private, read_checkpoint
 from tf_covid.weights.inflate import inflate
 from tf_covid.weights.plan import CLIPS, HEADS, Plan, Wish
 from tf_covid.weights.sources import of_ours
@@ -52,28 +52,17 @@ def import_weights(path: Path, wish: Wish, out: Path) -> dict[str, Any]:
 
 
 def _import(path: Path, wish: Wish, out: Path) -> dict[str, Any]:
+    # Names and shapes, before a number is read.
+    listed = list_checkpoint(path)
+    empty = _fitted(path, listed, wish)[1] if listed is not None else None
     read = read_checkpoint(path)
-    plain = _plain_names(read)
-    tensors = {plain[name]: value for name, value in _flat(read)}
-    others = {plain[name]: kind for name, kind in read.others.items()}
-    plan = Plan.make(path, replace(read, tensors=tensors, others=others), wish)
-    # How much of a slice is diseased: an output of the 2D parent that a network of volumes does not have.
-    flat_only = frozenset({"share"}) if wish.inflate else frozenset()
-    for name in flat_only:
-        plan.arguments.pop(name, None)
-    network = build(wish.parent, plan.arguments, path)
-    source = plan.source
-    if plan.ours:
-        # All that the network has must be there; so far the file was asked for its own names only.
-        source = replace(source, units=of_ours(wish.parent, (*source.units, *layers_of(network))).units)
-    drop = flat_only if plan.keeps_head else HEADS | flat_only
-    done = convert(source, plan.tensors, plan.others, network, drop=drop)
+    plan, network, done = _fitted(path, read, wish, empty)
     if wish.inflate:
         plan.arguments["input_shape"] = [*(wish.sides("i3d") or CLIPS["i3d"]), network.input_shape[-1]]
         parent, network = network, build("i3d", plan.arguments, path)
         inflate(parent, network)
     sha256 = _save(network, plan.contract_of(path, read.sha256, done, wish), out)
-    names = {short: name for name, short in plain.items()}
+    names = {short: name for name, short in _plain_names(read).items()}
     scale, offset = plan.source.input
     return {
         "source": plan.source.title,
@@ -92,6 +81,38 @@ def _import(path: Path, wish: Wish, out: Path) -> dict[str, Any]:
         "out": str(out),
         "sha256": sha256,
     }  # fmt: skip
+
+
+def _fitted(
+    path: Path, read: Checkpoint, wish: Wish, network: keras.Model | None = None
+) -> tuple[Plan, keras.Model, Conversion]:
+    """The network that the file holds, filled one-to-one.
+
+    Args:
+        path: The file, for errors.
+        read: What it holds.
+        wish: What it is to become.
+        network: That which names and shapes of the same file gave; built anew if None.
+
+    Raises:
+        ModelError: If names or shapes do not fit.
+    """
+    plain = _plain_names(read)
+    tensors = {plain[name]: value for name, value in _flat(read)}
+    others = {plain[name]: kind for name, kind in read.others.items()}
+    plan = Plan.make(path, replace(read, tensors=tensors, others=others), wish)
+    # How much of a slice is diseased: an output of the 2D parent that a network of volumes does not have.
+    flat_only = frozenset({"share"}) if wish.inflate else frozenset()
+    for name in flat_only:
+        plan.arguments.pop(name, None)
+    network = build(wish.parent, plan.arguments, path) if network is None else network
+    source = plan.source
+    if plan.ours:
+        # All that the network has must be there; so far the file was asked for its own names only.
+        source = replace(source, units=of_ours(wish.parent, (*source.units, *layers_of(network))).units)
+    drop = flat_only if plan.keeps_head else HEADS | flat_only
+    done = convert(source, plan.tensors, plan.others, network, drop=drop)
+    return plan, network, done
 
 
 def _save(network: keras.Model, contract: Contract, out: Path) -> str:
@@ -123,4 +144,4 @@ def _plain_names(read: Checkpoint) -> dict[str, str]:
 def _flat(read: Checkpoint) -> list[tuple[str, np.ndarray]]:
     """Tensors; Sonnet keeps those of a batch normalisation as (1, …, 1, C)."""
     norm = re.compile(r"/(beta|gamma|moving_mean|moving_variance)$")
-    return [(name, value.ravel() if norm.search(name) else value) for name, value in read.tensors.items()]
+    return [(name, value.reshape(-1) if norm.search(name) else value) for name, value in read.tensors.items()]

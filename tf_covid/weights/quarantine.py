@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import io
 import json
-import lzma
+import os
 import stat
 import struct
 import zipfile
@@ -91,12 +91,21 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
         members = archive.infolist()
         if len(members) > MOST_MEMBERS:
             raise UnsafeFile("zip_bomb", f"{path}: holds {len(members)} files")
+        if len({member.filename for member in members}) < len(members):
+            # One reader would take the first, another the last.
+            raise UnsafeFile("ambiguous_name", f"{path}: two of the files inside have one name")
         for member in members:
             posix, windows = PurePosixPath(member.filename), PureWindowsPath(member.filename)
             if posix.is_absolute() or windows.drive or windows.root or ".." in (*posix.parts, *windows.parts):
                 raise UnsafeFile("archive_path", f"{path}: a file inside leads out of it ({member.filename!r})")
             if stat.S_ISLNK(member.external_attr >> 16):
                 raise UnsafeFile("archive_path", f"{path}: {member.filename!r} is a symbolic link")
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                # bzip2 and LZMA take memory as their streams please; Keras writes neither.
+                raise UnsafeFile(
+                    "unknown_packing", f"{path}: {member.filename!r} is packed with zip's method "
+                    f"{member.compress_type}; 0 (stored) and 8 (deflated) are read"
+                )  # fmt: skip
             if member.file_size > MOST_JSON and member.file_size > MOST_RATIO * member.compress_size:
                 raise UnsafeFile(
                     "zip_bomb", f"{path}: {member.filename!r} claims {member.file_size} bytes of {member.compress_size}"
@@ -111,7 +120,13 @@ def _list_size(path: Path) -> int:
         file.seek(max(file.tell() - 66_000, 0))
         tail = file.read()
     end = tail.rfind(b"PK\x05\x06")
-    return int.from_bytes(tail[end + 12 : end + 16], "little") if 0 <= end <= len(tail) - 22 else 0
+    if not 0 <= end <= len(tail) - 22:
+        return 0
+    long = tail.rfind(b"PK\x06\x06", 0, end)
+    if tail[max(end - 20, 0) : end].startswith(b"PK\x06\x07") and long >= 0:
+        # Its numbers of 64 bits are the ones that count.
+        return int.from_bytes(tail[long + 40 : long + 48], "little")
+    return int.from_bytes(tail[end + 12 : end + 16], "little")
 
 
 def unpack(archive: zipfile.ZipFile, name: str, target: BinaryIO, most: int) -> None:
@@ -132,8 +147,18 @@ def unpack(archive: zipfile.ZipFile, name: str, target: BinaryIO, most: int) -> 
         raise UnsafeFile(
             "missing_member", f"{archive.filename}: holds no {name}; not a model file that tf_covid can use"
         ) from error
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
         raise UnsafeFile("damaged", f"{archive.filename}: {name} cannot be unpacked ({error})") from error
+
+
+def unpack_weights(archive: zipfile.ZipFile, target: BinaryIO) -> None:
+    """Write the weights of a `.keras` file to an open file: weights do not pack.
+
+    Raises:
+        UnsafeFile: As `unpack`; if they are far larger than the file that holds them.
+    """
+    held = os.stat(str(archive.filename)).st_size
+    unpack(archive, WEIGHTS, target, min(MOST_WEIGHTS, hdf5.FREE_ALL + hdf5.MOST_RATIO * held))
 
 
 def as_json(archive: zipfile.ZipFile, name: str) -> Any:
@@ -156,9 +181,16 @@ def parse(path: Path, name: str, text: str | bytes) -> Any:
     if len(text) > MOST_JSON:
         raise UnsafeFile("zip_bomb", f"{path}: {name} is longer than {MOST_JSON} bytes")
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise UnsafeFile("damaged", f"{path}: {name} is no valid JSON") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys differ; of two equal ones a reader takes the one or the other."""
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a key stands twice")
+    return found
 
 
 def check_config(path: Path, config: Any) -> None:
@@ -202,16 +234,6 @@ def _check_layers(path: Path, layers: Any) -> None:
         kind = layer.get("class_name") if isinstance(layer, dict) else None
         if kind is not None and kind not in _STOCK | _CODE and kind != "function":
             raise UnsafeFile("unknown_class", f"{path}: its config holds a layer {kind}, which is none of Keras' own")
-
-
-def check_hdf5(path: Path) -> None:
-    """Refuse an HDF5 file that `hdf5.checked` refuses.
-
-    Raises:
-        UnsafeFile: As there.
-    """
-    with hdf5.checked(path, path.name):
-        pass
 
 
 #: Settings of a layer that change its answer without changing the shapes of its weights.
