@@ -68,12 +68,3 @@ def read_stored(stored: Stored, chosen_because: str) -> Reading:
         message = f"{not_numbers} voxels were not a number; they were read as air ({AIR_HU} HU)."
         quality_flags += (QualityFlag("not_a_number", "warning", message, not_numbers),)
     return Reading(hu, affine, source, quality_flags, chosen_because=chosen_because)
-
-
-def read_stored_mask(stored: Stored) -> tuple[np.ndarray, np.ndarray]:
-    """The voxels above zero as bool (D, H, W) in canonical order, and their LPS affine."""
-    source, affine = orient(stored.affine_ras, stored.shape)
-    mask, view = allocate(source, np.bool_)
-    for number, slab in enumerate(stored.slabs):
-        view[:, :, number] = slab > 0  # NaN is not above zero
-    return mask, affine
