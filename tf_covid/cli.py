@@ -73,7 +73,7 @@ def main() -> None:
 @click.option("--model", "models", multiple=True, default=("severity-i3d",), show_default=True, metavar="NAME|FILE",
               help="Shipped name or .keras file; several of one task: the mean of their probabilities.")  # fmt: skip
 @click.option("--lungs", type=click.Path(path_type=Path, dir_okay=False, exists=True),
-              help="Your own lung mask (NIfTI, NRRD, MHA) instead of the U-Net's: 0 outside, one value inside.")  # fmt: skip
+              help="Your own lung mask (NIfTI, NRRD, MHA), 0 outside and one value inside.")  # fmt: skip
 @click.option("--lungs-labels", callback=_labels, metavar="N,N",
               help="The labels of --lungs that are lung, e.g. 10,11,12,13,14 of TotalSegmentator.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)

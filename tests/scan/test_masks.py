@@ -35,10 +35,9 @@ def chest(lung_hu: int = -850, shape: tuple[int, int, int] = SHAPE) -> Scan:
     hu[:, 8:72, 4:92] = 40
     hu[RIGHT] = hu[LEFT] = lung_hu
     hu += np.random.default_rng(1).integers(-30, 31, hu.shape).astype(np.int16)
-    affine = np.diag([*SPACING_MM, 1.0])
     lps = np.array([[0, 0, 4.0, 0], [0, 4.0, 0, 0], [-8.0, 0, 0, 0], [0, 0, 0, 1]])
     ras = np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
-    return Scan("made", hu, lps, SourceGrid(shape, ras @ np.eye(4), (0, 1, 2), (False,) * 3), "0" * 64)
+    return Scan("made", hu, lps, SourceGrid(shape, ras, (0, 1, 2), (False,) * 3), "0" * 64)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ import numpy as np
 
 from tf_covid.atomic import replacing, sweep, workshop, write_text
 from tf_covid.cohort.infer import case_of_row
+from tf_covid.cohort.likeness import near_key
 from tf_covid.cohort.manifest import Row
 from tf_covid.cohort.planes import road, whole_slices
 from tf_covid.cohort.workers import results
@@ -259,9 +260,10 @@ def _write(row: Row, scan: Scan, path: Path, wanted: Wanted) -> Entry:
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
         raise ScanRefused([QualityFlag("too_large", "error", "There is not enough memory for this scan.")]) from error
     marks = {"pixels": hashlib.sha256(scan.hu.tobytes()).hexdigest()}
-    for name, key in (("study", "study_uid"), ("patient", "patient_id")):
+    ids = {"study": scan.identifiers.get("study_uid"), "patient": near_key(scan.identifiers.get("patient_id", ""))}
+    for name, value in ids.items():
         # Hashed with the cache's secret: all numbers of a hospital are soon tried against a plain hash.
-        if value := scan.identifiers.get(key):
+        if value:
             marks[name] = hmac.new(secret, value.encode(), "sha256").hexdigest()
     entry = Entry(row.case, path, marks, tuple(flag.code for flag in scan.quality_flags), scan.shape, kept)
     try:

@@ -101,7 +101,7 @@ def inside(slab: np.ndarray, labels: Sequence[float]) -> np.ndarray:
     if labels:
         return np.isin(slab, labels)
     # NaN differs from all, itself too.
-    return (slab != 0) & (slab == slab) if slab.dtype.kind == "f" else slab != 0  # noqa: PLR0124
+    return (slab != 0) & (slab == slab) if slab.dtype.kind == "f" else slab != 0
 
 
 def accept(values: MaskValues, labels: Sequence[float] = (), *, lesions: bool = False) -> None:
