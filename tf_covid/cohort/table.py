@@ -30,6 +30,8 @@ _DECIMAL = re.compile(r"[+-]?[0-9]{1,15}(?:[.,][0-9]{0,15})?")
 #: A column is a misspelt one of ours from this likeness on (difflib's ratio), if its name has so many letters.
 _LIKENESS, _LETTERS = 0.8, 4
 
+_FLOAT = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]{1,4})?", re.IGNORECASE)
+
 Table = list[tuple[int, dict[str, str]]]
 
 
@@ -58,6 +60,17 @@ def decimal_number(value: Any) -> Any:
     if not _DECIMAL.fullmatch(value.strip()):
         raise ValueError(f"{value[:40]!r} is no number")
     return float(value.strip().replace(",", "."))
+
+
+def written_float(value: Any) -> Any:
+    """The text of a number as programs write it ("0.25", "1e-07"), unchanged; what is no text stays.
+
+    Raises:
+        ValueError: If it is another text that Python's `float` would read: "1_0", digits of another script.
+    """
+    if isinstance(value, str) and not _FLOAT.fullmatch(value.strip()):
+        raise ValueError(f"{value[:40]!r} is no number")
+    return value
 
 
 def read_table(path: Path, required: Sequence[str], known: Sequence[str] = ()) -> tuple[Table, list[str]]:
@@ -171,7 +184,7 @@ def _names(path: Path, row: int, written: Sequence[str], required: Sequence[str]
         raise ManifestError(f"{path.name}: row {row} has more than one column {', '.join(doubled)}")
     wanted = dict.fromkeys([*required, *known])
     lacking = [name for name in wanted if name not in names]
-    near = {}
+    near: dict[str, str] = {}
     for name in names:
         if len(name) >= _LETTERS and name not in wanted:
             found = get_close_matches(_plain(name), lacking, 1, _LIKENESS)
