@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,14 @@ def _guarded(command: Callable[..., bool]) -> Callable[..., None]:
     return run
 
 
+def _labels(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...]:
+    """Labels between commas, as numbers."""
+    words = [] if text is None else [word.strip() for word in text.split(",")]
+    if not all(re.fullmatch(r"0*[1-9][0-9]{0,8}", word, re.ASCII) for word in words):
+        raise click.BadParameter(f"{text!r} is no list of whole numbers above 0, such as 10,11,12,13,14.")
+    return tuple(dict.fromkeys(map(int, words)))
+
+
 def _ours(failure: Exception) -> bool:
     from tf_covid.errors import TfCovidError
 
@@ -64,7 +73,9 @@ def main() -> None:
 @click.option("--model", "models", multiple=True, default=("severity-i3d",), show_default=True, metavar="NAME|FILE",
               help="Shipped name or .keras file; several of one task: the mean of their probabilities.")  # fmt: skip
 @click.option("--lungs", type=click.Path(path_type=Path, dir_okay=False, exists=True),
-              help="Your own lung mask (NIfTI, NRRD, MHA) instead of the U-Net's.")  # fmt: skip
+              help="Your own lung mask (NIfTI, NRRD, MHA), 0 outside and one value inside.")  # fmt: skip
+@click.option("--lungs-labels", callback=_labels, metavar="N,N",
+              help="The labels of --lungs that are lung, e.g. 10,11,12,13,14 of TotalSegmentator.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 @click.option("--attention", type=click.Choice(["gradcam", "gradcam++", "layercam", "none"]), default="gradcam",
               show_default=True)  # fmt: skip
@@ -78,8 +89,9 @@ def main() -> None:
                    "there; a token is read from the variable TFCOVID_TOKEN.")  # fmt: skip
 @_guarded
 def infer(
-    inputs: tuple[Path, ...], out: Path, models: tuple[str, ...], lungs: Path | None, precision: str, attention: str,
-    attention_target: str, overwrite: bool, keep_identifiers: bool, one_case: bool, server: str | None,
+    inputs: tuple[Path, ...], out: Path, models: tuple[str, ...], lungs: Path | None, lungs_labels: tuple[int, ...],
+    precision: str, attention: str, attention_target: str, overwrite: bool, keep_identifiers: bool, one_case: bool,
+    server: str | None,
 ) -> bool:  # fmt: skip
     """Answer chest CTs: severity class, CT score, lungs, attention map, report.
 
@@ -94,7 +106,9 @@ def infer(
         raise click.ClickException(f"several_cases: the upload holds {len(cases)} cases; send each for itself")
     if lungs is not None and len(cases) != 1:
         raise click.UsageError(f"--lungs is the mask of one scan, but the input holds {len(cases)} cases.")
-    options = Options(models, precision, attention, attention_target, lungs, keep_identifiers)
+    if lungs_labels and lungs is None:
+        raise click.UsageError("--lungs-labels are labels of the mask that --lungs names.")
+    options = Options(models, precision, attention, attention_target, lungs, keep_identifiers, lungs_labels)
     remote = None
     if server is not None:
         if lungs is not None or precision != "float32":
@@ -222,8 +236,9 @@ def fit(
     from tf_covid.training.settings import Settings, read_settings
 
     deterministic()
-    number = int(folds) if folds.isdecimal() else 0
-    if folds.isdecimal() and number < 2:
+    counted = re.fullmatch(r"[0-9]{1,9}", folds) is not None  # else it is a file
+    number = int(folds) if counted else 0
+    if counted and number < 2:
         raise click.UsageError("--folds needs 2 at least: a fold is tested by the network of the others.")
     wish = Wish(
         manifest, task, model, out, read_settings(config) if config else Settings(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from importlib import metadata
@@ -14,12 +15,14 @@ from tf_covid import severity
 from tf_covid.errors import ScanRefused
 from tf_covid.lungs import LungReading, read_lungs
 from tf_covid.result import Attention, Covid, Level, Maps, ModelAnswer, QualityFlag, Result, Series, Severity
-from tf_covid.scan import Scan, lung_flags
+from tf_covid.scan import Scan, lung_flags, user_lungs, volume_flags
+from tf_covid.scan.checks import refusal
 
 if TYPE_CHECKING:
     from tf_covid.local import Answer, Segmentation
 
-#: Lung volumes outside this range, in ml, are possible but rare in adults; they are pointed out.
+#: Lung volumes outside of this range, in ml, are possible but rare in adults; they are pointed out. What no chest has
+#: (`scan.checks.POSSIBLE_VOLUME_ML`) is refused.
 USUAL_VOLUME_ML = (1500.0, 9000.0)
 
 #: A CT score that misses the answered class by this many whole points or fewer is for information only: two outputs of
@@ -69,7 +72,8 @@ def stratify(
     scan: Scan,
     model: str | Path | Sequence[str | Path] | Models = "severity-i3d",
     *,
-    lungs: np.ndarray | None = None,
+    lungs: np.ndarray | str | os.PathLike[str] | None = None,
+    lungs_labels: Sequence[int] = (),
     precision: str = "float32",
     attention: str = "gradcam",
     attention_target: str = "severity",
@@ -81,8 +85,10 @@ def stratify(
         scan: From `tf_covid.read`.
         model: A shipped name, a `.keras` file, several of one task (the mean of their probabilities), or
             `LocalModels`, which are loaded once for many scans; or `RemoteModels`, which a server has.
-        lungs: The user's own mask, bool (D, H, W) in canonical order, instead of the U-Net's. Diseased lung within it
-            is still the U-Net's, if it finds any.
+        lungs: The user's own mask instead of the U-Net's: a file on the grid of the scan, or an array (D, H, W) in
+            canonical order; 0 outside and one value inside. Diseased lung within it is still the U-Net's, if it finds
+            any.
+        lungs_labels: The values of `lungs` that stand for lung, where it holds labels.
         precision: "float32" or "bfloat16", for models given by name or file.
         attention: "gradcam", "gradcam++", "layercam" or "none".
         attention_target: "severity" (the expected class index) or "class" (the predicted class).
@@ -93,10 +99,12 @@ def stratify(
 
     Raises:
         ModelError: If a model is missing, damaged or foreign.
+        ScanRefused: If `lungs` is no mask of this scan's lungs; see `scan.user_lungs`.
     """
+    mask, doubts = _own_lungs(scan, lungs, lungs_labels)
     models = _models(model, precision)
     start = time.perf_counter()
-    found = models.segment(scan.hu) if lungs is None else models.from_mask(lungs)
+    found = models.segment(scan.hu) if mask is None else models.from_mask(mask)
     try:
         answers = _gate_then_classify(scan, models, found.probability)
     except ScanRefused as refusal:
@@ -104,8 +112,10 @@ def stratify(
     keep = answers[0].keep
     measuring = time.perf_counter()
     # A user's mask tells where the lungs are, not what is diseased within them.
-    disease = models.segment(scan.hu).disease if lungs is not None and models.finds_disease else found.disease
-    reading = read_lungs(scan.hu, found.probability, keep, scan.spacing_mm, lungs, disease)
+    disease = models.segment(scan.hu).disease if mask is not None and models.finds_disease else found.disease
+    reading = read_lungs(scan.hu, found.probability, keep, scan.spacing_mm, mask, disease)
+    if impossible := volume_flags(reading.lungs.volume_ml):
+        return refused(scan.case, [*scan.quality_flags, *impossible])
     timings = {"lungs": found.seconds + time.perf_counter() - measuring}
     timings["classify"] = sum(answer.seconds for answer in answers)
 
@@ -116,7 +126,7 @@ def stratify(
     timings["attention"] = time.perf_counter() - looking
     timings["total"] = time.perf_counter() - start
 
-    quality_flags = [*scan.quality_flags, *_flags(scan, models, reading, number, score)]
+    quality_flags = [*scan.quality_flags, *doubts, *_flags(scan, models, reading, number, score)]
     if volume is not None and not volume.any():
         quality_flags.append(
             QualityFlag("attention_empty", "info", "Nothing in the scan raises the target: the map is empty.")
@@ -145,6 +155,17 @@ def refused(case: str, quality_flags: Sequence[QualityFlag]) -> Result:
 def versions() -> dict[str, str]:
     """Versions of what has a say in the answer."""
     return {name: metadata.version(name) for name in ("tf-covid", "tensorflow", "keras", "tf-keras-vis", "numpy")}
+
+
+def _own_lungs(
+    scan: Scan, lungs: np.ndarray | str | os.PathLike[str] | None, labels: Sequence[int]
+) -> tuple[np.ndarray | None, tuple[QualityFlag, ...]]:
+    """The user's own mask, if there is one, and what is doubtful about it."""
+    if lungs is not None:
+        return user_lungs(lungs, scan, labels)
+    if len(labels):
+        raise refusal("mask_labels", "Labels of the lungs were named, but no mask that holds them.")
+    return None, ()
 
 
 def _models(model: str | Path | Sequence[str | Path] | Models, precision: str) -> Models:

@@ -14,9 +14,11 @@ from tf_covid.cohort.folds import (
     check_folds,
     held_out,
     make_folds,
+    near_cases,
     read_folds,
     write_folds,
 )
+from tf_covid.cohort.likeness import near_groups, near_key
 from tf_covid.cohort.manifest import Row
 from tf_covid.errors import CohortError
 
@@ -150,3 +152,78 @@ def test_a_class_keeps_somebody_who_teaches_it(seed: int) -> None:
     only = [case for case in cases if case not in ("worse0-0", "worse1-0")]
     teach, _ = held_out(only, rows, labels, 0.5, seed)
     assert "worse2-0" in teach
+
+
+NEAR = [
+    ("P01", "p01"), ("P01", "P-01"), ("P01", "P1"), ("P01", "p_001"), ("P01", "P 01"), ("P01", "P01."), ("P01", " P01"),
+    ("Zo\u00eb", "Zoe\u0308"), ("Zo\u00eb", "ZOE"), ("M\u00fcller, A", "muller a"), ("Stra\u00dfe", "STRASSE"),
+    ("1", "01"), ("1", "1.0"), ("0", "0.0"), ("0", "000"), ("1", "1,0"), ("1000", "1E+03"), ("12.50", "12.5"),
+    ("7", "\uff17"), ("P7", "\uff30\uff17"), ("7", "\u0667"), ("P01", "P\u200b01"), ("P01", "P\u00a001"),
+    ("P01", "\u042001"), ("A1", "\u03911"), ("\u212b1", "A1"), ("'001", "1"), ("\ufb01n", "FIN"),
+    ("P/01", "P\\01"), ("P01", "P\u201301"), ("P01", "P\t01"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "other"), NEAR, ids=lambda text: ascii(text))
+def test_ids_that_are_near_equal(one: str, other: str) -> None:
+    assert one != other and near_key(one) == near_key(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("P1", "P2"), ("P1", "P10"), ("1", "10"), ("12-3", "1-23"), ("12-3", "123"), ("a1b", "ab1"), ("1", "A1"),
+     ("10", "1.0"), ("0", "O"), ("1", "l"), ("-", "_"), ("1.5", "15"), ("\u674e", "\u738b"), ("P1a", "P1b")],
+)  # fmt: skip
+def test_ids_that_differ(one: str, other: str) -> None:
+    assert near_key(one) != near_key(other)
+
+
+def near_cohort() -> tuple[list[Row], dict[str, int]]:
+    """Eight pairs of near-equal ids in two classes, and eight patients who are like nobody."""
+    pairs = [("P01", "p1"), ("Zo\u00eb", "Zoe\u0308"), ("1", "01"), ("0", "0.0"), ("7", "\uff17"), ("Q-3", "q03"),
+             ("R 4", "R_4"), ("5.0", "5")]  # fmt: skip
+    names = [name for pair in pairs for name in pair] + [f"alone{letter}" for letter in "abcdefgh"]
+    rows = [
+        Row(case=f"c{number}", patient=name, path=Path("x"), site="ab"[number % 2]) for number, name in enumerate(names)
+    ]
+    return rows, {row.case: number // 2 % 2 for number, row in enumerate(rows)}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_near_equal_ids_share_a_fold_and_are_said(seed: int, tmp_path: Path) -> None:
+    rows, labels = near_cohort()
+    folds = make_folds(rows, labels, 4, seed)
+    pairs = tuple((f"c{number}", f"c{number + 1}") for number in range(0, 16, 2))
+    assert all(folds.test[one] == folds.test[other] for one, other in pairs)
+    assert set(map(frozenset, folds.near_equal)) == set(map(frozenset, pairs)) == set(map(frozenset, near_cases(rows)))
+    assert len({row.patient for row in rows}) == 24, "they are not merged"
+    write_folds(folds, tmp_path / "folds.json")
+    assert read_folds(tmp_path / "folds.json") == folds
+    train, _ = folds.split(0)
+    teach, watched = held_out(train, rows, labels, 0.4, seed)
+    assert watched and all((one in teach) == (other in teach) for one, other in pairs if one in train)
+
+
+def test_folds_of_a_file_that_part_near_equal_ids_are_refused() -> None:
+    rows, labels = near_cohort()
+    folds = make_folds(rows, labels, 4, seed=1)
+    check_folds(folds, rows)
+    moved = folds.model_copy(update={"test": folds.test | {"c1": (folds.test["c0"] + 1) % 4}})
+    with pytest.raises(CohortError, match=r"leakage: .*the near-equal patient in c0 and c1"):
+        check_folds(moved, rows)
+    with pytest.raises(CohortError, match=r"leakage: .*near-equal patient"):
+        audit({row.case: {"patient": row.patient} for row in rows}, moved)
+
+
+def test_near_equal_ids_of_two_sites_are_named() -> None:
+    rows, labels = near_cohort()
+    with pytest.raises(
+        CohortError, match=r"8 of them; ids are near-equal in c[0-9]+ and c[0-9]+: if they are two persons"
+    ):
+        make_folds(rows, labels, 2, seed=1, by_site=True)
+
+
+def test_folds_of_a_cohort_without_near_equal_ids_stay_what_they_were() -> None:
+    assert near_groups(["b", "a", "c1", "c2", "a"]) == {name: name for name in ("a", "b", "c1", "c2")}
+    rows, labels = cohort({0: 8, 1: 8}, scans=2)
+    assert make_folds(rows, labels, 4, seed=1).near_equal == ()

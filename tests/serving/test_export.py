@@ -99,6 +99,10 @@ def test_no_kept_slice_is_said_and_answers_nothing(loaded):
     [
         ("serving_default", {"hu": np.zeros((1, 3, 64, 64), np.int16), "depth": np.array([4], np.int32)}, "depth"),
         ("serving_default", {"hu": np.zeros((2, 3, 64, 64), np.int16), "depth": np.array([3], np.int32)}, "depth"),
+        ("serving_default", {"hu": np.zeros((1, 3, 64, 64), np.int16), "depth": np.array([0], np.int32)}, "depth"),
+        ("explain", {"hu": np.zeros((1, 3, 64, 64), np.int16), "depth": np.array([-1], np.int32)}, "depth"),
+        ("segment", {"hu": np.zeros((2, 3, 64, 64), np.int16), "depth": np.array([3, -1], np.int32)}, "depth"),
+        ("segment", {"hu": np.zeros((1, 3, 64, 64), np.int16), "depth": np.array([-(2**31)], np.int32)}, "depth"),
         ("serving_default", {"hu": np.zeros((0, 3, 64, 64), np.int16), "depth": np.zeros(0, np.int32)}, "above 0"),
         ("serving_default", {"hu": np.zeros((1, 3, 0, 64), np.int16), "depth": np.array([3], np.int32)}, "above 0"),
         ("serving_bytes", {"hu_bytes": [b"\0" * 10], "shape": np.array([[1, 2, 3]], np.int32)}, "reshape|10|size"),
@@ -112,6 +116,8 @@ def test_no_kept_slice_is_said_and_answers_nothing(loaded):
         ("explain", {"hu": np.zeros((1, 5000, 2, 2), np.int16), "depth": np.array([5000], np.int32)}, "at most 4096"),
         ("segment", {"hu": np.zeros((1, 1, 2, 5000), np.int16), "depth": np.array([1], np.int32)}, "at most 4096"),
         ("classify_clip", {"clip": np.zeros((65, 16, 32, 32, 1), np.float32)}, "at most 64 clips"),
+        ("classify_clip", {"clip": np.full((1, 16, 32, 32, 1), np.nan, np.float32)}, "finite"),
+        ("classify_clip", {"clip": np.full((2, 16, 32, 32, 1), -np.inf, np.float32)}, "finite"),
     ],
 )  # fmt: skip
 def test_wrong_inputs_are_errors_never_answers(loaded, signature, inputs, message):

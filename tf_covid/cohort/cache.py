@@ -23,19 +23,20 @@ import numpy as np
 
 from tf_covid.atomic import replacing, sweep, workshop, write_text
 from tf_covid.cohort.infer import case_of_row
+from tf_covid.cohort.likeness import near_key
 from tf_covid.cohort.manifest import Row
 from tf_covid.cohort.planes import road, whole_slices
 from tf_covid.cohort.workers import results
 from tf_covid.errors import CohortError, ModelError, OutputError, ScanRefused
 from tf_covid.result import QualityFlag
-from tf_covid.scan import Case, Scan, read_mask
+from tf_covid.scan import Case, Scan, check_lesions, check_lungs, mask_files, read_mask
 from tf_covid.weights import Preprocessing, quarantine
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 #: Part of each record's name; a change of what a record holds, or of how it is made, is another number here.
-FORMAT = 1
+FORMAT = 2
 
 #: The largest working grid (D, H, W) of a training; records on a network's own grid may be larger.
 LARGEST_GRID = (64, 192, 192)
@@ -209,7 +210,7 @@ def _place(row: Row, folder: Path, wanted: Wanted) -> tuple[Case, str, Path]:
     case = case_of_row(row)
     masks = [path for path in (row.lungs if wanted.kind == "planes" else None, _lesions(row, wanted)) if path]
     mark = case.fingerprint()
-    facts = [mark, [quarantine.sha256(path) for path in masks], wanted.settings()]
+    facts = [mark, [[quarantine.sha256(file) for file in mask_files(path)] for path in masks], wanted.settings()]
     return case, mark, folder / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.tfrecord"
 
 
@@ -248,18 +249,21 @@ def _write(row: Row, scan: Scan, path: Path, wanted: Wanted) -> Entry:
 
     lesions = _lesions(row, wanted)
     try:
+        lungs = _own_lungs(row, scan) if wanted.kind == "planes" else None
         ill = read_mask(lesions, scan, may_be_empty=True) if lesions else None
-        if wanted.kind == "planes":
-            assert row.lungs is not None
-            planes, kept = whole_slices(scan, read_mask(row.lungs, scan), ill, wanted.grid), scan.shape[0]
+        if ill is not None:
+            check_lesions(ill, scan, lungs)
+        if lungs is not None:
+            planes, kept = whole_slices(scan, lungs, ill, wanted.grid), scan.shape[0]
         else:
             planes, kept = road(wanted.grid, wanted.preprocessing, wanted.lungs).clip(scan, ill)
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
         raise ScanRefused([QualityFlag("too_large", "error", "There is not enough memory for this scan.")]) from error
     marks = {"pixels": hashlib.sha256(scan.hu.tobytes()).hexdigest()}
-    for name, key in (("study", "study_uid"), ("patient", "patient_id")):
+    ids = {"study": scan.identifiers.get("study_uid"), "patient": near_key(scan.identifiers.get("patient_id", ""))}
+    for name, value in ids.items():
         # Hashed with the cache's secret: all numbers of a hospital are soon tried against a plain hash.
-        if value := scan.identifiers.get(key):
+        if value:
             marks[name] = hmac.new(secret, value.encode(), "sha256").hexdigest()
     entry = Entry(row.case, path, marks, tuple(flag.code for flag in scan.quality_flags), scan.shape, kept)
     try:
@@ -272,6 +276,19 @@ def _write(row: Row, scan: Scan, path: Path, wanted: Wanted) -> Entry:
     del facts["case"], facts["path"]  # the same scan may be called otherwise tomorrow
     write_text(json.dumps(facts), path.with_suffix(".json"))
     return entry
+
+
+def _own_lungs(row: Row, scan: Scan) -> np.ndarray:
+    """The lungs of the manifest, bool (D, H, W).
+
+    Raises:
+        ScanRefused: If there are none, or they are no mask of this scan's lungs.
+    """
+    if row.lungs is None:
+        raise ScanRefused([QualityFlag("no_lungs", "error", "The manifest names no lung mask.")])
+    mask = read_mask(row.lungs, scan)
+    check_lungs(mask, scan)
+    return mask
 
 
 def _example(planes: dict[str, np.ndarray | None]) -> tf.train.Example:

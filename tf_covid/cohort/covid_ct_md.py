@@ -32,8 +32,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tf_covid.cohort.manifest import read_table, refuse, strays
+from tf_covid.cohort.manifest import refuse, strays
 from tf_covid.cohort.stoic import person
+from tf_covid.cohort.table import read_table
 from tf_covid.errors import ManifestError
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ def _index(index: Path, rows: dict[str, dict[str, Any]]) -> tuple[dict[int, str]
         case = cases.get(_plain(cells["Folder/ID"]))
         plain = _plain(cells["Diagnosis"])
         diagnosis = next((finding for finding, (folder, _, _) in _FINDINGS.items() if folder.fullmatch(plain)), None)
-        label = int(cells["Label Index"]) if re.fullmatch(r"\d{1,6}", cells["Label Index"]) else None
+        label = int(cells["Label Index"]) if re.fullmatch(r"[0-9]{1,6}", cells["Label Index"]) else None
         if label is None or label in labelled:
             problem = "is no number" if label is None else "is there already"
             errors.append(f"{where}, Label Index: {cells['Label Index']!r} {problem}")

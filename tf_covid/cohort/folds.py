@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tf_covid.atomic import write_text
+from tf_covid.cohort.likeness import near_groups, near_key
 from tf_covid.cohort.manifest import Row
 from tf_covid.errors import CohortError
 
@@ -24,6 +25,8 @@ class Folds(BaseModel):
         seed: Of the stratified folds.
         names: What each fold is called: its number, or the site.
         test: Case → number of its fold, 0 ….
+        near_equal: A case of each patient, for patients whose ids are near-equal (`P01` and `p1`) and who share a fold
+            for that: perhaps one person.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -32,6 +35,7 @@ class Folds(BaseModel):
     seed: int
     names: tuple[str, ...]
     test: dict[str, Annotated[int, Field(ge=0)]]
+    near_equal: tuple[tuple[str, ...], ...] = ()
 
     def split(self, fold: int) -> tuple[list[str], list[str]]:
         """Cases to train on, and cases to test on."""
@@ -43,6 +47,8 @@ def make_folds(
     rows: Sequence[Row], labels: Mapping[str, int], count: int, seed: int, *, by_site: bool = False
 ) -> Folds:
     """Folds stratified by class and grouped by patient, or one fold a site.
+
+    Patients whose ids are near-equal stay together like one patient, and stay two otherwise.
 
     Args:
         rows: The cohort.
@@ -56,37 +62,62 @@ def make_folds(
             is at one site only.
     """
     cases = [row.case for row in rows]
+    near = near_cases(rows)
     if by_site:
         sites = _sites(rows)
         names = tuple(sorted(set(sites.values())))
-        folds = Folds(kind="site", seed=seed, names=names, test={case: names.index(sites[case]) for case in cases})
+        test = {case: names.index(sites[case]) for case in cases}
+        folds = Folds(kind="site", seed=seed, names=names, test=test, near_equal=near)
         check_classes(folds, labels)
         return folds
-    patients = [row.patient for row in rows]
+    groups = near_groups(row.patient for row in rows)
+    patients = [groups[row.patient] for row in rows]
     classes = [labels[case] for case in cases]
     _enough(classes, patients, count)
     # Slow to import, and not needed to use folds that are there.
     from sklearn.model_selection import StratifiedGroupKFold
 
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
-    test: dict[str, int] = {}
+    tested: dict[str, int] = {}
     for fold, (_, chosen) in enumerate(splitter.split(np.zeros(len(cases)), classes, patients)):
-        test |= {cases[number]: fold for number in chosen}
+        tested |= {cases[number]: fold for number in chosen}
     folds = Folds(
-        kind="stratified", seed=seed, names=tuple(map(str, range(count))), test={case: test[case] for case in cases}
+        kind="stratified",
+        seed=seed,
+        names=tuple(map(str, range(count))),
+        test={case: tested[case] for case in cases},
+        near_equal=near,
     )
     check_classes(folds, labels)
     return folds
+
+
+def near_cases(rows: Sequence[Row]) -> tuple[tuple[str, ...], ...]:
+    """A case of each patient, for every group of patients whose ids are near-equal.
+
+    Args:
+        rows: The cohort.
+    """
+    first: dict[str, str] = {}
+    for row in rows:
+        first.setdefault(row.patient, row.case)
+    found: dict[str, list[str]] = defaultdict(list)
+    for name, group in near_groups(first).items():
+        found[group].append(first[name])
+    return tuple(tuple(cases) for cases in found.values() if len(cases) > 1)
 
 
 def _sites(rows: Sequence[Row]) -> dict[str, str]:
     if nameless := [row.case for row in rows if not row.site]:
         raise CohortError(f"leave-one-site-out needs the site of every case; without one: {_listed(nameless)}")
     where: dict[str, set[str]] = defaultdict(set)
+    groups = near_groups(row.patient for row in rows)
     for row in rows:
-        where[row.patient].add(str(row.site))
+        where[groups[row.patient]].add(str(row.site))
     if moved := [patient for patient, sites in where.items() if len(sites) > 1]:
-        raise CohortError(f"a patient of two sites would be on both sides of a fold: {len(moved)} of them")
+        near = [cases for cases in near_cases(rows) if len({row.site for row in rows if row.case in cases}) > 1]
+        hint = f"; ids are near-equal in {' and '.join(near[0])}: if they are two persons, rename one" if near else ""
+        raise CohortError(f"a patient of two sites would be on both sides of a fold: {len(moved)} of them{hint}")
     sites = {row.case: str(row.site) for row in rows}
     if len(set(sites.values())) < 2:
         raise CohortError(f"leave-one-site-out needs two sites at least; all cases are from {rows[0].site!r}")
@@ -148,7 +179,8 @@ def audit(marks: Mapping[str, Mapping[str, str]], folds: Folds) -> None:
     """Refuse to train where something of a case is on both sides of a fold.
 
     Args:
-        marks: Case → what must not be on both sides, by kind: "patient", "study", "pixels" (hashes will do).
+        marks: Case → what must not be on both sides, by kind: "patient" (near-equal is the same), "study", "pixels"
+            (hashes will do).
         folds: The folds.
 
     Raises:
@@ -158,10 +190,16 @@ def audit(marks: Mapping[str, Mapping[str, str]], folds: Folds) -> None:
     for case, values in marks.items():
         for kind, value in values.items():
             if value:
-                seen[kind, value].setdefault(folds.test[case], case)
-    leaks = [(kind, sorted(cases.values())) for (kind, _), cases in seen.items() if len(cases) > 1]
+                same = near_key(value) if kind == "patient" else value
+                seen[kind, same].setdefault(folds.test[case], case)
+    leaks = []
+    for (kind, _), by_fold in seen.items():
+        if len(by_fold) > 1:
+            cases = sorted(by_fold.values())
+            near = len({marks[case][kind] for case in cases}) > 1
+            leaks.append((f"near-equal {kind}" if near else f"same {kind}", cases))
     if leaks:
-        facts = "; ".join(f"the same {kind} in {' and '.join(cases)}" for kind, cases in leaks[:20])
+        facts = "; ".join(f"the {kind} in {' and '.join(cases)}" for kind, cases in leaks[:20])
         more = f"; {len(leaks) - 20} more" if len(leaks) > 20 else ""
         raise CohortError(f"leakage: cases of different folds share what would be trained and tested on: {facts}{more}")
 
@@ -183,7 +221,8 @@ def held_out(
     """
     if not share:
         return list(cases), []
-    patient = {row.case: row.patient for row in rows}
+    groups = near_groups(row.patient for row in rows)
+    patient = {row.case: groups[row.patient] for row in rows}
     # A patient with scans of several classes counts for the highest.
     label: dict[str, int] = {}
     for case in cases:

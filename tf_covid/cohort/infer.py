@@ -18,7 +18,7 @@ from tf_covid.errors import OutputError, ScanRefused
 from tf_covid.pipeline import Models, refused, stratify, versions
 from tf_covid.report import row, write_case, write_summary
 from tf_covid.result import QualityFlag, Result
-from tf_covid.scan import Case, Scan, find_cases, read_mask
+from tf_covid.scan import Case, Scan, find_cases, mask_files, read_mask
 from tf_covid.weights import catalog, quarantine
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Options:
         attention: Method, or "none".
         attention_target: "severity" or "class".
         lungs: The user's own mask.
+        lungs_labels: The values of it that stand for lung, where it holds labels.
         identifiers: Keep the header's identifiers in the result.
     """
 
@@ -47,6 +48,7 @@ class Options:
     attention_target: str = "severity"
     lungs: Path | None = None
     identifiers: bool = False
+    lungs_labels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Run:
         files = () if remote else (*options.models, "lungs-unet")
         self._question = [
             list(remote[1]) if remote else [quarantine.sha256(catalog.find(name)) for name in files],
-            quarantine.sha256(options.lungs) if options.lungs else None,
+            _own_mask(options),
             [options.precision, options.attention, options.attention_target, options.identifiers],
             versions()["tf-covid"],
         ]
@@ -153,7 +155,8 @@ class Run:
         scan = None
         try:
             scan = case.read()
-            mask = read_mask(self.options.lungs, scan) if self.options.lungs else None
+            labels = self.options.lungs_labels
+            mask = read_mask(self.options.lungs, scan, labels=labels) if self.options.lungs else None
             read = time.perf_counter() - start
             result = self._stratify(scan, mask, models)
             request = self._request(case.name, scan.fingerprint)
@@ -191,6 +194,17 @@ class Run:
     def _request(self, name: str, fingerprint: str) -> str:
         text = json.dumps([name, fingerprint, *self._question], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _own_mask(options: Options) -> list[Any] | None:
+    """What decides about the user's own mask: the hashes of its files, and its labels."""
+    if options.lungs is None:
+        return None
+    try:
+        files: Sequence[Path] = mask_files(options.lungs)
+    except ScanRefused:  # each case says why
+        files = [options.lungs]
+    return [[quarantine.sha256(file) for file in files], sorted(options.lungs_labels)]
 
 
 class Summary:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from tf_covid import severity
+from tf_covid.cohort.table import decimal_number, read_table, whole_number
 from tf_covid.errors import ManifestError, OutputError
 
 #: Columns that mean something to us, in the order in which we write them; others are kept as they are.
@@ -21,14 +20,15 @@ COLUMNS = (
     "case", "patient", "path", "ct_score", "severity", "covid", "lobe_scores", "lungs", "lesions", "age", "sex", "site",
 )  # fmt: skip
 
-#: More rows than any chest CT cohort has; a wrong file with this many is not read to its end.
-MOST_ROWS = 1_000_000
-
 _SCANS = (".dcm", ".nii", ".nii.gz", ".mha", ".nrrd", ".zip")
 
 
+_Whole = BeforeValidator(whole_number)
+_Decimal = BeforeValidator(decimal_number)
+
+
 def _scores(value: Any) -> Any:
-    return tuple(value.split()) if isinstance(value, str) else value
+    return tuple(re.split(r"[\s,;|/]+", value.strip())) if isinstance(value, str) else value
 
 
 class Row(BaseModel):
@@ -52,18 +52,20 @@ class Row(BaseModel):
     case: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
     patient: Annotated[str, Field(min_length=1)]
     path: Path
-    ct_score: Annotated[float, Field(ge=0, le=25)] | None = None
-    severity: Annotated[int, Field(ge=0, le=4)] | None = None
-    covid: Annotated[int, Field(ge=0, le=1)] | None = None
+    ct_score: Annotated[float, _Decimal, Field(ge=0, le=25)] | None = None
+    severity: Annotated[int, _Whole, Field(ge=0, le=4)] | None = None
+    covid: Annotated[int, _Whole, Field(ge=0, le=1)] | None = None
     lobe_scores: (
         Annotated[
-            tuple[Annotated[int, Field(ge=0, le=5)], ...], BeforeValidator(_scores), Field(min_length=5, max_length=5)
+            tuple[Annotated[int, _Whole, Field(ge=0, le=5)], ...],
+            BeforeValidator(_scores),
+            Field(min_length=5, max_length=5),
         ]
         | None
     ) = None
     lungs: Path | None = None
     lesions: Path | None = None
-    age: Annotated[float, Field(ge=0, le=130)] | None = None
+    age: Annotated[float, _Decimal, Field(ge=0, le=130)] | None = None
     sex: str | None = None
     site: str | None = None
 
@@ -72,15 +74,15 @@ def read_manifest(path: Path) -> list[Row]:
     """Every row of a manifest, checked in one pass.
 
     Args:
-        path: CSV, UTF-8 (a byte order mark is fine); paths in it are relative to its folder.
+        path: CSV as `table.read_table` takes it; paths in it are relative to its folder.
 
     Raises:
         ManifestError: With a line for each wrong cell: a missing file, an impossible value, a case named twice,
-            scores that contradict each other.
+            scores that contradict each other; or with what is wrong with the file or its columns.
     """
     rows: list[Row] = []
     seen: dict[str, int] = {}
-    table, errors = read_table(path, ("case", "patient", "path"))
+    table, errors = read_table(path, ("case", "patient", "path"), COLUMNS)
     for number, cells in table:
         files = {key: path.parent / cells[key] for key in ("path", "lungs", "lesions") if cells.get(key)}
         errors += [f"row {number}, {key}: there is no such file" for key, file in files.items() if not _exists(file)]
@@ -91,7 +93,7 @@ def read_manifest(path: Path) -> list[Row]:
         try:
             row = Row.model_validate({key: value for key, value in cells.items() if value != ""})
         except ValidationError as error:
-            errors += [f"row {number}, {item['loc'][0]}: {item['msg']}" for item in error.errors()]
+            errors += [f"row {number}, {item['loc'][0]}: {_reason(item)}" for item in error.errors()]
             continue
         errors += [f"row {number}, {text}" for text in _contradictions(row)]
         rows.append(row.model_copy(update=files))
@@ -136,54 +138,16 @@ def _row_of(line: str) -> int:
     return int(found[1]) if found else 0
 
 
-def read_table(path: Path, required: Sequence[str]) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
-    """The rows of a CSV whose first row names its columns, and what is wrong with single rows.
-
-    Args:
-        path: CSV, UTF-8 (a byte order mark is fine).
-        required: Columns that must be there.
-
-    Returns:
-        (row number as a spreadsheet shows it, stripped cells by column) for every row that is not empty, and a line
-        for each value in a column without a name. Columns with neither name nor value, which spreadsheets add, are
-        left out.
-
-    Raises:
-        ManifestError: If the file cannot be read as a table at all, or its columns are missing or doubled.
-    """
-    rows: list[tuple[int, dict[str, str]]] = []
-    errors: list[str] = []
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            names = [name.strip() for name in next(reader, [])]
-            missing = [name for name in required if name not in names]
-            if missing:
-                raise ManifestError(f"{path.name}: row 1 has no column {', '.join(missing)}")
-            doubled = [name for name, count in Counter(names).items() if name and count > 1]
-            if doubled:
-                raise ManifestError(f"{path.name}: row 1 has more than one column {', '.join(doubled)}")
-            for number, values in enumerate(reader, 2):
-                if number > MOST_ROWS:
-                    raise ManifestError(f"{path.name}: has more than {MOST_ROWS} rows")
-                cells = [(name, value.strip()) for name, value in zip_longest(names, values, fillvalue="")]
-                errors += [
-                    f"row {number}, column {column}: holds a value, and row 1 has no name for it"
-                    for column, (name, value) in enumerate(cells, 1)
-                    if value and not name
-                ]
-                if values:
-                    rows.append((number, {name: value for name, value in cells if name}))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(f"{path.name}: cannot be read as a CSV in UTF-8 ({error})") from error
-    return rows, errors
-
-
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except OSError:  # a name that is too long, a folder that may not be searched
         return False
+
+
+def _reason(error: Any) -> str:
+    """What pydantic says, or, where we said it, without pydantic's prefix."""
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def _contradictions(row: Row) -> list[str]:

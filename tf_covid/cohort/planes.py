@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tf_covid.errors import ScanRefused
-from tf_covid.scan import Scan, lung_flags
+from tf_covid.scan import Scan, lung_flags, volume_flags
 from tf_covid.weights import Preprocessing
 
 #: HU and masks by name; None where nobody drew one.
@@ -76,7 +76,9 @@ class Road:
         found = self.segment(hu, np.array([len(scan.hu)], np.int32))["lungs"]
         share = (found.numpy()[0] > 0.5).mean(axis=(1, 2))
         minimum = self.stratifier.slice_rule.minimum
+        image_ml = scan.hu[0].size * float(np.prod(scan.spacing_mm)) / 1000.0
         quality_flags = lung_flags(share, min_fraction=minimum, spacing_mm=scan.spacing_mm)
+        quality_flags += volume_flags(image_ml * float(share.sum()))
         if any(flag.level == "error" for flag in quality_flags):
             raise ScanRefused([*scan.quality_flags, *quality_flags])
         ill = np.zeros_like(hu) if lesions is None else lesions[np.newaxis].astype(np.int16)

@@ -16,7 +16,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tf_covid.cohort.manifest import read_table, refuse, strays
+from tf_covid.cohort.manifest import refuse, strays
+from tf_covid.cohort.table import read_table
 from tf_covid.errors import ManifestError, ScanRefused
 
 _COLUMNS = ("PatientID", "probCOVID", "probSevere")
@@ -129,7 +130,7 @@ def person(age: str, sex: str, where: str) -> tuple[dict[str, Any], list[str]]:
     errors = []
     years, text = None, sex.strip().upper()
     if age.strip():
-        match = re.fullmatch(r"(\d{1,3})([YMWD])", age.strip().upper())
+        match = re.fullmatch(r"([0-9]{1,3})([YMWD])", age.strip().upper())
         years = round(int(match[1]) / _UNITS[match[2]], 2) if match else None
         if years is None or years > 130:
             errors.append(f"{where}: PatientAge {age!r} is no age")

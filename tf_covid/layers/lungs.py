@@ -53,10 +53,11 @@ class LungSegmenter(keras.layers.Layer):
         """HU → probabilities."""
         shape, grid, outputs = tf.shape(hu), self.grid, self.outputs
         # A depth for each scan, within its slices: a wrong one would pass for a scan without lungs.
-        wrong = "depth holds one number a scan, at most its number of slices"
+        wrong = "depth holds one number a scan, from 0 to its number of slices"
         checks = [
             tf.debugging.assert_equal(tf.shape(depth)[0], shape[0], wrong),
             tf.debugging.assert_less_equal(depth, shape[1], wrong),
+            tf.debugging.assert_non_negative(depth, wrong),
         ]
         with tf.control_dependencies([check for check in checks if check is not None]):
             depth = tf.identity(depth)

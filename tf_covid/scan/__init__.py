@@ -2,13 +2,14 @@
 
 `find_cases` looks (headers only), `Case.read` reads, `read` does both for a path with one case. A `ScanRefused`
 carries coded quality flags: there is no other way to fail on an input. `read_mask` and `write_nifti` keep to the grid
-of a scan. `limits.Limits` bounds what is believed of a header.
+of a scan; `user_lungs` is the one door of a user's mask. `limits.Limits` bounds what is believed of a header.
 """
 
 from tf_covid.scan.cases import Case, find_cases, read
-from tf_covid.scan.checks import lung_flags
+from tf_covid.scan.checks import lung_flags, volume_flags
 from tf_covid.scan.limits import Limits
-from tf_covid.scan.mask import read_mask
+from tf_covid.scan.mask import array_mask, mask_files, read_mask, user_lungs
+from tf_covid.scan.mask_check import check_lesions, check_lungs
 from tf_covid.scan.nifti import write_nifti
 from tf_covid.scan.scan import Scan, SourceGrid
 
@@ -17,9 +18,15 @@ __all__ = [
     "Limits",
     "Scan",
     "SourceGrid",
+    "array_mask",
+    "check_lesions",
+    "check_lungs",
     "find_cases",
     "lung_flags",
+    "mask_files",
     "read",
     "read_mask",
+    "user_lungs",
+    "volume_flags",
     "write_nifti",
 ]

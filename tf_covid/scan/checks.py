@@ -25,6 +25,8 @@ PADDING_BELOW_HU = -1100
 CUT_OFF_SHARE = 0.01
 #: Voxel edges of a chest CT, in mm: smaller or larger ones are another unit, or no CT of a person.
 VOXEL_MM = (0.2, 12.0)
+#: Lung volumes outside of this range, in ml, are no adult's: of a mask of something else, or of a wrong voxel size.
+POSSIBLE_VOLUME_ML = (300.0, 15_000.0)
 #: Fewer kept slices than this are not a chest that can be scored.
 LEAST_SLICES = 8
 
@@ -179,3 +181,17 @@ def lung_flags(
         message = f"The lungs are cut off at the {text}: the score is partial."
         quality_flags.append(QualityFlag("lungs_cut_off", "warning", message, where))
     return tuple(quality_flags)
+
+
+def volume_flags(volume_ml: float) -> tuple[QualityFlag, ...]:
+    """An error `lung_volume` where no chest has lungs of this volume, or nothing.
+
+    Args:
+        volume_ml: Both lungs.
+    """
+    low, high = POSSIBLE_VOLUME_ML
+    if low <= volume_ml <= high:
+        return ()
+    measured = f"{volume_ml:.0f} ml" if volume_ml < 10_000 else f"{volume_ml / 1000:.1f} l"
+    message = f"The lungs measure {measured}; a chest's have {low / 1000:g} to {high / 1000:g} l."
+    return (QualityFlag("lung_volume", "error", message, round(volume_ml)),)

@@ -1,50 +1,153 @@
-"""A user's own lung mask, brought to the order of its scan."""
+"""A user's own mask, from a file or an array, brought to the order of its scan."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from tf_covid.result import QualityFlag
 from tf_covid.scan.checks import refusal
+from tf_covid.scan.grid import allocate, orient
 from tf_covid.scan.limits import DEFAULT, Limits
+from tf_covid.scan.mask_check import MaskValues, accept, check_labels, check_lungs, inside
 from tf_covid.scan.quiet import quiet
 from tf_covid.scan.scan import Scan
 from tf_covid.scan.source import FileSource
-from tf_covid.scan.volume import read_stored_mask
-from tf_covid.scan.volumes import is_volume, open_volume
+from tf_covid.scan.volume import Stored
+from tf_covid.scan.volumes import data_file_of, is_volume, open_volume
 
 #: How far a corner of the mask's grid may lie from the scan's: a share of the smallest voxel edge.
 CORNER_SHARE = 0.25
 
 
-def read_mask(
-    path: str | os.PathLike[str], scan: Scan, limits: Limits = DEFAULT, *, may_be_empty: bool = False
-) -> np.ndarray:
-    """The voxels of a mask file that are above zero.
+def user_lungs(
+    given: Any, scan: Scan, labels: Sequence[int] = (), limits: Limits = DEFAULT
+) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:
+    """A user's own lung mask, checked in its values, its grid and what lies under it.
 
     Args:
-        path: NIfTI, NRRD or MHA on the grid of the scan, in any order of its axes.
+        given: A path (see `read_mask`), or an array (D, H, W) in canonical order: bool, or numbers as `read_mask`
+            takes them.
+        scan: The scan it belongs to.
+        labels: The values that stand for lung.
+        limits: Bounds on sizes.
+
+    Returns:
+        bool (D, H, W), and what is doubtful about it.
+
+    Raises:
+        ScanRefused: See `read_mask`, `array_mask` and `mask_check.check_lungs`.
+    """
+    if isinstance(given, (str, os.PathLike)):
+        mask = read_mask(Path(given), scan, limits, labels=labels)
+    else:
+        mask = array_mask(given, scan, labels=labels)
+    return mask, check_lungs(mask, scan)
+
+
+def array_mask(given: Any, scan: Scan, *, may_be_empty: bool = False, labels: Sequence[int] = ()) -> np.ndarray:
+    """A mask that is an array already.
+
+    Args:
+        given: (D, H, W) in canonical order: an array, or nested lists, of bool or real numbers.
+        scan: The scan it belongs to.
+        may_be_empty: It is a lesion mask.
+        labels: The values that stand for lung.
+
+    Returns:
+        bool (D, H, W); the array itself where it is bool.
+
+    Raises:
+        ScanRefused: `mask_type` if it is no array of numbers, `mask_grid` if it has another shape, or what
+            `mask_check.accept` finds.
+    """
+    wanted = check_labels(labels)
+    array = _as_array(given)
+    if array.shape != scan.shape:
+        hint = ""
+        if sorted(array.shape) == sorted(scan.shape):
+            hint = " Its axes are in another order: head to feet, front to back, right to left are needed."
+        message = f"The mask has {_times(array.shape)} voxels (D×H×W), the scan {_times(scan.shape)}.{hint}"
+        raise refusal("mask_grid", message)
+    values = MaskValues()
+    for plane in array:
+        values.add(plane)
+    accept(values, wanted, lesions=may_be_empty)
+    return array if array.dtype == np.bool_ else inside(array, wanted)
+
+
+def _as_array(given: Any) -> np.ndarray:
+    if not isinstance(given, (list, tuple)) and not hasattr(given, "__array__"):
+        message = f"A {type(given).__name__} is no mask: give an array (D, H, W) or the path of a file."
+        raise refusal("mask_type", message)
+    if isinstance(given, np.ma.MaskedArray):
+        raise refusal("mask_type", "A masked array is no mask: fill it, so that each voxel is 0 or 1.")
+    try:
+        array = np.asarray(given)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        raise refusal("mask_type", "The mask is no array of numbers; its lists may be ragged.") from None
+    if array.dtype.kind not in "buif":
+        raise refusal("mask_type", f"The mask holds {array.dtype.name}, not bool or real numbers.", array.dtype.name)
+    return array
+
+
+def mask_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """The files that a mask is made of: itself, and the data file that its header names, if any.
+
+    Raises:
+        ScanRefused: `not_found`, `mask_grid` if it is no file of volumes, `detached_data` if its data file is not there
+            as a file of its own, or what is wrong with its header.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise refusal("not_found", "There is no such mask file.")
+    if not is_volume(path.name):
+        raise refusal("mask_grid", "A mask is read from NIfTI, NRRD or MHA.")
+    name = data_file_of(FileSource.of(path))
+    if name is None:
+        return (path,)
+    data = path.with_name(name)
+    if data.is_symlink() or not data.is_file():
+        raise refusal("detached_data", "The header names a data file that is not beside it as a file of its own.")
+    return path, data
+
+
+def read_mask(
+    path: str | os.PathLike[str],
+    scan: Scan,
+    limits: Limits = DEFAULT,
+    *,
+    may_be_empty: bool = False,
+    labels: Sequence[int] = (),
+) -> np.ndarray:
+    """The voxels of a mask file that are inside.
+
+    What lies under the mask is looked at by `mask_check.check_lungs` and `check_lesions`, not here.
+
+    Args:
+        path: NIfTI, NRRD or MHA on the grid of the scan, in any order of its axes: 0 outside, one value inside; or 1
+            right and 2 left, as `lungs.nii.gz` has them; or whole numbers of which `labels` are lung.
         scan: The scan it belongs to.
         limits: Bounds on sizes.
-        may_be_empty: A lesion mask of a healthy patient is.
+        may_be_empty: It is a lesion mask: that of a healthy patient is empty, and 1 and 2 are no sides.
+        labels: The values that stand for lung; every voxel that is not 0, if none is given.
 
     Returns:
         bool (D, H, W) in the scan's canonical order.
 
     Raises:
-        ScanRefused: `mask_grid` if it is not on the scan's grid, `mask_empty`, `not_found`, or what is wrong with the
-            file.
+        ScanRefused: `mask_grid` if it is not on the scan's grid, `mask_values`, `mask_labels` or `mask_empty` for what
+            it holds, `not_found`, or what is wrong with the file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise refusal("not_found", "There is no such mask file.")
-    source = FileSource.of(path)
-    if not is_volume(path.name):
-        raise refusal("mask_grid", "A mask is read from NIfTI, NRRD or MHA.")
-    with quiet(), open_volume([source], limits) as stored:
-        mask, affine = read_stored_mask(stored)
+    wanted = check_labels(labels)
+    sources = [FileSource.of(file) for file in mask_files(path)]
+    values = MaskValues()
+    with quiet(), open_volume(sources, limits) as stored:
+        mask, affine = _filled(stored, wanted, values)
     if mask.shape != scan.shape:
         message = f"The mask has {_times(mask.shape)} voxels (D×H×W), the scan {_times(scan.shape)}."
         raise refusal("mask_grid", message)
@@ -52,9 +155,22 @@ def read_mask(
     off = float(np.linalg.norm(((affine - scan.affine) @ corners)[:3], axis=0).max())
     if off > CORNER_SHARE * min(scan.spacing_mm):
         raise refusal("mask_grid", f"The mask's grid lies up to {off:.2f} mm off the scan's.", round(off, 2))
-    if not (may_be_empty or mask.any()):
-        raise refusal("mask_empty", "The mask is empty.")
+    accept(values, wanted, lesions=may_be_empty)
     return mask
+
+
+def _filled(stored: Stored, labels: tuple[float, ...], values: MaskValues) -> tuple[np.ndarray, np.ndarray]:
+    """bool (D, H, W) in canonical order, and its LPS affine; the values are collected."""
+    source, affine = orient(stored.affine_ras, stored.shape)
+    mask, view = allocate(source, np.bool_)
+    count = 0
+    for number, slab in enumerate(stored.slabs):
+        values.add(slab)
+        view[:, :, number] = inside(slab, labels)
+        count = number + 1
+    if count != stored.shape[2]:
+        raise refusal("truncated_file", f"The mask ends in slice {count + 1} of {stored.shape[2]}.", count)
+    return mask, affine
 
 
 def _times(shape: tuple[int, ...]) -> str:

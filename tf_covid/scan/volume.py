@@ -99,15 +99,3 @@ def _put(view: np.ndarray, slab: np.ndarray) -> int:
             part = np.rint(part)
         view[:, begin : begin + columns] = np.clip(part, _INT16.min, _INT16.max)
     return not_numbers
-
-
-def read_stored_mask(stored: Stored) -> tuple[np.ndarray, np.ndarray]:
-    """The voxels above zero as bool (D, H, W) in canonical order, and their LPS affine."""
-    source, affine = orient(stored.affine_ras, stored.shape)
-    mask, view = allocate(source, np.bool_)
-    filled = 0
-    for number, slab in enumerate(stored.slabs):
-        view[:, :, number] = slab > 0  # NaN is not above zero
-        filled += 1
-    check_filled(filled, stored.shape[2])
-    return mask, affine

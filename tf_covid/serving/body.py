@@ -85,7 +85,7 @@ class Reader:
         if (encoding := request.headers.get("content-encoding", "identity")).lower() != "identity":
             raise Unsupported(f"Content-Encoding {encoding[:20]} is not read; send the body as it is")
         length = request.headers.get("content-length", "0")
-        if not length.isdigit() or int(length[:20]) > self._most:
+        if not (length.isascii() and length.isdigit()) or int(length[:20]) > self._most:
             raise self._too_large()
         size, more = 0, True
         try:

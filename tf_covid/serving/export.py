@@ -109,7 +109,9 @@ def versions_in(folder: Path) -> Iterable[int]:
     """Numbers of the versions in a model's folder."""
     if not folder.is_dir():
         return []
-    return [int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()]
+    return [
+        int(path.name) for path in folder.iterdir() if path.name.isascii() and path.name.isdecimal() and path.is_dir()
+    ]
 
 
 def write(

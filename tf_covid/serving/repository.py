@@ -23,7 +23,7 @@ _LOG = logging.getLogger("tf_covid.serving")
 State = Literal["START", "LOADING", "AVAILABLE", "UNLOADING", "END"]
 
 #: TF Serving's names of folders that are versions: plain numbers that fit 64 bits.
-_NUMBER = re.compile(r"[1-9]\d{0,17}")
+_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 
 #: A name that fits a URL `/v1/models/<name>:predict`.
 _NAME = re.compile(r"[^/:.\s][^/:\s]{0,199}")

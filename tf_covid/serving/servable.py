@@ -75,6 +75,18 @@ class Spec:
             got = ",".join(map(str, array.shape))
             raise Invalid(f"input '{self.name}': has shape [{got}], but the signature wants [{wanted}]")
 
+    def check_numbers(self, array: np.ndarray) -> None:
+        """That every number is one: a network answers NaN as if it had seen a scan.
+
+        Raises:
+            Invalid: If a number is NaN or infinite.
+        """
+        if not self.dtype.is_floating:
+            return
+        wrong = array.size - int(np.count_nonzero(np.isfinite(array)))
+        if wrong:
+            raise Invalid(f"input '{self.name}': {wrong} of {array.size} numbers are NaN or infinite")
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -101,10 +113,10 @@ class Entry:
         return clips and bool(self.inputs) and takes and gives
 
     def check(self, inputs: Arrays) -> None:
-        """Compare names and shapes with those of the signature.
+        """Compare names and shapes with those of the signature, and see that numbers are numbers.
 
         Raises:
-            Invalid: If they do not agree.
+            Invalid: If they do not agree, or a number is NaN or infinite.
         """
         if set(inputs) != set(self.inputs):
             extra, missing = set(inputs) - set(self.inputs), set(self.inputs) - set(inputs)
@@ -114,6 +126,7 @@ class Entry:
             )
         for name, spec in self.inputs.items():
             spec.check(inputs[name])
+            spec.check_numbers(inputs[name])
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Compute the outputs.

@@ -137,8 +137,13 @@ class Road:
             `probabilities`, `logits`, and `ct_score` where the network has one.
         """
         most = f"at most {MOST_CLIPS} clips in a request"
-        check = tf.debugging.assert_less_equal(tf.shape(clip)[0], MOST_CLIPS, most)
-        with tf.control_dependencies([] if check is None else [check]):
+        # A server that is not ours does not look, and "no findings" is what a network says about NaN.
+        finite = tf.reduce_all(tf.math.is_finite(clip))
+        checks = [
+            tf.debugging.assert_less_equal(tf.shape(clip)[0], MOST_CLIPS, most),
+            tf.debugging.assert_equal(finite, True, "every number of a clip is finite, none is NaN"),
+        ]
+        with tf.control_dependencies([check for check in checks if check is not None]):
             clip = tf.identity(clip)
         return self._outputs(self._member.model.network(clip, training=False))
 
@@ -167,6 +172,7 @@ class Road:
         checks = [
             # A 3D convolution ends with an unkind error where there is no scan.
             tf.debugging.assert_positive(size, "each scan needs slices, height and width above 0"),
+            tf.debugging.assert_positive(depth, "depth holds one number a scan, from 1 to its number of slices"),
             *_bounded(size[0], size[1], size[2:]),
         ]
         with tf.control_dependencies([check for check in checks if check is not None]):

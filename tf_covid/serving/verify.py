@@ -124,7 +124,8 @@ def version_folder(export: Path) -> Path:
     export = export.absolute()
     if (export / "saved_model.pb").is_file():
         return export
-    found = [path for path in export.glob("*/saved_model.pb") if path.parent.name.isdecimal()]
+    paths = export.glob("*/saved_model.pb")
+    found = [path for path in paths if path.parent.name.isascii() and path.parent.name.isdecimal()]
     if not found:
         raise ServingError(f"{export}: no export is there; `tfcovid export MODEL --out {export}` writes one")
     return max(found, key=lambda path: int(path.parent.name)).parent

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from tf_covid.atomic import replacing
+from tf_covid.cohort.table import written_float
 from tf_covid.severity import CLASS_UPPER_SCORES
 from tf_covid.study.records import (
     CLASSES,
@@ -44,9 +45,10 @@ _MOST_ERRORS = 20
 
 _Kind = TypeVar("_Kind", bound=AnyPredictions)
 
-_Share = Annotated[float, Field(ge=0, le=1)]
-_Age = Annotated[float, Field(ge=0, le=130)]
-_Whole = Annotated[int, Field(ge=0, le=1_000_000_000)]
+_Float = Annotated[float, BeforeValidator(written_float)]
+_Share = Annotated[_Float, Field(ge=0, le=1)]
+_Age = Annotated[_Float, Field(ge=0, le=130)]
+_Whole = Annotated[int, BeforeValidator(written_float), Field(ge=0, le=1_000_000_000)]
 
 
 class _Row(BaseModel):
@@ -61,8 +63,8 @@ class _ClassRow(_Row):
     truth: _Whole
     predicted: _Whole
     p: tuple[_Share, ...]
-    ct_score: Annotated[float, Field(ge=0, le=CLASS_UPPER_SCORES[-1])] | None = None
-    predicted_score: float | None = None
+    ct_score: Annotated[_Float, Field(ge=0, le=CLASS_UPPER_SCORES[-1])] | None = None
+    predicted_score: _Float | None = None
     sex: str | None = None
     age: _Age | None = None
     site: str | None = None
@@ -70,10 +72,10 @@ class _ClassRow(_Row):
 
 class _SliceRow(_Row):
     slice: _Whole
-    truth: Annotated[int, Field(ge=0, le=1)]
+    truth: Annotated[_Whole, Field(ge=0, le=1)]
     probability: _Share
     share: _Share | None = None
-    predicted_share: float | None = None
+    predicted_share: _Float | None = None
 
 
 class _LungRow(_Row):

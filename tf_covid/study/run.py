@@ -29,6 +29,7 @@ from tf_covid.cohort.folds import (
     check_folds,
     held_out,
     make_folds,
+    near_cases,
     read_folds,
     write_folds,
 )
@@ -95,7 +96,7 @@ def fit(
         build(wish.model, first.arguments | shared | _extra(wish), wish.out)
         entries = _cached(wish, rows, wanted, workers=workers, say=say, progress=progress)
         rows = [row for row in rows if row.case in entries]
-        folds = _folds(wish, rows, labels)
+        folds = _folds(wish, rows, labels, say)
         audit(_marks(rows, entries, say), folds)
         parent = _parent(wish, rows, entries, say)
         parts = []
@@ -222,7 +223,7 @@ def _as_before(path: Path, entries: dict[str, cache.Entry], say: Callable[[str],
     return {case: entry for case, entry in entries.items() if case in before}
 
 
-def _folds(wish: Wish, rows: Sequence[Row], labels: Mapping[str, int]) -> Folds:
+def _folds(wish: Wish, rows: Sequence[Row], labels: Mapping[str, int], say: Callable[[str], None]) -> Folds:
     """Those of the run, of another one, or new ones."""
     own = wish.out / "folds.json"
     if own.exists() or wish.folds_file:
@@ -231,6 +232,8 @@ def _folds(wish: Wish, rows: Sequence[Row], labels: Mapping[str, int]) -> Folds:
         check_classes(folds, labels)
     else:
         folds = make_folds(rows, labels, wish.folds, wish.settings.seed, by_site=wish.by_site)
+    for cases in near_cases(rows):
+        say(f"the patients of {' and '.join(cases)} have near-equal ids: they share a fold, as one person's would")
     write_folds(folds, own)
     return folds
 
