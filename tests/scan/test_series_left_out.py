@@ -48,6 +48,7 @@ CHANGES = {
     "RescaleType OD": _set("RescaleType", "OD"),
     "RescaleType unknown": _set("RescaleType", "of Jane Doe"),
     "SamplesPerPixel 3": _set("SamplesPerPixel", 3),
+    "NumberOfFrames (0028,0008) above 1": _many_frames,
     "ConvolutionKernel": _set("ConvolutionKernel", "B30f"),
     "another ImageOrientationPatient": _tilted,
     "ImageOrientationPatient": _flipped,
@@ -191,6 +192,61 @@ def test_two_slices_under_another_uid(series: Path, edit, refused) -> None:
     assert refused(series)["split_series"].value == 2
 
 
+@pytest.mark.parametrize("uid", ["1.2.3"])
+@pytest.mark.parametrize("first", [7, 10, 13])
+def test_a_series_that_goes_on_under_another_uid(series: Path, edit, refused, first: int, uid: str) -> None:
+    for file in sorted(series.iterdir())[first:]:
+        edit(file, _set("SeriesInstanceUID", uid))
+    assert refused(series)["split_series"].value == 14 - first
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_series_split_at_random_over_two_uids(series: Path, edit, refused, seed: int) -> None:
+    chosen = np.random.default_rng(seed).random(14) < 0.5
+    for file, other in zip(sorted(series.iterdir()), chosen, strict=True):
+        if other:
+            edit(file, _set("SeriesInstanceUID", "1.2.3"))
+    assert "split_series" in refused(series)
+
+
+@pytest.mark.parametrize("reason", ["Modality MR", "Secondary Capture", "ImageType LOCALIZER", "RescaleType OD"])
+def test_every_second_slice_without_a_position_either(series: Path, edit, refused, reason: str) -> None:
+    def change(dataset: Dataset) -> None:
+        CHANGES[reason](dataset)
+        del dataset.ImagePositionPatient
+
+    for file in sorted(series.iterdir())[1::2]:
+        edit(file, change)
+    assert refused(series)["left_out_slices"].value == 7
+
+
+def test_every_second_slice_in_another_series_and_no_ct(series: Path, edit, refused) -> None:
+    def change(dataset: Dataset) -> None:
+        dataset.Modality, dataset.SeriesInstanceUID = "MR", "1.2.3"
+
+    for file in sorted(series.iterdir())[::2]:
+        edit(file, change)
+    assert refused(series)["split_series"].value == 6  # the first one lies outside
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "code"),
+    [
+        ("ImageType", ["DERIVED", "SECONDARY", "AXIAL"], "mixed_image_type"),
+        ("SliceThickness", "10", "mixed_thickness"),
+        ("AcquisitionNumber", "2", "mixed_acquisitions"),
+    ],
+)
+def test_every_second_slice_says_something_else(
+    marker, series: Path, edit, quality_flags, keyword: str, value: object, code: str
+) -> None:
+    for file in sorted(series.iterdir())[::2]:
+        edit(file, _set(keyword, value))
+    scan = read(series)
+    np.testing.assert_array_equal(scan.hu, marker.hu)
+    assert quality_flags(scan)[code].level == "warning"
+
+
 def test_two_phases_beside_each_other_are_two_series(marker, tmp_path: Path, quality_flags) -> None:
     """Breathing in and out, by chance half a spacing apart: each numbers its images from 1."""
     affine = marker.affine.copy()
@@ -208,14 +264,6 @@ def test_the_abdomen_that_follows_the_chest_is_another_series(marker, tmp_path: 
     write_dicom(marker.hu, marker.affine, tmp_path / "a" / "chest", seed=1, study_seed=7, series_number=1)
     write_dicom(marker.hu, affine, tmp_path / "a" / "abdomen", seed=2, study_seed=7, series_number=2)
     assert set(quality_flags(read(tmp_path / "a"))) == {"series_candidates"}
-
-
-def test_acquisitions_that_take_turns_are_said(marker, series: Path, edit, quality_flags) -> None:
-    for file in sorted(series.iterdir())[::2]:
-        edit(file, _set("AcquisitionNumber", 2))
-    scan = read(series)
-    np.testing.assert_array_equal(scan.hu, marker.hu)
-    assert quality_flags(scan)["mixed_acquisitions"].value == 13
 
 
 def test_an_acquisition_a_slice_is_usual(marker, series: Path, edit) -> None:

@@ -1,9 +1,9 @@
-"""The frames of a study → the stacks that they may form, and the images that are no slices of any."""
+"""The slices of a study → the stacks that they may form."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -13,10 +13,10 @@ from tf_covid.errors import ScanRefused
 from tf_covid.result import QualityFlag
 from tf_covid.scan.checks import refusal
 from tf_covid.scan.dicom import terms
-from tf_covid.scan.dicom.header import Frame, Instance
+from tf_covid.scan.dicom.header import Frame
 from tf_covid.scan.dicom.identity import Secrets
-from tf_covid.scan.dicom.left_out import NO_POSITION, LeftOut, counted, matrix
-from tf_covid.scan.dicom.stack import Place, Stack, build, strays, usual_thickness
+from tf_covid.scan.dicom.left_out import NO_POSITION, LeftOut, matrix
+from tf_covid.scan.dicom.stack import STRAY_SHARE, THICKNESS_SHARE, Place, Stack, build, strays, usual_thickness
 from tf_covid.scan.grid import orient
 
 #: Share of a series' positions whose frames must agree in matrix and pixel spacing; the rest is left out.
@@ -96,65 +96,6 @@ class Candidate:
 
 #: How much lung a candidate shows, in ml; None where it cannot be told.
 Look = Callable[[Candidate], "float | None"]
-
-
-def slices(instances: Iterable[Instance]) -> tuple[list[Place], list[LeftOut]]:
-    """The frames that are CT slices, and all the others with the reason why they are none.
-
-    Raises:
-        ScanRefused: `not_ct`, `projection` or `no_slices` if there is no slice at all.
-    """
-    places: list[Place] = []
-    others: list[LeftOut] = []
-    for one in instances:
-        if reason := _no_ct(one):
-            others += [LeftOut(one, frame, reason) for frame in one.frames[:1] or (None,)]
-        elif not one.frames:
-            others.append(LeftOut(one, None, "with NumberOfFrames (0028,0008) above 1 and no position of each frame"))
-        else:
-            for frame in one.frames:
-                reason, slab = _no_slice(one, frame)
-                if reason:
-                    others.append(LeftOut(one, frame, reason, slab))
-                else:
-                    places.append(Place(one, frame))
-    if not places:
-        raise _nothing(others)
-    return places, others
-
-
-def _no_ct(instance: Instance) -> str:
-    if instance.modality != "CT":
-        return f"with {terms.modality_text(instance)}"
-    if instance.sop_class not in terms.CT_CLASSES:
-        return f"with {terms.sop_class_text(instance)}"
-    if instance.samples != 1:
-        return f"with SamplesPerPixel {instance.samples}"
-    return ""
-
-
-def _no_slice(instance: Instance, frame: Frame) -> tuple[str, bool]:
-    """Why a frame of a CT image is no slice, and whether it is a slab."""
-    if word := terms.no_slice(frame):
-        return f"with ImageType {word}", False
-    if word := terms.projection(instance, frame):
-        return f"with {word}", True
-    return ("" if terms.is_hu(frame) else f"with {terms.rescale_text(frame)}"), False
-
-
-def _nothing(others: Sequence[LeftOut]) -> ScanRefused:
-    text = counted(others)
-    if all(_no_ct(one.instance) and one.instance.samples == 1 for one in others):
-        return refusal("not_ct", f"No CT images: {text} (by Modality and SOP class).", text)
-    slabs = sum(one.slab for one in others)
-    if slabs > len(others) / 2:
-        text = (
-            f"{slabs} images are projections, not slices: {text}. Their values are not those of the tissue at one "
-            "place; give the thin slices that they were made of."
-        )
-        return refusal("projection", text, slabs)
-    text = f"{len(others)} images, but no slices of a CT in Hounsfield units: {text}."
-    return refusal("no_slices", text, len(others))
 
 
 def candidates(places: Sequence[Place], gap_mm: float) -> list[Candidate]:
@@ -341,9 +282,18 @@ def _content_flags(stack: Stack, places: Sequence[Place]) -> tuple[QualityFlag, 
 
 
 def _mixtures(stack: Stack) -> tuple[QualityFlag, ...]:
-    """Acquisitions that take turns along the stack, and rescale types that say HU in some slices only."""
+    """What differs between the slices of a stack that share series, matrix and direction."""
     heads = [slot[0] for slot in stack.slots if slot]
     flags = []
+    derived = sum(place.frame.image_type[:1] == ("DERIVED",) for place in heads)
+    if 0 < derived < len(heads):
+        text = f"ImageType (0008,0008) calls {derived} of {len(heads)} slices DERIVED, the others not."
+        flags.append(QualityFlag("mixed_image_type", "warning", text, derived))
+    usual = usual_thickness(heads)
+    other = sum(abs(place.frame.thickness - usual) > THICKNESS_SHARE * max(usual, 0.1) for place in heads)
+    if other > STRAY_SHARE * len(heads):
+        text = f"SliceThickness (0018,0050) of {other} of {len(heads)} slices is not the usual {usual:g} mm."
+        flags.append(QualityFlag("mixed_thickness", "warning", text, other))
     names = [place.instance.acquisition for place in heads]
     turns = sum(a != b for a, b in pairwise(names))
     if turns > 2 * len(set(names)):

@@ -18,6 +18,7 @@ from tf_covid.scan.dicom.header import Frame, Instance
 from tf_covid.scan.dicom.stack import CROWD, THICKNESS_SHARE, Place, Stack, usual_thickness
 
 NO_POSITION = "without a usable ImagePositionPatient (0020,0032)"
+NO_FRAMES = "with NumberOfFrames (0028,0008) above 1 and no position of each frame"
 #: How far from a slot an image may lie and still be at it, as a share of the spacing.
 _AT_SLOT = 0.2
 #: How far beyond an end of the stack images still belong to it, in spacings.
@@ -151,24 +152,36 @@ def other_series(line: Line, left_out: Sequence[LeftOut]) -> tuple[QualityFlag, 
     for members in series.values():
         at = line.at([frame for _, frame in members])
         holes, between, _, occupied = _where(line, at)
-        if occupied.any() or not (holes.any() or between.any()):
+        inside = holes | between | _continues(line, at)
+        if occupied.any() or not inside.any():
             continue
-        inside = holes | between
         slots += at[inside].tolist()
         numbers += [one.instance.number for (one, _), is_inside in zip(members, inside, strict=True) if is_inside]
         torn += 1
     holes, between, _, _ = _where(line, np.array(slots))
     gaps = len(np.unique(np.floor(np.array(slots)[between])))
-    if not holes.any() and gaps < _FILLED_GAPS * (len(line.occupied) - 1):
+    if not holes.any() and between.any() and gaps < _FILLED_GAPS * (len(line.occupied) - 1):
         return ()
-    if not _numbered_through(line, np.array(slots), np.array(numbers, dtype=np.float64)):
+    if not slots or not _numbered_through(line, np.array(slots), np.array(numbers, dtype=np.float64)):
         return ()
+    return (split_series(len(slots), torn),)
+
+
+def split_series(images: int, series: int) -> QualityFlag:
+    """What is said of a stack whose other slices lie in other series."""
     message = (
-        f"{len(slots)} images of {torn} other series lie between the slices of the chosen one, with the same geometry "
-        "and instance numbers that run through both: one series was split over several SeriesInstanceUIDs (0020,000E). "
-        "Give the series under one UID."
+        f"{images} images of {series} other series lie between the slices of the chosen one or right after them, with "
+        "the same geometry and instance numbers that run through both: one series was split over several "
+        "SeriesInstanceUIDs (0020,000E). Give the series under one UID."
     )
-    return (QualityFlag("split_series", "error", message, len(slots)),)
+    return QualityFlag("split_series", "error", message, images)
+
+
+def _continues(line: Line, at: np.ndarray) -> np.ndarray:
+    """All images of a series that begins one spacing beyond an end of the stack, on its grid; else none of them."""
+    last = len(line.occupied) - 1
+    beyond = at - last if at.min() > 0 else -at
+    return np.full(len(at), bool(abs(beyond.min() - 1) <= _AT_SLOT))
 
 
 def _by_reason(left_out: Sequence[LeftOut]) -> list[list[LeftOut]]:
@@ -192,18 +205,16 @@ def _where(line: Line, at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 def _harm(line: Line, group: Sequence[LeftOut]) -> int:
     """How many images of one reason the stack lacks."""
-    if group[0].reason == NO_POSITION:
+    frames = [one.frame for one in group if one.frame is not None and len(one.frame.position) == 3]
+    if len(frames) < len(group) or group[0].reason == NO_POSITION:
         return _harm_by_number(line, group)
-    frames = [one.frame for one in group if one.frame is not None]
-    if not frames:
-        return 0
     holes, between, ends, occupied = _where(line, line.at(frames))
     if occupied.sum() >= _SHADOWS * len(frames):
         return 0
     at = line.at(frames)
     parallel = np.array([line.parallel(frame) for frame in frames])
     thick = np.array([not line.as_thick(frame) for frame in frames])
-    slab = np.array([one.slab for one in group if one.frame is not None])
+    slab = np.array([one.slab for one in group])
     holes &= ~(slab & thick)
     between &= ~thick
     ends &= ~thick & parallel & ~_crowded(at)
@@ -226,17 +237,24 @@ def _crowded(at: np.ndarray) -> np.ndarray:
 
 
 def _harm_by_number(line: Line, group: Sequence[LeftOut]) -> int:
-    """The same for images without a position, by their instance numbers; all of them where those tell nothing."""
+    """The same for images without a position, by their instance numbers.
+
+    Where those tell nothing, all CT slices of the same matrix are missed. Reports and captures follow after the last
+    slice: they are missed between slices only.
+    """
+    slice_like = group[0].reason in (NO_POSITION, NO_FRAMES)
     alike = [one for one in group if (one.instance.rows, one.instance.columns) == line.matrix[:2]]
     slots = np.flatnonzero(line.occupied)
     numbers = line.numbers[slots]
+    if not alike:
+        return 0
     if len(set(numbers)) < len(slots) or len(slots) < 3:
-        return len(alike)
+        return len(alike) if slice_like else 0
     slope, start = np.polyfit(numbers, slots, 1)
     if np.abs(slope * numbers + start - slots).max() > 0.5:
-        return len(alike)
-    at = np.array([slope * one.instance.number + start for one in alike])
-    return int((~_where(line, at)[3]).sum())
+        return len(alike) if slice_like else 0
+    holes, between, ends, _ = _where(line, np.array([slope * one.instance.number + start for one in alike]))
+    return int((holes | between | (ends & slice_like)).sum())
 
 
 def _numbered_through(line: Line, at: np.ndarray, numbers: np.ndarray) -> bool:

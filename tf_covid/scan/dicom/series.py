@@ -22,15 +22,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from tf_covid.errors import ScanRefused
 from tf_covid.result import QualityFlag
 from tf_covid.scan.checks import LEAST_SLICES
 from tf_covid.scan.dicom import terms
-from tf_covid.scan.dicom.candidates import Candidate, Look, candidates, slices
+from tf_covid.scan.dicom.candidates import Candidate, Look, candidates
 from tf_covid.scan.dicom.header import Instance
 from tf_covid.scan.dicom.identity import Secrets
-from tf_covid.scan.dicom.left_out import LeftOut, Line, counted, other_series, same_series
+from tf_covid.scan.dicom.left_out import LeftOut, Line, counted, matrix, other_series, same_series, split_series
+from tf_covid.scan.dicom.slices import slices
+from tf_covid.scan.dicom.stack import build
 
 CT_CLASSES = terms.CT_CLASSES
 _LENGTH_SHARE = 0.8
@@ -58,7 +61,7 @@ def choose(
     """
     places, others = slices(instances)
     found = candidates(places, gap_mm)
-    found = [_whole(one, found, others) for one in found]
+    found = [_whole(one, found, others, gap_mm) for one in found]
     found = _looked_at(found, look)
     rank = _rank(found)
     ranked = sorted(found, key=rank)
@@ -78,7 +81,7 @@ def choose(
     return best, _because(ranked, rank, secrets), tuple(quality_flags)
 
 
-def _whole(candidate: Candidate, found: Sequence[Candidate], others: Sequence[LeftOut]) -> Candidate:
+def _whole(candidate: Candidate, found: Sequence[Candidate], others: Sequence[LeftOut], gap_mm: float) -> Candidate:
     """The candidate with what is left out of its series; without its stack where that lacks it."""
     series = candidate.series
     mine = [one for one in others if one.instance.series_uid in series] + list(candidate.apart)
@@ -93,11 +96,36 @@ def _whole(candidate: Candidate, found: Sequence[Candidate], others: Sequence[Le
         mine += [one for one in other.apart if one.instance.series_uid in series]
     line = Line.of(candidate.stack, candidate.places) if candidate.stack else None
     said = same_series(line, mine, len(candidate.places))
-    if line is not None:
-        said += other_series(line, foreign)
+    said += other_series(line, foreign) if line else _split(candidate, found, gap_mm)
     if any(flag.level == "error" for flag in said):
-        return replace(candidate, stack=None, refusal=ScanRefused(said), quality_flags=candidate.quality_flags)
+        return replace(candidate, stack=None, refusal=ScanRefused(said))
     return replace(candidate, quality_flags=candidate.quality_flags + said)
+
+
+def _split(candidate: Candidate, found: Sequence[Candidate], gap_mm: float) -> tuple[QualityFlag, ...]:
+    """An error where slices without a stack form a whole one together with those of other series, numbered through."""
+    codes = {flag.code for flag in candidate.refusal.quality_flags} if candidate.refusal else set()
+    if not codes & {"missing_slices", "irregular_spacing", "single_slice"}:
+        return ()
+    first = candidate.places[0]
+    kind = (matrix(first.instance, first.frame), first.frame.thickness)
+    more = [
+        place
+        for other in found
+        if other is not candidate and not _difference(candidate, other).endswith(("Kernel", "Patient"))
+        for place in other.places
+        if (matrix(place.instance, place.frame), place.frame.thickness) == kind
+    ]
+    series = {place.instance.series_uid for place in more} - candidate.series
+    if not series:
+        return ()
+    try:
+        stack = build([*candidate.places, *more], gap_mm)
+    except ScanRefused:
+        return ()
+    numbers = [slot[0].instance.number for slot in stack.slots if len(slot) == 1]
+    rising = all(a < b for a, b in pairwise(numbers)) or all(a > b for a, b in pairwise(numbers))
+    return (split_series(len(more), len(series)),) if rising and len(numbers) == len(stack.slots) else ()
 
 
 def _difference(candidate: Candidate, other: Candidate) -> str:
