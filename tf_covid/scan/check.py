@@ -37,7 +37,7 @@ class Checked:
 
     def line(self) -> str:
         """One line for a person."""
-        parts = [self.status]
+        parts: list[str] = [self.status]
         if self.shape is not None and self.spacing_mm is not None:
             size = " x ".join(str(number) for number in self.shape)
             parts.append(f"{size} voxels of {' x '.join(f'{mm:.2f}' for mm in self.spacing_mm)} mm")

@@ -177,7 +177,6 @@ def _members(stream: BinaryIO, limits: Limits) -> Members:
         try:
             with tarfile.open(fileobj=heads, mode="r:", errorlevel=1) as tar:
                 while (info := tar.next()) is not None:
-                    tar.members = []  # it would keep every one
                     infos.append(info)
                     total += info.size if info.isreg() else 0
                     _check_size(len(infos), total, limits)
