@@ -17,6 +17,9 @@ from tf_covid.scan.volumes import data_file_of, is_volume
 #: How the names of archives end that are looked into.
 ARCHIVE_NAMES = (".zip", ".tar", ".tar.gz", ".tgz")
 _CHUNK = 1 << 20
+_HEAD_BYTES = 1 << 16
+#: (0020,000E) and (0028,0010), little endian.
+_SERIES_UID_TAG, _ROWS_TAG = b"\x20\x00\x0e\x00", b"\x28\x00\x10\x00"
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ def look(sources: Sequence[Source], left: Left) -> Contents:
     volumes = [volume for volume in volumes if volume.members[0] not in data_files]
     known = data_files | {volume.members[0] for volume in volumes}
     instances: list[dicom.Instance] = []
+    foreign: list[Source] = []
     for source in sources:
         if source.name in known:
             continue
@@ -77,7 +81,10 @@ def look(sources: Sequence[Source], left: Left) -> Contents:
         elif source.name.lower().endswith((*ARCHIVE_NAMES, *PACKED_NAMES)) and not _hidden(source.name):
             left += Left(archives=1)
         else:
-            left += Left(foreign=1)
+            foreign.append(source)
+    places = {_place(one.name) for one in instances}
+    damaged = sum(_was_slice(source, _place(source.name) in places) for source in foreign)
+    left += Left(foreign=len(foreign) - damaged, damaged=damaged)
     return Contents(_studies(instances), tuple(volumes), left)
 
 
@@ -108,6 +115,30 @@ def volume_of(source: Source, beside: Callable[[], Mapping[str, Source]]) -> Vol
         message = f"The data file that the header names {what}; it belongs into the folder of the header."
         return Volume((source.name,), (QualityFlag("data_file_missing", "error", message),))
     return Volume((source.name, name))
+
+
+def _was_slice(source: Source, among_slices: bool) -> bool:
+    """Whether a file that does not call itself DICOM was a slice: its elements are there, or it is empty among slices.
+
+    Args:
+        source: The file.
+        among_slices: Whether DICOM images with the same ending lie in its folder.
+    """
+    if _hidden(source.name):
+        return False
+    try:
+        with source.open() as stream:
+            head = stream.read(_HEAD_BYTES)
+    except (OSError, *archive.ERRORS):
+        return True
+    if not any(head):  # a copy that failed leaves nothing, or zeros
+        return among_slices
+    return head[128:132] != b"DICM" and all(tag in head for tag in (_SERIES_UID_TAG, _ROWS_TAG))
+
+
+def _place(name: str) -> tuple[str, str]:
+    path = PurePosixPath(name)
+    return path.parent.as_posix(), path.suffix.lower()
 
 
 def _read_through(source: Source) -> None:

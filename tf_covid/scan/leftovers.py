@@ -59,7 +59,7 @@ class Left:
         same_names: Members of an archive with the name of another member.
         member_links: Links, devices and sparse files in an archive.
         unlisted: Members that lie in a zip without standing in its directory, or behind the end of a tar.
-        trailing: Gzip files with bytes behind them that are no gzip.
+        trailing: Archives with bytes behind their end, or in the padding of a tar.
         endless: Tars without the two empty blocks at their end.
     """
 
@@ -116,7 +116,7 @@ _FLAGS: tuple[tuple[str, str, Level, str], ...] = (
     ("unlisted", "archive_leftovers", "warning",
      "member(s) lie in the archive without being listed; they were left out. Pack it again if slices are missing."),
     ("trailing", "trailing_bytes", "warning",
-     "gzip file is followed by bytes that are no gzip; they were left out."),
+     "tar archive has bytes where none should be (behind its end or in its padding): some may have been lost."),
     ("endless", "archive_no_end", "warning",
      "tar archive without an end marker: it may have been cut off between two files. Pack it again."),
 )  # fmt: skip

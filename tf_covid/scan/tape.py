@@ -125,7 +125,7 @@ def open_tar(path: Path, limits: Limits = DEFAULT) -> Iterator[Members]:
             trailing = _unpack(path, cast("BinaryIO", whole), limits)
             whole.flush()
             members = _members(cast("BinaryIO", whole), limits)
-            yield Members(members.sources, members.left + Left(trailing=int(trailing)))
+            yield Members(members.sources, members.left + Left(trailing=trailing))
 
 
 def _unpack(path: Path, out: BinaryIO, limits: Limits) -> bool:
@@ -196,8 +196,18 @@ def _members(stream: BinaryIO, limits: Limits) -> Members:
     sources: list[Source] = [
         PartSource(number, name, info.offset_data, info.size) for name, info in zip(names, files, strict=True)
     ]
-    links = _strays(infos)
-    return Members(sources, Left(same_names=same, member_links=links, unlisted=behind, endless=int(endless)))
+    odd = size % _BLOCK != 0 or _padding_is_used(stream, files)
+    left = Left(same_names=same, member_links=_strays(infos), unlisted=behind, trailing=odd, endless=endless)
+    return Members(sources, left)
+
+
+def _padding_is_used(stream: BinaryIO, files: Sequence[tarfile.TarInfo]) -> bool:
+    """Whether anything but zeros fills the last block of a member: bytes that were put in push others there."""
+    for info in files:
+        end = info.offset_data + info.size
+        if any(os.pread(stream.fileno(), -end % _BLOCK, end)):
+            return True
+    return False
 
 
 def _check_size(count: int, total: int, limits: Limits) -> None:
