@@ -432,6 +432,12 @@ def test_a_file_of_another_kind_is_named(refused, tmp_path: Path, head: bytes, w
     )
 
 
+@pytest.mark.parametrize("ending", [".img", ".raw", ".RAW"])
+def test_a_data_file_without_its_header(refused, tmp_path: Path, ending: str) -> None:
+    (tmp_path / f"a{ending}").write_bytes(b"\1\2" * 1000)
+    assert "without a header" in refused(tmp_path / f"a{ending}")["no_scan"].message
+
+
 @pytest.mark.parametrize("ending", [".zip", ".tar", ".tgz"])
 def test_a_name_that_promises_an_archive(refused, tmp_path: Path, ending: str) -> None:
     (tmp_path / f"a{ending}").write_bytes(b"hello")

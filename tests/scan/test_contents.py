@@ -14,6 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 
+from tf_covid.errors import ScanRefused
 from tf_covid.phantom.files import write_dicom, write_nifti_volume
 from tf_covid.result import QualityFlag
 from tf_covid.scan import contents, find_cases, read
@@ -94,6 +95,15 @@ def test_a_volume_beside_a_series_is_a_case_of_its_own(marker, series: Path, qua
         np.testing.assert_array_equal(case.read().hu, marker.hu)
     scan = read(series)  # for a caller who wants one scan, the volume is named
     assert levels(quality_flags(scan)) == {"volumes_beside": ("warning", 1)}
+
+
+def test_one_good_archive_does_not_stand_for_a_broken_one(series: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    shutil.make_archive(str(tmp_path / "in" / "a"), "zip", series)
+    (tmp_path / "in" / "b.zip").write_bytes(b"PK\3\4" + bytes(100))
+    assert [case.refused for case in find_cases(tmp_path / "in")] == [False, True]
+    with pytest.raises(ScanRefused, match="several_cases"):
+        read(tmp_path / "in")
 
 
 def test_damaged_dicom_beside_volumes(marker, series: Path, tmp_path: Path, quality_flags) -> None:

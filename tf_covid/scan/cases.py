@@ -304,7 +304,7 @@ def only_case(cases: Sequence[Case]) -> Case | None:
     if len(cases) == 1:
         return cases[0]
     studies = [case for case in cases if case.instances]
-    if len(studies) != 1:
+    if len(studies) != 1 or any(case.path != studies[0].path for case in cases):
         return None
     message = f"{len(cases) - 1} volume file(s) beside the DICOM study were left alone; name them to read them."
     flag = QualityFlag("volumes_beside", "warning", message, len(cases) - 1)

@@ -36,6 +36,8 @@ _BEGINS: tuple[tuple[str, int, bytes], ...] = (
     ("a web page", 0, b"<html"),
 )
 _HEAD_BYTES = 512
+#: How the names of data files end, which mean nothing without their header.
+_BARE_NAMES = (".img", ".raw", ".zraw")
 _PACKED = ("archive", "bzip2", "xz", "Zstandard", "gzip")
 #: How the names of packed files end that are not looked into.
 PACKED_NAMES = (".7z", ".rar", ".bz2", ".tbz", ".tbz2", ".xz", ".txz", ".zst", ".gz", ".lzma", ".z")
@@ -130,4 +132,6 @@ def what_it_is(source: Source) -> str:
         if head[at : at + len(begin)] == begin:
             way_out = " Unpack it, and give what is in it." if any(word in kind for word in _PACKED) else ""
             return f"The file is {kind}, and no scan.{way_out} {TAKES}."
+    if source.name.lower().endswith(_BARE_NAMES):
+        return f"The file holds voxels without a header; give the .hdr, .mhd or .nhdr beside it. {TAKES}."
     return f"The file is no scan of a known format. {TAKES}."
