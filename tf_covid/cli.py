@@ -95,44 +95,81 @@ def infer(
 ) -> bool:  # fmt: skip
     """Answer chest CTs: severity class, CT score, lungs, attention map, report.
 
-    INPUT is a DICOM folder, a .zip of one, NIfTI (.nii, .nii.gz), .nrrd, .mha, or a manifest .csv. A folder with
-    several patients or studies is several cases. Exits with 1 if any case was refused; the rest is done.
+    INPUT is a DICOM folder, a .zip, .tar or .tar.gz of one, NIfTI, NRRD, MetaImage, a folder of those, or a manifest
+    .csv. Several patients, studies or volume files are several cases. Exits with 1 if any case was refused; the rest
+    is done.
     """
-    from tf_covid import console
-    from tf_covid.cohort.infer import Options, Run, Summary, cases_of
+    from tf_covid.scan.reader import Reader
 
-    cases = list(cases_of(inputs))
-    if one_case and len(cases) > 1:
-        raise click.ClickException(f"several_cases: the upload holds {len(cases)} cases; send each for itself")
-    if lungs is not None and len(cases) != 1:
-        raise click.UsageError(f"--lungs is the mask of one scan, but the input holds {len(cases)} cases.")
-    if lungs_labels and lungs is None:
-        raise click.UsageError("--lungs-labels are labels of the mask that --lungs names.")
-    options = Options(models, precision, attention, attention_target, lungs, keep_identifiers, lungs_labels)
-    remote = None
-    if server is not None:
-        if lungs is not None or precision != "float32":
-            raise click.UsageError("--lungs and --precision need the models in this process, not a --server.")
-        if (attention, attention_target) not in (("none", "severity"), ("gradcam", "severity")):
-            raise click.UsageError("A --server explains by gradcam what raises severity, or nothing (none).")
-        console.import_tensorflow()
-        from tf_covid.serving.client import RemoteModels
-        from tf_covid.serving.wire import connect
+    with Reader() as reader:
+        from tf_covid import console
+        from tf_covid.cohort.infer import Options, Run, Summary, cases_of
+        from tf_covid.scan.cases import only_case
 
-        there = RemoteModels(connect(server, os.environ.get("TFCOVID_TOKEN")), models, console.note)
-        remote = (there, there.marks)
-    run = Run(out, options, overwrite=overwrite, before_models=console.import_tensorflow, remote=remote)
-    summary, problems = Summary(out), 0
-    for case in console.progress(cases, "infer", "name"):
-        outcome = run.answer(case)
-        summary.add(outcome)
-        if outcome.problem:
-            problems += 1
-            console.error(f"{outcome.case}: {outcome.problem}")
-        else:
-            click.echo(outcome.line())
-    summary.write()
+        cases = list(cases_of(inputs, reader.find))
+        if one_case:
+            single = only_case(cases)
+            if single is None:
+                raise click.ClickException(f"several_cases: the upload holds {len(cases)} cases; send each for itself")
+            cases = [single]
+        if lungs is not None and len(cases) != 1:
+            raise click.UsageError(f"--lungs is the mask of one scan, but the input holds {len(cases)} cases.")
+        if lungs_labels and lungs is None:
+            raise click.UsageError("--lungs-labels are labels of the mask that --lungs names.")
+        options = Options(models, precision, attention, attention_target, lungs, keep_identifiers, lungs_labels)
+        remote = None
+        if server is not None:
+            if lungs is not None or precision != "float32":
+                raise click.UsageError("--lungs and --precision need the models in this process, not a --server.")
+            if (attention, attention_target) not in (("none", "severity"), ("gradcam", "severity")):
+                raise click.UsageError("A --server explains by gradcam what raises severity, or nothing (none).")
+            console.import_tensorflow()
+            from tf_covid.serving.client import RemoteModels
+            from tf_covid.serving.wire import connect
+
+            there = RemoteModels(connect(server, os.environ.get("TFCOVID_TOKEN")), models, console.note)
+            remote = (there, there.marks)
+        run = Run(
+            out, options, overwrite=overwrite, before_models=console.import_tensorflow, remote=remote, reader=reader
+        )
+        summary, problems = Summary(out), 0
+        for case in console.progress(cases, "infer", "name"):
+            outcome = run.answer(case)
+            summary.add(outcome)
+            if outcome.problem:
+                problems += 1
+                console.error(f"{outcome.case}: {outcome.problem}")
+            else:
+                click.echo(outcome.line())
+        summary.write()
     return problems == 0
+
+
+@main.command()
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="INPUT...")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object a line instead of text.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes that read scans.")
+@_guarded
+def check(inputs: tuple[Path, ...], as_json: bool, workers: int) -> bool:
+    """Read scans and judge them, without any network: a line a case with its status and quality flags.
+
+    INPUT is as for infer. Exits with 1 if any case was refused.
+    """
+    import json
+
+    from tf_covid.scan.reader import Reader
+
+    with Reader() as reader:
+        from tf_covid import console
+        from tf_covid.cohort.check import check_cases
+        from tf_covid.cohort.infer import cases_of
+
+        cases, refused = list(cases_of(inputs, reader.find)), 0
+        answers = check_cases(cases, workers, reader)
+        for _, checked in zip(console.progress(cases, "check", "name"), answers, strict=True):
+            refused += checked.status == "refused"
+            click.echo(json.dumps(checked.as_dict()) if as_json else checked.line())
+    return not refused
 
 
 @main.command()

@@ -29,6 +29,9 @@ class ScanRefused(TfCovidError):
             raise ValueError("a refusal needs at least one quality flag of level 'error'")
         super().__init__("; ".join(f"{flag.code}: {flag.message}" for flag in errors))
 
+    def __reduce__(self) -> tuple[type[ScanRefused], tuple[tuple[QualityFlag, ...]]]:
+        return type(self), (self.quality_flags,)  # an exception is pickled by its message otherwise
+
 
 class ModelError(TfCovidError):
     """A model or weight file that is missing, damaged, foreign, or does not fit its contract."""

@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +20,17 @@ from tf_covid.pipeline import Models, refused, stratify, versions
 from tf_covid.report import row, write_case, write_summary
 from tf_covid.result import QualityFlag, Result
 from tf_covid.scan import Case, Scan, find_cases, mask_files, read_mask
+from tf_covid.scan.cases import only_case
+from tf_covid.scan.reader import Reader
 from tf_covid.weights import catalog, quarantine
 
 if TYPE_CHECKING:
     import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
 
 #: Name of the table in the output folder.
 SUMMARY = "summary.csv"
@@ -80,7 +88,9 @@ class Outcome:
             answer = f"COVID-19 {'positive' if covid['positive'] else 'negative'} ({covid['probability']:.2f})"
         done = "kept" if self.kept else f"{self.values['timings_s']['total']:.1f} s"
         involved = f"{lungs['involvement_percent']:.1f} % of the lungs involved"
-        return f"{self.case}: {answer}, {involved} ({done}) {self.folder / 'report.html'}"
+        codes = list(dict.fromkeys(flag["code"] for flag in self.values["quality_flags"] if flag["level"] == "warning"))
+        warnings = f"; {len(codes)} warning{'s' * (len(codes) > 1)}: {', '.join(codes)}" if codes else ""
+        return f"{self.case}: {answer}, {involved}{warnings} ({done}) {self.folder / 'report.html'}"
 
 
 class Run:
@@ -93,6 +103,7 @@ class Run:
         before_models: Called once before TensorFlow is needed.
         remote: What answers instead of models in this process, and the marks of its weights, which are part of what
             decides an answer.
+        reader: The process that reads the scans; they are read in this one without it.
 
     Raises:
         ModelError: If a named model does not exist.
@@ -107,9 +118,10 @@ class Run:
         overwrite: bool = False,
         before_models: Callable[[], None] | None = None,
         remote: tuple[Models, Sequence[str]] | None = None,
+        reader: Reader | None = None,
     ) -> None:
         self.out, self.options, self.overwrite = out, options, overwrite
-        self._before_models, self._remote = before_models, remote
+        self._before_models, self._remote, self._reader = before_models, remote, reader
         files = () if remote else (*options.models, "lungs-unet")
         self._question = [
             list(remote[1]) if remote else [quarantine.sha256(catalog.find(name)) for name in files],
@@ -144,17 +156,20 @@ class Run:
         before = finished(folder)
         if before is not None and before["status"] != "refused":
             # An input that cannot be read twice has no fingerprint, and matches nothing.
-            mark = case.fingerprint()
+            mark = self._reader.fingerprint(case) if self._reader else case.fingerprint()
             if mark and before["versions"].get("request") == self._request(case.name, mark):
                 return Outcome(case.name, before, folder, kept=True)
             if not self.overwrite:
                 message = "an answer of this name to another scan, model or option is there; see --overwrite"
                 return Outcome(case.name, before, folder, problem=f"name_taken: {message}")
-        models = self.models  # before the scan is read: a wrong model is no matter of one scan
         start = time.perf_counter()
         scan = None
         try:
-            scan = case.read()
+            if case.refused:
+                raise ScanRefused(case.quality_flags)  # for which nobody need wait for TensorFlow
+            models = self.models  # before the scan is read: a wrong model is no matter of one scan
+            start = time.perf_counter()
+            scan = self._reader.read(case) if self._reader else case.read()
             labels = self.options.lungs_labels
             mask = read_mask(self.options.lungs, scan, labels=labels) if self.options.lungs else None
             read = time.perf_counter() - start
@@ -172,7 +187,7 @@ class Run:
             lost = refused(case.name, [QualityFlag("not_written", "error", text)])
             return Outcome(case.name, finished(folder) or lost.as_dict(), folder, problem=f"not_written: {text}")
         values = written.as_dict()
-        return Outcome(case.name, values, folder, problem=_problem(values))
+        return Outcome(case.name, values, folder, problem=_problem(values, case.path))
 
     def _stratify(self, scan: Scan, mask: np.ndarray | None, models: Models) -> Result:
         import tensorflow as tf
@@ -208,7 +223,7 @@ def _own_mask(options: Options) -> list[Any] | None:
 
 
 class Summary:
-    """`summary.csv` of an output folder: a row for each case in it, of this run and of earlier ones.
+    """`summary.csv` of an output folder: a row for each case in it, of this run, of earlier ones and of others now.
 
     Args:
         out: Folder of the answers.
@@ -218,10 +233,8 @@ class Summary:
     def __init__(self, out: Path, *, every_s: float = 5.0) -> None:
         self.path, self.every_s, self._written = out / SUMMARY, every_s, 0.0
         self.rows: dict[str, dict[str, Any]] = {}
-        for folder in sorted(path for path in out.iterdir() if path.is_dir() and not path.name.startswith(".")):
-            values = finished(folder)
-            if values is not None:
-                self.rows[folder.name] = row(values)
+        self._seen: dict[str, tuple[int, ...]] = {}
+        self._look()
 
     def add(self, outcome: Outcome) -> None:
         """Take a case in, and write the table if it is time.
@@ -234,20 +247,56 @@ class Summary:
             self.write()
 
     def write(self) -> None:
-        """Write the table.
+        """Write the table, with what other processes have answered meanwhile; one process writes at a time.
 
         Raises:
             OutputError: If it cannot be written.
         """
-        write_summary(self.rows.values(), self.path)
+        with _alone(self.path.parent):
+            self._look()
+            write_summary(self.rows.values(), self.path)
         self._written = time.monotonic()
 
+    def _look(self) -> None:
+        """Take in each `result.json` of the folder that is new or has changed."""
+        for folder in sorted(self.path.parent.iterdir()):
+            if folder.name.startswith("."):
+                continue
+            try:
+                status = (folder / "result.json").stat()
+            except OSError:
+                continue
+            mark = (status.st_ino, status.st_mtime_ns, status.st_size)
+            values = finished(folder) if self._seen.get(folder.name) != mark else None
+            if values is not None:
+                self._seen[folder.name] = mark
+                self.rows[folder.name] = row(values)
 
-def cases_of(inputs: Sequence[Path]) -> Iterator[Case]:
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes that ask for it so; where the file system has no locks, nothing is held."""
+    if fcntl is None:
+        yield
+        return
+    try:
+        number = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be read ({error.strerror})") from error
+    try:
+        with suppress(OSError):
+            fcntl.flock(number, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(number)
+
+
+def cases_of(inputs: Sequence[Path], find: Callable[[Path], list[Case]] = find_cases) -> Iterator[Case]:
     """The cases of all inputs, with names that are unique among them.
 
     Args:
-        inputs: Scans, folders, zips, and manifests (`.csv`), whose names of cases are used.
+        inputs: Scans, folders, archives, and manifests (`.csv`), whose names of cases are used.
+        find: What finds the cases of a path: `find_cases`, or the same in another process.
 
     Raises:
         ManifestError: If a manifest has a wrong row.
@@ -255,7 +304,7 @@ def cases_of(inputs: Sequence[Path]) -> Iterator[Case]:
     names = {SUMMARY}  # a folder of this name would be in the table's place
     for path in inputs:
         manifest = path.suffix.lower() == ".csv" and not path.is_dir()
-        for case in _of_manifest(path) if manifest else find_cases(path):
+        for case in _of_manifest(path, find) if manifest else find(path):
             name, number = case.name, 2
             while name.lower() in names:
                 name, number = f"{case.name}-{number}", number + 1
@@ -263,24 +312,29 @@ def cases_of(inputs: Sequence[Path]) -> Iterator[Case]:
             yield dataclasses.replace(case, name=name)
 
 
-def _of_manifest(path: Path) -> Iterator[Case]:
-    return (case_of_row(line) for line in read_manifest(path))
+def _of_manifest(path: Path, find: Callable[[Path], list[Case]]) -> Iterator[Case]:
+    return (case_of_row(line, find) for line in read_manifest(path))
 
 
-def case_of_row(line: Row) -> Case:
+def case_of_row(line: Row, find: Callable[[Path], list[Case]] = find_cases) -> Case:
     """The case of a row of a manifest; one that refuses where the row's path holds more than one."""
-    found = find_cases(line.path)
-    case = dataclasses.replace(found[0], name=line.case)
-    if len(found) > 1:
+    found = find(line.path)
+    case = only_case(found)
+    if case is None:
         message = f"The path of this row holds {len(found)} studies or files; a row names one."
-        case = dataclasses.replace(case, quality_flags=(QualityFlag("several_cases", "error", message, len(found)),))
-    return case
+        flag = QualityFlag("several_cases", "error", message, len(found))
+        return dataclasses.replace(found[0], name=line.case, quality_flags=(flag,))
+    return dataclasses.replace(case, name=line.case)
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
     """What an earlier run answered; a folder without a readable result of ours is no answer."""
     try:
         values = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        if "findings" in values and "quality_flags" not in values:
+            # An answer of an earlier version, under the name of that time; it answers no question of today.
+            values["quality_flags"] = values.pop("findings")
+            values["versions"].pop("request", None)
         # All that is read of it later, so that a foreign file of this name is no answer either.
         row(values)
         return values if isinstance(values["versions"], dict) else None
@@ -288,8 +342,10 @@ def finished(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _problem(values: dict[str, Any]) -> str | None:
+def _problem(values: dict[str, Any], path: Path) -> str | None:
     if values.get("status") != "refused":
         return None
     errors = [flag for flag in values["quality_flags"] if flag["level"] == "error"]
-    return "; ".join(f"{flag['code']}: {flag['message']}" for flag in errors)
+    # The terminal alone names a path that leads nowhere: files of ours hold no path of an input.
+    where = f" ({os.path.abspath(path)})" if any(flag["code"] == "not_found" for flag in errors) else ""
+    return "; ".join(f"{flag['code']}: {flag['message']}" for flag in errors) + where

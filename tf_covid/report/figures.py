@@ -94,7 +94,7 @@ def _headline(page: Axes, result: Result) -> None:
     answer = words.headline(result)
     ground, letter = (_TRACK, _INK) if answer.rank is None else _RANKS[answer.rank]
     _text(page, 40, 46, _shortened(result.case, 40), 24, weight="bold")
-    _text(page, 40, 70, f"{words.task(result)} · {words.STATUS[result.status]}", 15, _SOFT)
+    _text(page, 40, 70, f"{words.task(result)} · {words.status(result)}", 15, _SOFT)
     page.add_patch(FancyBboxPatch((40, 92), 104, 88, "round,pad=0,rounding_size=14", facecolor=ground, lw=0))
     _text(page, 92, 158, answer.number, 60, letter, ha="center", weight="bold")
     _text(page, 164, 138, answer.label, 40, weight="bold")

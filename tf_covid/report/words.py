@@ -18,7 +18,7 @@ LEVELS = {
     "info": "for information",
 }
 
-STATUS = {
+_STATUS = {
     "pass": "scan passed the checks",
     "repaired": "scan was repaired",
     "refused": "scan was refused",
@@ -100,6 +100,15 @@ def headline(result: Result) -> Headline:
         rank = 3 if result.covid.positive else 0
         return Headline("COVID-19, yes or no", "+" if result.covid.positive else "−", label, rank)
     return Headline("Severity class, 0 to 4", "?", "not computed", None)
+
+
+def status(result: Result) -> str:
+    """What became of the scan, with the number of warnings: an answer that they limit did not simply pass."""
+    count = sum(flag.level == "warning" for flag in result.quality_flags)
+    if not count or result.status == "refused":
+        return _STATUS[result.status]
+    done = "passed" if result.status == "pass" else "was repaired"
+    return f"scan {done}, with {count} warning{'s' * (count > 1)}"
 
 
 def task(result: Result) -> str:

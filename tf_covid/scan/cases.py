@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-import re
 import stat
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,20 +14,22 @@ from pathlib import Path, PurePosixPath
 from tf_covid.errors import ScanRefused
 from tf_covid.result import QualityFlag
 from tf_covid.scan import archive, checks, dicom
+from tf_covid.scan.archive import Members, looks_like_zip, open_zip
 from tf_covid.scan.checks import refusal
+from tf_covid.scan.contents import ARCHIVE_NAMES, Contents, look, volume_of
+from tf_covid.scan.folder import walk
+from tf_covid.scan.leftovers import Left, what_it_is
 from tf_covid.scan.limits import DEFAULT, Limits
-from tf_covid.scan.names import case_names
+from tf_covid.scan.names import case_names, unique
 from tf_covid.scan.quiet import quiet
 from tf_covid.scan.scan import Scan
 from tf_covid.scan.source import FileSource, Source, fingerprint
+from tf_covid.scan.tape import gzip_holds_tar, looks_like_tar, open_tar
 from tf_covid.scan.volume import Reading
 from tf_covid.scan.volumes import is_volume, read_volume
 
-#: An answer of ours holds both of these, and files of no other name than those below.
-_ANSWER = {"result.json", "report.html"}
-_ANSWER_STEMS = {"result", "report", "montage", "lungs", "attention"}
-#: What a killed run leaves beside its answers.
-_HALF_WRITTEN = re.compile(r"\..+\.\d+\.[0-9a-f]{8}\.(old|partial)")
+_HEAD_BYTES = 512
+_NO_SCAN = frozenset({"no_scan"})
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,12 @@ class Case:
 
     Args:
         name: Safe as a folder name, unique among the cases found together, without any identifier of the patient.
-        path: The input: a file, a folder or a zip.
-        members: Names of the files of `path` that belong to this case; empty if `path` is the file itself.
+        path: The input: a file, a folder or an archive.
+        members: Names of the files that belong to this case, in `path` or, if that is a header, beside it; empty if
+            `path` is the only file.
         instances: Their DICOM headers; empty for volume files.
         quality_flags: What was noticed while looking; with an error among them, `read` refuses.
+        limits: Bounds on sizes and repairs.
     """
 
     name: str
@@ -49,6 +52,11 @@ class Case:
     instances: tuple[dicom.Instance, ...] = field(default=(), repr=False)
     quality_flags: tuple[QualityFlag, ...] = ()
     limits: Limits = DEFAULT
+
+    @property
+    def refused(self) -> bool:
+        """Whether it is known already that `read` refuses."""
+        return any(flag.level == "error" for flag in self.quality_flags)
 
     def fingerprint(self) -> str:
         """sha256 (hex) over the raw bytes of the files that belong to this case; empty if they cannot be read."""
@@ -64,7 +72,7 @@ class Case:
         Raises:
             ScanRefused: With a coded quality flag for everything that forbids an honest answer.
         """
-        if any(flag.level == "error" for flag in self.quality_flags):
+        if self.refused:
             raise ScanRefused(self.quality_flags)
         try:
             with quiet(), self._sources() as sources:
@@ -95,14 +103,22 @@ class Case:
 
     @contextmanager
     def _sources(self) -> Iterator[list[Source]]:
-        if self.path.is_dir():
-            yield [FileSource.of(self.path / name, self.path) for name in self.members]
-        elif self.members:
-            wanted = set(self.members)
-            with archive.open_archive(self.path, self.limits) as members:
-                yield [member for member in members if member.name in wanted]
-        else:
+        """The files of this case, each exactly once.
+
+        Raises:
+            ScanRefused: `input_changed` if one of them is not there any more.
+        """
+        if not self.members:
             yield [FileSource.of(self.path)]
+        elif _is_archive(self.path):
+            with _open_archive(self.path, self.limits) as members:
+                found = {source.name: source for source in members.sources}
+                if not found.keys() >= set(self.members):
+                    raise refusal("input_changed", "The archive has changed since its cases were found; start again.")
+                yield [found[name] for name in self.members]
+        else:
+            folder = self.path if self.path.is_dir() else self.path.parent
+            yield [FileSource.of(folder / name, folder) for name in self.members]
 
     def _reading(self, sources: Sequence[Source]) -> Reading:
         if self.instances:
@@ -114,7 +130,8 @@ def find_cases(path: str | os.PathLike[str], limits: Limits = DEFAULT) -> list[C
     """The cases in a path, from headers only.
 
     Args:
-        path: A DICOM folder, file or DICOMDIR, a zip of one, a NIfTI, NRRD or MHA file, or a folder of those.
+        path: A DICOM folder, file or DICOMDIR, a volume file (NIfTI, NRRD, MetaImage), a zip or tar of those, or a
+            folder of any of them.
         limits: Bounds on sizes and repairs.
 
     Returns:
@@ -126,105 +143,138 @@ def find_cases(path: str | os.PathLike[str], limits: Limits = DEFAULT) -> list[C
             return _find(path, limits)
     except ScanRefused as error:
         return [_refused(path, error.quality_flags, limits)]
+    except PermissionError:
+        message = "The input cannot be read: access is denied."
     except (OSError, *archive.ERRORS):
-        message = "The input cannot be read: it is damaged, or access is denied."
-        return [_refused(path, (QualityFlag("unreadable", "error", message),), limits)]
+        message = "The input cannot be read: it is damaged, or it went away."
+    except MemoryError:
+        return [
+            _refused(path, (QualityFlag("too_large", "error", "There is not enough memory for this input."),), limits)
+        ]
+    return [_refused(path, (QualityFlag("unreadable", "error", message),), limits)]
 
 
 def _find(path: Path, limits: Limits) -> list[Case]:
     if not path.exists():
-        raise refusal("not_found", "There is no such file or folder.")
+        what = "The path is a link to nothing." if path.is_symlink() else "There is no such file or folder."
+        raise refusal("not_found", what)
     if path.is_dir():
-        return _cases(path, _walk(path), limits)
+        return _in_folder(path, limits)
     if not stat.S_ISREG(path.stat().st_mode):
         raise refusal("not_found", "The path is neither a regular file nor a folder.")
-    lower = path.name.lower()
-    if is_volume(path.name):
-        return [Case(case_names(path, [""], [()])[0], path, limits=limits)]
     if path.name.upper() == "DICOMDIR":
         # The index is not believed: the folder it lies in is searched, which finds everything it points to and more.
-        return _cases(path.parent, _walk(path.parent), limits)
-    if lower.endswith(".zip") or zipfile.is_zipfile(path):
-        with archive.open_archive(path, limits) as members:
-            return _cases(path, members, limits)
+        return _in_folder(path.parent, limits)
     if path.stat().st_size == 0:
         raise refusal("empty_file", "The file is empty.")
-    return _cases(path, [FileSource.of(path)], limits)
+    if is_volume(path.name):
+        return [_volume_file(path, limits)]
+    if _is_archive(path):
+        with _open_archive(path, limits) as members:
+            contents = look(members.sources, members.left)
+            if not contents.studies and not contents.volumes:
+                raise _nothing(contents.left, len(members.sources))
+            return _cases(path, contents, limits)
+    source = FileSource.of(path)
+    contents = look([source], Left())
+    if not contents.studies:
+        raise _nothing(contents.left, 1) if contents.left.damaged else refusal("no_scan", what_it_is(source), 1)
+    (study,) = contents.studies
+    return [Case(case_names(path, [""], [study])[0], path, (), study, (), limits)]
 
 
-def _walk(folder: Path) -> list[Source]:
-    """Every regular file below, in order of its name, without our own answers, whole or half-written.
-
-    Links to folders are not followed: they may run in circles.
-    """
-    found: list[Source] = []
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not _HALF_WRITTEN.fullmatch(name))
-        if _is_answer(files):
-            continue
-        for name in sorted(files):
-            path = Path(root, name)
-            if path.is_file():
-                found.append(FileSource.of(path, folder))
-    return found
+def _is_archive(path: Path) -> bool:
+    """Whether a file is a zip or tar: by its name, or else by how it begins."""
+    if path.is_dir() or is_volume(path.name):
+        return False
+    with path.open("rb") as stream:
+        head = stream.read(_HEAD_BYTES)
+    if head[128:132] == b"DICM":
+        return False
+    return path.name.lower().endswith(ARCHIVE_NAMES) or looks_like_zip(head) or _is_tar(path, head)
 
 
-def _is_answer(files: Sequence[str]) -> bool:
-    stems = {name.partition(".")[0] for name in files if not name.startswith(".")}
-    return _ANSWER.issubset(files) and stems <= _ANSWER_STEMS
+def _is_tar(path: Path, head: bytes) -> bool:
+    return looks_like_tar(head) or (head[:2] == b"\x1f\x8b" and gzip_holds_tar(path))
 
 
-def _cases(path: Path, sources: Sequence[Source], limits: Limits) -> list[Case]:
-    """Group what the sources hold: DICOM by patient and study; else each volume file is a case."""
-    instances: list[dicom.Instance] = []
-    volumes: list[Source] = []
-    foreign = damaged = 0
-    for source in sources:
-        if is_volume(source.name) and not _hidden(source):
-            volumes.append(source)
-            continue
-        try:
-            instance = dicom.read_header(source)
-        except dicom.Damaged:
-            damaged += 1
-            continue
-        if instance is None:
-            foreign += 1
+@contextmanager
+def _open_archive(path: Path, limits: Limits) -> Iterator[Members]:
+    with path.open("rb") as stream:
+        head = stream.read(_HEAD_BYTES)
+    named_tar = path.name.lower().endswith(ARCHIVE_NAMES) and not path.name.lower().endswith(".zip")
+    tar = _is_tar(path, head) or (named_tar and not looks_like_zip(head))
+    if tar and head[:2] != b"\x1f\x8b" and not looks_like_tar(head):
+        raise refusal("archive_damaged", "The file is not a tar archive, or its first head is damaged.")
+    with open_tar(path, limits) if tar else open_zip(path, limits) as members:
+        yield members
+
+
+def _volume_file(path: Path, limits: Limits) -> Case:
+    """A volume file by itself; its data file, if it has one, lies beside it."""
+    source = FileSource.of(path)
+    volume = volume_of(source, lambda: {one.name: FileSource.of(one) for one in path.parent.iterdir() if one.is_file()})
+    members = volume.members if len(volume.members) > 1 else ()
+    return Case(case_names(path, [""], [()])[0], path, members, (), volume.quality_flags, limits)
+
+
+def _in_folder(path: Path, limits: Limits) -> list[Case]:
+    """The cases of a folder: of its files together, and of each archive in it."""
+    sources, left = walk(path)
+    archives = [source for source in sources if _is_archive_of_cases(source)]
+    apart = {source.name for source in archives}
+    contents = look([source for source in sources if source.name not in apart], left)
+    own = bool(contents.studies or contents.volumes)
+    known = {instance.sop_uid for study in contents.studies for instance in study} - {""}
+    inner: list[Case] = []
+    broken: list[Case] = []
+    left = contents.left
+    for source in archives:
+        found = find_cases(source.path, limits)
+        codes = {flag.code for case in found for flag in case.quality_flags if flag.level == "error"}
+        if codes == _NO_SCAN:
+            left += Left(foreign=1)
+        elif all(case.refused for case in found):
+            broken += found
+        elif all(case.instances and known.issuperset(one.sop_uid for one in case.instances) for case in found):
+            left += Left(copies=1)
         else:
-            instances.append(instance)
-    if not instances:
-        if volumes and not damaged:
-            return _volume_cases(path, volumes, foreign, limits)
-        raise _nothing(len(sources), damaged)
-    quality_flags = _bystanders(foreign + len(volumes), damaged)
-    studies: dict[tuple[str, str], list[dicom.Instance]] = {}
-    for instance in instances:
-        patient = instance.patient_id or instance.patient_name
-        studies.setdefault((patient, instance.study_uid), []).append(instance)
-    groups = sorted(studies.values(), key=lambda group: min(instance.name for instance in group))
-    parts = [_folder([instance.name for instance in group]) for group in groups]
+            inner += found
+    if own and not inner:
+        left += Left(unread_archives=len(broken))
+    else:
+        inner += broken
+    contents = dataclasses.replace(contents, left=left)
+    if not own and not inner:
+        raise _nothing(left, len(sources))
+    flags = left.flags()
+    inner = [dataclasses.replace(case, quality_flags=case.quality_flags + flags) for case in inner]
+    cases = (_cases(path, contents, limits) if own else []) + inner
+    names = unique([case.name for case in cases])
+    return [dataclasses.replace(case, name=name) for case, name in zip(cases, names, strict=True)]
+
+
+def _is_archive_of_cases(source: FileSource) -> bool:
+    name = PurePosixPath(source.name)
+    return name.name.lower().endswith(ARCHIVE_NAMES) and not name.name.startswith("._") and _is_archive(source.path)
+
+
+def _cases(path: Path, contents: Contents, limits: Limits) -> list[Case]:
+    """A case for each study, and for each volume file."""
+    groups = [*contents.studies, *(() for _ in contents.volumes)]
+    parts = [_folder([instance.name for instance in study]) for study in contents.studies]
+    parts += [volume.members[0] if len(groups) > 1 else "" for volume in contents.volumes]
     names = case_names(path, parts, groups)
-    single = path.is_file() and not zipfile.is_zipfile(path)
-    return [
-        Case(name, path, () if single else tuple(one.name for one in group), tuple(group), quality_flags, limits)
-        for name, group in zip(names, groups, strict=True)
+    flags = contents.left.flags()
+    studies = [
+        Case(name, path, tuple(one.name for one in study), study, flags, limits)
+        for name, study in zip(names, contents.studies, strict=False)
     ]
-
-
-def _volume_cases(path: Path, volumes: Sequence[Source], foreign: int, limits: Limits) -> list[Case]:
-    parts = [source.name for source in volumes] if len(volumes) > 1 else [""]
-    names = case_names(path, parts, [()] * len(volumes))
-    quality_flags = _bystanders(foreign, 0)
-    return [
-        Case(name, path, (source.name,), quality_flags=quality_flags, limits=limits)
-        for name, source in zip(names, volumes, strict=True)
+    volumes = [
+        Case(name, path, volume.members, (), (*volume.quality_flags, *flags), limits)
+        for name, volume in zip(names[len(studies) :], contents.volumes, strict=True)
     ]
-
-
-def _hidden(source: Source) -> bool:
-    """macOS leaves `._name` and `__MACOSX/` beside every file that it packs."""
-    parts = PurePosixPath(source.name)
-    return parts.name.startswith("._") or "__MACOSX" in parts.parts
+    return studies + volumes
 
 
 def _folder(names: Sequence[str]) -> str:
@@ -234,37 +284,43 @@ def _folder(names: Sequence[str]) -> str:
     return "" if common == "." else common
 
 
-def _bystanders(foreign: int, damaged: int) -> tuple[QualityFlag, ...]:
-    quality_flags = []
-    if foreign:
-        message = f"{foreign} other file(s) in the input were left alone."
-        quality_flags.append(QualityFlag("foreign_files", "info", message, foreign))
-    if damaged:
-        message = f"{damaged} DICOM file(s) have a header that cannot be read; they were left out."
-        quality_flags.append(QualityFlag("unreadable_files", "warning", message, damaged))
-    return tuple(quality_flags)
-
-
-def _nothing(count: int, damaged: int) -> ScanRefused:
-    if damaged:
-        message = f"No DICOM header could be read: {damaged} of {count} file(s) are cut off, damaged or not accessible."
-        return refusal("truncated_file", message, damaged)
-    return refusal("no_scan", f"There is no scan among the {count} file(s) of the input.", count)
+def _nothing(left: Left, count: int) -> ScanRefused:
+    if left.damaged:
+        message = (
+            f"No DICOM header could be read: {left.damaged} of {count} file(s) are cut off, damaged or not accessible."
+        )
+        return refusal("truncated_file", message, left.damaged)
+    reasons = left.reasons()
+    message = f"There is no scan among the {count} file(s) of the input{f': {reasons}' if reasons else ''}."
+    return refusal("no_scan", message, count)
 
 
 def _refused(path: Path, quality_flags: tuple[QualityFlag, ...], limits: Limits) -> Case:
     return Case(case_names(path, [""], [()])[0], path, quality_flags=quality_flags, limits=limits)
 
 
+def only_case(cases: Sequence[Case]) -> Case | None:
+    """The one case of an input, or its one DICOM study where volume files (masks, as a rule) lie beside it, if any."""
+    if len(cases) == 1:
+        return cases[0]
+    studies = [case for case in cases if case.instances]
+    if len(studies) != 1 or any(case.path != studies[0].path for case in cases):
+        return None
+    message = f"{len(cases) - 1} volume file(s) beside the DICOM study were left alone; name them to read them."
+    flag = QualityFlag("volumes_beside", "warning", message, len(cases) - 1)
+    return dataclasses.replace(studies[0], quality_flags=(*studies[0].quality_flags, flag))
+
+
 def read(path: str | os.PathLike[str], limits: Limits = DEFAULT) -> Scan:
-    """The one case in a path.
+    """The one case in a path; volume files beside a DICOM study are named by a flag of the scan.
 
     Raises:
         ScanRefused: With coded quality flags; `several_cases` if the path holds more than one.
     """
     cases = find_cases(path, limits)
-    if len(cases) == 1:
-        return cases[0].read()
+    case = only_case(cases)
+    if case is not None:
+        return case.read()
     counts = Counter("study" if case.instances else "file" for case in cases)
     kinds = " and ".join(f"{count} {kind}{'s' * (count > 1)}" for kind, count in sorted(counts.items())).replace(
         "studys", "studies"

@@ -12,7 +12,9 @@ from pathlib import Path
 from tf_covid.scan.dicom.header import Instance
 from tf_covid.scan.dicom.identity import Secrets
 
-_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".zip", ".dcm")
+_SUFFIXES = (
+    ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".zip", ".tar.gz", ".tgz", ".tar", ".dcm",
+)  # fmt: skip
 _MOST_LETTERS = 80
 
 
@@ -44,7 +46,7 @@ def case_names(path: Path, parts: Sequence[str], groups: Sequence[Sequence[Insta
     for name, original, group in zip(names, raw, groups, strict=True):
         told = secrets.told(original) or secrets.told(_safe(original))  # what is left out may join letters to a name
         named.append(_hashed(group) if told else name[:_MOST_LETTERS])
-    return _unique(named)
+    return unique(named)
 
 
 def _stem(name: str) -> str:
@@ -63,10 +65,11 @@ def _safe(name: str) -> str:
 
 def _hashed(group: Sequence[Instance]) -> str:
     uids = sorted(instance.sop_uid or instance.name for instance in group)
-    return "case-" + hashlib.sha256("\n".join(uids).encode()).hexdigest()[:12]
+    return "case-" + hashlib.sha256("\n".join(uids).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
-def _unique(names: Sequence[str]) -> list[str]:
+def unique(names: Sequence[str]) -> list[str]:
+    """The names, each once, with a number behind the second of a name; upper and lower case are the same."""
     taken: set[str] = set()
     result = []
     for name in names:

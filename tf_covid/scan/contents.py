@@ -1,0 +1,179 @@
+"""The files of an input → what they are: DICOM by patient and study, volumes with their data files, and the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from tf_covid.errors import ScanRefused
+from tf_covid.result import QualityFlag
+from tf_covid.scan import archive, dicom
+from tf_covid.scan.archive import MemberSource
+from tf_covid.scan.leftovers import PACKED_NAMES, Left
+from tf_covid.scan.source import FileSource, Source
+from tf_covid.scan.volumes import data_file_of, is_volume
+
+#: How the names of archives end that are looked into.
+ARCHIVE_NAMES = (".zip", ".tar", ".tar.gz", ".tgz")
+_CHUNK = 1 << 20
+_HEAD_BYTES = 1 << 16
+#: (0020,000E) and (0028,0010), little endian.
+_SERIES_UID_TAG, _ROWS_TAG = b"\x20\x00\x0e\x00", b"\x28\x00\x10\x00"
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume file, with its data file if its voxels lie in one.
+
+    Args:
+        members: Name of the file, and of its data file.
+        quality_flags: Why the data file cannot be found.
+    """
+
+    members: tuple[str, ...]
+    quality_flags: tuple[QualityFlag, ...] = ()
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What an input holds.
+
+    Args:
+        studies: Headers of the images of each patient and study.
+        volumes: Every volume file.
+        left: What else there is.
+    """
+
+    studies: tuple[tuple[dicom.Instance, ...], ...]
+    volumes: tuple[Volume, ...]
+    left: Left
+
+
+def look(sources: Sequence[Source], left: Left) -> Contents:
+    """Sort the files of an input by what they hold.
+
+    Args:
+        sources: All of them.
+        left: What was left out already.
+    """
+    by_name = {source.name: source for source in sources}
+    volumes = [
+        volume_of(source, lambda: by_name) for source in sources if is_volume(source.name) and not _hidden(source.name)
+    ]
+    data_files = {name for volume in volumes for name in volume.members[1:]}
+    volumes = [volume for volume in volumes if volume.members[0] not in data_files]
+    known = data_files | {volume.members[0] for volume in volumes}
+    instances: list[dicom.Instance] = []
+    foreign: list[Source] = []
+    for source in sources:
+        if source.name in known:
+            continue
+        try:
+            instance = dicom.read_header(source)
+            if instance is None:
+                _read_through(source)
+        except (dicom.Damaged, OSError, *archive.ERRORS):
+            left += Left(damaged=1)
+            continue
+        if instance is not None:
+            instances.append(instance)
+        elif source.name.lower().endswith((*ARCHIVE_NAMES, *PACKED_NAMES)) and not _hidden(source.name):
+            left += Left(archives=1)
+        else:
+            foreign.append(source)
+    places = {_place(one.name) for one in instances}
+    damaged = sum(_was_slice(source, _place(source.name) in places) for source in foreign)
+    left += Left(foreign=len(foreign) - damaged, damaged=damaged)
+    return Contents(_studies(instances), tuple(volumes), left)
+
+
+def volume_of(source: Source, beside: Callable[[], Mapping[str, Source]]) -> Volume:
+    """A volume file with the data file that its header names, among the files beside it.
+
+    Args:
+        source: The volume file or header.
+        beside: Gives the files that may be its data file, by name; asked only if the header names one.
+    """
+    try:
+        data = data_file_of(source)
+    except ScanRefused as error:
+        return Volume((source.name,), error.quality_flags)
+    except (OSError, *archive.ERRORS):
+        flag = QualityFlag("truncated_file", "error", "The header cannot be read: it is damaged, or it went away.")
+        return Volume((source.name,), (flag,))
+    if data is None:
+        return Volume((source.name,))
+    name = (PurePosixPath(source.name).parent / data).as_posix()
+    by_name = beside()
+    if name not in by_name:  # Windows does not tell upper from lower case
+        alike = [other for other in by_name if other.casefold() == name.casefold()]
+        name = alike[0] if len(alike) == 1 else name
+    found = by_name.get(name)
+    if found is None or (isinstance(found, FileSource) and found.path.is_symlink()):
+        what = "is missing" if found is None else "is a link, which is not followed"
+        message = f"The data file that the header names {what}; it belongs into the folder of the header."
+        return Volume((source.name,), (QualityFlag("data_file_missing", "error", message),))
+    return Volume((source.name, name))
+
+
+def _was_slice(source: Source, among_slices: bool) -> bool:
+    """Whether a file that does not call itself DICOM was a slice: its elements are there, or it is empty among slices.
+
+    Args:
+        source: The file.
+        among_slices: Whether DICOM images with the same ending lie in its folder.
+    """
+    if _hidden(source.name):
+        return False
+    try:
+        with source.open() as stream:
+            head = stream.read(_HEAD_BYTES)
+    except (OSError, *archive.ERRORS):
+        return True
+    if not any(head):  # a copy that failed leaves nothing, or zeros
+        return among_slices
+    return head[128:132] != b"DICM" and all(tag in head for tag in (_SERIES_UID_TAG, _ROWS_TAG))
+
+
+def _place(name: str) -> tuple[str, str]:
+    path = PurePosixPath(name)
+    return path.parent.as_posix(), path.suffix.lower()
+
+
+def _read_through(source: Source) -> None:
+    """Read a foreign member of a zip to its end, so that its check sum is asked for: it may be a slice that is damaged.
+
+    Raises:
+        BadZipFile: If the check sum is wrong.
+    """
+    if isinstance(source, MemberSource):
+        with source.open() as stream:
+            while stream.read(_CHUNK):
+                pass
+
+
+def _studies(instances: Iterable[dicom.Instance]) -> tuple[tuple[dicom.Instance, ...], ...]:
+    groups: dict[tuple[str, ...], list[dicom.Instance]] = {}
+    for instance in instances:
+        groups.setdefault(_whose(instance), []).append(instance)
+    return tuple(tuple(group) for group in sorted(groups.values(), key=lambda group: min(one.name for one in group)))
+
+
+def _whose(instance: dicom.Instance) -> tuple[str, ...]:
+    """What tells patients and studies apart.
+
+    An anonymiser may have emptied every id: then a series is a case of its own, and without its UID so is a folder;
+    two patients must never become one.
+    """
+    patient = instance.patient_id or instance.patient_name or instance.birth_date
+    if instance.study_uid:
+        return patient, instance.study_uid
+    folder = "" if instance.series_uid else PurePosixPath(instance.name).parent.as_posix()
+    return patient, "", instance.accession_number, instance.series_uid, folder
+
+
+def _hidden(name: str) -> bool:
+    """macOS leaves `._name` and `__MACOSX/` beside every file that it packs."""
+    parts = PurePosixPath(name)
+    return parts.name.startswith("._") or "__MACOSX" in parts.parts

@@ -1,0 +1,76 @@
+"""A folder, searched to its last file: what may not be read or lies elsewhere is counted."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from tf_covid.scan.leftovers import Left
+from tf_covid.scan.source import FileSource
+
+#: An answer of ours holds both of these, and files of no other name than those below.
+_ANSWER = {"result.json", "report.html"}
+_ANSWER_STEMS = {"result", "report", "montage", "lungs", "attention"}
+#: What a killed run leaves beside its answers.
+_HALF_WRITTEN = re.compile(r"\..+\.\d+\.[0-9a-f]{8}\.(old|partial)")
+
+
+def walk(folder: Path) -> tuple[list[FileSource], Left]:
+    """Every regular file below, in order of its name, without our own answers, whole or half-written.
+
+    Links to files are followed, links to folders are not: they may run in circles or through a whole disk. One that
+    leads to a place below the folder leaves nothing out, any other is counted.
+    """
+    found: list[FileSource] = []
+    left = Left()
+    root = os.path.realpath(folder)
+    ahead = [folder]
+    while ahead:
+        here = ahead.pop()
+        try:
+            with os.scandir(here) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
+        except OSError:
+            if here == folder:
+                raise  # the input itself
+            left += Left(no_access=1)
+            continue
+        answer = _is_answer([entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)])
+        below: list[Path] = []
+        for entry in entries:
+            path = here / entry.name
+            if entry.is_dir(follow_symlinks=False):
+                if not _HALF_WRITTEN.fullmatch(entry.name):
+                    below.append(path)
+            elif not answer:
+                source, one = _file(path, folder, root)
+                left += one
+                found += source
+        ahead += reversed(below)
+    return found, left
+
+
+def _file(path: Path, folder: Path, root: str) -> tuple[list[FileSource], Left]:
+    """The source of what is no folder, or why there is none."""
+    try:
+        status = path.stat()
+    except PermissionError:
+        return [], Left(no_access=1)
+    except OSError:  # a link to nothing or in a circle; or the file went away
+        return [], Left(broken_links=1)
+    if stat.S_ISDIR(status.st_mode):
+        inside = os.path.commonpath([os.path.realpath(path), root]) == root
+        return [], Left() if inside else Left(linked_folders=1)
+    if not stat.S_ISREG(status.st_mode):
+        return [], Left(special=1)
+    if not os.access(path, os.R_OK):
+        return [], Left(no_access=1)
+    return [FileSource(path, path.relative_to(folder).as_posix(), status.st_size)], Left()
+
+
+def _is_answer(files: Sequence[str]) -> bool:
+    stems = {name.partition(".")[0] for name in files if not name.startswith(".")}
+    return _ANSWER.issubset(files) and stems <= _ANSWER_STEMS
