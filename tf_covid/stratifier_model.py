@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tf_covid.errors import ModelError
 from tf_covid.layers import ClipSampler, HUWindow, LungBox, LungSegmenter, MaskedClip, SliceRule, input_scaling
-from tf_covid.weights import Preprocessing, contract_of, load_model
+from tf_covid.weights import Preprocessing, contract_of, load
 from tf_covid.weights.contract import check_trained
 
 #: What the U-Net's outputs are, in order.
@@ -174,13 +174,17 @@ def stratifier(
         ModelError: If a model is missing, foreign, damaged, untrained, or takes no clip of a known size.
     """
     if not isinstance(network, keras.Model):
-        network = load_model(network, precision=precision)
+        network = _trained(network, precision)
     if not isinstance(lungs, keras.Model):
-        lungs = load_model(lungs, precision=precision)
-    for part in (network, lungs):
-        if own := contract_of(part):
-            check_trained(part.name, own)
-    contract = contract_of(network)
+        lungs = _trained(lungs, precision)
     if preprocessing is None:
+        contract = contract_of(network)
         preprocessing = contract.preprocessing if contract else Preprocessing()
     return Stratifier(network, lungs, preprocessing, chunk=chunk)
+
+
+def _trained(source: str | Path, precision: str) -> keras.Model:
+    """A network from a file whose head is trained; one that is handed over may have been trained since it was read."""
+    loaded = load(source, precision=precision)
+    check_trained(loaded.name, loaded.contract)
+    return loaded.network

@@ -78,7 +78,7 @@ def _ensemble(path: Path, folder: Path) -> None:
 
 
 def _stratifier(path: Path, folder: Path) -> None:
-    tf_covid.stratifier(load_model(path))
+    tf_covid.stratifier(path)
 
 
 def _stratify(path: Path, folder: Path) -> None:
@@ -103,6 +103,11 @@ def test_whoever_asks_it_is_told_how_to_train_it(
     with pytest.raises(ModelError, match=r"^untrained_head: .*tfcovid fit .*--task severity --model ltc --init"):
         ask(untrained, tmp_path)
     assert not [path for path in tmp_path.iterdir() if path.name != "ct.nii"], "nothing was written"
+
+
+def test_a_network_in_memory_may_have_been_trained_since(untrained: Path) -> None:
+    network = load_model(untrained)
+    assert tf_covid.stratifier(network, lungs="lungs-unet").network is network
 
 
 def test_the_command_line_refuses_it(untrained: Path, tmp_path: Path) -> None:
