@@ -17,6 +17,10 @@ import h5py
 import numpy as np
 import pytest
 
+from tf_covid.errors import ModelError, UnsafeFile
+from tf_covid.models import UNet
+from tf_covid.weights import Contract, load, quarantine, save_model
+
 #: Reads files as `tfcovid import` does; of each its code, and the peak of the memory so far, of this process and of its
 #: largest child, in MB.
 READER = """
@@ -288,3 +292,65 @@ def test_what_is_read_takes_its_own_size_and_little_more(tmp_path: Path) -> None
             file.create_dataset("a/kernel", data=values, **options)
     for said, peak in judged(tmp_path / "whole.h5", tmp_path / "packed.h5"):
         assert said == "read" and peak < EMPTY + 2 * 120
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network of ours in a file."""
+    arguments = {"input_shape": [32, 32, 1], "depth": 2, "filters": 4}
+    path = tmp_path_factory.mktemp("honest") / "unet.keras"
+    save_model(UNet(**arguments), Contract(model="unet", arguments=arguments, task="lungs", note="drawn"), path)
+    return path
+
+
+def rewritten(source: Path, target: Path, **members: bytes) -> Path:
+    """The same zip with members replaced, by the beginning of their names."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, members.get(name.split(".")[0], old.read(name)))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("code", "write"), [("unknown_packing", three_bytes), ("shape_bomb", over_inflating), ("shape_bomb", one_chunk)]
+)
+def test_a_model_file_of_a_user_is_looked_at_apart(
+    code: str, write: Callable[[h5py.File], object], honest: Path, tmp_path: Path
+) -> None:
+    """What `infer --model` reads: it dies of nothing that is in the file."""
+    with pytest.raises(UnsafeFile) as caught:
+        load(rewritten(honest, tmp_path / "a.keras", model=store(write)))
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments"),
+    [
+        ("ltc", {"input_shape": [9984, 9984, 9984, 1], "dense": 9999}),
+        ("unet", {"input_shape": [32, 32, 1], "depth": 10, "filters": 9}),
+    ],
+)
+def test_a_network_larger_than_its_file_is_not_built(
+    model: str, arguments: dict[str, object], honest: Path, tmp_path: Path
+) -> None:
+    contract = {"model": model, "arguments": arguments, "task": "lungs", "note": "drawn"}
+    with pytest.raises(ModelError, match="do not fit the architecture"):
+        load(rewritten(honest, tmp_path / "a.keras", tf_covid=json.dumps(contract).encode()))
+
+
+def test_a_folder_does_not_vouch_for_itself(honest: Path, tmp_path: Path) -> None:
+    """A card beside a file of somebody else's may name its sha256."""
+    path = rewritten(honest, tmp_path / "model.keras", model=store(three_bytes))
+    (tmp_path / "README.md").write_text(f"sha256 `{quarantine.sha256(path)}`")
+    with pytest.raises(UnsafeFile, match="unknown_packing"):
+        load(path)
+
+
+def test_a_variable_that_is_missing_is_named_before_a_number_is_read(honest: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(honest) as archive:
+        (tmp_path / "w.h5").write_bytes(archive.read("model.weights.h5"))
+    with h5py.File(tmp_path / "w.h5", "a") as file:
+        del file["layers/conv2d/vars/0"]
+    path = rewritten(honest, tmp_path / "a.keras", model=(tmp_path / "w.h5").read_bytes())
+    with pytest.raises(ModelError, match=r"do not fit the architecture \(\d+ of shape \[3, 3, 1, 4\], not"):
+        load(path)

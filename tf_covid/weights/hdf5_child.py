@@ -22,7 +22,7 @@ from tf_covid.weights import chunks, hdf5
 ANSWER, NUMBERS, TEXTS = "answer.json", "numbers.raw", ("model_config", "training_config")
 
 #: Bytes above what Python and HDF5 take themselves: two chunks, packed and not; and seconds of processor time.
-MOST_MEMORY, MOST_SECONDS = 600_000_000, 20
+MOST_MEMORY, MOST_SECONDS = 600_000_000, 5
 
 
 def limit(size: int, memory: int = MOST_MEMORY, seconds: int = MOST_SECONDS) -> None:
