@@ -20,6 +20,7 @@ import pytest
 from tf_covid.errors import ModelError, UnsafeFile
 from tf_covid.models import UNet
 from tf_covid.weights import Contract, load, quarantine, save_model
+from tf_covid.weights.files import build
 
 #: Reads files as `tfcovid import` does; of each its code, and the peak of the memory so far, of this process and of its
 #: largest child, in MB.
@@ -163,6 +164,11 @@ HDF5: dict[str, tuple[str, Callable[[h5py.File], object]]] = {
     "floats of 20 bits": ("not_numbers", odd_float),
     "a name that is no text": ("damaged", lambda f: h5py.h5g.create(f.id, b"a\xff")),
     "a name with a line break": ("damaged", lambda f: f.create_dataset("a\nb/kernel", data=np.ones(2, "f4"))),
+    "a config of 5 MB": ("shape_bomb", lambda f: f.attrs.__setitem__("model_config", "x" * 5_000_000)),
+    "a layer's name of 2 KB": (
+        "shape_bomb",
+        lambda f: f.create_dataset("layers/a/vars/0", data=[1.0]).parent.attrs.__setitem__("name", "x" * 2000),
+    ),
     "a million letters": (
         "hdf5_items", lambda f: [f.create_dataset(f"{number:060000d}/kernel", data=[1.0]) for number in range(20)]
     ),
@@ -311,16 +317,41 @@ def rewritten(source: Path, target: Path, **members: bytes) -> Path:
     return target
 
 
+def spoilt(path: Path, kernel: Callable[[h5py.File], object]) -> bytes:
+    """The weights of a file of ours, with another first kernel in its place."""
+    with zipfile.ZipFile(path) as archive:
+        memory = io.BytesIO(archive.read("model.weights.h5"))
+    with h5py.File(memory, "a") as file:
+        del file["layers/conv2d/vars/0"]
+        kernel(file)
+    return memory.getvalue()
+
+
+def inflating_kernel(file: h5py.File) -> None:
+    packed(file, "layers/conv2d/vars/0", (3, 3, 1, 4), zeros(30))
+
+
+def summed_kernel(file: h5py.File) -> None:
+    item = file.create_dataset("layers/conv2d/vars/0", (3, 3, 1, 4), "f4", chunks=(3, 3, 1, 4), fletcher32=True)
+    item.id.write_direct_chunk((0, 0, 0, 0), b"abc")
+
+
 @pytest.mark.parametrize(
-    ("code", "write"), [("unknown_packing", three_bytes), ("shape_bomb", over_inflating), ("shape_bomb", one_chunk)]
+    ("code", "kernel"),
+    [
+        ("unknown_packing", summed_kernel),
+        ("shape_bomb", inflating_kernel),
+        ("shape_bomb", one_chunk),
+        ("do not fit the architecture", over_inflating),
+        (r"do not fit the architecture \(\d+ of shape \[3, 3, 1, 4\], not", lambda file: None),
+    ],
 )
 def test_a_model_file_of_a_user_is_looked_at_apart(
-    code: str, write: Callable[[h5py.File], object], honest: Path, tmp_path: Path
+    code: str, kernel: Callable[[h5py.File], object], honest: Path, tmp_path: Path
 ) -> None:
-    """What `infer --model` reads: it dies of nothing that is in the file."""
-    with pytest.raises(UnsafeFile) as caught:
-        load(rewritten(honest, tmp_path / "a.keras", model=store(write)))
-    assert caught.value.code == code
+    """What `infer --model` reads: it dies of nothing that is in the file, and reads no number of a wrong shape."""
+    with pytest.raises(ModelError, match=code):
+        load(rewritten(honest, tmp_path / "a.keras", model=spoilt(honest, kernel)))
 
 
 @pytest.mark.parametrize(
@@ -346,11 +377,10 @@ def test_a_folder_does_not_vouch_for_itself(honest: Path, tmp_path: Path) -> Non
         load(path)
 
 
-def test_a_variable_that_is_missing_is_named_before_a_number_is_read(honest: Path, tmp_path: Path) -> None:
-    with zipfile.ZipFile(honest) as archive:
-        (tmp_path / "w.h5").write_bytes(archive.read("model.weights.h5"))
-    with h5py.File(tmp_path / "w.h5", "a") as file:
-        del file["layers/conv2d/vars/0"]
-    path = rewritten(honest, tmp_path / "a.keras", model=(tmp_path / "w.h5").read_bytes())
-    with pytest.raises(ModelError, match=r"do not fit the architecture \(\d+ of shape \[3, 3, 1, 4\], not"):
-        load(path)
+@pytest.mark.parametrize("key", ["input_shape", "depth", "filters"])
+def test_arguments_of_another_kind_are_named(key: str) -> None:
+    odd = [None, -1, 0, 1.5, "x", [], {}, [1], [[1]], [-32, 32, 1], True, float("nan"), float("-inf"), -(2**63), 2**63]
+    for value in odd:
+        given = {"input_shape": [32, 32, 1], "depth": 2, "filters": 4, key: value}
+        with pytest.raises(ModelError, match=r"a\.keras: .*(cannot be built from its arguments|is over 10000)"):
+            build("unet", given, Path("a.keras"), held=10**9)

@@ -70,12 +70,10 @@ def read(path: Path, folder: Path, name: str, *, numbers: bool) -> dict[str, Any
                 "path": place,
                 "shape": list(item.shape),
                 "type": item.dtype.str,
-                "layer": hdf5.text(item.parent, "name", name),
+                "layer": hdf5.text(item.parent, "name", name, hdf5.MOST_NAME),
             }
             for place, item in found
         ]
-        if sum(len(one["layer"] or "") for one in variables) > hdf5.MOST_NAMES:
-            raise UnsafeFile("hdf5_items", f"{name}: names of layers are longer than {hdf5.MOST_NAMES} letters")
         layers = file.get("layers")
         if numbers:
             # A dataset in chunks is put together whole; by now it is known to be worth it.
