@@ -17,6 +17,11 @@ import h5py
 import numpy as np
 import pytest
 
+from tf_covid.errors import ModelError, UnsafeFile
+from tf_covid.models import UNet
+from tf_covid.weights import Contract, load, quarantine, save_model
+from tf_covid.weights.files import build
+
 #: Reads files as `tfcovid import` does; of each its code, and the peak of the memory so far, of this process and of its
 #: largest child, in MB.
 READER = """
@@ -159,6 +164,11 @@ HDF5: dict[str, tuple[str, Callable[[h5py.File], object]]] = {
     "floats of 20 bits": ("not_numbers", odd_float),
     "a name that is no text": ("damaged", lambda f: h5py.h5g.create(f.id, b"a\xff")),
     "a name with a line break": ("damaged", lambda f: f.create_dataset("a\nb/kernel", data=np.ones(2, "f4"))),
+    "a config of 5 MB": ("shape_bomb", lambda f: f.attrs.__setitem__("model_config", "x" * 5_000_000)),
+    "a layer's name of 2 KB": (
+        "shape_bomb",
+        lambda f: f.create_dataset("layers/a/vars/0", data=[1.0]).parent.attrs.__setitem__("name", "x" * 2000),
+    ),
     "a million letters": (
         "hdf5_items", lambda f: [f.create_dataset(f"{number:060000d}/kernel", data=[1.0]) for number in range(20)]
     ),
@@ -288,3 +298,89 @@ def test_what_is_read_takes_its_own_size_and_little_more(tmp_path: Path) -> None
             file.create_dataset("a/kernel", data=values, **options)
     for said, peak in judged(tmp_path / "whole.h5", tmp_path / "packed.h5"):
         assert said == "read" and peak < EMPTY + 2 * 120
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network of ours in a file."""
+    arguments = {"input_shape": [32, 32, 1], "depth": 2, "filters": 4}
+    path = tmp_path_factory.mktemp("honest") / "unet.keras"
+    save_model(UNet(**arguments), Contract(model="unet", arguments=arguments, task="lungs", note="drawn"), path)
+    return path
+
+
+def rewritten(source: Path, target: Path, **members: bytes) -> Path:
+    """The same zip with members replaced, by the beginning of their names."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, members.get(name.split(".")[0], old.read(name)))
+    return target
+
+
+def spoilt(path: Path, kernel: Callable[[h5py.File], object]) -> bytes:
+    """The weights of a file of ours, with another first kernel in its place."""
+    with zipfile.ZipFile(path) as archive:
+        memory = io.BytesIO(archive.read("model.weights.h5"))
+    with h5py.File(memory, "a") as file:
+        del file["layers/conv2d/vars/0"]
+        kernel(file)
+    return memory.getvalue()
+
+
+def inflating_kernel(file: h5py.File) -> None:
+    packed(file, "layers/conv2d/vars/0", (3, 3, 1, 4), zeros(30))
+
+
+def summed_kernel(file: h5py.File) -> None:
+    item = file.create_dataset("layers/conv2d/vars/0", (3, 3, 1, 4), "f4", chunks=(3, 3, 1, 4), fletcher32=True)
+    item.id.write_direct_chunk((0, 0, 0, 0), b"abc")
+
+
+@pytest.mark.parametrize(
+    ("code", "kernel"),
+    [
+        ("unknown_packing", summed_kernel),
+        ("shape_bomb", inflating_kernel),
+        ("shape_bomb", one_chunk),
+        ("do not fit the architecture", over_inflating),
+        (r"do not fit the architecture \(\d+ of shape \[3, 3, 1, 4\], not", lambda file: None),
+    ],
+)
+def test_a_model_file_of_a_user_is_looked_at_apart(
+    code: str, kernel: Callable[[h5py.File], object], honest: Path, tmp_path: Path
+) -> None:
+    """What `infer --model` reads: it dies of nothing that is in the file, and reads no number of a wrong shape."""
+    with pytest.raises(ModelError, match=code):
+        load(rewritten(honest, tmp_path / "a.keras", model=spoilt(honest, kernel)))
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments"),
+    [
+        ("ltc", {"input_shape": [9984, 9984, 9984, 1], "dense": 9999}),
+        ("unet", {"input_shape": [32, 32, 1], "depth": 10, "filters": 9}),
+    ],
+)
+def test_a_network_larger_than_its_file_is_not_built(
+    model: str, arguments: dict[str, object], honest: Path, tmp_path: Path
+) -> None:
+    contract = {"model": model, "arguments": arguments, "task": "lungs", "note": "drawn"}
+    with pytest.raises(ModelError, match="do not fit the architecture"):
+        load(rewritten(honest, tmp_path / "a.keras", tf_covid=json.dumps(contract).encode()))
+
+
+def test_a_folder_does_not_vouch_for_itself(honest: Path, tmp_path: Path) -> None:
+    """A card beside a file of somebody else's may name its sha256."""
+    path = rewritten(honest, tmp_path / "model.keras", model=store(three_bytes))
+    (tmp_path / "README.md").write_text(f"sha256 `{quarantine.sha256(path)}`")
+    with pytest.raises(UnsafeFile, match="unknown_packing"):
+        load(path)
+
+
+@pytest.mark.parametrize("key", ["input_shape", "depth", "filters"])
+def test_arguments_of_another_kind_are_named(key: str) -> None:
+    odd = [None, -1, 0, 1.5, "x", [], {}, [1], [[1]], [-32, 32, 1], True, float("nan"), float("-inf"), -(2**63), 2**63]
+    for value in odd:
+        given = {"input_shape": [32, 32, 1], "depth": 2, "filters": 4, key: value}
+        with pytest.raises(ModelError, match=r"a\.keras: .*(cannot be built from its arguments|is over 10000)"):
+            build("unet", given, Path("a.keras"), held=10**9)

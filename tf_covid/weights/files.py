@@ -117,14 +117,14 @@ def _backed(path: Path, model: str, given: Mapping[str, Any], held: int) -> None
     """
     try:
         if model == "ltc":
-            depth, height, width = (int(side) for side in given.get("input_shape", (64, 112, 112, 1))[:3])
-            dense, last = int(given.get("dense", 2048)), 512 if given.get("trunk") == "c3d" else 256
+            depth, height, width = given.get("input_shape", (64, 112, 112, 1))[:3]
+            dense, last = given.get("dense", 2048), 512 if given.get("trunk") == "c3d" else 256
             asked = (max(depth // 16, 1) * max(height // 32, 1) * max(width // 32, 1) * last + dense) * dense
         elif model == "unet":
-            asked = 9 * (int(given.get("filters", 16)) * 2 ** min(int(given.get("depth", 4)), 16)) ** 2
+            asked = 9 * (given.get("filters", 16) * 2 ** min(given.get("depth", 4), 16)) ** 2
         else:
             return  # their trunks are as wide as they are
-    except (TypeError, ValueError) as error:
+    except TypeError as error:
         raise ModelError(f"{path}: its arguments are none of {model} ({error})") from error
     if 2 * asked > held:
         raise ModelError(f"{path}: the weights do not fit the architecture (over {asked} of them, in {held} bytes)")
@@ -249,6 +249,12 @@ def build(
     builder = NETWORKS[model].build
     if strange := arguments.keys() - (inspect.signature(builder).parameters.keys() - {"dtype", "name"}):
         raise ModelError(f"{path}: {model} has no arguments {', '.join(sorted(strange))}")
+    for key, value in arguments.items():
+        default = inspect.signature(builder).parameters[key].default
+        if not _alike(value, default):
+            raise ModelError(
+                f"{path}: {model} cannot be built from its arguments: {key} is {value!r:.60}, not as {default}"
+            )
     widest = arguments.get("filters", 1) * 2 ** min(max(arguments.get("depth", 0), 0), 64) if model == "unet" else 1
     if any(number > MOST_UNITS for number in (widest, *_numbers(dict(arguments)))):
         raise ModelError(f"{path}: an argument of {model} is over {MOST_UNITS}")
@@ -256,9 +262,21 @@ def build(
         _backed(path, model, arguments, held)
     try:
         return builder(**arguments, dtype=POLICIES[precision])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         facts = str(error).partition("\n")[0]
         raise ModelError(f"{path}: {model} cannot be built from its arguments: {facts}") from error
+
+
+def _alike(value: Any, default: Any) -> bool:
+    """Whether a value from a file has the type of a builder's default; whole numbers of it are 1 or more."""
+    if isinstance(default, tuple):
+        sides = value if isinstance(value, (list, tuple)) else ()
+        return len(sides) == len(default) and all(side is None or _alike(side, 1) for side in sides)
+    if type(default) is int:
+        return type(value) is int and value >= 1
+    if isinstance(default, float):
+        return type(value) in (int, float) and 0 <= value <= 1
+    return type(value) is type(default)
 
 
 def _numbers(value: Any) -> Iterator[float]:

@@ -24,8 +24,8 @@ MOST_RATIO, FREE_ONE, FREE_ALL = 10, 1_000_000, 50_000_000
 #: Bytes of one chunk of numbers, which is unpacked whole; h5py's own choice is below 1 MB.
 MOST_CHUNK = 128_000_000
 
-#: Bytes of a text attribute.
-MOST_TEXT = 4_000_000
+#: Bytes of a text attribute: a config, and the name of a layer.
+MOST_TEXT, MOST_NAME = 4_000_000, 1000
 
 #: Filters, each at most once and in this order: shuffle, deflate. `chunks.py` undoes both; HDF5 would look for one that
 #: it does not know among the libraries of the host, and crashes where Fletcher-32 lies on three bytes.
@@ -54,8 +54,14 @@ def checked(path: Path, name: str) -> Iterator[h5py.File]:
         raise UnsafeFile("damaged", f"{name}: is no readable HDF5 file ({error})") from error
 
 
-def text(item: h5py.HLObject, key: str, name: str) -> str | None:
+def text(item: h5py.HLObject, key: str, name: str, most: int = MOST_TEXT) -> str | None:
     """A text attribute; None where there is none.
+
+    Args:
+        item: What bears it.
+        key: Its name.
+        name: What the file is called in a refusal.
+        most: Bytes that it may have.
 
     Raises:
         UnsafeFile: If it is anything but one text of a bounded size.
@@ -65,9 +71,10 @@ def text(item: h5py.HLObject, key: str, name: str) -> str | None:
     attribute = item.attrs.get_id(key)
     if attribute.shape != () or h5py.check_string_dtype(attribute.dtype) is None:
         raise UnsafeFile("not_numbers", f"{name}: its attribute {key!r} is not one text")
-    if attribute.get_storage_size() > MOST_TEXT:
-        raise UnsafeFile("shape_bomb", f"{name}: its attribute {key!r} is longer than {MOST_TEXT} bytes")
-    value = item.attrs[key]
+    value = item.attrs[key] if attribute.get_storage_size() <= most else None
+    # A text of any length lies elsewhere in the file, and its place alone is counted as stored.
+    if value is None or len(value) > most:
+        raise UnsafeFile("shape_bomb", f"{name}: its attribute {key!r} is longer than {most} bytes")
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 

@@ -22,7 +22,7 @@ from tf_covid.weights import chunks, hdf5
 ANSWER, NUMBERS, TEXTS = "answer.json", "numbers.raw", ("model_config", "training_config")
 
 #: Bytes above what Python and HDF5 take themselves: two chunks, packed and not; and seconds of processor time.
-MOST_MEMORY, MOST_SECONDS = 600_000_000, 20
+MOST_MEMORY, MOST_SECONDS = 600_000_000, 5
 
 
 def limit(size: int, memory: int = MOST_MEMORY, seconds: int = MOST_SECONDS) -> None:
@@ -70,12 +70,10 @@ def read(path: Path, folder: Path, name: str, *, numbers: bool) -> dict[str, Any
                 "path": place,
                 "shape": list(item.shape),
                 "type": item.dtype.str,
-                "layer": hdf5.text(item.parent, "name", name),
+                "layer": hdf5.text(item.parent, "name", name, hdf5.MOST_NAME),
             }
             for place, item in found
         ]
-        if sum(len(one["layer"] or "") for one in variables) > hdf5.MOST_NAMES:
-            raise UnsafeFile("hdf5_items", f"{name}: names of layers are longer than {hdf5.MOST_NAMES} letters")
         layers = file.get("layers")
         if numbers:
             # A dataset in chunks is put together whole; by now it is known to be worth it.
