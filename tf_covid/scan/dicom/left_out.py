@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -90,14 +91,20 @@ class Line:
         """Whether the planes of frame and stack are parallel, to some degrees; a frame without orientation is."""
         if len(frame.orientation) != 6:
             return True
-        row, column = np.reshape(np.asarray(frame.orientation, dtype=np.float64), (2, 3))
-        return bool(abs(np.cross(row, column) @ self.normal) > _SAME_LINE)
+        return abs(sum(a * b for a, b in zip(_normal(frame.orientation), self.normal, strict=True))) > _SAME_LINE
 
     def as_thick(self, frame: Frame) -> bool:
         """Whether a frame is as thick as the slices, or one of them does not say."""
         if frame.thickness <= 0 or self.thickness <= 0:
             return True
         return abs(frame.thickness - self.thickness) <= THICKNESS_SHARE * self.thickness
+
+
+@lru_cache(maxsize=64)
+def _normal(orientation: tuple[float, ...]) -> tuple[float, ...]:
+    """The slice normal of ImageOrientationPatient; most images of a study share a few."""
+    row, column = np.reshape(np.asarray(orientation, dtype=np.float64), (2, 3))
+    return tuple(np.cross(row, column).tolist())
 
 
 def matrix(instance: Instance, frame: Frame) -> tuple[object, ...]:
