@@ -14,7 +14,7 @@ from tf_covid.scan.checks import refusal
 from tf_covid.scan.dicom import terms
 from tf_covid.scan.dicom.header import Frame
 from tf_covid.scan.dicom.identity import Secrets
-from tf_covid.scan.dicom.left_out import NO_POSITION, LeftOut, matrix
+from tf_covid.scan.dicom.left_out import BESIDE_GRID, NO_POSITION, LeftOut, matrix
 from tf_covid.scan.dicom.remarks import content_flags
 from tf_covid.scan.dicom.stack import Place, Stack, build, strays
 from tf_covid.scan.grid import orient
@@ -194,7 +194,7 @@ def _candidate(places: Sequence[Place], gap_mm: float) -> Candidate:
         if stray := _strays(kept):
             beside = set(map(id, stray))
             kept = [place for place in kept if id(place) not in beside]
-            apart += [LeftOut(one.instance, one.frame, "at a place beside the grid of the others") for one in stray]
+            apart += [LeftOut(one.instance, one.frame, BESIDE_GRID) for one in stray]
         built = build(kept, gap_mm)
         shape = (first.instance.columns, first.instance.rows, len(built.slots))
         axial = orient(built.affine_ras, shape)[0].axes[2] == 0

@@ -12,6 +12,8 @@ from tf_covid.scan.dicom.stack import STRAY_SHARE, THICKNESS_SHARE, Place, Stack
 
 #: Slices thicker than so many spacings, and by so many mm, are slabs: 5 mm every 2 mm is usual, 10 mm every 1 mm not.
 _SLAB_SPACINGS, _SLAB_MM = 3.05, 2.0
+#: Where no more than this share of the instance numbers runs against the others, these are suspect and not the rule.
+_FEW_AGAINST = 0.15
 
 
 def content_flags(stack: Stack, places: Sequence[Place]) -> tuple[QualityFlag, ...]:
@@ -60,6 +62,15 @@ def _mixtures(stack: Stack) -> tuple[QualityFlag, ...]:
             "acquisitions take turns. If they are phases (breathing, contrast), the stack mixes them."
         )
         flags.append(QualityFlag("mixed_acquisitions", "warning", text, turns))
+    numbers = [place.instance.number for place in heads]
+    falls = sum(a > b for a, b in pairwise(numbers))
+    against = min(falls, len(numbers) - 1 - falls)
+    if len(set(numbers)) == len(numbers) and 0 < against <= _FEW_AGAINST * len(numbers):
+        text = (
+            f"InstanceNumber (0020,0013) runs against the positions at {against} of {len(heads)} slices: "
+            "ImagePositionPatient may be wrong there. The slices were ordered by position."
+        )
+        flags.append(QualityFlag("instance_order", "warning", text, against))
     unsaid = sum(not terms.says_hu(place.frame) for place in heads)
     if 0 < unsaid < len(heads):
         text = (

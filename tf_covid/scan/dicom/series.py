@@ -45,6 +45,8 @@ _WORDS_WEIGH = {"chest": 2.0, "": 1.0, "elsewhere": 0.5}
 _MOST_LOOKS = 12
 #: Most candidates that are looked at for what they lack, before the best of them is refused.
 _MOST_CHECKED = 50
+#: Refusals of a stack that images elsewhere may be the reason of.
+_BROKEN = frozenset(("missing_slices", "irregular_spacing", "single_slice"))
 _REGIONS = {"chest": 0, "": 1, "elsewhere": 2}
 
 
@@ -115,13 +117,17 @@ def _whole(candidate: Candidate, found: Sequence[Candidate], others: Sequence[Le
     said += other_series(line, foreign) if line else _split(candidate, found, gap_mm)
     if any(flag.level == "error" for flag in said):
         return replace(candidate, stack=None, refusal=ScanRefused(said))
+    if said and candidate.refusal and candidate.refusal.quality_flags[0].code in _BROKEN:
+        # Uneven or with holes, because images of the series are left out: the refusal names them.
+        because = tuple(replace(flag, level="error") for flag in said)
+        return replace(candidate, refusal=ScanRefused((*candidate.refusal.quality_flags, *because)))
     return replace(candidate, quality_flags=candidate.quality_flags + said)
 
 
 def _split(candidate: Candidate, found: Sequence[Candidate], gap_mm: float) -> tuple[QualityFlag, ...]:
     """An error where slices without a stack form a whole one together with those of other series, numbered through."""
     codes = {flag.code for flag in candidate.refusal.quality_flags} if candidate.refusal else set()
-    if not codes & {"missing_slices", "irregular_spacing", "single_slice"}:
+    if not codes & _BROKEN:
         return ()
     first = candidate.places[0]
     kind = (matrix(first.instance, first.frame), first.frame.thickness)
