@@ -7,9 +7,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 import SimpleITK as sitk
 
-from tf_covid.scan import lung_flags, read, read_mask, write_nifti
+from tf_covid.scan import find_cases, lung_flags, read, read_mask, write_nifti
+from tf_covid.scan.dicom.series import choose
 
 
 def test_dicom_and_nrrd_of_one_scan_agree(real_ct: Path, tmp_path: Path) -> None:
@@ -52,3 +54,17 @@ def test_a_scan_of_the_lung_base(real_ct: Path, tmp_path: Path) -> None:
     mask = read_mask(tmp_path / "m.nii.gz", scan)
     found = {f.code: f.value for f in lung_flags(mask.mean((1, 2)), spacing_mm=scan.spacing_mm)}
     assert found == {"few_slices": 3, "lungs_cut_off": "apex"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("cip/dicom", "79 axial slices, 3.99 mm apart, kernel unknown"),
+        ("lidc-0001", "133 axial slices, 2.50 mm apart, kernel STANDARD"),
+        ("cptac-pda", "102 axial slices, 3.00 mm apart, kernel B40f"),
+    ],
+)
+def test_real_series_are_chosen_whole(real_ct: Path, name: str, text: str) -> None:
+    (case,) = find_cases(real_ct / name)
+    _, because, quality_flags = choose(case.instances, 10.0)
+    assert because == f"The only stack of CT slices: {text}." and quality_flags == ()

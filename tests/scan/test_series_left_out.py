@@ -81,6 +81,18 @@ def test_the_upper_half_is_left_out(series: Path, edit, refused, reason: str) ->
     assert refused(series)["left_out_slices"].value == 7
 
 
+@pytest.mark.parametrize("reason", CHANGES)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_refusal_for_uneven_slices_names_what_was_left_out(
+    series: Path, edit, refused, reason: str, seed: int
+) -> None:
+    chosen = np.random.default_rng(seed).permutation(14)[:6]
+    for number, file in enumerate(sorted(series.iterdir())):
+        if number in chosen:
+            edit(file, CHANGES[reason])
+    assert reason in refused(series)["left_out_slices"].message
+
+
 def test_frames_without_places_in_the_series(series: Path, edit, quality_flags) -> None:
     extra = Path(shutil.copy(sorted(series.iterdir())[6], series / "extra"))
     edit(extra, _many_frames)
@@ -105,6 +117,29 @@ def test_a_copy_without_a_position_is_only_said(marker, series: Path, edit, qual
     scan = read(series)
     np.testing.assert_array_equal(scan.hu, marker.hu)
     assert quality_flags(scan)["left_out_slices"].level == "warning"
+
+
+@pytest.mark.parametrize("which", [slice(0, None, 2), slice(8, None), slice(0, 5)])
+def test_slices_whose_positions_were_lost_to_one_place(series: Path, edit, refused, which: slice) -> None:
+    files = sorted(series.iterdir())[which]
+    for file in files:
+        edit(file, _set("ImagePositionPatient", ["0", "0", "0"]))
+    assert refused(series)["left_out_slices"].value == len(files)
+
+
+@pytest.mark.parametrize("number", [0, 6, 13])
+def test_one_slice_with_the_cosines_of_a_coronal(series: Path, edit, refused, number: int) -> None:
+    edit(sorted(series.iterdir())[number], _set("ImageOrientationPatient", ["1", "0", "0", "0", "0", "-1"]))
+    assert refused(series)["left_out_slices"].value == 1
+
+
+def test_a_slice_moved_to_the_other_end(series: Path, edit, quality_flags) -> None:
+    def move(dataset: Dataset) -> None:
+        x, y, z = dataset.ImagePositionPatient
+        dataset.ImagePositionPatient = [x, y, float(z) + 14 * 2.5]
+
+    edit(sorted(series.iterdir())[0], move)
+    assert quality_flags(read(series))["instance_order"].value == 1
 
 
 def test_one_other_pixel_spacing_makes_a_hole(marker, tmp_path: Path, edit, refused) -> None:

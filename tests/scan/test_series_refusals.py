@@ -80,6 +80,18 @@ def test_one_position_for_all_images(series: Path, edit, refused) -> None:
     assert "14 SeriesInstanceUIDs" in refused(series)["same_position"].message
 
 
+def test_an_orientation_that_contradicts_the_positions(series: Path, edit, refused) -> None:
+    edit(series, lambda dataset: setattr(dataset, "ImageOrientationPatient", ["1", "0", "0", "0", "0", "-1"]))
+    assert "differ by up to 32.5 mm" in refused(series)["bad_affine"].message
+
+
+@pytest.mark.parametrize("count", [9, 14])
+def test_the_number_of_images_without_a_position(series: Path, edit, refused, count: int) -> None:
+    for file in sorted(series.iterdir())[:count]:
+        edit(file, lambda dataset: delattr(dataset, "ImagePositionPatient"))
+    assert f"(0020,0032) of {count} of 14 images is missing" in refused(series)["bad_affine"].message
+
+
 def test_copies_of_one_slice(series: Path, refused) -> None:
     files = sorted(series.iterdir())
     for file in files[1:]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 
@@ -15,14 +14,13 @@ from tf_covid.scan.checks import refusal
 from tf_covid.scan.dicom import terms
 from tf_covid.scan.dicom.header import Frame
 from tf_covid.scan.dicom.identity import Secrets
-from tf_covid.scan.dicom.left_out import NO_POSITION, LeftOut, matrix
-from tf_covid.scan.dicom.stack import STRAY_SHARE, THICKNESS_SHARE, Place, Stack, build, strays, usual_thickness
+from tf_covid.scan.dicom.left_out import BESIDE_GRID, NO_POSITION, LeftOut, matrix
+from tf_covid.scan.dicom.remarks import content_flags
+from tf_covid.scan.dicom.stack import Place, Stack, build, strays
 from tf_covid.scan.grid import orient
 
 #: Share of a series' positions whose frames must agree in matrix and pixel spacing; the rest is left out.
 _AGREE_SHARE = 0.9
-#: Slices thicker than so many spacings, and by so many mm, are slabs: 5 mm every 2 mm is usual, 10 mm every 1 mm not.
-_SLAB_SPACINGS, _SLAB_MM = 3.05, 2.0
 #: From so many series of one image each on, they may be one whose images an anonymiser gave a UID each.
 _LEAST_LONE = 3
 
@@ -196,7 +194,7 @@ def _candidate(places: Sequence[Place], gap_mm: float) -> Candidate:
         if stray := _strays(kept):
             beside = set(map(id, stray))
             kept = [place for place in kept if id(place) not in beside]
-            apart += [LeftOut(one.instance, one.frame, "at a place beside the grid of the others") for one in stray]
+            apart += [LeftOut(one.instance, one.frame, BESIDE_GRID) for one in stray]
         built = build(kept, gap_mm)
         shape = (first.instance.columns, first.instance.rows, len(built.slots))
         axial = orient(built.affine_ras, shape)[0].axes[2] == 0
@@ -205,7 +203,7 @@ def _candidate(places: Sequence[Place], gap_mm: float) -> Candidate:
             text = f"{len(built.missing)} slice(s) are missing, and only gaps between axial slices are repaired."
             raise refusal("missing_slices", text, len(built.missing))
         stack = built
-        quality_flags = stack.quality_flags + _content_flags(stack, kept)
+        quality_flags = stack.quality_flags + content_flags(stack, kept)
     except ScanRefused as error:
         refused = error
     return Candidate(
@@ -254,62 +252,6 @@ def _other_matrix(places: Sequence[Place]) -> list[Place]:
 def _strays(places: Sequence[Place]) -> list[Place]:
     """Strays, if every frame has what their search needs."""
     return strays(places) if all(map(_has_position, places)) and len(places[0].frame.orientation) == 6 else []
-
-
-def _content_flags(stack: Stack, places: Sequence[Place]) -> tuple[QualityFlag, ...]:
-    """What the header says of the slices of a stack that limits what can be read from them."""
-    flags = []
-    thickness = usual_thickness(places)
-    thick = thickness > _SLAB_SPACINGS * stack.spacing_mm and thickness > stack.spacing_mm + _SLAB_MM
-    if thick:
-        text = (
-            f"SliceThickness (0018,0050) is {thickness:g} mm at a spacing of {stack.spacing_mm:.2f} mm: these are "
-            "overlapping slabs, averages or projections, and small findings are smoothed or exaggerated."
-        )
-        flags.append(QualityFlag("thick_slices", "warning", text, thickness))
-    first = places[0]
-    if word := terms.described_projection(first.instance):
-        text = f"SeriesDescription (0008,103E) says {word}, ImageType ORIGINAL"
-        if thick:
-            text += ", and the slices are slabs: the values of a projection are not those of the tissue at one place."
-            raise refusal("projection", text, word)
-        text += ": if this is a projection, its values are not those of the tissue at one place."
-        flags.append(QualityFlag("projection", "warning", text, word))
-    elif terms.averaged(first.instance, first.frame):
-        text = "ImageType or SeriesDescription says that the images are averages, not plain slices: detail is smoothed."
-        flags.append(QualityFlag("projection", "warning", text, "average"))
-    return (*flags, *_mixtures(stack))
-
-
-def _mixtures(stack: Stack) -> tuple[QualityFlag, ...]:
-    """What differs between the slices of a stack that share series, matrix and direction."""
-    heads = [slot[0] for slot in stack.slots if slot]
-    flags = []
-    derived = sum(place.frame.image_type[:1] == ("DERIVED",) for place in heads)
-    if 0 < derived < len(heads):
-        text = f"ImageType (0008,0008) calls {derived} of {len(heads)} slices DERIVED, the others not."
-        flags.append(QualityFlag("mixed_image_type", "warning", text, derived))
-    usual = usual_thickness(heads)
-    other = sum(abs(place.frame.thickness - usual) > THICKNESS_SHARE * max(usual, 0.1) for place in heads)
-    if other > STRAY_SHARE * len(heads):
-        text = f"SliceThickness (0018,0050) of {other} of {len(heads)} slices is not the usual {usual:g} mm."
-        flags.append(QualityFlag("mixed_thickness", "warning", text, other))
-    names = [place.instance.acquisition for place in heads]
-    turns = sum(a != b for a, b in pairwise(names))
-    if turns > 2 * len(set(names)):
-        text = (
-            f"AcquisitionNumber (0020,0012) changes {turns} times along the {len(heads)} slices: {len(set(names))} "
-            "acquisitions take turns. If they are phases (breathing, contrast), the stack mixes them."
-        )
-        flags.append(QualityFlag("mixed_acquisitions", "warning", text, turns))
-    unsaid = sum(not terms.says_hu(place.frame) for place in heads)
-    if 0 < unsaid < len(heads):
-        text = (
-            f"RescaleType (0028,1054) of {unsaid} of {len(heads)} slices is unspecified; it was taken for HU, as in "
-            "the others."
-        )
-        flags.append(QualityFlag("mixed_rescale_type", "warning", text, unsaid))
-    return tuple(flags)
 
 
 def _spots(places: Sequence[Place]) -> int:

@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from tf_covid.result import QualityFlag
 from tf_covid.scan.dicom.header import Frame, Instance
-from tf_covid.scan.dicom.stack import CROWD, THICKNESS_SHARE, Place, Stack, usual_thickness
+from tf_covid.scan.dicom.stack import BESIDE_MM, CROWD, THICKNESS_SHARE, Place, Stack, usual_thickness
 
 NO_POSITION = "without a usable ImagePositionPatient (0020,0032)"
 NO_FRAMES = "with NumberOfFrames (0028,0008) above 1 and no position of each frame"
+BESIDE_GRID = "at a place beside the grid of the others"
 #: How far from a slot an image may lie and still be at it, as a share of the spacing.
 _AT_SLOT = 0.2
 #: How far beyond an end of the stack images still belong to it, in spacings.
@@ -60,6 +62,8 @@ class Line:
     matrix: tuple[object, ...]
     series: frozenset[str]
     numbers: np.ndarray
+    acquisitions: frozenset[str]
+    corner: np.ndarray
 
     @classmethod
     def of(cls, stack: Stack, places: Sequence[Place]) -> Line:
@@ -77,6 +81,8 @@ class Line:
             matrix=matrix(first.instance, first.frame),
             series=frozenset(place.instance.series_uid for place in places),
             numbers=np.array([slot[0].instance.number if slot else -1 for slot in stack.slots], dtype=np.float64),
+            acquisitions=frozenset(place.instance.acquisition for place in places),
+            corner=origin,
         )
 
     def at(self, frames: Sequence[Frame]) -> np.ndarray:
@@ -90,14 +96,25 @@ class Line:
         """Whether the planes of frame and stack are parallel, to some degrees; a frame without orientation is."""
         if len(frame.orientation) != 6:
             return True
-        row, column = np.reshape(np.asarray(frame.orientation, dtype=np.float64), (2, 3))
-        return bool(abs(np.cross(row, column) @ self.normal) > _SAME_LINE)
+        return abs(sum(a * b for a, b in zip(_normal(frame.orientation), self.normal, strict=True))) > _SAME_LINE
+
+    def touches(self, frame: Frame) -> bool:
+        """Whether the corner of a frame lies on the line of the stack's corners."""
+        step = np.asarray(frame.position, dtype=np.float64) - self.corner
+        return bool(np.linalg.norm(step - (step @ self.normal) * self.normal) < BESIDE_MM)
 
     def as_thick(self, frame: Frame) -> bool:
         """Whether a frame is as thick as the slices, or one of them does not say."""
         if frame.thickness <= 0 or self.thickness <= 0:
             return True
         return abs(frame.thickness - self.thickness) <= THICKNESS_SHARE * self.thickness
+
+
+@lru_cache(maxsize=64)
+def _normal(orientation: tuple[float, ...]) -> tuple[float, ...]:
+    """The slice normal of ImageOrientationPatient; most images of a study share a few."""
+    row, column = np.reshape(np.asarray(orientation, dtype=np.float64), (2, 3))
+    return tuple(np.cross(row, column).tolist())
 
 
 def matrix(instance: Instance, frame: Frame) -> tuple[object, ...]:
@@ -208,11 +225,19 @@ def _harm(line: Line, group: Sequence[LeftOut]) -> int:
     frames = [one.frame for one in group if one.frame is not None and len(one.frame.position) == 3]
     if len(frames) < len(group) or group[0].reason == NO_POSITION:
         return _harm_by_number(line, group)
+    if group[0].reason == BESIDE_GRID:
+        # Slices whose positions were lost look like frames at one place; those of the bolus are an acquisition apart.
+        same = [one for one in group if one.instance.acquisition in line.acquisitions]
+        return _harm_by_number(line, [one for one in same if one.frame and line.as_thick(one.frame)])
     holes, between, ends, occupied = _where(line, line.at(frames))
     if occupied.sum() >= _SHADOWS * len(frames):
         return 0
     at = line.at(frames)
     parallel = np.array([line.parallel(frame) for frame in frames])
+    # The corner of an image in another direction may lie anywhere; that of a slice with wrong cosines follows the line.
+    on_line = np.array([line.touches(frame) for frame in frames])
+    if on_line.sum() >= _SHADOWS * len(frames):
+        parallel |= on_line
     thick = np.array([not line.as_thick(frame) for frame in frames])
     slab = np.array([one.slab for one in group])
     holes &= ~(slab & thick)
@@ -221,12 +246,8 @@ def _harm(line: Line, group: Sequence[LeftOut]) -> int:
     filled = len(np.unique(np.floor(at[between])))
     if filled < _FILLED_GAPS * (len(line.occupied) - 1):
         between[:] = False
-    if not parallel.all():
-        # The corner of an image in another direction may lie anywhere; a row of them in all the holes does not.
-        rows = len(np.unique(np.rint(at[(holes | between) & ~parallel])))
-        if rows < 3:
-            holes &= parallel
-            between &= parallel
+    holes &= parallel
+    between &= parallel
     return int((holes | between | ends).sum())
 
 
@@ -242,7 +263,7 @@ def _harm_by_number(line: Line, group: Sequence[LeftOut]) -> int:
     Where those tell nothing, all CT slices of the same matrix are missed. Reports and captures follow after the last
     slice: they are missed between slices only.
     """
-    slice_like = group[0].reason in (NO_POSITION, NO_FRAMES)
+    slice_like = bool(group) and group[0].reason in (NO_POSITION, NO_FRAMES, BESIDE_GRID)
     alike = [one for one in group if (one.instance.rows, one.instance.columns) == line.matrix[:2]]
     slots = np.flatnonzero(line.occupied)
     numbers = line.numbers[slots]

@@ -43,6 +43,10 @@ _LUNG_SHARE = 0.4
 _WORDS_WEIGH = {"chest": 2.0, "": 1.0, "elsewhere": 0.5}
 #: Most candidates that are looked at; the first ones by the other rules.
 _MOST_LOOKS = 12
+#: Most candidates that are looked at for what they lack, before the best of them is refused.
+_MOST_CHECKED = 50
+#: Refusals of a stack that images elsewhere may be the reason of.
+_BROKEN = frozenset(("missing_slices", "irregular_spacing", "single_slice"))
 _REGIONS = {"chest": 0, "": 1, "elsewhere": 2}
 
 
@@ -61,10 +65,8 @@ def choose(
     """
     places, others = slices(instances)
     found = candidates(places, gap_mm)
-    found = [_whole(one, found, others, gap_mm) for one in found]
     found = _looked_at(found, look)
-    rank = _rank(found)
-    ranked = sorted(found, key=rank)
+    ranked, rank = _whole_ones_first(found, others, gap_mm)
     best = ranked[0]
     quality_flags = list(best.quality_flags)
     if best.refusal is not None:
@@ -79,6 +81,22 @@ def choose(
         text = f"{len(unrelated)} images of other series are no CT slices: {counted(unrelated)}."
         quality_flags.append(QualityFlag("other_images", "info", text, len(unrelated)))
     return best, _because(ranked, rank, secrets), tuple(quality_flags)
+
+
+def _whole_ones_first(
+    found: Sequence[Candidate], others: Sequence[LeftOut], gap_mm: float
+) -> tuple[list[Candidate], Callable[[Candidate], tuple[object, ...]]]:
+    """The candidates by the written rules, the best first; the first one was looked at for what it lacks."""
+    now = list(found)
+    checked: set[int] = set()
+    while True:
+        rank = _rank(now)
+        order = sorted(range(len(now)), key=lambda number: rank(now[number]))
+        first = order[0]
+        if first in checked or len(checked) >= _MOST_CHECKED:
+            return [now[number] for number in order], rank
+        now[first] = _whole(found[first], found, others, gap_mm)
+        checked.add(first)
 
 
 def _whole(candidate: Candidate, found: Sequence[Candidate], others: Sequence[LeftOut], gap_mm: float) -> Candidate:
@@ -99,13 +117,17 @@ def _whole(candidate: Candidate, found: Sequence[Candidate], others: Sequence[Le
     said += other_series(line, foreign) if line else _split(candidate, found, gap_mm)
     if any(flag.level == "error" for flag in said):
         return replace(candidate, stack=None, refusal=ScanRefused(said))
+    if said and candidate.refusal and candidate.refusal.quality_flags[0].code in _BROKEN:
+        # Uneven or with holes, because images of the series are left out: the refusal names them.
+        because = tuple(replace(flag, level="error") for flag in said)
+        return replace(candidate, refusal=ScanRefused((*candidate.refusal.quality_flags, *because)))
     return replace(candidate, quality_flags=candidate.quality_flags + said)
 
 
 def _split(candidate: Candidate, found: Sequence[Candidate], gap_mm: float) -> tuple[QualityFlag, ...]:
     """An error where slices without a stack form a whole one together with those of other series, numbered through."""
     codes = {flag.code for flag in candidate.refusal.quality_flags} if candidate.refusal else set()
-    if not codes & {"missing_slices", "irregular_spacing", "single_slice"}:
+    if not codes & _BROKEN:
         return ()
     first = candidate.places[0]
     kind = (matrix(first.instance, first.frame), first.frame.thickness)

@@ -94,7 +94,9 @@ def build(places: Sequence[Place], gap_mm: float) -> Stack:
     first = places[0].frame
     axes = directions(first.orientation)
     if any(len(place.frame.position) != 3 or not np.isfinite(place.frame.position).all() for place in places):
-        raise refusal("bad_affine", "ImagePositionPatient (0020,0032) is missing or not three numbers.")
+        bad = sum(len(place.frame.position) != 3 or not np.isfinite(place.frame.position).all() for place in places)
+        text = f"ImagePositionPatient (0020,0032) of {bad} of {len(places)} images is missing or not three numbers."
+        raise refusal("bad_affine", text, bad)
     if len(first.spacing) != 2 or not all(0.01 < float(size) < 100.0 for size in first.spacing):
         raise refusal("bad_affine", "PixelSpacing (0028,0030) is missing or impossible.")
     positions = np.array([place.frame.position for place in places], dtype=np.float64)
@@ -140,6 +142,13 @@ def _one_position(places: Sequence[Place]) -> ScanRefused:
         copies = f" ({count} copies of it)" if count > 1 else ""
         text = f"There is one slice only{copies}; give the folder or zip of the whole series."
         return refusal("single_slice", text, 1)
+    points = np.array([place.frame.position for place in places], dtype=np.float64)
+    if (apart := float(np.ptp(points, axis=0).max())) > BESIDE_MM:
+        text = (
+            f"The positions of {count} images differ by up to {apart:.1f} mm and lie in one plane by "
+            "ImageOrientationPatient (0020,0037): it contradicts ImagePositionPatient (0020,0032). Correct one of them."
+        )
+        return refusal("bad_affine", text, count)
     text = (
         f"All {count} images state the same ImagePositionPatient (0020,0032): in which order they lie, and how far "
         "apart, cannot be told. Export the series again with its geometry, or give the slices of the whole chest."

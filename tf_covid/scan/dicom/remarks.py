@@ -1,0 +1,81 @@
+"""What the headers of a stack's slices say that limits what can be read from it: slabs, projections, mixtures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from tf_covid.result import QualityFlag
+from tf_covid.scan.checks import refusal
+from tf_covid.scan.dicom import terms
+from tf_covid.scan.dicom.stack import STRAY_SHARE, THICKNESS_SHARE, Place, Stack, usual_thickness
+
+#: Slices thicker than so many spacings, and by so many mm, are slabs: 5 mm every 2 mm is usual, 10 mm every 1 mm not.
+_SLAB_SPACINGS, _SLAB_MM = 3.05, 2.0
+#: Where no more than this share of the instance numbers runs against the others, these are suspect and not the rule.
+_FEW_AGAINST = 0.15
+
+
+def content_flags(stack: Stack, places: Sequence[Place]) -> tuple[QualityFlag, ...]:
+    """What the header says of the slices of a stack that limits what can be read from them."""
+    flags = []
+    thickness = usual_thickness(places)
+    thick = thickness > _SLAB_SPACINGS * stack.spacing_mm and thickness > stack.spacing_mm + _SLAB_MM
+    if thick:
+        text = (
+            f"SliceThickness (0018,0050) is {thickness:g} mm at a spacing of {stack.spacing_mm:.2f} mm: these are "
+            "overlapping slabs, averages or projections, and small findings are smoothed or exaggerated."
+        )
+        flags.append(QualityFlag("thick_slices", "warning", text, thickness))
+    first = places[0]
+    if word := terms.described_projection(first.instance):
+        text = f"SeriesDescription (0008,103E) says {word}, ImageType ORIGINAL"
+        if thick:
+            text += ", and the slices are slabs: the values of a projection are not those of the tissue at one place."
+            raise refusal("projection", text, word)
+        text += ": if this is a projection, its values are not those of the tissue at one place."
+        flags.append(QualityFlag("projection", "warning", text, word))
+    elif terms.averaged(first.instance, first.frame):
+        text = "ImageType or SeriesDescription says that the images are averages, not plain slices: detail is smoothed."
+        flags.append(QualityFlag("projection", "warning", text, "average"))
+    return (*flags, *_mixtures(stack))
+
+
+def _mixtures(stack: Stack) -> tuple[QualityFlag, ...]:
+    """What differs between the slices of a stack that share series, matrix and direction."""
+    heads = [slot[0] for slot in stack.slots if slot]
+    flags = []
+    derived = sum(place.frame.image_type[:1] == ("DERIVED",) for place in heads)
+    if 0 < derived < len(heads):
+        text = f"ImageType (0008,0008) calls {derived} of {len(heads)} slices DERIVED, the others not."
+        flags.append(QualityFlag("mixed_image_type", "warning", text, derived))
+    usual = usual_thickness(heads)
+    other = sum(abs(place.frame.thickness - usual) > THICKNESS_SHARE * max(usual, 0.1) for place in heads)
+    if other > STRAY_SHARE * len(heads):
+        text = f"SliceThickness (0018,0050) of {other} of {len(heads)} slices is not the usual {usual:g} mm."
+        flags.append(QualityFlag("mixed_thickness", "warning", text, other))
+    names = [place.instance.acquisition for place in heads]
+    turns = sum(a != b for a, b in pairwise(names))
+    if turns > 2 * len(set(names)):
+        text = (
+            f"AcquisitionNumber (0020,0012) changes {turns} times along the {len(heads)} slices: {len(set(names))} "
+            "acquisitions take turns. If they are phases (breathing, contrast), the stack mixes them."
+        )
+        flags.append(QualityFlag("mixed_acquisitions", "warning", text, turns))
+    numbers = [place.instance.number for place in heads]
+    falls = sum(a > b for a, b in pairwise(numbers))
+    against = min(falls, len(numbers) - 1 - falls)
+    if len(set(numbers)) == len(numbers) and 0 < against <= _FEW_AGAINST * len(numbers):
+        text = (
+            f"InstanceNumber (0020,0013) runs against the positions at {against} of {len(heads)} slices: "
+            "ImagePositionPatient may be wrong there. The slices were ordered by position."
+        )
+        flags.append(QualityFlag("instance_order", "warning", text, against))
+    unsaid = sum(not terms.says_hu(place.frame) for place in heads)
+    if 0 < unsaid < len(heads):
+        text = (
+            f"RescaleType (0028,1054) of {unsaid} of {len(heads)} slices is unspecified; it was taken for HU, as in "
+            "the others."
+        )
+        flags.append(QualityFlag("mixed_rescale_type", "warning", text, unsaid))
+    return tuple(flags)
