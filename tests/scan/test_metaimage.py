@@ -113,6 +113,7 @@ OPEN = {
     "no geometry": ({"TransformMatrix": None, "Offset": None, "ElementSpacing": None},
                     {"orientation_unknown", "spacing_unknown"}, (1.0, 1.0, 1.0)),
     "no spacing": ({"ElementSpacing": None}, {"spacing_unknown"}, (1.0, 1.0, 1.0)),
+    "no offset": ({"Offset": None}, {"position_unknown"}, (2.5, 0.9, 0.8)),
     "no transform": ({"TransformMatrix": None}, {"orientation_unknown"}, (2.5, 0.9, 0.8)),
     "no transform but letters": ({"TransformMatrix": None, "AnatomicalOrientation": "RAI"}, set(), (2.5, 0.9, 0.8)),
     "letters that ITK ignores": ({"TransformMatrix": None, "AnatomicalOrientation": "LPS"}, {"orientation_unknown"},

@@ -144,8 +144,8 @@ OPEN = {
                          {"orientation_unknown", "spacing_unknown"}, (1.0, 1.0, 1.0)),
     "thickness is no spacing": ({"space": None, "space_directions": None, "thicknesses": "nan nan 3"},
                                 {"orientation_unknown", "spacing_unknown"}, (1.0, 1.0, 1.0)),
-    "axis mins and maxs": ({"space": None, "space_directions": None, "axis_mins": "0 0 0", "axis_maxs": "32 20 28"},
-                           {"orientation_unknown", "spacing_unknown"}, (2.0, 0.5, 1.0)),
+    "axis mins and maxs": ({"space": None, "space_directions": None, "axis_mins": "0 0 0", "axis_maxs": "32 40 28"},
+                           {"orientation_unknown", "spacing_unknown"}, (2.0, 1.0, 1.0)),
     "nodes": ({"space": None, "space_directions": None, "axis_mins": "0 0 0", "axis_maxs": "31 39 26",
                "centers": "node node node"}, {"orientation_unknown", "spacing_unknown"}, (2.0, 1.0, 1.0)),
     "centimetres": ({"space_units": '"cm" "cm" "cm"', "space_directions": "(0.08,0,0) (0,0.09,0) (0,0,-0.25)"},
@@ -155,10 +155,15 @@ OPEN = {
     "two units": ({"space_units": '"mm" "mm" "um"'}, {"units_unknown"}, (2.5, 0.9, 0.8)),
     "microns alike": ({"space_units": '"um" "um" "um"', "space_directions": "(800,0,0) (0,900,0) (0,0,-2500)"},
                       {"units_converted"}, (2.5, 0.9, 0.8)),
-    "metres": ({"space_units": '"m" "m" "m"', "space_directions": "(8e-4,0,0) (0,9e-4,0) (0,0,-2.5e-3)"},
+    "metres": ({"space_units": '"m" "m" "m"', "space_origin": "(0,0,0)",
+                "space_directions": "(8e-4,0,0) (0,9e-4,0) (0,0,-2.5e-3)"},
                {"units_converted"}, (2.5, 0.9, 0.8)),
     "millimetres": ({"space_units": '"mm" "mm" "mm"', "measurement_frame": "(1,0,0) (0,1,0) (0,0,1)"}, set(),
                     (2.5, 0.9, 0.8)),
+    "no origin": ({"space_origin": None}, {"position_unknown"}, (2.5, 0.9, 0.8)),
+    "an origin far away": ({"space_origin": "(1e9,0,0)"}, {"position_unlikely"}, (2.5, 0.9, 0.8)),
+    "a misspelt field": ({"space_origin": None, "spaced_origin": "(1,2,3)"}, {"position_unknown", "unknown_fields"},
+                         (2.5, 0.9, 0.8)),
     "unknown unit": ({"space_units": '"px" "px" "px"'}, {"units_unknown"}, (2.5, 0.9, 0.8)),
 }  # fmt: skip
 
@@ -234,7 +239,7 @@ def test_lines_and_bytes_are_passed_over(marker, tmp_path: Path, quality_flags) 
 @pytest.mark.parametrize("size", [1_000, 70_000, 900_000])
 def test_long_lines_and_long_headers(marker, tmp_path: Path, size: int) -> None:
     """A line of 1,000 letters ended SimpleITK's process."""
-    for name in ("content", "space_units_of_nobody", "#"):
+    for name in ("content", "labels", "#"):
         path = write(tmp_path / "a.nrrd", marker.hu.tobytes(), **{name: "x" * size})
         np.testing.assert_array_equal(read(path).hu, marker.hu)
 
