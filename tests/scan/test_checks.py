@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tf_covid.scan import lung_flags
-from tf_covid.scan.checks import gate, hu_flags
+from tf_covid.scan.checks import gate, geometry_flags, hu_flags
 
 
 def chest(noise: float = 20.0, air: int = -1000, lung: int = -850, soft: int = 40, seed: int = 0) -> np.ndarray:
@@ -108,3 +108,22 @@ def test_lung_flags(share: np.ndarray, codes: dict[str, object], spacing) -> Non
     assert {flag.code: flag.value for flag in found} == codes
     for flag in found:
         assert flag.level == ("warning" if flag.code == "lungs_cut_off" else "error")
+
+
+@pytest.mark.parametrize(
+    ("spacing", "codes"),
+    [
+        ((2.5, 0.7, 0.7), []),
+        ((12, 12, 12), []),
+        ((0.2, 0.2, 0.2), []),
+        ((0.7, 5.0, 0.7), []),
+        ((2.5, 0.9, 0.8), []),
+        ((12.2, 1, 1), ["voxel_size"]),
+        ((1, 0.19, 1), ["voxel_size"]),
+        ((700, 700, 2500), ["voxel_size"]),
+        ((float("nan"), 1, 1), ["voxel_size"]),
+        ((2.5, 0.9, 8.0), ["voxels_uneven"]),
+    ],
+)
+def test_the_size_of_voxels(spacing: tuple[float, float, float], codes: list[str]) -> None:
+    assert [flag.code for flag in geometry_flags(spacing)] == codes

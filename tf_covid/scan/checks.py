@@ -27,6 +27,8 @@ CUT_OFF_SHARE = 0.01
 VOXEL_MM = (0.2, 12.0)
 #: Lung volumes outside of this range, in ml, are no adult's: of a mask of something else, or of a wrong voxel size.
 POSSIBLE_VOLUME_ML = (300.0, 15_000.0)
+#: The pixels of a CT are square, also after resampling for display: two edges of a voxel differ by no more than this.
+EVEN_RATIO = 1.5
 #: Fewer kept slices than this are not a chest that can be scored.
 LEAST_SLICES = 8
 
@@ -41,20 +43,26 @@ def refusal(code: str, message: str, value: float | int | str | None = None) -> 
 
 
 def geometry_flags(spacing_mm: Sequence[float] | np.ndarray) -> tuple[QualityFlag, ...]:
-    """Whether the voxels are as large as those of a CT.
+    """Whether the voxels are as large as those of a CT, and square in one plane at least.
 
     Args:
         spacing_mm: Size of a voxel along its three axes, in mm, in any order.
 
     Returns:
-        An error `voxel_size` with the sizes, or nothing.
+        An error `voxel_size` with the sizes, a warning `voxels_uneven`, or nothing.
     """
     low, high = VOXEL_MM
-    if all(low * 0.999 <= size <= high * 1.001 for size in spacing_mm):
-        return ()
     sizes = "×".join(f"{size:.4g}" for size in spacing_mm)
-    message = f"The voxels are {sizes} mm; those of a chest CT are {low:g} to {high:g} mm. Check spacing and unit."
-    return (QualityFlag("voxel_size", "error", message, sizes),)
+    if not all(low * 0.999 <= size <= high * 1.001 for size in spacing_mm):
+        message = f"The voxels are {sizes} mm; those of a chest CT are {low:g} to {high:g} mm. Check spacing and unit."
+        return (QualityFlag("voxel_size", "error", message, sizes),)
+    small, middle, large = sorted(float(size) for size in spacing_mm)
+    if min(middle / small, large / middle) > EVEN_RATIO:
+        message = (
+            f"The voxels are {sizes} mm: no two of their edges are alike, as the pixels of a CT are. Check spacing."
+        )
+        return (QualityFlag("voxels_uneven", "warning", message, sizes),)
+    return ()
 
 
 def gate(hu: np.ndarray) -> tuple[QualityFlag, ...]:

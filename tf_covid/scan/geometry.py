@@ -6,10 +6,12 @@ import numpy as np
 
 from tf_covid.result import QualityFlag
 
-#: How far two statements of a voxel's size may differ: rounding of hand-written headers.
-_SIZE_SHARE = 0.01
+#: How far two statements of a voxel's size may differ: 0.703 for 0.703125 is rounding.
+_SIZE_SHARE = 5e-4
 #: How far two statements of a direction may differ, in degrees.
-_DEGREES = 1.0
+_DEGREES = 0.2
+#: No coordinate of a scanner is larger, in mm.
+_FARTHEST_MM = 1e4
 
 
 def disagreement(taken: np.ndarray, other: np.ndarray, *, size_only: bool = False) -> str:
@@ -30,8 +32,29 @@ def disagreement(taken: np.ndarray, other: np.ndarray, *, size_only: bool = Fals
     cosines = np.clip((taken[:3, :3] / size * (other[:3, :3] / other_size)).sum(axis=0), -1.0, 1.0)
     angle = float(np.degrees(np.arccos(cosines)).max())
     if angle > _DEGREES:
-        return f"another field of the header turns the scan by {angle:.0f} degrees against it"
+        return f"another field of the header turns the scan by {angle:.1f} degrees against it"
     return ""
+
+
+def no_position() -> QualityFlag:
+    """Said of a header that places its voxels nowhere, though it orients them."""
+    message = (
+        "The header does not say where its first voxel lies; (0, 0, 0) mm is assumed. The answer needs no position."
+    )
+    return QualityFlag("position_unknown", "info", message)
+
+
+def position_flags(affine: np.ndarray) -> tuple[QualityFlag, ...]:
+    """A warning where a header places the scan metres away: the answer needs no position, but other programs do.
+
+    Args:
+        affine: (4, 4), index → mm; finite.
+    """
+    farthest = float(np.abs(affine[:3, 3]).max())
+    if farthest <= _FARTHEST_MM:
+        return ()
+    message = f"The header places the scan {farthest / 1000:.3g} m from the origin: its position is not to be trusted."
+    return (QualityFlag("position_unlikely", "warning", message, farthest),)
 
 
 def in_millimetres(unit: str, factor: float) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:

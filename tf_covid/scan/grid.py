@@ -17,6 +17,8 @@ from tf_covid.scan.scan import SourceGrid
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 #: Head to feet, anterior to posterior, right to left: the directions in which the indices grow.
 _CANONICAL = axcodes2ornt(("I", "P", "L"))
+#: Below this a spacing is none; whether one is plausible is for `checks.geometry_flags`.
+_NO_SPACING_MM = 1e-9
 #: Largest angle between two axes and the right angle that still counts as rounding, in degrees.
 SHEAR_DEGREES = 0.1
 
@@ -33,7 +35,7 @@ def orient(affine_ras: np.ndarray, shape: tuple[int, int, int]) -> tuple[SourceG
     """
     affine_ras = np.array(affine_ras, dtype=np.float64)
     spacing = np.linalg.norm(affine_ras[:3, :3], axis=0)
-    if not np.isfinite(affine_ras).all() or (spacing < 1e-4).any() or (spacing > 1e3).any():
+    if not np.isfinite(affine_ras).all() or (spacing < _NO_SPACING_MM).any():
         raise refusal("bad_affine", "The orientation in the header is not usable (not finite, or no spacing).")
     cosines = affine_ras[:3, :3] / spacing
     if abs(np.linalg.det(cosines)) < 0.1:

@@ -15,7 +15,7 @@ import numpy as np
 
 from tf_covid.result import QualityFlag
 from tf_covid.scan.checks import refusal
-from tf_covid.scan.geometry import disagreement
+from tf_covid.scan.geometry import disagreement, no_position
 from tf_covid.scan.grid import RAS_TO_LPS, check_size
 from tf_covid.scan.limits import DEFAULT, Limits
 from tf_covid.scan.payload import Coding, Layout, Slabs, Unpacked
@@ -267,6 +267,8 @@ def _affine(header: MetaHeader) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:
         flags += (QualityFlag("affine_disagree", "warning", message),)
     if offset is not None:
         affine[:3, 3] = offset[:3]
+    elif not flags:
+        flags += (no_position(),)
     if matrix is not None and (text := _against(letters, affine)):
         message = f"TransformMatrix was taken, but {text} (AnatomicalOrientation)."
         flags += (QualityFlag("affine_disagree", "warning", message),)

@@ -209,7 +209,7 @@ class NiftiHeader:
         if qform is None and int(self.fields["qform_code"]) > 0 and not text:
             text = "the qform is not usable"
         if not text:
-            return ()
+            return () if qform is None else _apart(sform, qform)
         message = f"The sform in the header was taken, but {text}; other programs may show the scan differently."
         return (QualityFlag("affine_disagree", "warning", message),)
 
@@ -224,6 +224,16 @@ class NiftiHeader:
             )
             return np.eye(4), (QualityFlag("units_unknown", "warning" if code else "info", message, code),)
         return in_millimetres(*_UNITS[code])
+
+
+def _apart(sform: np.ndarray, qform: np.ndarray) -> tuple[QualityFlag, ...]:
+    distance = float(np.linalg.norm(sform[:3, 3] - qform[:3, 3]))
+    if distance <= np.linalg.norm(sform[:3, :3], axis=0).min():
+        return ()
+    message = (
+        f"The qform places the scan {distance:.4g} mm (or units of the header) away from the sform, which was taken."
+    )
+    return (QualityFlag("affine_disagree", "info", message, round(distance, 3) if np.isfinite(distance) else None),)
 
 
 def _regular(affine: np.ndarray) -> bool:

@@ -56,6 +56,27 @@ _TYPES = {
     "float": "f4",
     "double": "f8",
 }
+#: All fields of the format, without their spaces; other lines are an error to its reference reader.
+_FIELDS = frozenset(
+    (
+        *("type", "blocksize", "dimension", "spacedimension", "space", "sizes", "spacings", "thicknesses", "axismins"),
+        *(
+            "axismaxs",
+            "centerings",
+            "labels",
+            "units",
+            "kinds",
+            "encoding",
+            "endian",
+            "content",
+            "min",
+            "max",
+            "oldmin",
+        ),
+        *("oldmax", "datafile", "lineskip", "byteskip", "sampleunits", "spaceunits", "spaceorigin", "spacedirections"),
+        *("measurementframe", "number"),
+    )
+)
 #: Kinds of axes that lie in space, or hold nothing else of their own.
 _SPATIAL_KINDS = ("domain", "space", "???", "none", "stub", "scalar")
 
@@ -68,11 +89,13 @@ class NrrdHeader:
         fields: Value by name, in lower case without spaces; key/value pairs are left out.
         length: Bytes of the header with its empty line.
         ended: Whether an empty line ends it; only a detached header may go without.
+        unknown: Lines that are no comment and no field of the format.
     """
 
     fields: dict[str, str]
     length: int
     ended: bool
+    unknown: int = 0
 
 
 def parse(head: bytes) -> NrrdHeader:
@@ -94,26 +117,23 @@ def parse(head: bytes) -> NrrdHeader:
         # Whether these end a line is where two parsers could disagree.
         raise refusal("bad_header", "The NRRD header holds a lone carriage return or a NUL.")
     fields: dict[str, str] = {}
+    unknown = 0
     for line in text.split("\n")[1:]:
         key, colon, value = line.partition(":")
-        if line.startswith("#") or not colon:
+        if line.startswith("#") or not line.strip():
             continue
         name = re.sub(r"[\s_-]", "", key).lower()
         if value.startswith("="):
             if "datafile" in name:
                 raise refusal("detached_data", "The NRRD header names a data file in a form that is not a field.")
             continue
-        name = {"centers": "centerings", "datafiles": "datafile"}.get(name, name)
+        name = {"centers": "centerings"}.get(name, name)
+        unknown += not colon or name not in _FIELDS
         if fields.get(name, value.strip()) != value.strip():
-            raise refusal("bad_header", f"The NRRD header states a field twice, and differently: {_known(name)}.")
+            shown = name if name in _FIELDS else "one that the format does not have"
+            raise refusal("bad_header", f"The NRRD header states a field twice, and differently: {shown}.")
         fields[name] = value.strip()
-    return NrrdHeader(fields, end.end() if end else len(head), end is not None)
-
-
-def _known(name: str) -> str:
-    """A field's name if the format has it: any other text may be about the patient."""
-    known = ("sizes", "type", "encoding", "endian", "spacedirections", "spaceorigin", "space", "spacings", "datafile")
-    return name if name in known else "an optional one"
+    return NrrdHeader(fields, end.end() if end else len(head), end is not None, unknown)
 
 
 def data_file_field(source: Source) -> str | None:
@@ -155,6 +175,11 @@ def open_nrrd(source: Source, data: Source | None = None, limits: Limits = DEFAU
     sizes, axes = _axes(header.fields)
     check_size(sizes, limits)
     affine, flags = nrrd_affine(header.fields, sizes, axes)
+    if header.unknown:
+        message = (
+            f"{header.unknown} line(s) of the header are no field of NRRD and were passed over; one may be misspelt."
+        )
+        flags += (QualityFlag("unknown_fields", "warning", message, header.unknown),)
     shape = (sizes[axes[0]], sizes[axes[1]], sizes[axes[2]])
     coding, skip = _coding(header.fields), _whole(header.fields, "byteskip")
     held_by = data if data is not None and detached else source

@@ -8,7 +8,7 @@ import numpy as np
 
 from tf_covid.result import QualityFlag
 from tf_covid.scan.checks import refusal
-from tf_covid.scan.geometry import in_millimetres
+from tf_covid.scan.geometry import in_millimetres, no_position
 
 #: Signs that make a space's axes R, A and S.
 _SPACES = {
@@ -59,6 +59,8 @@ def nrrd_affine(
             flags += (QualityFlag("orientation_unknown", "warning", message),)
         flags += found
     affine[:3, 3] = _origin(fields)
+    if "spaceorigin" not in fields and not flags:
+        flags += (no_position(),)
     scale, converted = _units(fields, axes)
     return np.diag([*signs, 1.0]) @ scale @ affine, flags + converted
 

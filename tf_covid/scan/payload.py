@@ -16,6 +16,7 @@ import numpy as np
 
 from tf_covid.result import QualityFlag
 from tf_covid.scan.checks import refusal
+from tf_covid.scan.text_voxels import text_reader
 
 Coding = Literal["raw", "gzip", "zlib", "bzip2", "hex", "text"]
 
@@ -27,8 +28,6 @@ _PADDING = 512
 _MOST_RATIO = 1100
 #: No plane of a CT has more voxels (5,792 × 5,792): what is taken in one piece stays below 300 MB.
 _PLANE = 1 << 25
-#: Longest number, in letters, that is read from voxels as text.
-_LONGEST_WORD = 64
 _BREAKS = (zlib.error, OSError, EOFError)
 
 
@@ -253,7 +252,9 @@ class Slabs(Iterator[np.ndarray]):
 
     def _iterate(self) -> Iterator[np.ndarray]:
         layout, source = self._layout, self._source
-        reader = _text_reader(source, layout) if layout.coding in ("hex", "text") else source.readinto
+        reader: Callable[[memoryview], int] = source.readinto
+        if layout.coding in ("hex", "text"):
+            reader = text_reader(source.read, layout.dtype, digits=layout.coding == "hex")
         source.skip(max(0, layout.skip))
         for number in range(layout.shape[2]):
             plane = np.empty(layout.shape[0] * layout.shape[1], layout.dtype)
@@ -281,61 +282,3 @@ class Slabs(Iterator[np.ndarray]):
             message = f"{source.behind} bytes behind the compressed voxels were not read; the voxels are complete."
             found.append(QualityFlag("trailing_bytes", "warning", message, source.behind))
         return tuple(found)
-
-
-def _text_reader(source: Unpacked, layout: Layout) -> Callable[[memoryview], int]:
-    """Like `Unpacked.readinto`, for voxels that are written as hexadecimal digits or as decimal numbers.
-
-    Raises:
-        ScanRefused: `bad_header` where the text holds anything else.
-    """
-    parts = _hex_parts(source) if layout.coding == "hex" else _text_parts(source, layout.dtype)
-    rest = bytearray()
-
-    def readinto(view: memoryview) -> int:
-        while len(rest) < len(view):
-            part = next(parts, None)
-            if part is None:
-                break
-            rest.extend(part)
-        count = min(len(rest), len(view))
-        view[:count] = rest[:count]
-        del rest[:count]
-        return count
-
-    return readinto
-
-
-def _hex_parts(source: Unpacked) -> Iterator[bytes]:
-    odd = b""
-    while block := source.read(_CHUNK):
-        digits = odd + b"".join(block.split())
-        even = len(digits) & ~1
-        odd = digits[even:]
-        try:
-            yield bytes.fromhex(digits[:even].decode("ascii"))
-        except ValueError:
-            raise refusal("bad_header", "The voxels are declared as hexadecimal digits, but hold others.") from None
-
-
-def _text_parts(source: Unpacked, dtype: np.dtype) -> Iterator[bytes]:
-    word = b""
-    while block := source.read(_CHUNK):
-        words = (word + block.replace(b",", b" ") + b"|").split()
-        word = words.pop()[:-1]
-        if len(word) > _LONGEST_WORD:
-            words.append(word)
-        yield _numbers(words, dtype)
-    if word:
-        yield _numbers([word], dtype)
-
-
-def _numbers(words: list[bytes], dtype: np.dtype) -> bytes:
-    try:
-        if any(len(word) > _LONGEST_WORD or b"_" in word for word in words):
-            raise ValueError  # Python's numbers may hold underscores, a file's may not
-        if dtype.kind == "f":
-            return np.array([float(word) for word in words], dtype).tobytes()
-        return np.array([int(word) for word in words], dtype).tobytes()
-    except (ValueError, OverflowError):
-        raise refusal("bad_header", "The voxels are declared as text, but hold no such numbers.") from None

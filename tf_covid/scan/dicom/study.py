@@ -57,8 +57,9 @@ def read_study(instances: Sequence[Instance], sources: Mapping[str, Source], lim
     stored_shape = (first.columns, first.rows, len(stack.slots))
     check_size(stored_shape, limits)
     source, affine = orient(stack.affine_ras, stored_shape)
-    if impossible := geometry_flags(np.linalg.norm(affine[:3, :3], axis=0)):
-        raise ScanRefused(impossible)
+    quality_flags += geometry_flags(np.linalg.norm(affine[:3, :3], axis=0))
+    if any(flag.level == "error" for flag in quality_flags):
+        raise ScanRefused(quality_flags)
     hu, view = allocate(source, np.int16)
     duplicates = _fill(view, stack, sources)
     missing = stack.missing
