@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
+import numpy as np
 import pytest
 
 from tf_covid.result import Attention, Lungs, ModelAnswer, QualityFlag, Result, Series, Severity
@@ -59,3 +61,11 @@ def test_a_number_that_is_not_finite_is_never_an_answer():
     broken = dataclasses.replace(FULL, lungs=dataclasses.replace(FULL.lungs, volume_ml=float("nan")))
     with pytest.raises(ValueError, match="not finite"):
         broken.to_json()
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"), [(np.int64(3), 3), (np.float32(0.5), 0.5), (float("nan"), "nan"), (-np.inf, "-inf"), ("a", "a")]
+)
+def test_a_flag_with_an_odd_value_does_not_end_a_run(value: Any, plain: Any) -> None:
+    result = Result("a", "refused", (QualityFlag("x", "error", ".", value),), {})
+    assert json.loads(result.to_json())["quality_flags"][0]["value"] == plain

@@ -32,6 +32,15 @@ class QualityFlag:
     message: str
     value: float | int | str | None = None
 
+    def as_dict(self) -> dict[str, Any]:
+        """The flag for JSON: a value that is no finite number is text, and one of NumPy's is plain."""
+        value: Any = self.value
+        if not isinstance(value, (int, float, str, type(None))):
+            value = value.item() if hasattr(value, "item") else str(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            value = str(value)
+        return {"code": self.code, "level": self.level, "message": self.message, "value": value}
+
 
 @dataclass(frozen=True)
 class Series:
@@ -150,7 +159,7 @@ class Result:
         head: dict[str, Any] = {
             "case": self.case,
             "status": self.status,
-            "quality_flags": [dataclasses.asdict(flag) for flag in self.quality_flags],
+            "quality_flags": [flag.as_dict() for flag in self.quality_flags],
         }
         if self.status == "refused":
             return head | {"versions": self.versions}

@@ -141,14 +141,42 @@ def test_patients_whose_ids_were_emptied_stay_apart(marker, tmp_path: Path, edit
         np.testing.assert_array_equal(case.read().hu, hu)
 
 
-@pytest.mark.parametrize("what", ["empty", "zeros", "without its first bytes"])
-def test_a_slice_that_was_lost_is_no_foreign_file(series: Path, quality_flags, what: str) -> None:
-    file = sorted(series.glob("*.dcm"))[-1]
-    data = file.read_bytes()
-    file.write_bytes(
-        {"empty": b"", "zeros": bytes(len(data)), "without its first bytes": b"\1" * 200 + data[200:]}[what]
-    )
+def blank(data: bytes, start: int, end: int) -> bytes:
+    return data[:start] + bytes(end - start) + data[end:]
+
+
+LOST = {
+    "nothing": lambda data: b"",
+    "zeros": lambda data: bytes(len(data)),
+    "a stump": lambda data: data[:90],
+    "a stump with its mark": lambda data: data[:131],
+    "cut before Rows": lambda data: data[: data.index(b"\x28\0\x10\0")],
+    "no Rows": lambda data: data.replace(b"\x28\0\x10\0", b"\x29\0\x10\0"),
+    "no mark": lambda data: blank(data, 0, 200),
+    "no header": lambda data: blank(data, 0, data.index(b"\xe0\x7f\x10\0")),
+}
+
+
+@pytest.mark.parametrize("suffix", [".dcm", ""])
+@pytest.mark.parametrize("what", LOST)
+def test_a_slice_that_was_lost_is_no_foreign_file(series: Path, quality_flags, what: str, suffix: str) -> None:
+    for file in series.iterdir():
+        file.rename(file.with_suffix(suffix))
+    file = sorted(series.iterdir())[-1]
+    file.write_bytes(LOST[what](file.read_bytes()))
     assert levels(quality_flags(read(series)))["unreadable_files"] == ("warning", 1)
+
+
+@pytest.mark.parametrize("name", ["report.dcm", "report"])
+def test_a_report_beside_the_slices_is_no_lost_slice(series: Path, quality_flags, name: str) -> None:
+    dataset = pydicom.dcmread(sorted(series.iterdir())[0])
+    for keyword in ("Rows", "Columns", "PixelData", "BitsAllocated"):
+        del dataset[keyword]
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.88.33"
+    dataset.Modality = "SR"
+    dataset.save_as(series / name)
+    (series / "._other").write_bytes(bytes(4096))
+    assert levels(quality_flags(read(series))) == {"foreign_files": ("info", 2)}
 
 
 def test_a_name_that_is_no_unicode(marker, series: Path, tmp_path: Path) -> None:

@@ -55,15 +55,11 @@ class Checked:
                 "spacing_mm": [round(mm, 6) for mm in self.spacing_mm],
                 "chosen_because": self.chosen_because,
             }
-        flags = [
-            {"code": flag.code, "level": flag.level, "message": flag.message, "value": flag.value}
-            for flag in self.quality_flags
-        ]
         return {
             "case": self.case,
             "status": self.status,
             "series": series,
-            "quality_flags": flags,
+            "quality_flags": [flag.as_dict() for flag in self.quality_flags],
             "seconds": round(self.seconds, 3),
         }
 

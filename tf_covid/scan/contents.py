@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -18,6 +19,10 @@ from tf_covid.scan.volumes import data_file_of, is_volume
 ARCHIVE_NAMES = (".zip", ".tar", ".tar.gz", ".tgz")
 _CHUNK = 1 << 20
 _HEAD_BYTES = 1 << 16
+_META_BYTES, _PREAMBLE_BYTES = 2048, 132
+#: CT Image Storage, Enhanced and Legacy Converted Enhanced, as it ends in an element.
+_CT_CLASS = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.2(\.[12])?[^.0-9]")
+_DICOM_NAMES = (".dcm", ".dicom", ".ima")
 #: (0020,000E) and (0028,0010), little endian.
 _SERIES_UID_TAG, _ROWS_TAG = b"\x20\x00\x0e\x00", b"\x28\x00\x10\x00"
 
@@ -82,8 +87,12 @@ def look(sources: Sequence[Source], left: Left) -> Contents:
             left += Left(archives=1)
         else:
             foreign.append(source)
-    places = {_place(one.name) for one in instances}
-    damaged = sum(_was_slice(source, _place(source.name) in places) for source in foreign)
+    slices = {_place(one.name) for one in instances}
+    sizes = {(_place(one.name), by_name[one.name].size) for one in instances}
+    damaged = 0
+    for source in foreign:
+        place = _place(source.name)
+        damaged += _was_slice(source, place in slices, (place, source.size) in sizes)
     left += Left(foreign=len(foreign) - damaged, damaged=damaged)
     return Contents(_studies(instances), tuple(volumes), left)
 
@@ -117,12 +126,13 @@ def volume_of(source: Source, beside: Callable[[], Mapping[str, Source]]) -> Vol
     return Volume((source.name, name))
 
 
-def _was_slice(source: Source, among_slices: bool) -> bool:
-    """Whether a file that does not call itself DICOM was a slice: its elements are there, or it is empty among slices.
+def _was_slice(source: Source, among_slices: bool, same_size: bool) -> bool:
+    """Whether a file that is no image was a slice once: what is left of it says so, or its name, size and place do.
 
     Args:
         source: The file.
         among_slices: Whether DICOM images with the same ending lie in its folder.
+        same_size: Whether one of them has its size.
     """
     if _hidden(source.name):
         return False
@@ -131,9 +141,13 @@ def _was_slice(source: Source, among_slices: bool) -> bool:
             head = stream.read(_HEAD_BYTES)
     except (OSError, *archive.ERRORS):
         return True
-    if not any(head):  # a copy that failed leaves nothing, or zeros
-        return among_slices
-    return head[128:132] != b"DICM" and all(tag in head for tag in (_SERIES_UID_TAG, _ROWS_TAG))
+    if head[128:132] == b"DICM":
+        return _CT_CLASS.search(head, 0, _META_BYTES) is not None  # a CT image without Rows was cut off
+    if all(tag in head for tag in (_SERIES_UID_TAG, _ROWS_TAG)):
+        return True
+    # A copy that failed leaves nothing, a stump or zeros.
+    stump = len(head) < _PREAMBLE_BYTES or not any(head) or same_size
+    return among_slices and (stump or source.name.lower().endswith(_DICOM_NAMES))
 
 
 def _place(name: str) -> tuple[str, str]:

@@ -85,7 +85,8 @@ class Reader:
         self.close()  # what died between two jobs died of none
         ours, theirs = socket.socketpair()
         ended, alive = os.pipe()  # never written to: the child sees its end when this process is gone
-        command = [sys.executable, "-c", _PROGRAM, json.dumps(sys.path), str(theirs.fileno()), str(ended)]
+        # -P: the folder that we work in may hold an upload, and is no place to import from.
+        command = [sys.executable, "-P", "-c", _PROGRAM, json.dumps(sys.path), str(theirs.fileno()), str(ended)]
         with theirs:
             try:
                 self._child = subprocess.Popen(
