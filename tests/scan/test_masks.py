@@ -255,6 +255,25 @@ def test_lungs_at_the_border_of_the_image_are_not_outside() -> None:
     assert check_lungs(cut.hu < -500, cut) == ()
 
 
+@pytest.mark.parametrize(
+    ("change", "doubtful"),
+    [
+        (lambda mask: mask, False),
+        (lambda mask: mask[::-1], True),
+        (lambda mask: mask.transpose(0, 2, 1), True),
+        (lambda mask: mask[:, ::-1], True),
+    ],
+    ids=["right", "feet first", "transposed", "front to back"],
+)
+def test_a_flipped_mask_is_pointed_out(change: Callable[[np.ndarray], np.ndarray], doubtful: bool) -> None:
+    from tf_covid.phantom import draw_chest
+
+    made = draw_chest(1006, (40, 96, 96), severity=1)
+    source = SourceGrid(made.hu.shape, made.affine, (0, 1, 2), (False,) * 3)
+    flags = check_lungs(change(made.lungs > 0), Scan("made", made.hu, made.affine, source, ""))
+    assert [flag.code for flag in flags] == ["mask_doubtful"] * doubtful
+
+
 def test_a_mask_that_is_partly_outside_is_pointed_out(scan, lungs) -> None:
     moved = np.roll(lungs, -18, axis=2)
     (flag,) = check_lungs(moved, scan)
