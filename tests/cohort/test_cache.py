@@ -266,6 +266,8 @@ def test_masks_that_are_none_are_not_trained_on(rows: list[Row], wanted: cache.W
     row = rows[4]
     assert row.lungs is not None and row.lesions is not None
     lungs, lesions = (np.asarray(nib.load(path).dataobj) for path in (row.lungs, row.lesions))
+    (tmp_path / "cache").mkdir()
+    elsewhere = (lungs == 0) & (np.indices(lungs.shape)[2] < 2)
     made = {
         "inverted": ("lungs", (lungs == 0).astype(np.uint8), "lung_volume"),
         "labels": ("lungs", (lungs * 10).astype(np.uint8) + (lesions > 0).astype(np.uint8), "mask_values"),
@@ -273,11 +275,7 @@ def test_masks_that_are_none_are_not_trained_on(rows: list[Row], wanted: cache.W
         "empty": ("lungs", np.zeros_like(lungs), "mask_empty"),
         "no lesions": ("lesions", (lesions == 0).astype(np.uint8), "lung_volume"),
         "lesion labels": ("lesions", (lesions > 0) + 2 * (lungs > 0).astype(np.uint8), "mask_values"),
-        "lesions elsewhere": (
-            "lesions",
-            ((lungs == 0)[::-1] & (np.indices(lungs.shape)[2] < 2)).astype(np.uint8),
-            "les|out",
-        ),
+        "lesions elsewhere": ("lesions", elsewhere.astype(np.uint8), "lesions_outside|mask_outside|lung_volume"),
     }
     for name, (column, values, code) in made.items():
         path = as_nifti(tmp_path / f"{name}.nii.gz", row.lungs, values)
