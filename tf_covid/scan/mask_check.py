@@ -117,7 +117,7 @@ def accept(values: MaskValues, labels: Sequence[float] = (), *, lesions: bool = 
         lesions: It is a mask of lesions, not of lungs.
 
     Raises:
-        ScanRefused: `mask_values` with the values found, `mask_labels` if a label is in no voxel, `mask_empty` if a
+        ScanRefused: `mask_values` with the values found, `mask_labels` if no label is in a voxel, `mask_empty` if a
             lung mask has no voxel inside.
     """
     found = values.found
@@ -144,9 +144,19 @@ def _accept_labels(values: MaskValues, labels: Sequence[float]) -> None:
     if values.many or values.nan or not all(value.is_integer() for value in values.found):
         message = f"The mask holds {values}: labels are whole numbers, at most {_MOST_VALUES} of them."
         raise refusal("mask_values", message, str(values))
-    if missing := [f"{label:g}" for label in labels if label not in values.found]:
-        message = f"The mask has no voxel of label {', '.join(missing)}; it holds {values}. Name only what is there."
-        raise refusal("mask_labels", message, str(values))
+    if values.found.isdisjoint(labels):
+        raise refusal(
+            "mask_labels", f"The mask has no voxel of the labels of the lungs; it holds {values}.", str(values)
+        )
+
+
+def missing_labels(values: MaskValues, labels: Sequence[float]) -> tuple[QualityFlag, ...]:
+    """A warning `mask_labels` where some of the labels are in no voxel: a lobe that was removed, or a slip."""
+    missing = ", ".join(f"{label:g}" for label in labels if label not in values.found)
+    if not missing:
+        return ()
+    message = f"The mask has no voxel of label {missing}; it holds {values}. Is that lobe missing?"
+    return (QualityFlag("mask_labels", "warning", message, missing),)
 
 
 def _not_a_mask(values: MaskValues, lesions: bool) -> Exception:
