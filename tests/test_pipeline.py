@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tf_covid import local
+from tf_covid.errors import ScanRefused
 from tf_covid.models import NETWORKS
 from tf_covid.pipeline import stratify
 from tf_covid.scan import Scan, SourceGrid
@@ -99,6 +100,44 @@ def test_a_users_mask_needs_no_lung_model_that_finds_no_disease(plain, scan, mon
     mask[RIGHT] = mask[LEFT] = True
     result = stratify(scan, plain, lungs=mask, attention="none")
     assert result.lungs.involvement_by == "hu_rule"
+
+
+def test_a_users_mask_is_the_same_in_any_form(plain, scan):
+    mask = np.zeros(SHAPE, bool)
+    mask[RIGHT] = mask[LEFT] = True
+    sides = mask.astype(np.uint8)
+    sides[LEFT] = 2
+    wanted = stratify(scan, plain, lungs=mask, attention="none")
+    forms = [mask.astype(np.uint8), mask * 255, mask.astype(float), sides, mask.tolist()]
+    for form, labels in [*((form, ()) for form in forms), (sides * 10, (10, 20))]:
+        found = stratify(scan, plain, lungs=form, lungs_labels=labels, attention="none")
+        assert found.lungs == wanted.lungs and found.severity == wanted.severity
+        np.testing.assert_array_equal(found.maps.lungs, wanted.maps.lungs)
+
+
+@pytest.mark.parametrize(
+    ("lungs", "labels", "code"),
+    [
+        (np.ones((3, 4, 5)), (), "mask_grid"), (np.ones(SHAPE), (), "mask_values"), ("none.nii", (), "not_found"),
+        (np.full(SHAPE, np.nan), (), "mask_values"), (7, (), "mask_type"), (None, (10,), "mask_labels"),
+    ],
+)  # fmt: skip
+def test_what_is_no_mask_is_named_before_a_model_is_loaded(scan, lungs, labels, code):
+    with pytest.raises(ScanRefused, match=f"^{code}: "):
+        stratify(scan, "no such model", lungs=lungs, lungs_labels=labels)
+
+
+@pytest.mark.parametrize(("spacing_mm", "says"), [((2.0, 1.0, 1.0), "51 ml"), ((20.0, 12.0, 12.0), "73.0 l")])
+def test_lungs_of_an_impossible_volume_are_refused(plain, scan, spacing_mm, says):
+    affine = np.diag([*spacing_mm, 1.0])
+    small = dataclasses.replace(scan, affine=affine)
+    result = stratify(small, plain, attention="none")
+    (flag,) = result.quality_flags
+    assert (result.status, flag.code, flag.level) == ("refused", "lung_volume", "error") and says in flag.message
+    mask = np.zeros(SHAPE, bool)
+    mask[RIGHT] = mask[LEFT] = True
+    with pytest.raises(ScanRefused, match=r"^lung_volume: "):
+        stratify(small, plain, lungs=mask)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import psutil
 import pytest
@@ -250,6 +253,62 @@ def test_planes_hold_whole_slices_and_the_drawn_masks(rows: list[Row], wanted: c
         clear = np.abs(share - 0.5) > 1e-4
         np.testing.assert_array_equal(kept[clear], share[clear] >= 0.5)
         assert 100 < kept[clear].sum() < kept.size / 4 and clear.mean() > 0.95
+
+
+def as_nifti(path: Path, like: Path, values: np.ndarray) -> Path:
+    """Values in the file order of `like`, on its grid."""
+    nib.Nifti1Image(values, nib.load(like).affine).to_filename(path)
+    return path
+
+
+def test_masks_that_are_none_are_not_trained_on(rows: list[Row], wanted: cache.Wanted, tmp_path: Path) -> None:
+    planes = dataclasses.replace(wanted, kind="planes", grid=(12, 32, 32))
+    row = rows[4]
+    assert row.lungs is not None and row.lesions is not None
+    lungs, lesions = (np.asarray(nib.load(path).dataobj) for path in (row.lungs, row.lesions))
+    (tmp_path / "cache").mkdir()
+    elsewhere = (lungs == 0) & (np.indices(lungs.shape)[2] < 2)
+    made = {
+        "inverted": ("lungs", (lungs == 0).astype(np.uint8), "lung_volume"),
+        "labels": ("lungs", (lungs * 10).astype(np.uint8) + (lesions > 0).astype(np.uint8), "mask_values"),
+        "probabilities": ("lungs", np.where(lungs > 0, 0.9, 0.1).astype(np.float32), "mask_values"),
+        "empty": ("lungs", np.zeros_like(lungs), "mask_empty"),
+        "no lesions": ("lesions", (lesions == 0).astype(np.uint8), "lung_volume"),
+        "lesion labels": ("lesions", (lesions > 0) + 2 * (lungs > 0).astype(np.uint8), "mask_values"),
+        "lesions elsewhere": ("lesions", elsewhere.astype(np.uint8), "lesions_outside|mask_outside|lung_volume"),
+    }
+    for name, (column, values, code) in made.items():
+        path = as_nifti(tmp_path / f"{name}.nii.gz", row.lungs, values)
+        why = cache.make(row.model_copy(update={column: path}), tmp_path / "cache", planes)
+        assert isinstance(why, str) and re.match(f"{code}", why), (name, why)
+    assert not list((tmp_path / "cache").glob("*.tfrecord"))
+    right = np.where(lungs > 0, 255, 0).astype(np.uint8)
+    path = as_nifti(tmp_path / "right.nii.gz", row.lungs, right)
+    entry = cache.make(row.model_copy(update={"lungs": path}), tmp_path / "cache", planes)
+    assert isinstance(entry, cache.Entry) and "mask_doubtful" not in entry.quality_flags
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda facts: facts | {"findings": facts["quality_flags"]},
+        lambda facts: {"findings" if key == "quality_flags" else key: value for key, value in facts.items()},
+        lambda facts: {key: value for key, value in facts.items() if key != "marks"},
+        lambda facts: facts | {"shape": [1, 2]},
+        lambda facts: [],
+    ],
+)
+def test_a_record_of_an_older_version_is_made_anew(
+    rows: list[Row], wanted: cache.Wanted, tmp_path: Path, change: Callable[[dict], object]
+) -> None:
+    planes = dataclasses.replace(wanted, kind="planes", grid=(12, 32, 32))
+    entry = cache.make(rows[4], tmp_path, planes)
+    assert isinstance(entry, cache.Entry)
+    facts = entry.path.with_suffix(".json")
+    before = facts.read_text("utf-8")
+    facts.write_text(json.dumps(change(json.loads(before))), "utf-8")
+    assert cache.make(rows[4], tmp_path, planes) == entry
+    assert set(json.loads(before)) <= set(json.loads(facts.read_text("utf-8")))
 
 
 def test_a_grid_without_cells_is_refused(wanted: cache.Wanted) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from tf_covid.cli import main
 from tf_covid.errors import ScanRefused
 from tf_covid.phantom.files import write_nifti_volume
 from tf_covid.scan import (
@@ -196,12 +198,19 @@ def test_labels_say_what_is_lung(scan, lungs, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "code"),
     [
-        ([10, 119], "mask_labels"), ([0], "mask_labels"), ([-10], "mask_labels"), ([10.5], "mask_labels"),
+        ([119], "mask_labels"), ([0], "mask_labels"), ([-10], "mask_labels"), ([10.5], "mask_labels"),
         (["10"], "mask_labels"), ([True], "mask_labels"), ([None], "mask_labels"), ([float("inf")], "mask_labels"),
     ],
 )  # fmt: skip
 def test_labels_that_cannot_be(scan, lungs, labels: list[Any], code: str) -> None:
     assert codes(lambda: user_lungs(organs(lungs), scan, labels)) == [code]
+
+
+def test_a_label_that_is_missing_is_pointed_out(scan, lungs) -> None:
+    """A lobe may have been removed, or lie above the scan."""
+    found, (flag,) = user_lungs(organs(lungs), scan, [10, 11, 12, 13, 14, 119])
+    np.testing.assert_array_equal(found, lungs)
+    assert (flag.code, flag.level, flag.value) == ("mask_labels", "warning", "119")
 
 
 def test_labels_of_what_holds_none(scan, lungs) -> None:
@@ -255,6 +264,25 @@ def test_lungs_at_the_border_of_the_image_are_not_outside() -> None:
     assert check_lungs(cut.hu < -500, cut) == ()
 
 
+@pytest.mark.parametrize(
+    ("change", "doubtful"),
+    [
+        (lambda mask: mask, False),
+        (lambda mask: mask[::-1], True),
+        (lambda mask: mask.transpose(0, 2, 1), True),
+        (lambda mask: mask[:, ::-1], True),
+    ],
+    ids=["right", "feet first", "transposed", "front to back"],
+)
+def test_a_flipped_mask_is_pointed_out(change: Callable[[np.ndarray], np.ndarray], doubtful: bool) -> None:
+    from tf_covid.phantom import draw_chest
+
+    made = draw_chest(1006, (40, 96, 96), severity=1)
+    source = SourceGrid(made.hu.shape, made.affine, (0, 1, 2), (False,) * 3)
+    flags = check_lungs(change(made.lungs > 0), Scan("made", made.hu, made.affine, source, ""))
+    assert [flag.code for flag in flags] == ["mask_doubtful"] * doubtful
+
+
 def test_a_mask_that_is_partly_outside_is_pointed_out(scan, lungs) -> None:
     moved = np.roll(lungs, -18, axis=2)
     (flag,) = check_lungs(moved, scan)
@@ -273,3 +301,19 @@ def test_lesion_masks(scan, lungs, tmp_path: Path) -> None:
     assert codes(lambda: check_lesions(at(HEART), scan, lungs)) == ["lesions_outside"]
     for labels in (sides(ill), np.where(ill, 1.0, np.where(lungs, 0.0, np.nan)), 0.5 * ill + 0.1):
         assert codes(lambda labels=labels: array_mask(labels, scan, may_be_empty=True)) == ["mask_values"]
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1_0", "10,,11", "10;11", "a", "1.5", "\uff11\uff10", "10,0", "1e1"])
+def test_labels_on_the_command_line_are_digits_between_commas(text: str, tmp_path: Path) -> None:
+    mask = tmp_path / "m.nii"
+    mask.touch()
+    words = ["infer", str(tmp_path), "--out", str(tmp_path / "out"), "--lungs", str(mask), "--lungs-labels", text]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2 and "no list of whole numbers" in result.output
+
+
+def test_labels_need_a_mask(scan, tmp_path: Path) -> None:
+    write_nifti_volume(scan.hu, scan.affine, tmp_path / "a.nii")
+    words = ["infer", str(tmp_path / "a.nii"), "--out", str(tmp_path / "out"), "--lungs-labels", "10, 11"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2 and "--lungs-labels are labels of the mask" in result.output

@@ -92,7 +92,7 @@ class Entry:
         path: The TFRecord.
         marks: What must not be on both sides of a fold, as hashes: "pixels", and "study" and "patient" of a DICOM
             header.
-        quality_flags: Codes of what was noticed about the scan.
+        quality_flags: Codes of what was noticed about the scan and its lung mask.
         shape: Of the scan, (D, H, W).
         kept: Number of slices that the record was made of.
     """
@@ -249,7 +249,7 @@ def _write(row: Row, scan: Scan, path: Path, wanted: Wanted) -> Entry:
 
     lesions = _lesions(row, wanted)
     try:
-        lungs = _own_lungs(row, scan) if wanted.kind == "planes" else None
+        lungs, doubts = _own_lungs(row, scan) if wanted.kind == "planes" else (None, ())
         ill = read_mask(lesions, scan, may_be_empty=True) if lesions else None
         if ill is not None:
             check_lesions(ill, scan, lungs)
@@ -265,7 +265,8 @@ def _write(row: Row, scan: Scan, path: Path, wanted: Wanted) -> Entry:
         # Hashed with the cache's secret: all numbers of a hospital are soon tried against a plain hash.
         if value:
             marks[name] = hmac.new(secret, value.encode(), "sha256").hexdigest()
-    entry = Entry(row.case, path, marks, tuple(flag.code for flag in scan.quality_flags), scan.shape, kept)
+    codes = tuple(flag.code for flag in (*scan.quality_flags, *doubts))
+    entry = Entry(row.case, path, marks, codes, scan.shape, kept)
     try:
         with replacing(path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
             # The same bytes in every process: a message keeps its parts in no order of its own.
@@ -278,8 +279,8 @@ def _write(row: Row, scan: Scan, path: Path, wanted: Wanted) -> Entry:
     return entry
 
 
-def _own_lungs(row: Row, scan: Scan) -> np.ndarray:
-    """The lungs of the manifest, bool (D, H, W).
+def _own_lungs(row: Row, scan: Scan) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:
+    """The lungs of the manifest, bool (D, H, W), and what is doubtful about them.
 
     Raises:
         ScanRefused: If there are none, or they are no mask of this scan's lungs.
@@ -287,8 +288,7 @@ def _own_lungs(row: Row, scan: Scan) -> np.ndarray:
     if row.lungs is None:
         raise ScanRefused([QualityFlag("no_lungs", "error", "The manifest names no lung mask.")])
     mask = read_mask(row.lungs, scan)
-    check_lungs(mask, scan)
-    return mask
+    return mask, check_lungs(mask, scan)
 
 
 def _example(planes: dict[str, np.ndarray | None]) -> tf.train.Example:

@@ -12,20 +12,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tf_covid.cohort.manifest import Row, read_manifest
 from tf_covid.errors import OutputError, ScanRefused
 from tf_covid.pipeline import Models, refused, stratify, versions
 from tf_covid.report import row, write_case, write_summary
 from tf_covid.result import QualityFlag, Result
-from tf_covid.scan import Case, Scan, find_cases, mask_files, read_mask
+from tf_covid.scan import Case, Scan, find_cases, mask_files
 from tf_covid.scan.cases import only_case
 from tf_covid.scan.reader import Reader
 from tf_covid.weights import catalog, quarantine
-
-if TYPE_CHECKING:
-    import numpy as np
 
 try:
     import fcntl
@@ -170,10 +167,8 @@ class Run:
             models = self.models  # before the scan is read: a wrong model is no matter of one scan
             start = time.perf_counter()
             scan = self._reader.read(case) if self._reader else case.read()
-            labels = self.options.lungs_labels
-            mask = read_mask(self.options.lungs, scan, labels=labels) if self.options.lungs else None
             read = time.perf_counter() - start
-            result = self._stratify(scan, mask, models)
+            result = self._stratify(scan, models)
             request = self._request(case.name, scan.fingerprint)
             result = dataclasses.replace(
                 result, versions=result.versions | {"request": request}, timings_s={"read": read, **result.timings_s}
@@ -189,7 +184,7 @@ class Run:
         values = written.as_dict()
         return Outcome(case.name, values, folder, problem=_problem(values, case.path))
 
-    def _stratify(self, scan: Scan, mask: np.ndarray | None, models: Models) -> Result:
+    def _stratify(self, scan: Scan, models: Models) -> Result:
         import tensorflow as tf
 
         options = self.options
@@ -197,7 +192,8 @@ class Run:
             return stratify(
                 scan,
                 models,
-                lungs=mask,
+                lungs=options.lungs,
+                lungs_labels=options.lungs_labels,
                 attention=options.attention,
                 attention_target=options.attention_target,
                 identifiers=options.identifiers,

@@ -13,7 +13,7 @@ from tf_covid.result import QualityFlag
 from tf_covid.scan.checks import refusal
 from tf_covid.scan.grid import allocate, orient
 from tf_covid.scan.limits import DEFAULT, Limits
-from tf_covid.scan.mask_check import MaskValues, accept, check_labels, check_lungs, inside
+from tf_covid.scan.mask_check import MaskValues, accept, check_labels, check_lungs, inside, missing_labels
 from tf_covid.scan.quiet import quiet
 from tf_covid.scan.scan import Scan
 from tf_covid.scan.source import FileSource
@@ -42,11 +42,12 @@ def user_lungs(
     Raises:
         ScanRefused: See `read_mask`, `array_mask` and `mask_check.check_lungs`.
     """
+    wanted = check_labels(labels)
     if isinstance(given, (str, os.PathLike)):
-        mask = read_mask(Path(given), scan, limits, labels=labels)
+        mask, values = _of_file(Path(given), scan, limits, wanted)
     else:
-        mask = array_mask(given, scan, labels=labels)
-    return mask, check_lungs(mask, scan)
+        mask, values = _of_array(given, scan, wanted)
+    return mask, missing_labels(values, wanted) + check_lungs(mask, scan)
 
 
 def array_mask(given: Any, scan: Scan, *, may_be_empty: bool = False, labels: Sequence[int] = ()) -> np.ndarray:
@@ -65,7 +66,12 @@ def array_mask(given: Any, scan: Scan, *, may_be_empty: bool = False, labels: Se
         ScanRefused: `mask_type` if it is no array of numbers, `mask_grid` if it has another shape, or what
             `mask_check.accept` finds.
     """
-    wanted = check_labels(labels)
+    return _of_array(given, scan, check_labels(labels), lesions=may_be_empty)[0]
+
+
+def _of_array(
+    given: Any, scan: Scan, labels: tuple[float, ...], *, lesions: bool = False
+) -> tuple[np.ndarray, MaskValues]:
     array = _as_array(given)
     if array.shape != scan.shape:
         hint = ""
@@ -76,8 +82,8 @@ def array_mask(given: Any, scan: Scan, *, may_be_empty: bool = False, labels: Se
     values = MaskValues()
     for plane in array:
         values.add(plane)
-    accept(values, wanted, lesions=may_be_empty)
-    return array if array.dtype == np.bool_ else inside(array, wanted)
+    accept(values, labels, lesions=lesions)
+    return array if array.dtype == np.bool_ else inside(array, labels), values
 
 
 def _as_array(given: Any) -> np.ndarray:
@@ -143,11 +149,16 @@ def read_mask(
         ScanRefused: `mask_grid` if it is not on the scan's grid, `mask_values`, `mask_labels` or `mask_empty` for what
             it holds, `not_found`, or what is wrong with the file.
     """
-    wanted = check_labels(labels)
+    return _of_file(Path(path), scan, limits, check_labels(labels), lesions=may_be_empty)[0]
+
+
+def _of_file(
+    path: Path, scan: Scan, limits: Limits, labels: tuple[float, ...], *, lesions: bool = False
+) -> tuple[np.ndarray, MaskValues]:
     sources = [FileSource.of(file) for file in mask_files(path)]
     values = MaskValues()
     with quiet(), open_volume(sources, limits) as stored:
-        mask, affine = _filled(stored, wanted, values)
+        mask, affine = _filled(stored, labels, values)
     if mask.shape != scan.shape:
         message = f"The mask has {_times(mask.shape)} voxels (D×H×W), the scan {_times(scan.shape)}."
         raise refusal("mask_grid", message)
@@ -155,8 +166,8 @@ def read_mask(
     off = float(np.linalg.norm(((affine - scan.affine) @ corners)[:3], axis=0).max())
     if off > CORNER_SHARE * min(scan.spacing_mm):
         raise refusal("mask_grid", f"The mask's grid lies up to {off:.2f} mm off the scan's.", round(off, 2))
-    accept(values, wanted, lesions=may_be_empty)
-    return mask
+    accept(values, labels, lesions=lesions)
+    return mask, values
 
 
 def _filled(stored: Stored, labels: tuple[float, ...], values: MaskValues) -> tuple[np.ndarray, np.ndarray]:

@@ -195,6 +195,9 @@ def _cached(
     write_text(table.getvalue(), wish.out / "skipped.csv")
     for case, why in filled.skipped.items():
         say(f"skipped {case}: {why}")
+    if doubtful := [case for case, entry in filled.entries.items() if "mask_doubtful" in entry.quality_flags]:
+        listed = ", ".join(doubtful[:20]) + (f" and {len(doubtful) - 20} more" if len(doubtful) > 20 else "")
+        say(f"warning: look at the lung masks of {listed}: much of them is no aerated lung, or outside of the body")
     if not filled.entries:
         raise TrainingError("no scan of the manifest can be used")
     return _as_before(wish.out / "records.json", filled.entries, say)
