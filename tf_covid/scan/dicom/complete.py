@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 
@@ -110,6 +111,7 @@ def _differences(stream: CodeStream, pixels: np.ndarray) -> np.ndarray | None:
         rows = min(4 * rows, pixels.shape[0] - 1)
 
 
+@lru_cache(maxsize=16)
 def _codes(counts: bytes, values: bytes) -> dict[int, str]:
     """Value → its Huffman code as text of 0 and 1 (ITU T.81, annex C)."""
     found: dict[int, str] = {}

@@ -185,7 +185,14 @@ def _differing(stream: BinaryIO, encoding: Encoding) -> tuple[str, ...]:
 
 
 def _instance(
-    dataset: Dataset, name: str, encoding: Encoding, offset: int, *, reached: bool, twice: tuple[str, ...], overlay: bool
+    dataset: Dataset,
+    name: str,
+    encoding: Encoding,
+    offset: int,
+    *,
+    reached: bool,
+    twice: tuple[str, ...],
+    overlay: bool,
 ) -> Instance | None:
     rows, columns = _unsigned(dataset, "Rows"), _unsigned(dataset, "Columns")
     if not rows or not columns:

@@ -170,7 +170,7 @@ def _native(stream: BinaryIO, instance: Instance, value: _Value, frame: int, not
     if value.length == UNDEFINED:
         rest = stream.read(tolerance)
         end = rest.find(_END)
-        if end < 0 and len(rest) >= tolerance or end > tolerance:
+        if (end < 0 and len(rest) >= tolerance) or end > tolerance:
             _wrong_length(instance, exact + len(rest), exact)
         notes.add("no_delimiter" if end < 0 else "transfer_syntax_wrong", instance.name)
     else:
