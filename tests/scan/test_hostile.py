@@ -274,10 +274,10 @@ def test_a_zip64_directory_of_any_length_is_not_loaded(tmp_path: Path) -> None:
 
 
 def test_a_deflated_bomb_is_bounded(series: Path, monkeypatch: pytest.MonkeyPatch, marker, tmp_path: Path) -> None:
-    from tf_covid.scan.dicom import header
+    from tf_covid.scan.dicom import encoding
 
     folder = write_dicom(marker.hu, marker.affine, tmp_path / "d", transfer_syntax="1.2.840.10008.1.2.1.99")
-    monkeypatch.setattr(header, "MOST_INFLATED", 1000)
+    monkeypatch.setattr(encoding, "MOST_INFLATED", 1000)
     (one,) = find_cases(folder)
     with pytest.raises(ScanRefused, match="truncated_file"):
         one.read()

@@ -32,7 +32,8 @@ from tf_covid.errors import ScanRefused, TfCovidError
 from tf_covid.scan import checks
 from tf_covid.scan.cases import find_cases
 from tf_covid.scan.checks import refusal
-from tf_covid.scan.dicom.header import BIG_ENDIAN, EXPLICIT, IMPLICIT, Instance, read_header
+from tf_covid.scan.dicom.encoding import BIG_ENDIAN, EXPLICIT, IMPLICIT
+from tf_covid.scan.dicom.header import Instance, read_header
 from tf_covid.scan.dicom.pixels import raw_frames
 from tf_covid.scan.dicom.series import choose
 from tf_covid.scan.dicom.stack import Place

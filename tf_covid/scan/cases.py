@@ -86,7 +86,7 @@ class Case:
         except MemoryError:
             message = "There is not enough memory for this scan."
             raise ScanRefused((QualityFlag("too_large", "error", message), *self.quality_flags)) from None
-        quality_flags = self.quality_flags + reading.quality_flags + checks.gate(reading.hu)
+        quality_flags = self.quality_flags + reading.quality_flags + checks.gate(reading.hu, reading.source.axes[2])
         if any(flag.level == "error" for flag in quality_flags):
             raise ScanRefused(quality_flags)
         return Scan(

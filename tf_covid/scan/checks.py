@@ -8,6 +8,7 @@ import numpy as np
 
 from tf_covid.errors import ScanRefused
 from tf_covid.result import Level, QualityFlag
+from tf_covid.scan.neighbours import neighbour_flags
 
 #: Bands in HU. Lung parenchyma counts as air: a field of view cropped to the lungs holds no air around the body.
 AIR_HU = (-1100, -700)
@@ -65,14 +66,18 @@ def geometry_flags(spacing_mm: Sequence[float] | np.ndarray) -> tuple[QualityFla
     return ()
 
 
-def gate(hu: np.ndarray) -> tuple[QualityFlag, ...]:
+def gate(hu: np.ndarray, axis: int = 0) -> tuple[QualityFlag, ...]:
     """What is wrong with the values of a scan; an empty one is called empty, not "no HU".
 
     Args:
         hu: int16 (D, H, W).
+        axis: Along which its slices were acquired.
     """
     blank = blank_flags(hu)
-    return blank if any(flag.level == "error" for flag in blank) else blank + hu_flags(hu)
+    if any(flag.level == "error" for flag in blank):
+        return blank
+    units = hu_flags(hu)
+    return blank + (units or neighbour_flags(hu, axis))
 
 
 def hu_flags(hu: np.ndarray) -> tuple[QualityFlag, ...]:

@@ -6,7 +6,7 @@ their VR in ways that a validating parser warns about or refuses.
 
 from __future__ import annotations
 
-import io
+import re
 import struct
 import zlib
 from contextlib import suppress
@@ -16,10 +16,11 @@ from typing import Any, BinaryIO
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_dataset
+from pydicom.filereader import data_element_generator, read_dataset
 from pydicom.multival import MultiValue
 
 from tf_covid.scan import archive
+from tf_covid.scan.dicom.encoding import Encoding, body, find_encoding
 from tf_covid.scan.source import Source
 
 #: What pydicom and the file system raise on damaged files.
@@ -27,12 +28,6 @@ ERRORS = (
     InvalidDicomError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError,
     OverflowError, RecursionError, struct.error, zlib.error, *archive.ERRORS,
 )  # fmt: skip
-IMPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
-EXPLICIT, DEFLATED = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99"
-#: Most bytes that a deflated data set may unpack to.
-MOST_INFLATED = 1 << 30
-_META_BYTES = 1 << 16
-_LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 _KEYWORDS = (
     "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID",
     "Modality", "AccessionNumber", "PatientName", "PatientID",
@@ -46,6 +41,21 @@ _KEYWORDS = (
     "SeriesDescription", "BodyPartExamined",
 )  # fmt: skip
 _TAGS = [tag for tag in map(tag_for_keyword, _KEYWORDS) if tag is not None]
+#: A data set that holds one of these twice, with different values, cannot be read honestly.
+DECIDING = {
+    tag_for_keyword(keyword): keyword
+    for keyword in (
+        "ImagePositionPatient", "ImageOrientationPatient", "SamplesPerPixel", "Rows", "Columns", "NumberOfFrames",
+        "PixelSpacing", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
+        "PixelPaddingRangeLimit", "RescaleIntercept", "RescaleSlope", "RescaleType",
+        "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "PixelData",
+    )
+}  # fmt: skip
+_PIXELS = 0x7FE00000
+_CT_CLASSES = "1.2.840.10008.5.1.4.1.1.2"
+#: A decimal string (PS3.5 6.2); the decimal comma of some writers is read as a point: a backslash parts the values.
+_DECIMAL = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?|[+-]?(nan|inf)", re.IGNORECASE)
+_NUMBER_LIKE = re.compile(r"[0-9eE+.,\- ]{1,32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +76,12 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A DICOM file with an image. `name` finds its source again; `pixel_offset` is where (7FE0,0010) begins."""
+    """A DICOM file with an image.
+
+    `name` finds its source again; `pixel_offset` is where the first element of group 7FE0 begins; `encoding` is what
+    its bytes are; `declared_frames` is NumberOfFrames; `twice` names the deciding elements that occur twice and differ;
+    `overlay` says that overlays lie in bits above the stored ones.
+    """
 
     name: str
     transfer_syntax: str
@@ -92,12 +107,16 @@ class Instance:
     signed: bool
     padding: tuple[int, int] | None
     frames: tuple[Frame, ...]
+    encoding: Encoding
     series_description: str = ""
     body_part: str = ""
+    declared_frames: int = 1
+    twice: tuple[str, ...] = ()
+    overlay: bool = False
 
 
 class Damaged(Exception):
-    """The file calls itself DICOM and cannot be read."""
+    """The file calls itself DICOM and cannot be read; the text says which element, and what is wrong with it."""
 
 
 def read_header(source: Source) -> Instance | None:
@@ -108,72 +127,87 @@ def read_header(source: Source) -> Instance | None:
     """
     try:
         with source.open() as stream:
-            start = _start(stream.read(_META_BYTES))
-            if start is None:
+            encoding = find_encoding(stream)
+            if encoding is None:
                 return None
-            syntax, offset = start
-            body = inflate(stream) if syntax == DEFLATED else stream
-            body.seek(0 if syntax == DEFLATED else offset)
-            dataset = read_dataset(
-                body,
-                is_implicit_VR=syntax == IMPLICIT,
-                is_little_endian=syntax != BIG_ENDIAN,
-                stop_when=lambda tag, vr, length: tag >= 0x7FE00000,
-                specific_tags=_TAGS,
-            )
-            return _instance(dataset, source.name, syntax, body.tell())
-    except ERRORS:
-        raise Damaged from None
+            return _read(body(stream, encoding), encoding, source.name)
+    except ERRORS as error:
+        raise Damaged(_reason(error)) from None
 
 
-def inflate(stream: BinaryIO) -> BinaryIO:
-    """The unpacked data set of a deflated file, bounded."""
-    stream.seek(0)
-    start = _start(stream.read(_META_BYTES))
-    stream.seek(start[1] if start else 0)
-    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-    data = unpacker.decompress(stream.read(), MOST_INFLATED)
-    if unpacker.unconsumed_tail:
-        raise ValueError("the deflated data set is too large")
-    return io.BytesIO(data)
+def _reason(error: Exception) -> str:
+    if isinstance(error, (EOFError, struct.error)):
+        return "the file ends within its header"
+    if isinstance(error, zlib.error):
+        return "the deflated data set cannot be unpacked"
+    if isinstance(error, ValueError) and "deflated" in str(error):
+        return str(error)
+    if isinstance(error, OSError):
+        return "the file cannot be opened or read"
+    return "an element of the header breaks the rules of DICOM"
 
 
-def _start(head: bytes) -> tuple[str, int] | None:
-    """Transfer syntax and offset of the data set, or None if the file is not DICOM.
+def _read(stream: BinaryIO, encoding: Encoding, name: str) -> Instance | None:
+    seen: set[int] = set()
+    twice: set[int] = set()
+    reached = False
 
-    The meta group is walked here and not by pydicom, which would inflate a deflated file without a bound.
-    """
-    if head[128:132] == b"DICM":
-        at = 132
-    elif head[:2] in (b"\x02\x00", b"\x08\x00") and head[2:4] <= b"\x18\x00" and len(head) > 132:
-        at = 0  # no preamble: some exports leave it out
-    else:
-        return None
-    syntax = ""
-    while head[at : at + 2] == b"\x02\x00":
-        long = head[at + 4 : at + 6] in _LONG
-        length = int.from_bytes(head[at + 8 : at + 12] if long else head[at + 6 : at + 8], "little")
-        value = at + (12 if long else 8)
-        if head[at : at + 4] == b"\x02\x00\x10\x00":
-            syntax = head[value : value + length].decode("ascii").strip(" \0")
-        at = value + length
-    if at + 8 > len(head):
-        raise EOFError("the file ends within its meta information")
-    if not syntax:
-        syntax = EXPLICIT if head[at + 4 : at + 6].isalpha() else IMPLICIT
-    return syntax, at
+    def stop(tag: int, vr: str | None, length: int) -> bool:
+        nonlocal reached
+        (twice if tag in seen else seen).add(int(tag))
+        reached = tag >= _PIXELS
+        return reached
+
+    start = stream.seek(0 if encoding.deflated else encoding.offset)
+    dataset = read_dataset(
+        stream,
+        is_implicit_VR=encoding.implicit,
+        is_little_endian=not encoding.big_endian,
+        stop_when=stop,
+        specific_tags=_TAGS,
+    )
+    offset = stream.tell()
+    differ: tuple[str, ...] = ()
+    if twice & DECIDING.keys():
+        stream.seek(start)
+        differ = _differing(stream, encoding)
+    overlay = any(tag >> 16 & 0xFF01 == 0x6000 and tag & 0xFFFF == 0x0102 for tag in seen)
+    return _instance(dataset, name, encoding, offset, reached=reached, twice=differ, overlay=overlay)
 
 
-def _instance(dataset: Dataset, name: str, syntax: str, offset: int) -> Instance | None:
+def _differing(stream: BinaryIO, encoding: Encoding) -> tuple[str, ...]:
+    """Keywords of the deciding elements that occur more than once with different values."""
+    values: dict[str, set[str]] = {}
+    elements = data_element_generator(
+        stream, encoding.implicit, not encoding.big_endian, lambda tag, vr, length: tag >= _PIXELS
+    )
+    for element in elements:
+        if keyword := DECIDING.get(int(element.tag)):
+            values.setdefault(keyword, set()).add(str(element.value))
+    return tuple(sorted(keyword for keyword, found in values.items() if len(found) > 1))
+
+
+def _instance(
+    dataset: Dataset,
+    name: str,
+    encoding: Encoding,
+    offset: int,
+    *,
+    reached: bool,
+    twice: tuple[str, ...],
+    overlay: bool,
+) -> Instance | None:
     rows, columns = _unsigned(dataset, "Rows"), _unsigned(dataset, "Columns")
     if not rows or not columns:
+        if not reached and _text(dataset, "SOPClassUID").startswith(_CT_CLASSES):
+            raise Damaged("the file ends before its pixel data, and before Rows (0028,0010) or Columns (0028,0011)")
         return None
     signed = _unsigned(dataset, "PixelRepresentation") == 1
     allocated = _unsigned(dataset, "BitsAllocated") or 16
     stored = min(_unsigned(dataset, "BitsStored") or allocated, allocated)
     return Instance(
         name=name,
-        transfer_syntax=syntax,
+        transfer_syntax=encoding.syntax,
         pixel_offset=offset,
         sop_class=_text(dataset, "SOPClassUID"),
         sop_uid=_text(dataset, "SOPInstanceUID"),
@@ -184,9 +218,9 @@ def _instance(dataset: Dataset, name: str, syntax: str, offset: int) -> Instance
         accession_number=_text(dataset, "AccessionNumber"),
         study_uid=_text(dataset, "StudyInstanceUID"),
         series_uid=_text(dataset, "SeriesInstanceUID"),
-        series_number=int(_number(dataset, "SeriesNumber", 0)),
+        series_number=_whole(dataset, "SeriesNumber"),
         acquisition=_text(dataset, "AcquisitionNumber"),
-        number=int(_number(dataset, "InstanceNumber", 0)),
+        number=_whole(dataset, "InstanceNumber"),
         rows=rows,
         columns=columns,
         samples=_unsigned(dataset, "SamplesPerPixel") or 1,
@@ -198,13 +232,17 @@ def _instance(dataset: Dataset, name: str, syntax: str, offset: int) -> Instance
         frames=_frames(dataset),
         series_description=_text(dataset, "SeriesDescription"),
         body_part=_text(dataset, "BodyPartExamined"),
+        encoding=encoding,
+        declared_frames=_whole(dataset, "NumberOfFrames", 1) or 1,
+        twice=twice,
+        overlay=overlay,
     )
 
 
 def _frames(dataset: Dataset) -> tuple[Frame, ...]:
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
     if not per_frame:
-        count = max(1, int(_number(dataset, "NumberOfFrames", 1)))
+        count = max(1, _whole(dataset, "NumberOfFrames", 1))
         # A classic instance has one position; a multi-frame one without groups has none that can be trusted.
         return (_frame(dataset, {}, 0),) if count == 1 else ()
     common = _groups((dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0])
@@ -246,7 +284,7 @@ def _frame(dataset: Dataset, groups: dict[str, Dataset], index: int) -> Frame:
         intercept=_number(place("RescaleIntercept"), "RescaleIntercept", 0.0),
         rescale_type=_text(place("RescaleType"), "RescaleType").upper(),
         kernel=_text(place("ConvolutionKernel"), "ConvolutionKernel").split("\\")[0].strip(),
-        thickness=_number(place("SliceThickness"), "SliceThickness", 0.0),
+        thickness=_lesser(place("SliceThickness"), "SliceThickness", 0.0),
         image_type=tuple(part.strip().upper() for part in _text(place(type_keyword), type_keyword).split("\\")),
     )
 
@@ -274,13 +312,38 @@ def _name(dataset: Dataset) -> str:
 
 
 def _numbers(dataset: Dataset, keyword: str) -> tuple[float, ...]:
+    """The values of a needed decimal string.
+
+    Raises:
+        Damaged: If one of them is no number.
+    """
     text = _text(dataset, keyword)
-    return tuple(float(part.strip(" \0")) for part in text.split("\\")) if text else ()
+    return tuple(_decimal(part.strip(" \0\t\r\n"), keyword) for part in text.split("\\")) if text else ()
+
+
+def _decimal(text: str, keyword: str) -> float:
+    if _DECIMAL.fullmatch(text):
+        return float(text.replace(",", "."))
+    tag = tag_for_keyword(keyword) or 0
+    found = f'"{text}"' if _NUMBER_LIKE.fullmatch(text) else "letters or nothing"
+    raise Damaged(f"{keyword} ({tag >> 16:04X},{tag & 0xFFFF:04X}) is no number: {found} was found")
 
 
 def _number(dataset: Dataset, keyword: str, default: float) -> float:
     numbers = _numbers(dataset, keyword)
     return numbers[0] if numbers else default
+
+
+def _lesser(dataset: Dataset, keyword: str, default: float) -> float:
+    """A number that no voxel depends on: what is no number counts as missing."""
+    with suppress(Damaged):
+        return _number(dataset, keyword, default)
+    return default
+
+
+def _whole(dataset: Dataset, keyword: str, default: int = 0) -> int:
+    value = _lesser(dataset, keyword, default)
+    return int(value) if abs(value) < 2**53 else default
 
 
 def _unsigned(dataset: Dataset, keyword: str) -> int:

@@ -15,7 +15,9 @@ from tf_covid.result import QualityFlag
 from tf_covid.scan.checks import geometry_flags, refusal
 from tf_covid.scan.dicom.content import lung_ml
 from tf_covid.scan.dicom.header import Frame, Instance
-from tf_covid.scan.dicom.pixels import Truncated, Undecodable, decode, raw_frames, stored_values, to_hu
+from tf_covid.scan.dicom.notes import Notes
+from tf_covid.scan.dicom.pixeldata import Truncated, Undecodable, raw_frames, undecodable_text
+from tf_covid.scan.dicom.pixels import decode, stored_values, to_hu
 from tf_covid.scan.dicom.series import Candidate, choose
 from tf_covid.scan.dicom.stack import Place, Stack
 from tf_covid.scan.grid import allocate, check_size, orient
@@ -61,13 +63,14 @@ def read_study(instances: Sequence[Instance], sources: Mapping[str, Source], lim
     if any(flag.level == "error" for flag in quality_flags):
         raise ScanRefused(quality_flags)
     hu, view = allocate(source, np.int16)
-    duplicates = _fill(view, stack, sources)
+    notes = Notes()
+    duplicates = _fill(view, stack, sources, notes)
     missing = stack.missing
     _interpolate(view, missing)
     axis = source.axes[2]
     last = len(stack.slots) - 1
     interpolated = tuple(sorted(last - number if source.flipped[2] else number for number in missing))
-    found = quality_flags + _duplicate_flags(duplicates, len(stack.slots))
+    found = quality_flags + _duplicate_flags(duplicates, len(stack.slots)) + notes.quality_flags()
     if any(flag.level == "error" for flag in found):
         raise ScanRefused(found)
     if axis != 0:
@@ -93,25 +96,41 @@ def _looking(sources: Mapping[str, Source]) -> Callable[[Candidate], float | Non
     return lambda candidate: lung_ml(candidate.places, one_frame)
 
 
-def _fill(view: np.ndarray, stack: Stack, sources: Mapping[str, Source]) -> _Duplicates:
-    """Decode every frame into `view` (columns, rows, slices), the first of each position last."""
+def _fill(view: np.ndarray, stack: Stack, sources: Mapping[str, Source], notes: Notes) -> _Duplicates:
+    """Decode every frame into `view` (columns, rows, slices), the first of each position last.
+
+    Raises:
+        ScanRefused: If a frame cannot be decoded, or if a slice was not filled exactly once.
+    """
     slot_of = {_key(place): number for number, slot in enumerate(stack.slots) for place in slot[:1]}
     wanted = {_key(place): place for slot in stack.slots for place in slot[:1]}
-    total = len(wanted)
+    total = len(stack.slots) - len(stack.missing)
+    if len(wanted) != total or len({name for name, _ in wanted} - sources.keys()):
+        raise _unfilled(total - len(wanted), total)
+    filled = np.zeros(len(stack.slots), dtype=np.uint8)
 
     def put(place: Place, data: bytes) -> None:
-        view[:, :, slot_of[_key(place)]] = hu_of(place, data).T
+        number = slot_of[_key(place)]
+        view[:, :, number] = hu_of(place, data, notes).T
+        filled[number] += 1
 
     done = 0
     try:
-        for _ in _each(wanted.values(), sources, put):
+        for _ in _each(wanted.values(), sources, put, notes):
             done += 1
     except Truncated:
         message = f"A file of the series ends early: {done} of {total} slices could be read."
         raise refusal("truncated_file", message, done) from None
     except Undecodable as error:
-        message = f"No decoder reads the pixel data (transfer syntax {_syntax_text(error)})."
-        raise refusal("undecodable", message, _syntax_text(error)) from None
+        text = undecodable_text(error)
+        message = (
+            f"No decoder reads the pixel data (transfer syntax {text}): the stream is damaged, of another size than "
+            "Rows (0028,0010) and Columns (0028,0011) say, or of a codec that is not supported."
+        )
+        raise refusal("undecodable", message, text) from None
+    expected = np.array([bool(slot) for slot in stack.slots], dtype=np.uint8)
+    if not np.array_equal(filled, expected):
+        raise _unfilled(int((filled != expected).sum()), total)
     doubled = {_key(place): (number, place) for number, slot in enumerate(stack.slots) for place in slot[1:]}
     equal: dict[tuple[str, int], bool] = {}
 
@@ -119,9 +138,9 @@ def _fill(view: np.ndarray, stack: Stack, sources: Mapping[str, Source]) -> _Dup
         equal[_key(place)] = bool(np.array_equal(hu_of(place, data).T, view[:, :, doubled[_key(place)][0]]))
 
     try:
-        for _ in _each([place for _, place in doubled.values()], sources, compare):
+        for _ in _each([place for _, place in doubled.values()], sources, compare, notes):
             pass
-    except (Truncated, Undecodable):
+    except (Truncated, Undecodable, ScanRefused):
         pass
     same = {number for key, (number, _) in doubled.items() if equal.get(key)}
     different = {number for key, (number, _) in doubled.items() if not equal.get(key)}
@@ -132,13 +151,13 @@ def _key(place: Place) -> tuple[str, int]:
     return place.instance.name, place.frame.index
 
 
-def _syntax_text(error: Undecodable) -> str:
-    text = str(error)
-    return text if text and all(part.isdigit() for part in text.split(".")) else "unknown"
+def _unfilled(count: int, total: int) -> ScanRefused:
+    message = f"{count} of {total} slices were not filled exactly once: several files of the input have one name."
+    return refusal("unfilled_slices", message, count)
 
 
 def _each(
-    places: Iterable[Place], sources: Mapping[str, Source], work: Callable[[Place, bytes], None]
+    places: Iterable[Place], sources: Mapping[str, Source], work: Callable[[Place, bytes], None], notes: Notes
 ) -> Iterator[None]:
     """Run `work` on every frame in a pool, with a bounded number of frames in flight."""
     files: dict[str, dict[int, Place]] = {}
@@ -147,7 +166,7 @@ def _each(
 
     def whole_file(wanted: dict[int, Place]) -> None:
         instance = next(iter(wanted.values())).instance
-        for data in raw_frames(instance, sources[instance.name]):
+        for data in raw_frames(instance, sources[instance.name], notes):
             work(wanted[0], data)
 
     pool = ThreadPoolExecutor(workers())
@@ -158,7 +177,7 @@ def _each(
             if len(instance.frames) == 1:
                 waiting.append(pool.submit(whole_file, wanted))
             else:
-                for index, data in enumerate(raw_frames(instance, sources[name])):
+                for index, data in enumerate(raw_frames(instance, sources[name], notes)):
                     if index in wanted:
                         waiting.append(pool.submit(work, wanted[index], data))
                     while len(waiting) > 4 * workers():
@@ -171,9 +190,9 @@ def _each(
         pool.shutdown(cancel_futures=True)  # the first broken frame ends the work
 
 
-def hu_of(place: Place, data: bytes) -> np.ndarray:
-    """(rows, columns) int16 HU of one frame."""
-    pixels, precision = decode(data, place.instance)
+def hu_of(place: Place, data: bytes, notes: Notes | None = None) -> np.ndarray:
+    """(rows, columns) int16 HU of one frame; `notes` takes what is noticed."""
+    pixels, precision = decode(data, place.instance, notes)
     stored = stored_values(pixels, precision, place.instance)
     hu = to_hu(stored, place.frame)
     return _padding_to_air(hu, stored, place.instance, place.frame)

@@ -1,0 +1,134 @@
+"""Whether a JPEG scan holds its image to the last sample: libjpeg fills a stream that ends early up, and only warns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+
+from tf_covid.scan.dicom.streams import CodeStream
+
+#: Samples at the end of a lossless image that are coded again, at least.
+_LAST = 24
+#: What is put behind a scan to see whether the decoder takes it for a part of the image.
+_OTHER = bytes(np.random.default_rng(14).integers(0, 255, 4096, dtype=np.uint8))
+
+
+def is_complete(stream: CodeStream, pixels: np.ndarray, decode: Callable[[bytes], np.ndarray | None]) -> bool:
+    """Whether the decoder found every sample in the stream.
+
+    A quick look at the end decides nearly always; where it does not, the stream is decoded once more with other bytes
+    behind it: a whole scan does not depend on them.
+
+    Args:
+        stream: A JPEG or lossless JPEG stream.
+        pixels: (rows, columns) as decoded.
+        decode: The decoder.
+    """
+    if stream.end >= 0 and _ends_well(stream, pixels):
+        return True
+    end = stream.end if stream.end >= 0 else len(stream.data)
+    entropy = stream.data[:end]
+    if entropy[-1:] == b"\xff":
+        entropy += b"\0"
+    again = decode(entropy + _OTHER + b"\xff\xd9")
+    return again is not None and again.shape == pixels.shape and bool(np.array_equal(again, pixels))
+
+
+def _ends_well(stream: CodeStream, pixels: np.ndarray) -> bool:
+    """Whether the end of the image proves that its scan is whole; False if it does not tell."""
+    if stream.restart or stream.components != 1:
+        return False
+    if stream.kind == "jpeg_lossless":
+        return stream.frame == 0xC3 and _codes_agree(stream, pixels)
+    if stream.frame not in (0xC0, 0xC1):
+        return False  # several scans
+    rows, columns = pixels.shape
+    last = pixels[(rows - 1) // 8 * 8 :, (columns - 1) // 8 * 8 :]
+    # libjpeg leaves the blocks that it has no data for at the middle of the range.
+    return bool((last != 1 << (stream.precision - 1)).any())
+
+
+def _codes_agree(stream: CodeStream, pixels: np.ndarray) -> bool:
+    """The last samples, coded again, must be the last bits of the scan but for up to seven of padding."""
+    table = _codes(*stream.tables.get(stream.table >> 4, (b"", b"")))
+    if not table or pixels.shape[0] < 3:
+        return False
+    differences = _differences(stream, pixels)
+    if differences is None:
+        return False
+    other = np.flatnonzero(differences)
+    # A filled-up end has no differences, so all of the samples without one are looked at, and some before them.
+    start = max(0, (int(other[-1]) if other.size else 0) + 1 - _LAST)
+    same = differences.size - int(other[-1]) - 1 if other.size else differences.size
+    head = [_coded(int(value), table) for value in differences[start : differences.size - same]]
+    zero = table.get(0, "")
+    if None in head or (same and not zero):
+        return False
+    bits = "".join(code for code in head if code) + zero * same
+    packed = stream.data[max(stream.scan, stream.end - 2 * (len(bits) // 8 + 4)) : stream.end]
+    packed = packed.replace(b"\xff\0", b"\xff")
+    there = bin(int.from_bytes(b"\x01" + packed, "big"))[3:]
+    return any(there.endswith(bits + "1" * padding) for padding in range(8)) or any(
+        there.endswith(bits + "0" * padding) for padding in range(1, 8)
+    )
+
+
+def _differences(stream: CodeStream, pixels: np.ndarray) -> np.ndarray | None:
+    """What the last rows of a lossless JPEG differ by from their prediction (ITU T.81, H.1.2.1); flat, modulo 2^16.
+
+    As many rows as hold all the samples without a difference at the end.
+    """
+    rows = 2
+    while True:
+        part = pixels[-rows - 1 :].astype(np.int32) >> stream.point
+        above, here = part[:-1], part[1:]
+        left, up, corner = here[:, :-1], above[:, 1:], above[:, :-1]
+        match stream.predictor:
+            case 1:
+                guess = left
+            case 2:
+                guess = up
+            case 3:
+                guess = corner
+            case 4:
+                guess = left + up - corner
+            case 5:
+                guess = left + ((up - corner) >> 1)
+            case 6:
+                guess = up + ((left - corner) >> 1)
+            case 7:
+                guess = (left + up) >> 1
+            case _:
+                return None
+        found = np.concatenate([above[:, :1], guess], axis=1)
+        differences = ((here - found + 32768) & 0xFFFF) - 32768
+        if differences[0].any() or differences.any(axis=1)[0]:
+            return differences.reshape(-1)
+        if rows >= pixels.shape[0] - 1:
+            return differences.reshape(-1)
+        rows = min(4 * rows, pixels.shape[0] - 1)
+
+
+@lru_cache(maxsize=16)
+def _codes(counts: bytes, values: bytes) -> dict[int, str]:
+    """Value → its Huffman code as text of 0 and 1 (ITU T.81, annex C)."""
+    found: dict[int, str] = {}
+    code = at = 0
+    for length, count in enumerate(counts, 1):
+        for value in values[at : at + count]:
+            found[value] = format(code, f"0{length}b")
+            code += 1
+        at += count
+        code <<= 1
+    return found
+
+
+def _coded(difference: int, table: dict[int, str]) -> str | None:
+    """One difference as its bits; None if the table has no code for its size."""
+    size = abs(difference).bit_length()
+    code = table.get(size)
+    if code is None or size in (0, 16):
+        return code  # 32768 has no further bits
+    return code + format(difference if difference > 0 else difference + (1 << size) - 1, f"0{size}b")
