@@ -293,11 +293,16 @@ def test_two_phases_beside_each_other_are_two_series(marker, tmp_path: Path, qua
     assert set(quality_flags(scan)) == {"series_candidates"}
 
 
-def test_the_abdomen_that_follows_the_chest_is_another_series(marker, tmp_path: Path, quality_flags) -> None:
+@pytest.mark.parametrize("apart", [0, 500])
+def test_the_abdomen_that_follows_the_chest_is_another_series(
+    marker, tmp_path: Path, edit, quality_flags, apart: int
+) -> None:
     affine = marker.affine.copy()
     affine[2, 3] -= 14 * 2.5
     write_dicom(marker.hu, marker.affine, tmp_path / "a" / "chest", seed=1, study_seed=7, series_number=1)
-    write_dicom(marker.hu, affine, tmp_path / "a" / "abdomen", seed=2, study_seed=7, series_number=2)
+    abdomen = write_dicom(marker.hu, affine, tmp_path / "a" / "abdomen", seed=2, study_seed=7, series_number=2)
+    edit(abdomen, lambda dataset: setattr(dataset, "InstanceNumber", 15 + apart - dataset.InstanceNumber))
+    edit(tmp_path / "a" / "chest", lambda dataset: setattr(dataset, "InstanceNumber", 15 - dataset.InstanceNumber))
     assert set(quality_flags(read(tmp_path / "a"))) == {"series_candidates"}
 
 

@@ -27,6 +27,8 @@ _AT_SLOT = 0.2
 _BEYOND = 3.0 + _AT_SLOT
 #: Share of the gaps between slices that must be filled before images in between say that the stack was halved.
 _FILLED_GAPS = 0.25
+#: InstanceNumbers of neighbours differ by at most this much.
+_NEXT_NUMBER = 2
 #: Share of a group of images that must lie at slices of the stack to be a second version of them.
 _SHADOWS = 0.5
 #: Cosine of the largest angle between two slice normals that still follow one line (11 degrees).
@@ -181,6 +183,9 @@ def other_series(line: Line, left_out: Sequence[LeftOut]) -> tuple[QualityFlag, 
         return ()
     if not slots or not _numbered_through(line, np.array(slots), np.array(numbers, dtype=np.float64)):
         return ()
+    known = line.numbers[line.occupied]
+    if not (holes.any() or between.any()) and np.abs(np.subtract.outer(numbers, known)).min() > _NEXT_NUMBER:
+        return ()  # the abdomen after the chest, numbered apart
     return (split_series(len(slots), torn),)
 
 
