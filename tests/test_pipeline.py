@@ -127,6 +127,22 @@ def test_what_is_no_mask_is_named_before_a_model_is_loaded(scan, lungs, labels, 
         stratify(scan, "no such model", lungs=lungs, lungs_labels=labels)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda scan: "scan.nii.gz",
+        lambda scan: scan.hu,
+        lambda scan: None,
+        lambda scan: dataclasses.replace(scan, hu=np.full(SHAPE, np.nan, np.float32)),
+        lambda scan: dataclasses.replace(scan, hu=scan.hu.astype(np.int32)),
+        lambda scan: dataclasses.replace(scan, hu=scan.hu[0]),
+    ],
+)
+def test_what_is_no_scan_is_named_before_a_model_is_loaded(scan, change):
+    with pytest.raises(ScanRefused, match=r"^scan_type: "):
+        stratify(change(scan), "no such model")
+
+
 @pytest.mark.parametrize(("spacing_mm", "says"), [((2.0, 1.0, 1.0), "51 ml"), ((20.0, 12.0, 12.0), "73.0 l")])
 def test_lungs_of_an_impossible_volume_are_refused(plain, scan, spacing_mm, says):
     affine = np.diag([*spacing_mm, 1.0])

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -99,8 +99,9 @@ def stratify(
 
     Raises:
         ModelError: If a model is missing, damaged or foreign.
-        ScanRefused: If `lungs` is no mask of this scan's lungs; see `scan.user_lungs`.
+        ScanRefused: If `lungs` is no mask of this scan's lungs, see `scan.user_lungs`; `scan_type` if `scan` is none.
     """
+    _check_scan(scan)
     mask, doubts = _own_lungs(scan, lungs, lungs_labels)
     models = _models(model, precision)
     start = time.perf_counter()
@@ -155,6 +156,15 @@ def refused(case: str, quality_flags: Sequence[QualityFlag]) -> Result:
 def versions() -> dict[str, str]:
     """Versions of what has a say in the answer."""
     return {name: metadata.version(name) for name in ("tf-covid", "tensorflow", "keras", "tf-keras-vis", "numpy")}
+
+
+def _check_scan(scan: Any) -> None:
+    if not isinstance(scan, Scan):
+        message = f"A {type(scan).__name__} is no scan: `tf_covid.read` makes one of a file or folder."
+        raise refusal("scan_type", message)
+    if scan.hu.dtype != np.int16 or scan.hu.ndim != 3 or not scan.hu.size:
+        message = f"A scan holds int16 HU (D, H, W), not {scan.hu.dtype.name} of {scan.hu.ndim} axes."
+        raise refusal("scan_type", message)
 
 
 def _own_lungs(

@@ -171,7 +171,7 @@ def _not_a_mask(values: MaskValues, lesions: bool) -> Exception:
     elif lesions:
         hint = "Write the labels that are lesions as 1, and all others as 0"
     else:
-        hint = "If these are labels, name those of the lungs: --lungs-labels N,N (lungs_labels in Python)"
+        hint = "Write the labels that are lung as 1, or name them: infer --lungs-labels N,N, lungs_labels in Python"
     return refusal("mask_values", f"The mask holds {values}, but {what}. {hint}.", str(values))
 
 
