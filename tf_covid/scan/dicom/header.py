@@ -106,10 +106,10 @@ class Instance:
     signed: bool
     padding: tuple[int, int] | None
     frames: tuple[Frame, ...]
-    encoding: Encoding = Encoding("", 0, False, False, False)
-    declared_frames: int = 1
-    twice: tuple[str, ...] = ()
-    overlay: bool = False
+    encoding: Encoding
+    declared_frames: int
+    twice: tuple[str, ...]
+    overlay: bool
 
 
 class Damaged(Exception):
