@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from pydicom.dataset import Dataset
 
 from tf_covid.errors import ScanRefused
 from tf_covid.phantom.files import write_dicom
@@ -85,3 +86,48 @@ def refused() -> Callable[[Path], dict[str, QualityFlag]]:
 def quality_flags() -> Callable[[object], dict[str, QualityFlag]]:
     """The quality flags of a scan, by code."""
     return lambda scan: {flag.code: flag for flag in scan.quality_flags}  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="session")
+def enhanced() -> Callable[[list[Path]], Dataset]:
+    """Builder of one enhanced multi-frame instance of the classic ones in the files."""
+    return _enhanced
+
+
+def _enhanced(files: list[Path]) -> Dataset:
+    """One enhanced multi-frame instance of classic ones, its frames out of order, each with its own rescale."""
+    slices = [pydicom.dcmread(file) for file in files]
+    slices = slices[1::2] + slices[::2]
+    first = slices[0]
+    whole = pydicom.dcmread(files[0])
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "ImageType"):
+        delattr(whole, keyword)
+    for keyword in ("RescaleSlope", "RescaleIntercept", "RescaleType", "ConvolutionKernel"):
+        delattr(whole, keyword)
+    whole.SOPClassUID = whole.file_meta.MediaStorageSOPClassUID = pydicom.uid.EnhancedCTImageStorage
+    whole.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    whole.NumberOfFrames = len(slices)
+
+    def item(**values: object) -> Dataset:
+        dataset = Dataset()
+        for keyword, value in values.items():
+            setattr(dataset, keyword, value)
+        return dataset
+
+    measures = item(PixelSpacing=first.PixelSpacing, SliceThickness=first.SliceThickness)
+    shared = Dataset()
+    shared.PixelMeasuresSequence = [measures]
+    shared.PlaneOrientationSequence = [item(ImageOrientationPatient=first.ImageOrientationPatient)]
+    shared.CTReconstructionSequence = [item(ConvolutionKernel="B60f")]
+    whole.SharedFunctionalGroupsSequence = [shared]
+    frames, data = [], []
+    for number, one in enumerate(slices):
+        frame = Dataset()
+        frame.PlanePositionSequence = [item(ImagePositionPatient=one.ImagePositionPatient)]
+        transform = item(RescaleSlope="1", RescaleIntercept=str(-1024 - number), RescaleType="HU")
+        frame.PixelValueTransformationSequence = [transform]
+        frames.append(frame)
+        data.append(one.pixel_array + np.int16(number))
+    whole.PerFrameFunctionalGroupsSequence = frames
+    whole.PixelData = np.stack(data).astype("<i2").tobytes()
+    return whole

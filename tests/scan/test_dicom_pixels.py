@@ -106,48 +106,9 @@ def test_padding_that_reads_as_tissue_becomes_air_outside_only(marker, tmp_path:
     np.testing.assert_array_equal(scan.hu[~outside], hu[~outside])
 
 
-def enhanced(files: list[Path], marker) -> Dataset:
-    """One enhanced multi-frame instance of classic ones, its frames out of order, each with its own rescale."""
-    slices = [pydicom.dcmread(file) for file in files]
-    slices = slices[1::2] + slices[::2]
-    first = slices[0]
-    whole = pydicom.dcmread(files[0])
-    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "ImageType"):
-        delattr(whole, keyword)
-    for keyword in ("RescaleSlope", "RescaleIntercept", "RescaleType", "ConvolutionKernel"):
-        delattr(whole, keyword)
-    whole.SOPClassUID = whole.file_meta.MediaStorageSOPClassUID = pydicom.uid.EnhancedCTImageStorage
-    whole.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
-    whole.NumberOfFrames = len(slices)
-
-    def item(**values: object) -> Dataset:
-        dataset = Dataset()
-        for keyword, value in values.items():
-            setattr(dataset, keyword, value)
-        return dataset
-
-    measures = item(PixelSpacing=first.PixelSpacing, SliceThickness=first.SliceThickness)
-    shared = Dataset()
-    shared.PixelMeasuresSequence = [measures]
-    shared.PlaneOrientationSequence = [item(ImageOrientationPatient=first.ImageOrientationPatient)]
-    shared.CTReconstructionSequence = [item(ConvolutionKernel="B60f")]
-    whole.SharedFunctionalGroupsSequence = [shared]
-    frames, data = [], []
-    for number, one in enumerate(slices):
-        frame = Dataset()
-        frame.PlanePositionSequence = [item(ImagePositionPatient=one.ImagePositionPatient)]
-        transform = item(RescaleSlope="1", RescaleIntercept=str(-1024 - number), RescaleType="HU")
-        frame.PixelValueTransformationSequence = [transform]
-        frames.append(frame)
-        data.append(one.pixel_array + np.int16(number))
-    whole.PerFrameFunctionalGroupsSequence = frames
-    whole.PixelData = np.stack(data).astype("<i2").tobytes()
-    return whole
-
-
 @pytest.mark.parametrize("codec", [None, pydicom.uid.RLELossless])
-def test_enhanced_multi_frame(marker, master: Path, tmp_path: Path, codec: str | None) -> None:
-    whole = enhanced(sorted(master.iterdir()), marker)
+def test_enhanced_multi_frame(marker, master: Path, tmp_path: Path, enhanced, codec: str | None) -> None:
+    whole = enhanced(sorted(master.iterdir()))
     if codec:
         whole.compress(codec)
     whole.save_as(tmp_path / "enhanced")

@@ -17,6 +17,10 @@ _CLIP_HU = (-1000, 400)
 #: A slice differs in content if it is this many HU away from both neighbours on average, and this many times further
 #: than they are from each other.
 _APART_HU, _APART_TIMES = 90.0, 2.0
+#: The same for slices that are not axial: one may lie in the table.
+_APART_BESIDE_HU = 250.0
+#: Soft tissue of one slice alone that moves by more than this is no anatomy, in HU.
+_ALONE_HU = 180.0
 #: Least samples that a median is taken of.
 _LEAST = 40
 
@@ -46,9 +50,8 @@ def neighbour_flags(hu: np.ndarray, axis: int = 0) -> tuple[QualityFlag, ...]:
     over_one = np.abs(clipped[2:] - clipped[:-2]).mean(axis=1)
     shifted = _shifted(sample, next_one)
     least = np.minimum(next_one[:-1], next_one[1:])
-    apart = {
-        int(told[number + 1]) for number in np.flatnonzero((least > _APART_HU) & (least > _APART_TIMES * over_one))
-    }
+    least_hu = _APART_BESIDE_HU if axis else _APART_HU
+    apart = {int(told[number + 1]) for number in np.flatnonzero((least > least_hu) & (least > _APART_TIMES * over_one))}
     apart |= {int(told[end]) for end in _odd_ends(next_one)}
     flags: list[QualityFlag] = []
     if shifted:
@@ -106,7 +109,8 @@ def _between_shift(before: np.ndarray, middle: np.ndarray, after: np.ndarray) ->
     there = _within(before, _TISSUE_HU) & _within(after, _TISSUE_HU)
     if there.sum() < _LEAST:
         return 0.0
-    return abs(_moved((middle - (before + after) / 2)[there]))
+    moved = abs(_moved((middle - (before + after) / 2)[there]))
+    return moved if moved > _ALONE_HU else 0.0
 
 
 def _moved(differences: np.ndarray) -> float:

@@ -108,11 +108,11 @@ class Instance:
     padding: tuple[int, int] | None
     frames: tuple[Frame, ...]
     encoding: Encoding
+    declared_frames: int
+    twice: tuple[str, ...]
+    overlay: bool
     series_description: str = ""
     body_part: str = ""
-    declared_frames: int = 1
-    twice: tuple[str, ...] = ()
-    overlay: bool = False
 
 
 class Damaged(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import imagecodecs
@@ -36,6 +37,16 @@ _DECODERS: dict[Kind, str] = {
     "jpegls": "jpegls_decode",
     "jpeg2k": "jpeg2k_decode",
 }
+#: Neighbouring pixels that may by chance look like a value that rises through the highest stored bit.
+_CROSSINGS = 8
+#: Kind of stream → the transfer syntax under which pydicom's decoders take it.
+_UIDS: dict[Kind, str] = {
+    "rle": RLE,
+    "jpeg": "1.2.840.10008.1.2.4.51",
+    "jpeg_lossless": "1.2.840.10008.1.2.4.57",
+    "jpegls": "1.2.840.10008.1.2.4.80",
+    "jpeg2k": "1.2.840.10008.1.2.4.90",
+}
 #: Most bytes behind the end marker of a JPEG stream that are padding.
 _BEHIND = 16
 
@@ -67,6 +78,7 @@ def decode(data: bytes, instance: Instance, notes: Notes | None = None) -> tuple
     notes = notes or Notes()
     if KINDS.get(syntax) != stream.kind:
         notes.add("transfer_syntax_wrong", instance.name)
+        instance = replace(instance, transfer_syntax=_UIDS[stream.kind])
     if stream.kind == "rle":
         return _rle(data, instance, dtype.newbyteorder("<")), instance.bits_stored
     if (stream.rows, stream.columns, stream.components) != (*shape, 1):
@@ -167,7 +179,7 @@ def stored_values(pixels: np.ndarray, precision: int, instance: Instance) -> np.
 
 
 def _check_high_bits(pixels: np.ndarray, values: np.ndarray, instance: Instance) -> None:
-    """Bits above HighBit may be zero, constant, the sign, or an overlay: with a value in them the image is smoother."""
+    """Bits above HighBit may be zero, constant, the sign, or an overlay, but not a part of the values."""
     high = instance.high_bit + 1
     if high >= 8 * pixels.dtype.itemsize:
         return
@@ -180,8 +192,10 @@ def _check_high_bits(pixels: np.ndarray, values: np.ndarray, instance: Instance)
         full = (full ^ sign) - sign
     if np.array_equal(full, values):
         return
-    rough, smooth = (float(np.abs(np.diff(one, axis=1)).mean()) for one in (values, full))
-    if smooth < rough:
+    # Where values rise through the highest bit, neighbours are close with it and far without; an overlay never does so.
+    changes = np.diff(full - values, axis=1) != 0
+    close = changes & (np.abs(np.diff(full, axis=1)) < (1 << instance.bits_stored) // 4)
+    if close.sum() > max(_CROSSINGS, 0.01 * changes.sum()):
         message = (
             f"BitsStored (0028,0101) {instance.bits_stored} and HighBit (0028,0102) {instance.high_bit} are too small "
             "for what is stored: the bits above belong to the values. Export the series again."
