@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -22,10 +23,10 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from fuzzing.alarms import alarms
-from fuzzing.draw import draw, put
+from fuzzing.draw import base_of, draw, put
 from fuzzing.judge import OUTCOMES, outcome_of
-from fuzzing.pool import Record, readable, records, truths
-from fuzzing.seeds import bases
+from fuzzing.pool import Record, records, truths
+from fuzzing.seeds import Base, bases
 
 #: Outcomes that must not be.
 FAULTS = ("betrayed", "crash", "over memory", "over time")
@@ -36,16 +37,19 @@ def main() -> int:
     options = _options()
     if options.false_alarms is not None:
         return int(alarms(options.false_alarms, options.real) > 0)
-    usable, unread = readable([base for base in bases() if options.base is None or base.name in options.base])
+    every = bases()
+    known, unread = truths(every)
     for name, why in unread.items():
         print(f"not read unchanged, left out: {name}: {why}", file=sys.stderr)
     if options.only is not None:
-        return _only(options, usable)
+        return _only(options, every)
     done = _done(options.out, options.seed)
-    numbers = [n for n in range(options.start, options.start + options.count) if n not in done]
+    wanted = set(known) if options.base is None else set(known) & set(options.base)
+    asked = range(options.start, options.start + options.count)
+    numbers = [n for n in asked if n not in done and base_of(options.seed, n, every).name in wanted]
     begun = time.monotonic()
     with open(options.out or os.devnull, "a", encoding="utf-8") as stream:
-        for count, record in enumerate(records(numbers, options.seed, usable, options.workers), 1):
+        for count, record in enumerate(records(numbers, options.seed, every, known, options.workers), 1):
             done[record["number"]] = record
             print(json.dumps({"seed": options.seed, **record}), file=stream, flush=count % 50 == 0)
             if count % 1000 == 0:
@@ -92,18 +96,16 @@ def _misread(record: Record) -> bool:
     return bool(record["harmless"]) and record["outcome"] != "equal"
 
 
-def _only(options: argparse.Namespace, usable: list) -> int:
-    import tempfile
-
-    drawn = draw(options.seed, options.only, usable)
-    base = next(base for base in usable if base.name == drawn.base)
+def _only(options: argparse.Namespace, every: list[Base]) -> int:
+    drawn = draw(options.seed, options.only, every)
+    base = next(base for base in every if base.name == drawn.base)
     with tempfile.TemporaryDirectory() as spare:
         folder = options.keep or Path(spare)
         for name in ("base", "input"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         put(base, folder / "base")
         path = put(drawn.changed.base, folder / "input", drawn.changed.archive)
-        outcome = outcome_of(path, drawn, truths([base])[base.name])
+        outcome = outcome_of(path, drawn, truths([base])[0][base.name])
     print(f"{drawn.base}: {drawn.mutation.group}, {drawn.mutation.kind}: {drawn.changed.detail}")
     print(outcome)
     return int(outcome.outcome in FAULTS)

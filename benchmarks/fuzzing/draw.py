@@ -32,18 +32,27 @@ class Input:
     changed: Changed
 
 
+def base_of(seed: int, number: int, bases: list[Base]) -> Base:
+    """The base that the input of one number is made of."""
+    weights = np.array([_OFTEN.get(base.name, 1) for base in bases], dtype=float)
+    return bases[int(np.random.default_rng([seed, number]).choice(len(bases), p=weights / weights.sum()))]
+
+
 def draw(seed: int, number: int, bases: list[Base]) -> Input:
     """The input of one number.
+
+    Args:
+        seed: Of the whole run.
+        number: Of the input.
+        bases: All of them, also those that are not read: else the numbers of two checkouts would mean different inputs.
 
     Raises:
         RuntimeError: If no mutation fits, which is a fault of the table of mutations.
     """
-    rng = np.random.default_rng([seed, number])
-    weights = np.array([_OFTEN.get(base.name, 1) for base in bases], dtype=float)
+    base, rng = base_of(seed, number, bases), np.random.default_rng([seed, number, 1])
+    groups = _groups(base)
+    shares = np.array([_SHARES[group] for group in groups], dtype=float)
     for _ in range(_MOST_DRAWS):
-        base = bases[int(rng.choice(len(bases), p=weights / weights.sum()))]
-        groups = _groups(base)
-        shares = np.array([_SHARES[group] for group in groups], dtype=float)
         group = groups[int(rng.choice(len(groups), p=shares / shares.sum()))]
         fitting = [one for one in MUTATIONS if one.group == group and base.family in one.families]
         odds = np.array([one.share for one in fitting], dtype=float)
@@ -51,7 +60,7 @@ def draw(seed: int, number: int, bases: list[Base]) -> Input:
         changed = mutation.apply(rng, base)
         if changed is not None and (changed.archive is not None or changed.base.members != base.members):
             return Input(number, base.name, mutation, changed)
-    raise RuntimeError(f"no mutation fits after {_MOST_DRAWS} draws")
+    raise RuntimeError(f"{base.name}: no mutation fits after {_MOST_DRAWS} draws")
 
 
 def _groups(base: Base) -> list[str]:

@@ -84,7 +84,7 @@ def outcome_of(path: Path, drawn: Input, truth: Truth) -> Outcome:
         except ScanRefused as error:
             errors = tuple(flag.code for flag in error.quality_flags if flag.level == "error")
             result = Outcome("refused", errors, why=str(error)[:300])
-        except Exception as error:  # noqa: BLE001, RUF100: whatever else comes is what is looked for
+        except Exception as error:  # whatever else comes is what is looked for
             where = traceback.extract_tb(error.__traceback__)[-1]
             text = f"{type(error).__name__} in {Path(where.filename).name}:{where.lineno}: {error}"
             result = Outcome("crash", why=text[:300])

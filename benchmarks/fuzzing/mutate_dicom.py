@@ -176,7 +176,7 @@ def _with_items(file: DicomFile, items: list[bytes]) -> DicomFile:
 def _fragmented(rng: np.random.Generator, file: DicomFile) -> DicomFile | None:
     if file.written in _NATIVE or len(_items(file)) != 2:
         return None
-    table, frame = _items(file)
+    _table, frame = _items(file)
     at = len(frame) // 4 * 2
     return _with_items(file, [b"", frame[:at], frame[at:]])
 

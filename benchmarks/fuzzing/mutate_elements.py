@@ -122,7 +122,8 @@ def _geometry() -> list[Edit]:
     place, turn, size = "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"
     broken = ("0\\0", "nan\\0\\0", "0\\0\\0", "1e300\\0\\0", "0,5\\0\\0", "a\\b\\c", "")
     turns = {
-        "rotated": ("0\\1\\0\\1\\0\\0", ""), "left-right": ("-1\\0\\0\\0\\1\\0", ""), "sagittal": ("0\\1\\0\\0\\0\\-1", ""),
+        "rotated": ("0\\1\\0\\1\\0\\0", ""), "left-right": ("-1\\0\\0\\0\\1\\0", ""),
+        "sagittal": ("0\\1\\0\\0\\0\\-1", ""),
         "too long": ("1.03\\0\\0\\0\\1.03\\0", "geometry"), "skewed": ("1\\0\\0\\0.05\\1\\0", "geometry"),
         "zeros": ("0\\0\\0\\0\\0\\0", "geometry"), "five": ("1\\0\\0\\0\\1", "geometry"), "words": ("L\\P", "geometry"),
     }  # fmt: skip

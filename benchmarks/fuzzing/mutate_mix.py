@@ -185,7 +185,8 @@ def _directory(rng: np.random.Generator, base: Base) -> Changed | None:
         entries.append((at, size))
         at += size
     where, size = entries[int(rng.integers(count))]
-    way = str(rng.choice(["entry gone", "entry and count gone", "count", "CRC", "size", "local name", "offset", "method",
+    way = str(rng.choice(["entry gone", "entry and count gone", "count", "CRC", "size", "local name", "offset",
+    "method",
                           "comment", "bytes before", "bytes behind"]))  # fmt: skip
     if way.startswith("entry"):
         data[end + 12 : end + 16] = struct.pack("<I", length - size)

@@ -46,13 +46,15 @@ def _dims() -> _Edits:
 
 def _numbers() -> dict[str, _Edits]:
     sizes: dict[str, Callable[[float], float]] = {
-        "× 2": lambda n: n * 2, "0": lambda n: 0, "negative": lambda n: -n, "NaN": lambda n: np.nan, "1000": lambda n: 1000,
+        "× 2": lambda n: n * 2, "0": lambda n: 0, "negative": lambda n: -n, "NaN": lambda n: np.nan,
+        "1000": lambda n: 1000,
     }  # fmt: skip
     rows = {
         f"{label} [{i}]": (_at(i, change), "geometry")
         for i in range(4)
         for label, change in {
-            "+ 3": lambda n: n + 3, "× 1.5": lambda n: n * 1.5, "negative": lambda n: -n, "NaN": lambda n: np.nan, "0": lambda n: 0,
+            "+ 3": lambda n: n + 3, "× 1.5": lambda n: n * 1.5, "negative": lambda n: -n, "NaN": lambda n: np.nan,
+            "0": lambda n: 0,
         }.items()
     }  # fmt: skip
     return {
@@ -73,7 +75,8 @@ def _numbers() -> dict[str, _Edits]:
         }.items()} for f in ("quatern_b", "quatern_c", "quatern_d")},
         "qoffset_x": {"+ 40": (lambda old: old + 40, "geometry"), "NaN": (_value(np.nan), "geometry")},
         "scl_slope": {str(v): (_value(v), w) for v, w in (
-            (0, ""), (1.05, ""), (np.nan, ""), (2, "header"), (-1, "header"), (1e-3, "header"), (1e30, "header"), (np.inf, ""),
+            (0, ""), (1.05, ""), (np.nan, ""), (2, "header"), (-1, "header"), (1e-3, "header"), (1e30, "header"),
+            (np.inf, ""),
         )},
         "scl_inter": {str(v): (_value(v), w) for v, w in (
             (0, ""), (24, ""), (-1024, "header"), (1024, "header"), (np.nan, ""), (np.inf, ""), (1e9, "header"),
@@ -177,17 +180,22 @@ _NRRD: dict[str, tuple[tuple[str, ...], str]] = {
 }
 #: MetaImage key → values, and what betrays them.
 _META: dict[str, tuple[tuple[str, ...], str]] = {
-    "DimSize": (("40 48 21", "40 48 19", "40 24 20", "20 48 20", "48 40 20", "40 48", "40 48 20 1", "0 48 20", "-1 48 20",
+    "DimSize": (("40 48 21", "40 48 19", "40 24 20", "20 48 20", "48 40 20", "40 48", "40 48 20 1", "0 48 20",
+    "-1 48 20",
                  "40 48 9999999", ""), "length"),
-    "ElementType": (("MET_USHORT", "MET_FLOAT", "MET_UCHAR", "MET_INT", "MET_DOUBLE", "MET_NONE", "MET_LONG", ""), "length"),
+    "ElementType": (("MET_USHORT", "MET_FLOAT", "MET_UCHAR", "MET_INT", "MET_DOUBLE", "MET_NONE", "MET_LONG", ""),
+    "length"),
     "NDims": (("2", "4", "0", "three", ""), "header"),
     "BinaryDataByteOrderMSB": (("True", "", "maybe"), "header"),
     "CompressedData": (("True", "False", "maybe", ""), "marker"),
     "CompressedDataSize": (("0", "10", "99999999", "-3", ""), "length"),
-    "TransformMatrix": (("0 1 0 1 0 0 0 0 1", "1 0 0 0 1 0 0 0 1", "2 0 0 0 1 0 0 0 1", "1 0 0 1 0 0 0 0 1", "nan 0 0 0 1 0 0 0 1",
-                         "1 0 0 0 1 0 0 0", "-1 0 0 0 1 0 0 0 1", "1 0.3 0 0 1 0 0 0 1", "0 0 0 0 0 0 0 0 0", ""), "geometry"),
+    "TransformMatrix": (("0 1 0 1 0 0 0 0 1", "1 0 0 0 1 0 0 0 1", "2 0 0 0 1 0 0 0 1", "1 0 0 1 0 0 0 0 1",
+    "nan 0 0 0 1 0 0 0 1",
+                         "1 0 0 0 1 0 0 0", "-1 0 0 0 1 0 0 0 1", "1 0.3 0 0 1 0 0 0 1", "0 0 0 0 0 0 0 0 0", ""),
+                         "geometry"),
     "Offset": (("nan 0 0", "1e9 0 0", "0 0", "10 20 30", ""), ""),
-    "ElementSpacing": (("15 15 10", "0 7.5 5", "-7.5 7.5 5", "nan 7.5 5", "7500 7500 5000", "0.001 0.001 0.001", "7.5 7.5",
+    "ElementSpacing": (("15 15 10", "0 7.5 5", "-7.5 7.5 5", "nan 7.5 5", "7500 7500 5000", "0.001 0.001 0.001",
+    "7.5 7.5",
                         "3 3 2", ""), "geometry"),
     "ElementSize": (("7.5 7.5 5", "1 1 1"), "geometry"),
     "AnatomicalOrientation": (("LPS", "RAS", "RAI", "???", "XYZ", ""), ""),
@@ -203,7 +211,8 @@ _META: dict[str, tuple[tuple[str, ...], str]] = {
 _HARMLESS_KEYS = ("old min", "content", "Comment")
 #: Values that say what a witness of the key does not hold for.
 _PLAUSIBLE_VALUES = {
-    "48 40 20", "15 15 10", "3 3 2", "-1 0 0 0 1 0 0 0 1", "1 0 0 0 1 0 0 0 1", "0 1 0 1 0 0 0 0 1", "(-7.5,0,0) (0,7.5,0) (0,0,5)",
+    "48 40 20", "15 15 10", "3 3 2", "-1 0 0 0 1 0 0 0 1", "1 0 0 0 1 0 0 0 1", "0 1 0 1 0 0 0 0 1",
+    "(-7.5,0,0) (0,7.5,0) (0,0,5)",
     "(7.5,0,0) (0,7.5,0) (0,0,5)", "(0,0,7.5) (0,7.5,0) (7.5,0,0)", "(0,7.5,0) (7.5,0,0) (0,0,5)",
 }  # fmt: skip
 #: Without these, a reader assumes what nobody said.

@@ -17,9 +17,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fuzzing.draw import Input, draw, put
 from fuzzing.judge import Outcome, Truth, outcome_of, truth_of
-from fuzzing.seeds import Base
+from fuzzing.seeds import Base, chest
 from tf_covid.errors import ScanRefused
 
 #: A worker's address space; what is above `judge.MOST_MIB` of resident memory is counted before.
@@ -31,11 +33,20 @@ _ROOM = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 Record = dict[str, Any]
 
 
-def records(numbers: Iterable[int], seed: int, bases: list[Base], workers: int) -> Iterator[Record]:
-    """What became of each input, in the order in which they end."""
+def records(
+    numbers: Iterable[int], seed: int, bases: list[Base], known: dict[str, Truth], workers: int
+) -> Iterator[Record]:
+    """What became of each input, in the order in which they end.
+
+    Args:
+        numbers: Of the inputs.
+        seed: Of the whole run.
+        bases: All of them.
+        known: What the bases are read as (`truths`); inputs of others must not be asked for.
+        workers: Processes that read.
+    """
     context, todo = multiprocessing.get_context("fork"), iter(numbers)
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=_ROOM) as room:
-        known = truths(bases)
         held = [_Worker(context, seed, bases, known, Path(room)) for _ in range(workers)]
         try:
             busy = [worker for worker in held if worker.give(next(todo, None))]
@@ -53,26 +64,24 @@ def records(numbers: Iterable[int], seed: int, bases: list[Base], workers: int) 
                 worker.end()
 
 
-def readable(bases: list[Base]) -> tuple[list[Base], dict[str, str]]:
-    """The bases that are read unchanged, and why the others are not."""
-    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=_ROOM) as room:
-        why: dict[str, str] = {}
-        for base in bases:
-            with tempfile.TemporaryDirectory(dir=room) as folder:
-                try:
-                    truth_of(put(base, Path(folder)))
-                except (ScanRefused, ValueError) as error:
-                    why[base.name] = str(error)
-    return [base for base in bases if base.name not in why], why
-
-
-def truths(bases: list[Base]) -> dict[str, Truth]:
-    """What every base is read as, by its name."""
-    found = {}
+def truths(bases: list[Base]) -> tuple[dict[str, Truth], dict[str, str]]:
+    """What every base is read as, by its name, and why the others are not read."""
+    found: dict[str, Truth] = {}
+    why: dict[str, str] = {}
+    hu, affine = chest()
     for base in bases:
         with tempfile.TemporaryDirectory(prefix="fuzz-", dir=_ROOM) as folder:
-            found[base.name] = truth_of(put(base, Path(folder)))
-    return found
+            try:
+                truth = truth_of(put(base, Path(folder)))
+            except (ScanRefused, ValueError) as error:
+                why[base.name] = str(error)
+                continue
+        away = np.abs(truth.hu.astype(np.int32) - hu).max() if truth.hu.shape == hu.shape else np.inf
+        if away > base.tolerance or not np.allclose(truth.affine, affine, atol=1e-3):
+            why[base.name] = f"read wrongly, by {away} HU"
+            continue
+        found[base.name] = truth
+    return found, why
 
 
 class _Worker:
@@ -151,7 +160,7 @@ def _one(number: int, seed: int, bases: list[Base], truths: dict[str, Truth], ro
         drawn = draw(seed, number, bases)
         path = put(drawn.changed.base, folder, drawn.changed.archive)
         outcome = outcome_of(path, drawn, truths[drawn.base])
-    except Exception:  # noqa: BLE001, RUF100: a fault of the mutator must not end the run, but be seen
+    except Exception:  # a fault of the mutator must not end the run, but be seen
         text = traceback.format_exc().splitlines()
         record = {"number": number, "base": "?", "group": "?", "kind": "fault of the mutator", "detail": text[-3:]}
         return {**record, "harmless": False, **asdict(Outcome("crash", why=f"mutator: {text[-1]}"))}

@@ -42,7 +42,7 @@ SYNTAXES: dict[str, tuple[str, Pixels | None]] = {
     "j2k-lossy": (f"{_ROOT}.4.91", Pixels(bits=12, signed=False)),
     "htj2k": (f"{_ROOT}.4.201", Pixels(bits=12, signed=False)),
 }
-_LOSSY_HU = {"jpeg-baseline": 120, "jpeg-extended": 60, "jpeg-ls-near": 2, "j2k-lossy": 30, "explicit-slope": 1}
+_LOSSY_HU = {"jpeg-baseline": 120, "jpeg-extended": 60, "jpeg-ls-near": 2, "j2k-lossy": 100, "explicit-slope": 1}
 _RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 ZIP_STORED, ZIP_DEFLATED, TAR, TAR_GZ = "stored.zip", "deflated.zip", "tar", "tar.gz"
 
