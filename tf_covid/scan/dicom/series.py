@@ -27,7 +27,6 @@ from itertools import pairwise
 from tf_covid.errors import ScanRefused
 from tf_covid.result import QualityFlag
 from tf_covid.scan.checks import LEAST_SLICES
-from tf_covid.scan.dicom import terms
 from tf_covid.scan.dicom.candidates import Candidate, Look, candidates
 from tf_covid.scan.dicom.header import Instance
 from tf_covid.scan.dicom.identity import Secrets
@@ -35,7 +34,6 @@ from tf_covid.scan.dicom.left_out import LeftOut, Line, counted, matrix, other_s
 from tf_covid.scan.dicom.slices import slices
 from tf_covid.scan.dicom.stack import build
 
-CT_CLASSES = terms.CT_CLASSES
 _LENGTH_SHARE = 0.8
 #: A candidate shows the lungs if it shows at least this share of the lung that another shows.
 _LUNG_SHARE = 0.4
