@@ -25,6 +25,7 @@ from tf_covid.scan.quiet import quiet
 from tf_covid.scan.scan import Scan
 from tf_covid.scan.source import FileSource, Source, fingerprint
 from tf_covid.scan.tape import gzip_holds_tar, looks_like_tar, open_tar
+from tf_covid.scan.torn import torn_flags
 from tf_covid.scan.volume import Reading
 from tf_covid.scan.volumes import is_volume, read_volume
 
@@ -267,8 +268,8 @@ def _cases(path: Path, contents: Contents, limits: Limits) -> list[Case]:
     names = case_names(path, parts, groups)
     flags = contents.left.flags()
     studies = [
-        Case(name, path, tuple(one.name for one in study), study, flags, limits)
-        for name, study in zip(names, contents.studies, strict=False)
+        Case(name, path, tuple(one.name for one in study), study, (*torn, *flags), limits)
+        for name, study, torn in zip(names, contents.studies, torn_flags(contents.studies), strict=False)
     ]
     volumes = [
         Case(name, path, volume.members, (), (*volume.quality_flags, *flags), limits)
