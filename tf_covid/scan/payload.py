@@ -22,6 +22,8 @@ Coding = Literal["raw", "gzip", "zlib", "bzip2", "hex", "text"]
 
 #: Packed bytes that are read at a time.
 _CHUNK = 1 << 17
+#: Most bytes of voxels, and of their zlib stream, that are unpacked in one piece: 512 slices of 512 × 512.
+_AT_ONCE, _PACKED_AT_ONCE = 1 << 28, 1 << 27
 #: Most bytes behind the voxels that may be there: padding to a block, or the signature of a writer.
 _PADDING = 512
 #: deflate packs at most 1032:1; a header that declares more than that lies.
@@ -93,6 +95,28 @@ class Unpacked:
         #: Bytes behind the last packed stream; known once it has been read to its end.
         self.behind = beyond
         self._ended = False
+
+    def unpack_at_once(self, size: int) -> bytearray | None:
+        """Unpack a zlib stream of exactly `size` bytes with libdeflate, in half of zlib's time, where memory allows.
+
+        libdeflate says neither what is wrong with a stream nor what lies behind it: anything but a whole stream with
+        its checksum at the very end gives None, and is left to be read piece by piece.
+        """
+        if self.coding != "zlib" or not 0 < size <= _AT_ONCE or self._held > _PACKED_AT_ONCE:
+            return None
+        import imagecodecs  # only where it is needed
+
+        begin, whole = self._raw.tell(), bytearray(size)
+        packed = self._raw.read(self._held)
+        try:
+            count = len(imagecodecs.deflate_decode(packed, out=whole))
+        except imagecodecs.DeflateError:
+            count = 0
+        if count == size and zlib.adler32(whole).to_bytes(4, "big") == packed[-4:]:
+            self._held, self._unpacker = 0, None
+            return whole
+        self._raw.seek(begin)
+        return None
 
     def readinto(self, view: memoryview) -> int:
         """Fill `view` as far as there are bytes; how many there were.
@@ -255,10 +279,13 @@ class Slabs(Iterator[np.ndarray]):
         reader: Callable[[memoryview], int] = source.readinto
         if layout.coding in ("hex", "text"):
             reader = text_reader(source.read, layout.dtype, digits=layout.coding == "hex")
+        count = layout.shape[0] * layout.shape[1]
+        whole = source.unpack_at_once(layout.needed) if not layout.skip else None
         source.skip(max(0, layout.skip))
         for number in range(layout.shape[2]):
-            plane = np.empty(layout.shape[0] * layout.shape[1], layout.dtype)
-            if reader(plane.view(np.uint8).data) < plane.nbytes:
+            if whole is not None:
+                plane = np.frombuffer(whole, layout.dtype, count, number * count * layout.dtype.itemsize)
+            elif reader((plane := np.empty(count, layout.dtype)).view(np.uint8).data) < plane.nbytes:
                 message = f"The file ends in slice {number + 1} of {layout.shape[2]}."
                 raise refusal("truncated_file", message, number)
             if number + 1 == layout.shape[2]:
