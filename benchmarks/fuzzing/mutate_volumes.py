@@ -79,7 +79,7 @@ def _numbers() -> dict[str, _Edits]:
             (np.inf, ""),
         )},
         "scl_inter": {str(v): (_value(v), w) for v, w in (
-            (0, ""), (24, ""), (-1024, "header"), (1024, "header"), (np.nan, ""), (np.inf, ""), (1e9, "header"),
+            (0, ""), (24, ""), (-1024, ""), (1024, "header"), (np.nan, ""), (np.inf, ""), (1e9, "header"),
         )},
         "magic": {str(v): (_value(v), "header") for v in (b"ni1", b"n+1", b"n+2", b"", b"xyz")},
         "sizeof_hdr": {str(v): (_value(v), "header") for v in (0, 347, 540, 1543569408)},
@@ -105,13 +105,18 @@ def _nifti(field: str) -> Mutation:
         for one in fields:
             label = str(rng.choice(list(_FIELDS[one])))
             change, witness = _FIELDS[one][label]
+            old = np.array(header[one])
             try:
                 with np.errstate(all="ignore"):
                     header[one] = change(header[one])
             except (ValueError, OverflowError):
                 return None  # an integer field holds no NaN
             details.append(f"{one} {label}")
+            if np.array_equal(np.array(header[one]), old):
+                continue  # it was so before
             betrayed = betrayed or witness
+        if {"sform_code", "qform_code"} & set(fields):
+            betrayed = ""  # one of the two second opinions is declared void
         plain = header.binaryblock + plain[size:]
         changed = gzip.compress(plain, 1, mtime=0) if packed else plain
         harmless = fields == ["intent_code"]

@@ -255,7 +255,7 @@ def _meta(stored: np.ndarray, affine: np.ndarray) -> Iterator[Base]:
             "ObjectType = Image", "NDims = 3", "BinaryData = True", "BinaryDataByteOrderMSB = False",
             f"CompressedData = {bool(packed)}", *([f"CompressedDataSize = {packed}"] if packed else []),
             f"TransformMatrix = {matrix}", f"Offset = {' '.join(f'{value:g}' for value in affine[:3, 3])}",
-            "CenterOfRotation = 0 0 0", "AnatomicalOrientation = RAI", "ElementSpacing = 7.5 7.5 5",
+            "CenterOfRotation = 0 0 0", "AnatomicalOrientation = RAS", "ElementSpacing = 7.5 7.5 5",
             f"DimSize = {' '.join(map(str, stored.shape))}", "ElementType = MET_SHORT",
             f"ElementDataFile = {data_file}",
         ]  # fmt: skip
