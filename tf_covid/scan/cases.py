@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from tf_covid.errors import ScanRefused
 from tf_covid.result import QualityFlag
 from tf_covid.scan import archive, checks, dicom
@@ -87,7 +89,7 @@ class Case:
         except MemoryError:
             message = "There is not enough memory for this scan."
             raise ScanRefused((QualityFlag("too_large", "error", message), *self.quality_flags)) from None
-        quality_flags = self.quality_flags + reading.quality_flags + checks.gate(reading.hu, reading.source.axes[2])
+        quality_flags = self.quality_flags + reading.quality_flags + checks.gate(reading.hu, self._slice_axis(reading))
         if any(flag.level == "error" for flag in quality_flags):
             raise ScanRefused(quality_flags)
         return Scan(
@@ -101,6 +103,14 @@ class Case:
             chosen_because=reading.chosen_because,
             identifiers=reading.identifiers or {},
         )
+
+    def _slice_axis(self, reading: Reading) -> int:
+        """The canonical axis that the slices were acquired along; that of the widest spacing where no header tells."""
+        stored_last = reading.source.axes[2]
+        if self.instances:
+            return stored_last
+        spacing = np.linalg.norm(reading.affine[:3, :3], axis=0)
+        return int(np.argmax(spacing)) if spacing.max() > 1.01 * spacing[stored_last] else stored_last
 
     @contextmanager
     def _sources(self) -> Iterator[list[Source]]:

@@ -43,8 +43,9 @@ def neighbour_flags(hu: np.ndarray, axis: int = 0) -> tuple[QualityFlag, ...]:
     sample = slices[:, rows // 2 :: rows, columns // 2 :: columns].reshape(len(slices), -1).astype(np.float32)
     told = np.flatnonzero(sample.min(axis=1) != sample.max(axis=1))  # blank slices are named by the gate
     sample = sample[told]
+    again = _repeated(slices, told, sample)
     if len(sample) < 3:
-        return ()
+        return again
     clipped = np.clip(sample, *_CLIP_HU)
     next_one = np.abs(np.diff(clipped, axis=0)).mean(axis=1)
     over_one = np.abs(clipped[2:] - clipped[:-2]).mean(axis=1)
@@ -66,7 +67,29 @@ def neighbour_flags(hu: np.ndarray, axis: int = 0) -> tuple[QualityFlag, ...]:
             "swapped, damaged or of another scan."
         )
         flags.append(QualityFlag("slice_content", "warning", message, len(apart)))
-    return tuple(flags)
+    return (*flags, *again)
+
+
+def _repeated(slices: np.ndarray, told: np.ndarray, sample: np.ndarray) -> tuple[QualityFlag, ...]:
+    """A warning where two places of the scan hold the same voxels: noise never repeats itself, copies do.
+
+    Args:
+        slices: int16 (slices, rows, columns).
+        told: Numbers of the slices that hold more than one value.
+        sample: Some voxels of each of those.
+    """
+    first: dict[bytes, int] = {}
+    count = 0
+    for number, some in zip(told, sample, strict=True):
+        other = first.setdefault(some.tobytes(), int(number))
+        count += other != number and np.array_equal(slices[other], slices[number])
+    if not count:
+        return ()
+    message = (
+        f"{count} slice(s) hold exactly the voxels of another slice at another place: copies, or a scan whose slices "
+        "were repeated when it was resampled."
+    )
+    return (QualityFlag("repeated_slices", "warning", message, int(count)),)
 
 
 def _shifted(sample: np.ndarray, next_one: np.ndarray) -> list[float]:

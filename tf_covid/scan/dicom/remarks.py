@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from tf_covid.result import QualityFlag
@@ -78,4 +79,38 @@ def _mixtures(stack: Stack) -> tuple[QualityFlag, ...]:
             "the others."
         )
         flags.append(QualityFlag("mixed_rescale_type", "warning", text, unsaid))
+    return (*flags, *_mixed_values(heads))
+
+
+#: What decides how stored values become numbers, and the codes and elements that a mixture of it is told with.
+_FORMS: tuple[tuple[str, str, Callable[[Place], object]], ...] = (
+    (
+        "mixed_rescale",
+        "RescaleSlope (0028,1053) or RescaleIntercept (0028,1052)",
+        lambda place: (place.frame.slope, place.frame.intercept),
+    ),
+    (
+        "mixed_bits",
+        "BitsAllocated (0028,0100), BitsStored (0028,0101), HighBit (0028,0102) or PixelRepresentation (0028,0103)",
+        lambda place: (
+            place.instance.bits_allocated,
+            place.instance.bits_stored,
+            place.instance.high_bit,
+            place.instance.signed,
+        ),
+    ),
+)
+
+
+def _mixed_values(heads: Sequence[Place]) -> tuple[QualityFlag, ...]:
+    """Whether slices state different rules for what their stored values mean; a scanner writes one for a series."""
+    flags = []
+    for code, elements, form in _FORMS:
+        count = len(heads) - Counter(map(form, heads)).most_common(1)[0][1]
+        if count:
+            text = (
+                f"{elements} of {count} of {len(heads)} slices differ from the others; each slice was read by its own. "
+                "Look whether the slices are equally bright."
+            )
+            flags.append(QualityFlag(code, "warning", text, count))
     return tuple(flags)
