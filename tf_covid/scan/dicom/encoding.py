@@ -113,6 +113,10 @@ def body(stream: BinaryIO, encoding: Encoding) -> BinaryIO:
     return Inflating(stream) if encoding.deflated else stream  # type: ignore[return-value]
 
 
+class TooLarge(ValueError):
+    """A deflated data set unpacks to more than is allowed."""
+
+
 class Inflating(io.RawIOBase):
     """A deflated data set, unpacked only as far as it is asked for, and never further than its bound.
 
@@ -150,7 +154,7 @@ class Inflating(io.RawIOBase):
         """Up to `size` bytes.
 
         Raises:
-            ValueError: If more would be unpacked than the bound allows.
+            TooLarge: If more would be unpacked than the bound allows.
         """
         end = self._most + 1 if size < 0 else self._at + size
         self._fill(end)
@@ -172,4 +176,4 @@ class Inflating(io.RawIOBase):
             self._data += self._unpacker.decompress(self._packed, min(room, 1 << 20))
             self._packed = self._unpacker.unconsumed_tail
             if len(self._data) > self._most:
-                raise ValueError("the deflated data set is larger than its header promises")
+                raise TooLarge("the deflated data set is larger than its header promises")
