@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from tf_covid.scan.dicom.streams import CodeStream
+from tf_covid.scan.dicom.streams import CodeStream, first_end
 
 #: Samples at the end of a lossless image that are coded again, at least.
 _LAST = 24
@@ -28,8 +28,7 @@ def is_complete(stream: CodeStream, pixels: np.ndarray, decode: Callable[[bytes]
     """
     if stream.end >= 0 and _ends_well(stream, pixels):
         return True
-    end = stream.end if stream.end >= 0 else len(stream.data)
-    entropy = stream.data[:end]
+    entropy = stream.data[: first_end(stream)]
     if entropy[-1:] == b"\xff":
         entropy += b"\0"
     again = decode(entropy + _OTHER + b"\xff\xd9")

@@ -28,6 +28,9 @@ KINDS: dict[str, Kind] = {
 }
 #: How streams begin; an RLE header begins with its number of segments, and the first one lies behind the header.
 STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
+_EOI = b"\xff\xd9"
+#: Zeros behind an end marker are looked through up to here.
+_PADDED = 64
 
 
 @dataclass(frozen=True)
@@ -165,11 +168,28 @@ def _scanned(
     kind: Kind = "jpegls" if frame == 0xF7 else "jpeg_lossless" if frame in (0xC3, 0xC7, 0xCB, 0xCF) else "jpeg"
     used = head[0]
     table, (predictor, _, approximation) = head[2], head[1 + 2 * used : 4 + 2 * used]
-    end = data.find(b"\xff\xd9", scan)
+    end = _end(data, scan)
     point = approximation & 15
     return CodeStream(
         kind, rows, columns, components, precision, data, scan, end, tables, frame, predictor, point, table, restart
     )
+
+
+def _end(data: bytes, scan: int) -> int:
+    """Where the end marker lies: at the end, as a rule, else wherever the first one is; −1 if there is none.
+
+    Going through all of a stream for two bytes takes a tenth of the time of its decoding.
+    """
+    tail = data[max(scan, len(data) - _PADDED) :].rstrip(b"\0")
+    if tail.endswith(_EOI):
+        return max(scan, len(data) - _PADDED) + len(tail) - 2
+    return data.find(_EOI, scan)
+
+
+def first_end(stream: CodeStream) -> int:
+    """Where the first end marker of a JPEG lies, at which decoders stop; the length of the data without one."""
+    found = stream.data.find(_EOI, stream.scan)
+    return found if found >= 0 else len(stream.data)
 
 
 def _tables(value: bytes) -> dict[int, tuple[bytes, bytes]]:
