@@ -40,7 +40,7 @@ def main() -> int:
     every = bases()
     known, unread = truths(every)
     for name, why in unread.items():
-        print(f"not read unchanged, left out: {name}: {why}", file=sys.stderr)
+        print(f"{name}, unchanged: {why}", file=sys.stderr)
     if options.only is not None:
         return _only(options, every)
     done = _done(options.out, options.seed)

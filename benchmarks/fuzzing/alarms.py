@@ -6,12 +6,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tf_covid.phantom import PhantomSettings, ScannerSettings, draw_chest
-from tf_covid.phantom.files import Facts, write_dicom, write_nifti_volume
+from tf_covid.phantom import draw_chest
+from tf_covid.phantom.files import write_dicom, write_nifti_volume
 from tf_covid.scan import find_cases
 
 _ROOT = "1.2.840.10008.1.2"
 _SYNTAXES = (f"{_ROOT}.1", _ROOT, f"{_ROOT}.5", f"{_ROOT}.4.70", f"{_ROOT}.4.80", f"{_ROOT}.4.90", f"{_ROOT}.1.99")
+#: Voxels of a phantom: small, since many are drawn, yet of no more than 12 mm.
+_SHAPE = (64, 128, 128)
 #: Parts of the names of files that are masks and no scans.
 _MASKS = ("seg", "lung", "mask", "label")
 
@@ -61,13 +63,8 @@ def _real(folder: Path | None) -> Iterator[tuple[str, Path]]:
 
 
 def _phantom(seed: int, folder: Path) -> Path:
-    settings = PhantomSettings(scanner=_small())
-    chest = draw_chest(seed, severity=seed % 5, settings=settings)
+    chest = draw_chest(seed, _SHAPE, severity=seed % 5)
     if seed % 4 == 3:
         return write_nifti_volume(chest.hu, chest.affine, folder / "scan.nii.gz")
     syntax = _SYNTAXES[seed % len(_SYNTAXES)]
-    return write_dicom(chest.hu, chest.affine, folder / "series", transfer_syntax=syntax, facts=Facts(), seed=seed)
-
-
-def _small() -> ScannerSettings:
-    return ScannerSettings()
+    return write_dicom(chest.hu, chest.affine, folder / "series", transfer_syntax=syntax, seed=seed)

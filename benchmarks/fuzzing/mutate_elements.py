@@ -103,7 +103,7 @@ def _bits() -> list[Edit]:
 
 def _rescale() -> list[Edit]:
     absurd = ("0", "1000", "0.001", "-1", "2", "0.5", "nan", "inf", "1e300", "1,0", "x", "")
-    shifts = {"0": "header", "1000": "header", "-924": "", "-2024": "header", "nan": "header", "1e9": "header", "x": ""}
+    shifts = {"0": "header", "1000": "header", "-924": "", "-2024": "", "nan": "header", "1e9": "header", "x": ""}
     return [
         Edit("RescaleSlope", "missing", _is(None), every="header"),
         *(Edit("RescaleSlope", text or "empty", _is(text), every="header") for text in absurd),

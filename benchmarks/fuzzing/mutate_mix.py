@@ -169,7 +169,9 @@ def _archive_cut(rng: np.random.Generator, base: Base) -> Changed | None:
     data = base.packed()
     end = int(rng.choice([len(data) - 1, len(data) - 22, len(data) * 9 // 10, len(data) // 2, 600, 100, 0]))
     zeros = bytes(len(data) - end) if rng.random() < 0.3 else b""
-    return Changed(base, f"archive cut at {end} of {len(data)}", "length", archive=data[:end] + zeros)
+    # A tar's own end is zeros, so that one that is filled up with zeros ends well.
+    betrayed = "" if zeros and base.pack == TAR else "length"
+    return Changed(base, f"archive cut at {end} of {len(data)}", betrayed, ANATOMY, archive=data[:end] + zeros)
 
 
 def _directory(rng: np.random.Generator, base: Base) -> Changed | None:

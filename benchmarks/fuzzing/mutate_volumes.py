@@ -50,7 +50,8 @@ def _numbers() -> dict[str, _Edits]:
         "1000": lambda n: 1000,
     }  # fmt: skip
     rows = {
-        f"{label} [{i}]": (_at(i, change), "geometry")
+        # 3 mm aside is less than a voxel: registrations leave that.
+        f"{label} [{i}]": (_at(i, change), "" if (i, label) == (3, "+ 3") else "geometry")
         for i in range(4)
         for label, change in {
             "+ 3": lambda n: n + 3, "× 1.5": lambda n: n * 1.5, "negative": lambda n: -n, "NaN": lambda n: np.nan,
@@ -88,8 +89,8 @@ def _numbers() -> dict[str, _Edits]:
 
 
 _FIELDS = _numbers()
-#: Nothing in the answer depends on these.
-_HARMLESS = ("intent_code", "bitpix")
+#: These change nothing by themselves: beside another change they are no witness of it.
+_IDLE = ("bitpix", "sizeof_hdr", "magic")
 
 
 def _nifti(field: str) -> Mutation:
@@ -114,7 +115,8 @@ def _nifti(field: str) -> Mutation:
             details.append(f"{one} {label}")
             if np.array_equal(np.array(header[one]), old):
                 continue  # it was so before
-            betrayed = betrayed or witness
+            if len(fields) == 1 or one not in _IDLE:
+                betrayed = betrayed or witness
         if {"sform_code", "qform_code"} & set(fields):
             betrayed = ""  # one of the two second opinions is declared void
         plain = header.binaryblock + plain[size:]

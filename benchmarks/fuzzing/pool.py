@@ -65,7 +65,7 @@ def records(
 
 
 def truths(bases: list[Base]) -> tuple[dict[str, Truth], dict[str, str]]:
-    """What every base is read as, by its name, and why the others are not read."""
+    """What every base is read as, by its name, and what is wrong with how it is read."""
     found: dict[str, Truth] = {}
     why: dict[str, str] = {}
     hu, affine = chest()
@@ -80,6 +80,8 @@ def truths(bases: list[Base]) -> tuple[dict[str, Truth], dict[str, str]]:
         if away > base.tolerance or not np.allclose(truth.affine, affine, atol=1e-3):
             why[base.name] = f"read wrongly, by {away} HU"
             continue
+        if truth.codes:
+            why[base.name] = f"a warning where nothing is wrong: {', '.join(sorted(truth.codes))}"
         found[base.name] = truth
     return found, why
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +26,13 @@ def strings(node: ast.AST) -> Iterator[str]:
         yield from strings(node.orelse)
 
 
+def levels(row: ast.Tuple) -> list[str]:
+    """The levels that stand in a tuple."""
+    return [text for one in row.elts for text in strings(one) if text in LEVELS]
+
+
 def codes_of(source: str) -> set[str]:
-    """First arguments of `refusal` and `QualityFlag`, and rows (code, level, …) of tables of flags."""
+    """First arguments of `refusal` and `QualityFlag`; in tables of flags what stands before a level, or is its key."""
     found: set[str] = set()
     tree = ast.parse(source)
     for node in ast.walk(tree):
@@ -35,10 +41,14 @@ def codes_of(source: str) -> set[str]:
             given = node.args[:1] or [word.value for word in node.keywords if word.arg == "code"]
             if name in MAKERS and given:
                 found.update(strings(given[0]))
-        elif isinstance(node, ast.Tuple) and len(node.elts) >= 2:
-            level = next(strings(node.elts[1]), "")
-            if level in LEVELS:
-                found.update(strings(node.elts[0]))
+        elif isinstance(node, ast.Tuple):
+            for before, one in itertools.pairwise(node.elts):
+                if next(strings(one), "") in LEVELS:
+                    found.update(strings(before))
+        elif isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                if key is not None and isinstance(value, ast.Tuple) and levels(value):
+                    found.update(strings(key))
     return {code for code in found if re.fullmatch(r"[a-z0-9_]+", code)} - set(LEVELS)
 
 
@@ -67,6 +77,8 @@ def test_codes_are_found_in_calls_choices_and_tables() -> None:
 raise refusal("one", "text")
 flag = QualityFlag("two" if many else "three", "error", "text")
 rows = [("four", "warning", "text", 1), ("level", "not a level")]
+table = {"six": ("info", "text"), "field": ("text", 1)}
+left = (("count", "seven", "info", "text"),)
 checks.refusal(code="five", message="text")
 """
-    assert codes_of(source) == {"one", "two", "three", "four", "five"}
+    assert codes_of(source) == {"one", "two", "three", "four", "five", "six", "seven"}
