@@ -22,6 +22,8 @@ _HEAD_BYTES = 1 << 16
 _META_BYTES, _PREAMBLE_BYTES = 2048, 132
 #: CT Image Storage, Enhanced and Legacy Converted Enhanced, as it ends in an element.
 _CT_CLASS = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.2(\.[12])?[^.0-9]")
+#: Media Storage Directory Storage.
+_DIRECTORY_CLASS = b"1.2.840.10008.1.3.10"
 _DICOM_NAMES = (".dcm", ".dicom", ".ima")
 #: (0020,000E) and (0028,0010), little endian.
 _SERIES_UID_TAG, _ROWS_TAG = b"\x20\x00\x0e\x00", b"\x28\x00\x10\x00"
@@ -141,6 +143,8 @@ def _was_slice(source: Source, among_slices: bool, same_size: bool) -> bool:
             head = stream.read(_HEAD_BYTES)
     except (OSError, *archive.ERRORS):
         return True
+    if _DIRECTORY_CLASS in head[:_META_BYTES]:
+        return False  # a DICOMDIR, whose records name the classes of images
     if head[128:132] == b"DICM":
         return _CT_CLASS.search(head, 0, _META_BYTES) is not None  # a CT image without Rows was cut off
     if all(tag in head for tag in (_SERIES_UID_TAG, _ROWS_TAG)):
