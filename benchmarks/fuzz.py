@@ -60,9 +60,12 @@ def main() -> int:
         print(f"\n{table(held, by)}")
     for shown in options.show:
         _show(held, shown)
-    lost = [record for record in held if _misread(record)]
-    print(f"\n{len(held)} inputs; harmless changes that were not read as before: {len(lost)}")
-    return int(bool(lost or unread) or any(record["outcome"] in FAULTS for record in held))
+    lost, loud = [record for record in held if _misread(record)], [record for record in held if record["noise"]]
+    print(f"\n{len(held)} inputs; harmless changes not read as before: {len(lost)}; a library printed: {len(loud)}")
+    if held:
+        most = {key: max(record[key] for record in held) for key in ("cpu_s", "mib")}
+        print(f"most processor time {most['cpu_s']:.1f} s, most memory {most['mib']:.0f} MiB")
+    return int(bool(lost or loud or unread) or any(record["outcome"] in FAULTS for record in held))
 
 
 def _options() -> argparse.Namespace:
@@ -74,7 +77,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", help="JSON lines, one an input; a run goes on where they end")
     parser.add_argument("--base", action="append", help="only this base; may be repeated")
     parser.add_argument("--by", action="append", choices=("group", "kind", "base"), help="rows of the table")
-    parser.add_argument("--show", action="append", default=[], help="list the inputs of an outcome, or `harmless`")
+    parser.add_argument("--show", action="append", default=[], help="list an outcome, `harmless` or `noise`")
     parser.add_argument("--only", type=int, help="read this one input and say what became of it")
     parser.add_argument("--keep", type=Path, help="with --only: an empty folder for its files and those of its base")
     parser.add_argument("--false-alarms", type=int, metavar="N", help="read N phantoms and the real scans instead")
@@ -125,8 +128,12 @@ def table(held: list[Record], by: str) -> str:
 def _show(held: list[Record], shown: str) -> None:
     print(f"\n{shown}:")
     for record in sorted(held, key=lambda record: (record["group"], record["kind"], record["base"])):
-        if record["outcome"] == shown or (shown == "harmless" and _misread(record)):
-            told = f"{record['betrayed_by'] or record['why']} {' '.join(record['codes'])}"
+        if (
+            record["outcome"] == shown
+            or (shown == "harmless" and _misread(record))
+            or (shown == "noise" and record["noise"])
+        ):
+            told = f"{record['betrayed_by'] or record['why']} {' '.join(record['codes'])} {record['noise']}"
             print(
                 f"--only {record['number']}: {record['base']}: {record['kind']}: {record['detail']} → "
                 f"{record['outcome']}, {record['most_hu']} HU: {told}"

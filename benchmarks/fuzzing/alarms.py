@@ -15,7 +15,7 @@ _SYNTAXES = (f"{_ROOT}.1", _ROOT, f"{_ROOT}.5", f"{_ROOT}.4.70", f"{_ROOT}.4.80"
 #: Voxels of a phantom: small, since many are drawn, yet of no more than 12 mm.
 _SHAPE = (64, 128, 128)
 #: Parts of the names of files that are masks and no scans.
-_MASKS = ("seg", "lung", "mask", "label")
+_MASKS = ("seg", "lung", "mask", "label", "lm-")
 
 
 def alarms(phantoms: int, real: Path | None) -> int:

@@ -7,19 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
-from fuzzing import mutate_bytes, mutate_dicom, mutate_elements, mutate_mix, mutate_volumes
+from fuzzing import mutate_bombs, mutate_bytes, mutate_dicom, mutate_elements, mutate_mix, mutate_volumes
 from fuzzing.mutation import Changed, Mutation
 from fuzzing.seeds import Base
 
 MUTATIONS: tuple[Mutation, ...] = (
     *mutate_elements.MUTATIONS, *mutate_dicom.MUTATIONS, *mutate_volumes.MUTATIONS, *mutate_bytes.MUTATIONS,
-    *mutate_mix.MUTATIONS,
+    *mutate_mix.MUTATIONS, *mutate_bombs.MUTATIONS,
 )  # fmt: skip
 #: How often each group is drawn where it fits.
 _SHARES = {"structure": 5, "header": 5, "bytes": 3, "cut": 2, "mixture": 3, "container": 6}
 #: Bases that are drawn more often: much may be wrong in them that the others share.
 _OFTEN = {"explicit": 4, "enhanced": 2, "nifti": 3, "nrrd": 3, "mha": 3}
 _MOST_DRAWS = 40
+#: Share of the inputs that are bombs; drawn apart, so that a change of it leaves the other inputs what they are.
+_BOMBS = 0.01
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ def draw(seed: int, number: int, bases: list[Base]) -> Input:
         RuntimeError: If no mutation fits, which is a fault of the table of mutations.
     """
     base, rng = base_of(seed, number, bases), np.random.default_rng([seed, number, 1])
+    if np.random.default_rng([seed, number, 2]).random() < _BOMBS:
+        for mutation in mutate_bombs.MUTATIONS:
+            if base.family in mutation.families and (bomb := mutation.apply(rng, base)) is not None:
+                return Input(number, base.name, mutation, bomb)
     groups = _groups(base)
     shares = np.array([_SHARES[group] for group in groups], dtype=float)
     for _ in range(_MOST_DRAWS):
@@ -65,7 +71,7 @@ def draw(seed: int, number: int, bases: list[Base]) -> Input:
 
 def _groups(base: Base) -> list[str]:
     found = {one.group for one in MUTATIONS if base.family in one.families}
-    return sorted(found if base.pack else found - {"container"})
+    return sorted(found - {"bombs"} if base.pack else found - {"bombs", "container"})
 
 
 def put(base: Base, folder: Path, archive: bytes | None = None) -> Path:

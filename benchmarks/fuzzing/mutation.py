@@ -49,7 +49,7 @@ class Mutation:
     """One kind of change.
 
     Args:
-        group: structure, header, bytes, cut, mixture or container.
+        group: structure, header, bytes, cut, mixture, container or bombs.
         kind: Name of the kind.
         families: Of the bases that it fits.
         apply: Makes it.
