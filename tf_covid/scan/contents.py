@@ -145,6 +145,8 @@ def _was_slice(source: Source, among_slices: bool, same_size: bool) -> bool:
         return True
     if _DIRECTORY_CLASS in head[:_META_BYTES]:
         return False  # a DICOMDIR, whose records name the classes of images
+    if head[128:132] == b"DICM" and b"1.2.840.10008." not in head[:_META_BYTES]:
+        return True  # its header is gone
     if head[128:132] == b"DICM":
         return _CT_CLASS.search(head, 0, _META_BYTES) is not None  # a CT image without Rows was cut off
     if all(tag in head for tag in (_SERIES_UID_TAG, _ROWS_TAG)):

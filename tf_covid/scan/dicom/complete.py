@@ -11,6 +11,8 @@ from tf_covid.scan.dicom.streams import CodeStream, first_end
 
 #: Samples at the end of a lossless image that are coded again, at least.
 _LAST = 24
+#: Bytes at the end of a lossy scan of which at least one holds a part of its last block.
+_NEEDED = 3
 #: What is put behind a scan to see whether the decoder takes it for a part of the image.
 _OTHER = bytes(np.random.default_rng(14).integers(0, 255, 4096, dtype=np.uint8))
 
@@ -26,27 +28,42 @@ def is_complete(stream: CodeStream, pixels: np.ndarray, decode: Callable[[bytes]
         pixels: (rows, columns) as decoded.
         decode: The decoder.
     """
-    if stream.end >= 0 and _ends_well(stream, pixels):
+    if stream.end >= 0 and _proves_itself(stream, pixels):
         return True
     entropy = stream.data[: first_end(stream)]
-    if entropy[-1:] == b"\xff":
-        entropy += b"\0"
-    again = decode(entropy + _OTHER + b"\xff\xd9")
-    return again is not None and again.shape == pixels.shape and bool(np.array_equal(again, pixels))
+
+    def same(scan: bytes) -> bool:
+        again = decode(scan + (b"\0" if scan[-1:] == b"\xff" else b"") + _OTHER + b"\xff\xd9")
+        return again is not None and again.shape == pixels.shape and bool(np.array_equal(again, pixels))
+
+    # Damage in the middle makes the image longer or shorter than its scan: then its last bytes are not needed.
+    return same(entropy) and not (stream.kind == "jpeg" and same(entropy[:-_NEEDED]))
 
 
-def _ends_well(stream: CodeStream, pixels: np.ndarray) -> bool:
+def ends_well(data: bytes) -> bool:
+    """Whether a JPEG 2000 stream reaches the end that it announces: its end marker, or the end of its last tile.
+
+    Args:
+        data: From SOC on; zeros behind it are padding.
+    """
+    if data.rstrip(b"\0").endswith(b"\xff\xd9"):
+        return True
+    at = data.find(b"\xff\x90")
+    while at >= 0 and data[at : at + 2] == b"\xff\x90" and at + 12 <= len(data):
+        length = int.from_bytes(data[at + 6 : at + 10], "big")
+        if not length:
+            return False  # the last tile reaches to an end marker that is not there
+        at += length
+    return 0 <= len(data) - at <= 1
+
+
+def _proves_itself(stream: CodeStream, pixels: np.ndarray) -> bool:
     """Whether the end of the image proves that its scan is whole; False if it does not tell."""
     if stream.restart or stream.components != 1:
         return False
     if stream.kind == "jpeg_lossless":
         return stream.frame == 0xC3 and _codes_agree(stream, pixels)
-    if stream.frame not in (0xC0, 0xC1):
-        return False  # several scans
-    rows, columns = pixels.shape
-    last = pixels[(rows - 1) // 8 * 8 :, (columns - 1) // 8 * 8 :]
-    # libjpeg leaves the blocks that it has no data for at the middle of the range.
-    return bool((last != 1 << (stream.precision - 1)).any())
+    return False  # what a lossy image ends with cannot be coded again
 
 
 def _codes_agree(stream: CodeStream, pixels: np.ndarray) -> bool:

@@ -121,7 +121,11 @@ def _normal(orientation: tuple[float, ...]) -> tuple[float, ...]:
 
 def matrix(instance: Instance, frame: Frame) -> tuple[object, ...]:
     """Rows, columns and pixel spacing: what all slices of a stack share."""
-    return instance.rows, instance.columns, tuple(round(size, 4) for size in frame.spacing)
+    return (
+        instance.rows,
+        instance.columns,
+        tuple(round(size, 4) if np.isfinite(size) else -1.0 for size in frame.spacing),
+    )
 
 
 def counted(left_out: Iterable[LeftOut]) -> str:

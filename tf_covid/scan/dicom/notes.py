@@ -21,6 +21,11 @@ _TEXTS: dict[str, tuple[Level, str]] = {
         "info",
         "{count} file(s) end their pixel data without a sequence delimiter (FFFE,E0DD); the images were whole.",
     ),
+    "odd_bytes": (
+        "warning",
+        "{count} file(s) hold bytes behind the pixels that are no padding: Rows (0028,0010) or Columns (0028,0011) may "
+        "be wrong, or bytes were put in before them, and the voxels may be shifted. Look at the images.",
+    ),
     "extra_bytes": ("info", "{count} file(s) hold a few bytes more than PixelData (7FE0,0010) needs; they were left."),
 }
 

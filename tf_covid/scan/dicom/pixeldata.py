@@ -97,7 +97,7 @@ def _frames(stream: BinaryIO, instance: Instance, notes: Notes) -> Iterator[byte
             yield stream.read(value.length)
             return
     elif value.length != UNDEFINED and stream.read(4) != _ITEM:
-        _wrong_length(instance, value.length, exact)
+        wrong_length(instance, value.length, exact)
     stream.seek(value.start)
     if stream.read(4) == _ITEM:
         if instance.transfer_syntax in NATIVE:
@@ -145,7 +145,17 @@ def _locate(stream: BinaryIO, instance: Instance) -> _Value:
         stream.seek(stream.tell() + length)
 
 
-def _wrong_length(instance: Instance, found: int, exact: int) -> NoReturn:
+def wrong_length(instance: Instance, found: int, exact: int) -> NoReturn:
+    """Refuse pixel data of another length than the header promises.
+
+    Args:
+        instance: The header.
+        found: Bytes that there are, unpacked.
+        exact: Bytes that it promises.
+
+    Raises:
+        ScanRefused: `pixel_length`.
+    """
     message = (
         f"PixelData (7FE0,0010) has {found} bytes, but Rows (0028,0010) {instance.rows} × Columns (0028,0011) "
         f"{instance.columns} × {len(instance.frames)} frame(s) of {instance.bits_allocated} bits are {exact}: "
@@ -157,14 +167,16 @@ def _wrong_length(instance: Instance, found: int, exact: int) -> NoReturn:
 def _native(stream: BinaryIO, instance: Instance, value: _Value, frame: int, notes: Notes) -> Iterator[bytes]:
     exact = frame * len(instance.frames)
     tolerance = max(_PADDING, frame // instance.rows)
+    if isinstance(stream, Inflating):
+        stream.allow(value.start + exact + (1 << 20))
     if value.length != UNDEFINED:
         extra = value.length - exact
         if extra < 0 or extra >= tolerance:
-            _wrong_length(instance, value.length, exact)
-        if extra > exact % 2:
-            notes.add("extra_bytes", instance.name)
-    if isinstance(stream, Inflating):
-        stream.allow(value.start + exact + (1 << 20))
+            wrong_length(instance, value.length, exact)
+        padding = b"" if extra <= exact % 2 else _at(stream, value.start + exact, extra)
+        if padding:
+            notes.add("odd_bytes" if any(padding) else "extra_bytes", instance.name)
+    stream.seek(value.start)
     for _ in instance.frames:
         data = stream.read(frame)
         if len(data) < frame:
@@ -174,26 +186,47 @@ def _native(stream: BinaryIO, instance: Instance, value: _Value, frame: int, not
         rest = stream.read(tolerance)
         end = rest.find(_END)
         if (end < 0 and len(rest) >= tolerance) or end > tolerance:
-            _wrong_length(instance, exact + len(rest), exact)
+            wrong_length(instance, exact + len(rest), exact)
         notes.add("no_delimiter" if end < 0 else "transfer_syntax_wrong", instance.name)
     else:
         if value.length > exact:
             stream.seek(value.start + value.length)
-        _refuse_a_second(stream, instance)
+        if not _look_behind(stream, instance):
+            notes.add("odd_bytes", instance.name)
     if isinstance(stream, Inflating) and not stream.finish():
         raise Truncated
 
 
-def _refuse_a_second(stream: BinaryIO, instance: Instance) -> None:
-    """Elements that decide what the voxels are must not follow the pixel data."""
+def _at(stream: BinaryIO, place: int, size: int) -> bytes:
+    stream.seek(place)
+    return stream.read(size)
+
+
+def _is_padding(rest: bytes) -> bool:
+    """Zeros, and an even number of them, as everything in DICOM has an even length."""
+    return not any(rest) and len(rest) % 2 == 0
+
+
+def _look_behind(stream: BinaryIO, instance: Instance) -> bool:
+    """Walk the elements behind the pixel data; whether what follows them is nothing or zeros.
+
+    Raises:
+        ScanRefused: `duplicate_element` if one of them decides what the voxels are.
+    """
     for _ in range(16):
+        place = stream.tell()
         element = _element(stream, instance)
-        if element is None or element[1] == UNDEFINED:
-            return
+        if element is None:
+            return _is_padding(_at(stream, place, _PADDING))
         if keyword := DECIDING.get(element[0]):
             message = f"{keyword} stands behind the pixel data, a second time or out of order. Export the series again."
             raise refusal("duplicate_element", message, keyword)
+        if element[0] <= 0x7FE00010:
+            return _is_padding(_at(stream, place, _PADDING))
+        if element[1] == UNDEFINED:
+            return True
         stream.seek(stream.tell() + element[1])
+    return True
 
 
 def _encapsulated(stream: BinaryIO, instance: Instance, notes: Notes) -> Iterator[bytes]:
@@ -202,7 +235,7 @@ def _encapsulated(stream: BinaryIO, instance: Instance, notes: Notes) -> Iterato
         if any(part.startswith(STARTS[:2]) for part in parts[1:]):
             _wrong_count(instance, sum(part.startswith(STARTS[:2]) for part in parts))
         yield b"".join(parts)
-        _refuse_a_second(stream, instance)
+        _look_behind(stream, instance)
         return
     start = stream.tell()
     table: bytes = b""
@@ -213,7 +246,7 @@ def _encapsulated(stream: BinaryIO, instance: Instance, notes: Notes) -> Iterato
         else:
             table = part
     groups = _grouped(heads, table, instance)
-    _refuse_a_second(stream, instance)
+    _look_behind(stream, instance)
     stream.seek(start)
     fragments = _fragments(stream, instance, notes)
     next(fragments)

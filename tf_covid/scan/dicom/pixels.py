@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import imagecodecs
@@ -13,11 +14,11 @@ from pydicom.pixels import get_decoder
 from pydicom.uid import UID
 
 from tf_covid.scan.checks import refusal
-from tf_covid.scan.dicom.complete import is_complete
+from tf_covid.scan.dicom.complete import ends_well, is_complete
 from tf_covid.scan.dicom.encoding import BIG_ENDIAN, NATIVE
 from tf_covid.scan.dicom.header import Frame, Instance
 from tf_covid.scan.dicom.notes import Notes
-from tf_covid.scan.dicom.pixeldata import Truncated, Undecodable, raw_frames
+from tf_covid.scan.dicom.pixeldata import Truncated, Undecodable, raw_frames, wrong_length
 from tf_covid.scan.dicom.streams import KINDS, RLE, CodeStream, Kind, code_stream
 
 __all__ = ["CodeStream", "Truncated", "Undecodable", "code_stream", "decode", "raw_frames", "stored_values", "to_hu"]
@@ -49,6 +50,8 @@ _UIDS: dict[Kind, str] = {
 }
 #: Most bytes behind the end marker of a JPEG stream that are padding.
 _BEHIND = 16
+#: Most pixels that zeros behind an RLE segment may seem to hold.
+_RLE_PADDING = 4
 
 
 def decode(data: bytes, instance: Instance, notes: Notes | None = None) -> tuple[np.ndarray, int]:
@@ -100,6 +103,8 @@ def _decoded(stream: CodeStream, instance: Instance, notes: Notes) -> np.ndarray
     pixels = _attempt(decoder, stream.data)
     if pixels is None or pixels.shape != shape or pixels.dtype.kind not in "iu":
         return _by_pydicom(stream.data, instance)
+    if stream.kind == "jpeg2k" and not ends_well(stream.data):
+        raise Truncated
     if stream.kind in ("jpeg", "jpeg_lossless"):
         if not is_complete(stream, pixels, lambda data: _attempt(decoder, data)):
             raise Truncated
@@ -120,12 +125,33 @@ def _attempt(decoder: Callable[..., Any], *args: Any, **options: Any) -> np.ndar
 
 
 def _rle(data: bytes, instance: Instance, dtype: np.dtype) -> np.ndarray:
-    out: Any = np.zeros((instance.rows, instance.columns), dtype=dtype)
-    try:
-        imagecodecs.dicomrle_decode(data, dtype, out=out)
-    except _CODEC_ERRORS:
-        return _by_pydicom(data, instance)
-    return out
+    """The pixels of an RLE frame (PS3.5 G): a segment for each byte of a sample, the high one first.
+
+    Decoders of whole frames stop where the image is full, whatever is left; so each segment is unpacked for itself.
+
+    Raises:
+        Truncated: If a segment is cut or damaged.
+        ScanRefused: `pixel_length` if a segment does not hold one byte for each pixel.
+    """
+    count = int.from_bytes(data[:4], "little")
+    if count != dtype.itemsize:
+        raise Undecodable(instance.transfer_syntax)
+    offsets = [*np.frombuffer(data[4 : 4 + 4 * count], "<u4").tolist(), len(data)]
+    if offsets != sorted(offsets) or offsets[0] < 64:
+        raise Truncated
+    planes = np.empty((instance.rows * instance.columns, count), dtype=np.uint8)
+    for number, (begin, end) in enumerate(pairwise(offsets)):
+        try:
+            unpacked = imagecodecs.packbits_decode(data[begin:end])
+        except _CODEC_ERRORS:
+            raise Truncated from None
+        extra = len(unpacked) - len(planes)
+        if 0 < extra <= _RLE_PADDING and not any(data[max(begin, end - 2 * extra) : end]):
+            unpacked = unpacked[: len(planes)]  # zeros that pad a segment read as runs of zeros
+        if len(unpacked) != len(planes):
+            wrong_length(instance, len(unpacked) * count, len(planes) * count)
+        planes[:, count - 1 - number] = np.frombuffer(unpacked, dtype=np.uint8)
+    return planes.view(dtype).reshape(instance.rows, instance.columns)
 
 
 def _by_pydicom(data: bytes, instance: Instance) -> np.ndarray:
@@ -183,8 +209,11 @@ def _check_high_bits(pixels: np.ndarray, values: np.ndarray, instance: Instance)
     high = instance.high_bit + 1
     if high >= 8 * pixels.dtype.itemsize:
         return
-    above = int(np.bitwise_or.reduce(pixels, axis=None)) ^ int(np.bitwise_and.reduce(pixels, axis=None))
-    if not above >> high:
+    every = int(np.bitwise_or.reduce(pixels, axis=None))
+    above = every ^ int(np.bitwise_and.reduce(pixels, axis=None))
+    # A sign that the bits above do not repeat may be a bit of the value.
+    unlike_sign = instance.signed and not every >> high and bool(every >> (high - 1) & 1)
+    if not above >> high and not unlike_sign:
         return
     full = pixels.astype(np.int64) >> max(0, high - instance.bits_stored)
     if instance.signed:

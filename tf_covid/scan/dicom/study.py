@@ -119,7 +119,7 @@ def _fill(view: np.ndarray, stack: Stack, sources: Mapping[str, Source], notes: 
         for _ in _each(wanted.values(), sources, put, notes):
             done += 1
     except Truncated:
-        message = f"A file of the series ends early: {done} of {total} slices could be read."
+        message = f"A file of the series ends early or is damaged: {done} of {total} slices could be read."
         raise refusal("truncated_file", message, done) from None
     except Undecodable as error:
         text = undecodable_text(error)
