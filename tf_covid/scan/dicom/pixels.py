@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -27,7 +28,19 @@ _INT16 = np.iinfo(np.int16)
 #: pyjpegls runs for minutes on damaged streams, and is the same CharLS that imagecodecs has.
 _SHUNNED_PLUGINS = ("pyjpegls",)
 #: What a codec raises on data that it cannot read; imagecodecs' own errors are RuntimeErrors.
-_CODEC_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, EOFError, ImportError)
+_CODEC_ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    EOFError,
+    ImportError,
+    OSError,
+    ArithmeticError,
+    struct.error,
+)
 
 #: Kind of stream → its decoder. Each was fed 3,000 damaged streams, but for JPEG-LS, which takes seconds for a damaged
 #: frame (250). Lossless JPEG goes to libjpeg-turbo because `ljpeg_decode` dies of a segmentation fault where a Huffman
