@@ -112,12 +112,12 @@ def is_native(data: bytes, instance: Instance) -> bool:
 
 def _decoded(stream: CodeStream, instance: Instance, notes: Notes) -> np.ndarray:
     shape = (instance.rows, instance.columns)
+    if stream.kind == "jpeg2k" and not ends_well(stream.data):
+        raise Truncated
     decoder = getattr(imagecodecs, _DECODERS[stream.kind])
     pixels = _attempt(decoder, stream.data)
     if pixels is None or pixels.shape != shape or pixels.dtype.kind not in "iu":
         return _by_pydicom(stream.data, instance)
-    if stream.kind == "jpeg2k" and not ends_well(stream.data):
-        raise Truncated
     if stream.kind in ("jpeg", "jpeg_lossless"):
         if not is_complete(stream, pixels, lambda data: _attempt(decoder, data)):
             raise Truncated
