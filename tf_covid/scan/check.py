@@ -43,7 +43,8 @@ class Checked:
             parts.append(f"{size} voxels of {' x '.join(f'{mm:.2f}' for mm in self.spacing_mm)} mm")
         parts += [f"{flag.code} ({flag.level})" for flag in self.quality_flags if flag.level != "error"]
         errors = [f"{flag.code}: {flag.message}" for flag in self.quality_flags if flag.level == "error"]
-        return f"{self.case}: {', '.join(parts)} ({self.seconds:.1f} s){''.join(f' {error}' for error in errors)}"
+        parts[0] = " ".join([f"{self.status}:", "; ".join(errors)]) if errors else self.status
+        return f"{self.case}: {', '.join(parts)} ({self.seconds:.1f} s)"
 
     def as_dict(self) -> dict[str, Any]:
         """The same for JSON: case, status, series, quality_flags, seconds."""

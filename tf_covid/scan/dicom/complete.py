@@ -32,12 +32,13 @@ def is_complete(stream: CodeStream, pixels: np.ndarray, decode: Callable[[bytes]
         return True
     entropy = stream.data[: first_end(stream)]
 
-    def same(scan: bytes) -> bool:
-        again = decode(scan + (b"\0" if scan[-1:] == b"\xff" else b"") + _OTHER + b"\xff\xd9")
+    def same(scan: bytes, behind: bytes = _OTHER) -> bool:
+        again = decode(scan + (b"\0" if scan[-1:] == b"\xff" else b"") + behind + b"\xff\xd9")
         return again is not None and again.shape == pixels.shape and bool(np.array_equal(again, pixels))
 
     # Damage in the middle makes the image longer or shorter than its scan: then its last bytes are not needed.
-    return same(entropy) and not (stream.kind == "jpeg" and same(entropy[:-_NEEDED]))
+    short = entropy[:-_NEEDED]
+    return same(entropy) and not (stream.kind == "jpeg" and same(short) and same(short, _OTHER[::-1]))
 
 
 def ends_well(data: bytes) -> bool:
