@@ -53,7 +53,7 @@ def _real(folder: Path | None) -> Iterator[tuple[str, Path]]:
     series = set()
     for path in sorted(Path(folder).rglob("*")):
         lower = path.name.lower()
-        if not path.is_file() or any(part in lower for part in _MASKS):
+        if not path.is_file() or lower.startswith("lm-") or any(part in lower for part in _MASKS):
             continue
         if lower.endswith((".nii", ".nii.gz", ".nrrd", ".mha", ".zip")):
             yield path.relative_to(folder).as_posix(), path

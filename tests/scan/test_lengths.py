@@ -143,10 +143,26 @@ def test_few_bytes_behind_the_voxels_are_told(marker, tmp_path: Path, quality_fl
     scan = read(put(tmp_path / name, MAKERS[name](marker.hu, marker.affine) + b"\n" * 100))
     np.testing.assert_array_equal(scan.hu, marker.hu)
     flags = quality_flags(scan)
-    if name in PACKED:
+    if name in PACKED or name in RAW:
         assert (flags["trailing_bytes"].level, flags["trailing_bytes"].value) == ("warning", 100)
-    elif name in RAW:
-        assert (flags["padding_bytes"].level, flags["padding_bytes"].value) == ("info", 100)
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_zeros_behind_raw_voxels_are_padding(marker, tmp_path: Path, quality_flags, name: str) -> None:
+    scan = read(put(tmp_path / name, MAKERS[name](marker.hu, marker.affine) + bytes(100)))
+    flags = quality_flags(scan)
+    assert "trailing_bytes" not in flags
+    assert (flags["padding_bytes"].level, flags["padding_bytes"].value) == ("info", 100)
+
+
+@pytest.mark.parametrize("name", RAW)
+@pytest.mark.parametrize("put_in", [b"\0\0", b"\x07", b"ab" * 20], ids=["zeros", "odd", "many"])
+def test_bytes_put_into_raw_voxels_are_told(marker, tmp_path: Path, quality_flags, name: str, put_in: bytes) -> None:
+    data = MAKERS[name](marker.hu, marker.affine)
+    middle = len(data) - marker.hu.nbytes // 2
+    flags = quality_flags(read(put(tmp_path / name, data[:middle] + put_in + data[middle:])))
+    assert flags["trailing_bytes"].level == "warning"
+    assert "shifted" in flags["trailing_bytes"].message
 
 
 @pytest.mark.parametrize("name", RAW)
@@ -222,7 +238,7 @@ def test_a_bomb_is_unpacked_as_far_as_the_header_goes(tmp_path: Path, coding: st
     with path.open("rb") as raw:
         stream = Unpacked(raw, coding, path.stat().st_size)  # type: ignore[arg-type]
         assert len(stream.read(2000)) == 2000
-        assert stream.finish(100) == 101
+        assert len(stream.finish(100)) == 101
 
 
 PROBE = """

@@ -191,3 +191,11 @@ def test_voxels_at_the_end_of_the_file(marker, tmp_path: Path, quality_flags) ->
     scan = read(write(tmp_path / "a.mha", bytes(600) + marker.hu.tobytes(), HeaderSize="-1"))
     np.testing.assert_array_equal(scan.hu, marker.hu)
     assert quality_flags(scan)["length_unchecked"].value == 600
+
+
+@pytest.mark.parametrize("key", ["ElementSpacing", "ElementSize"])
+@pytest.mark.parametrize("sizes", ["-0.8 0.9 2.5", "0.8 0 2.5", "0.8 0.9 -2.5", "nan 0.9 2.5"])
+def test_sizes_not_above_zero_are_refused_by_name(marker, tmp_path: Path, refused, key: str, sizes: str) -> None:
+    data = marker.hu.astype("<i2").tobytes()
+    found = refused(write(tmp_path / "a.mha", data, **{"ElementSpacing": None, key: sizes}))
+    assert key.lower() in found["bad_affine"].message.lower()

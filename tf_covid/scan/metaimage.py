@@ -277,7 +277,7 @@ def _affine(header: MetaHeader) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:
 
 def _spacing(header: MetaHeader, count: int) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:
     """ElementSpacing, as ITK takes it; ElementSize where that is missing; else 1 mm."""
-    spacing, size = header.numbers("elementspacing", count), header.numbers("elementsize", count)
+    spacing, size = _positive(header, "ElementSpacing", count), _positive(header, "ElementSize", count)
     if spacing is None and size is None:
         message = "The header states no ElementSpacing; 1 mm is assumed, so every volume may be wrong."
         return np.ones(count), (QualityFlag("spacing_unknown", "warning", message),)
@@ -288,6 +288,20 @@ def _spacing(header: MetaHeader, count: int) -> tuple[np.ndarray, tuple[QualityF
         return spacing, (QualityFlag("affine_disagree", "warning", message),)
     assert spacing is not None
     return spacing, ()
+
+
+def _positive(header: MetaHeader, title: str, count: int) -> np.ndarray | None:
+    """A field of distances in mm, each above zero; None if it is not there.
+
+    Raises:
+        ScanRefused: `bad_header`, `bad_affine`.
+    """
+    sizes = header.numbers(title.lower(), count)
+    if sizes is not None and (sizes[:3] <= 0).any():
+        stated = " ".join(f"{size:g}" for size in sizes)
+        message = f"The MetaImage header's {title} is {stated}: a distance between voxels is above zero. Write it anew."
+        raise refusal("bad_affine", message)
+    return sizes
 
 
 def _one_of(

@@ -24,7 +24,7 @@ Coding = Literal["raw", "gzip", "zlib", "bzip2", "hex", "text"]
 _CHUNK = 1 << 17
 #: Most bytes of voxels, and of their zlib stream, that are unpacked in one piece: 512 slices of 512 × 512.
 _AT_ONCE, _PACKED_AT_ONCE = 1 << 28, 1 << 27
-#: Most bytes behind the voxels that may be there: padding to a block, or the signature of a writer.
+#: Most bytes behind the voxels that may be there: padding to a block, all zero or told with a warning.
 _PADDING = 512
 #: deflate packs at most 1032:1; a header that declares more than that lies.
 _MOST_RATIO = 1100
@@ -143,14 +143,12 @@ class Unpacked:
         while size > 0 and (done := len(self.read(min(size, _CHUNK)))):
             size -= done
 
-    def finish(self, most: int) -> int:
-        """Read to the end of the stream; the bytes that were left, counted up to `most` + 1.
+    def finish(self, most: int) -> bytes:
+        """Read to the end of the stream; the bytes that were left, `most` + 1 of them at most.
 
         Below that, checksums and end markers have been compared.
         """
-        if self._unpacker is None:
-            return min(self._held, most + 1)
-        return len(self.read(most + 1))
+        return self.read(most + 1)
 
     def _fill_raw(self, view: memoryview) -> int:
         readinto = cast("Callable[[memoryview], int]", self._raw.readinto)  # type: ignore[attr-defined]
@@ -300,10 +298,18 @@ class Slabs(Iterator[np.ndarray]):
 
     def _behind(self) -> tuple[QualityFlag, ...]:
         layout, source = self._layout, self._source
-        left = source.finish(layout.tolerated)
-        found = []
+        tail = source.finish(layout.tolerated)
+        left, found = len(tail), []
         layout.check_excess(left)
-        if left:
+        if layout.coding in ("hex", "text"):
+            tail = tail.strip()  # digits and numbers may end in blanks and lines
+        if tail.strip(b"\0"):
+            message = (
+                f"{left} bytes that are not all zero follow the voxels: something was put in, or left behind. The "
+                "voxels may be shifted; get the file again from where it came."
+            )
+            found.append(QualityFlag("trailing_bytes", "warning", message, left))
+        elif left:
             found.append(QualityFlag("padding_bytes", "info", f"{left} bytes behind the voxels were not read.", left))
         if source.behind:
             message = f"{source.behind} bytes behind the compressed voxels were not read; the voxels are complete."
