@@ -382,3 +382,16 @@ def test_the_real_command_finds_no_scan_in_a_zip_of_none(start: Any, store: Any)
     assert response.status_code in (400, 422), response.text
     assert str(running.server._scans._root) not in response.text and os.sep + "tmp" not in response.text
     assert left_behind(running) == []
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_tar_upload_is_named_as_one(packed: bool) -> None:
+    import gzip
+    import tarfile
+
+    from tf_covid.serving.scans import _suffix
+
+    block = tarfile.TarInfo("1.dcm").tobuf()
+    assert _suffix(gzip.compress(block) if packed else block) == (".tar.gz" if packed else ".tar")
+    assert _suffix(gzip.compress(bytes(512))) == ".nii.gz"
+    assert _suffix(b"\x1f\x8b" + b"?" * 50) == ".nii.gz"

@@ -50,7 +50,17 @@ _WAY_OUT = {
     **dict.fromkeys(("not_ct", "not_hu", "not_scalar"), _VALUES),
     **dict.fromkeys(("no_slices", "no_scan", "single_slice", "not_3d", "several_cases"), _ORIGINAL),
     **dict.fromkeys(("missing_slices", "truncated_file", "empty_file", "blank_slices", "archive_damaged"), _AGAIN),
-    **dict.fromkeys(("mask_grid", "mask_empty"), _MASK),
+    **dict.fromkeys(("damaged_file", "length_mismatch", "pixel_length", "unfilled_slices", "frame_count"), _AGAIN),
+    **dict.fromkeys(("mask_grid", "mask_empty", "mask_type", "mask_values", "mask_labels"), _MASK),
+    **dict.fromkeys(("mask_inverted", "mask_not_lung", "mask_outside", "lung_volume"), _MASK),
+    **dict.fromkeys(
+        ("bad_header", "bad_affine", "bits_stored", "duplicate_element"),
+        "Write the file again from its source: its header contradicts itself or the format.",
+    ),
+    "archive_encrypted": "Unpack the archive with its password, and give what is in it.",
+    **dict.fromkeys(("archive_too_large", "archive_unsafe"), "Unpack the archive, and give the folder of one series."),
+    "detached_data": "Give the data file beside its header, under the name that the header states.",
+    "input_changed": "Wait until the files are copied completely.",
     **dict.fromkeys(
         ("mixed_geometry", "irregular_spacing"),
         "Give one series alone: slices of different position, size or direction do not make one volume.",

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import threading
 import time
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +48,7 @@ _UPLOADS = 32
 _PREFIX = "tfcovid-scans-"
 
 #: Bytes that tell what an upload is.
-_HEAD = 352
+_HEAD = 4096
 
 
 @dataclass(frozen=True)
@@ -298,7 +299,21 @@ def _suffix(head: bytes) -> str:
     if head.startswith(b"PK\x03\x04"):
         return ".zip"
     if head.startswith(b"\x1f\x8b"):
-        return ".nii.gz"
+        return ".tar.gz" if _is_tar(_unpacked(head)) else ".nii.gz"
+    if _is_tar(head):
+        return ".tar"
     if head[344:348] in (b"n+1\0", b"ni1\0") and head[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c"):
         return ".nii"
-    raise Invalid("the upload is neither a zip of DICOM files nor NIfTI (.nii, .nii.gz)")
+    raise Invalid("the upload is neither a zip or tar (.tar, .tar.gz) of DICOM files nor NIfTI (.nii, .nii.gz)")
+
+
+def _is_tar(head: bytes) -> bool:
+    return head[257:262] == b"ustar"
+
+
+def _unpacked(head: bytes) -> bytes:
+    """The first 512 bytes behind a gzip header; none if it is damaged."""
+    try:
+        return zlib.decompressobj(31).decompress(head, 512)
+    except zlib.error:
+        return b""
