@@ -95,7 +95,12 @@ def look(sources: Sequence[Source], left: Left) -> Contents:
     for source in foreign:
         place = _place(source.name)
         damaged += _was_slice(source, place in slices, (place, source.size) in sizes)
-    left += Left(foreign=len(foreign) - damaged, damaged=damaged)
+    listed = sum(
+        dicom.missing_images(source, list(by_name))
+        for source in foreign
+        if PurePosixPath(source.name).name.upper() == "DICOMDIR"
+    )
+    left += Left(foreign=len(foreign) - damaged, damaged=damaged, listed_images=listed)
     return Contents(_studies(instances), tuple(volumes), left)
 
 
@@ -143,8 +148,8 @@ def _was_slice(source: Source, among_slices: bool, same_size: bool) -> bool:
             head = stream.read(_HEAD_BYTES)
     except (OSError, *archive.ERRORS):
         return True
-    if _DIRECTORY_CLASS in head[:_META_BYTES]:
-        return False  # a DICOMDIR, whose records name the classes of images
+    if _DIRECTORY_CLASS in head[:_META_BYTES] or PurePosixPath(source.name).name.upper() == "DICOMDIR":
+        return False  # whose records name the classes of images
     if head[128:132] == b"DICM" and b"1.2.840.10008." not in head[:_META_BYTES]:
         return True  # its header is gone
     if head[128:132] == b"DICM":

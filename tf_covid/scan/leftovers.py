@@ -63,6 +63,7 @@ class Left:
         unlisted: Members that lie in a zip without standing in its directory, or behind the end of a tar.
         trailing: Archives with bytes behind their end, or in the padding of a tar.
         endless: Tars without the two empty blocks at their end.
+        listed_images: Images that a DICOMDIR lists and that are not there.
     """
 
     foreign: int = 0
@@ -79,6 +80,7 @@ class Left:
     unlisted: int = 0
     trailing: int = 0
     endless: int = 0
+    listed_images: int = 0
 
     def __add__(self, other: Left) -> Left:
         names = [field.name for field in dataclasses.fields(self)]
@@ -121,6 +123,8 @@ _FLAGS: tuple[tuple[str, str, Level, str], ...] = (
      "tar archive has bytes where none should be (behind its end or in its padding): some may have been lost."),
     ("endless", "archive_no_end", "warning",
      "tar archive without an end marker: it may have been cut off between two files. Pack it again."),
+    ("listed_images", "dicomdir_missing", "warning",
+     "image(s) that the DICOMDIR lists are not in the input; slices may be missing. Copy the whole medium again."),
 )  # fmt: skip
 
 

@@ -179,6 +179,10 @@ def _filled(stored: Stored, labels: tuple[float, ...], values: MaskValues) -> tu
         values.add(slab)
         view[:, :, number] = inside(slab, labels)
         count = number + 1
+    behind = [flag for flag in getattr(stored.slabs, "quality_flags", ()) if flag.level == "warning"]
+    if behind:
+        # Of a scan that is a warning, since its picture shows it; nobody looks at a mask before it is used.
+        raise refusal(behind[0].code, f"The mask: {behind[0].message}", behind[0].value)
     if count != stored.shape[2]:
         raise refusal("truncated_file", f"The mask ends in slice {count + 1} of {stored.shape[2]}.", count)
     return mask, affine
