@@ -83,7 +83,7 @@ def _stratifier(path: Path, folder: Path) -> None:
 
 def _stratify(path: Path, folder: Path) -> None:
     scan = folder / "ct.nii"
-    chest = draw_chest(1, (12, 64, 64), severity=0)
+    chest = draw_chest(1, (24, 64, 64), severity=0)
     write_nifti_volume(chest.hu, chest.affine, scan)
     tf_covid.stratify(tf_covid.read(scan), model=path)
 
@@ -111,7 +111,7 @@ def test_a_network_in_memory_may_have_been_trained_since(untrained: Path) -> Non
 
 
 def test_the_command_line_refuses_it(untrained: Path, tmp_path: Path) -> None:
-    chest = draw_chest(1, (12, 64, 64), severity=0)
+    chest = draw_chest(1, (24, 64, 64), severity=0)
     write_nifti_volume(chest.hu, chest.affine, tmp_path / "scan.nii")
     command = ["infer", str(tmp_path / "scan.nii"), "--model", str(untrained), "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(main, command)

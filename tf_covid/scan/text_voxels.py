@@ -73,6 +73,9 @@ def _numbers(words: list[bytes], dtype: np.dtype) -> bytes:
             raise ValueError  # Python's numbers may hold underscores, a file's may not
         if dtype.kind == "f":
             return np.array([float(word) for word in words], dtype).tobytes()
-        return np.array([int(word) for word in words], dtype).tobytes()
+        numbers, bounds = [int(word) for word in words], np.iinfo(dtype)
+        if numbers and not bounds.min <= min(numbers) <= max(numbers) <= bounds.max:
+            raise ValueError  # older NumPy would wrap it around
+        return np.array(numbers, dtype).tobytes()
     except (ValueError, OverflowError):
         raise refusal("bad_header", "The voxels are declared as text, but hold no such numbers.") from None

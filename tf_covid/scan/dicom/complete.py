@@ -37,8 +37,10 @@ def is_complete(stream: CodeStream, pixels: np.ndarray, decode: Callable[[bytes]
         return again is not None and again.shape == pixels.shape and bool(np.array_equal(again, pixels))
 
     # Damage in the middle makes the image longer or shorter than its scan: then its last bytes are not needed.
+    if not same(entropy) or _codes_left(stream, pixels):
+        return False
     short = entropy[:-_NEEDED]
-    return same(entropy) and not (stream.kind == "jpeg" and same(short) and same(short, _OTHER[::-1]))
+    return not (stream.kind == "jpeg" and same(short) and same(short, _OTHER[::-1]))
 
 
 def ends_well(data: bytes) -> bool:
@@ -62,19 +64,23 @@ def _proves_itself(stream: CodeStream, pixels: np.ndarray) -> bool:
     """Whether the end of the image proves that its scan is whole; False if it does not tell."""
     if stream.restart or stream.components != 1:
         return False
-    if stream.kind == "jpeg_lossless":
-        return stream.frame == 0xC3 and _codes_agree(stream, pixels)
-    return False  # what a lossy image ends with cannot be coded again
+    # What a lossy image ends with cannot be coded again.
+    return _is_plain_lossless(stream) and _codes_agree(stream, pixels)
 
 
-def _codes_agree(stream: CodeStream, pixels: np.ndarray) -> bool:
-    """The last samples, coded again, must be the last bits of the scan but for up to seven of padding."""
+def _is_plain_lossless(stream: CodeStream) -> bool:
+    """Whether it is a lossless Huffman-coded scan of one component without restarts, which can be coded again."""
+    return not stream.restart and stream.components == 1 and stream.frame == 0xC3
+
+
+def _last_codes(stream: CodeStream, pixels: np.ndarray) -> tuple[str, str] | None:
+    """The codes of the last samples, and the last bits of the scan, as text of 0 and 1; None if it cannot be told."""
     table = _codes(*stream.tables.get(stream.table >> 4, (b"", b"")))
     if not table or pixels.shape[0] < 3:
-        return False
+        return None
     differences = _differences(stream, pixels)
     if differences is None:
-        return False
+        return None
     other = np.flatnonzero(differences)
     # A filled-up end has no differences, so all of the samples without one are looked at, and some before them.
     start = max(0, (int(other[-1]) if other.size else 0) + 1 - _LAST)
@@ -82,14 +88,30 @@ def _codes_agree(stream: CodeStream, pixels: np.ndarray) -> bool:
     head = [_coded(int(value), table) for value in differences[start : differences.size - same]]
     zero = table.get(0, "")
     if None in head or (same and not zero):
-        return False
+        return None
     bits = "".join(code for code in head if code) + zero * same
-    packed = stream.data[max(stream.scan, stream.end - 2 * (len(bits) // 8 + 4)) : stream.end]
-    packed = packed.replace(b"\xff\0", b"\xff")
-    there = bin(int.from_bytes(b"\x01" + packed, "big"))[3:]
-    return any(there.endswith(bits + "1" * padding) for padding in range(8)) or any(
-        there.endswith(bits + "0" * padding) for padding in range(1, 8)
-    )
+    packed = stream.data[max(stream.scan, stream.end - 2 * (len(bits) // 8 + 8)) : stream.end]
+    there = bin(int.from_bytes(b"\x01" + packed.replace(b"\xff\0", b"\xff"), "big"))[3:]
+    return bits, there
+
+
+def _codes_agree(stream: CodeStream, pixels: np.ndarray) -> bool:
+    """The last samples, coded again, must be the last bits of the scan but for up to seven of padding."""
+    coded = _last_codes(stream, pixels)
+    if coded is None:
+        return False
+    bits, there = coded
+    return any(there.endswith(bits + padding * number) for padding in "10" for number in range(8))
+
+
+def _codes_left(stream: CodeStream, pixels: np.ndarray) -> bool:
+    """Whether bits that are no padding follow the last sample: damage in the middle has made the image shorter."""
+    coded = _last_codes(stream, pixels) if _is_plain_lossless(stream) else None
+    if coded is None:
+        return False
+    bits, there = coded
+    found = there.rfind(bits)
+    return found >= 0 and len(set(there[found + len(bits) :])) > 1
 
 
 def _differences(stream: CodeStream, pixels: np.ndarray) -> np.ndarray | None:

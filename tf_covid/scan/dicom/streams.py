@@ -78,7 +78,7 @@ def code_stream(data: bytes) -> CodeStream | None:
             return _jpeg2k(data)
         if is_rle(data):
             return CodeStream("rle", data=data)
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, ValueError):
         return None
     return None
 
