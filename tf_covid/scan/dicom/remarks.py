@@ -13,6 +13,8 @@ from tf_covid.scan.dicom.stack import STRAY_SHARE, THICKNESS_SHARE, Place, Stack
 
 #: Slices thicker than so many spacings, and by so many mm, are slabs: 5 mm every 2 mm is usual, 10 mm every 1 mm not.
 _SLAB_SPACINGS, _SLAB_MM = 3.05, 2.0
+#: From this share of missing numbers on, and of thickness to spacing down, a series looks thinned.
+_THINNED_SHARE = 0.7
 #: Where no more than this share of the instance numbers runs against the others, these are suspect and not the rule.
 _FEW_AGAINST = 0.15
 
@@ -39,7 +41,29 @@ def content_flags(stack: Stack, places: Sequence[Place]) -> tuple[QualityFlag, .
     elif terms.averaged(first.instance, first.frame):
         text = "ImageType or SeriesDescription says that the images are averages, not plain slices: detail is smoothed."
         flags.append(QualityFlag("projection", "warning", text, "average"))
-    return (*flags, *_mixtures(stack))
+    return (*flags, *_mixtures(stack), *_unnumbered(stack, thickness))
+
+
+def _unnumbered(stack: Stack, thickness: float) -> tuple[QualityFlag, ...]:
+    """Whether InstanceNumbers between the first and the last are missing, and what thin slices far apart say to it.
+
+    Exports may be numbered in steps, so missing numbers alone are for information; but slices that are thinner than
+    their distance, with numbers in between that are not there, look like a series of which every second file is gone.
+    """
+    numbers = [slot[0].instance.number for slot in stack.slots if slot]
+    missing = max(numbers) - min(numbers) + 1 - len(numbers) - len(stack.missing)  # gaps are told by themselves
+    if len(set(numbers)) < len(numbers) or missing <= 0:
+        return ()
+    thinned = missing >= _THINNED_SHARE * len(numbers) and 0 < thickness < _THINNED_SHARE * stack.spacing_mm
+    text = f"{missing} InstanceNumbers (0020,0013) between {min(numbers)} and {max(numbers)} are not there"
+    if thinned:
+        text += (
+            f", and SliceThickness (0018,0050) is {thickness:g} mm at a spacing of {stack.spacing_mm:.2f} mm: a part "
+            "of the files may be missing. Look for them in the source."
+        )
+        return (QualityFlag("thinned_series", "warning", text, missing),)
+    text += "; the positions have no hole that they would fill."
+    return (QualityFlag("instance_gaps", "info", text, missing),)
 
 
 def _mixtures(stack: Stack) -> tuple[QualityFlag, ...]:
