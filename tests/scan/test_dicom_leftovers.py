@@ -113,3 +113,22 @@ def test_nan_in_pixel_spacing_is_a_refusal(series: Path, edit: Callable[..., Non
         size = int.from_bytes(data[place + 6 : place + 8], "little")
         file.write_bytes(data[: place + 6] + b"\x08\x00nan\\nan " + data[place + 8 + size :])
     assert code_of(series) == "bad_affine"
+
+
+@pytest.mark.parametrize("part", [slice(132, 900), slice(140, 200)])
+def test_a_header_that_is_gone_is_no_foreign_file(part: slice, series: Path) -> None:
+    """The last slice lost its header: nothing else tells that the series was longer."""
+    file = sorted(series.iterdir())[-1]
+    data = bytearray(file.read_bytes())
+    data[part] = bytes(part.stop - part.start)
+    file.write_bytes(bytes(data))
+    assert "unreadable_files" in {flag.code for flag in read(series).quality_flags}
+
+
+def test_a_report_beside_the_slices_is_a_foreign_file(series: Path, edit: Callable[..., None]) -> None:
+    report = pydicom.dcmread(sorted(series.iterdir())[0])
+    for keyword in ("PixelData", "Rows", "Columns"):
+        delattr(report, keyword)
+    report.SOPClassUID = report.file_meta.MediaStorageSOPClassUID = pydicom.uid.BasicTextSRStorage
+    report.save_as(series / "report.dcm")
+    assert {flag.code for flag in read(series).quality_flags} == {"foreign_files"}

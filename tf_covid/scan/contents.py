@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from pydicom.uid import UID_dictionary
+
 from tf_covid.errors import ScanRefused
 from tf_covid.result import QualityFlag
 from tf_covid.scan import archive, dicom
@@ -22,6 +24,8 @@ _HEAD_BYTES = 1 << 16
 _META_BYTES, _PREAMBLE_BYTES = 2048, 132
 #: CT Image Storage, Enhanced and Legacy Converted Enhanced, as it ends in an element.
 _CT_CLASS = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.2(\.[12])?[^.0-9]")
+#: Media Storage SOP Class UID (0002,0002), and its value.
+_STORED_CLASS = re.compile(rb"\x02\0\x02\0UI(?:[^\0]\0)([0-9A-Za-z.\x80-\xff]{1,64}\0?)")
 #: Media Storage Directory Storage.
 _DIRECTORY_CLASS = b"1.2.840.10008.1.3.10"
 _DICOM_NAMES = (".dcm", ".dicom", ".ima")
@@ -150,9 +154,10 @@ def _was_slice(source: Source, among_slices: bool, same_size: bool) -> bool:
         return True
     if _DIRECTORY_CLASS in head[:_META_BYTES] or PurePosixPath(source.name).name.upper() == "DICOMDIR":
         return False  # whose records name the classes of images
-    if head[128:132] == b"DICM" and b"1.2.840.10008." not in head[:_META_BYTES]:
-        return True  # its header is gone
     if head[128:132] == b"DICM":
+        named = _STORED_CLASS.search(head, 0, _META_BYTES)
+        if named is None or named[1].decode("latin-1").strip(" \0") not in UID_dictionary:
+            return among_slices  # its header is gone, or damaged: no class of DICOM
         return _CT_CLASS.search(head, 0, _META_BYTES) is not None  # a CT image without Rows was cut off
     if all(tag in head for tag in (_SERIES_UID_TAG, _ROWS_TAG)):
         return True

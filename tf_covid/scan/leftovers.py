@@ -59,7 +59,7 @@ class Left:
         unread_archives: Zips and tars beside the scan that cannot be read.
         copies: Archives that hold files of the scan beside them once more.
         same_names: Members of an archive with the name of another member.
-        member_links: Links, devices and sparse files in an archive.
+        member_links: Links, devices, sparse files and folders with data in an archive.
         unlisted: Members that lie in a zip without standing in its directory, or behind the end of a tar.
         trailing: Archives with bytes behind their end, or in the padding of a tar.
         endless: Tars without the two empty blocks at their end.
@@ -116,7 +116,8 @@ _FLAGS: tuple[tuple[str, str, Level, str], ...] = (
      "zip(s) or tar(s) beside the scan cannot be read (damaged, encrypted or too large)."),
     ("same_names", "same_names", "warning",
      "member(s) of the archive have the name of another; each was taken as a file of its own."),
-    ("member_links", "archive_links", "warning", "link(s), device(s) or sparse file(s) in the archive were left out."),
+    ("member_links", "archive_links", "warning",
+     "link(s), device(s), sparse file(s) or folder(s) with data in the archive were left out."),
     ("unlisted", "archive_leftovers", "warning",
      "member(s) lie in the archive without being listed; they were left out. Pack it again if slices are missing."),
     ("trailing", "trailing_bytes", "warning",

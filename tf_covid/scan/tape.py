@@ -241,11 +241,11 @@ def _sum_is_right(head: bytes) -> bool:
 
 
 def _strays(infos: Sequence[tarfile.TarInfo]) -> int:
-    """Links, devices and sparse files; a link to a regular member of the same tar leaves nothing out."""
+    """Links, devices, sparse files, folders that hold data; a link to a regular member of the tar leaves nothing out."""
     regular = {info.name for info in infos if info.isreg() and not info.issparse()}
     count = 0
     for info in infos:
-        if info.isdir() or info.name in regular:
+        if (info.isdir() and not info.size) or info.name in regular:
             continue
         base = PurePosixPath(info.name).parent if info.issym() else PurePosixPath()
         target = os.path.normpath((base / info.linkname).as_posix()) if info.issym() or info.islnk() else ""

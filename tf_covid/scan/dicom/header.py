@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import data_element_generator, read_dataset
 from pydicom.multival import MultiValue
 
@@ -25,8 +25,8 @@ from tf_covid.scan.source import Source
 
 #: What pydicom and the file system raise on damaged files.
 ERRORS = (
-    InvalidDicomError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError,
-    OverflowError, RecursionError, struct.error, zlib.error, *archive.ERRORS,
+    BytesLengthException, InvalidDicomError, NotImplementedError, OSError, EOFError, ValueError, KeyError, TypeError,
+    AttributeError, IndexError, OverflowError, RecursionError, struct.error, zlib.error, *archive.ERRORS,
 )  # fmt: skip
 _KEYWORDS = (
     "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID",
