@@ -241,7 +241,7 @@ def _sum_is_right(head: bytes) -> bool:
 
 
 def _strays(infos: Sequence[tarfile.TarInfo]) -> int:
-    """Links, devices, sparse files, folders that hold data; a link to a regular member of the tar leaves nothing out."""
+    """Links, devices, sparse files, folders that hold data; a link to a regular member of the tar loses nothing."""
     regular = {info.name for info in infos if info.isreg() and not info.issparse()}
     count = 0
     for info in infos:
