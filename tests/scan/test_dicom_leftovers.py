@@ -132,3 +132,14 @@ def test_a_report_beside_the_slices_is_a_foreign_file(series: Path, edit: Callab
     report.SOPClassUID = report.file_meta.MediaStorageSOPClassUID = pydicom.uid.BasicTextSRStorage
     report.save_as(series / "report.dcm")
     assert {flag.code for flag in read(series).quality_flags} == {"foreign_files"}
+
+
+@pytest.mark.parametrize("syntax", [f"{_ROOT}.4.51", f"{_ROOT}.4.70", f"{_ROOT}.4.80", f"{_ROOT}.5"])
+def test_bits_stored_too_small_for_a_stream(syntax: str, marker, tmp_path: Path, edit: Callable[..., None]) -> None:
+    folder = write_dicom(marker.hu, marker.affine, tmp_path / "a", transfer_syntax=syntax)
+
+    def change(dataset: pydicom.Dataset) -> None:
+        dataset.BitsStored, dataset.HighBit = 10, 9
+
+    edit(folder, change)
+    assert code_of(folder) in {"bits_stored", "not_hu"}

@@ -213,13 +213,14 @@ def stored_values(pixels: np.ndarray, precision: int, instance: Instance) -> np.
         sign = 1 << (precision - 1)
         values = (values ^ sign) - sign
     if words and not instance.overlay:
-        _check_high_bits(pixels, values, instance)
+        _check_high_bits(pixels, values, instance, instance.high_bit + 1)
+    elif not words and int(pixels.max()) >> precision:
+        _check_high_bits(pixels, values, instance, precision)
     return values
 
 
-def _check_high_bits(pixels: np.ndarray, values: np.ndarray, instance: Instance) -> None:
-    """Bits above HighBit may be zero, constant, the sign, or an overlay, but not a part of the values."""
-    high = instance.high_bit + 1
+def _check_high_bits(pixels: np.ndarray, values: np.ndarray, instance: Instance, high: int) -> None:
+    """Bits from `high` on may be zero, constant, the sign, or an overlay, but not a part of the values."""
     if high >= 8 * pixels.dtype.itemsize:
         return
     every = int(np.bitwise_or.reduce(pixels, axis=None))
