@@ -6,6 +6,8 @@ canonical ones. The canonical array is filled through a view in stored order, so
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
@@ -79,6 +81,25 @@ def check_size(shape: tuple[int, ...], limits: Limits) -> None:
         voxels *= int(size)
     if voxels > limits.voxels:
         raise refusal("too_large", f"{_times(shape)} voxels are more than the {limits.voxels} that are read.", voxels)
+
+
+def one_volume(sizes: Sequence[int]) -> tuple[int, int, int]:
+    """The three sizes of a volume, without axes of size 1 behind them.
+
+    Args:
+        sizes: Of the stored axes.
+
+    Raises:
+        ScanRefused: `single_slice` or `not_3d`.
+    """
+    shape = list(sizes)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape.pop()
+    if len(shape) < 3:
+        raise refusal("single_slice", "The image has one slice only; a scan is a volume.", 1)
+    if len(shape) > 3:
+        raise refusal("not_3d", f"The image has {len(shape)} dimensions; one volume is read.", len(shape))
+    return shape[0], shape[1], shape[2]
 
 
 def _times(shape: tuple[int, ...]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from tf_covid.result import QualityFlag
 from tf_covid.scan.checks import refusal
 from tf_covid.scan.geometry import disagreement, no_position
-from tf_covid.scan.grid import RAS_TO_LPS, check_size
+from tf_covid.scan.grid import RAS_TO_LPS, check_size, one_volume
 from tf_covid.scan.limits import DEFAULT, Limits
 from tf_covid.scan.payload import Coding, Layout, Slabs, Unpacked
 from tf_covid.scan.source import Source
@@ -201,14 +201,7 @@ def _shape(header: MetaHeader, limits: Limits) -> tuple[int, int, int]:
     if channels != "1":
         raise refusal("not_scalar", "The voxels are colours or vectors (ElementNumberOfChannels), not HU.")
     check_size(sizes, limits)
-    shape = list(sizes)
-    while len(shape) > 3 and shape[-1] == 1:
-        shape.pop()
-    if len(shape) < 3:
-        raise refusal("single_slice", "The image has one slice only; a scan is a volume.", 1)
-    if len(shape) > 3:
-        raise refusal("not_3d", f"The image has {len(shape)} dimensions; one volume is read.", len(shape))
-    return shape[0], shape[1], shape[2]
+    return one_volume(sizes)
 
 
 def _dtype(header: MetaHeader, held: int, shape: tuple[int, int, int]) -> np.dtype:

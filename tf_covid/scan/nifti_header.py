@@ -16,6 +16,7 @@ from nibabel.spatialimages import HeaderDataError
 from tf_covid.result import QualityFlag
 from tf_covid.scan.checks import refusal
 from tf_covid.scan.geometry import disagreement, in_millimetres
+from tf_covid.scan.grid import one_volume
 
 #: Most bytes that a header takes.
 HEADER_BYTES = 540
@@ -64,13 +65,7 @@ class NiftiHeader:
         if any(size < 1 for size in shape):
             sizes = "×".join(map(str, shape))
             raise refusal("bad_header", f"The header declares an impossible size: dim says {sizes}.")
-        while len(shape) > 3 and shape[-1] == 1:
-            shape.pop()
-        if len(shape) < 3:
-            raise refusal("single_slice", "The image has one slice only; a scan is a volume.", 1)
-        if len(shape) > 3:
-            raise refusal("not_3d", f"The image has {len(shape)} dimensions; one volume is read.", len(shape))
-        return shape[0], shape[1], shape[2]
+        return one_volume(shape)
 
     def dtype(self) -> np.dtype:
         """The type of a stored voxel, with its byte order.
