@@ -177,7 +177,7 @@ def test_a_loss_that_is_no_number_ends_with_a_name(small_cohort: Path, tmp_path:
     settings = config(tmp_path, "learning_rate = 1e30\nclip_norm = 1e30")
     done = run(*command(small_cohort, tmp_path / "run", "--config", str(settings)))
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: not_finite: the loss is no number any more in epoch ")
+    assert done.stderr.splitlines()[-1].startswith("error: not_finite: the loss became NaN or infinite in epoch ")
 
 
 def test_two_processes_do_not_share_a_run(small_cohort: Path, tmp_path: Path) -> None:

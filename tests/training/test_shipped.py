@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,13 +35,15 @@ def test_both_networks_train_and_write_file_and_card(tmp_path, monkeypatch, capl
     for module in ("lungs", "severity", "average"):
         monkeypatch.setattr(f"tf_covid.training.{module}.draw_cases", lambda folder, seeds: None)
     common = ["--cases", str(folder), "--train", "4", "--unseen", "5", "--epochs", "2", "--steps", "2", "--batch", "2"]
+    # oneDNN's bfloat16 gradient of a 3×3×3 convolution is no number on such processors (docs/training.md).
+    broken = Path("/proc/cpuinfo").exists() and "avx512_bf16" in Path("/proc/cpuinfo").read_text()
     behind = ["--lungs", str(tmp_path / "lungs" / "model.keras")]
     runs = {
         "lungs": (train_lungs, ["--side", "32", "--filters", "2"]),
         "severity": (train_severity, ["--model", "i3d", "--clip", "8", "32", "32", *behind]),
         "severity-ltc": (
             train_severity,
-            ["--model", "ltc", "--clip", "16", "32", "32", "--precision", "bfloat16", *behind],
+            ["--model", "ltc", "--clip", "16", "32", "32", "--precision", "float32" if broken else "bfloat16", *behind],
         ),
         "severity-more": (
             train_severity,

@@ -255,7 +255,7 @@ def _fit(
 
 def _not_finite(what: str, epoch: int) -> str:
     return (
-        f"not_finite: {what} is no number any more in epoch {epoch}; the state of the epoch before is kept; another "
+        f"not_finite: {what} became NaN or infinite in epoch {epoch}; the state of the epoch before is kept; another "
         "run with a lower learning_rate or clip_norm may help"
     )
 

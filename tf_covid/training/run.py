@@ -37,12 +37,17 @@ class Log(keras.callbacks.Callback):
         """Write both.
 
         Raises:
-            TrainingError: If the loss is no number any more.
+            TrainingError: If the loss or a weight became NaN or infinite.
         """
         found = {name: float(value) for name, value in (logs or {}).items()}
-        if not np.isfinite(found["loss"]):
+        # The last step's update is in no loss yet.
+        finite = {
+            "loss": np.isfinite(found["loss"]),
+            "weights": all(np.isfinite(w.numpy()).all() for w in self.model.weights),
+        }
+        for what in (name for name, good in finite.items() if not good):
             # Before the backup of this epoch is made: that of the one before stays.
-            raise TrainingError(f"not_finite: the loss is no number any more in epoch {epoch + 1}; try a lower rate")
+            raise TrainingError(f"not_finite: the {what} became NaN or infinite in epoch {epoch + 1}; try a lower rate")
         log.info("epoch %d: %s", epoch + 1, ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
         self.curves[epoch] = found
         write_text(json.dumps(self.curves), self.path)
@@ -186,7 +191,7 @@ def alone(
     kept = network.fit(data, epochs=1, steps_per_epoch=steps, shuffle=False, verbose=0)
     loss_now = kept.history["loss"][-1]
     if not np.isfinite(loss_now):
-        raise TrainingError(f"not_finite: the loss of {', '.join(names)} is no number any more; try a lower rate")
+        raise TrainingError(f"not_finite: the loss of {', '.join(names)} became NaN or infinite; try a lower rate")
     log.info("%s alone: loss %.4f", ", ".join(names), loss_now)
     for layer in network.layers:
         layer.trainable = before[layer.name]
