@@ -103,7 +103,7 @@ def infer(
 
     with Reader() as reader:
         from tf_covid import console
-        from tf_covid.cohort.infer import Options, Run, Summary, cases_of
+        from tf_covid.infer import Options, Run, Summary, cases_of
         from tf_covid.scan.cases import only_case
 
         cases = list(cases_of(inputs, reader.find))
@@ -162,7 +162,7 @@ def check(inputs: tuple[Path, ...], as_json: bool, workers: int) -> bool:
     with Reader() as reader:
         from tf_covid import console
         from tf_covid.cohort.check import check_cases
-        from tf_covid.cohort.infer import cases_of
+        from tf_covid.infer import cases_of
 
         cases, refused = list(cases_of(inputs, reader.find)), 0
         answers = check_cases(cases, workers, reader)

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_covid.errors import ServingError
-from tf_covid.serving.needs import need
+from tf_covid.extras import need
 
 #: Signatures without strings, which OpenVINO's tensors do not carry.
 SIGNATURES = ("serving_default", "explain", "segment", "classify_clip")

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tf_covid.errors import ServingError
-from tf_covid.serving.needs import need
+from tf_covid.extras import need
 from tf_covid.serving.settings import Settings, is_loopback
 
 _LOG = logging.getLogger("tf_covid.serving")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_covid.serving.needs import need
+from tf_covid.extras import need
 from tf_covid.serving.signatures import Signature
 
 #: TF Serving reads this file of `assets.extra`, a TFRecord of `PredictionLog`.

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from tf_covid.cli import main
-from tf_covid.cohort.infer import Options, Outcome, Run, Summary, cases_of, finished
+from tf_covid.infer import Options, Outcome, Run, Summary, cases_of, finished
 from tf_covid.phantom import draw_chest
 from tf_covid.phantom.files import write_nifti_volume
 from tf_covid.result import QualityFlag
@@ -59,7 +59,7 @@ def test_two_runs_into_one_folder_lose_no_row(tmp_path: Path) -> None:
 def test_many_processes_into_one_folder(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\n"
-        "from tf_covid.cohort.infer import Outcome, Summary, finished\n"
+        "from tf_covid.infer import Outcome, Summary, finished\n"
         "out = Path(sys.argv[1]); summary = Summary(out, every_s=0)\n"
         "for number in range(20):\n"
         "    folder = out / f'{sys.argv[2]}{number}'; folder.mkdir()\n"
@@ -152,7 +152,7 @@ def test_an_input_that_the_reader_dies_of_does_not_end_the_run(
     import deadly_case  # type: ignore[import-not-found]
 
     write_nifti_volume(chest.hu, chest.affine, tmp_path / "good.nii.gz")
-    from tf_covid.cohort import infer
+    from tf_covid import infer
 
     def cases(inputs: Any, find: Any) -> list[Case]:
         (good,) = find(tmp_path / "good.nii.gz")
