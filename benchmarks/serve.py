@@ -111,7 +111,7 @@ def overhead(models: Path, load: Load, direct: Direct) -> list[str]:
     from load import chest, message, scan_inputs
 
     from tf_covid.serving.reference import TOLERANCE, largest_difference
-    from tf_covid.serving.wire import GrpcServer, Rejected
+    from tf_covid.client.transport import GrpcServer, Rejected
 
     shape = (load.slices, load.size, load.size)
     inputs = scan_inputs(chest(shape, load.seed))

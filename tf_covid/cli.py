@@ -124,8 +124,8 @@ def infer(
             if (attention, attention_target) not in (("none", "severity"), ("gradcam", "severity")):
                 raise click.UsageError("A --server explains by gradcam what raises severity, or nothing (none).")
             console.import_tensorflow()
-            from tf_covid.serving.client import RemoteModels
-            from tf_covid.serving.wire import connect
+            from tf_covid.client.remote import RemoteModels
+            from tf_covid.client.transport import connect
 
             there = RemoteModels(connect(server, os.environ.get("TFCOVID_TOKEN")), models, console.note)
             remote = (there, there.marks)

@@ -21,13 +21,13 @@ from tf_covid.local import LocalModels
 from tf_covid.phantom.cohort import write_cohort
 from tf_covid.scan import find_cases
 from tf_covid.serving import replay, safety
-from tf_covid.serving.client import card_marks
+from tf_covid.client.remote import card_marks
 from tf_covid.serving.export import CLIP_SUFFIX
 from tf_covid.serving.openvino import SIGNATURES, OpenVino
 from tf_covid.serving.reference import TOLERANCE, Reference, largest_difference, reference
 from tf_covid.serving.server import Server
 from tf_covid.serving.settings import Settings
-from tf_covid.serving.wire import GrpcServer, RestServer, connect
+from tf_covid.client.transport import GrpcServer, RestServer, connect
 
 #: REST writes numbers as text: only the signatures that are made for it are asked that way.
 REST_SIGNATURES = ("serving_bytes", "infer_bytes", "classify_clip")
