@@ -267,8 +267,8 @@ def fit(
     from tf_covid import console
 
     console.import_tensorflow()
-    from tf_covid.study.run import Wish
-    from tf_covid.study.run import fit as run
+    from tf_covid.experiment.fit import Wish
+    from tf_covid.experiment.fit import fit as run
     from tf_covid.training.resume import deterministic
     from tf_covid.training.settings import Settings, read_settings
 
@@ -310,7 +310,7 @@ def evaluate(models: tuple[str, ...], out: Path, max_skipped: int, workers: int)
     if not names:
         raise click.UsageError("Name a model and a manifest.")
     console.import_tensorflow()
-    from tf_covid.study.evaluate import evaluate as run
+    from tf_covid.experiment.evaluate import evaluate as run
 
     def bar(rows: Any) -> Any:
         return console.progress(rows, "read", "case")

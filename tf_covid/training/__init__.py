@@ -1,6 +1,6 @@
 """How networks are trained.
 
-`tfcovid fit` (tf_covid.study.run) trains one network a fold:
+`tfcovid fit` (tf_covid.experiment.fit) trains one network a fold:
 
 settings.py   the TOML that rejects typos
 lessons.py    what each task teaches: records, targets, losses, answers

@@ -9,7 +9,7 @@ import pytest
 from tf_covid.cohort.cache import Entry
 from tf_covid.cohort.manifest import Row
 from tf_covid.errors import TrainingError
-from tf_covid.study.run import _as_before, _marks
+from tf_covid.experiment.fit import _as_before, _marks
 
 
 def entry(case: str, patient: str) -> Entry:

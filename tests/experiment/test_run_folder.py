@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tf_covid.errors import OutputError, TrainingError
-from tf_covid.study.wish import Wish, alone
+from tf_covid.experiment.run_folder import Wish, alone
 from tf_covid.training import resume
 from tf_covid.training.settings import Settings
 

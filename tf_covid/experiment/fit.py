@@ -36,11 +36,11 @@ from tf_covid.cohort.folds import (
 from tf_covid.cohort.manifest import Row, read_manifest
 from tf_covid.errors import TrainingError
 from tf_covid.pipeline import versions
-from tf_covid.study.answers import as_predictions
+from tf_covid.experiment.predict import as_predictions
 from tf_covid.study.predictions import AnyPredictions, join, read_predictions, write_predictions
 from tf_covid.study.seen import START, as_seen, seen_sentences
 from tf_covid.study.study import build_study, write_study
-from tf_covid.study.wish import Wish, alone
+from tf_covid.experiment.run_folder import Wish, alone
 from tf_covid.training import resume
 from tf_covid.training.fold import Plan, train
 from tf_covid.training.lessons import CLASSES, MODELS, Lesson, labels_of, lesson_for
