@@ -52,7 +52,7 @@ def main(model: str, folder: Path | None, slices: tuple[int, ...]) -> None:
     """Seconds and memory of one scan, by its slices."""
     with tempfile.TemporaryDirectory() as temporary:
         if folder is None:
-            from tf_covid.serving.export import export
+            from tf_covid.export.savedmodel import export
 
             folder = export(model, Path(temporary) / model).road
         rows = []

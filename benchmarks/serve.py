@@ -275,7 +275,7 @@ def _stopped(server: ServerProcess, name: str, flying: Question | None = None, p
 
 
 def _exported(name: str, folder: Path) -> Path:
-    from tf_covid.serving.export import export
+    from tf_covid.export.savedmodel import export
 
     say(f"exporting {name}")
     export(name, folder / name)

@@ -248,7 +248,7 @@ def small_models(small_files: SmallFiles) -> Any:
 @pytest.fixture(scope="session")
 def small_export(small_files: SmallFiles, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The export of `small_files`, as `small/1` and `small-clip/1`."""
-    from tf_covid.serving.export import export
+    from tf_covid.export.savedmodel import export
 
     with _lungs_of(small_files):
         return export(small_files.network, tmp_path_factory.mktemp("served") / "small")

@@ -361,7 +361,7 @@ def export(model: str, out: Path, version: int | None) -> bool:
     from tf_covid import console
 
     console.import_tensorflow()
-    from tf_covid.serving.export import export as run
+    from tf_covid.export.savedmodel import export as run
 
     done = run(model, out, version)
     click.echo(done.road)

@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
-from tf_covid.serving.export import BATCHING, CLIP_SUFFIX
+from tf_covid.export.savedmodel import BATCHING, CLIP_SUFFIX
 from tf_covid.weights import catalog
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

@@ -13,7 +13,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from tf_covid.errors import ServingError
-from tf_covid.serving import safety
+from tf_covid.export import graph_ops as safety
 from tf_covid.serving.faults import NotFound
 from tf_covid.serving.repository import Repository
 from tf_covid.serving.servable import WARMUP

@@ -72,7 +72,7 @@ def test_the_name_of_a_link_is_the_models_name(small_export, tmp_path):
 
 @pytest.mark.parametrize("name", ["mask", "attention_axes"])
 def test_nothing_that_is_answered_goes_unseen(small_models, name):
-    from tf_covid.serving import warmup
+    from tf_covid.export import warmup
     from tf_covid.serving.reference import reference
 
     question = reference(small_models, "made", warmup.chest())

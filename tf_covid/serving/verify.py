@@ -20,9 +20,10 @@ from tf_covid.errors import ServingError
 from tf_covid.local import LocalModels
 from tf_covid.phantom.cohort import write_cohort
 from tf_covid.scan import find_cases
-from tf_covid.serving import replay, safety
+from tf_covid.serving import replay
+from tf_covid.export import graph_ops as safety
 from tf_covid.client.remote import card_marks
-from tf_covid.serving.export import CLIP_SUFFIX
+from tf_covid.export.savedmodel import CLIP_SUFFIX
 from tf_covid.serving.openvino import SIGNATURES, OpenVino
 from tf_covid.serving.reference import TOLERANCE, Reference, largest_difference, reference
 from tf_covid.serving.server import Server

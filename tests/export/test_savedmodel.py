@@ -14,8 +14,8 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from tf_covid import severity
 from tf_covid.errors import ModelError, OutputError
-from tf_covid.serving import warmup
-from tf_covid.serving.export import export
+from tf_covid.export import warmup
+from tf_covid.export.savedmodel import export
 from tf_covid.serving.reference import TOLERANCE, largest_difference, reference
 
 
