@@ -110,7 +110,7 @@ def overhead(models: Path, load: Load, direct: Direct) -> list[str]:
     """A large scan by gRPC against the SavedModel called directly; gives what was wrong."""
     from load import chest, message, scan_inputs
 
-    from tf_covid.serving.reference import TOLERANCE, largest_difference
+    from tf_covid.verify.reference import TOLERANCE, largest_difference
     from tf_covid.client.transport import GrpcServer, Rejected
 
     shape = (load.slices, load.size, load.size)
@@ -284,7 +284,7 @@ def _exported(name: str, folder: Path) -> Path:
 
 def _versions(models: Path, name: str) -> tuple[Path, Path]:
     """The folders that the server will serve: the highest versions."""
-    from tf_covid.serving.verify import version_folder
+    from tf_covid.verify.verify import version_folder
 
     return version_folder(models / name), version_folder(models / f"{name}-clip")
 

@@ -387,7 +387,7 @@ def verify(model: str, export: Path, servers: tuple[str, ...], scans: tuple[Path
     from tf_covid import console
 
     console.import_tensorflow()
-    from tf_covid.serving.verify import verify as run
+    from tf_covid.verify.verify import verify as run
 
     good = True
     for check in run(model, export, servers, scans, console.note, os.environ.get("TFCOVID_TOKEN")):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tf_covid.errors import ServingError
-from tf_covid.serving import verify as room
-from tf_covid.serving.reference import largest_difference
-from tf_covid.serving.verify import verify, version_folder
+from tf_covid.verify import verify as room
+from tf_covid.verify.reference import largest_difference
+from tf_covid.verify.verify import verify, version_folder
 
 SIGNATURES = {"serving_default", "explain", "segment", "serving_bytes", "infer_bytes", "classify_clip"}
 
@@ -73,7 +73,7 @@ def test_the_name_of_a_link_is_the_models_name(small_export, tmp_path):
 @pytest.mark.parametrize("name", ["mask", "attention_axes"])
 def test_nothing_that_is_answered_goes_unseen(small_models, name):
     from tf_covid.export import warmup
-    from tf_covid.serving.reference import reference
+    from tf_covid.verify.reference import reference
 
     question = reference(small_models, "made", warmup.chest())
     (signature,) = [one for one, values in question.right.items() if name in values][:1]

@@ -20,12 +20,12 @@ from tf_covid.errors import ServingError
 from tf_covid.local import LocalModels
 from tf_covid.phantom.cohort import write_cohort
 from tf_covid.scan import find_cases
-from tf_covid.serving import replay
+from tf_covid.verify import replay
 from tf_covid.export import graph_ops as safety
 from tf_covid.client.remote import card_marks
 from tf_covid.export.savedmodel import CLIP_SUFFIX
-from tf_covid.serving.openvino import SIGNATURES, OpenVino
-from tf_covid.serving.reference import TOLERANCE, Reference, largest_difference, reference
+from tf_covid.verify.openvino import SIGNATURES, OpenVino
+from tf_covid.verify.reference import TOLERANCE, Reference, largest_difference, reference
 from tf_covid.serving.server import Server
 from tf_covid.serving.settings import Settings
 from tf_covid.client.transport import GrpcServer, RestServer, connect
@@ -195,7 +195,7 @@ def _ask_alone(
     """What a SavedModel answers in a process of its own."""
     files = folder / "questions.npz", folder / "answers.npz"
     replay.pack(files[0], questions)
-    command = [sys.executable, "-m", "tf_covid.serving.replay", str(export), *map(str, files)]
+    command = [sys.executable, "-m", "tf_covid.verify.replay", str(export), *map(str, files)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_REPLAY_S, check=False)
     except subprocess.TimeoutExpired as error:
