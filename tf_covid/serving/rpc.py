@@ -20,7 +20,7 @@ from tf_covid.serving import parts as shared
 from tf_covid.serving import protos
 from tf_covid.serving.engine import too_slow
 from tf_covid.serving.faults import Failed, Fault, Full, Gone, Invalid, NoSignature
-from tf_covid.serving.guard import is_token
+from tf_covid.server.http.middleware import is_token
 from tf_covid.serving.metrics import UNKNOWN
 from tf_covid.serving.parts import Parts
 

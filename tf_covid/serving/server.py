@@ -60,9 +60,9 @@ class Server:
         from tf_covid.serving.metrics import Metrics
         from tf_covid.serving.parts import Parts
         from tf_covid.serving.repository import Repository
-        from tf_covid.serving.rest import Rest
-        from tf_covid.serving.scan_child import infer_command
-        from tf_covid.serving.scans import Scans
+        from tf_covid.server.http.routes import Rest
+        from tf_covid.server.http.scan_process import infer_command
+        from tf_covid.server.http.scans import Scans
 
         settings, self._address = self.settings, self.settings.address()
         self._socket = _listen(self._address, settings.port)
@@ -148,7 +148,7 @@ class Server:
     def _start_rest(self) -> None:
         import uvicorn
 
-        from tf_covid.serving.body import patient_protocol
+        from tf_covid.server.http.body import patient_protocol
 
         config = uvicorn.Config(
             self._rest.app(self._hosts()),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tf_covid.serving.faults import Invalid
-from tf_covid.serving.jsontext import MOST_OBJECTS, Numbers, parse
+from tf_covid.server.http.json_text import MOST_OBJECTS, Numbers, parse
 from tf_covid.serving.protos import MOST_AXES
 from tf_covid.serving.servable import Entry, Spec
 

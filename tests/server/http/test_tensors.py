@@ -13,7 +13,10 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, types_pb2
 
-from tf_covid.serving import answers, jsontext, protos, tensors
+from tf_covid.serving import protos
+from tf_covid.server.http import encode as answers
+from tf_covid.server.http import json_text as jsontext
+from tf_covid.server.http import decode as tensors
 from tf_covid.serving.faults import Failed, Invalid
 from tf_covid.serving.servable import Entry, Spec
 

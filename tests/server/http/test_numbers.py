@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_covid.serving import protos, tensors
+from tf_covid.serving import protos
+from tf_covid.server.http import decode as tensors
 from tf_covid.serving.faults import Invalid
 from tf_covid.serving.servable import Entry, Spec
 

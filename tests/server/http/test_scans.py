@@ -22,7 +22,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from tf_covid.serving.scan_child import FILES, infer_command
+from tf_covid.server.http.scan_process import FILES, infer_command
 
 TOKEN = "a-token-for-tests"
 
@@ -285,7 +285,7 @@ def test_uploads_have_a_limit(scans: Any, until: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(server, "_here", server._here + 9000)
     full = post(running, saying("answer") + b"x" * 9000)
     assert full.status_code == 429 and "arriving" in full.json()["error"]
-    monkeypatch.setattr("tf_covid.serving.scans._UPLOADS", 0)
+    monkeypatch.setattr("tf_covid.server.http.scans._UPLOADS", 0)
     full = post(running, saying("answer"))
     assert full.status_code == 429 and "arriving" in full.json()["error"]
     running.server.stop(0.2)
@@ -389,7 +389,7 @@ def test_a_tar_upload_is_named_as_one(packed: bool) -> None:
     import gzip
     import tarfile
 
-    from tf_covid.serving.scans import _suffix
+    from tf_covid.server.http.scans import _suffix
 
     block = tarfile.TarInfo("1.dcm").tobuf()
     assert _suffix(gzip.compress(block) if packed else block) == (".tar.gz" if packed else ".tar")

@@ -22,7 +22,7 @@ from tensorflow_serving.apis import (
 )
 
 from tf_covid.errors import ServingError
-from tf_covid.serving.guard import is_token
+from tf_covid.server.http.middleware import is_token
 from tf_covid.serving.server import Server
 from tf_covid.serving.settings import Settings, is_loopback
 
@@ -262,7 +262,7 @@ def test_a_body_that_a_thread_still_holds_counts(start: Any, store: Any, until: 
     store.put("linear-1", "m")
     running = start(time_limit_s=0.5)
     reader, go = running.server._rest._reader, threading.Event()
-    monkeypatch.setattr("tf_covid.serving.rest.tensors.question", lambda body, entry_of: go.wait(60))
+    monkeypatch.setattr("tf_covid.server.http.routes.tensors.question", lambda body, entry_of: go.wait(60))
     assert running.ask("m", {"inputs": [[1, 2, 3]]}).status_code == 504
     assert reader._here > 0
     go.set()

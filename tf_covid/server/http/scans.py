@@ -22,10 +22,10 @@ from pathlib import Path
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse
 
-from tf_covid.serving.body import Reader, gone
+from tf_covid.server.http.body import Reader, gone
 from tf_covid.serving.faults import Fault, Full, Gone, Invalid, NotFound, Unavailable, servable_not_found
 from tf_covid.serving.parts import Parts
-from tf_covid.serving.scan_child import FILES, Answer, Command, Limits, run
+from tf_covid.server.http.scan_process import FILES, Answer, Command, Limits, run
 
 #: The signature of a model that answers whole scans.
 SIGNATURE = "infer_bytes"
