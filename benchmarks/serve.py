@@ -252,7 +252,7 @@ def _stopped(server: ServerProcess, name: str, flying: Question | None = None, p
     """Stop a server, with a request in flight if one is given; gives what was wrong."""
     from load import Client
 
-    from tf_covid.serving.settings import Settings
+    from tf_covid.server.settings import Settings
 
     grace = float(Settings.model_fields["grace_s"].default)
     faults, call = list[str](), None

@@ -24,8 +24,8 @@ import grpc
 import tensorflow as tf
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
-from tf_covid.serving.server import Server
-from tf_covid.serving.settings import Settings
+from tf_covid.server.server import Server
+from tf_covid.server.settings import Settings
 
 #: Seconds after which a test gives up; none waits for so long on a machine that works.
 PATIENCE_S = 60.0

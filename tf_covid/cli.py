@@ -422,8 +422,8 @@ def serve(
     from tf_covid import console
 
     console.import_tensorflow()
-    from tf_covid.serving.server import serve as run
-    from tf_covid.serving.settings import Settings
+    from tf_covid.server.server import serve as run
+    from tf_covid.server.settings import Settings
 
     settings = Settings(
         models=models, port=port, grpc_port=grpc_port, host=host, queue=queue, workers=workers,

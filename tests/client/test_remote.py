@@ -17,8 +17,8 @@ from tf_covid.export import warmup
 from tf_covid.client import remote as client
 from tf_covid.client.remote import RemoteModels
 from tf_covid.export.savedmodel import export
-from tf_covid.serving.server import Server
-from tf_covid.serving.settings import Settings
+from tf_covid.server.server import Server
+from tf_covid.server.settings import Settings
 from tf_covid.client.transport import connect
 
 

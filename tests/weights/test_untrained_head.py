@@ -147,7 +147,7 @@ def test_any_keras_reads_the_file(untrained: Path) -> None:
 
 def test_a_server_does_not_load_an_export_of_before(untrained: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorflow_serving.apis", reason="needs the extra [serve]")
-    from tf_covid.serving import servable
+    from tf_covid.server import servable
 
     class Answering(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])

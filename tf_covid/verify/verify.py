@@ -26,8 +26,8 @@ from tf_covid.client.remote import card_marks
 from tf_covid.export.savedmodel import CLIP_SUFFIX
 from tf_covid.verify.openvino import SIGNATURES, OpenVino
 from tf_covid.verify.reference import TOLERANCE, Reference, largest_difference, reference
-from tf_covid.serving.server import Server
-from tf_covid.serving.settings import Settings
+from tf_covid.server.server import Server
+from tf_covid.server.settings import Settings
 from tf_covid.client.transport import GrpcServer, RestServer, connect
 
 #: REST writes numbers as text: only the signatures that are made for it are asked that way.

@@ -23,8 +23,8 @@ from tensorflow_serving.apis import (
 
 from tf_covid.errors import ServingError
 from tf_covid.server.http.middleware import is_token
-from tf_covid.serving.server import Server
-from tf_covid.serving.settings import Settings, is_loopback
+from tf_covid.server.server import Server
+from tf_covid.server.settings import Settings, is_loopback
 
 Code = grpc.StatusCode
 ONE = {"inputs": {"x": [1.0]}}

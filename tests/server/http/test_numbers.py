@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_covid.serving import protos
+from tf_covid.server import tensor_proto as protos
 from tf_covid.server.http import decode as tensors
-from tf_covid.serving.faults import Invalid
-from tf_covid.serving.servable import Entry, Spec
+from tf_covid.server.errors import Invalid
+from tf_covid.server.servable import Entry, Spec
 
 SIZE = 6000  # so that a list of it stays text
 

@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tf_covid.serving.settings import Settings
+from tf_covid.server.settings import Settings
 
 
 def error(response: httpx.Response) -> str:

@@ -296,8 +296,8 @@ SERVER = textwrap.dedent(
     """
     import importlib.util, sys
     from pathlib import Path
-    from tf_covid.serving import server
-    from tf_covid.serving.settings import Settings
+    from tf_covid.server import server
+    from tf_covid.server.settings import Settings
     spec = importlib.util.spec_from_file_location("stand_in", sys.argv[2])
     stand_in = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(stand_in)

@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import Request
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from tf_covid.serving.faults import Full, Gone, SlowClient, TooLarge, Unsupported
+from tf_covid.server.errors import Full, Gone, SlowClient, TooLarge, Unsupported
 
 
 @dataclass

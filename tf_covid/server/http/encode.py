@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from tf_covid.serving.faults import Failed, Invalid
+from tf_covid.server.errors import Failed, Invalid
 
 #: More floats than this are written with the digits of a double, which is faster and the same value.
 _MOST_SHORT = 1_000_000

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Iterator
 from typing import Any
 
-from tf_covid.serving.faults import Invalid
+from tf_covid.server.errors import Invalid
 
 #: Most values and lists that become Python objects: some 50 bytes each.
 MOST_OBJECTS = 2_000_000

@@ -9,9 +9,9 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from tf_covid.serving.faults import Failed, Fault, Forbidden, Unauthenticated
+from tf_covid.server.errors import Failed, Fault, Forbidden, Unauthenticated
 
-_LOG = logging.getLogger("tf_covid.serving")
+_LOG = logging.getLogger("tf_covid.server")
 
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -14,15 +14,15 @@ from google.protobuf import json_format
 
 from tf_covid.server.http import encode as answers
 from tf_covid.server.http import decode as tensors
-from tf_covid.serving import parts as shared
+from tf_covid.server import context as shared
 from tf_covid.server.http.body import Reader, gone
-from tf_covid.serving.engine import Outputs, Work, too_slow
-from tf_covid.serving.faults import Failed, Fault, Gone, Invalid
+from tf_covid.server.batcher import Outputs, Work, too_slow
+from tf_covid.server.errors import Failed, Fault, Gone, Invalid
 from tf_covid.server.http.middleware import Guard, error_body
-from tf_covid.serving.metrics import UNKNOWN
-from tf_covid.serving.parts import Parts
+from tf_covid.server.metrics import UNKNOWN
+from tf_covid.server.context import Parts
 from tf_covid.server.http.scans import Scans
-from tf_covid.serving.servable import Entry
+from tf_covid.server.servable import Entry
 
 _T = TypeVar("_T")
 

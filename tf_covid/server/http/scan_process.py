@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tf_covid.serving.faults import Failed, Fault, Gone, Invalid, OutOfMemory, TooSlow, Unavailable
+from tf_covid.server.errors import Failed, Fault, Gone, Invalid, OutOfMemory, TooSlow, Unavailable
 
 #: Files of an answer that are handed out, and what they are.
 FILES = {

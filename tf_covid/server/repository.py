@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 from tf_covid.errors import ServingError
-from tf_covid.serving import servable
-from tf_covid.serving.faults import NotFound, servable_not_found
-from tf_covid.serving.servable import Version
+from tf_covid.server import servable
+from tf_covid.server.errors import NotFound, servable_not_found
+from tf_covid.server.servable import Version
 
-_LOG = logging.getLogger("tf_covid.serving")
+_LOG = logging.getLogger("tf_covid.server")
 
 State = Literal["START", "LOADING", "AVAILABLE", "UNLOADING", "END"]
 

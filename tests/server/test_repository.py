@@ -14,9 +14,9 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from tf_covid.errors import ServingError
 from tf_covid.export import graph_ops as safety
-from tf_covid.serving.faults import NotFound
-from tf_covid.serving.repository import Repository
-from tf_covid.serving.servable import WARMUP
+from tf_covid.server.errors import NotFound
+from tf_covid.server.repository import Repository
+from tf_covid.server.servable import WARMUP
 
 ONE = {"x": np.ones((1, 3), np.float32)}
 

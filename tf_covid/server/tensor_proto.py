@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
 
-from tf_covid.serving.faults import Failed, Invalid
+from tf_covid.server.errors import Failed, Invalid
 
 if TYPE_CHECKING:
-    from tf_covid.serving.servable import Spec
+    from tf_covid.server.servable import Spec
 
 #: Ranks above this are no tensors of ours; TensorFlow's own limit is 254.
 MOST_AXES = 32

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_covid.serving.engine import Engine, Work
-from tf_covid.serving.faults import Failed, Full, Gone, Invalid, TooSlow, Unavailable
-from tf_covid.serving.servable import Entry, Spec, Version
+from tf_covid.server.batcher import Engine, Work
+from tf_covid.server.errors import Failed, Full, Gone, Invalid, TooSlow, Unavailable
+from tf_covid.server.servable import Entry, Spec, Version
 
 FOREVER_S = 60.0
 

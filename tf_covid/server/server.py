@@ -14,9 +14,9 @@ from typing import Any, Self
 
 from tf_covid.errors import ServingError
 from tf_covid.extras import need
-from tf_covid.serving.settings import Settings, is_loopback
+from tf_covid.server.settings import Settings, is_loopback
 
-_LOG = logging.getLogger("tf_covid.serving")
+_LOG = logging.getLogger("tf_covid.server")
 
 #: Most connections at once; more are told 503.
 _CONNECTIONS = 256
@@ -54,12 +54,12 @@ class Server:
 
     def __enter__(self) -> Self:
         """Start to listen and to load."""
-        # Here, so that `import tf_covid.serving.server` needs neither TensorFlow nor the extra.
-        from tf_covid.serving import rpc
-        from tf_covid.serving.engine import Engine
-        from tf_covid.serving.metrics import Metrics
-        from tf_covid.serving.parts import Parts
-        from tf_covid.serving.repository import Repository
+        # Here, so that `import tf_covid.server.server` needs neither TensorFlow nor the extra.
+        from tf_covid.server import grpc_service as rpc
+        from tf_covid.server.batcher import Engine
+        from tf_covid.server.metrics import Metrics
+        from tf_covid.server.context import Parts
+        from tf_covid.server.repository import Repository
         from tf_covid.server.http.routes import Rest
         from tf_covid.server.http.scan_process import infer_command
         from tf_covid.server.http.scans import Scans

@@ -9,12 +9,12 @@ from typing import Any
 from google.protobuf import any_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
-from tf_covid.serving.engine import Engine
-from tf_covid.serving.faults import Unavailable
-from tf_covid.serving.metrics import Metrics
-from tf_covid.serving.repository import Repository
-from tf_covid.serving.servable import Version
-from tf_covid.serving.settings import Settings
+from tf_covid.server.batcher import Engine
+from tf_covid.server.errors import Unavailable
+from tf_covid.server.metrics import Metrics
+from tf_covid.server.repository import Repository
+from tf_covid.server.servable import Version
+from tf_covid.server.settings import Settings
 
 
 @dataclass(frozen=True)

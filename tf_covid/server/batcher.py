@@ -13,10 +13,10 @@ from concurrent.futures import TimeoutError as FutureTimeout
 
 import numpy as np
 
-from tf_covid.serving.faults import Failed, Fault, Full, Gone, TooSlow, Unavailable
-from tf_covid.serving.servable import Arrays, Entry, Version
+from tf_covid.server.errors import Failed, Fault, Full, Gone, TooSlow, Unavailable
+from tf_covid.server.servable import Arrays, Entry, Version
 
-_LOG = logging.getLogger("tf_covid.serving")
+_LOG = logging.getLogger("tf_covid.server")
 
 Outputs = dict[str, np.ndarray]
 

@@ -16,15 +16,15 @@ from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, predict_pb2
 
 from tf_covid.errors import ServingError
-from tf_covid.serving import parts as shared
-from tf_covid.serving import protos
-from tf_covid.serving.engine import too_slow
-from tf_covid.serving.faults import Failed, Fault, Full, Gone, Invalid, NoSignature
+from tf_covid.server import context as shared
+from tf_covid.server import tensor_proto as protos
+from tf_covid.server.batcher import too_slow
+from tf_covid.server.errors import Failed, Fault, Full, Gone, Invalid, NoSignature
 from tf_covid.server.http.middleware import is_token
-from tf_covid.serving.metrics import UNKNOWN
-from tf_covid.serving.parts import Parts
+from tf_covid.server.metrics import UNKNOWN
+from tf_covid.server.context import Parts
 
-_LOG = logging.getLogger("tf_covid.serving")
+_LOG = logging.getLogger("tf_covid.server")
 
 #: Calls beyond those that wait or are computed, so that one too many hears so at once.
 _SPARE = 8

@@ -17,9 +17,9 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from tf_covid.errors import ModelError, ServingError
-from tf_covid.serving import protos
+from tf_covid.server import tensor_proto as protos
 from tf_covid.export import graph_ops as safety
-from tf_covid.serving.faults import Failed, Fault, Invalid, OutOfMemory
+from tf_covid.server.errors import Failed, Fault, Invalid, OutOfMemory
 from tf_covid.weights import Contract
 from tf_covid.weights.contract import check_trained
 

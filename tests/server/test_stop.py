@@ -18,8 +18,8 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from tf_covid.errors import ServingError
-from tf_covid.serving.server import Server
-from tf_covid.serving.settings import Settings
+from tf_covid.server.server import Server
+from tf_covid.server.settings import Settings
 
 Code = grpc.StatusCode
 ONE = {"inputs": {"x": [1.0]}}
@@ -75,7 +75,7 @@ def test_the_program_ends_well(store: Any) -> None:
     store.put("gate", "gate")
     program = (
         "import sys; from pathlib import Path\n"
-        "from tf_covid.serving.server import serve; from tf_covid.serving.settings import Settings\n"
+        "from tf_covid.server.server import serve; from tf_covid.server.settings import Settings\n"
         "settings = Settings(models=Path(sys.argv[1]), port=0, grpc_port=0, grace_s=600)\n"
         "serve(settings, lambda line: print(line, flush=True))\n"
     )
@@ -132,7 +132,7 @@ def test_logs_hold_no_more_than_the_route(start: Any, store: Any, caplog: pytest
 
 def test_nothing_heavy_before_it_is_needed() -> None:
     code = (
-        "import sys, tf_covid.serving, tf_covid.serving.settings, tf_covid.serving.server\n"
+        "import sys, tf_covid.server, tf_covid.server.settings, tf_covid.server.server\n"
         "print([m for m in ('tensorflow', 'fastapi', 'grpc', 'uvicorn', 'prometheus_client') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -145,7 +145,7 @@ def test_a_start_that_fails_leaves_nothing(store: Any, monkeypatch: pytest.Monke
     async def nothing(self: Any, sockets: Any = None) -> None: ...
 
     monkeypatch.setattr(uvicorn.Server, "serve", nothing)
-    monkeypatch.setattr("tf_covid.serving.server._START_S", 0.2)
+    monkeypatch.setattr("tf_covid.server.server._START_S", 0.2)
     before = set(threading.enumerate())
     server = Server(Settings(models=store.folder, port=0, grpc_port=0))
     with pytest.raises(ServingError, match="REST did not start"):
