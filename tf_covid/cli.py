@@ -269,7 +269,7 @@ def fit(
     console.import_tensorflow()
     from tf_covid.experiment.fit import Wish
     from tf_covid.experiment.fit import fit as run
-    from tf_covid.training.resume import deterministic
+    from tf_covid.training.checkpoint import deterministic
     from tf_covid.training.settings import Settings, read_settings
 
     deterministic()

@@ -10,7 +10,7 @@ import pytest
 
 from tf_covid.errors import OutputError, TrainingError
 from tf_covid.experiment.run_folder import Wish, alone
-from tf_covid.training import resume
+from tf_covid.training import checkpoint as resume
 from tf_covid.training.settings import Settings
 
 

@@ -13,9 +13,9 @@ import tensorflow as tf
 from tf_covid.cohort.cache import Entry, _example
 from tf_covid.cohort.manifest import Row
 from tf_covid.errors import TrainingError
-from tf_covid.training import resume
+from tf_covid.training import checkpoint as resume
 from tf_covid.training.fold import Plan, Trained, train
-from tf_covid.training.lessons import lesson_for
+from tf_covid.training.tasks import lesson_for
 from tf_covid.training.settings import Settings, Stage
 from tf_covid.weights import Preprocessing
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tf_covid.cohort.manifest import Row
 from tf_covid.study.predictions import AnyPredictions, LungPredictions, Predictions, SlicePredictions
-from tf_covid.training.lessons import score_of
+from tf_covid.training.tasks import score_of
 
 
 def as_predictions(

@@ -14,7 +14,7 @@ from typing import Any
 from tf_covid.atomic import sweep, write_text
 from tf_covid.errors import OutputError, TrainingError
 from tf_covid.pipeline import versions
-from tf_covid.training import resume
+from tf_covid.training import checkpoint as resume
 from tf_covid.training.settings import Settings
 from tf_covid.weights import catalog, quarantine
 

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_covid.cohort.cache import Entry
-from tf_covid.training.lessons import Lesson
+from tf_covid.training.tasks import Lesson
 
 #: The momentum of Keras, which long runs keep.
 SLOWEST = 0.99
