@@ -19,7 +19,7 @@ from tf_covid.cohort.cache import LARGEST_GRID, _example
 from tf_covid.cohort.dataset import batches, visits
 from tf_covid.cohort.feed import ClipFeed
 from tf_covid.models import I3D
-from tf_covid.training.dense import quick
+from tf_covid.training.cpu_layers import quick
 from tf_covid.weights import Preprocessing
 
 BATCH = 8

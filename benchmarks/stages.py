@@ -19,7 +19,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import click
 import numpy as np
 
-from tf_covid.infer import Options, Run, cases_of
+from tf_covid.cohort.cases import cases_of
+from tf_covid.infer import Options, Run
 from tf_covid.phantom import draw_chest
 from tf_covid.phantom.files import write_dicom
 

@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from tf_covid.cli import main
-from tf_covid.infer import Options, Outcome, Run, Summary, cases_of, finished
+from tf_covid.cohort.cases import cases_of
+from tf_covid.infer import Options, Outcome, Run, Summary, finished
 from tf_covid.phantom import draw_chest
 from tf_covid.phantom.files import write_nifti_volume
 from tf_covid.result import QualityFlag

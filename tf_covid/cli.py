@@ -103,7 +103,8 @@ def infer(
 
     with Reader() as reader:
         from tf_covid import console
-        from tf_covid.infer import Options, Run, Summary, cases_of
+        from tf_covid.cohort.cases import cases_of
+        from tf_covid.infer import Options, Run, Summary
         from tf_covid.scan.cases import only_case
 
         cases = list(cases_of(inputs, reader.find))
@@ -161,8 +162,8 @@ def check(inputs: tuple[Path, ...], as_json: bool, workers: int) -> bool:
 
     with Reader() as reader:
         from tf_covid import console
+        from tf_covid.cohort.cases import cases_of
         from tf_covid.cohort.check import check_cases
-        from tf_covid.infer import cases_of
 
         cases, refused = list(cases_of(inputs, reader.find)), 0
         answers = check_cases(cases, workers, reader)

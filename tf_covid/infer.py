@@ -14,13 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tf_covid.cohort.manifest import Row, read_manifest
+from tf_covid.cohort.cases import SUMMARY
 from tf_covid.errors import OutputError, ScanRefused
 from tf_covid.pipeline import Models, refused, stratify, versions
 from tf_covid.report import row, write_case, write_summary
 from tf_covid.result import QualityFlag, Result
-from tf_covid.scan import Case, Scan, find_cases, mask_files
-from tf_covid.scan.cases import only_case
+from tf_covid.scan import Case, Scan, mask_files
 from tf_covid.scan.reader import Reader
 from tf_covid.weights import catalog, quarantine
 
@@ -28,9 +27,6 @@ try:
     import fcntl
 except ImportError:  # Windows has none
     fcntl = None  # type: ignore[assignment]
-
-#: Name of the table in the output folder.
-SUMMARY = "summary.csv"
 
 
 @dataclass(frozen=True)
@@ -285,42 +281,6 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(number)
-
-
-def cases_of(inputs: Sequence[Path], find: Callable[[Path], list[Case]] = find_cases) -> Iterator[Case]:
-    """The cases of all inputs, with names that are unique among them.
-
-    Args:
-        inputs: Scans, folders, archives, and manifests (`.csv`), whose names of cases are used.
-        find: What finds the cases of a path: `find_cases`, or the same in another process.
-
-    Raises:
-        ManifestError: If a manifest has a wrong row.
-    """
-    names = {SUMMARY}  # a folder of this name would be in the table's place
-    for path in inputs:
-        manifest = path.suffix.lower() == ".csv" and not path.is_dir()
-        for case in _of_manifest(path, find) if manifest else find(path):
-            name, number = case.name, 2
-            while name.lower() in names:
-                name, number = f"{case.name}-{number}", number + 1
-            names.add(name.lower())
-            yield dataclasses.replace(case, name=name)
-
-
-def _of_manifest(path: Path, find: Callable[[Path], list[Case]]) -> Iterator[Case]:
-    return (case_of_row(line, find) for line in read_manifest(path))
-
-
-def case_of_row(line: Row, find: Callable[[Path], list[Case]] = find_cases) -> Case:
-    """The case of a row of a manifest; one that refuses where the row's path holds more than one."""
-    found = find(line.path)
-    case = only_case(found)
-    if case is None:
-        message = f"The path of this row holds {len(found)} studies or files; a row names one."
-        flag = QualityFlag("several_cases", "error", message, len(found))
-        return dataclasses.replace(found[0], name=line.case, quality_flags=(flag,))
-    return dataclasses.replace(case, name=line.case)
 
 
 def finished(folder: Path) -> dict[str, Any] | None:

@@ -10,16 +10,16 @@ import threading
 import numpy as np
 import pytest
 
-from tf_covid.errors import ModelError, ScanRefused, ServingError
-from tf_covid.pipeline import stratify
-from tf_covid.scan import Scan, SourceGrid
-from tf_covid.export import warmup
 from tf_covid.client import remote as client
 from tf_covid.client.remote import RemoteModels
+from tf_covid.client.transport import connect
+from tf_covid.errors import ModelError, ScanRefused, ServingError
+from tf_covid.export import warmup
 from tf_covid.export.savedmodel import export
+from tf_covid.pipeline import stratify
+from tf_covid.scan import Scan, SourceGrid
 from tf_covid.server.server import Server
 from tf_covid.server.settings import Settings
-from tf_covid.client.transport import connect
 
 
 def made_scan(seed=0):

@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from tf_covid.server.batcher import Engine, Work
 from tf_covid.server.errors import Failed, Full, Gone, Invalid, TooSlow, Unavailable
-from tf_covid.server.servable import Entry, Spec, Version
+from tf_covid.server.servable import Entry, Version
+from tf_covid.server.tensor_spec import Spec
 
 FOREVER_S = 60.0
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from tf_covid.study import compare
 from tf_covid.experiment.evaluate import evaluate
 from tf_covid.experiment.fit import Wish, fit
+from tf_covid.study import compare
 from tf_covid.study.seen import START, as_seen, seen_in_short, seen_sentences
 from tf_covid.training.settings import Settings
 from tf_covid.weights import Contract, load, read_contract, save_model, seen

@@ -15,8 +15,8 @@ from tf_covid.cohort.manifest import Row
 from tf_covid.models import NETWORKS
 from tf_covid.training import fold, norms
 from tf_covid.training.fold import Plan, Trained, train
-from tf_covid.training.tasks import lesson_for
 from tf_covid.training.settings import Settings, Stage
+from tf_covid.training.tasks import lesson_for
 from tf_covid.weights import Contract, Preprocessing, load_model, save_model
 
 GRID = (8, 32, 32)

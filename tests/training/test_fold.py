@@ -15,8 +15,8 @@ from tf_covid.cohort.manifest import Row
 from tf_covid.errors import TrainingError
 from tf_covid.training import checkpoint as resume
 from tf_covid.training.fold import Plan, Trained, train
-from tf_covid.training.tasks import lesson_for
 from tf_covid.training.settings import Settings, Stage
+from tf_covid.training.tasks import lesson_for
 from tf_covid.weights import Preprocessing
 
 GRID = (16, 32, 32)

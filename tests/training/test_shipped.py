@@ -16,10 +16,11 @@ from tf_covid.training import augment, cases
 from tf_covid.training.average import averaged
 from tf_covid.training.average import main as average_lungs
 from tf_covid.training.clips import Clips, make_clips, masked, read_clips
-from tf_covid.training.dense import pooled, quick, supervised
+from tf_covid.training.cpu_layers import quick
+from tf_covid.training.dense import pooled, supervised
+from tf_covid.training.initialise import start_from
 from tf_covid.training.losses import disease_loss, mask_loss
 from tf_covid.training.lungs import main as train_lungs
-from tf_covid.training.run import start_from
 from tf_covid.training.severity import RECIPES, teach
 from tf_covid.training.severity import main as train_severity
 from tf_covid.weights import Contract, load, save_model

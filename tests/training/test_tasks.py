@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from tf_covid.cohort.manifest import Row
 from tf_covid.errors import CohortError, TrainingError
 from tf_covid.training import losses
-from tf_covid.training.tasks import class_weights, labels_of, lesson_for
 from tf_covid.training.settings import Settings, Stage, read_settings
+from tf_covid.training.tasks import class_weights, labels_of, lesson_for
 from tf_covid.weights import Preprocessing
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))

@@ -458,7 +458,7 @@ def test_an_altered_shipped_file_is_not_loaded(tmp_path, monkeypatch):
 
 
 def test_training_that_starts_from_a_file_keeps_its_window(tmp_path):
-    from tf_covid.training.run import inherited
+    from tf_covid.training.initialise import inherited
     from tf_covid.training.settings import Settings
 
     asked = Preprocessing(level_hu=-600.0, width_hu=1500.0, box="none", box_margin=0.2, input_scale=(2.0,))
@@ -472,7 +472,7 @@ def test_training_that_starts_from_a_file_keeps_its_window(tmp_path):
 
 
 def test_training_that_starts_from_an_import_keeps_its_input(inceptions, tmp_path):
-    from tf_covid.training.run import inherited
+    from tf_covid.training.initialise import inherited
 
     wish = Wish("i3d", clip=(16, 32, 32), inflate=True, allow_missing_head=True)
     import_weights(inceptions["torchvision"], wish, tmp_path / "x.keras")

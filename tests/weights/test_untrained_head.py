@@ -17,12 +17,12 @@ from click.testing import CliRunner
 import tf_covid
 from tf_covid.cli import main
 from tf_covid.errors import ModelError, ServingError
+from tf_covid.experiment.evaluate import evaluate
+from tf_covid.export.savedmodel import export
 from tf_covid.local import LocalModels
 from tf_covid.models import LTC
 from tf_covid.phantom import draw_chest
 from tf_covid.phantom.files import write_nifti_volume
-from tf_covid.export.savedmodel import export
-from tf_covid.experiment.evaluate import evaluate
 from tf_covid.weights import Contract, contract_of, load_model, read_contract, save_model
 from tf_covid.weights.contract import TrainedOn, check_trained
 from tf_covid.weights.importing import import_weights

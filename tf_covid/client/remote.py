@@ -14,11 +14,11 @@ from pydantic import ValidationError
 
 from tf_covid import attention
 from tf_covid.attention import Axis
+from tf_covid.client.transport import GrpcServer, Rejected, RestServer, Unavailable
 from tf_covid.errors import ModelError, ScanRefused, ServingError
+from tf_covid.export.signatures import METHOD, TARGET
 from tf_covid.local import Answer, Segmentation, finite_probabilities, mean_map, mean_share
 from tf_covid.result import QualityFlag
-from tf_covid.export.signatures import METHOD, TARGET
-from tf_covid.client.transport import GrpcServer, Rejected, RestServer, Unavailable
 from tf_covid.weights import Contract
 from tf_covid.weights.contract import check_trained
 

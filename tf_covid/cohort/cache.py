@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tf_covid.atomic import replacing, sweep, workshop, write_text
-from tf_covid.infer import case_of_row
+from tf_covid.cohort.cases import case_of_row
 from tf_covid.cohort.likeness import near_key
 from tf_covid.cohort.manifest import Row
 from tf_covid.cohort.planes import road, whole_slices

@@ -9,14 +9,14 @@ from typing import Any
 from tf_covid.cohort import cache
 from tf_covid.cohort.manifest import Row, read_manifest
 from tf_covid.errors import CohortError, ModelError, OutputError
+from tf_covid.experiment.predict import as_predictions
 from tf_covid.local import LUNGS, LocalModels
 from tf_covid.pipeline import versions
-from tf_covid.experiment.predict import as_predictions
 from tf_covid.study.predictions import AnyPredictions, ensemble, write_predictions
 from tf_covid.study.seen import as_seen, seen_sentences
 from tf_covid.study.study import build_study, write_study
-from tf_covid.training.tasks import MODELS, labels_of, lesson_for
 from tf_covid.training.settings import Settings
+from tf_covid.training.tasks import MODELS, labels_of, lesson_for
 from tf_covid.weights import LoadedModel, catalog, load, quarantine, seen
 from tf_covid.weights.contract import check_trained
 

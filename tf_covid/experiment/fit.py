@@ -35,16 +35,16 @@ from tf_covid.cohort.folds import (
 )
 from tf_covid.cohort.manifest import Row, read_manifest
 from tf_covid.errors import TrainingError
-from tf_covid.pipeline import versions
 from tf_covid.experiment.predict import as_predictions
+from tf_covid.experiment.run_folder import Wish, alone
+from tf_covid.pipeline import versions
 from tf_covid.study.predictions import AnyPredictions, join, read_predictions, write_predictions
 from tf_covid.study.seen import START, as_seen, seen_sentences
 from tf_covid.study.study import build_study, write_study
-from tf_covid.experiment.run_folder import Wish, alone
 from tf_covid.training import checkpoint as resume
 from tf_covid.training.fold import Plan, train
+from tf_covid.training.initialise import inherited
 from tf_covid.training.tasks import CLASSES, MODELS, Lesson, labels_of, lesson_for
-from tf_covid.training.run import inherited
 from tf_covid.weights import Contract, Preprocessing, catalog, load, quarantine, read_contract, save_model, seen
 from tf_covid.weights.contract import TrainedOn
 from tf_covid.weights.files import build

@@ -14,10 +14,10 @@ import tensorflow as tf
 from tf_covid import severity
 from tf_covid.atomic import sweep, workshop
 from tf_covid.errors import OutputError
-from tf_covid.local import LocalModels
-from tf_covid.scan.checks import LEAST_SLICES
 from tf_covid.export import warmup
 from tf_covid.export.signatures import Road, Signature
+from tf_covid.local import LocalModels
+from tf_covid.scan.checks import LEAST_SLICES
 
 #: Beside the export of a model: `classify_clip` alone, as a model that a server may batch.
 CLIP_SUFFIX = "-clip"

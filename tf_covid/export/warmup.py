@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_covid.extras import need
 from tf_covid.export.signatures import Signature
+from tf_covid.extras import need
 
 #: TF Serving reads this file of `assets.extra`, a TFRecord of `PredictionLog`.
 NAME = "tf_serving_warmup_requests"

@@ -19,10 +19,10 @@ from tf_covid.errors import ServingError
 from tf_covid.server import context as shared
 from tf_covid.server import tensor_proto as protos
 from tf_covid.server.batcher import too_slow
+from tf_covid.server.context import Parts
 from tf_covid.server.errors import Failed, Fault, Full, Gone, Invalid, NoSignature
 from tf_covid.server.http.middleware import is_token
 from tf_covid.server.metrics import UNKNOWN
-from tf_covid.server.context import Parts
 
 _LOG = logging.getLogger("tf_covid.server")
 

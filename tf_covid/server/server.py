@@ -57,12 +57,12 @@ class Server:
         # Here, so that `import tf_covid.server.server` needs neither TensorFlow nor the extra.
         from tf_covid.server import grpc_service as rpc
         from tf_covid.server.batcher import Engine
-        from tf_covid.server.metrics import Metrics
         from tf_covid.server.context import Parts
-        from tf_covid.server.repository import Repository
         from tf_covid.server.http.routes import Rest
         from tf_covid.server.http.scan_process import infer_command
         from tf_covid.server.http.scans import Scans
+        from tf_covid.server.metrics import Metrics
+        from tf_covid.server.repository import Repository
 
         settings, self._address = self.settings, self.settings.address()
         self._socket = _listen(self._address, settings.port)

@@ -13,7 +13,7 @@ from tensorflow.core.framework import tensor_pb2
 from tf_covid.server.errors import Failed, Invalid
 
 if TYPE_CHECKING:
-    from tf_covid.server.servable import Spec
+    from tf_covid.server.tensor_spec import Spec
 
 #: Ranks above this are no tensors of ours; TensorFlow's own limit is 254.
 MOST_AXES = 32

@@ -20,12 +20,13 @@ from tf_covid.cohort.dataset import visits
 from tf_covid.errors import TrainingError
 from tf_covid.models import NETWORKS
 from tf_covid.training import checkpoint as resume
-from tf_covid.training.dense import quick, supervised
-from tf_covid.training.tasks import ClipLesson, Lesson
+from tf_covid.training.cpu_layers import quick
+from tf_covid.training.dense import supervised
+from tf_covid.training.initialise import centre, start_from
 from tf_covid.training.norms import Census, Judged, copy_weights, give, learning, set_momentum
-from tf_covid.training.trainer_model import Pupil
-from tf_covid.training.run import centre, start_from
 from tf_covid.training.settings import Settings, Stage
+from tf_covid.training.tasks import ClipLesson, Lesson
+from tf_covid.training.trainer_model import Pupil
 from tf_covid.weights.files import POLICIES
 
 #: Marks a value as a curve for TensorBoard.

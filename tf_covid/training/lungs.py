@@ -25,8 +25,9 @@ from tf_covid.models import UNet
 from tf_covid.training import augment
 from tf_covid.training.card import write_card
 from tf_covid.training.cases import UNSEEN, draw_cases, drawn, phantom_mark, read_case, read_cases
+from tf_covid.training.initialise import start_from
 from tf_covid.training.losses import mask_loss
-from tf_covid.training.run import NOTE, fit, setup, start_from
+from tf_covid.training.run import NOTE, fit, setup
 from tf_covid.weights import Contract, load_model, save_model
 
 log = logging.getLogger(__name__)

@@ -24,9 +24,11 @@ from tf_covid.stratifier_model import Stratifier
 from tf_covid.training.card import write_card
 from tf_covid.training.cases import UNSEEN, draw_cases, drawn, phantom_mark
 from tf_covid.training.clips import Clips, batches, make_clips, masked, read_clips
-from tf_covid.training.dense import quick, supervised
+from tf_covid.training.cpu_layers import quick
+from tf_covid.training.dense import supervised
+from tf_covid.training.initialise import centre, inherited, start_from
 from tf_covid.training.losses import disease_loss, score_loss
-from tf_covid.training.run import NOTE, alone, centre, continues, fit, inherited, setup, start_from
+from tf_covid.training.run import NOTE, alone, continues, fit, setup
 from tf_covid.weights import Contract, load, save_model
 from tf_covid.weights.files import POLICIES
 

@@ -16,19 +16,19 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 
+from tf_covid.client.remote import card_marks
+from tf_covid.client.transport import GrpcServer, RestServer, connect
 from tf_covid.errors import ServingError
+from tf_covid.export import graph_ops as safety
+from tf_covid.export.savedmodel import CLIP_SUFFIX
 from tf_covid.local import LocalModels
 from tf_covid.phantom.cohort import write_cohort
 from tf_covid.scan import find_cases
-from tf_covid.verify import replay
-from tf_covid.export import graph_ops as safety
-from tf_covid.client.remote import card_marks
-from tf_covid.export.savedmodel import CLIP_SUFFIX
-from tf_covid.verify.openvino import SIGNATURES, OpenVino
-from tf_covid.verify.reference import TOLERANCE, Reference, largest_difference, reference
 from tf_covid.server.server import Server
 from tf_covid.server.settings import Settings
-from tf_covid.client.transport import GrpcServer, RestServer, connect
+from tf_covid.verify import replay
+from tf_covid.verify.openvino import SIGNATURES, OpenVino
+from tf_covid.verify.reference import TOLERANCE, Reference, largest_difference, reference
 
 #: REST writes numbers as text: only the signatures that are made for it are asked that way.
 REST_SIGNATURES = ("serving_bytes", "infer_bytes", "classify_clip")

@@ -12,9 +12,10 @@ import pytest
 import tensorflow as tf
 
 from tf_covid.server import tensor_proto as protos
-from tf_covid.server.http import decode as tensors
 from tf_covid.server.errors import Invalid
-from tf_covid.server.servable import Entry, Spec
+from tf_covid.server.http import decode as tensors
+from tf_covid.server.servable import Entry
+from tf_covid.server.tensor_spec import Spec
 
 SIZE = 6000  # so that a list of it stays text
 

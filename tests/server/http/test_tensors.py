@@ -14,11 +14,12 @@ import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, types_pb2
 
 from tf_covid.server import tensor_proto as protos
+from tf_covid.server.errors import Failed, Invalid
+from tf_covid.server.http import decode as tensors
 from tf_covid.server.http import encode as answers
 from tf_covid.server.http import json_text as jsontext
-from tf_covid.server.http import decode as tensors
-from tf_covid.server.errors import Failed, Invalid
-from tf_covid.server.servable import Entry, Spec
+from tf_covid.server.servable import Entry
+from tf_covid.server.tensor_spec import Spec
 
 HU = Spec("hu", tf.int16, (None, None, None))
 X = Spec("x", tf.float32, (None, 3))

@@ -14,8 +14,9 @@ import numpy as np
 
 from tf_covid.server.errors import Invalid
 from tf_covid.server.http.json_text import MOST_OBJECTS, Numbers, parse
+from tf_covid.server.servable import Entry
 from tf_covid.server.tensor_proto import MOST_AXES
-from tf_covid.server.servable import Entry, Spec
+from tf_covid.server.tensor_spec import Spec
 
 #: Largest whole number up to which each float type holds all of them: TF Serving refuses larger ones.
 _EXACT = {np.dtype(np.float32): 2**24 - 1, np.dtype(np.float64): 2**53 - 1}

@@ -12,16 +12,16 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request, Response
 from google.protobuf import json_format
 
-from tf_covid.server.http import encode as answers
-from tf_covid.server.http import decode as tensors
 from tf_covid.server import context as shared
-from tf_covid.server.http.body import Reader, gone
 from tf_covid.server.batcher import Outputs, Work, too_slow
-from tf_covid.server.errors import Failed, Fault, Gone, Invalid
-from tf_covid.server.http.middleware import Guard, error_body
-from tf_covid.server.metrics import UNKNOWN
 from tf_covid.server.context import Parts
+from tf_covid.server.errors import Failed, Fault, Gone, Invalid
+from tf_covid.server.http import decode as tensors
+from tf_covid.server.http import encode as answers
+from tf_covid.server.http.body import Reader, gone
+from tf_covid.server.http.middleware import Guard, error_body
 from tf_covid.server.http.scans import Scans
+from tf_covid.server.metrics import UNKNOWN
 from tf_covid.server.servable import Entry
 
 _T = TypeVar("_T")

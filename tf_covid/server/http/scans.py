@@ -22,9 +22,9 @@ from pathlib import Path
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse
 
-from tf_covid.server.http.body import Reader, gone
-from tf_covid.server.errors import Fault, Full, Gone, Invalid, NotFound, Unavailable, servable_not_found
 from tf_covid.server.context import Parts
+from tf_covid.server.errors import Fault, Full, Gone, Invalid, NotFound, Unavailable, servable_not_found
+from tf_covid.server.http.body import Reader, gone
 from tf_covid.server.http.scan_process import FILES, Answer, Command, Limits, run
 
 #: The signature of a model that answers whole scans.

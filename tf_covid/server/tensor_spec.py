@@ -1,0 +1,60 @@
+"""Name, type and shape of an input or output of a signature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_covid.server.errors import Invalid
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One input or output of a signature.
+
+    Args:
+        name: Its name in the signature.
+        dtype: TensorFlow's type.
+        shape: Length of each axis, None where any will do; None: any rank.
+    """
+
+    name: str
+    dtype: Any
+    shape: tuple[int | None, ...] | None
+
+    @classmethod
+    def of(cls, name: str, info: Any) -> Spec:
+        """From a `TensorInfo`."""
+        shape = tf.TensorShape(info.tensor_shape)
+        return cls(name, tf.dtypes.as_dtype(info.dtype), None if shape.rank is None else tuple(shape.as_list()))
+
+    def check(self, array: np.ndarray) -> None:
+        """Compare a shape with that of the signature.
+
+        Raises:
+            Invalid: If they do not agree.
+        """
+        if self.shape is None:
+            return
+        fits = array.ndim == len(self.shape) and all(
+            wanted in (None, size) for wanted, size in zip(self.shape, array.shape, strict=True)
+        )
+        if not fits:
+            wanted = ",".join("?" if size is None else str(size) for size in self.shape)
+            got = ",".join(map(str, array.shape))
+            raise Invalid(f"input '{self.name}': has shape [{got}], but the signature wants [{wanted}]")
+
+    def check_numbers(self, array: np.ndarray) -> None:
+        """That every number is one: a network answers NaN as if it had seen a scan.
+
+        Raises:
+            Invalid: If a number is NaN or infinite.
+        """
+        if not self.dtype.is_floating:
+            return
+        wrong = array.size - int(np.count_nonzero(np.isfinite(array)))
+        if wrong:
+            raise Invalid(f"input '{self.name}': {wrong} of {array.size} numbers are NaN or infinite")
