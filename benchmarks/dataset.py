@@ -17,9 +17,9 @@ import tensorflow as tf
 from tf_covid.cohort.augment import Augmentation
 from tf_covid.cohort.cache import LARGEST_GRID, _example
 from tf_covid.cohort.dataset import batches, visits
-from tf_covid.cohort.feed import ClipFeed
+from tf_covid.cohort.feed import ClipTrainingInput
 from tf_covid.models import I3D
-from tf_covid.training.cpu_layers import quick
+from tf_covid.training.cpu_layers import cpu_optimised
 from tf_covid.weights import Preprocessing
 
 BATCH = 8
@@ -76,8 +76,8 @@ def main(records: int, steps: int) -> None:
 
 def share(data: tf.data.Dataset, grid: tuple[int, int, int], rate: float, steps: int) -> None:
     """What the pipeline and the layers in front of the network take of a training step of I3D at 32×112×112."""
-    feed = ClipFeed(grid, grid, Preprocessing(), 1, Augmentation())
-    network = quick(I3D((*grid, 1), ct_score=False))
+    feed = ClipTrainingInput(grid, grid, Preprocessing(), 1, Augmentation())
+    network = cpu_optimised(I3D((*grid, 1), ct_score=False))
     optimizer = keras.optimizers.Adam(1e-4)
 
     @tf.function(jit_compile=False)

@@ -18,9 +18,9 @@ from tf_covid.errors import OutputError
 WRITER = """
 import sys, time
 from pathlib import Path
-from tf_covid.atomic import replacing, workshop
+from tf_covid.atomic import replacing, temporary_directory
 out = Path(sys.argv[1])
-with replacing(out / "a.txt") as partial, workshop(out / "b.keras") as folder:
+with replacing(out / "a.txt") as partial, temporary_directory(out / "b.keras") as folder:
     partial.write_text("half")
     (folder / "part").write_text("half")
     print("written", flush=True)
@@ -46,13 +46,13 @@ def writer(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_what_a_killed_process_left_is_swept(writer: subprocess.Popen[str], tmp_path: Path) -> None:
     left = names(tmp_path)
     assert len(left) == 2 and left[0].startswith(".a.txt.") and left[1].startswith(".b.keras.")
-    atomic.sweep(tmp_path)
+    atomic.remove_leftovers(tmp_path)
     assert names(tmp_path) == left, "its writer lives"
     writer.kill()
     writer.wait()
     assert writer.returncode == -signal.SIGKILL
     assert names(tmp_path) == left
-    atomic.sweep(tmp_path)
+    atomic.remove_leftovers(tmp_path)
     assert names(tmp_path) == []
 
 
@@ -70,11 +70,11 @@ def test_another_hosts_files_stay_for_a_day(
     writer.wait()
     left = names(tmp_path)
     monkeypatch.setattr(atomic, "_where", lambda: "0" * 8)
-    atomic.sweep(tmp_path)
+    atomic.remove_leftovers(tmp_path)
     assert names(tmp_path) == left, "over there, a process of this number may run"
     now = atomic.time.time()
     monkeypatch.setattr(atomic.time, "time", lambda: now + 90_000)
-    atomic.sweep(tmp_path)
+    atomic.remove_leftovers(tmp_path)
     assert names(tmp_path) == []
 
 
@@ -84,9 +84,9 @@ def test_another_hosts_files_stay_for_a_day(
 def test_what_is_not_ours_is_not_swept(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     os.utime(tmp_path / name, (0, 0))
-    atomic.sweep(tmp_path)
+    atomic.remove_leftovers(tmp_path)
     assert names(tmp_path) == [name]
-    atomic.sweep(tmp_path / "nowhere")
+    atomic.remove_leftovers(tmp_path / "nowhere")
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
@@ -106,5 +106,5 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "whole"
     with pytest.raises(OutputError, match="cannot be written: No such file"):
         atomic.write_text("x", tmp_path / "nowhere" / "a")
-    with pytest.raises(OutputError, match="cannot be written"), atomic.workshop(tmp_path / "nowhere" / "a"):
+    with pytest.raises(OutputError, match="cannot be written"), atomic.temporary_directory(tmp_path / "nowhere" / "a"):
         pass

@@ -132,11 +132,13 @@ def test_every_library_that_is_imported_is_declared() -> None:
 
     def undeclared(file: Path) -> set[str]:
         # Only who imports a .pt, decodes DICOM in the graph, or serves needs the extras of that room.
-        serving = dict.fromkeys(("export", "client", "server"), ["serve"])
-        rooms = {"cohort": ["tfio"], "weights": ["torch"], "verify": ["serve", "openvino"], **serving}
+        extras = {
+            **{"cohort": ["tfio"], "weights": ["torch"], "verify": ["serve", "openvino"]},
+            **{"export": ["serve"], "client": ["serve"], "server": ["serve"]},
+        }
         declared = {
             canonicalize_name(requirement.name)
-            for extra in ["", *rooms.get(room(module_name(file)) or "", [])]
+            for extra in ["", *extras.get(room(module_name(file)) or "", [])]
             for requirement in requirements("tf-covid", extra)
         }
         foreign = {name.split(".")[0] for _, name in imports(file)} - set(sys.stdlib_module_names) - {"tf_covid"}

@@ -43,7 +43,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def workshop(path: Path) -> Iterator[Path]:
+def temporary_directory(path: Path) -> Iterator[Path]:
     """A hidden folder beside `path` for what it is made from; gone at the end.
 
     Raises:
@@ -69,8 +69,8 @@ def write_text(text: str, path: Path) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def sweep(folder: Path) -> None:
-    """Remove what `replacing` and `workshop` left in a folder when their process was killed.
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `replacing` and `temporary_directory` left in a folder when their process was killed.
 
     A name that is not of ours stays, and so does that of a process that runs. What another host or container left goes
     after a day. What cannot be removed stays for the next time.

@@ -228,9 +228,8 @@ def import_(
 
     console.import_tensorflow()
     from tf_covid.weights.importing import import_weights
-    from tf_covid.weights.plan import Wish
 
-    done = import_weights(file, Wish(model, classes, inflate, allow_missing_head, clip, trunk, rgb), out)
+    done = import_weights(file, ImportRequest(model, classes, inflate, allow_missing_head, clip, trunk, rgb), out)
     click.echo(json.dumps(done, indent=1))
     return True
 
@@ -268,7 +267,6 @@ def fit(
     from tf_covid import console
 
     console.import_tensorflow()
-    from tf_covid.experiment.fit import Wish
     from tf_covid.experiment.fit import fit as run
     from tf_covid.training.checkpoint import deterministic
     from tf_covid.training.settings import Settings, read_settings
@@ -278,7 +276,7 @@ def fit(
     number = int(folds) if counted else 0
     if counted and number < 2:
         raise click.UsageError("--folds needs 2 at least: a fold is tested by the network of the others.")
-    wish = Wish(
+    wish = FitRequest(
         manifest, task, model, out, read_settings(config) if config else Settings(),
         init=None if init == "scratch" else init, folds=number, folds_file=None if number else Path(folds),
         by_site=by_site, cache=cache, max_skipped=max_skipped, mirrored=strategy == "mirrored",

@@ -8,7 +8,7 @@ from types import ModuleType
 from tf_covid.errors import ServingError
 
 
-def need(module: str, extra: str = "serve") -> ModuleType:
+def optional_import(module: str, extra: str = "serve") -> ModuleType:
     """Import a module of an extra.
 
     Raises:

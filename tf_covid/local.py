@@ -83,7 +83,7 @@ class Answer:
     seconds: float
 
 
-class Member:
+class EnsembleMember:
     """One network of an ensemble, joined with the lung model and cut at its endpoint."""
 
     def __init__(self, model: LoadedModel, lungs: keras.Model) -> None:
@@ -156,7 +156,7 @@ class LocalModels:
                 )
         self.task = tasks[0]
         self.lungs = lungs
-        self.members = [Member(model, lungs.network) for model in loaded]
+        self.members = [EnsembleMember(model, lungs.network) for model in loaded]
         self.segment_graph = tf.function(self.members[0].stratifier.segment, input_signature=[_HU, _DEPTH])
 
     @property

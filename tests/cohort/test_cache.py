@@ -25,7 +25,7 @@ import tensorflow as tf
 from tf_covid.cohort import cache
 from tf_covid.cohort.augment import Augmentation
 from tf_covid.cohort.dataset import batches
-from tf_covid.cohort.feed import ClipFeed
+from tf_covid.cohort.feed import ClipTrainingInput
 from tf_covid.cohort.manifest import Row, read_manifest
 from tf_covid.errors import CohortError, OutputError
 from tf_covid.models import I3D
@@ -40,9 +40,9 @@ STILL = Augmentation(flip=0, degrees=0, scale=0, shift=0, hu_shift=0, hu_scale=0
 
 
 @pytest.fixture(scope="session")
-def wanted() -> cache.Wanted:
+def wanted() -> cache.CacheSpec:
     sha256 = quarantine.sha256(catalog.find("lungs-unet"))
-    return cache.Wanted("clips", (32, 96, 96), Preprocessing(), "lungs-unet", sha256, lesions=True)
+    return cache.CacheSpec("clips", (32, 96, 96), Preprocessing(), "lungs-unet", sha256, lesions=True)
 
 
 @pytest.fixture(scope="session")
@@ -54,13 +54,13 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name != ".secret")
 
 
-def clip_of(entry: cache.Entry, wanted: cache.Wanted) -> np.ndarray:
-    feed = ClipFeed(wanted.grid, CLIP, wanted.preprocessing, 1, STILL)
+def clip_of(entry: cache.CacheRecord, wanted: cache.CacheSpec) -> np.ndarray:
+    feed = ClipTrainingInput(wanted.grid, CLIP, wanted.preprocessing, 1, STILL)
     ((inputs, _),) = batches([entry.path], {}, wanted.grid, order=np.zeros((1, 1), int), batch=1, seed=0)
     return np.asarray(feed(**inputs)[0])
 
 
-def check_clip(row: Row, wanted: cache.Wanted, folder: Path) -> None:
+def check_clip(row: Row, wanted: cache.CacheSpec, folder: Path) -> None:
     entry = cache.fill([row], folder, wanted).entries[row.case]
     road = Stratifier(I3D((*CLIP, 1)), load("lungs-unet").network, wanted.preprocessing)
     hu = find_cases(row.path)[0].read().hu[np.newaxis]
@@ -70,19 +70,19 @@ def check_clip(row: Row, wanted: cache.Wanted, folder: Path) -> None:
     assert np.abs(clip_of(entry, wanted) - theirs).mean() < 0.01
 
 
-def test_a_clip_of_the_cache_is_the_clip_of_infer(wanted: cache.Wanted, tmp_path: Path) -> None:
+def test_a_clip_of_the_cache_is_the_clip_of_infer(wanted: cache.CacheSpec, tmp_path: Path) -> None:
     chest = draw_chest(5, (60, 160, 160), severity=3)
     path = write_nifti_volume(chest.hu, chest.affine, tmp_path / "ct.nii.gz")
     check_clip(Row(case="one", patient="one", path=path), wanted, tmp_path / "cache")
 
 
 @pytest.mark.slow
-def test_a_clip_of_a_real_scan_is_the_clip_of_infer(real_ct: Path, wanted: cache.Wanted, tmp_path: Path) -> None:
+def test_a_clip_of_a_real_scan_is_the_clip_of_infer(real_ct: Path, wanted: cache.CacheSpec, tmp_path: Path) -> None:
     largest = dataclasses.replace(wanted, grid=cache.LARGEST_GRID)
     check_clip(Row(case="cip", patient="cip", path=real_ct / "cip"), largest, tmp_path / "cache")
 
 
-def test_on_the_grid_of_the_clip_nothing_is_lost(rows: list[Row], wanted: cache.Wanted, tmp_path: Path) -> None:
+def test_on_the_grid_of_the_clip_nothing_is_lost(rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path) -> None:
     same = dataclasses.replace(wanted, grid=CLIP)
     filled = cache.fill(rows[:1], tmp_path, same)
     road = Stratifier(I3D((*CLIP, 1)), load("lungs-unet").network, wanted.preprocessing)
@@ -92,7 +92,7 @@ def test_on_the_grid_of_the_clip_nothing_is_lost(rows: list[Row], wanted: cache.
     np.testing.assert_allclose(clip_of(filled.entries[rows[0].case], same), theirs, atol=0.51 / 1400)
 
 
-def test_records_are_made_once_and_never_stale(rows: list[Row], wanted: cache.Wanted, tmp_path: Path) -> None:
+def test_records_are_made_once_and_never_stale(rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path) -> None:
     first = cache.fill(rows[:2], tmp_path, wanted)
     assert len(names(tmp_path)) == 4
     written = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
@@ -111,7 +111,7 @@ def test_records_are_made_once_and_never_stale(rows: list[Row], wanted: cache.Wa
 
 
 @pytest.mark.parametrize("harm", ["cut", "no_facts", "bad_facts", "gone"])
-def test_a_half_record_is_made_again(rows: list[Row], wanted: cache.Wanted, tmp_path: Path, harm: str) -> None:
+def test_a_half_record_is_made_again(rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path, harm: str) -> None:
     entry = cache.fill(rows[:1], tmp_path, wanted).entries[rows[0].case]
     whole = entry.path.read_bytes()
     if harm == "cut":
@@ -126,7 +126,7 @@ def test_a_half_record_is_made_again(rows: list[Row], wanted: cache.Wanted, tmp_
     assert entry.path.read_bytes() == whole
 
 
-def test_several_processes_make_the_same_records(rows: list[Row], wanted: cache.Wanted, tmp_path: Path) -> None:
+def test_several_processes_make_the_same_records(rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path) -> None:
     alone = cache.fill(rows[:3], tmp_path / "one", wanted)
     together = cache.fill(rows[:3], tmp_path / "two", wanted, workers=2)
     assert list(together.entries) == [row.case for row in rows[:3]]
@@ -171,7 +171,7 @@ def until(done: Callable[[], bool], seconds: float = 120.0) -> None:
 
 
 def test_workers_end_with_a_killed_parent_and_leave_nothing_for_long(
-    rows: list[Row], wanted: cache.Wanted, tmp_path: Path
+    rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path
 ) -> None:
     script, folder = tmp_path / "slow.py", tmp_path / "cache"
     script.write_text(SLOW)
@@ -195,7 +195,7 @@ def test_workers_end_with_a_killed_parent_and_leave_nothing_for_long(
     assert names(folder) == sorted([entry.path.name, entry.path.with_suffix(".json").name])
 
 
-def test_bad_scans_are_skipped_within_bounds(rows: list[Row], wanted: cache.Wanted, tmp_path: Path) -> None:
+def test_bad_scans_are_skipped_within_bounds(rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path) -> None:
     broken = tmp_path / "broken.nii.gz"
     broken.write_bytes(Path(rows[0].path).read_bytes()[:2000])
     wrong = [rows[0], rows[1].model_copy(update={"path": broken}), rows[2].model_copy(update={"lesions": broken})]
@@ -208,7 +208,7 @@ def test_bad_scans_are_skipped_within_bounds(rows: list[Row], wanted: cache.Want
         cache.fill(wrong, tmp_path / "cache", wanted, max_skipped=1)
 
 
-def test_the_space_is_asked_for_first(rows: list[Row], wanted: cache.Wanted, tmp_path: Path,
+def test_the_space_is_asked_for_first(rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path,
                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     assert cache.needed_bytes(10, wanted) == pytest.approx(10 * (32 * 96 * 96 * (2 + 2 / 8) + 256))
     entry = cache.fill(rows[:1], tmp_path / "real", wanted).entries[rows[0].case]
@@ -228,13 +228,13 @@ def test_the_space_is_asked_for_first(rows: list[Row], wanted: cache.Wanted, tmp
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written(rows: list[Row], wanted: cache.Wanted, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written(rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir(mode=0o500)
     with pytest.raises(OutputError, match="cannot be written"):
         cache.fill(rows[:1], tmp_path / "cache", wanted)
 
 
-def test_planes_hold_whole_slices_and_the_drawn_masks(rows: list[Row], wanted: cache.Wanted, tmp_path: Path) -> None:
+def test_planes_hold_whole_slices_and_the_drawn_masks(rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path) -> None:
     planes = dataclasses.replace(wanted, kind="planes", grid=(12, 32, 32))
     entry = cache.fill(rows[4:5], tmp_path, planes).entries[rows[4].case]
     ((inputs, _),) = batches([entry.path], {}, planes.grid, order=np.zeros((1, 1), int), batch=99, seed=0, slices=-1)
@@ -261,7 +261,7 @@ def as_nifti(path: Path, like: Path, values: np.ndarray) -> Path:
     return path
 
 
-def test_masks_that_are_none_are_not_trained_on(rows: list[Row], wanted: cache.Wanted, tmp_path: Path) -> None:
+def test_masks_that_are_none_are_not_trained_on(rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path) -> None:
     planes = dataclasses.replace(wanted, kind="planes", grid=(12, 32, 32))
     row = rows[4]
     assert row.lungs is not None and row.lesions is not None
@@ -285,7 +285,7 @@ def test_masks_that_are_none_are_not_trained_on(rows: list[Row], wanted: cache.W
     right = np.where(lungs > 0, 255, 0).astype(np.uint8)
     path = as_nifti(tmp_path / "right.nii.gz", row.lungs, right)
     entry = cache.make(row.model_copy(update={"lungs": path}), tmp_path / "cache", planes)
-    assert isinstance(entry, cache.Entry) and "mask_doubtful" not in entry.quality_flags
+    assert isinstance(entry, cache.CacheRecord) and "mask_doubtful" not in entry.quality_flags
 
 
 @pytest.mark.parametrize(
@@ -299,11 +299,11 @@ def test_masks_that_are_none_are_not_trained_on(rows: list[Row], wanted: cache.W
     ],
 )
 def test_a_record_of_an_older_version_is_made_anew(
-    rows: list[Row], wanted: cache.Wanted, tmp_path: Path, change: Callable[[dict], object]
+    rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path, change: Callable[[dict], object]
 ) -> None:
     planes = dataclasses.replace(wanted, kind="planes", grid=(12, 32, 32))
     entry = cache.make(rows[4], tmp_path, planes)
-    assert isinstance(entry, cache.Entry)
+    assert isinstance(entry, cache.CacheRecord)
     facts = entry.path.with_suffix(".json")
     before = facts.read_text("utf-8")
     facts.write_text(json.dumps(change(json.loads(before))), "utf-8")
@@ -311,12 +311,12 @@ def test_a_record_of_an_older_version_is_made_anew(
     assert set(json.loads(before)) <= set(json.loads(facts.read_text("utf-8")))
 
 
-def test_a_grid_without_cells_is_refused(wanted: cache.Wanted) -> None:
+def test_a_grid_without_cells_is_refused(wanted: cache.CacheSpec) -> None:
     with pytest.raises(CohortError, match="working grid"):
         dataclasses.replace(wanted, grid=(0, 10, 10))
 
 
-def test_no_identifier_is_kept(tmp_path: Path, wanted: cache.Wanted) -> None:
+def test_no_identifier_is_kept(tmp_path: Path, wanted: cache.CacheSpec) -> None:
     from tf_covid.phantom.cohort import write_cohort
 
     manifest = write_cohort(tmp_path / "cohort", 1, seed=4, size=64, slices=44, format="dicom")

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tf_covid.cohort.augment import Augmentation
 from tf_covid.cohort.cache import _example
 from tf_covid.cohort.dataset import batches, plane_bytes, visits
-from tf_covid.cohort.feed import ClipFeed, SliceFeed
+from tf_covid.cohort.feed import ClipTrainingInput, SliceTrainingInput
 from tf_covid.weights import Preprocessing
 
 GRID = (6, 16, 16)
@@ -90,8 +90,8 @@ def test_planes_must_fill_bytes() -> None:
         plane_bytes((4, 5, 5))
 
 
-def feed(augmentation: Augmentation, clip: tuple[int, int, int] = GRID) -> ClipFeed:
-    return ClipFeed(GRID, clip, Preprocessing(), 1, augmentation)
+def feed(augmentation: Augmentation, clip: tuple[int, int, int] = GRID) -> ClipTrainingInput:
+    return ClipTrainingInput(GRID, clip, Preprocessing(), 1, augmentation)
 
 
 def test_without_changes_training_sees_what_testing_sees(records: list[Path]) -> None:
@@ -139,8 +139,8 @@ def test_slices_for_a_lung_model_are_not_masked(records: list[Path]) -> None:
     ((inputs, _),) = read(records, order=np.array([[2]]), batch=99, seed=0, slices=-1)
     parts = {key: inputs[key] for key in ("hu", "lungs", "lesions", "seed")}
     known = {"augmentation": STILL, "preprocessing": Preprocessing(), "channels": 1}
-    seen, masks = SliceFeed(GRID[1:], (16, 16), masked=False, **known)(**parts)
-    cut, same = SliceFeed(GRID[1:], (16, 16), masked=True, **known)(**parts)
+    seen, masks = SliceTrainingInput(GRID[1:], (16, 16), masked=False, **known)(**parts)
+    cut, same = SliceTrainingInput(GRID[1:], (16, 16), masked=True, **known)(**parts)
     assert seen.numpy()[:, 0, 0].min() > 0 and cut.numpy()[:, 0, 0].max() == 0
     assert masks.shape == (6, 16, 16, 2) and masks.numpy()[..., 0].sum() == 6 * 64
     assert masks.numpy()[..., 1].sum(axis=(1, 2)).tolist() == [0, 0, 64, 0, 0, 0]

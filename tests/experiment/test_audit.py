@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tf_covid.cohort.cache import Entry
+from tf_covid.cohort.cache import CacheRecord
 from tf_covid.cohort.manifest import Row
 from tf_covid.errors import TrainingError
 from tf_covid.experiment.fit import _as_before, _marks
 
 
-def entry(case: str, patient: str) -> Entry:
-    return Entry(case, Path(case), {"pixels": f"x{case}", "patient": patient}, (), (1, 1, 1), 1)
+def entry(case: str, patient: str) -> CacheRecord:
+    return CacheRecord(case, Path(case), {"pixels": f"x{case}", "patient": patient}, (), (1, 1, 1), 1)
 
 
 def test_a_placeholder_for_the_patient_does_not_count_and_is_said() -> None:

@@ -9,25 +9,25 @@ from pathlib import Path
 import pytest
 
 from tf_covid.errors import OutputError, TrainingError
-from tf_covid.experiment.run_folder import Wish, alone
+from tf_covid.experiment.run_folder import FitRequest, exclusive_run_folder
 from tf_covid.training import checkpoint as resume
 from tf_covid.training.settings import Settings
 
 
 @pytest.fixture
-def wish(tmp_path: Path) -> Wish:
+def wish(tmp_path: Path) -> FitRequest:
     (tmp_path / "manifest.csv").write_text("case,path\n")
-    return Wish(tmp_path / "manifest.csv", "covid", "ltc", tmp_path / "run", Settings())
+    return FitRequest(tmp_path / "manifest.csv", "covid", "ltc", tmp_path / "run", Settings())
 
 
-def said_by(wish: Wish, *, workers: int = 1, goes_on: bool = True) -> list[str]:
+def said_by(wish: FitRequest, *, workers: int = 1, goes_on: bool = True) -> list[str]:
     said: list[str] = []
-    with alone(wish, workers=workers, goes_on=goes_on, say=said.append):
+    with exclusive_run_folder(wish, workers=workers, goes_on=goes_on, say=said.append):
         pass
     return said
 
 
-def change(wish: Wish, **values: object) -> None:
+def change(wish: FitRequest, **values: object) -> None:
     """Make the run one that began somewhere else; None takes a fact away."""
     path = wish.out / "run.json"
     facts = json.loads(path.read_text())
@@ -37,7 +37,7 @@ def change(wish: Wish, **values: object) -> None:
     path.write_text(json.dumps(facts))
 
 
-def test_a_run_says_what_it_ran_on(wish: Wish) -> None:
+def test_a_run_says_what_it_ran_on(wish: FitRequest) -> None:
     assert said_by(wish, workers=3, goes_on=False) == []
     facts = json.loads((wish.out / "run.json").read_text())
     assert facts["workers"] == 3 and facts["environment"] == resume.environment()
@@ -69,7 +69,7 @@ def test_fewer_processors_are_another_environment() -> None:
         ({}, None),
     ],
 )
-def test_another_environment_is_pointed_out(wish: Wish, changes: dict[str, object], other: str | None) -> None:
+def test_another_environment_is_pointed_out(wish: FitRequest, changes: dict[str, object], other: str | None) -> None:
     said_by(wish, goes_on=False)
     change(wish, **changes)
     # Workers only fill the cache, where a record is the same whoever made it.
@@ -79,7 +79,7 @@ def test_another_environment_is_pointed_out(wish: Wish, changes: dict[str, objec
     )
 
 
-def test_a_run_is_swept_when_it_is_opened(wish: Wish) -> None:
+def test_a_run_is_swept_when_it_is_opened(wish: FitRequest) -> None:
     said_by(wish, goes_on=False)
     (wish.out / "fold-0").mkdir()
     for folder in (wish.out, wish.out / "fold-0"):
@@ -93,7 +93,7 @@ def test_a_run_is_swept_when_it_is_opened(wish: Wish) -> None:
     assert not list(wish.out.rglob("*.partial"))
 
 
-def test_a_folder_of_something_else_is_refused(wish: Wish) -> None:
+def test_a_folder_of_something_else_is_refused(wish: FitRequest) -> None:
     wish.out.mkdir()
     (wish.out / "thesis.tex").touch()
     with pytest.raises(OutputError, match="is not empty"):

@@ -202,7 +202,7 @@ def test_what_a_killed_export_left_is_removed(small_lungs, small_files, tmp_path
     from tf_covid import atomic
 
     (tmp_path / "m").mkdir()
-    with atomic.workshop(tmp_path / "m" / "1") as folder:
+    with atomic.temporary_directory(tmp_path / "m" / "1") as folder:
         name = folder.name
     number = name.split(".")[-3]
     dead = tmp_path / "m" / name.replace(f".{number}.", ".4194999.")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_covid.server.batcher import Engine, Work
-from tf_covid.server.errors import Failed, Full, Gone, Invalid, TooSlow, Unavailable
-from tf_covid.server.servable import Entry, Version
+from tf_covid.server.batcher import Batcher, PendingRequest
+from tf_covid.server.errors import ClientDisconnected, Failed, InvalidArgument, QueueFull, TooSlow, Unavailable
+from tf_covid.server.servable import SignatureRunner, Version
 from tf_covid.server.tensor_spec import Spec
 
 FOREVER_S = 60.0
@@ -43,16 +43,18 @@ def switch() -> Switch:
 def version_of(
     function: Callable[..., Any], name: str = "classify_clip", out: tuple[int | None, ...] = (None, 2)
 ) -> Version:
-    entry = Entry(name, {"clip": Spec("clip", tf.float32, (None, None))}, {"y": Spec("y", tf.float32, out)}, function)
+    entry = SignatureRunner(
+        name, {"clip": Spec("clip", tf.float32, (None, None))}, {"y": Spec("y", tf.float32, out)}, function
+    )
     return Version("model", 1, {name: entry}, {}, None)
 
 
 @pytest.fixture
-def engine() -> Iterator[Callable[..., Engine]]:
-    made: list[Engine] = []
+def engine() -> Iterator[Callable[..., Batcher]]:
+    made: list[Batcher] = []
 
-    def make(queue: int = 8, **options: Any) -> Engine:
-        made.append(Engine(queue, **{"batch_wait_s": 0.0, **options}))
+    def make(queue: int = 8, **options: Any) -> Batcher:
+        made.append(Batcher(queue, **{"batch_wait_s": 0.0, **options}))
         return made[-1]
 
     yield make
@@ -61,8 +63,8 @@ def engine() -> Iterator[Callable[..., Engine]]:
 
 
 def ask(
-    engine: Engine, version: Version, value: float, rows: int = 1, columns: int = 2, limit_s: float = FOREVER_S
-) -> Work:
+    engine: Batcher, version: Version, value: float, rows: int = 1, columns: int = 2, limit_s: float = FOREVER_S
+) -> PendingRequest:
     name = version.signatures[0]
     clip = np.full((rows, columns), value, np.float32)
     return engine.submit(version, version.entry(name), {"clip": clip}, time.monotonic() + limit_s)
@@ -74,7 +76,7 @@ def test_one_too_many_is_refused_at_once(engine: Any, switch: Switch, until: Any
     switch.began.acquire()
     waiting = [ask(queue, version, 2), ask(queue, version, 3)]
     assert (queue.depth, queue.running) == (2, 1)
-    with pytest.raises(Full, match="2 requests are waiting"):
+    with pytest.raises(QueueFull, match="2 requests are waiting"):
         ask(queue, version, 4)
     switch.go.set()
     assert [queue.wait(work)["y"][0, 0] for work in (first, *waiting)] == [2, 4, 6]
@@ -107,7 +109,7 @@ def test_a_request_that_was_dropped_is_not_computed_and_gives_its_version_back(
     gone = ask(queue, version, 2)
     waiter = later(lambda: queue.wait(gone))
     queue.drop(gone)
-    with pytest.raises(Gone):
+    with pytest.raises(ClientDisconnected):
         waiter.result()
     drained = threading.Event()
     version.retire(drained.set)
@@ -153,7 +155,7 @@ def test_one_that_spoils_a_batch_fails_alone(engine: Any, switch: Switch) -> Non
     queue.wait(first)
     assert queue.wait(works[1])["y"][0, 0] == 2
     assert queue.wait(works[2])["y"][0, 0] == 4
-    with pytest.raises(Invalid):
+    with pytest.raises(InvalidArgument):
         queue.wait(works[-1])
 
 
@@ -245,9 +247,11 @@ def test_who_is_in_a_hurry_need_not_wait(engine: Any, switch: Switch, later: Any
 
 def test_what_a_close_has_answered_does_not_begin(switch: Switch, caplog: pytest.LogCaptureFixture) -> None:
     version = version_of(switch)
-    queue = Engine(8, workers=0)
+    queue = Batcher(8, workers=0)
     for answer in ("close", "drop"):
-        work = Work(version, version.entry("classify_clip"), {"clip": np.ones((1, 2), np.float32)}, time.monotonic())
+        work = PendingRequest(
+            version, version.entry("classify_clip"), {"clip": np.ones((1, 2), np.float32)}, time.monotonic()
+        )
         if answer == "close":
             work.future.set_exception(Unavailable("the server is stopping"))
         else:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tf_covid.experiment.evaluate import evaluate
-from tf_covid.experiment.fit import Wish, fit
+from tf_covid.experiment.fit import FitRequest, fit
 from tf_covid.study import compare
 from tf_covid.study.seen import START, as_seen, seen_in_short, seen_sentences
 from tf_covid.training.settings import Settings
@@ -117,7 +117,7 @@ SETTINGS = Settings(
 def trained(manifest: Path, out: Path, **more: Any) -> list[str]:
     """A run of a tiny network; what it said."""
     said: list[str] = []
-    wish = Wish(manifest, "covid", "ltc", out, SETTINGS, folds=2, cache=manifest.parent / "cache", **more)
+    wish = FitRequest(manifest, "covid", "ltc", out, SETTINGS, folds=2, cache=manifest.parent / "cache", **more)
     fit(wish, say=said.append, watch=lambda *_: nullcontext(lambda *_: None))
     return said
 

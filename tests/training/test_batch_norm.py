@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_covid.cohort.cache import Entry, _example
+from tf_covid.cohort.cache import CacheRecord, _example
 from tf_covid.cohort.manifest import Row
 from tf_covid.models import NETWORKS
 from tf_covid.training import fold, norms
@@ -24,7 +24,7 @@ UNET: dict[str, Any] = {"clip": (1, 32, 32), "slices_per_scan": 3, "network": {"
 
 
 @pytest.fixture(scope="module")
-def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
+def entries(tmp_path_factory: pytest.TempPathFactory) -> list[CacheRecord]:
     """Seven records: dark lungs of different size in bright noise."""
     folder, found = tmp_path_factory.mktemp("records"), []
     for number in range(7):
@@ -34,7 +34,7 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
         path = folder / f"{number}.tfrecord"
         with tf.io.TFRecordWriter(str(path)) as writer:
             writer.write(_example({"hu": hu, "lungs": lungs, "lesions": lungs & (hu > -830)}).SerializeToString())
-        found.append(Entry(f"case{number}", path, {}, (), GRID, GRID[0]))
+        found.append(CacheRecord(f"case{number}", path, {}, (), GRID, GRID[0]))
     return found
 
 
@@ -49,12 +49,12 @@ def plan(task: str = "lungs", model: str = "unet", **changes: Any) -> Plan:
     return Plan(model, lesson, settings, None, 0)
 
 
-def run(asked: Plan, entries: list[Entry], folder: Path, held_out: int = 0) -> Trained:
+def run(asked: Plan, entries: list[CacheRecord], folder: Path, held_out: int = 0) -> Trained:
     folder.mkdir(exist_ok=True)
     return train(asked, entries[held_out:], entries[:held_out], folder)
 
 
-def clips(asked: Plan, entries: list[Entry]) -> np.ndarray:
+def clips(asked: Plan, entries: list[CacheRecord]) -> np.ndarray:
     order = np.arange(len(entries))[np.newaxis]
     data = asked.lesson.batches(entries, order=order, seed=0, even=True)
     return np.concatenate([asked.lesson.prepare(*batch, False)[0].numpy() for batch in data])
@@ -71,7 +71,7 @@ def test_the_shortest_stage_counts() -> None:
     assert fold._shortest(settings) == 3 and fold._shortest(Settings(epochs=30)) == 30
 
 
-def test_statistics_are_those_of_the_whole_set(entries: list[Entry]) -> None:
+def test_statistics_are_those_of_the_whole_set(entries: list[CacheRecord]) -> None:
     """By hand: mean and variance of what the first convolution gives over all clips, whatever the batches."""
     asked = plan()
     network = NETWORKS["unet"].build(**asked.lesson.arguments)
@@ -85,7 +85,7 @@ def test_statistics_are_those_of_the_whole_set(entries: list[Entry]) -> None:
     np.testing.assert_allclose(variance, values.var(axis=(0, 1, 2)), rtol=1e-4, atol=1e-6)
 
 
-def test_as_few_clips_as_asked_for_are_taken(entries: list[Entry], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_few_clips_as_asked_for_are_taken(entries: list[CacheRecord], monkeypatch: pytest.MonkeyPatch) -> None:
     asked = plan()
     network = NETWORKS["unet"].build(**asked.lesson.arguments)
     seen: list[int] = []
@@ -105,7 +105,7 @@ def test_as_few_clips_as_asked_for_are_taken(entries: list[Entry], monkeypatch: 
         assert sum(seen) == count and max(seen) - min(seen) <= len(seen)
 
 
-def test_frozen_layers_keep_what_they_have(entries: list[Entry]) -> None:
+def test_frozen_layers_keep_what_they_have(entries: list[CacheRecord]) -> None:
     asked = plan()
     network = NETWORKS["unet"].build(**asked.lesson.arguments)
     names = [norm.name for norm in norms.norms_of(network)]
@@ -113,7 +113,7 @@ def test_frozen_layers_keep_what_they_have(entries: list[Entry]) -> None:
     assert norms.Census(network, asked.lesson, entries).take([]) == {}
 
 
-def test_a_frozen_stage_is_saved_as_it_learned(entries: list[Entry], tmp_path: Path) -> None:
+def test_a_frozen_stage_is_saved_as_it_learned(entries: list[CacheRecord], tmp_path: Path) -> None:
     """What stands before the first layer that learns normalises by what it had, in training and afterwards."""
     asked = plan(epochs=2, stages=(Stage(epochs=2, train_from="up0_conv1"),))
     trained = run(asked, entries, tmp_path)
@@ -122,7 +122,7 @@ def test_a_frozen_stage_is_saved_as_it_learned(entries: list[Entry], tmp_path: P
         assert still == (not norm.name.startswith("up0")), norm.name
 
 
-def test_a_network_answers_as_it_was_trained(entries: list[Entry], tmp_path: Path) -> None:
+def test_a_network_answers_as_it_was_trained(entries: list[CacheRecord], tmp_path: Path) -> None:
     """Its loss on its own clips is not far above that with the statistics of each batch, after a few steps only."""
     asked = plan(epochs=6)
     trained = run(asked, entries, tmp_path)
@@ -143,7 +143,7 @@ def test_a_network_answers_as_it_was_trained(entries: list[Entry], tmp_path: Pat
     assert keras.saving.load_model(path, compile=False).input_shape == read.input_shape
 
 
-def test_what_judges_is_what_is_saved(entries: list[Entry], tmp_path: Path) -> None:
+def test_what_judges_is_what_is_saved(entries: list[CacheRecord], tmp_path: Path) -> None:
     """The loss of the best epoch on the held-out patients is that of the saved network: the same statistics."""
     asked = plan(epochs=4, held_out=0.3, keep="best")
     trained = run(asked, entries, tmp_path, held_out=2)
@@ -156,7 +156,7 @@ def test_what_judges_is_what_is_saved(entries: list[Entry], tmp_path: Path) -> N
     assert mean == pytest.approx(min(trained.curves["val_loss"]), rel=1e-3)
 
 
-def test_judging_changes_nothing_of_the_training(entries: list[Entry], tmp_path: Path) -> None:
+def test_judging_changes_nothing_of_the_training(entries: list[CacheRecord], tmp_path: Path) -> None:
     """The same weights with and without held-out patients, and after a stop between two epochs."""
     whole = run(plan(epochs=2), entries[2:], tmp_path / "whole")
     watched = train(plan(epochs=2, held_out=0.3), entries[2:], entries[:2], _made(tmp_path / "watched"))
@@ -183,7 +183,7 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def test_a_network_without_batch_norms_needs_nothing(entries: list[Entry]) -> None:
+def test_a_network_without_batch_norms_needs_nothing(entries: list[CacheRecord]) -> None:
     asked = plan("severity", "ltc", clip=(16, 32, 32), network={"dense": 8})
     network = NETWORKS["ltc"].build(**asked.lesson.arguments)
     norms.set_momentum(network, 20)

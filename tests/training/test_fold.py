@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_covid.cohort.cache import Entry, _example
+from tf_covid.cohort.cache import CacheRecord, _example
 from tf_covid.cohort.manifest import Row
 from tf_covid.errors import TrainingError
 from tf_covid.training import checkpoint as resume
@@ -23,7 +23,7 @@ GRID = (16, 32, 32)
 
 
 @pytest.fixture(scope="module")
-def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
+def entries(tmp_path_factory: pytest.TempPathFactory) -> list[CacheRecord]:
     """Eight records; the darker, the lower the class, and a lesion in the bright half."""
     folder, found = tmp_path_factory.mktemp("records"), []
     for number in range(8):
@@ -34,7 +34,7 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
         path = folder / f"{number}.tfrecord"
         with tf.io.TFRecordWriter(str(path)) as writer:
             writer.write(_example({"hu": hu, "lungs": lungs, "lesions": lesions}).SerializeToString())
-        found.append(Entry(f"case{number}", path, {}, (), GRID, GRID[0]))
+        found.append(CacheRecord(f"case{number}", path, {}, (), GRID, GRID[0]))
     return found
 
 
@@ -56,7 +56,7 @@ def ltc(**changes: object) -> Settings:
     return Settings(clip=GRID, batch=4, network={"dense": 8}, **changes)  # type: ignore[arg-type]
 
 
-def run(asked: Plan, entries: list[Entry], folder: Path, held_out: int = 0) -> Trained:
+def run(asked: Plan, entries: list[CacheRecord], folder: Path, held_out: int = 0) -> Trained:
     folder.mkdir(exist_ok=True)
     return train(asked, entries[held_out:], entries[:held_out], folder)
 
@@ -76,7 +76,7 @@ def run(asked: Plan, entries: list[Entry], folder: Path, held_out: int = 0) -> T
     ],
 )
 def test_every_task_trains_and_answers(
-    entries: list[Entry], tmp_path: Path, task: str, model: str, more: dict[str, object]
+    entries: list[CacheRecord], tmp_path: Path, task: str, model: str, more: dict[str, object]
 ) -> None:
     asked = plan(task, model, Settings(epochs=1, batch=4, **more))  # type: ignore[arg-type]
     try:
@@ -101,13 +101,13 @@ def test_every_task_trains_and_answers(
         assert ((answers["dice"] >= 0) & (answers["dice"] <= 1)).all()
 
 
-def test_a_network_learns_what_can_be_learned(entries: list[Entry], tmp_path: Path) -> None:
+def test_a_network_learns_what_can_be_learned(entries: list[CacheRecord], tmp_path: Path) -> None:
     trained = run(plan("severity", "ltc", ltc(epochs=12, learning_rate=1e-3, ct_score_weight=1.0)), entries, tmp_path)
     loss = trained.curves["logits_loss"]
     assert min(loss[-3:]) < 0.8 * loss[0]
 
 
-def test_a_frozen_stage_changes_the_head_only(entries: list[Entry], tmp_path: Path) -> None:
+def test_a_frozen_stage_changes_the_head_only(entries: list[CacheRecord], tmp_path: Path) -> None:
     before = run(plan("covid", "ltc", ltc(epochs=1, stages=(Stage(epochs=1, train_from="head"),))), entries, tmp_path)
     again = run(
         plan("covid", "ltc", ltc(epochs=2, stages=(Stage(epochs=2, train_from="head"),))), entries, tmp_path / "longer"
@@ -118,7 +118,7 @@ def test_a_frozen_stage_changes_the_head_only(entries: list[Entry], tmp_path: Pa
             assert same == layer.name.startswith("conv"), layer.name
 
 
-def test_the_best_weights_are_kept(entries: list[Entry], tmp_path: Path) -> None:
+def test_the_best_weights_are_kept(entries: list[CacheRecord], tmp_path: Path) -> None:
     settings = ltc(epochs=5, learning_rate=0.01, held_out=0.3, keep="best", class_weights=False, ct_score_weight=0.0)
     asked = plan("covid", "ltc", settings)
     trained = run(asked, entries, tmp_path, held_out=4)
@@ -127,14 +127,14 @@ def test_the_best_weights_are_kept(entries: list[Entry], tmp_path: Path) -> None
     assert loss == pytest.approx(min(trained.curves["val_loss"]), rel=1e-3)
 
 
-def test_patience_ends_a_training(entries: list[Entry], tmp_path: Path) -> None:
+def test_patience_ends_a_training(entries: list[CacheRecord], tmp_path: Path) -> None:
     settings = ltc(epochs=50, learning_rate=0.1, held_out=0.3, patience=1, keep="best")
     trained = run(plan("covid", "ltc", settings), entries, tmp_path, held_out=4)
     watched = trained.curves["val_loss"]
     assert len(watched) < 50 and np.argmin(watched) == len(watched) - 2
 
 
-def test_a_damaged_state_is_named(entries: list[Entry], tmp_path: Path) -> None:
+def test_a_damaged_state_is_named(entries: list[CacheRecord], tmp_path: Path) -> None:
     (tmp_path / "state.npz").write_bytes(b"PK\x03\x04 nothing")
     with pytest.raises(TrainingError, match="the state is damaged"):
         run(plan("covid", "ltc", ltc(epochs=1)), entries, tmp_path)
@@ -159,7 +159,7 @@ def test_a_damaged_state_is_named(entries: list[Entry], tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_do_not_fit_the_network_are_named(
-    entries: list[Entry], tmp_path: Path, settings: Settings, said: str
+    entries: list[CacheRecord], tmp_path: Path, settings: Settings, said: str
 ) -> None:
     with pytest.raises(TrainingError, match=said):
         run(plan("severity", "ltc", settings), entries, tmp_path)
@@ -208,6 +208,6 @@ def test_two_devices_train_as_one_does(tmp_path: Path) -> None:
     assert done.stdout == "alike\n"
 
 
-def test_devices_must_share_a_batch_evenly(entries: list[Entry], tmp_path: Path) -> None:
+def test_devices_must_share_a_batch_evenly(entries: list[CacheRecord], tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="devices need a batch that they share evenly, and as many records"):
         run(plan("covid", "ltc", ltc(epochs=1), mirrored=True), entries[:2], tmp_path)

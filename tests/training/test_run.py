@@ -78,7 +78,7 @@ def test_a_new_output_learns_alone():
         return float(np.mean((network.predict(x, verbose=0)["new"] - truth) ** 2))
 
     first = error()
-    run.alone(network, ["new"], data, steps=300, rate=3e-2, loss={"old": "mse", "new": "mse"})
+    run.train_only(network, ["new"], data, steps=300, rate=3e-2, loss={"old": "mse", "new": "mse"})
     assert error() < 0.1 * first
     for layer in network.layers:
         same = all(np.array_equal(*pair) for pair in zip(layer.get_weights(), before[layer.name], strict=True))
@@ -99,7 +99,7 @@ def test_a_training_whose_loss_is_no_number_ends(tmp_path):
     network = keras.Model(network.inputs, {"new": network.outputs[0]})
     data = data.map(lambda x, y: (x, {"new": y}))
     with pytest.raises(TrainingError, match="not_finite: the loss of new"):
-        run.alone(network, ["new"], data, steps=2, rate=1e-3, loss={"new": "mse"})
+        run.train_only(network, ["new"], data, steps=2, rate=1e-3, loss={"new": "mse"})
 
 
 if __name__ == "__main__":  # the process that is killed

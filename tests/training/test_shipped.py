@@ -16,8 +16,8 @@ from tf_covid.training import augment, cases
 from tf_covid.training.average import averaged
 from tf_covid.training.average import main as average_lungs
 from tf_covid.training.clips import Clips, make_clips, masked, read_clips
-from tf_covid.training.cpu_layers import quick
-from tf_covid.training.dense import pooled, supervised
+from tf_covid.training.cpu_layers import cpu_optimised
+from tf_covid.training.dense import add_deep_supervision, pooled
 from tf_covid.training.initialise import start_from
 from tf_covid.training.losses import disease_loss, mask_loss
 from tf_covid.training.lungs import main as train_lungs
@@ -105,7 +105,7 @@ def test_slices_and_masks_change_alike_and_clips_stay_masked():
 @pytest.mark.parametrize("clip", [(9, 40, 36, 1), (16, 33, 47, 3)])
 def test_what_trains_faster_answers_the_same(clip, stem):
     network = I3D(clip, classes=3, stem=stem)
-    copy = quick(network)
+    copy = cpu_optimised(network)
     clips = np.random.default_rng(0).random((2, *clip), np.float32)
     np.testing.assert_allclose(copy(clips)["logits"], network(clips)["logits"], atol=1e-5)
     stems = [model.get_layer("Conv3d_1a_7x7_conv").get_weights()[0] for model in (network, copy)]
@@ -114,7 +114,7 @@ def test_what_trains_faster_answers_the_same(clip, stem):
 
 def test_the_disease_is_asked_for_on_the_cells_of_the_endpoints():
     network = I3D((8, 32, 32, 1), classes=3)
-    pupil, grids = supervised(network, ("Mixed_3c", "Mixed_4f"))
+    pupil, grids = add_deep_supervision(network, ("Mixed_3c", "Mixed_4f"))
     assert grids == {"disease_Mixed_3c": (4, 4, 4), "disease_Mixed_4f": (2, 2, 2)}
     outputs = pupil(np.zeros((1, 8, 32, 32, 1), np.float32))
     assert {name: tuple(outputs[name].shape) for name in grids} == {

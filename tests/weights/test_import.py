@@ -23,7 +23,7 @@ from tf_covid.phantom import draw_chest
 from tf_covid.phantom.files import write_nifti_volume
 from tf_covid.weights import Contract, Preprocessing, contract_of, load, load_model, read_contract, save_model
 from tf_covid.weights.importing import import_weights
-from tf_covid.weights.plan import Wish
+from tf_covid.weights.plan import ImportRequest
 from tf_covid.weights.sources import SOURCES
 
 #: The smallest clip of the published head.
@@ -44,7 +44,7 @@ def kinetics(checkpoints, tmp_path_factory):
     """The drawn Kinetics checkpoint, imported with three channels."""
     folder = tmp_path_factory.mktemp("kinetics")
     prefix = checkpoints.write_tf(checkpoints.sonnet(), folder / "model.ckpt")
-    done = import_weights(prefix, Wish("i3d", clip=SMALL, rgb=True), folder / "rgb.keras")
+    done = import_weights(prefix, ImportRequest("i3d", clip=SMALL, rgb=True), folder / "rgb.keras")
     return folder, prefix, done
 
 
@@ -71,7 +71,7 @@ def test_the_peers_own_logits(kinetics, checkpoints):
 @pytest.mark.parametrize("name", I3D_FILES)
 def test_every_format_gives_the_same_network(name, kinetics, checkpoints, tmp_path):
     path = I3D_FILES[name](checkpoints, checkpoints.sonnet(), tmp_path / name)
-    done = import_weights(path, Wish("i3d", clip=SMALL, rgb=True), tmp_path / "x.keras")
+    done = import_weights(path, ImportRequest("i3d", clip=SMALL, rgb=True), tmp_path / "x.keras")
     for ours, theirs in zip(load_model(tmp_path / "x.keras").weights, load_model(kinetics[0] / "rgb.keras").weights,
                             strict=True):  # fmt: skip
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-9, err_msg=ours.path)
@@ -84,16 +84,16 @@ def test_kinetics_600_has_no_prefix_and_carries_slots(checkpoints, tmp_path):
     tensors |= {f"{name}/Momentum": value for name, value in list(tensors.items()) if name.endswith("/w")}
     tensors["global_step"] = np.array(5, np.int64)
     path = checkpoints.write_tf(tensors, tmp_path / "model.ckpt")
-    done = import_weights(path, Wish("i3d", clip=SMALL), tmp_path / "x.keras")
+    done = import_weights(path, ImportRequest("i3d", clip=SMALL), tmp_path / "x.keras")
     assert done["classes"] == 600 and len(done["mapped"]) == 230
     assert len(done["ignored"]) == 59 and "global_step" in done["ignored"]
 
 
 def test_a_new_classifier_must_be_asked_for(sonnet, tmp_path):
     with pytest.raises(ModelError, match="has 400 classes, not 5; --allow-missing-head"):
-        import_weights(sonnet, Wish("i3d", classes=5), tmp_path / "x.keras")
+        import_weights(sonnet, ImportRequest("i3d", classes=5), tmp_path / "x.keras")
     done = import_weights(
-        sonnet, Wish("i3d", classes=5, allow_missing_head=True, clip=(16, 64, 64)), tmp_path / "x.keras"
+        sonnet, ImportRequest("i3d", classes=5, allow_missing_head=True, clip=(16, 64, 64)), tmp_path / "x.keras"
     )
     assert done["fresh"] == ["logits"]
     assert [text.split()[0] for text in done["left"]] == [
@@ -109,7 +109,7 @@ def test_a_port_without_its_top_needs_a_new_classifier(checkpoints, tmp_path):
     tensors = {name: v for name, v in checkpoints.keras_i3d(checkpoints.sonnet()).items() if "6a" not in name}
     path = checkpoints.write_legacy_h5(tensors, tmp_path / "no_top.h5")
     with pytest.raises(ModelError, match="has no classifier"):
-        import_weights(path, Wish("i3d", clip=SMALL), tmp_path / "x.keras")
+        import_weights(path, ImportRequest("i3d", clip=SMALL), tmp_path / "x.keras")
 
 
 def test_what_is_missing_or_too_much_is_listed_with_its_shape(checkpoints, tmp_path):
@@ -119,7 +119,7 @@ def test_what_is_missing_or_too_much_is_listed_with_its_shape(checkpoints, tmp_p
     tensors["RGB/inception_i3d/Conv3d_2b_1x1/conv_3d/w"] = np.zeros((1, 1, 1, 64, 65), np.float32)
     path = checkpoints.write_safetensors(tensors, tmp_path / "x.safetensors")
     with pytest.raises(ModelError) as caught:
-        import_weights(path, Wish("i3d", clip=SMALL), tmp_path / "x.keras")
+        import_weights(path, ImportRequest("i3d", clip=SMALL), tmp_path / "x.keras")
     text = str(caught.value)
     assert "1 unfilled: Mixed_4b_Branch_0_Conv3d_0a_1x1_conv/kernel [1, 1, 1, 480, 192]" in text
     assert "1 unused: RGB/inception_i3d/Surprise/w [3, 2]" in text
@@ -132,7 +132,7 @@ def test_flow_is_refused(checkpoints, tmp_path):
         checkpoints.sonnet(channels=2, prefix="Flow/inception_i3d/"), tmp_path / "x.safetensors"
     )
     with pytest.raises(ModelError, match="optical flow"):
-        import_weights(path, Wish("i3d", clip=SMALL), tmp_path / "x.keras")
+        import_weights(path, ImportRequest("i3d", clip=SMALL), tmp_path / "x.keras")
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +145,9 @@ def inceptions(checkpoints, tmp_path_factory):
 def test_inception_inflates_from_every_file_at_every_endpoint(kind, checkpoints, inceptions, tmp_path):
     """A boring clip through the inflated network is the slice through its parent, in the middle of time."""
     path = inceptions[kind]
-    flat = import_weights(path, Wish("inception_v1", clip=(64, 64)), tmp_path / "flat.keras")
+    flat = import_weights(path, ImportRequest("inception_v1", clip=(64, 64)), tmp_path / "flat.keras")
     assert flat["classes"] == 1001 and flat["input"]["channels"] == 1
-    deep = import_weights(path, Wish("i3d", clip=(128, 64, 64), inflate=True), tmp_path / "deep.keras")
+    deep = import_weights(path, ImportRequest("i3d", clip=(128, 64, 64), inflate=True), tmp_path / "deep.keras")
     assert deep["inflated"] and deep["classes"] == 1001
     parent, network = load_model(tmp_path / "flat.keras"), load_model(tmp_path / "deep.keras")
     picture = np.random.default_rng(2).uniform(-1, 1, (1, 64, 64, 1)).astype(np.float32)
@@ -160,7 +160,7 @@ def test_inception_inflates_from_every_file_at_every_endpoint(kind, checkpoints,
 def test_the_inception_files_hold_the_same_network(inceptions, tmp_path):
     found = {}
     for kind, path in inceptions.items():
-        import_weights(path, Wish("inception_v1", clip=(64, 64)), tmp_path / "x.keras")
+        import_weights(path, ImportRequest("inception_v1", clip=(64, 64)), tmp_path / "x.keras")
         found[kind] = {f"{w.path}": np.array(w) for w in load_model(tmp_path / "x.keras").weights}
     for kind, weights in found.items():
         for path, value in weights.items():
@@ -169,7 +169,7 @@ def test_the_inception_files_hold_the_same_network(inceptions, tmp_path):
 
 @pytest.mark.slow
 def test_torchvisions_stem_is_padded_as_it_pads(inceptions, tmp_path):
-    import_weights(inceptions["torchvision"], Wish("inception_v1", clip=(64, 64)), tmp_path / "x.keras")
+    import_weights(inceptions["torchvision"], ImportRequest("inception_v1", clip=(64, 64)), tmp_path / "x.keras")
     network = load_model(tmp_path / "x.keras")
     picture = np.random.default_rng(4).uniform(-1, 1, (1, 64, 64, 1)).astype(np.float32)
     stem = keras.Model(network.input, network.get_layer("Conv2d_1a_7x7_conv").output)(picture).numpy()
@@ -180,21 +180,21 @@ def test_torchvisions_stem_is_padded_as_it_pads(inceptions, tmp_path):
         expected = np.einsum("hw,hwf->f", window, kernel[:, :, 0])
         np.testing.assert_allclose(stem[0, row, column], expected, atol=1e-4)
     with pytest.raises(ModelError, match="multiples of 32"):
-        import_weights(inceptions["torchvision"], Wish("inception_v1", clip=(80, 80)), tmp_path / "y.keras")
+        import_weights(inceptions["torchvision"], ImportRequest("inception_v1", clip=(80, 80)), tmp_path / "y.keras")
 
 
 def test_a_slice_network_is_no_clip_network_without_inflation(inceptions, tmp_path):
     with pytest.raises(ModelError, match="--inflate makes an i3d of it"):
-        import_weights(inceptions["torchvision"], Wish("i3d"), tmp_path / "x.keras")
+        import_weights(inceptions["torchvision"], ImportRequest("i3d"), tmp_path / "x.keras")
     with pytest.raises(ModelError, match="holds torchvision's GoogLeNet"):
-        import_weights(inceptions["torchvision"], Wish("unet"), tmp_path / "x.keras")
+        import_weights(inceptions["torchvision"], ImportRequest("unet"), tmp_path / "x.keras")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("style", ["keras", "torch", "features", "mmaction"])
 def test_c3d_fills_the_trunk_one_to_one(style, checkpoints, tmp_path):
     path, dense = checkpoints.c3d(style, tmp_path)
-    done = import_weights(path, Wish("ltc", clip=(16, 32, 32)), tmp_path / "x.keras")
+    done = import_weights(path, ImportRequest("ltc", clip=(16, 32, 32)), tmp_path / "x.keras")
     assert len(done["mapped"]) == 16 and done["input"]["channels"] == 3
     assert [text.split()[0] for text in done["left"]] == sorted(dense, key=lambda name: name.removeprefix("backbone."))
     assert done["fresh"] == ["fc6", "fc7", "logits"] and done["classes"] == 5
@@ -208,7 +208,7 @@ def test_c3d_fills_the_trunk_one_to_one(style, checkpoints, tmp_path):
 
 def test_the_five_convolutions_take_the_three_that_fit(checkpoints, tmp_path):
     path, _ = checkpoints.c3d("keras", tmp_path)
-    done = import_weights(path, Wish("ltc", clip=(16, 32, 32), trunk="ltc"), tmp_path / "x.keras")
+    done = import_weights(path, ImportRequest("ltc", clip=(16, 32, 32), trunk="ltc"), tmp_path / "x.keras")
     assert {row["to"].split("/")[0] for row in done["mapped"]} == {"conv1", "conv2", "conv3"}
     assert done["fresh"] == ["conv4", "conv5", "fc6", "fc7", "logits"]
     assert "conv5b/kernel [3, 3, 3, 512, 512]" in done["left"]
@@ -217,7 +217,7 @@ def test_the_five_convolutions_take_the_three_that_fit(checkpoints, tmp_path):
 def test_c3d_through_the_stratifier_sees_blue_green_red_of_0_to_255_less_their_means(checkpoints, tmp_path):
     """Each channel has its own offset, outside the lungs too, where the window's 0 stands for black."""
     path, _ = checkpoints.c3d("keras", tmp_path)
-    import_weights(path, Wish("ltc", clip=(16, 64, 64)), tmp_path / "x.keras")
+    import_weights(path, ImportRequest("ltc", clip=(16, 64, 64)), tmp_path / "x.keras")
     network = load_model(tmp_path / "x.keras")
     road = tf_covid.stratifier(network, lungs="lungs-unet")
     chest = draw_chest(3, (24, 96, 96), severity=2)
@@ -271,7 +271,7 @@ def test_files_of_ours_come_back(model, ending, tmp_path):
     else:
         network.save(path)
     sides = tuple(arguments["input_shape"][:-1])
-    done = import_weights(path, Wish(model, clip=sides), tmp_path / "again.keras")
+    done = import_weights(path, ImportRequest(model, clip=sides), tmp_path / "again.keras")
     assert not done["fresh"] and not done["left"] and not done["ignored"]
     again = load(tmp_path / "again.keras")
     for before, after in zip(network.get_weights(), again.network.get_weights(), strict=True):
@@ -286,7 +286,7 @@ def test_our_own_parent_inflates(tmp_path):
     parent = InceptionV1((32, 32, 1), classes=5)
     parent.save_weights(tmp_path / "parent.weights.h5")
     done = import_weights(
-        tmp_path / "parent.weights.h5", Wish("i3d", clip=(8, 32, 32), inflate=True), tmp_path / "x.keras"
+        tmp_path / "parent.weights.h5", ImportRequest("i3d", clip=(8, 32, 32), inflate=True), tmp_path / "x.keras"
     )
     assert done["inflated"] and done["classes"] == 5
     assert load_model(tmp_path / "x.keras").input_shape == (None, 8, 32, 32, 1)
@@ -300,7 +300,7 @@ def test_the_parent_that_fit_trains_on_slices_inflates(tmp_path):
     save_model(
         parent, Contract(model="inception_v1", arguments=arguments, task="slices", note="2D."), tmp_path / "p.keras"
     )
-    wish = Wish("i3d", inflate=True, allow_missing_head=True, clip=(16, 32, 32))
+    wish = ImportRequest("i3d", inflate=True, allow_missing_head=True, clip=(16, 32, 32))
     done = import_weights(tmp_path / "p.keras", wish, tmp_path / "x.keras")
     assert {line.split(" ")[0] for line in done["left"]} >= {"share/kernel", "share/bias"}
     network = load_model(tmp_path / "x.keras")
@@ -317,7 +317,7 @@ def test_infer_and_the_stratifier_take_it_once_its_head_is_trained(kinetics, tmp
     _, prefix, _ = kinetics
     chest = draw_chest(3, (24, 96, 96), severity=2)
     chest.affine[:3, 0] *= 5.0 / chest.spacing_mm[0]  # voxels above 12 mm are refused
-    wish = Wish("i3d", clip=(16, 64, 64), allow_missing_head=True)
+    wish = ImportRequest("i3d", clip=(16, 64, 64), allow_missing_head=True)
     import_weights(prefix, wish, tmp_path / "x.keras")
     write_nifti_volume(chest.hu, chest.affine, tmp_path / "scan.nii.gz")
     command = [
@@ -374,12 +374,12 @@ def test_rubbish_gets_its_name(tmp_path):
         if name != "none":
             (tmp_path / name).write_bytes(b"rubbish" * 10)
         with pytest.raises(UnsafeFile) as caught:
-            import_weights(tmp_path / name, Wish("i3d"), tmp_path / "out.keras")
+            import_weights(tmp_path / name, ImportRequest("i3d"), tmp_path / "out.keras")
         assert caught.value.code == code, name
     with pytest.raises(OutputError, match=r"end with .keras"):
-        import_weights(tmp_path / "x.h5", Wish("i3d"), tmp_path / "out.h5")
+        import_weights(tmp_path / "x.h5", ImportRequest("i3d"), tmp_path / "out.h5")
     with pytest.raises(ModelError, match="unknown network"):
-        import_weights(tmp_path / "x.h5", Wish("vgg"), tmp_path / "out.keras")
+        import_weights(tmp_path / "x.h5", ImportRequest("vgg"), tmp_path / "out.keras")
 
 
 PUBLISHED = {
@@ -407,7 +407,7 @@ def test_the_tables_have_the_published_names(file, title, checkpoints):
 def test_wrappers_names_and_other_types(checkpoints, tmp_path):
     tensors = {f"module.{name}": value.astype(np.float16) for name, value in checkpoints.torch_unet().items()}
     path = checkpoints.write_safetensors(tensors, tmp_path / "unet.safetensors")
-    done = import_weights(path, Wish("unet", clip=(32, 32)), tmp_path / "x.keras")
+    done = import_weights(path, ImportRequest("unet", clip=(32, 32)), tmp_path / "x.keras")
     assert all(name.startswith("module.") for row in done["mapped"] for name in row["from"])
 
 
@@ -416,7 +416,7 @@ def test_a_negative_variance_is_named(checkpoints, tmp_path):
     tensors["inc.double_conv.1.running_var"][0] = -1
     path = checkpoints.write_safetensors(tensors, tmp_path / "unet.safetensors")
     with pytest.raises(ModelError, match="negative variance"):
-        import_weights(path, Wish("unet", clip=(32, 32)), tmp_path / "x.keras")
+        import_weights(path, ImportRequest("unet", clip=(32, 32)), tmp_path / "x.keras")
 
 
 def test_a_few_bytes_do_not_ask_for_a_large_network(checkpoints, tmp_path):
@@ -424,11 +424,11 @@ def test_a_few_bytes_do_not_ask_for_a_large_network(checkpoints, tmp_path):
     tensors["inc.double_conv.0.weight"] = np.zeros((9000, 1, 1, 1), np.float32)
     path = checkpoints.write_safetensors(tensors, tmp_path / "unet.safetensors")
     with pytest.raises(ModelError, match="does not fit 9000 filters"):
-        import_weights(path, Wish("unet"), tmp_path / "x.keras")
+        import_weights(path, ImportRequest("unet"), tmp_path / "x.keras")
     wide = {"fc6/kernel": (1, 9000), "fc7/kernel": (1, 1), "logits/kernel": (1, 5), "conv1/kernel": (3, 3, 3, 1, 64)}
     path = checkpoints.write_legacy_h5({n: np.zeros(s, np.float32) for n, s in wide.items()}, tmp_path / "ltc.h5")
     with pytest.raises(ModelError, match=r"fc6/kernel is \[1, 9000\]"):
-        import_weights(path, Wish("ltc"), tmp_path / "x.keras")
+        import_weights(path, ImportRequest("ltc"), tmp_path / "x.keras")
 
 
 @pytest.mark.parametrize(
@@ -441,7 +441,7 @@ def test_without_a_safe_torch_a_pickle_is_refused(torch, code, monkeypatch, tmp_
     with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
     with pytest.raises(UnsafeFile, match=r"\.\[torch\]|2\.6") as caught:
-        import_weights(tmp_path / "a.pt", Wish("i3d"), tmp_path / "x.keras")
+        import_weights(tmp_path / "a.pt", ImportRequest("i3d"), tmp_path / "x.keras")
     assert caught.value.code == code
 
 
@@ -474,7 +474,7 @@ def test_training_that_starts_from_a_file_keeps_its_window(tmp_path):
 def test_training_that_starts_from_an_import_keeps_its_input(inceptions, tmp_path):
     from tf_covid.training.initialise import inherited
 
-    wish = Wish("i3d", clip=(16, 32, 32), inflate=True, allow_missing_head=True)
+    wish = ImportRequest("i3d", clip=(16, 32, 32), inflate=True, allow_missing_head=True)
     import_weights(inceptions["torchvision"], wish, tmp_path / "x.keras")
     preprocessing, channels, shared = inherited(tmp_path / "x.keras")
     assert (preprocessing.input_scale, preprocessing.input_offset, channels) == ((2.0,), (-1.0,), 1)

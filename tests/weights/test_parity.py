@@ -19,7 +19,7 @@ import tensorflow as tf
 from tf_covid.errors import ModelError
 from tf_covid.weights import load_model, read_contract
 from tf_covid.weights.importing import import_weights
-from tf_covid.weights.plan import Wish
+from tf_covid.weights.plan import ImportRequest
 
 Tensors = dict[str, np.ndarray]
 
@@ -230,7 +230,7 @@ def compare_i3d(
     With `grey` ours has one channel, and the source sees three equal ones.
     """
     naming, head, bias, torch = I3D[source][2:]
-    done = import_weights(path, Wish("i3d", clip=(frames, 224, 224), rgb=not grey), out)
+    done = import_weights(path, ImportRequest("i3d", clip=(frames, 224, 224), rgb=not grey), out)
     assert done["input"]["channels"] == (1 if grey else 3)
     shape = (1, frames, 224, 224, done["input"]["channels"])
     clip = np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
@@ -290,7 +290,7 @@ def inception_source(c, kind: str, seed: int) -> Tensors:
 def compare_inception(kind: str, seed: int, path: Path, tensors: Tensors, out: Path) -> float:
     """As `compare_i3d`, with a picture of 96×64."""
     naming, head, bias, torch = INCEPTION[kind]
-    import_weights(path, Wish("inception_v1", clip=(96, 64), rgb=True), out)
+    import_weights(path, ImportRequest("inception_v1", clip=(96, 64), rgb=True), out)
     picture = np.random.default_rng(seed).uniform(-1, 1, (1, 96, 64, 3)).astype(np.float32)
     source = Inception(tensors, naming, torch=torch, vision=kind == "torchvision")
     theirs = source.imagenet_logits(picture, head, head + bias)
@@ -356,7 +356,7 @@ def run_torch_unet(tensors: Tensors, x: np.ndarray, depth: int) -> np.ndarray:
 def test_a_torch_unet_answers_as_its_own_forward_pass(bias, checkpoints, tmp_path):
     tensors = checkpoints.torch_unet(bias=bias)
     path = checkpoints.write_safetensors(tensors, tmp_path / "unet.safetensors")
-    done = import_weights(path, Wish("unet", clip=(32, 32)), tmp_path / "x.keras")
+    done = import_weights(path, ImportRequest("unet", clip=(32, 32)), tmp_path / "x.keras")
     assert not done["fresh"] and not done["left"]
     x = np.random.default_rng(8).random((1, 32, 32), np.float32)
     ours = load_model(tmp_path / "x.keras")(x[..., None])["logits"].numpy()[0, :, :, 0]
@@ -368,14 +368,14 @@ def test_a_torch_unet_answers_as_its_own_forward_pass(bias, checkpoints, tmp_pat
 def test_two_classes_of_a_unet_become_their_difference(checkpoints, tmp_path):
     tensors = checkpoints.torch_unet(classes=2)
     path = checkpoints.write_safetensors(tensors, tmp_path / "unet.safetensors")
-    import_weights(path, Wish("unet", clip=(32, 32)), tmp_path / "x.keras")
+    import_weights(path, ImportRequest("unet", clip=(32, 32)), tmp_path / "x.keras")
     x = np.random.default_rng(8).random((1, 32, 32), np.float32)
     background, lung = run_torch_unet({k: v.astype(np.float64) for k, v in tensors.items()}, x, 3)
     ours = load_model(tmp_path / "x.keras")(x[..., None])["logits"].numpy()[0, :, :, 0]
     np.testing.assert_allclose(ours, lung - background, atol=1e-4 * np.abs(lung - background).max())
     many = checkpoints.write_safetensors(checkpoints.torch_unet(classes=3), tmp_path / "many.safetensors")
     with pytest.raises(ModelError, match="which of them is lung"):
-        import_weights(many, Wish("unet", clip=(32, 32)), tmp_path / "y.keras")
+        import_weights(many, ImportRequest("unet", clip=(32, 32)), tmp_path / "y.keras")
 
 
 @pytest.fixture
@@ -423,7 +423,7 @@ def test_googlenet_of_torchvision_itself(torch, tmp_path):
                 value.normal_(0, (2 / value[0].numel()) ** 0.5)
     torch.save(peer.state_dict(), tmp_path / "googlenet.pth")
     done = import_weights(
-        tmp_path / "googlenet.pth", Wish("inception_v1", clip=(96, 64), rgb=True), tmp_path / "x.keras"
+        tmp_path / "googlenet.pth", ImportRequest("inception_v1", clip=(96, 64), rgb=True), tmp_path / "x.keras"
     )
     assert done["left"] and all(text.startswith("aux") for text in done["left"])
     picture = np.random.default_rng(3).uniform(-1, 1, (1, 96, 64, 3)).astype(np.float32)

@@ -26,10 +26,10 @@ from tf_covid.phantom.files import write_nifti_volume
 from tf_covid.weights import Contract, contract_of, load_model, read_contract, save_model
 from tf_covid.weights.contract import TrainedOn, check_trained
 from tf_covid.weights.importing import import_weights
-from tf_covid.weights.plan import Wish
+from tf_covid.weights.plan import ImportRequest
 
 SHAPE = (16, 32, 32, 1)
-NEW_HEAD = Wish("ltc", classes=5, allow_missing_head=True, clip=SHAPE[:3])
+NEW_HEAD = ImportRequest("ltc", classes=5, allow_missing_head=True, clip=SHAPE[:3])
 
 
 def arguments(classes: int) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def test_an_import_with_a_new_head_says_so(untrained: Path) -> None:
 
 
 def test_it_stays_so_when_it_is_imported_again(untrained: Path, tmp_path: Path) -> None:
-    for wish in (Wish("ltc"), NEW_HEAD, Wish("ltc", clip=SHAPE[:3])):
+    for wish in (ImportRequest("ltc"), NEW_HEAD, ImportRequest("ltc", clip=SHAPE[:3])):
         import_weights(untrained, wish, tmp_path / "again.keras")
         assert read_contract(tmp_path / "again.keras").untrained_head
 
@@ -68,7 +68,7 @@ def test_an_import_that_keeps_its_head_is_trained(tmp_path: Path) -> None:
     import_weights(path, NEW_HEAD, tmp_path / "same.keras")
     contract = read_contract(tmp_path / "same.keras")
     assert not contract.untrained_head and contract.trained_on == (part,)
-    import_weights(path, Wish("ltc", classes=2, allow_missing_head=True), tmp_path / "other.keras")
+    import_weights(path, ImportRequest("ltc", classes=2, allow_missing_head=True), tmp_path / "other.keras")
     contract = read_contract(tmp_path / "other.keras")
     assert contract.untrained_head and contract.trained_on == (part,), "its trunk has seen them"
 

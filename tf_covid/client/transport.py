@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_covid.errors import ServingError
-from tf_covid.extras import need
+from tf_covid.extras import optional_import
 
 #: Seconds that one request may take.
 TIMEOUT_S = 600.0
@@ -41,7 +41,7 @@ class RestServer:
     """
 
     def __init__(self, url: str, token: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
-        httpx = need("httpx")
+        httpx = optional_import("httpx")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._errors = httpx.HTTPError
         # trust_env: a scan must not go through a proxy that some environment variable names.
@@ -101,9 +101,9 @@ class GrpcServer:
     def __init__(
         self, address: str, token: str | None = None, timeout_s: float = TIMEOUT_S, *, secure: bool = False
     ) -> None:
-        self._grpc = grpc = need("grpc")
-        service = need("tensorflow_serving.apis.prediction_service_pb2_grpc")
-        self._messages = need("tensorflow_serving.apis.predict_pb2")
+        self._grpc = grpc = optional_import("grpc")
+        service = optional_import("tensorflow_serving.apis.prediction_service_pb2_grpc")
+        self._messages = optional_import("tensorflow_serving.apis.predict_pb2")
         options = [("grpc.max_send_message_length", _LARGEST), ("grpc.max_receive_message_length", _LARGEST),
                    ("grpc.enable_http_proxy", 0)]  # fmt: skip
         self._channel = (

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tf_covid.atomic import replacing, sweep, workshop, write_text
+from tf_covid.atomic import remove_leftovers, replacing, temporary_directory, write_text
 from tf_covid.cohort.cases import case_of_row
 from tf_covid.cohort.likeness import near_key
 from tf_covid.cohort.manifest import Row
@@ -48,7 +48,7 @@ Progress = Callable[[Sequence[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CacheSpec:
     """What is kept of a scan.
 
     Args:
@@ -84,7 +84,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheRecord:
     """A record that is there.
 
     Args:
@@ -109,12 +109,12 @@ class Entry:
 class Filled:
     """The records of a cohort, and why a scan has none."""
 
-    entries: dict[str, Entry]
+    entries: dict[str, CacheRecord]
     skipped: dict[str, str]
 
 
 def fill(
-    rows: Sequence[Row], folder: Path, wanted: Wanted, *, workers: int = 1, max_skipped: int = 0,
+    rows: Sequence[Row], folder: Path, wanted: CacheSpec, *, workers: int = 1, max_skipped: int = 0,
     progress: Progress | None = None,
 ) -> Filled:  # fmt: skip
     """Make the records that are not there yet.
@@ -135,14 +135,14 @@ def fill(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made ({error.strerror})") from error
-    sweep(folder)
+    remove_leftovers(folder)
     _check_space(rows, folder, wanted)
-    entries: dict[str, Entry] = {}
+    entries: dict[str, CacheRecord] = {}
     skipped: dict[str, str] = {}
     done = results(functools.partial(make, folder=folder, wanted=wanted), rows, min(workers, len(rows)))
     for row in progress(rows) if progress else rows:
         found = next(done)
-        if isinstance(found, Entry):
+        if isinstance(found, CacheRecord):
             entries[row.case] = found
         else:
             skipped[row.case] = found
@@ -154,12 +154,12 @@ def fill(
     return Filled(entries, skipped)
 
 
-def needed_bytes(count: int, wanted: Wanted) -> int:
+def needed_bytes(count: int, wanted: CacheSpec) -> int:
     """Space that the records of so many scans take."""
     return count * wanted.bytes_each()
 
 
-def _check_space(rows: Sequence[Row], folder: Path, wanted: Wanted) -> None:
+def _check_space(rows: Sequence[Row], folder: Path, wanted: CacheSpec) -> None:
     needed, free = needed_bytes(len(rows), wanted), shutil.disk_usage(folder).free
     if needed + _RESERVE > free:
         # Which records are there already, only their names tell, and these take reading the scans: others may have
@@ -169,7 +169,7 @@ def _check_space(rows: Sequence[Row], folder: Path, wanted: Wanted) -> None:
         raise OutputError(f"{folder}: the cache needs {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free")
 
 
-def _lacks(row: Row, folder: Path, wanted: Wanted) -> bool:
+def _lacks(row: Row, folder: Path, wanted: CacheSpec) -> bool:
     """Whether a record is still to be made of this scan; one that will be refused counts, too: nobody knows yet."""
     try:
         _, mark, path = _place(row, folder, wanted)
@@ -178,7 +178,7 @@ def _lacks(row: Row, folder: Path, wanted: Wanted) -> bool:
     return not mark or _kept(row.case, path) is None
 
 
-def make(row: Row, folder: Path, wanted: Wanted) -> Entry | str:
+def make(row: Row, folder: Path, wanted: CacheSpec) -> CacheRecord | str:
     """One record: the one that is there, a new one, or why there is none.
 
     Raises:
@@ -201,7 +201,7 @@ def make(row: Row, folder: Path, wanted: Wanted) -> Entry | str:
         return f"unreadable: {error.strerror or type(error).__name__}"
 
 
-def _place(row: Row, folder: Path, wanted: Wanted) -> tuple[Case, str, Path]:
+def _place(row: Row, folder: Path, wanted: CacheSpec) -> tuple[Case, str, Path]:
     """A scan, the hash of its bytes ("" if they cannot be read twice), and where its record is or will be.
 
     Raises:
@@ -214,17 +214,17 @@ def _place(row: Row, folder: Path, wanted: Wanted) -> tuple[Case, str, Path]:
     return case, mark, folder / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.tfrecord"
 
 
-def _lesions(row: Row, wanted: Wanted) -> Path | None:
+def _lesions(row: Row, wanted: CacheSpec) -> Path | None:
     return row.lesions if wanted.lesions else None
 
 
-def _kept(case: str, path: Path) -> Entry | None:
+def _kept(case: str, path: Path) -> CacheRecord | None:
     try:
         facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if not path.is_file() or path.stat().st_size != facts.pop("bytes"):
             return None
         d, h, w = facts.pop("shape")
-        return Entry(case, path, facts["marks"], tuple(facts["quality_flags"]), (d, h, w), facts["kept"])
+        return CacheRecord(case, path, facts["marks"], tuple(facts["quality_flags"]), (d, h, w), facts["kept"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -233,7 +233,7 @@ def _secret(folder: Path) -> bytes:
     """The cache's own random bytes, made once, whoever comes first."""
     path = folder / ".secret"
     if not path.exists():
-        with workshop(path) as made:
+        with temporary_directory(path) as made:
             fresh = made / path.name
             fresh.touch(0o600)
             fresh.write_bytes(secrets.token_bytes(32))
@@ -242,7 +242,7 @@ def _secret(folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def _write(row: Row, scan: Scan, path: Path, wanted: Wanted) -> Entry:
+def _write(row: Row, scan: Scan, path: Path, wanted: CacheSpec) -> CacheRecord:
     import tensorflow as tf
 
     secret = _secret(path.parent)
@@ -266,7 +266,7 @@ def _write(row: Row, scan: Scan, path: Path, wanted: Wanted) -> Entry:
         if value:
             marks[name] = hmac.new(secret, value.encode(), "sha256").hexdigest()
     codes = tuple(flag.code for flag in (*scan.quality_flags, *doubts))
-    entry = Entry(row.case, path, marks, codes, scan.shape, kept)
+    entry = CacheRecord(row.case, path, marks, codes, scan.shape, kept)
     try:
         with replacing(path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
             # The same bytes in every process: a message keeps its parts in no order of its own.

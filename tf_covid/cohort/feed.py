@@ -112,7 +112,7 @@ class Feed(keras.layers.Layer):
         return [tf.ensure_shape(part, [None, frames, rows, columns]) for part in (hu - 1024.0, lungs, lesions)]
 
 
-class ClipFeed(Feed):
+class ClipTrainingInput(Feed):
     """Records of the cache → clips, as the stratifier makes them of a scan; changed at random in training.
 
     Input: see `Feed.spread`. Output: clips (N, T, h, w, channels), and the share of disease within their lungs,
@@ -125,7 +125,7 @@ class ClipFeed(Feed):
         return self.finish(hu, lungs), lesions * tf.cast(lungs >= 0.5, tf.float32)
 
 
-class SliceFeed(Feed):
+class SliceTrainingInput(Feed):
     """Slices of records → a 2D network's input and the masks that go with it; changed at random in training.
 
     Args:

@@ -34,7 +34,7 @@ def whole_slices(scan: Scan, lungs: np.ndarray, lesions: np.ndarray | None, grid
     }
 
 
-class Road:
+class ClipPreprocessor:
     """The stages between a scan and its clip, as `infer` runs them; the classifier that follows does not matter.
 
     Args:
@@ -88,4 +88,4 @@ class Road:
 
 
 # One a process: a model is loaded once, before the first scan that needs it.
-road = functools.lru_cache(maxsize=1)(Road)
+road = functools.lru_cache(maxsize=1)(ClipPreprocessor)

@@ -101,7 +101,7 @@ def _models(sources: Sequence[str | Path]) -> list[LoadedModel]:
     return models
 
 
-def _wanted(model: LoadedModel, rows: Sequence[Row]) -> cache.Wanted:
+def _wanted(model: LoadedModel, rows: Sequence[Row]) -> cache.CacheSpec:
     """Records on the network's own grid: the clip is the one that `infer` makes."""
     contract = model.contract
     shape = model.network.input_shape
@@ -110,11 +110,11 @@ def _wanted(model: LoadedModel, rows: Sequence[Row]) -> cache.Wanted:
     planes = contract.task == "lungs"
     lesions = all(row.lesions for row in rows) if planes else contract.task == "slices"
     sha256 = quarantine.sha256(catalog.find(LUNGS))
-    return cache.Wanted("planes" if planes else "clips", (d, h, w), contract.preprocessing, LUNGS, sha256, lesions)
+    return cache.CacheSpec("planes" if planes else "clips", (d, h, w), contract.preprocessing, LUNGS, sha256, lesions)
 
 
 def _answers(
-    model: LoadedModel, rows: Sequence[Row], labels: Mapping[str, int], entries: Mapping[str, cache.Entry]
+    model: LoadedModel, rows: Sequence[Row], labels: Mapping[str, int], entries: Mapping[str, cache.CacheRecord]
 ) -> AnyPredictions:
     used = [row for row in rows if row.case in entries]
     if not used:

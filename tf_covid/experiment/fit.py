@@ -36,7 +36,7 @@ from tf_covid.cohort.folds import (
 from tf_covid.cohort.manifest import Row, read_manifest
 from tf_covid.errors import TrainingError
 from tf_covid.experiment.predict import as_predictions
-from tf_covid.experiment.run_folder import Wish, alone
+from tf_covid.experiment.run_folder import FitRequest, exclusive_run_folder
 from tf_covid.pipeline import versions
 from tf_covid.study.predictions import AnyPredictions, join, read_predictions, write_predictions
 from tf_covid.study.seen import START, as_seen, seen_sentences
@@ -54,7 +54,7 @@ Watch = Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]
 
 
 def fit(
-    wish: Wish, *, goes_on: bool = False, workers: int = 1, say: Callable[[str], None], watch: Watch,
+    wish: FitRequest, *, goes_on: bool = False, workers: int = 1, say: Callable[[str], None], watch: Watch,
     progress: cache.Progress | None = None,
 ) -> Path:  # fmt: skip
     """Train a network for each fold and write the study; what is done already is kept.
@@ -86,7 +86,7 @@ def fit(
         check_classes(read_folds(wish.folds_file), labels)  # before hours of reading scans
     elif not (wish.out / "folds.json").exists():
         make_folds(rows, labels, wish.folds, wish.settings.seed, by_site=wish.by_site)
-    with alone(wish, workers=workers, goes_on=goes_on, say=say):
+    with exclusive_run_folder(wish, workers=workers, goes_on=goes_on, say=say):
         preprocessing, channels, shared = inherited(wish.init)
         _say_window(preprocessing, wish, say)
         preprocessing = wish.settings.preprocessing(preprocessing)
@@ -111,7 +111,7 @@ def fit(
 
 
 def _parent(
-    wish: Wish, rows: Sequence[Row], entries: Mapping[str, cache.Entry], say: Callable[[str], None]
+    wish: FitRequest, rows: Sequence[Row], entries: Mapping[str, cache.CacheRecord], say: Callable[[str], None]
 ) -> dict[str, Any] | None:
     """What the file that the run starts from says about the cohort, ready for JSON; None where it starts at random.
 
@@ -129,7 +129,7 @@ def _parent(
 
 
 def _marks(
-    rows: Sequence[Row], entries: Mapping[str, cache.Entry], say: Callable[[str], None]
+    rows: Sequence[Row], entries: Mapping[str, cache.CacheRecord], say: Callable[[str], None]
 ) -> dict[str, dict[str, str]]:
     """What must not be on both sides of a fold. An id that most patients have is the placeholder of an anonymiser."""
     owners: dict[str, set[str]] = defaultdict(set)
@@ -147,13 +147,13 @@ def _marks(
     return found
 
 
-def _say_window(preprocessing: Preprocessing, wish: Wish, say: Callable[[str], None]) -> None:
+def _say_window(preprocessing: Preprocessing, wish: FitRequest, say: Callable[[str], None]) -> None:
     level, width = preprocessing.level_hu, preprocessing.width_hu
     if (level, width) != (Preprocessing().level_hu, Preprocessing().width_hu):
         say(f"window: {level - width / 2:g} to {level + width / 2:g} HU, as {wish.init} was trained with")
 
 
-def _wanted(wish: Wish, rows: Sequence[Row], preprocessing: Any) -> cache.Wanted:
+def _wanted(wish: FitRequest, rows: Sequence[Row], preprocessing: Any) -> cache.CacheSpec:
     settings = wish.settings
     most = cache.LARGEST_GRID
     d, h, w = settings.working_grid or (
@@ -171,10 +171,10 @@ def _wanted(wish: Wish, rows: Sequence[Row], preprocessing: Any) -> cache.Wanted
     if planes:
         lesions = all(row.lesions for row in rows)
     sha256 = quarantine.sha256(catalog.find(wish.lungs))
-    return cache.Wanted("planes" if planes else "clips", (d, h, w), preprocessing, wish.lungs, sha256, lesions)
+    return cache.CacheSpec("planes" if planes else "clips", (d, h, w), preprocessing, wish.lungs, sha256, lesions)
 
 
-def _extra(wish: Wish) -> dict[str, Any]:
+def _extra(wish: FitRequest) -> dict[str, Any]:
     dropout = {} if wish.settings.dropout is None else {"dropout": wish.settings.dropout}
     if fixed := wish.settings.network.keys() & {"input_shape", "classes", "ct_score", "outputs", "share", "dtype"}:
         raise TrainingError(f"network: {', '.join(sorted(fixed))} follow from the task")
@@ -182,9 +182,9 @@ def _extra(wish: Wish) -> dict[str, Any]:
 
 
 def _cached(
-    wish: Wish, rows: Sequence[Row], wanted: cache.Wanted, *, workers: int, say: Callable[[str], None],
+    wish: FitRequest, rows: Sequence[Row], wanted: cache.CacheSpec, *, workers: int, say: Callable[[str], None],
     progress: cache.Progress | None,
-) -> dict[str, cache.Entry]:  # fmt: skip
+) -> dict[str, cache.CacheRecord]:  # fmt: skip
     folder = wish.cache or wish.out / "cache"
     size = cache.needed_bytes(len(rows), wanted) / 1e6
     say(f"cache: {len(rows)} scans at {'×'.join(map(str, wanted.grid))}, {size:.0f} MB at most, in {folder}")
@@ -203,7 +203,9 @@ def _cached(
     return _as_before(wish.out / "records.json", filled.entries, say)
 
 
-def _as_before(path: Path, entries: dict[str, cache.Entry], say: Callable[[str], None]) -> dict[str, cache.Entry]:
+def _as_before(
+    path: Path, entries: dict[str, cache.CacheRecord], say: Callable[[str], None]
+) -> dict[str, cache.CacheRecord]:
     """The scans that the run began with, and that they are the same; a run that begins writes down which.
 
     Raises:
@@ -226,7 +228,7 @@ def _as_before(path: Path, entries: dict[str, cache.Entry], say: Callable[[str],
     return {case: entry for case, entry in entries.items() if case in before}
 
 
-def _folds(wish: Wish, rows: Sequence[Row], labels: Mapping[str, int], say: Callable[[str], None]) -> Folds:
+def _folds(wish: FitRequest, rows: Sequence[Row], labels: Mapping[str, int], say: Callable[[str], None]) -> Folds:
     """Those of the run, of another one, or new ones."""
     own = wish.out / "folds.json"
     if own.exists() or wish.folds_file:
@@ -241,7 +243,7 @@ def _folds(wish: Wish, rows: Sequence[Row], labels: Mapping[str, int], say: Call
     return folds
 
 
-def _contract(wish: Wish, lesson: Lesson, preprocessing: Any, wanted: cache.Wanted) -> Contract:
+def _contract(wish: FitRequest, lesson: Lesson, preprocessing: Any, wanted: cache.CacheSpec) -> Contract:
     task: Any = wish.task
     return Contract(
         model=wish.model, arguments=lesson.arguments, task=task, preprocessing=preprocessing,
@@ -251,8 +253,8 @@ def _contract(wish: Wish, lesson: Lesson, preprocessing: Any, wanted: cache.Want
 
 
 def _fold(
-    wish: Wish, fold: int, folds: Folds, rows: Sequence[Row], labels: Mapping[str, int],
-    entries: Mapping[str, cache.Entry], lesson: Lesson, contract: Contract, *, say: Callable[[str], None], watch: Watch,
+    wish: FitRequest, fold: int, folds: Folds, rows: Sequence[Row], labels: Mapping[str, int],
+    entries: Mapping[str, cache.CacheRecord], lesson: Lesson, contract: Contract, *, say: Callable[[str], None], watch: Watch,
 ) -> AnyPredictions:  # fmt: skip
     """Train and test one fold, unless it is done."""
     folder, name = wish.out / f"fold-{fold}", f"fold {folds.names[fold]}"
@@ -288,7 +290,7 @@ def _fold(
 
 
 def _trained_on(
-    wish: Wish, cases: Sequence[str], rows: Sequence[Row], entries: Mapping[str, cache.Entry]
+    wish: FitRequest, cases: Sequence[str], rows: Sequence[Row], entries: Mapping[str, cache.CacheRecord]
 ) -> tuple[TrainedOn, ...]:
     """Fingerprints of what a fold learned from, and of what the weights that it started from had."""
     pixels = [entries[case].marks["pixels"] for case in cases]
@@ -305,7 +307,7 @@ def _line(epoch: int, epochs: int, values: Mapping[str, float]) -> str:
     return f"epoch {epoch + 1}/{epochs}: {shown}{watched}"
 
 
-def _finish(wish: Wish, parts: Sequence[Any], count: int, parent: dict[str, Any] | None) -> Path:
+def _finish(wish: FitRequest, parts: Sequence[Any], count: int, parent: dict[str, Any] | None) -> Path:
     joined: AnyPredictions = join(parts)
     kept = [json.loads((wish.out / f"fold-{fold}" / "curves.json").read_text("utf-8")) for fold in range(count)]
     curves = {fold: one["curves"] for fold, one in enumerate(kept)}

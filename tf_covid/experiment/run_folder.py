@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tf_covid.atomic import sweep, write_text
+from tf_covid.atomic import remove_leftovers, write_text
 from tf_covid.errors import OutputError, TrainingError
 from tf_covid.pipeline import versions
 from tf_covid.training import checkpoint as resume
@@ -23,7 +23,7 @@ NOTE = "Trained by tfcovid fit on a cohort of its user. Not validated for clinic
 
 
 @dataclass(frozen=True)
-class Wish:
+class FitRequest:
     """What is to be trained.
 
     Args:
@@ -78,7 +78,9 @@ class Wish:
 
 
 @contextmanager
-def alone(wish: Wish, *, workers: int, goes_on: bool, say: Callable[[str], None]) -> Iterator[None]:
+def exclusive_run_folder(
+    wish: FitRequest, *, workers: int, goes_on: bool, say: Callable[[str], None]
+) -> Iterator[None]:
     """Hold a run's folder: for this process only, and for this question only.
 
     Args:
@@ -105,7 +107,7 @@ def alone(wish: Wish, *, workers: int, goes_on: bool, say: Callable[[str], None]
             raise TrainingError(f"{wish.out}: another process is working there") from error
         _same_question(wish, question, there, workers=workers, goes_on=goes_on, say=say)
         for folder in (wish.out, *wish.out.glob("fold-*")):
-            sweep(folder)
+            remove_leftovers(folder)
         yield
     finally:
         with suppress(OSError):
@@ -113,7 +115,7 @@ def alone(wish: Wish, *, workers: int, goes_on: bool, say: Callable[[str], None]
 
 
 def _same_question(
-    wish: Wish, question: dict[str, Any], there: Sequence[Path], *, workers: int, goes_on: bool,
+    wish: FitRequest, question: dict[str, Any], there: Sequence[Path], *, workers: int, goes_on: bool,
     say: Callable[[str], None],
 ) -> None:  # fmt: skip
     known, here = wish.out / "run.json", resume.environment()

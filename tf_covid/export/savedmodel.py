@@ -12,10 +12,10 @@ from pathlib import Path
 import tensorflow as tf
 
 from tf_covid import severity
-from tf_covid.atomic import sweep, workshop
+from tf_covid.atomic import remove_leftovers, temporary_directory
 from tf_covid.errors import OutputError
 from tf_covid.export import warmup
-from tf_covid.export.signatures import Road, Signature
+from tf_covid.export.signatures import ServingModule, Signature
 from tf_covid.local import LocalModels
 from tf_covid.scan.checks import LEAST_SLICES
 
@@ -77,7 +77,7 @@ def export(source: str | Path, out: Path, version: int | None = None) -> Exporte
         if place.exists():
             raise OutputError(f"{place}: this version is there already; a server may be using it. Take another number")
     models = LocalModels([source])
-    road = Road(models)
+    road = ServingModule(models)
     extra = _papers(models, road)
     signatures = road.signatures()
     chest = warmup.requests(signatures, tuple(road.clip_signature().inputs[0].shape[1:]))
@@ -96,8 +96,8 @@ def _made(place: Path) -> Iterator[Path]:
         place.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{place}: cannot be written: {error.strerror}") from error
-    sweep(place.parent)
-    with workshop(place) as folder:
+    remove_leftovers(place.parent)
+    with temporary_directory(place) as folder:
         try:
             yield folder / "version"
         except tf.errors.OpError as error:
@@ -149,7 +149,7 @@ def write(
     warmup.write(papers, requests, served_as)
 
 
-def _papers(models: LocalModels, road: Road) -> dict[str, str]:
+def _papers(models: LocalModels, road: ServingModule) -> dict[str, str]:
     """Model card, input contract and labels."""
     model = models.members[0].model
     labels = model.contract.classes or (severity.LABELS if models.task == "severity" else ("negative", "positive"))

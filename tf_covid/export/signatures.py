@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tf_covid import attention
 from tf_covid.attention.grid import centre_weights
-from tf_covid.local import LUNGS, LocalModels, Member
+from tf_covid.local import LUNGS, EnsembleMember, LocalModels
 from tf_covid.pipeline import versions
 
 #: Most slices of a request, padding included, most pixels along a side of one, and most clips. A request of some bytes
@@ -39,7 +39,7 @@ class Signature:
     inputs: tuple[tf.TensorSpec, ...]
 
 
-class Road:
+class ServingModule:
     """Window, U-Net, slice rule, resampling, network and Grad-CAM of one model, ready to be saved.
 
     Args:
@@ -50,7 +50,7 @@ class Road:
     """
 
     def __init__(self, models: LocalModels) -> None:
-        member: Member = models.members[0]
+        member: EnsembleMember = models.members[0]
         self._member, self._stratifier = member, member.stratifier
         network = member.model.network
         #: Plain TensorFlow variables: what a SavedModel of the clip network, and of the whole road, must hold.

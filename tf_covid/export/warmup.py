@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_covid.export.signatures import Signature
-from tf_covid.extras import need
+from tf_covid.extras import optional_import
 
 #: TF Serving reads this file of `assets.extra`, a TFRecord of `PredictionLog`.
 NAME = "tf_serving_warmup_requests"
@@ -25,7 +25,7 @@ def require() -> None:
     Raises:
         ServingError: If they are not.
     """
-    need("tensorflow_serving.apis.prediction_log_pb2")
+    optional_import("tensorflow_serving.apis.prediction_log_pb2")
 
 
 def chest() -> np.ndarray:
@@ -58,7 +58,7 @@ def write(folder: Path, requests: Mapping[str, Mapping[str, Any]], served_as: Pa
         requests: Signature → inputs.
         served_as: `…/NAME/VERSION`.
     """
-    log = need("tensorflow_serving.apis.prediction_log_pb2")
+    log = optional_import("tensorflow_serving.apis.prediction_log_pb2")
     with tf.io.TFRecordWriter(str(folder / NAME)) as records:
         for signature, inputs in requests.items():
             record = log.PredictionLog()
@@ -72,7 +72,7 @@ def write(folder: Path, requests: Mapping[str, Mapping[str, Any]], served_as: Pa
 
 def read(folder: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Signature and inputs of each record of an export's `assets.extra`."""
-    log = need("tensorflow_serving.apis.prediction_log_pb2")
+    log = optional_import("tensorflow_serving.apis.prediction_log_pb2")
     for record in tf.data.TFRecordDataset(str(folder / NAME)):
         request = log.PredictionLog.FromString(record.numpy()).predict_log.request
         yield (

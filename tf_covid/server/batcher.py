@@ -13,25 +13,25 @@ from concurrent.futures import TimeoutError as FutureTimeout
 
 import numpy as np
 
-from tf_covid.server.errors import Failed, Fault, Full, Gone, TooSlow, Unavailable
-from tf_covid.server.servable import Arrays, Entry, Version
+from tf_covid.server.errors import ClientDisconnected, Failed, Fault, QueueFull, TooSlow, Unavailable
+from tf_covid.server.servable import Arrays, SignatureRunner, Version
 
 _LOG = logging.getLogger("tf_covid.server")
 
 Outputs = dict[str, np.ndarray]
 
 
-class Work:
+class PendingRequest:
     """One request in the queue. It holds a lease on its version until it is answered or dropped.
 
     Args:
         version: Who answers it.
         entry: With which signature.
-        inputs: Arrays that `Entry.check` has passed.
+        inputs: Arrays that `SignatureRunner.check` has passed.
         deadline: `time.monotonic()` after which nobody wants the answer.
     """
 
-    def __init__(self, version: Version, entry: Entry, inputs: Arrays, deadline: float) -> None:
+    def __init__(self, version: Version, entry: SignatureRunner, inputs: Arrays, deadline: float) -> None:
         self.version = version
         self.entry = entry
         self.inputs = inputs
@@ -42,7 +42,7 @@ class Work:
         self.future.add_done_callback(lambda _: version.release())
 
 
-class Engine:
+class Batcher:
     """Answers requests in turn with a few threads.
 
     Args:
@@ -61,8 +61,8 @@ class Engine:
         self._batch = batch
         self._batch_wait_s = batch_wait_s
         self._observe = observe
-        self._waiting: deque[Work] = deque()
-        self._running: list[Work] = []
+        self._waiting: deque[PendingRequest] = deque()
+        self._running: list[PendingRequest] = []
         self._changed = threading.Condition()
         self._closing = self._closed = self._hurried = False
         for number in range(workers):
@@ -78,24 +78,24 @@ class Engine:
         """Requests that are being computed."""
         return len(self._running)
 
-    def submit(self, version: Version, entry: Entry, inputs: Arrays, deadline: float) -> Work:
+    def submit(self, version: Version, entry: SignatureRunner, inputs: Arrays, deadline: float) -> PendingRequest:
         """Put a request into the queue. The caller holds a lease on its version.
 
         Raises:
-            Full: If too many wait already.
+            QueueFull: If too many wait already.
             Unavailable: If the server is stopping.
         """
         with self._changed:
             if self._closing:
                 raise Unavailable("the server is stopping")
             if len(self._waiting) >= self._most:
-                raise Full(f"{len(self._waiting)} requests are waiting already; ask again later")
-            work = Work(version, entry, inputs, deadline)
+                raise QueueFull(f"{len(self._waiting)} requests are waiting already; ask again later")
+            work = PendingRequest(version, entry, inputs, deadline)
             self._waiting.append(work)
             self._changed.notify_all()
         return work
 
-    def drop(self, work: Work) -> None:
+    def drop(self, work: PendingRequest) -> None:
         """Forget a request that nobody waits for any more. One that is being computed is finished, unseen."""
         with self._changed:
             if work in self._waiting:
@@ -103,7 +103,7 @@ class Engine:
                 self._changed.notify_all()
         work.future.cancel()
 
-    def wait(self, work: Work) -> Outputs:
+    def wait(self, work: PendingRequest) -> Outputs:
         """The answer.
 
         Raises:
@@ -114,7 +114,7 @@ class Engine:
         except FutureTimeout:
             raise too_slow() from None
         except CancelledError:
-            raise Gone("the client has gone") from None
+            raise ClientDisconnected("the client has gone") from None
         finally:
             self.drop(work)
 
@@ -154,14 +154,14 @@ class Engine:
                     self._changed.notify_all()
                 del batch  # a scan of 157 MB must not stay until the next one comes
 
-    def _compute(self, batch: list[Work]) -> None:
+    def _compute(self, batch: list[PendingRequest]) -> None:
         live = [work for work in batch if _begins(work)]
         late = [work for work in live if work.deadline <= time.monotonic()]
         for work in late:
             _settle(work, too_slow())
         self._answer([work for work in live if work not in late])
 
-    def _next(self) -> list[Work] | None:
+    def _next(self) -> list[PendingRequest] | None:
         """The next requests that are to be computed together; None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
@@ -184,7 +184,7 @@ class Engine:
                 self._changed.wait(left)
             return batch
 
-    def _answer(self, batch: Sequence[Work]) -> None:
+    def _answer(self, batch: Sequence[PendingRequest]) -> None:
         if len(batch) > 1 and self._answer_together(batch):
             return
         for work in batch:
@@ -202,7 +202,7 @@ class Engine:
                 self._observe(work.rows)
                 _settle(work, outputs)
 
-    def _answer_together(self, batch: Sequence[Work]) -> bool:
+    def _answer_together(self, batch: Sequence[PendingRequest]) -> bool:
         """Answer a batch at once; False if that does not work out, and each is to be asked for itself."""
         names = batch[0].inputs
         rows = sum(work.rows for work in batch)
@@ -223,7 +223,7 @@ class Engine:
         return True
 
 
-def _begins(work: Work) -> bool:
+def _begins(work: PendingRequest) -> bool:
     """Whether somebody still waits for an answer; not for one that was cancelled, or that `close` has answered."""
     if work.future.done():
         return False
@@ -233,7 +233,7 @@ def _begins(work: Work) -> bool:
         return False
 
 
-def _settle(work: Work, answer: Outputs | Fault) -> None:
+def _settle(work: PendingRequest, answer: Outputs | Fault) -> None:
     """Answer a request, unless that has been done: the end of the server may have been faster."""
     # Of one that was cancelled, or that `close` has answered, nobody waits for more.
     with contextlib.suppress(InvalidStateError):
@@ -248,7 +248,7 @@ def too_slow() -> TooSlow:
     return TooSlow("the time limit of this request is over")
 
 
-def _kind(version: Version, entry: Entry, inputs: Arrays) -> tuple[int, tuple[object, ...] | None]:
+def _kind(version: Version, entry: SignatureRunner, inputs: Arrays) -> tuple[int, tuple[object, ...] | None]:
     """Rows of a request, and what it must share with another to be computed together; None: nothing will do."""
     rows = {len(array) if array.ndim else -1 for array in inputs.values()}
     if len(rows) != 1 or not entry.batchable or not (count := rows.pop()) > 0:

@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf import any_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
-from tf_covid.server.batcher import Engine
+from tf_covid.server.batcher import Batcher
 from tf_covid.server.errors import Unavailable
 from tf_covid.server.metrics import Metrics
 from tf_covid.server.repository import Repository
@@ -18,7 +18,7 @@ from tf_covid.server.settings import Settings
 
 
 @dataclass(frozen=True)
-class Parts:
+class ServerContext:
     """The parts of one server.
 
     Args:
@@ -32,7 +32,7 @@ class Parts:
 
     settings: Settings
     repository: Repository
-    engine: Engine
+    engine: Batcher
     metrics: Metrics
     stopping: threading.Event = field(default_factory=threading.Event)
     closed: threading.Event = field(default_factory=threading.Event)

@@ -18,7 +18,7 @@ class Failed(Fault):
     """The server's or the model's own failure."""
 
 
-class Invalid(Fault):
+class InvalidArgument(Fault):
     """A request that makes no sense: malformed, or not what the signature asks for."""
 
     http, grpc = 400, "INVALID_ARGUMENT"
@@ -66,13 +66,13 @@ class Unsupported(Fault):
     http, grpc = 415, "INVALID_ARGUMENT"
 
 
-class Full(Fault):
+class QueueFull(Fault):
     """Too much to do already; ask again later."""
 
     http, grpc = 429, "RESOURCE_EXHAUSTED"
 
 
-class Gone(Fault):
+class ClientDisconnected(Fault):
     """Who asked has gone; nobody sees this answer."""
 
     http, grpc = 499, "CANCELLED"

@@ -19,8 +19,8 @@ from tf_covid.errors import ServingError
 from tf_covid.server import context as shared
 from tf_covid.server import tensor_proto as protos
 from tf_covid.server.batcher import too_slow
-from tf_covid.server.context import Parts
-from tf_covid.server.errors import Failed, Fault, Full, Gone, Invalid, NoSignature
+from tf_covid.server.context import ServerContext
+from tf_covid.server.errors import ClientDisconnected, Failed, Fault, InvalidArgument, NoSignature, QueueFull
 from tf_covid.server.http.middleware import is_token
 from tf_covid.server.metrics import UNKNOWN
 
@@ -33,7 +33,7 @@ _SPARE = 8
 _IDLE_MS, _AGE_MS = 600_000, 3_600_000
 
 
-def start(parts: Parts, address: str) -> tuple[Any, int]:
+def start(parts: ServerContext, address: str) -> tuple[Any, int]:
     """Start the gRPC server; gives it and its port.
 
     Args:
@@ -57,7 +57,7 @@ def start(parts: Parts, address: str) -> tuple[Any, int]:
     ]
     server = grpc.server(
         ThreadPoolExecutor(threads, "tfcovid-grpc"),
-        interceptors=[] if settings.token is None else [_Doorman(settings.token)],
+        interceptors=[] if settings.token is None else [AuthInterceptor(settings.token)],
         options=options,
         maximum_concurrent_rpcs=threads,
     )
@@ -71,7 +71,7 @@ def start(parts: Parts, address: str) -> tuple[Any, int]:
     return server, port
 
 
-class _Doorman(grpc.ServerInterceptor):
+class AuthInterceptor(grpc.ServerInterceptor):
     """Asks for the token."""
 
     def __init__(self, token: str) -> None:
@@ -116,28 +116,28 @@ class _Reader:
         try:
             data = next(messages, None)
         except grpc.RpcError:
-            raise Gone("the message did not arrive") from None
+            raise ClientDisconnected("the message did not arrive") from None
         finally:
             timer.cancel()
         if data is None:
-            raise Invalid("a call without a message")
+            raise InvalidArgument("a call without a message")
         size = len(data)
         with self._lock:
             if self._here + size > 2 * self._most:
-                raise Full("too many large requests are arriving; ask again later")
+                raise QueueFull("too many large requests are arriving; ask again later")
             self._here += size
         try:
             request = kind.FromString(data)
             del data
             yield request
         except DecodeError:
-            raise Invalid(f"the message is no {kind.DESCRIPTOR.name}") from None
+            raise InvalidArgument(f"the message is no {kind.DESCRIPTOR.name}") from None
         finally:
             with self._lock:
                 self._here -= size
 
 
-def _handlers(parts: Parts) -> tuple[Any, ...]:
+def _handlers(parts: ServerContext) -> tuple[Any, ...]:
     """The two services.
 
     Their calls are served as streams of one message, which looks the same to clients: a handler for one message would
@@ -180,7 +180,7 @@ class _Labels:
 
 
 class _Prediction:
-    def __init__(self, parts: Parts, reader: _Reader) -> None:
+    def __init__(self, parts: ServerContext, reader: _Reader) -> None:
         self._parts = parts
         self._reader = reader
 
@@ -222,7 +222,7 @@ class _Prediction:
             work = parts.engine.submit(version, entry, inputs, deadline)
             if not context.add_callback(lambda: parts.engine.drop(work)):
                 parts.engine.drop(work)
-                raise Gone("the client has gone")
+                raise ClientDisconnected("the client has gone")
             outputs = parts.engine.wait(work)
             response = predict_pb2.PredictResponse()
             response.model_spec.name = version.name
@@ -238,10 +238,10 @@ class _Prediction:
         def tell() -> Any:
             with self._reader.read(get_model_metadata_pb2.GetModelMetadataRequest, messages, context) as request:
                 if not request.metadata_field:
-                    raise Invalid("GetModelMetadataRequest must specify at least one metadata_field")
+                    raise InvalidArgument("GetModelMetadataRequest must specify at least one metadata_field")
                 for field in request.metadata_field:
                     if field != "signature_def":
-                        raise Invalid(f"Metadata field {field[:100]} is not supported")
+                        raise InvalidArgument(f"Metadata field {field[:100]} is not supported")
                 with self._parts.repository.lease(*_asked(request.model_spec)) as version:
                     return shared.metadata(version)
 
@@ -249,7 +249,7 @@ class _Prediction:
 
 
 class _Models:
-    def __init__(self, parts: Parts, reader: _Reader) -> None:
+    def __init__(self, parts: ServerContext, reader: _Reader) -> None:
         self._parts = parts
         self._reader = reader
 
@@ -288,9 +288,9 @@ def _not_served(messages: Iterator[bytes], context: Any) -> NoReturn:
 def _asked(spec: Any) -> tuple[str, int | None]:
     """Name and version of a `ModelSpec`."""
     if not spec.name:
-        raise Invalid("Missing ModelSpec.name in request")
+        raise InvalidArgument("Missing ModelSpec.name in request")
     if spec.WhichOneof("version_choice") == "version_label":
-        raise Invalid(f"Unrecognized servable version label: {spec.version_label[:100]}")
+        raise InvalidArgument(f"Unrecognized servable version label: {spec.version_label[:100]}")
     return spec.name, spec.version.value if spec.HasField("version") else None
 
 
@@ -298,7 +298,7 @@ def _wanted(names: Any, outputs: Any) -> list[str]:
     """The outputs that are to be sent: those of the filter, or all."""
     for name in names:
         if name not in outputs:
-            raise Invalid(f"output tensor alias not found in signature: {name[:100]}")
+            raise InvalidArgument(f"output tensor alias not found in signature: {name[:100]}")
     if len(set(names)) != len(names):
-        raise Invalid("duplicate output tensor alias in output_filter")
+        raise InvalidArgument("duplicate output tensor alias in output_filter")
     return list(names) or list(outputs)

@@ -19,7 +19,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from tf_covid.errors import ModelError, ServingError
 from tf_covid.export import graph_ops as safety
 from tf_covid.server import tensor_proto as protos
-from tf_covid.server.errors import Failed, Fault, Invalid, OutOfMemory
+from tf_covid.server.errors import Failed, Fault, InvalidArgument, OutOfMemory
 from tf_covid.server.tensor_spec import Spec
 from tf_covid.weights import Contract
 from tf_covid.weights.contract import check_trained
@@ -42,7 +42,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Entry:
+class SignatureRunner:
     """A signature that can be called.
 
     Args:
@@ -69,11 +69,11 @@ class Entry:
         """Compare names and shapes with those of the signature, and see that numbers are numbers.
 
         Raises:
-            Invalid: If they do not agree, or a number is NaN or infinite.
+            InvalidArgument: If they do not agree, or a number is NaN or infinite.
         """
         if set(inputs) != set(self.inputs):
             extra, missing = set(inputs) - set(self.inputs), set(self.inputs) - set(inputs)
-            raise Invalid(
+            raise InvalidArgument(
                 f"input size does not match signature: {len(inputs)}!={len(self.inputs)}. Sent extra: "
                 f"{{{_listed(extra)}}}. Missing but required: {{{_listed(missing)}}}."
             )
@@ -85,7 +85,7 @@ class Entry:
         """Compute the outputs.
 
         Raises:
-            Invalid: If the graph finds fault with the inputs.
+            InvalidArgument: If the graph finds fault with the inputs.
             OutOfMemory: If it needs more memory than there is.
             Failed: If it fails otherwise.
         """
@@ -94,7 +94,7 @@ class Entry:
             answer = self.function(**tensors)
             return {name: _as_array(answer[name]) for name in self.outputs}
         except (tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError, TypeError, ValueError) as error:
-            raise Invalid(_first_line(error)) from error
+            raise InvalidArgument(_first_line(error)) from error
         except (tf.errors.ResourceExhaustedError, MemoryError) as error:
             raise OutOfMemory(_first_line(error)) from error
         except tf.errors.OpError as error:
@@ -113,7 +113,12 @@ class Version:
     """
 
     def __init__(
-        self, name: str, number: int, entries: Mapping[str, Entry], signature_defs: Mapping[str, Any], loaded: Any
+        self,
+        name: str,
+        number: int,
+        entries: Mapping[str, SignatureRunner],
+        signature_defs: Mapping[str, Any],
+        loaded: Any,
     ) -> None:
         self.name = name
         self.number = number
@@ -129,15 +134,15 @@ class Version:
         """Names of what can be asked for."""
         return tuple(self._entries)
 
-    def entry(self, signature: str) -> Entry:
+    def entry(self, signature: str) -> SignatureRunner:
         """The signature of that name; "" is the default one.
 
         Raises:
-            Invalid: If there is none.
+            InvalidArgument: If there is none.
         """
         name = signature or DEFAULT
         if name not in self._entries:
-            raise Invalid(f'Serving signature name: "{name[:200]}" not found in signature def')
+            raise InvalidArgument(f'Serving signature name: "{name[:200]}" not found in signature def')
         return self._entries[name]
 
     @contextmanager
@@ -225,10 +230,10 @@ def _check_head(card: Path) -> None:
         raise ServingError(str(error)) from error
 
 
-def _entry(name: str, definition: Any, function: Any) -> Entry:
+def _entry(name: str, definition: Any, function: Any) -> SignatureRunner:
     inputs = {key: Spec.of(key, info) for key, info in definition.inputs.items()}
     outputs = {key: Spec.of(key, info) for key, info in definition.outputs.items()}
-    return Entry(name, inputs, outputs, function)
+    return SignatureRunner(name, inputs, outputs, function)
 
 
 def _warm_up(version: Version, path: Path) -> None:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tf_covid.errors import ServingError
-from tf_covid.extras import need
+from tf_covid.extras import optional_import
 from tf_covid.server.settings import Settings, is_loopback
 
 _LOG = logging.getLogger("tf_covid.server")
@@ -40,7 +40,7 @@ class Server:
 
     def __init__(self, settings: Settings, command: Any = None) -> None:
         for module in ("fastapi", "grpc", "prometheus_client", "tensorflow_serving.apis.predict_pb2", "uvicorn"):
-            need(module)
+            optional_import(module)
         if not settings.models.is_dir():
             raise ServingError(f"{settings.models}: is no folder of models")
         self.settings = settings
@@ -56,8 +56,8 @@ class Server:
         """Start to listen and to load."""
         # Here, so that `import tf_covid.server.server` needs neither TensorFlow nor the extra.
         from tf_covid.server import grpc_service as rpc
-        from tf_covid.server.batcher import Engine
-        from tf_covid.server.context import Parts
+        from tf_covid.server.batcher import Batcher
+        from tf_covid.server.context import ServerContext
         from tf_covid.server.http.routes import Rest
         from tf_covid.server.http.scan_process import infer_command
         from tf_covid.server.http.scans import Scans
@@ -70,11 +70,11 @@ class Server:
         self.rest_url = f"http://{_bracketed(self._address)}:{port}"
         repository = Repository(settings.models, settings.poll_s)
         metrics = Metrics(lambda: engine.depth, lambda: engine.running, lambda: len(repository.available()))
-        engine = Engine(
+        engine = Batcher(
             settings.queue, settings.workers, settings.batch, settings.batch_wait_ms / 1000, metrics.batch_rows.observe
         )
         self.repository, self.engine, self.metrics = repository, engine, metrics
-        self._parts = Parts(settings, repository, engine, metrics)
+        self._parts = ServerContext(settings, repository, engine, metrics)
         try:
             self._grpc, grpc_port = rpc.start(self._parts, self._address)
             self.grpc_address = f"{_bracketed(self._address)}:{grpc_port}"

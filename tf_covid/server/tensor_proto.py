@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
 
-from tf_covid.server.errors import Failed, Invalid
+from tf_covid.server.errors import Failed, InvalidArgument
 
 if TYPE_CHECKING:
     from tf_covid.server.tensor_spec import Spec
@@ -39,11 +39,11 @@ def to_arrays(inputs: Mapping[str, Any], specs: Mapping[str, Spec], most: int) -
 
     Args:
         inputs: `TensorProto` by name.
-        specs: What the signature takes; names that it does not know are left to `Entry.check`, and not decoded.
+        specs: What the signature takes; names that it does not know are left to `SignatureRunner.check`, and not decoded.
         most: Largest array that a message may unfold into, in bytes.
 
     Raises:
-        Invalid: If one of them is not what it says, or of another type.
+        InvalidArgument: If one of them is not what it says, or of another type.
     """
     return {
         name: to_array(proto, specs[name], most) if name in specs else np.empty(0) for name, proto in inputs.items()
@@ -59,11 +59,11 @@ def to_array(proto: Any, spec: Spec, most: int) -> np.ndarray:
         most: Largest array that a message may unfold into, in bytes.
 
     Raises:
-        Invalid: If it is not what it says, or of another type.
+        InvalidArgument: If it is not what it says, or of another type.
     """
 
-    def wrong(text: str) -> Invalid:
-        return Invalid(f"tensor parsing error: input '{spec.name}': {text}")
+    def wrong(text: str) -> InvalidArgument:
+        return InvalidArgument(f"tensor parsing error: input '{spec.name}': {text}")
 
     if proto.dtype != spec.dtype.as_datatype_enum:
         sent = tf.dtypes.as_dtype(proto.dtype).name if proto.dtype in _KNOWN else f"of unknown type {proto.dtype}"

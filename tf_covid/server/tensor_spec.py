@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_covid.server.errors import Invalid
+from tf_covid.server.errors import InvalidArgument
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Spec:
         """Compare a shape with that of the signature.
 
         Raises:
-            Invalid: If they do not agree.
+            InvalidArgument: If they do not agree.
         """
         if self.shape is None:
             return
@@ -45,16 +45,16 @@ class Spec:
         if not fits:
             wanted = ",".join("?" if size is None else str(size) for size in self.shape)
             got = ",".join(map(str, array.shape))
-            raise Invalid(f"input '{self.name}': has shape [{got}], but the signature wants [{wanted}]")
+            raise InvalidArgument(f"input '{self.name}': has shape [{got}], but the signature wants [{wanted}]")
 
     def check_numbers(self, array: np.ndarray) -> None:
         """That every number is one: a network answers NaN as if it had seen a scan.
 
         Raises:
-            Invalid: If a number is NaN or infinite.
+            InvalidArgument: If a number is NaN or infinite.
         """
         if not self.dtype.is_floating:
             return
         wrong = array.size - int(np.count_nonzero(np.isfinite(array)))
         if wrong:
-            raise Invalid(f"input '{self.name}': {wrong} of {array.size} numbers are NaN or infinite")
+            raise InvalidArgument(f"input '{self.name}': {wrong} of {array.size} numbers are NaN or infinite")

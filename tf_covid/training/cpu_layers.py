@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 
-class QuickMaxPool3D(layers.Layer):
+class CpuMaxPool3D(layers.Layer):
     """Max-pooling of values ≥ 0, axis by axis; the same answer as `MaxPooling3D`, with a faster gradient on a CPU.
 
     Args:
@@ -46,7 +46,7 @@ class QuickMaxPool3D(layers.Layer):
         return {**super().get_config(), "pool_size": self.pool_size, "strides": self.strides}
 
 
-class QuickStem(layers.Layer):
+class CpuStem(layers.Layer):
     """The 7×7×7 convolution of stride 2 that I3D begins with, as one of stride 1: the same answer.
 
     Its gradient on a CPU falls back to a kernel that is some hundred times slower for most sizes of a batch (19 s
@@ -91,14 +91,14 @@ class QuickStem(layers.Layer):
         return {**super().get_config(), "filters": self.filters, "padding": self.padding}
 
 
-def quick(network: keras.Model) -> keras.Model:
-    """The network with layers that a CPU trains faster, `QuickMaxPool3D` and `QuickStem`; weights in the same order."""
+def cpu_optimised(network: keras.Model) -> keras.Model:
+    """The network with layers that a CPU trains faster, `CpuMaxPool3D` and `CpuStem`; weights in the same order."""
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
         if isinstance(layer, layers.MaxPooling3D) and layer.padding == "same":
-            return QuickMaxPool3D(layer.pool_size, layer.strides, name=layer.name, dtype=layer.dtype_policy)
+            return CpuMaxPool3D(layer.pool_size, layer.strides, name=layer.name, dtype=layer.dtype_policy)
         if isinstance(layer, layers.Conv3D) and (layer.kernel_size, layer.strides) == ((7, 7, 7), (2, 2, 2)):
-            return QuickStem(layer.filters, layer.padding, name=layer.name, dtype=layer.dtype_policy)
+            return CpuStem(layer.filters, layer.padding, name=layer.name, dtype=layer.dtype_policy)
         return layer.__class__.from_config(layer.get_config())
 
     copy = keras.models.clone_model(network, clone_function=clone)

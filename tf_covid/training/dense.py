@@ -13,7 +13,9 @@ import tensorflow as tf
 from keras import layers
 
 
-def supervised(network: keras.Model, endpoints: tuple[str, ...]) -> tuple[keras.Model, dict[str, tuple[int, int, int]]]:
+def add_deep_supervision(
+    network: keras.Model, endpoints: tuple[str, ...]
+) -> tuple[keras.Model, dict[str, tuple[int, int, int]]]:
     """Add an output for the disease at each endpoint.
 
     Raises:

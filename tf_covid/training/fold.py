@@ -15,18 +15,18 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework.summary_pb2 import DataClass, SummaryMetadata
 
-from tf_covid.cohort.cache import Entry
+from tf_covid.cohort.cache import CacheRecord
 from tf_covid.cohort.dataset import visits
 from tf_covid.errors import TrainingError
 from tf_covid.models import NETWORKS
 from tf_covid.training import checkpoint as resume
-from tf_covid.training.cpu_layers import quick
-from tf_covid.training.dense import supervised
+from tf_covid.training.cpu_layers import cpu_optimised
+from tf_covid.training.dense import add_deep_supervision
 from tf_covid.training.initialise import centre, start_from
 from tf_covid.training.norms import Census, Judged, copy_weights, give, learning, set_momentum
 from tf_covid.training.settings import Settings, Stage
 from tf_covid.training.tasks import ClipLesson, Lesson
-from tf_covid.training.trainer_model import Pupil
+from tf_covid.training.trainer_model import TrainerModel
 from tf_covid.weights.files import POLICIES
 
 #: Marks a value as a curve for TensorBoard.
@@ -82,7 +82,7 @@ class Trained:
 
 
 def train(
-    plan: Plan, teaching: Sequence[Entry], held_out: Sequence[Entry], folder: Path, *, told: Told | None = None,
+    plan: Plan, teaching: Sequence[CacheRecord], held_out: Sequence[CacheRecord], folder: Path, *, told: Told | None = None,
     board: Path | None = None,
 ) -> Trained:  # fmt: skip
     """Train a network, or go on with it.
@@ -150,8 +150,8 @@ def train(
 
 
 def _for_replicas(
-    settings: Settings, teaching: Sequence[Entry], held_out: Sequence[Entry], replicas: int
-) -> Sequence[Entry]:
+    settings: Settings, teaching: Sequence[CacheRecord], held_out: Sequence[CacheRecord], replicas: int
+) -> Sequence[CacheRecord]:
     """The held-out records that all devices get alike: an empty share of a batch is no batch."""
     if settings.batch % replicas or len(teaching) < settings.batch:
         raise TrainingError(
@@ -161,14 +161,14 @@ def _for_replicas(
     return held_out[: len(held_out) // replicas * replicas]
 
 
-def _first_clips(plan: Plan, teaching: Sequence[Entry]) -> np.ndarray:
+def _first_clips(plan: Plan, teaching: Sequence[CacheRecord]) -> np.ndarray:
     """What the network meets in the beginning, unchanged, (N, D, H, W, C)."""
     first = teaching[:64]
     data = plan.lesson.batches(first, order=np.arange(len(first))[np.newaxis], seed=plan.seed)
     return np.concatenate([plan.lesson.prepare(inputs, targets, False)[0].numpy() for inputs, targets in data])
 
 
-def _build(plan: Plan) -> tuple[keras.Model, Pupil, str]:
+def _build(plan: Plan) -> tuple[keras.Model, TrainerModel, str]:
     settings, lesson = plan.settings, plan.lesson
     policy = "float32"
     if settings.precision == "mixed":
@@ -185,12 +185,12 @@ def _build(plan: Plan) -> tuple[keras.Model, Pupil, str]:
         if unknown := [name for name in settings.disease_endpoints if name not in names]:
             raise TrainingError(f"disease_endpoints: {plan.model} has no layer {', '.join(unknown)}")
         try:
-            network, lesson.cells = supervised(network, settings.disease_endpoints)
+            network, lesson.cells = add_deep_supervision(network, settings.disease_endpoints)
         except ValueError as error:
             raise TrainingError(f"disease_endpoints: {error}") from error
     if not tf.config.list_logical_devices("GPU"):
-        network = quick(network)
-    return network, Pupil(network, lesson.prepare, name=f"{plan.model}_pupil"), origin
+        network = cpu_optimised(network)
+    return network, TrainerModel(network, lesson.prepare, name=f"{plan.model}_pupil"), origin
 
 
 def _optimizer(settings: Settings, steps: int) -> keras.optimizers.Optimizer:
@@ -237,7 +237,7 @@ def _freeze(network: keras.Model, pupil: keras.Model, stage: Stage | None) -> No
 
 
 def _fit(
-    pupil: Pupil, plan: Plan, teaching: Sequence[Entry], held_out: Sequence[Entry], progress: resume.Progress,
+    pupil: TrainerModel, plan: Plan, teaching: Sequence[CacheRecord], held_out: Sequence[CacheRecord], progress: resume.Progress,
     last: int, callbacks: Sequence[keras.callbacks.Callback],
 ) -> None:  # fmt: skip
     settings, lesson, start = plan.settings, plan.lesson, progress.epoch

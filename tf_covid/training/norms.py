@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_covid.cohort.cache import Entry
+from tf_covid.cohort.cache import CacheRecord
 from tf_covid.training.tasks import Lesson
 
 #: The momentum of Keras, which long runs keep.
@@ -64,7 +64,7 @@ class Census:
         entries: The training set, in a fixed order.
     """
 
-    def __init__(self, network: keras.Model, lesson: Lesson, entries: Sequence[Entry]) -> None:
+    def __init__(self, network: keras.Model, lesson: Lesson, entries: Sequence[CacheRecord]) -> None:
         self.network, self._lesson, self._entries = network, lesson, entries
         self.norms = norms_of(network)
         self._graphs: dict[frozenset[str], Any] = {}

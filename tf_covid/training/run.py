@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_covid.atomic import sweep, write_text
+from tf_covid.atomic import remove_leftovers, write_text
 from tf_covid.errors import TrainingError
 from tf_covid.training.initialise import log
 
@@ -84,7 +84,7 @@ def continues(out: Path) -> bool:
     return bool(_curves(out))
 
 
-def alone(
+def train_only(
     network: keras.Model,
     names: Collection[str],
     data: tf.data.Dataset,
@@ -112,7 +112,7 @@ def alone(
     loss_now = kept.history["loss"][-1]
     if not np.isfinite(loss_now):
         raise TrainingError(f"not_finite: the loss of {', '.join(names)} became NaN or infinite; try a lower rate")
-    log.info("%s alone: loss %.4f", ", ".join(names), loss_now)
+    log.info("%s train_only: loss %.4f", ", ".join(names), loss_now)
     for layer in network.layers:
         layer.trainable = before[layer.name]
 
@@ -140,7 +140,7 @@ def fit(
     # Keras would take XLA, whose 3D convolutions are several times slower on a CPU.
     network.compile(keras.optimizers.Adam(schedule, clipnorm=1.0), jit_compile=False, **compiled)
     out.mkdir(parents=True, exist_ok=True)
-    sweep(out)  # a kill while the curves were written leaves a part of them
+    remove_leftovers(out)  # a kill while the curves were written leaves a part of them
     kept = Log(out / CURVES)
     network.fit(
         data,

@@ -24,11 +24,11 @@ from tf_covid.stratifier_model import Stratifier
 from tf_covid.training.card import write_card
 from tf_covid.training.cases import UNSEEN, draw_cases, drawn, phantom_mark
 from tf_covid.training.clips import Clips, batches, make_clips, masked, read_clips
-from tf_covid.training.cpu_layers import quick
-from tf_covid.training.dense import supervised
+from tf_covid.training.cpu_layers import cpu_optimised
+from tf_covid.training.dense import add_deep_supervision
 from tf_covid.training.initialise import centre, inherited, start_from
 from tf_covid.training.losses import disease_loss, score_loss
-from tf_covid.training.run import NOTE, alone, continues, fit, setup
+from tf_covid.training.run import NOTE, continues, fit, setup, train_only
 from tf_covid.weights import Contract, load, save_model
 from tf_covid.weights.files import POLICIES
 
@@ -175,19 +175,19 @@ def teach(
     """Train the network in place, with the disease at its endpoints as further teachers.
 
     Args:
-        knows: Whether the network has learned before. Its new disease outputs then learn alone for an epoch: their
+        knows: Whether the network has learned before. Its new disease outputs then learn train_only for an epoch: their
             first gradients, of random weights, would undo what it knows.
 
     Returns:
         Name → one value an epoch.
     """
-    pupil, grids = supervised(quick(network), recipe.endpoints)
+    pupil, grids = add_deep_supervision(cpu_optimised(network), recipe.endpoints)
     losses: dict[str, Any] = {name: disease_loss for name in grids}
     losses["logits"] = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     losses["ct_score"] = score_loss
     data = batches(clips, road, grids, batch=batch, seed=seed)
     if knows and not continues(out):
-        alone(pupil, tuple(grids), data, steps=steps, rate=3e-3, loss=losses)
+        train_only(pupil, tuple(grids), data, steps=steps, rate=3e-3, loss=losses)
     curves = fit(
         pupil, data, out, epochs=epochs, steps=steps, rate=rate,
         loss=losses, loss_weights={"logits": 1.0, "ct_score": 40.0} | dict.fromkeys(grids, 2.0),

@@ -11,9 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from tf_covid import severity
-from tf_covid.cohort.cache import Entry
+from tf_covid.cohort.cache import CacheRecord
 from tf_covid.cohort.dataset import batches
-from tf_covid.cohort.feed import ClipFeed, SliceFeed
+from tf_covid.cohort.feed import ClipTrainingInput, SliceTrainingInput
 from tf_covid.cohort.manifest import Row
 from tf_covid.errors import CohortError, TrainingError
 from tf_covid.training import losses
@@ -85,12 +85,12 @@ class Lesson(Protocol):
     def losses(self, cases: Sequence[str]) -> tuple[dict[str, losses.Loss], dict[str, float], dict[str, Any]]: ...
 
     def batches(
-        self, entries: Sequence[Entry], *, order: np.ndarray, seed: int, first_epoch: int = 0, even: bool = False
+        self, entries: Sequence[CacheRecord], *, order: np.ndarray, seed: int, first_epoch: int = 0, even: bool = False
     ) -> tf.data.Dataset: ...
 
     def steps(self, visits: int) -> int: ...
 
-    def answers(self, network: keras.Model, entries: Sequence[Entry]) -> dict[str, np.ndarray]: ...
+    def answers(self, network: keras.Model, entries: Sequence[CacheRecord]) -> dict[str, np.ndarray]: ...
 
 
 @dataclass
@@ -125,7 +125,7 @@ class ClipLesson:
             "classes": len(CLASSES[self.task]),
             "ct_score": self.scored,
         }
-        self.feed = ClipFeed(
+        self.feed = ClipTrainingInput(
             self.grid, self.settings.clip, self.preprocessing, self.channels, self.settings.augmentation
         )
 
@@ -159,7 +159,7 @@ class ClipLesson:
         return found, share, {"logits": keras.metrics.SparseCategoricalAccuracy(name="accuracy")}
 
     def batches(
-        self, entries: Sequence[Entry], *, order: np.ndarray, seed: int, first_epoch: int = 0, even: bool = False
+        self, entries: Sequence[CacheRecord], *, order: np.ndarray, seed: int, first_epoch: int = 0, even: bool = False
     ) -> tf.data.Dataset:
         """Batches of whole records."""
         targets = self.targets([entry.case for entry in entries])
@@ -171,7 +171,7 @@ class ClipLesson:
         """Batches of so many visits."""
         return -(-visits // self.settings.batch)
 
-    def answers(self, network: keras.Model, entries: Sequence[Entry]) -> dict[str, np.ndarray]:
+    def answers(self, network: keras.Model, entries: Sequence[CacheRecord]) -> dict[str, np.ndarray]:
         """`probabilities` (N, classes) and `ct_score` (N,), NaN where the network has none."""
         found: dict[str, list[np.ndarray]] = {"probabilities": [], "ct_score": []}
         for inputs, targets in self.batches(entries, order=np.arange(len(entries))[np.newaxis], seed=0):
@@ -209,8 +209,8 @@ class SliceLesson:
         }
         self.feed = self._feed()
 
-    def _feed(self) -> SliceFeed:
-        return SliceFeed(
+    def _feed(self) -> SliceTrainingInput:
+        return SliceTrainingInput(
             self.grid[1:], self.settings.clip[1:], masked=self.masked, augmentation=self.settings.augmentation,
             preprocessing=self.preprocessing, channels=self.channels,
         )  # fmt: skip
@@ -242,7 +242,7 @@ class SliceLesson:
         return wanted, {"logits": 1.0, "share": 20.0}, {"logits": accuracy}
 
     def batches(
-        self, entries: Sequence[Entry], *, order: np.ndarray, seed: int, first_epoch: int = 0, even: bool = False
+        self, entries: Sequence[CacheRecord], *, order: np.ndarray, seed: int, first_epoch: int = 0, even: bool = False
     ) -> tf.data.Dataset:
         """Batches of some slices of each record, mixed."""
         paths, size = [entry.path for entry in entries], self.settings.batch
@@ -255,7 +255,7 @@ class SliceLesson:
         """Batches of so many visits."""
         return -(-visits * self.settings.slices_per_scan // self.settings.batch)
 
-    def answers(self, network: keras.Model, entries: Sequence[Entry]) -> dict[str, np.ndarray]:
+    def answers(self, network: keras.Model, entries: Sequence[CacheRecord]) -> dict[str, np.ndarray]:
         """A row a slice: `record` and `slice`, their numbers; `truth`, `probability`, `share`, `predicted_share`."""
         names = ("truth", "probability", "share", "predicted_share")
         found: dict[str, list[np.ndarray]] = {name: [] for name in ("record", "slice", *names)}
@@ -269,7 +269,7 @@ class SliceLesson:
             found["predicted_share"].append(outputs["share"].numpy()[:, 0])
         return _joined(found, network)
 
-    def _each(self, entries: Sequence[Entry]) -> Any:
+    def _each(self, entries: Sequence[CacheRecord]) -> Any:
         """Record after record, all its slices, unchanged."""
         for number, entry in enumerate(entries):
             whole = batches(
@@ -308,7 +308,7 @@ class LungLesson(SliceLesson):
         """The loss of the masks."""
         return {"logits": losses.mask_loss}, {"logits": 1.0}, {}
 
-    def answers(self, network: keras.Model, entries: Sequence[Entry]) -> dict[str, np.ndarray]:
+    def answers(self, network: keras.Model, entries: Sequence[CacheRecord]) -> dict[str, np.ndarray]:
         """`dice` (N,) of the lungs over all slices of each record, on its grid."""
         dice = []
         for _, _, pictures, truth in self._each(entries):

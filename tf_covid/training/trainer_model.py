@@ -11,7 +11,7 @@ import tensorflow as tf
 Prepare = Callable[[dict[str, Any], dict[str, Any], bool], tuple[Any, dict[str, Any]]]
 
 
-class Pupil(keras.Model):
+class TrainerModel(keras.Model):
     """A network and the layers in front of it.
 
     Args:

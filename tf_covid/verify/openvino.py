@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_covid.errors import ServingError
-from tf_covid.extras import need
+from tf_covid.extras import optional_import
 
 #: Signatures without strings, which OpenVINO's tensors do not carry.
 SIGNATURES = ("serving_default", "explain", "segment", "classify_clip")
@@ -31,8 +31,8 @@ class OpenVino:
     """
 
     def __init__(self, export: Path, signature: str) -> None:
-        runtime = need("openvino", "openvino")
-        frontend = need("openvino.frontend", "openvino").FrontEndManager().load_by_framework("tf")
+        runtime = optional_import("openvino", "openvino")
+        frontend = optional_import("openvino.frontend", "openvino").FrontEndManager().load_by_framework("tf")
         for extension in _gradients():
             frontend.add_extension(extension)
         with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +56,7 @@ class OpenVino:
 
 def _gradients() -> list[Any]:
     """What OpenVINO's frontend does not know of Grad-CAM's way back through the network."""
-    extension = need("openvino.frontend.tensorflow", "openvino").ConversionExtension
+    extension = optional_import("openvino.frontend.tensorflow", "openvino").ConversionExtension
     return [
         extension("ReluGrad", _relu_grad),
         extension("ConcatOffset", _concat_offset),

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tf_covid import attention
 from tf_covid.attention.grid import centre_weights
-from tf_covid.local import LocalModels, Member
+from tf_covid.local import EnsembleMember, LocalModels
 
 #: An export agrees where no value differs by more. Probabilities and masks as they are, logits against the largest of
 #: the scan, the CT score against 25, attention against its maximum.
@@ -42,7 +42,7 @@ def reference(models: LocalModels, name: str, hu: np.ndarray) -> Reference:
         name: Of the scan.
         hu: int16 (D, H, W).
     """
-    member: Member = models.members[0]
+    member: EnsembleMember = models.members[0]
     segmentation = models.segment(hu)
     (answer,) = models.classify(hu, segmentation.probability)
     cut = member.stratifier.cut(hu[np.newaxis], segmentation.probability[np.newaxis])
@@ -113,7 +113,7 @@ def _found(answer: dict[str, Any], name: str) -> np.ndarray | None:
         return None
 
 
-def _on_clip(cells: np.ndarray, member: Member) -> np.ndarray:
+def _on_clip(cells: np.ndarray, member: EnsembleMember) -> np.ndarray:
     sizes = member.model.network.input_shape[1:4]
     d, h, w = (
         centre_weights((np.arange(size) - axis.first) / axis.step, count)

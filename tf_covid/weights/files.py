@@ -19,7 +19,7 @@ import keras
 import numpy as np
 from pydantic import ValidationError
 
-from tf_covid.atomic import workshop
+from tf_covid.atomic import temporary_directory
 from tf_covid.errors import ModelError
 from tf_covid.models import NETWORKS
 from tf_covid.weights import apart, catalog, hdf5, quarantine
@@ -196,7 +196,7 @@ def write(network: keras.Model, contract: Contract, path: Path, *, dtype: str = 
     """`save_model` of a network that was just built from the contract's arguments, in float32 and not compiled."""
     # Weights do not pack: a tenth of halves, which are there to be small, but a fourteenth of float32, for its time.
     packing = zipfile.ZIP_STORED if dtype == "float32" else zipfile.ZIP_DEFLATED
-    with workshop(path) as folder:
+    with temporary_directory(path) as folder:
         plain, final = folder / "plain.keras", folder / "final.keras"
         network.save(plain)
         with zipfile.ZipFile(plain) as source, zipfile.ZipFile(final, "w", zipfile.ZIP_DEFLATED) as target:

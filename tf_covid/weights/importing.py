@@ -18,11 +18,11 @@ from tf_covid.weights.convert import Conversion, convert, layers_of
 from tf_covid.weights.files import build, load, write
 from tf_covid.weights.foreign import Checkpoint, list_checkpoint, private, read_checkpoint
 from tf_covid.weights.inflate import inflate
-from tf_covid.weights.plan import CLIPS, HEADS, Plan, Wish
+from tf_covid.weights.plan import CLIPS, HEADS, ImportRequest, Plan
 from tf_covid.weights.sources import of_ours
 
 
-def import_weights(path: Path, wish: Wish, out: Path) -> dict[str, Any]:
+def import_weights(path: Path, wish: ImportRequest, out: Path) -> dict[str, Any]:
     """Make a `.keras` file of ours from a checkpoint, and read it back.
 
     Args:
@@ -51,7 +51,7 @@ def import_weights(path: Path, wish: Wish, out: Path) -> dict[str, Any]:
         return _import(copy, wish, out)
 
 
-def _import(path: Path, wish: Wish, out: Path) -> dict[str, Any]:
+def _import(path: Path, wish: ImportRequest, out: Path) -> dict[str, Any]:
     # Names and shapes, before a number is read.
     listed = list_checkpoint(path)
     empty = _fitted(path, listed, wish)[1] if listed is not None else None
@@ -84,7 +84,7 @@ def _import(path: Path, wish: Wish, out: Path) -> dict[str, Any]:
 
 
 def _fitted(
-    path: Path, read: Checkpoint, wish: Wish, network: keras.Model | None = None
+    path: Path, read: Checkpoint, wish: ImportRequest, network: keras.Model | None = None
 ) -> tuple[Plan, keras.Model, Conversion]:
     """The network that the file holds, filled one-to-one.
 

@@ -37,7 +37,7 @@ _TASKS_2D: dict[str, Task] = {"unet": "lungs", "inception_v1": "slices"}
 
 
 @dataclass(frozen=True)
-class Wish:
+class ImportRequest:
     """What a checkpoint is to become.
 
     Args:
@@ -92,7 +92,7 @@ class Plan:
     ours: bool
 
     @classmethod
-    def make(cls, path: Path, read: Checkpoint, wish: Wish) -> Plan:
+    def make(cls, path: Path, read: Checkpoint, wish: ImportRequest) -> Plan:
         """Choose the source, and find what follows from the tensors' shapes.
 
         Raises:
@@ -135,7 +135,7 @@ class Plan:
 
     @classmethod
     def _of_unet(
-        cls, path: Path, read: Checkpoint, wish: Wish, source: Source, arguments: dict[str, Any],
+        cls, path: Path, read: Checkpoint, wish: ImportRequest, source: Source, arguments: dict[str, Any],
         contract: Contract | None, ours: bool,
     ) -> Plan:  # fmt: skip
         """A U-Net's plan: everything but its sides follows from its tensors."""
@@ -166,7 +166,7 @@ class Plan:
             raise ModelError(f"{path}: {source.kernel('bottom_conv2')} does not fit {filters} filters, {depth} levels")
         return cls(source, tensors, read.others, arguments, outputs, True, contract, ours)
 
-    def contract_of(self, path: Path, sha256: str, done: Conversion, wish: Wish) -> Contract:
+    def contract_of(self, path: Path, sha256: str, done: Conversion, wish: ImportRequest) -> Contract:
         """What the new file says about itself; a file of ours keeps what it said."""
         old = self.contract
         if old is not None and self.keeps_head and not wish.inflate:
@@ -195,7 +195,7 @@ class Plan:
         )
 
 
-def _find(path: Path, read: Checkpoint, wish: Wish) -> Source:
+def _find(path: Path, read: Checkpoint, wish: ImportRequest) -> Source:
     """The family whose kernels the file has most of."""
 
     def score(source: Source) -> int:
@@ -247,7 +247,7 @@ def _looks_ours(model: str, read: Checkpoint) -> bool:
     return all(f"{layer}/kernel" in read.tensors for layer in _MARKS[model])
 
 
-def _guess(path: Path, model: str, read: Checkpoint, wish: Wish) -> dict[str, Any]:
+def _guess(path: Path, model: str, read: Checkpoint, wish: ImportRequest) -> dict[str, Any]:
     """Arguments of one of our builders from the weights alone."""
     tensors = read.tensors
 

@@ -12,39 +12,39 @@ import pytest
 import tensorflow as tf
 
 from tf_covid.server import tensor_proto as protos
-from tf_covid.server.errors import Invalid
+from tf_covid.server.errors import InvalidArgument
 from tf_covid.server.http import decode as tensors
-from tf_covid.server.servable import Entry
+from tf_covid.server.servable import SignatureRunner
 from tf_covid.server.tensor_spec import Spec
 
 SIZE = 6000  # so that a list of it stays text
 
 
-def entry(dtype: Any, *shape: int | None) -> Entry:
-    return Entry("serving_default", {"clip": Spec("clip", dtype, shape)}, {}, lambda: None)
+def entry(dtype: Any, *shape: int | None) -> SignatureRunner:
+    return SignatureRunner("serving_default", {"clip": Spec("clip", dtype, shape)}, {}, lambda: None)
 
 
-def by_json(values: np.ndarray, one: Entry, key: str) -> dict[str, np.ndarray]:
+def by_json(values: np.ndarray, one: SignatureRunner, key: str) -> dict[str, np.ndarray]:
     return tensors.question(json.dumps({key: values.tolist()}).encode(), lambda name: one).inputs
 
 
-def by_content(values: np.ndarray, one: Entry) -> dict[str, np.ndarray]:
+def by_content(values: np.ndarray, one: SignatureRunner) -> dict[str, np.ndarray]:
     return arrays(tf.make_tensor_proto(values), one)
 
 
-def by_values(values: np.ndarray, one: Entry) -> dict[str, np.ndarray]:
+def by_values(values: np.ndarray, one: SignatureRunner) -> dict[str, np.ndarray]:
     proto = protos.to_proto(values[:, :100], one.inputs["clip"])
     assert not proto.tensor_content
     return arrays(proto, one)
 
 
-def arrays(proto: Any, one: Entry) -> dict[str, np.ndarray]:
+def arrays(proto: Any, one: SignatureRunner) -> dict[str, np.ndarray]:
     found = protos.to_arrays({"clip": proto}, one.inputs, 2**20)
     one.check(found)
     return found
 
 
-WAYS: dict[str, Callable[[np.ndarray, Entry], dict[str, np.ndarray]]] = {
+WAYS: dict[str, Callable[[np.ndarray, SignatureRunner], dict[str, np.ndarray]]] = {
     "instances": lambda values, one: by_json(values, one, "instances"),
     "inputs": lambda values, one: by_json(values, one, "inputs"),
     "tensor_content": by_content,
@@ -60,7 +60,7 @@ def test_a_clip_with_what_is_no_number_is_an_invalid_argument(way: str, value: f
     one = entry(dtype, None, None)
     WAYS[way](values, one)
     values[1, 7] = value
-    with pytest.raises(Invalid, match=r"'clip': 1 of .* numbers are NaN or infinite"):
+    with pytest.raises(InvalidArgument, match=r"'clip': 1 of .* numbers are NaN or infinite"):
         WAYS[way](values, one)
 
 
@@ -68,19 +68,19 @@ def test_a_clip_with_what_is_no_number_is_an_invalid_argument(way: str, value: f
 @pytest.mark.parametrize("count", [1, 3000])
 def test_json_that_is_no_number(text: str, count: int) -> None:
     body = '{"instances": [[' + "0.5," * count + text + "]]}"
-    with pytest.raises(Invalid):
+    with pytest.raises(InvalidArgument):
         tensors.question(body.encode(), lambda name: entry(tf.float32, None, None))
 
 
 @pytest.mark.parametrize("text", ["1.0", "-1.5", "NaN", "1e2", "true", '"4"', "null", "2147483648", "1_0", "+3", "03"])
 def test_a_depth_that_is_no_whole_number(text: str) -> None:
-    with pytest.raises(Invalid):
+    with pytest.raises(InvalidArgument):
         tensors.question(f'{{"inputs": [{text}]}}'.encode(), lambda name: entry(tf.int32, None))
 
 
 def test_a_depth_of_another_type_is_named() -> None:
     for dtype in (tf.int64, tf.float32, tf.int16, tf.uint8):
-        with pytest.raises(Invalid, match="the signature wants int32"):
+        with pytest.raises(InvalidArgument, match="the signature wants int32"):
             arrays(tf.make_tensor_proto(np.array([3], dtype.as_numpy_dtype)), entry(tf.int32, None))
 
 

@@ -14,11 +14,11 @@ import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, types_pb2
 
 from tf_covid.server import tensor_proto as protos
-from tf_covid.server.errors import Failed, Invalid
+from tf_covid.server.errors import Failed, InvalidArgument
 from tf_covid.server.http import decode as tensors
 from tf_covid.server.http import encode as answers
 from tf_covid.server.http import json_text as jsontext
-from tf_covid.server.servable import Entry
+from tf_covid.server.servable import SignatureRunner
 from tf_covid.server.tensor_spec import Spec
 
 HU = Spec("hu", tf.int16, (None, None, None))
@@ -29,8 +29,8 @@ def spec(dtype: Any, *shape: int | None, name: str = "x") -> Spec:
     return Spec(name, dtype, shape)
 
 
-def entry(*inputs: Spec) -> Entry:
-    return Entry("serving_default", {one.name: one for one in inputs}, {}, lambda: None)
+def entry(*inputs: Spec) -> SignatureRunner:
+    return SignatureRunner("serving_default", {one.name: one for one in inputs}, {}, lambda: None)
 
 
 def read(body: Any, *inputs: Spec) -> dict[str, np.ndarray]:
@@ -85,7 +85,7 @@ def test_long_lists_of_numbers_stay_text_and_are_the_same() -> None:
     text = json.dumps([0.5] * 2000)
     assert jsontext.parse(json.dumps({"inputs": text}).encode())["inputs"] == text  # in a string it is no list
     mixed = [["NaN"] * 3, *[[1.5] * 3] * 2000]
-    with pytest.raises(Invalid, match="'x': 3 of 6003 numbers are NaN or infinite"):
+    with pytest.raises(InvalidArgument, match="'x': 3 of 6003 numbers are NaN or infinite"):
         read(json.dumps({"inputs": mixed}).replace('"NaN"', "NaN").encode(), X)
 
 
@@ -131,9 +131,9 @@ def test_long_lists_of_numbers_stay_text_and_are_the_same() -> None:
 def test_a_value_that_does_not_fit_is_refused_and_the_input_is_named(value: str, dtype: Any, size: int) -> None:
     good = {tf.string: '"a"', tf.bool: "true"}.get(dtype, "1")
     text = ",".join([good] * size + [value])
-    with pytest.raises(Invalid, match=r"input 'x'|JSON Parse error|'instances' list|Unknown named input"):
+    with pytest.raises(InvalidArgument, match=r"input 'x'|JSON Parse error|'instances' list|Unknown named input"):
         read(f'{{"instances": [{text}]}}'.encode(), spec(dtype, None))
-    with pytest.raises(Invalid, match=r"input 'x'|JSON Parse error|Unknown named input|Missing named input"):
+    with pytest.raises(InvalidArgument, match=r"input 'x'|JSON Parse error|Unknown named input|Missing named input"):
         read(f'{{"inputs": {{"x": [{text}]}}}}'.encode(), spec(dtype, None))
 
 
@@ -196,7 +196,7 @@ def test_a_value_that_does_not_fit_is_refused_and_the_input_is_named(value: str,
     ids=lambda body: body[:40].decode("latin-1") + f"…{len(body)}",
 )
 def test_malformed_json_is_refused(body: bytes) -> None:
-    with pytest.raises(Invalid):
+    with pytest.raises(InvalidArgument):
         read(body, X)
 
 
@@ -206,7 +206,7 @@ def test_malformed_json_is_refused(body: bytes) -> None:
 def test_each_byte_is_looked_at_once(piece: bytes) -> None:
     body = b'{"instances":' + piece * (4 * 2**20 // len(piece)) + b"}"
     start = time.monotonic()
-    with pytest.raises(Invalid):
+    with pytest.raises(InvalidArgument):
         read(body, X)
     assert time.monotonic() - start < 10  # half a minute, where every bracket starts a search of its own
 
@@ -216,24 +216,24 @@ def test_rows_have_a_limit() -> None:
     row = spec(tf.int16, None, None)
     assert read({"inputs": [[7] * most] * 2}, row)["x"].shape == (2, most)
     for body in ({"inputs": [[7] * (most + 1)]}, {"inputs": [7] * (most + 1)}):
-        with pytest.raises(Invalid, match=f"more than {most} numbers"):
+        with pytest.raises(InvalidArgument, match=f"more than {most} numbers"):
             read(body, row)
     beside = b"1," * (jsontext.MOST_OBJECTS + 1)  # a word beside it keeps it from being read a row at a time
-    with pytest.raises(Invalid, match="values beside"):
+    with pytest.raises(InvalidArgument, match="values beside"):
         read(b'{"inputs": [[NaN], [' + beside + b"1]]}", spec(tf.float32, None, None))
 
 
 def test_what_is_ragged_asks_for_no_memory() -> None:
-    with pytest.raises(Invalid, match="ragged"):
+    with pytest.raises(InvalidArgument, match="ragged"):
         read(b'{"inputs": [[' + b"1," * 60_000 + b"1]" + b",[]" * 1_000_000 + b"]}", spec(tf.float32, None, None))
 
 
 def test_a_plain_list_needs_one_input() -> None:
     two = (spec(tf.float32, None, name="a"), spec(tf.float32, None, name="b"))
     for body in ({"instances": [1, 2]}, {"inputs": [1, 2]}):
-        with pytest.raises(Invalid, match="a, b"):
+        with pytest.raises(InvalidArgument, match="a, b"):
             read(body, *two)
-    with pytest.raises(Invalid, match="Missing named input: b"):
+    with pytest.raises(InvalidArgument, match="Missing named input: b"):
         read({"inputs": {"a": [1]}}, *two)
 
 
@@ -248,9 +248,9 @@ def test_answers_in_rows_and_columns() -> None:
         "outputs": {"y": [[0.2, 1.0], [1e20, -3.0]], "z": [1, 2]}
     }
     assert b"1.0" in answers.answer({"y": y}, rows=True)
-    with pytest.raises(Invalid, match="inconsistent"):
+    with pytest.raises(InvalidArgument, match="inconsistent"):
         answers.answer({"y": y, "z": z[:1]}, rows=True)
-    with pytest.raises(Invalid, match="no shape"):
+    with pytest.raises(InvalidArgument, match="no shape"):
         answers.answer({"y": y.sum()}, rows=True)
     assert json.loads(answers.answer({"y": np.float32(2.5)}, rows=False)) == {"outputs": 2.5}
     empty = np.zeros((2, 0, 3), np.float32)
@@ -341,18 +341,18 @@ def unknown_rank() -> Any:
     ids=str,
 )
 def test_messages_that_lie_are_refused(message: Any) -> None:
-    with pytest.raises(Invalid, match="input 'x'"):
+    with pytest.raises(InvalidArgument, match="input 'x'"):
         protos.to_array(message, spec(tf.float32, None), 2**30)
 
 
 def test_values_out_of_range_in_a_message() -> None:
     for value in (40_000, -40_000):
         message = lie(dtype=types_pb2.DT_INT16, shape=(1,), int_val=[value])
-        with pytest.raises(Invalid, match="out of the range of int16"):
+        with pytest.raises(InvalidArgument, match="out of the range of int16"):
             protos.to_array(message, spec(tf.int16, None), 2**20)
-    with pytest.raises(Invalid, match="a bool is 0 or 1"):
+    with pytest.raises(InvalidArgument, match="a bool is 0 or 1"):
         protos.to_array(lie(dtype=types_pb2.DT_BOOL, tensor_content=b"\1\2"), spec(tf.bool, None), 2**20)
-    with pytest.raises(Invalid, match="strings come in string_val"):
+    with pytest.raises(InvalidArgument, match="strings come in string_val"):
         protos.to_array(lie(dtype=types_pb2.DT_STRING, tensor_content=b"\1\2"), spec(tf.string, None), 2**20)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import Request
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from tf_covid.server.errors import Full, Gone, SlowClient, TooLarge, Unsupported
+from tf_covid.server.errors import ClientDisconnected, QueueFull, SlowClient, TooLarge, Unsupported
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Reader:
         def keep(piece: bytes) -> None:
             nonlocal counted
             if self._here + len(piece) > 2 * self._most:
-                raise Full("too many large requests are arriving; ask again later")
+                raise QueueFull("too many large requests are arriving; ask again later")
             self._here += len(piece)
             counted += len(piece)
             body.data.extend(piece)
@@ -93,7 +93,7 @@ class Reader:
                 while more:
                     message = await request.receive()
                     if message["type"] == "http.disconnect":
-                        raise Gone("the client has gone")
+                        raise ClientDisconnected("the client has gone")
                     piece, more = message.get("body", b""), message.get("more_body", False)
                     if (size := size + len(piece)) > self._most:
                         raise self._too_large()
@@ -118,7 +118,7 @@ def patient_protocol(limit_s: float) -> type[H11Protocol]:
     uvicorn itself waits for ever for the first request, so a few sleeping clients could use up all connections.
     """
 
-    class Patient(H11Protocol):
+    class HeaderTimeoutProtocol(H11Protocol):
         _timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
@@ -152,4 +152,4 @@ def patient_protocol(limit_s: float) -> type[H11Protocol]:
                 self._timer.cancel()
                 self._timer = None
 
-    return Patient
+    return HeaderTimeoutProtocol

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from tf_covid.server.errors import Invalid
+from tf_covid.server.errors import InvalidArgument
 from tf_covid.server.http.json_text import MOST_OBJECTS, Numbers, parse
-from tf_covid.server.servable import Entry
+from tf_covid.server.servable import SignatureRunner
 from tf_covid.server.tensor_proto import MOST_AXES
 from tf_covid.server.tensor_spec import Spec
 
@@ -32,12 +32,12 @@ class Question:
         rows: Whether it came as `instances`, and the answer goes as `predictions`.
     """
 
-    entry: Entry
+    entry: SignatureRunner
     inputs: dict[str, np.ndarray]
     rows: bool
 
 
-def question(body: bytes | bytearray, entry_of: Callable[[str], Entry]) -> Question:
+def question(body: bytes | bytearray, entry_of: Callable[[str], SignatureRunner]) -> Question:
     """Read the body of `:predict`.
 
     Args:
@@ -45,58 +45,58 @@ def question(body: bytes | bytearray, entry_of: Callable[[str], Entry]) -> Quest
         entry_of: The signature of a name, "" for the default one.
 
     Raises:
-        Invalid: If it is malformed, or not what the signature asks for; the text names the input.
+        InvalidArgument: If it is malformed, or not what the signature asks for; the text names the input.
     """
     document = parse(body)
     name = document.get("signature_name", "")
     if not isinstance(name, str):
-        raise Invalid("JSON Value: not formatted correctly. 'signature_name' key must be a string value.")
+        raise InvalidArgument("JSON Value: not formatted correctly. 'signature_name' key must be a string value.")
     entry = entry_of(name)
     if ("instances" in document) == ("inputs" in document):
-        raise Invalid(
+        raise InvalidArgument(
             "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist"
             if "inputs" in document
             else "Missing 'inputs' or 'instances' key"
         )
     if not entry.inputs:
-        raise Invalid(f"Failed to get input map for signature: {name or 'DEFAULT'}")
+        raise InvalidArgument(f"Failed to get input map for signature: {name or 'DEFAULT'}")
     rows = "instances" in document
     inputs = _of_rows(document["instances"], entry) if rows else _of_columns(document["inputs"], entry)
     entry.check(inputs)
     return Question(entry, inputs, rows)
 
 
-def _of_rows(instances: Any, entry: Entry) -> dict[str, np.ndarray]:
+def _of_rows(instances: Any, entry: SignatureRunner) -> dict[str, np.ndarray]:
     if not isinstance(instances, (list, Numbers)):
-        raise Invalid("Expecting 'instances' to be an list/array")
+        raise InvalidArgument("Expecting 'instances' to be an list/array")
     if isinstance(instances, list) and not instances:
-        raise Invalid("No values in 'instances' array")
+        raise InvalidArgument("No values in 'instances' array")
     if isinstance(instances, Numbers) or not _is_named(instances[0]):
         if len(entry.inputs) > 1:
-            raise Invalid(
+            raise InvalidArgument(
                 "instances is a plain list, but expecting list of objects as multiple input tensors required as per "
                 f"tensorinfo_map: {', '.join(entry.inputs)}"
             )
         if isinstance(instances, list) and any(map(_is_named, instances)):
-            raise Invalid("Expecting value/list but got object in 'instances' list")
+            raise InvalidArgument("Expecting value/list but got object in 'instances' list")
         (spec,) = entry.inputs.values()
         return {spec.name: to_array(instances, spec)}
     for number, instance in enumerate(instances):
         if not _is_named(instance):
-            raise Invalid(f"Expecting object but got list at item {number} of input list")
+            raise InvalidArgument(f"Expecting object but got list at item {number} of input list")
         if instance.keys() != entry.inputs.keys():
             wrong = sorted(instance.keys() ^ entry.inputs.keys())
-            raise Invalid(
+            raise InvalidArgument(
                 f"Failed to process element: {number} of 'instances' list. JSON object: keys must be equal to: "
                 f"{','.join(entry.inputs)} (missing or unknown: {','.join(name[:100] for name in wrong[:20])})"
             )
     return {name: to_array([row[name] for row in instances], spec) for name, spec in entry.inputs.items()}
 
 
-def _of_columns(inputs: Any, entry: Entry) -> dict[str, np.ndarray]:
+def _of_columns(inputs: Any, entry: SignatureRunner) -> dict[str, np.ndarray]:
     if not _is_named(inputs):
         if len(entry.inputs) > 1:
-            raise Invalid(
+            raise InvalidArgument(
                 "inputs is a plain value/list, but expecting an object as multiple input tensors required as per "
                 f"tensorinfo_map: {', '.join(entry.inputs)}"
             )
@@ -104,9 +104,11 @@ def _of_columns(inputs: Any, entry: Entry) -> dict[str, np.ndarray]:
         return {spec.name: to_array(inputs, spec)}
     for name in entry.inputs:
         if name not in inputs:
-            raise Invalid(f"Missing named input: {name} in 'inputs' object.")
+            raise InvalidArgument(f"Missing named input: {name} in 'inputs' object.")
     if unknown := sorted(set(inputs) - set(entry.inputs)):
-        raise Invalid(f"Unknown named input: {', '.join(name[:100] for name in unknown[:20])} in 'inputs' object.")
+        raise InvalidArgument(
+            f"Unknown named input: {', '.join(name[:100] for name in unknown[:20])} in 'inputs' object."
+        )
     return {name: to_array(inputs[name], spec) for name, spec in entry.inputs.items()}
 
 
@@ -123,14 +125,14 @@ def to_array(value: Any, spec: Spec) -> np.ndarray:
         spec: What the signature takes.
 
     Raises:
-        Invalid: If the lists are ragged, or a value does not fit the type without loss.
+        InvalidArgument: If the lists are ragged, or a value does not fit the type without loss.
     """
     if isinstance(value, Numbers):
         return _from_text(value, spec)
     if isinstance(value, list) and value and all(type(part) is Numbers for part in value):
         parts = [_from_text(part, spec) for part in value]
         if len({part.shape for part in parts}) > 1:
-            raise Invalid(f"input '{spec.name}': Encountered list at unexpected size: its lists are ragged")
+            raise InvalidArgument(f"input '{spec.name}': Encountered list at unexpected size: its lists are ragged")
         return np.stack(parts)
     flat, shape = _flattened(value, spec)
     return _typed(flat, spec).reshape(shape)
@@ -139,16 +141,16 @@ def to_array(value: Any, spec: Spec) -> np.ndarray:
 def _from_text(numbers: Numbers, spec: Spec) -> np.ndarray:
     outline, outer = _flattened(numbers.outline(), spec)
     if any(place != "" for place in outline):
-        raise Invalid(f"input '{spec.name}': JSON Value found at incorrect level: its lists are ragged")
+        raise InvalidArgument(f"input '{spec.name}': JSON Value found at incorrect level: its lists are ragged")
     width, whole = -1, np.empty(0)
     for index, row in enumerate(numbers.rows()):
         if index == 0:
             width, first = len(row), _typed(row, spec)
             if len(outline) * width > len(numbers.text):  # fewer bytes than numbers: memory for them is not asked for
-                raise Invalid(f"input '{spec.name}': Encountered list at unexpected size: its lists are ragged")
+                raise InvalidArgument(f"input '{spec.name}': Encountered list at unexpected size: its lists are ragged")
             whole = np.empty((len(outline), width), first.dtype)
         if len(row) != width:
-            raise Invalid(
+            raise InvalidArgument(
                 f"input '{spec.name}': Encountered list at unexpected size: {len(row)} expected size: {width}"
             )
         whole[index] = _typed(row, spec)
@@ -163,17 +165,19 @@ def _flattened(value: Any, spec: Spec) -> tuple[list[Any], tuple[int, ...]]:
         if not lists:
             return level, tuple(shape)
         if lists != len(level):
-            raise Invalid(f"input '{spec.name}': JSON Value found at incorrect level: its lists are ragged")
+            raise InvalidArgument(f"input '{spec.name}': JSON Value found at incorrect level: its lists are ragged")
         if sum(part.objects() for part in level if isinstance(part, Numbers)) > MOST_OBJECTS:
-            raise Invalid(f"input '{spec.name}': more than {MOST_OBJECTS} values beside some that are no plain numbers")
+            raise InvalidArgument(
+                f"input '{spec.name}': more than {MOST_OBJECTS} values beside some that are no plain numbers"
+            )
         plain = [part.plain() if isinstance(part, Numbers) else part for part in level]
         sizes = set(map(len, plain))
         if len(sizes) > 1:
-            raise Invalid(
+            raise InvalidArgument(
                 f"input '{spec.name}': Encountered list at unexpected size: lists of {min(sizes)} and {max(sizes)}"
             )
         if len(shape) == MOST_AXES:
-            raise Invalid(f"input '{spec.name}': its lists are nested too deeply")
+            raise InvalidArgument(f"input '{spec.name}': its lists are nested too deeply")
         shape.append(sizes.pop())
         level = list(itertools.chain.from_iterable(plain))
         if not level:
@@ -195,10 +199,10 @@ def _typed(values: list[Any], spec: Spec) -> np.ndarray:
     elif dtype.is_floating:
         allowed = {int, float}
     else:
-        raise Invalid(f"input '{spec.name}': {dtype.name} is not served by REST; ask over gRPC")
+        raise InvalidArgument(f"input '{spec.name}': {dtype.name} is not served by REST; ask over gRPC")
     if not kinds <= allowed:
         wrong = next(value for value in values if type(value) not in allowed)
-        raise Invalid(f"input '{spec.name}': JSON Value: {_shown(wrong)} is not of expected type: {dtype.name}")
+        raise InvalidArgument(f"input '{spec.name}': JSON Value: {_shown(wrong)} is not of expected type: {dtype.name}")
     target = np.dtype(dtype.as_numpy_dtype)
     if dtype.is_bool:
         return np.array(values, target)
@@ -216,7 +220,7 @@ def _whole(values: list[int], target: np.dtype, spec: Spec) -> np.ndarray:
     except OverflowError:
         pass
     wrong = next(value for value in values if not limits.min <= value <= limits.max)
-    raise Invalid(f"input '{spec.name}': JSON Value: {_shown(wrong)} is out of the range of {target.name}")
+    raise InvalidArgument(f"input '{spec.name}': JSON Value: {_shown(wrong)} is out of the range of {target.name}")
 
 
 def _floats(values: list[float], kinds: set[type], target: np.dtype, spec: Spec) -> np.ndarray:
@@ -232,7 +236,7 @@ def _floats(values: list[float], kinds: set[type], target: np.dtype, spec: Spec)
         wrong: Any = values[int(lost.argmax())]
     except OverflowError:
         wrong = max(values, key=abs)
-    raise Invalid(
+    raise InvalidArgument(
         f"input '{spec.name}': Cannot convert JSON value: {_shown(wrong)} to {target.name} without loss of precision."
     )
 
@@ -245,8 +249,8 @@ def _as_bytes(value: Any, spec: Spec) -> bytes:
             text = value["b64"]
             return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Invalid(f"input '{spec.name}': Unable to base64 decode, or not UTF-8") from error
-    raise Invalid(f"input '{spec.name}': JSON Value: {_shown(value)} is not of expected type: string")
+        raise InvalidArgument(f"input '{spec.name}': Unable to base64 decode, or not UTF-8") from error
+    raise InvalidArgument(f"input '{spec.name}': JSON Value: {_shown(value)} is not of expected type: string")
 
 
 def _shown(value: Any) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from tf_covid.server.errors import Failed, Invalid
+from tf_covid.server.errors import Failed, InvalidArgument
 
 #: More floats than this are written with the digits of a double, which is faster and the same value.
 _MOST_SHORT = 1_000_000
@@ -23,11 +23,11 @@ def answer(outputs: Mapping[str, np.ndarray], *, rows: bool) -> bytes:
         rows: As `predictions`, one for each index of axis 0; otherwise as `outputs`.
 
     Raises:
-        Invalid: If rows were asked for, and the outputs do not have the same number of them.
+        InvalidArgument: If rows were asked for, and the outputs do not have the same number of them.
         Failed: If an output cannot be written as JSON.
     """
     if not outputs:
-        raise Invalid("Cannot convert empty tensor map to JSON")
+        raise InvalidArgument("Cannot convert empty tensor map to JSON")
     texts = {name: _written(name, array, rows=rows) for name, array in outputs.items()}
     if not rows:
         (one, *others) = texts.values()
@@ -35,7 +35,9 @@ def answer(outputs: Mapping[str, np.ndarray], *, rows: bool) -> bytes:
         return f'{{\n    "outputs": {whole if others else one[0]}\n}}'.encode()
     sizes = {name: len(text) for name, text in texts.items()}
     if len(set(sizes.values())) > 1:
-        raise Invalid(f"the outputs have inconsistent batch sizes: {sizes}; ask with 'inputs' instead of 'instances'")
+        raise InvalidArgument(
+            f"the outputs have inconsistent batch sizes: {sizes}; ask with 'inputs' instead of 'instances'"
+        )
     if len(texts) == 1:
         lines: Iterable[str] = next(iter(texts.values()))
     else:
@@ -50,7 +52,7 @@ def answer(outputs: Mapping[str, np.ndarray], *, rows: bool) -> bytes:
 def _written(name: str, array: np.ndarray, *, rows: bool) -> list[str]:
     """An output as JSON: a text for each index of axis 0, or one for all of it."""
     if rows and not array.ndim:
-        raise Invalid(f"Tensor name: {name} has no shape information; ask with 'inputs' instead of 'instances'")
+        raise InvalidArgument(f"Tensor name: {name} has no shape information; ask with 'inputs' instead of 'instances'")
     texts = _tokens(name, array)
     first = 1 if rows else 0
     for axis in range(array.ndim - 1, first - 1, -1):

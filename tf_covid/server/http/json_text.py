@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Iterator
 from typing import Any
 
-from tf_covid.server.errors import Invalid
+from tf_covid.server.errors import InvalidArgument
 
 #: Most values and lists that become Python objects: some 50 bytes each.
 MOST_OBJECTS = 2_000_000
@@ -41,21 +41,21 @@ class Numbers:
         """The lists around its rows: each row, a list without lists inside, is "", which no number is.
 
         Raises:
-            Invalid: If it is no JSON, or holds too many rows.
+            InvalidArgument: If it is no JSON, or holds too many rows.
         """
         if self.text.count(b"[") > MOST_OBJECTS:
-            raise Invalid(f"JSON Parse error: more than {MOST_OBJECTS} lists")
+            raise InvalidArgument(f"JSON Parse error: more than {MOST_OBJECTS} lists")
         return _loads(_ROW.sub(b'""', self.text).decode("ascii"))
 
     def rows(self) -> Iterator[list[Any]]:
         """The rows, in order.
 
         Raises:
-            Invalid: If one is no JSON, or too long.
+            InvalidArgument: If one is no JSON, or too long.
         """
         for match in _ROW.finditer(self.text):
             if self.text.count(b",", match.start(), match.end()) >= MOST_IN_ROW:
-                raise Invalid(f"JSON Parse error: a list of more than {MOST_IN_ROW} numbers")
+                raise InvalidArgument(f"JSON Parse error: a list of more than {MOST_IN_ROW} numbers")
             yield _loads(match[0].decode("ascii"))
 
     def objects(self) -> int:
@@ -66,7 +66,7 @@ class Numbers:
         """The same as lists.
 
         Raises:
-            Invalid: If it is no JSON.
+            InvalidArgument: If it is no JSON.
         """
         return _loads(self.text.decode("ascii"))
 
@@ -78,10 +78,10 @@ def parse(body: bytes | bytearray) -> dict[str, Any]:
         Values of the `json` module, and `Numbers` for long lists of numbers.
 
     Raises:
-        Invalid: If it is no JSON object, is nested too deeply, or holds too many values.
+        InvalidArgument: If it is no JSON object, is nested too deeply, or holds too many values.
     """
     if not body:
-        raise Invalid("JSON Parse error: The document is empty")
+        raise InvalidArgument("JSON Parse error: The document is empty")
     mark = secrets.token_hex(8)
     pieces: list[bytes | bytearray] = []
     spans: list[Numbers] = []
@@ -95,7 +95,7 @@ def parse(body: bytes | bytearray) -> dict[str, Any]:
         try:
             short = b"".join([*pieces, body[end:]])
             return _object(_put_back(_read(short), mark, spans))
-        except Invalid:
+        except InvalidArgument:
             pass  # perhaps those brackets stand in a string: slowly, then
     return _object(_read(body))
 
@@ -126,11 +126,11 @@ def _spans(body: bytes | bytearray) -> Iterator[tuple[int, int]]:
 def _read(text: bytes | bytearray) -> Any:
     # Each of these begins a value or a list; base64 holds none of them.
     if text.count(b",") + text.count(b"[") + text.count(b"{") > MOST_OBJECTS:
-        raise Invalid(f"JSON Parse error: more than {MOST_OBJECTS} values")
+        raise InvalidArgument(f"JSON Parse error: more than {MOST_OBJECTS} values")
     try:
         return _loads(text.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise Invalid("JSON Parse error: is not UTF-8") from error
+        raise InvalidArgument("JSON Parse error: is not UTF-8") from error
 
 
 def _put_back(value: Any, mark: str, spans: list[Numbers]) -> Any:
@@ -149,7 +149,7 @@ def _put_back(value: Any, mark: str, spans: list[Numbers]) -> Any:
 
 def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise Invalid("JSON Value: Is not object")
+        raise InvalidArgument("JSON Value: Is not object")
     return value
 
 
@@ -157,11 +157,11 @@ def _loads(text: str) -> Any:
     try:
         return json.loads(text, parse_float=_finite)
     except RecursionError as error:
-        raise Invalid("JSON Parse error: is nested too deeply") from error
+        raise InvalidArgument("JSON Parse error: is nested too deeply") from error
     except json.JSONDecodeError as error:
-        raise Invalid(f"JSON Parse error: {error.msg} at offset: {error.pos}") from error
+        raise InvalidArgument(f"JSON Parse error: {error.msg} at offset: {error.pos}") from error
     except ValueError as error:  # a number that is too long, or too large
-        raise Invalid("JSON Parse error: Number too big to be stored in double.") from error
+        raise InvalidArgument("JSON Parse error: Number too big to be stored in double.") from error
 
 
 def _finite(text: str) -> float:

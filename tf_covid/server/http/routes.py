@@ -13,16 +13,16 @@ from fastapi import FastAPI, Request, Response
 from google.protobuf import json_format
 
 from tf_covid.server import context as shared
-from tf_covid.server.batcher import Outputs, Work, too_slow
-from tf_covid.server.context import Parts
-from tf_covid.server.errors import Failed, Fault, Gone, Invalid
+from tf_covid.server.batcher import Outputs, PendingRequest, too_slow
+from tf_covid.server.context import ServerContext
+from tf_covid.server.errors import ClientDisconnected, Failed, Fault, InvalidArgument
 from tf_covid.server.http import decode as tensors
 from tf_covid.server.http import encode as answers
 from tf_covid.server.http.body import Reader, gone
 from tf_covid.server.http.middleware import Guard, error_body
 from tf_covid.server.http.scans import Scans
 from tf_covid.server.metrics import UNKNOWN
-from tf_covid.server.servable import Entry
+from tf_covid.server.servable import SignatureRunner
 
 _T = TypeVar("_T")
 
@@ -45,7 +45,7 @@ class Rest:
         scans: Answers whole scans.
     """
 
-    def __init__(self, parts: Parts, scans: Scans) -> None:
+    def __init__(self, parts: ServerContext, scans: Scans) -> None:
         self._parts = parts
         self._scans = scans
         self._reader = Reader(parts.settings.most_bytes, parts.settings.read_limit_s)
@@ -91,7 +91,7 @@ class Rest:
             with self._parts.repository.lease(name, number) as version:
                 model = version.name
 
-                def entry_of(name: str) -> Entry:
+                def entry_of(name: str) -> SignatureRunner:
                     nonlocal signature
                     entry = version.entry(name)
                     signature = entry.name
@@ -141,7 +141,7 @@ class Rest:
             return _json(error_body("no model is available yet"), 503)
         return _json(json.dumps({"status": "ready", "models": {name: v.number for name, v in models.items()}}))
 
-    async def _result(self, request: Request, work: Work) -> Outputs:
+    async def _result(self, request: Request, work: PendingRequest) -> Outputs:
         """The outputs, unless the client goes or its time is over: then the work is dropped."""
         answer = asyncio.wrap_future(work.future)
         left = asyncio.ensure_future(gone(request))
@@ -151,7 +151,7 @@ class Rest:
             done, _ = await asyncio.wait(both, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
             if answer in done:
                 return answer.result()
-            raise Gone("the client has gone") if left in done else too_slow()
+            raise ClientDisconnected("the client has gone") if left in done else too_slow()
         finally:
             left.cancel()
             answer.cancel()
@@ -171,11 +171,11 @@ def _asked(request: Request) -> tuple[str, int | None]:
     """Name and version in the path.
 
     Raises:
-        Invalid: If the version is no number, or the name holds a verb.
+        InvalidArgument: If the version is no number, or the name holds a verb.
     """
     name, version = request.path_params["name"], request.path_params.get("version")
     if ":" in name or (version is not None and not (version.isascii() and version.isdigit() and len(version) < 19)):
-        raise Invalid(_malformed(request))
+        raise InvalidArgument(_malformed(request))
     return name, None if version is None else int(version)
 
 
@@ -199,7 +199,7 @@ async def _on_fault(request: Request, error: Exception) -> Response:
 async def _on_no_route(request: Request, error: Exception) -> Response:
     path = request.url.path
     if path.startswith("/v1/") and not path.startswith("/v1/scans"):  # as TF Serving; the scans are ours
-        return _json(error_body(_malformed(request)), Invalid.http)
+        return _json(error_body(_malformed(request)), InvalidArgument.http)
     status, headers = getattr(error, "status_code", 404), getattr(error, "headers", None)
     return Response(error_body(_malformed(request)), status, headers, "application/json")
 

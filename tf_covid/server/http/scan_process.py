@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tf_covid.server.errors import Failed, Fault, Gone, Invalid, OutOfMemory, TooSlow, Unavailable
+from tf_covid.server.errors import ClientDisconnected, Failed, Fault, InvalidArgument, OutOfMemory, TooSlow, Unavailable
 
 #: Files of an answer that are handed out, and what they are.
 FILES = {
@@ -147,7 +147,7 @@ def _limit(pid: int, limits: Limits, folder: Path) -> None:
 def _wait(child: subprocess.Popen[bytes], until: float, given_up: threading.Event) -> None:
     while child.poll() is None:
         if given_up.wait(_TICK_S):
-            raise Gone("the client has gone")
+            raise ClientDisconnected("the client has gone")
         if time.monotonic() > until:
             raise TooSlow("the scan was not answered within the time limit")
 
@@ -181,7 +181,7 @@ def _answer(code: int, out: Path, line: str) -> Answer:
     if code and not results and _OWN.search(line) is not None:
         raise Unavailable("the server could not answer the scan now; ask again later")
     if not results:
-        raise Invalid(line or "the upload holds no readable scan")
+        raise InvalidArgument(line or "the upload holds no readable scan")
     path = results[0]
     try:
         if path.stat().st_size > _MOST_JSON:

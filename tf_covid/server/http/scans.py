@@ -22,8 +22,16 @@ from pathlib import Path
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse
 
-from tf_covid.server.context import Parts
-from tf_covid.server.errors import Fault, Full, Gone, Invalid, NotFound, Unavailable, servable_not_found
+from tf_covid.server.context import ServerContext
+from tf_covid.server.errors import (
+    ClientDisconnected,
+    Fault,
+    InvalidArgument,
+    NotFound,
+    QueueFull,
+    Unavailable,
+    servable_not_found,
+)
 from tf_covid.server.http.body import Reader, gone
 from tf_covid.server.http.scan_process import FILES, Answer, Command, Limits, run
 
@@ -68,7 +76,7 @@ class Scans:
         command: Gives the command line of a child from upload, output folder and model.
     """
 
-    def __init__(self, parts: Parts, command: Command) -> None:
+    def __init__(self, parts: ServerContext, command: Command) -> None:
         settings = parts.settings
         self._parts = parts
         self._command = command
@@ -158,7 +166,7 @@ class Scans:
         if asked not in available:
             raise servable_not_found(asked[:200], None)
         if SIGNATURE not in available[asked].signatures:
-            raise Invalid(f"model {asked} has no signature {SIGNATURE}, so it cannot answer whole scans")
+            raise InvalidArgument(f"model {asked} has no signature {SIGNATURE}, so it cannot answer whole scans")
         return asked
 
     async def _answer(self, request: Request, model: str) -> Response:
@@ -188,7 +196,7 @@ class Scans:
         def keep(size: int) -> None:
             nonlocal mine
             if self._here + size > most:
-                raise Full("too many large scans are arriving; ask again later")
+                raise QueueFull("too many large scans are arriving; ask again later")
             self._here += size
             mine += size
 
@@ -201,7 +209,7 @@ class Scans:
     def _slot(self) -> Iterator[None]:
         """One of the children; only for an upload that is here, since a client may take its time."""
         if self._free <= 0:
-            raise Full("another scan is being answered; ask again later")
+            raise QueueFull("another scan is being answered; ask again later")
         self._free -= 1
         try:
             yield
@@ -210,7 +218,7 @@ class Scans:
 
     async def _upload(self, request: Request, folder: Path, keep: Callable[[int], None]) -> Path:
         if self._arriving >= _UPLOADS:
-            raise Full("too many scans are arriving; ask again later")
+            raise QueueFull("too many scans are arriving; ask again later")
         path = folder / "upload"
         self._arriving += 1
         try:
@@ -241,7 +249,7 @@ class Scans:
         left.add_done_callback(lambda done: None if done.cancelled() else given_up.set())
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, call)
-        except Gone:
+        except ClientDisconnected:
             if self._stop.is_set():
                 raise Unavailable("the server is stopping") from None
             raise
@@ -294,7 +302,7 @@ def _suffix(head: bytes) -> str:
     """The ending that says what an upload is, from its first bytes.
 
     Raises:
-        Invalid: If it is none of those that are read.
+        InvalidArgument: If it is none of those that are read.
     """
     if head.startswith(b"PK\x03\x04"):
         return ".zip"
@@ -304,7 +312,7 @@ def _suffix(head: bytes) -> str:
         return ".tar"
     if head[344:348] in (b"n+1\0", b"ni1\0") and head[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c"):
         return ".nii"
-    raise Invalid("the upload is neither a zip or tar (.tar, .tar.gz) of DICOM files nor NIfTI (.nii, .nii.gz)")
+    raise InvalidArgument("the upload is neither a zip or tar (.tar, .tar.gz) of DICOM files nor NIfTI (.nii, .nii.gz)")
 
 
 def _is_tar(head: bytes) -> bool:
