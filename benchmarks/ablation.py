@@ -1,9 +1,11 @@
 """Which of the phantom's effects does a lung model need? A small U-Net, trained without one group of them at a time.
 
-    TF_COVID_REAL_CT=… python benchmarks/ablation.py [--cases 120] [--steps 300] [--folder build/ablation]
+    TF_COVID_REAL_CT=… python benchmarks/ablation.py [--cases 120] [--steps 300] [--folder
+    build/ablation]
 
-Prints a Markdown table and puts it into docs/phantom.md. Every finished run is kept in the folder as JSON, so that a
-killed program goes on where it was; what was drawn from other settings is not taken for it.
+Prints a Markdown table and puts it into docs/phantom.md. Every finished run is kept in the folder
+as JSON, so that a killed program goes on where it was; what was drawn from other settings is not
+taken for it.
 """
 
 from __future__ import annotations
@@ -30,23 +32,36 @@ from tables import DOCS, Page, mean, number, say, table, unseen
 from tf_covid.phantom import PhantomSettings, draw_chest
 from tf_covid.training.cases import UNSEEN, Case, case_shape
 
-# Nothing here imports TensorFlow before the first network: the processes that draw import this file, too.
+# Nothing here imports TensorFlow before the first network: the processes that draw import this
+# file, too.
 if TYPE_CHECKING:
     from real import RealScan
 
 RUNS = 2
 
-#: Name of a group of effects → patterns of the settings that make it. Settings that do not exist are not missed.
+#: Name of a group of effects → patterns of the settings that make it. Settings that do not exist
+#: are not missed.
 GROUPS: dict[str, tuple[str, ...]] = {
     "disease": ("severity",),
-    "things on and in the body": (*("p_arms*", "p_blanket", "p_wires", "p_table", "p_tubes", "p_tangle", "p_metal"),),
+    "things on and in the body": (
+        *("p_arms*", "p_blanket", "p_wires", "p_table", "p_tubes", "p_tangle", "p_metal"),
+    ),
     "gas outside the lungs": ("p_stomach_gas", "p_oesophagus_air"),
     "the scanner": (
         *("noise_hu", "shading_hu", "offset_hu", "blur_mm", "p_coarse", "p_sharp", "p_breathing"),
         *("p_streaks", "p_circle", "p_thin"),
     ),
     "what looks like disease": (
-        *("p_dependent", "p_band", "p_effusion*", "p_nodules", "p_buds", "p_mosaic", "p_emphysema", "p_high_dome"),
+        *(
+            "p_dependent",
+            "p_band",
+            "p_effusion*",
+            "p_nodules",
+            "p_buds",
+            "p_mosaic",
+            "p_emphysema",
+            "p_high_dome",
+        ),
     ),
 }
 ALL = "all five"
@@ -88,7 +103,11 @@ def variant(name: str, patterns: Sequence[str]) -> Variant:
     off: list[str] = []
     for section in fields(settings):
         part = getattr(settings, section.name)
-        hit = [entry.name for entry in fields(part) if any(fnmatch(entry.name, one) for one in patterns)]
+        hit = [
+            entry.name
+            for entry in fields(part)
+            if any(fnmatch(entry.name, one) for one in patterns)
+        ]
         new = {entry: switched_off(entry, getattr(part, entry)) for entry in hit}
         settings, off = replace(settings, **{section.name: replace(part, **new)}), off + hit
     healthy = "severity" in patterns
@@ -98,7 +117,11 @@ def variant(name: str, patterns: Sequence[str]) -> Variant:
 def variants() -> list[Variant]:
     """Everything, then without each group, then without any of them; groups that the phantom does not have are out."""
     everything = [one for patterns in GROUPS.values() for one in patterns]
-    found = [variant("nothing", ()), *(variant(*group) for group in GROUPS.items()), variant(ALL, everything)]
+    found = [
+        variant("nothing", ()),
+        *(variant(*group) for group in GROUPS.items()),
+        variant(ALL, everything),
+    ]
     return [one for one in found if one.off or one.name == "nothing"]
 
 
@@ -151,7 +174,9 @@ class Course:
         network = small_unet.train(scans, self.steps, number)
         return {
             "off": without.off,
-            "real": {one.name: small_unet.dice_of(network, one.scan.hu, one.lungs) for one in self.scans},
+            "real": {
+                one.name: small_unet.dice_of(network, one.scan.hu, one.lungs) for one in self.scans
+            },
             "unseen": [small_unet.dice_of(network, one.hu, one.lungs) for one in self.chests],
         }
 
@@ -164,29 +189,64 @@ def ablation_table(runs: dict[str, list[dict[str, Any]]], scans: Sequence[str], 
         means = " / ".join(number(mean(run["unseen"]), 3) for run in found)
         lowest = " / ".join(number(min(run["unseen"], default=None), 3) for run in found)
         rows.append([name, *real, means, lowest])
-    header = ("left out", *(f"`{scan}`" for scan in scans), f"{chests} unseen phantoms, mean", "lowest of them")
+    header = (
+        "left out",
+        *(f"`{scan}`" for scan in scans),
+        f"{chests} unseen phantoms, mean",
+        "lowest of them",
+    )
     return table(header, rows)
 
 
 def notes(runs: dict[str, list[dict[str, Any]]], cases: int, steps: int) -> str:
     """How it was trained, and what each row switched off."""
     off = {name: found[0]["off"] for name, found in runs.items() if found[0]["off"] and name != ALL}
-    lines = [f"- {name}: {', '.join(f'`{setting}`' for setting in settings)}" for name, settings in off.items()]
-    text = f"Each run: {cases} phantoms of its own, {steps} steps. Probabilities were set to 0, ranges to their value "
+    lines = [
+        f"- {name}: {', '.join(f'`{setting}`' for setting in settings)}"
+        for name, settings in off.items()
+    ]
+    text = (
+        f"Each run: {cases} phantoms of its own, {steps} steps. Probabilities were set to 0, ranges"
+        " to their value "
+    )
     return "\n".join([text + "nearest to 0, `severity` to 0:", "", *lines])
 
 
 @click.command()
-@click.option("--cases", default=120, show_default=True, help="Phantoms to learn from, in each run.")
+@click.option(
+    "--cases", default=120, show_default=True, help="Phantoms to learn from, in each run."
+)
 @click.option("--steps", default=300, show_default=True, help="Batches of 16 slices, in each run.")
-@click.option("--unseen", "held_out", default=30, show_default=True, help="Phantoms to measure on: seeds 1000000 ….")
-@click.option("--folder", type=click.Path(path_type=Path), default=Path("build/ablation"), show_default=True)
-@click.option("--chests", type=click.Path(path_type=Path), default=Path("build/unseen"), show_default=True)
-@click.option("--real", envvar="TF_COVID_REAL_CT", type=click.Path(path_type=Path), help="Folder of real scans.")
+@click.option(
+    "--unseen",
+    "held_out",
+    default=30,
+    show_default=True,
+    help="Phantoms to measure on: seeds 1000000 ….",
+)
+@click.option(
+    "--folder", type=click.Path(path_type=Path), default=Path("build/ablation"), show_default=True
+)
+@click.option(
+    "--chests", type=click.Path(path_type=Path), default=Path("build/unseen"), show_default=True
+)
+@click.option(
+    "--real",
+    envvar="TF_COVID_REAL_CT",
+    type=click.Path(path_type=Path),
+    help="Folder of real scans.",
+)
 @click.option("--workers", default=2, show_default=True)
 @click.option("--write/--no-write", default=True, help="Put the table into docs/phantom.md.")
 def main(
-    cases: int, steps: int, held_out: int, folder: Path, chests: Path, real: Path | None, workers: int, write: bool
+    cases: int,
+    steps: int,
+    held_out: int,
+    folder: Path,
+    chests: Path,
+    real: Path | None,
+    workers: int,
+    write: bool,
 ) -> None:
     """Print the table."""
     from real import BASE, CIP, real_scans

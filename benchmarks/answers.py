@@ -58,7 +58,10 @@ def names(models: LocalModels) -> list[str]:
 
 
 def answer(
-    models: LocalModels, hu: np.ndarray, probability: np.ndarray, spacing_mm: tuple[float, float, float]
+    models: LocalModels,
+    hu: np.ndarray,
+    probability: np.ndarray,
+    spacing_mm: tuple[float, float, float],
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Probabilities (models, 5) and CT scores (models,), the mean last; None where the pipeline refuses the scan."""
     if refuses(gate(models, probability, spacing_mm)):
@@ -144,11 +147,23 @@ def _kappa_interval(truth: np.ndarray, found: np.ndarray, draws: int = 1000) -> 
 def recall_table(answers: Answers) -> str:
     """A row a model: of the chests of each class, the share that it answers with this class."""
     counts = [int((answers.classes == one).sum()) for one in CLASSES]
-    header = ("model", *(f"{one} {LABELS[one]} (n = {count})" for one, count in zip(CLASSES, counts, strict=True)))
-    return table(header, (
-        [model, *(number(mean(answers.found(model)[answers.classes == one] == one)) for one in CLASSES)]
-        for model in answers.probabilities
-    ))  # fmt: skip
+    header = (
+        "model",
+        *(f"{one} {LABELS[one]} (n = {count})" for one, count in zip(CLASSES, counts, strict=True)),
+    )
+    return table(
+        header,
+        (
+            [
+                model,
+                *(
+                    number(mean(answers.found(model)[answers.classes == one] == one))
+                    for one in CLASSES
+                ),
+            ]
+            for model in answers.probabilities
+        ),
+    )
 
 
 def missed_table(answers: Answers) -> str:
@@ -157,7 +172,11 @@ def missed_table(answers: Answers) -> str:
     Args:
         answers: Of chests with disease and without; those without do not count.
     """
-    header = ("of the lungs diseased", "chests", *(f"{model}: {LABELS[0]}" for model in answers.probabilities))
+    header = (
+        "of the lungs diseased",
+        "chests",
+        *(f"{model}: {LABELS[0]}" for model in answers.probabilities),
+    )
     rows = []
     for low, high in pairwise(EXTENTS):
         there = (answers.classes > 0) & (answers.involved > low) & (answers.involved <= high)
@@ -171,8 +190,16 @@ def confusion_tables(answers: Answers) -> list[str]:
     from sklearn.metrics import confusion_matrix
 
     def one(model: str) -> str:
-        counts: Sequence[Sequence[int]] = confusion_matrix(answers.classes, answers.found(model), labels=CLASSES)
+        counts: Sequence[Sequence[int]] = confusion_matrix(
+            answers.classes, answers.found(model), labels=CLASSES
+        )
         header = (f"{model}: truth", *(f"answered {number}" for number in CLASSES))
-        return table(header, ([f"{truth} {LABELS[truth]}", *row] for truth, row in zip(CLASSES, counts, strict=True)))
+        return table(
+            header,
+            (
+                [f"{truth} {LABELS[truth]}", *row]
+                for truth, row in zip(CLASSES, counts, strict=True)
+            ),
+        )
 
     return [one(model) for model in answers.probabilities]

@@ -1,9 +1,10 @@
 """Does the attention look where the disease is? Every way to make a map, on unseen synthetic chests with disease.
 
-    python benchmarks/attention.py [--cases 60] [--checks 15] [--folder build/unseen] [--model severity-i3d]
+    python benchmarks/attention.py [--cases 60] [--checks 15] [--folder build/unseen] [--model
+    severity-i3d]
 
-Prints Markdown tables and puts them into docs/attention.md, which says how to read them. Shipped severity models are
-measured one after the other; `--model` takes a name or a `.keras` file instead.
+Prints Markdown tables and puts them into docs/attention.md, which says how to read them. Shipped
+severity models are measured one after the other; `--model` takes a name or a `.keras` file instead.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small products: on a busy machine its threads wait for each other
+os.environ.setdefault(
+    "OPENBLAS_NUM_THREADS", "1"
+)  # small products: on a busy machine its threads wait for each other
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -89,7 +92,9 @@ class Explainer:
         self.default = self.member.split.endpoint
         self.endpoints = ENDPOINTS[self.contract.model]
         self.ways = [Way(*way) for way in product(self.endpoints, TARGETS, METHODS)]
-        self._heads = {name: attention.split(self.network, name).explained for name in self.endpoints}
+        self._heads = {
+            name: attention.split(self.network, name).explained for name in self.endpoints
+        }
         self._axes = {name: attention.feature_axes(self.network, name) for name in self.endpoints}
         outputs = [self.network.get_layer(name).output for name in self.endpoints]
         self._backbone = tf.function(keras.Model(self.network.input, outputs))
@@ -108,13 +113,21 @@ class Explainer:
     def maps(self, seen: Seen) -> Iterator[tuple[Way, np.ndarray, float | None]]:
         """Every way's map uint8 (D, H, W), and the share of it that lay within the lungs."""
         features = dict(zip(self.endpoints, self._backbone(seen.clip, training=False), strict=True))
-        targets = {"severity": attention.expected_class, "class": attention.class_logit(seen.number)}
+        targets = {
+            "severity": attention.expected_class,
+            "class": attention.class_logit(seen.number),
+        }
         clip = self.network.input_shape[1:4]
         for way in self.ways:
             raw = attention.attention_map(
                 self._heads[way.endpoint], features[way.endpoint], targets[way.target], way.method
             )
-            yield way, *attention.onto_scan(raw, self._axes[way.endpoint], clip, seen.keep, seen.box, seen.lungs)
+            yield (
+                way,
+                *attention.onto_scan(
+                    raw, self._axes[way.endpoint], clip, seen.keep, seen.box, seen.lungs
+                ),
+            )
 
     @contextmanager
     def randomised(self, seed: int, *, head_only: bool) -> Iterator[None]:
@@ -130,7 +143,9 @@ class Explainer:
             self.network.set_weights(trained)
 
 
-def look(volume: np.ndarray, lesions: np.ndarray, lungs: np.ndarray, case: Case, in_lungs: float | None) -> Look:
+def look(
+    volume: np.ndarray, lesions: np.ndarray, lungs: np.ndarray, case: Case, in_lungs: float | None
+) -> Look:
     """Hold one map against the truth."""
     energy = energy_inside(volume, lesions)
     return Look(
@@ -151,10 +166,17 @@ def blind(lesions: np.ndarray, lungs: np.ndarray, case: Case) -> dict[Way | str,
     grey = (255 * HUWindow()(case.hu).numpy()).astype(np.uint8)
     centre, picture = (
         look(volume, lesions, lungs, case, None)
-        for volume in (centre_of_lung(lungs, case.spacing_mm), np.where(lungs > 0, grey, np.uint8(0)))
+        for volume in (
+            centre_of_lung(lungs, case.spacing_mm),
+            np.where(lungs > 0, grey, np.uint8(0)),
+        )
     )
     even = Look(chance, share, share, 1.0)
-    return {"centre of the larger lung": centre, "the scan in its window": picture, "lungs painted evenly": even}
+    return {
+        "centre of the larger lung": centre,
+        "the scan in its window": picture,
+        "lungs painted evenly": even,
+    }
 
 
 def correlation(one: np.ndarray, other: np.ndarray, lungs: np.ndarray) -> float:
@@ -166,7 +188,9 @@ def correlation(one: np.ndarray, other: np.ndarray, lungs: np.ndarray) -> float:
 Checks = dict[str, dict[Way, list[float]]]
 
 
-def check(explainer: Explainer, case: Case, seen: Seen, original: dict[Way, np.ndarray], found: Checks) -> None:
+def check(
+    explainer: Explainer, case: Case, seen: Seen, original: dict[Way, np.ndarray], found: Checks
+) -> None:
     """Correlate each map with those of randomised networks and with that of the mirrored scan."""
     for name, head_only in (("head", True), ("everything", False)):
         with explainer.randomised(case.seed % RANDOM, head_only=head_only):
@@ -190,7 +214,9 @@ class Findings:
 
 def measure(explainer: Explainer, folder: Path, cases: int, checks: int) -> Findings:
     """Go through the chests."""
-    found = Findings({}, {name: {way: [] for way in explainer.ways} for name in ("head", "everything", "mirror")})
+    found = Findings(
+        {}, {name: {way: [] for way in explainer.ways} for name in ("head", "everything", "mirror")}
+    )
     rounds = -(-cases // len(CLASSES))  # seeds go through the five classes in turn
     for case in unseen(folder, range(UNSEEN, UNSEEN + 5 * rounds)):
         if case.severity not in CLASSES:
@@ -202,11 +228,20 @@ def measure(explainer: Explainer, folder: Path, cases: int, checks: int) -> Find
             continue
         made = {way: (volume, share) for way, volume, share in explainer.maps(seen)}
         looks = blind(lesions, seen.lungs, case)
-        looks |= {way: look(volume, lesions, seen.lungs, case, share) for way, (volume, share) in made.items()}
+        looks |= {
+            way: look(volume, lesions, seen.lungs, case, share)
+            for way, (volume, share) in made.items()
+        }
         for who, one in looks.items():
             found.looks.setdefault(who, []).append((case.severity, one))
         if len(found.checks["head"][explainer.ways[0]]) < checks:
-            check(explainer, case, seen, {way: volume for way, (volume, _) in made.items()}, found.checks)
+            check(
+                explainer,
+                case,
+                seen,
+                {way: volume for way, (volume, _) in made.items()},
+                found.checks,
+            )
     return found
 
 
@@ -247,27 +282,46 @@ def pointing_table(explainer: Explainer, found: Findings) -> tuple[str, str]:
     """The table of hits and energies, and what it was measured on."""
     header = [
         *("endpoint, target, method", f"hits, ≤ {TOLERANCE_MM:.0f} mm", "hits within a lesion"),
-        *("energy in lesions", "density in lesions", *(f"class {severity}" for severity in CLASSES)),
+        *(
+            "energy in lesions",
+            "density in lesions",
+            *(f"class {severity}" for severity in CLASSES),
+        ),
         *("mean of the classes", "in the lungs", "empty maps"),
     ]
     cases = max((len(looks) for looks in found.looks.values()), default=0)
     known = 98 / np.sqrt(max(cases, 1))
     note = (
-        f"{cases} unseen synthetic chests with disease ({found.left_out} left out: no lung or no lesion within the "
-        f"lungs that were found); a share of 50 % of them is known to ± {known:.0f} points (95 %). "
-        f"`tfcovid infer` makes {explainer.default}, severity, gradcam unless told otherwise."
+        f"{cases} unseen synthetic chests with disease ({found.left_out} left out: no lung or no"
+        " lesion within the lungs that were found); a share of 50 % of them is known to ±"
+        f" {known:.0f} points (95 %). `tfcovid infer` makes {explainer.default}, severity, gradcam"
+        " unless told otherwise."
     )
     return table(header, pointing_rows(explainer, found)), note
 
 
 def checks_table(explainer: Explainer, found: Findings) -> tuple[str, str]:
     """The table of correlations."""
-    header = ["endpoint, target, method", "random head", "random network", "mirrored scan", "its lowest tenth"]
+    header = [
+        "endpoint, target, method",
+        "random head",
+        "random network",
+        "mirrored scan",
+        "its lowest tenth",
+    ]
     rows = []
     for way in explainer.ways:
-        head, everything, mirror = (found.checks[name][way] for name in ("head", "everything", "mirror"))
+        head, everything, mirror = (
+            found.checks[name][way] for name in ("head", "everything", "mirror")
+        )
         tenth = float(np.quantile(mirror, 0.1)) if mirror else float("nan")
-        rows.append([", ".join(way), *(number(mean(values)) for values in (head, everything, mirror)), number(tenth)])
+        rows.append(
+            [
+                ", ".join(way),
+                *(number(mean(values)) for values in (head, everything, mirror)),
+                number(tenth),
+            ]
+        )
     checked = len(found.checks["head"][explainer.ways[0]])
     return table(header, rows), f"{checked} of these chests, {RANDOM} random networks in turn."
 
@@ -284,10 +338,18 @@ SECTION = """
 
 
 @click.command()
-@click.option("--cases", default=60, show_default=True, help="Chests with disease, the four classes in turn.")
-@click.option("--checks", default=15, show_default=True, help="Chests for the random networks and the mirror.")
-@click.option("--folder", type=click.Path(path_type=Path), default=Path("build/unseen"), show_default=True)
-@click.option("--model", "models", multiple=True, help="Shipped name or file; all that ship if not given.")
+@click.option(
+    "--cases", default=60, show_default=True, help="Chests with disease, the four classes in turn."
+)
+@click.option(
+    "--checks", default=15, show_default=True, help="Chests for the random networks and the mirror."
+)
+@click.option(
+    "--folder", type=click.Path(path_type=Path), default=Path("build/unseen"), show_default=True
+)
+@click.option(
+    "--model", "models", multiple=True, help="Shipped name or file; all that ship if not given."
+)
 @click.option("--write/--no-write", default=True, help="Put the tables into docs/attention.md.")
 def main(cases: int, checks: int, folder: Path, models: tuple[str, ...], write: bool) -> None:
     """Print the tables."""

@@ -22,7 +22,9 @@ def shortcut_table(healthy: Answers) -> str:
     rows = []
     for words, key in PROPERTIES.items():
         values = np.array([float(one.get(key, np.nan)) for one in healthy.settings])
-        rows.append([words, *(_with_interval(values, scores) for scores in healthy.scores.values())])
+        rows.append(
+            [words, *(_with_interval(values, scores) for scores in healthy.scores.values())]
+        )
     return table(("CT score against", *(f"{model}, r [95 %]" for model in healthy.scores)), rows)
 
 
@@ -38,8 +40,16 @@ def _with_interval(values: np.ndarray, scores: np.ndarray) -> str:
 def healthy_table(healthy: Answers) -> str:
     """A row a model: what it says about chests without disease."""
     header = ("model", "CT score: mean", "95th percentile", "answered class 0", "class 0 or 1")
-    return table(header, (
-        [model, number(mean(scores)), number(float(np.percentile(scores, 95))),
-         percent(mean(healthy.found(model) == 0)), percent(mean(healthy.found(model) <= 1))]
-        for model, scores in healthy.scores.items()
-    ))  # fmt: skip
+    return table(
+        header,
+        (
+            [
+                model,
+                number(mean(scores)),
+                number(float(np.percentile(scores, 95))),
+                percent(mean(healthy.found(model) == 0)),
+                percent(mean(healthy.found(model) <= 1)),
+            ]
+            for model, scores in healthy.scores.items()
+        ),
+    )

@@ -32,7 +32,9 @@ def write(folder: Path, count: int, grid: tuple[int, int, int]) -> list[Path]:
         hu = rng.integers(-1000, 200, grid).astype("<i2")
         paths.append(folder / f"{number}.tfrecord")
         with tf.io.TFRecordWriter(str(paths[-1])) as writer:
-            writer.write(_example({"hu": hu, "lungs": hu > -900, "lesions": hu > 0}).SerializeToString())
+            writer.write(
+                _example({"hu": hu, "lungs": hu > -900, "lesions": hu > 0}).SerializeToString()
+            )
         np.save(folder / f"{number}.npy", hu)
     return paths
 
@@ -56,7 +58,14 @@ def main(records: int, steps: int) -> None:
         with tempfile.TemporaryDirectory() as name:
             paths = write(Path(name), records, grid)
             order = visits(records, 0, 1, BATCH)[np.newaxis]
-            data = batches(paths, {"logits": np.zeros(records, np.int32)}, grid, order=order, batch=BATCH, seed=1)
+            data = batches(
+                paths,
+                {"logits": np.zeros(records, np.int32)},
+                grid,
+                order=order,
+                batch=BATCH,
+                seed=1,
+            )
 
             def through_pipeline(data: tf.data.Dataset = data) -> None:
                 for _ in data:
@@ -64,11 +73,14 @@ def main(records: int, steps: int) -> None:
 
             def through_numpy(paths: list[Path] = paths) -> None:
                 for first in range(0, len(paths), BATCH):
-                    np.stack([np.load(path.with_suffix(".npy")) for path in paths[first : first + BATCH]])
+                    np.stack(
+                        [np.load(path.with_suffix(".npy")) for path in paths[first : first + BATCH]]
+                    )
 
             ours, theirs = a_second(order.size, through_pipeline), a_second(records, through_numpy)
             print(
-                f"{'×'.join(map(str, grid))}: {ours:.0f} clips/s, {ours / theirs:.2f} of np.load + np.stack of the HU"
+                f"{'×'.join(map(str, grid))}: {ours:.0f} clips/s, {ours / theirs:.2f} of np.load +"
+                " np.stack of the HU"
             )
             if grid == (32, 112, 112):
                 share(data, grid, ours, steps)
@@ -107,8 +119,9 @@ def share(data: tf.data.Dataset, grid: tuple[int, int, int], rate: float, steps:
     feeding, stepping, reading = np.median(times["feed"]), np.median(times["step"]), BATCH / rate
     whole = feeding + stepping + reading
     print(
-        f"a step of I3D, batch {BATCH}: {whole:.2f} s, of them reading {100 * reading / whole:.1f} %, window, mask and "
-        f"augmentation {100 * feeding / whole:.1f} %, network {100 * stepping / whole:.1f} %"
+        f"a step of I3D, batch {BATCH}: {whole:.2f} s, of them reading {100 * reading / whole:.1f}"
+        f" %, window, mask and augmentation {100 * feeding / whole:.1f} %, network"
+        f" {100 * stepping / whole:.1f} %"
     )
 
 

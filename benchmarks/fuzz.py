@@ -1,12 +1,13 @@
 """Seeded mutations of small scans in every format, and what the reader makes of each: `python benchmarks/fuzz.py`.
 
-    python benchmarks/fuzz.py --seed 1 --count 20000 --out fuzz.jsonl     # about half an hour on two cores
-    python benchmarks/fuzz.py --seed 1 --show betrayed --out fuzz.jsonl --count 0
-    python benchmarks/fuzz.py --seed 1 --only 4711 --keep folder          # one input, written down and read
-    python benchmarks/fuzz.py --false-alarms 300 --real $TF_COVID_REAL_CT
+    python benchmarks/fuzz.py --seed 1 --count 20000 --out fuzz.jsonl     # about half an hour on
+    two cores python benchmarks/fuzz.py --seed 1 --show betrayed --out fuzz.jsonl --count 0
+    python benchmarks/fuzz.py --seed 1 --only 4711 --keep folder          # one input, written down
+    and read python benchmarks/fuzz.py --false-alarms 300 --real $TF_COVID_REAL_CT
 
-A run goes on where its `--out` ends. The exit status is 1 where an answer was silent though the file betrays it, where
-a reader crashed, took more than 1 GiB beside the scan or more than 10 s, and where a harmless change was not read.
+A run goes on where its `--out` ends. The exit status is 1 where an answer was silent though the
+file betrays it, where a reader crashed, took more than 1 GiB beside the scan or more than 10 s, and
+where a harmless change was not read.
 """
 
 from __future__ import annotations
@@ -49,19 +50,29 @@ def main() -> int:
     numbers = [n for n in asked if n not in done and base_of(options.seed, n, every).name in wanted]
     begun = time.monotonic()
     with open(options.out or os.devnull, "a", encoding="utf-8") as stream:
-        for count, record in enumerate(records(numbers, options.seed, every, known, options.workers), 1):
+        for count, record in enumerate(
+            records(numbers, options.seed, every, known, options.workers), 1
+        ):
             done[record["number"]] = record
             print(json.dumps({"seed": options.seed, **record}), file=stream, flush=count % 50 == 0)
             if count % 1000 == 0:
                 rate = count / (time.monotonic() - begun)
-                print(f"{count} of {len(numbers)}, {rate:.1f} a second", file=sys.stderr, flush=True)
+                print(
+                    f"{count} of {len(numbers)}, {rate:.1f} a second", file=sys.stderr, flush=True
+                )
     held = list(done.values())
     for by in options.by:
         print(f"\n{table(held, by)}")
     for shown in options.show:
         _show(held, shown)
-    lost, loud = [record for record in held if _misread(record)], [record for record in held if record["noise"]]
-    print(f"\n{len(held)} inputs; harmless changes not read as before: {len(lost)}; a library printed: {len(loud)}")
+    lost, loud = (
+        [record for record in held if _misread(record)],
+        [record for record in held if record["noise"]],
+    )
+    print(
+        f"\n{len(held)} inputs; harmless changes not read as before: {len(lost)}; a library"
+        f" printed: {len(loud)}"
+    )
     if held:
         most = {key: max(record[key] for record in held) for key in ("cpu_s", "mib")}
         print(f"most processor time {most['cpu_s']:.1f} s, most memory {most['mib']:.0f} MiB")
@@ -69,19 +80,31 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the whole run")
     parser.add_argument("--start", type=int, default=0, help="number of the first input")
     parser.add_argument("--count", type=int, default=20_000, help="of inputs")
     parser.add_argument("--workers", type=int, default=2, help="processes that read")
     parser.add_argument("--out", help="JSON lines, one an input; a run goes on where they end")
     parser.add_argument("--base", action="append", help="only this base; may be repeated")
-    parser.add_argument("--by", action="append", choices=("group", "kind", "base"), help="rows of the table")
-    parser.add_argument("--show", action="append", default=[], help="list an outcome, `harmless` or `noise`")
+    parser.add_argument(
+        "--by", action="append", choices=("group", "kind", "base"), help="rows of the table"
+    )
+    parser.add_argument(
+        "--show", action="append", default=[], help="list an outcome, `harmless` or `noise`"
+    )
     parser.add_argument("--only", type=int, help="read this one input and say what became of it")
-    parser.add_argument("--keep", type=Path, help="with --only: an empty folder for its files and those of its base")
-    parser.add_argument("--false-alarms", type=int, metavar="N", help="read N phantoms and the real scans instead")
-    parser.add_argument("--real", type=Path, help="folder of real scans", default=os.environ.get("TF_COVID_REAL_CT"))
+    parser.add_argument(
+        "--keep", type=Path, help="with --only: an empty folder for its files and those of its base"
+    )
+    parser.add_argument(
+        "--false-alarms", type=int, metavar="N", help="read N phantoms and the real scans instead"
+    )
+    parser.add_argument(
+        "--real", type=Path, help="folder of real scans", default=os.environ.get("TF_COVID_REAL_CT")
+    )
     options = parser.parse_args()
     options.by = options.by or ["group", "kind"]
     return options
@@ -120,23 +143,31 @@ def table(held: list[Record], by: str) -> str:
     counts = Counter((record[by], record["outcome"]) for record in held)
     lines = [f"| {by} | inputs | {' | '.join(OUTCOMES)} |", f"|---|{'--:|' * (len(OUTCOMES) + 1)}"]
     for row in [*rows, None]:
-        found = [sum(n for (one, out), n in counts.items() if out == o and row in (one, None)) for o in OUTCOMES]
+        found = [
+            sum(n for (one, out), n in counts.items() if out == o and row in (one, None))
+            for o in OUTCOMES
+        ]
         lines.append(f"| {row or '**all**'} | {sum(found)} | {' | '.join(map(str, found))} |")
     return "\n".join(lines)
 
 
 def _show(held: list[Record], shown: str) -> None:
     print(f"\n{shown}:")
-    for record in sorted(held, key=lambda record: (record["group"], record["kind"], record["base"])):
+    for record in sorted(
+        held, key=lambda record: (record["group"], record["kind"], record["base"])
+    ):
         if (
             record["outcome"] == shown
             or (shown == "harmless" and _misread(record))
             or (shown == "noise" and record["noise"])
         ):
-            told = f"{record['betrayed_by'] or record['why']} {' '.join(record['codes'])} {record['noise']}"
+            told = (
+                f"{record['betrayed_by'] or record['why']} {' '.join(record['codes'])}"
+                f" {record['noise']}"
+            )
             print(
-                f"--only {record['number']}: {record['base']}: {record['kind']}: {record['detail']} → "
-                f"{record['outcome']}, {record['most_hu']} HU: {told}"
+                f"--only {record['number']}: {record['base']}: {record['kind']}: {record['detail']}"
+                f" → {record['outcome']}, {record['most_hu']} HU: {told}"
             )
 
 

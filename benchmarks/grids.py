@@ -40,8 +40,17 @@ def grid_table() -> str:
         say(f"ceilings of {seed - UNSEEN + 1} of {CHESTS} chests")
     rows = []
     for side, found in ceilings.items():
-        times = [seconds(side, filters, policy) for filters in FILTERS for policy in PRECISIONS.values()]
-        rows.append([f"{side}×{side}", number(mean(found), 4), number(min(found), 4), *(f"{one:.1f}" for one in times)])
+        times = [
+            seconds(side, filters, policy) for filters in FILTERS for policy in PRECISIONS.values()
+        ]
+        rows.append(
+            [
+                f"{side}×{side}",
+                number(mean(found), 4),
+                number(min(found), 4),
+                *(f"{one:.1f}" for one in times),
+            ]
+        )
         say(f"timed {side}×{side}")
     return table(HEADER, rows)
 

@@ -26,7 +26,8 @@ from tf_covid.verify.reference import TOLERANCE, largest_difference
 #: Code of a request that nobody answered.
 LOST = "lost"
 
-#: Seconds of the first pause of a client that was told to wait; each further one is twice as long, up to the last.
+#: Seconds of the first pause of a client that was told to wait; each further one is twice as long,
+#: up to the last.
 _PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0
 
 _PREDICT = "/tensorflow.serving.PredictionService/Predict"
@@ -44,7 +45,9 @@ class Reply:
     def is_wait(self) -> bool:
         """Whether the server is full, and wants to be asked again."""
         # A message above the server's limit has the same gRPC code; it does not get smaller.
-        return self.code == "429" or (self.code == "RESOURCE_EXHAUSTED" and "larger than max" not in self.text)
+        return self.code == "429" or (
+            self.code == "RESOURCE_EXHAUSTED" and "larger than max" not in self.text
+        )
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,9 @@ class Question:
         return "" if difference <= TOLERANCE else f"{where} differs by {difference:.1e}"
 
 
-def message(model: str, signature: str, inputs: Mapping[str, np.ndarray], version: int | None = None) -> Any:
+def message(
+    model: str, signature: str, inputs: Mapping[str, np.ndarray], version: int | None = None
+) -> Any:
     """A `PredictRequest`."""
     request = predict_pb2.PredictRequest()
     request.model_spec.name, request.model_spec.signature_name = model, signature
@@ -107,7 +112,9 @@ def scan_inputs(hu: np.ndarray) -> dict[str, np.ndarray]:
     return {"hu": hu[np.newaxis], "depth": np.array([len(hu)], np.int32)}
 
 
-def scan_questions(direct: Direct, model: str, shape: tuple[int, int, int], count: int) -> list[Question]:
+def scan_questions(
+    direct: Direct, model: str, shape: tuple[int, int, int], count: int
+) -> list[Question]:
     """Different small scans, and what the SavedModel says about each.
 
     Raises:
@@ -123,7 +130,9 @@ def scan_questions(direct: Direct, model: str, shape: tuple[int, int, int], coun
     return _distinct(found)
 
 
-def clip_questions(direct: Direct, model: str, shape: tuple[int, ...], count: int) -> list[Question]:
+def clip_questions(
+    direct: Direct, model: str, shape: tuple[int, ...], count: int
+) -> list[Question]:
     """Different clips for the model that takes clips only; else as `scan_questions`."""
     found = []
     for seed in range(count):
@@ -142,8 +151,13 @@ def _first(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _distinct(questions: list[Question]) -> list[Question]:
     for one, other in itertools.permutations(questions, 2):
         answer = {name: values[np.newaxis] for name, values in one.right.items()}
-        if one.fault_of(answer) or largest_difference(dict(other.right), answer)[0] < 10 * TOLERANCE:
-            raise SystemExit("the scans are too alike, or have no answer: a swapped answer would not be seen")
+        if (
+            one.fault_of(answer)
+            or largest_difference(dict(other.right), answer)[0] < 10 * TOLERANCE
+        ):
+            raise SystemExit(
+                "the scans are too alike, or have no answer: a swapped answer would not be seen"
+            )
     return questions
 
 
@@ -158,12 +172,16 @@ class Client:
     def __init__(self, server: ServerProcess, patience_s: float) -> None:
         self.server, self.patience_s = server, patience_s
         options = [
-            ("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1),
-            ("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1),
-        ]  # fmt: skip
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
         self._channel = grpc.insecure_channel(server.grpc, options)
         # Bytes go as they are: also those that are no message.
-        self.call = self._channel.unary_unary(_PREDICT, None, predict_pb2.PredictResponse.FromString)
+        self.call = self._channel.unary_unary(
+            _PREDICT, None, predict_pb2.PredictResponse.FromString
+        )
 
     def close(self) -> None:
         """Close its connection."""
@@ -185,9 +203,13 @@ class Client:
             code = error.code().name
             lost = code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNKNOWN")
             return Reply(LOST if lost else code, f"{code} {error.details()}"[:300])
-        return Reply("OK", "", {name: tf.make_ndarray(proto) for name, proto in response.outputs.items()})
+        return Reply(
+            "OK", "", {name: tf.make_ndarray(proto) for name, proto in response.outputs.items()}
+        )
 
-    def by_rest(self, path: str, pieces: Sequence[bytes], *, pause_s: float = 0.0, length: int | None = None) -> Reply:
+    def by_rest(
+        self, path: str, pieces: Sequence[bytes], *, pause_s: float = 0.0, length: int | None = None
+    ) -> Reply:
         """Ask by REST, on a new connection.
 
         Args:
@@ -261,9 +283,16 @@ class Rush:
 
 
 def rush(
-    server: ServerProcess, way: str, questions: Sequence[Question], clients: int, *, requests: int, seconds: float,
-    patience_s: float, seed: int,
-) -> Rush:  # fmt: skip
+    server: ServerProcess,
+    way: str,
+    questions: Sequence[Question],
+    clients: int,
+    *,
+    requests: int,
+    seconds: float,
+    patience_s: float,
+    seed: int,
+) -> Rush:
     """Let several clients ask, each one question after the other, until enough are asked or the time is over.
 
     Args:
@@ -273,7 +302,8 @@ def rush(
         clients: How many ask at once.
         requests: Most that are asked.
         seconds: After which no more are asked.
-        patience_s: How long a client waits for one answer, with all the times that it was told to wait.
+        patience_s: How long a client waits for one answer, with all the times that it was told to
+            wait.
         seed: Of the draw.
     """
     result, lock, numbers, start = Rush(), threading.Lock(), iter(range(requests)), time.monotonic()
@@ -284,8 +314,11 @@ def rush(
                 if next(numbers, None) is None:
                     return
             question, begin = rng.choice(questions), time.monotonic()
-            ask = (lambda q=question: client.by_grpc(q.message)) if way == "gRPC" else (
-                lambda q=question: client.predict(q.model, q.body))  # fmt: skip
+            ask = (
+                (lambda q=question: client.by_grpc(q.message))
+                if way == "gRPC"
+                else (lambda q=question: client.predict(q.model, q.body))
+            )
             reply, waits = patiently(ask, begin + patience_s)
             took = time.monotonic() - begin
             good = reply.code in ("OK", "200")
@@ -301,7 +334,11 @@ def rush(
 
 
 def in_threads(
-    server: ServerProcess, patience_s: float, count: int, seed: int, work: Callable[[Client, random.Random], None]
+    server: ServerProcess,
+    patience_s: float,
+    count: int,
+    seed: int,
+    work: Callable[[Client, random.Random], None],
 ) -> None:
     """Run `work` in several threads, each with a client and a source of chance of its own."""
     clients = [Client(server, patience_s) for _ in range(count)]

@@ -2,7 +2,8 @@
 
     python benchmarks/lungs.py [--cases 100] [--real DIR] [--curve]
 
-A peer stands beside each: a threshold with a closing beside the mask, the rule on density beside the learned disease.
+A peer stands beside each: a threshold with a closing beside the mask, the rule on density beside
+the learned disease.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small products: on a busy machine its threads wait for each other
+os.environ.setdefault(
+    "OPENBLAS_NUM_THREADS", "1"
+)  # small products: on a busy machine its threads wait for each other
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +36,16 @@ if TYPE_CHECKING:
 LEARNED, RULE = "learned", "rule on density"
 
 #: What looks like disease on CT and is none, as the phantom draws it.
-MIMICS = ("dependent", "band", "nodules", "mosaic", "buds", "breathing", "effusion_left", "effusion_right")
+MIMICS = (
+    "dependent",
+    "band",
+    "nodules",
+    "mosaic",
+    "buds",
+    "breathing",
+    "effusion_left",
+    "effusion_right",
+)
 
 GROUPS = {
     "all": range(5),
@@ -95,7 +107,9 @@ def measure(models: LocalModels, case: Case) -> Measured:
         involvement=100.0 * lesions.sum() / max(lungs.sum(), 1),
         diseased=(lesions >= DISEASED_SLICE * np.maximum(lungs, 1))[keep],
         read={name: one.lungs.involvement_percent for name, one in read.items()},
-        read_slices={name: np.array(one.lungs.involvement_per_slice)[keep] for name, one in read.items()},
+        read_slices={
+            name: np.array(one.lungs.involvement_per_slice)[keep] for name, one in read.items()
+        },
     )
 
 
@@ -104,9 +118,16 @@ def dice_table(measured: Sequence[Measured]) -> str:
     rows = []
     for group, classes in GROUPS.items():
         chosen = [one for one in measured if one.severity in classes]
-        ways = {"lungs-unet": [one.dice for one in chosen], "threshold": [one.threshold_dice for one in chosen]}
+        ways = {
+            "lungs-unet": [one.dice for one in chosen],
+            "threshold": [one.threshold_dice for one in chosen],
+        }
         for way, found in ways.items():
-            figures = [number(float(f(found)), 3) for f in (np.mean, np.median, np.min)] if found else [NONE] * 3
+            figures = (
+                [number(float(f(found)), 3) for f in (np.mean, np.median, np.min)]
+                if found
+                else [NONE] * 3
+            )
             rows.append([f"{group}: {way}", len(found), *figures])
     return table(("chests", "number", "Dice, mean", "median", "lowest"), rows)
 
@@ -118,7 +139,16 @@ def involvement_table(measured: Sequence[Measured]) -> str:
         "with mimics": [one for one in measured if one.mimics],
         "without mimics": [one for one in measured if not one.mimics],
     }
-    header = ("reading", "chests", "r", "mean error, all", "mild (1)", "none (0)", "none (0), highest", "AUC of slices")
+    header = (
+        "reading",
+        "chests",
+        "r",
+        "mean error, all",
+        "mild (1)",
+        "none (0)",
+        "none (0), highest",
+        "AUC of slices",
+    )
     rows = [
         [f"{way}: {group}", len(chosen), *_involvement(way, chosen)]
         for way in (LEARNED, RULE)
@@ -150,34 +180,78 @@ def _slice_auc(way: str, chosen: Sequence[Measured]) -> float:
 
 def real_table(models: LocalModels, scans: Sequence[RealScan]) -> str:
     """Two rows a scan: the network and its peer; involvement by both ways of reading."""
-    header = ("scan", "Dice", "of the lungs found", "of the mask outside", f"involvement, {LEARNED}", RULE)
+    header = (
+        "scan",
+        "Dice",
+        "of the lungs found",
+        "of the mask outside",
+        f"involvement, {LEARNED}",
+        RULE,
+    )
     rows = []
     for one in scans:
         hu, spacing_mm = one.scan.hu, one.scan.spacing_mm
         _, read = readings(models, hu, spacing_mm)
         involvement = [
-            number(read[way].lungs.involvement_percent, 1) if way in read else NONE for way in (LEARNED, RULE)
+            number(read[way].lungs.involvement_percent, 1) if way in read else NONE
+            for way in (LEARNED, RULE)
         ]
-        rows.append([f"{one.name}: lungs-unet", *_overlap(read[RULE].labels > 0, one.lungs), *involvement])
-        rows.append([f"{one.name}: threshold", *_overlap(lungs_by_threshold(hu, spacing_mm), one.lungs), NONE, NONE])
+        rows.append(
+            [f"{one.name}: lungs-unet", *_overlap(read[RULE].labels > 0, one.lungs), *involvement]
+        )
+        rows.append(
+            [
+                f"{one.name}: threshold",
+                *_overlap(lungs_by_threshold(hu, spacing_mm), one.lungs),
+                NONE,
+                NONE,
+            ]
+        )
     return table(header, rows)
 
 
 def _overlap(mask: np.ndarray, lungs: np.ndarray) -> list[str]:
     both = np.count_nonzero(mask & lungs)
     outside = 1 - both / max(np.count_nonzero(mask), 1)
-    return [number(dice(mask, lungs), 3), percent(both / np.count_nonzero(lungs), 1), percent(outside, 1)]
+    return [
+        number(dice(mask, lungs), 3),
+        percent(both / np.count_nonzero(lungs), 1),
+        percent(outside, 1),
+    ]
 
 
 @click.command()
-@click.option("--cases", default=100, show_default=True, help="Unseen synthetic chests: seeds 1000000 ….")
-@click.option("--folder", type=click.Path(path_type=Path), default=Path("build/unseen"), show_default=True)
-@click.option("--model", default="severity-i3d", show_default=True, help="Whose slice rule is used.")
-@click.option("--real", envvar="TF_COVID_REAL_CT", type=click.Path(path_type=Path), help="Folder of real scans.")
-@click.option("--sanity", "few", default=5, show_default=True, help="Synthetic chests of the table without labels.")
-@click.option("--curve", is_flag=True, help="Only the mask's grids: their ceiling of Dice and their time.")
-@click.option("--write/--no-write", default=True, show_default=True, help="Put the tables into docs/lungs.md.")
-def main(cases: int, folder: Path, model: str, real: Path | None, few: int, curve: bool, write: bool) -> None:
+@click.option(
+    "--cases", default=100, show_default=True, help="Unseen synthetic chests: seeds 1000000 …."
+)
+@click.option(
+    "--folder", type=click.Path(path_type=Path), default=Path("build/unseen"), show_default=True
+)
+@click.option(
+    "--model", default="severity-i3d", show_default=True, help="Whose slice rule is used."
+)
+@click.option(
+    "--real",
+    envvar="TF_COVID_REAL_CT",
+    type=click.Path(path_type=Path),
+    help="Folder of real scans.",
+)
+@click.option(
+    "--sanity",
+    "few",
+    default=5,
+    show_default=True,
+    help="Synthetic chests of the table without labels.",
+)
+@click.option(
+    "--curve", is_flag=True, help="Only the mask's grids: their ceiling of Dice and their time."
+)
+@click.option(
+    "--write/--no-write", default=True, show_default=True, help="Put the tables into docs/lungs.md."
+)
+def main(
+    cases: int, folder: Path, model: str, real: Path | None, few: int, curve: bool, write: bool
+) -> None:
     """Measure, print, and renew docs/lungs.md."""
     # Here, not above: the processes that draw the chests import this file and need no TensorFlow.
     from tf_covid.local import LocalModels
@@ -192,21 +266,39 @@ def main(cases: int, folder: Path, model: str, real: Path | None, few: int, curv
     by = f"`lungs-unet`, sha256 `{models.lungs.sha256[:12]}…`"
     measured = [measure(models, case) for case in unseen(folder, range(UNSEEN, UNSEEN + cases))]
     page.put("dice", f"{len(measured)} unseen synthetic chests, {by}:", dice_table(measured))
-    page.put("involvement", f"{len(measured)} unseen synthetic chests, {by}; percent of the lungs:",
-             involvement_table(measured), *_without_learned(measured))  # fmt: skip
+    page.put(
+        "involvement",
+        f"{len(measured)} unseen synthetic chests, {by}; percent of the lungs:",
+        involvement_table(measured),
+        *_without_learned(measured),
+    )
     scans = real_scans(real)
     if scans:
         page.put("real", f"{by}:", real_table(models, scans))
     drawn = (read_case(folder, seed) for seed in range(UNSEEN, UNSEEN + min(few, cases)))
-    page.put("sanity", f"{by}{'' if scans else '; no real scans were given'}:", sanity_table(models, [
-        *((one.name, one.scan.hu, one.scan.spacing_mm) for one in scans),
-        *((f"phantom {case.seed}, class {case.severity}", case.hu, case.spacing_mm) for case in drawn),
-    ]))  # fmt: skip
+    page.put(
+        "sanity",
+        f"{by}{'' if scans else '; no real scans were given'}:",
+        sanity_table(
+            models,
+            [
+                *((one.name, one.scan.hu, one.scan.spacing_mm) for one in scans),
+                *(
+                    (f"phantom {case.seed}, class {case.severity}", case.hu, case.spacing_mm)
+                    for case in drawn
+                ),
+            ],
+        ),
+    )
 
 
 def _without_learned(measured: Sequence[Measured]) -> list[str]:
     learned = all(LEARNED in one.read for one in measured)
-    return [] if learned else ["This lung model has no output for disease, so there is no learned reading."]
+    return (
+        []
+        if learned
+        else ["This lung model has no output for disease, so there is no learned reading."]
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """What a server needs for a scan: seconds and memory of an export, by the number of slices.
 
-    python benchmarks/memory.py [--model severity-i3d] [--export DIR] [--slices 100 --slices 300 --slices 800]
+    python benchmarks/memory.py [--model severity-i3d] [--export DIR] [--slices 100 --slices 300
+    --slices 800]
 
-Each line is a process of its own that holds nothing but TensorFlow and the SavedModel, and asks the signature `explain`
-twice, about 512×512 slices; the peak is the kernel's (`ru_maxrss`), the input included. Prints a Markdown table.
+Each line is a process of its own that holds nothing but TensorFlow and the SavedModel, and asks the
+signature `explain` twice, about 512×512 slices; the peak is the kernel's (`ru_maxrss`), the input
+included. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -46,8 +48,16 @@ print(json.dumps({"before": before, "peak": peak(), "seconds": min(seconds), "ke
 
 @click.command()
 @click.option("--model", default="severity-i3d", show_default=True)
-@click.option("--export", "folder", type=click.Path(path_type=Path, exists=True), help="A version's folder.")
-@click.option("--slices", multiple=True, type=click.IntRange(1, 2000), default=(100, 300, 800), show_default=True)
+@click.option(
+    "--export", "folder", type=click.Path(path_type=Path, exists=True), help="A version's folder."
+)
+@click.option(
+    "--slices",
+    multiple=True,
+    type=click.IntRange(1, 2000),
+    default=(100, 300, 800),
+    show_default=True,
+)
 def main(model: str, folder: Path | None, slices: tuple[int, ...]) -> None:
     """Seconds and memory of one scan, by its slices."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -58,11 +68,19 @@ def main(model: str, folder: Path | None, slices: tuple[int, ...]) -> None:
         rows = []
         for number in slices:
             command = [sys.executable, "-c", _CHILD, str(folder), str(number)]
-            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-            rows.append([
-                str(number), f"{found['mib']:.0f} MiB", f"{found['seconds']:.1f} s", f"{found['before']:.2f} GiB",
-                f"{found['peak']:.2f} GiB", str(found["kept"]),
-            ])  # fmt: skip
+            found = json.loads(
+                subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            )
+            rows.append(
+                [
+                    str(number),
+                    f"{found['mib']:.0f} MiB",
+                    f"{found['seconds']:.1f} s",
+                    f"{found['before']:.2f} GiB",
+                    f"{found['peak']:.2f} GiB",
+                    str(found["kept"]),
+                ]
+            )
         head = ["slices of 512×512", "input", "seconds", "resident before", "peak", "slices kept"]
         click.echo(table(head, rows))
 

@@ -87,15 +87,27 @@ def _slow(client: Client, site: Site, rng: random.Random) -> _Answered:
     question = rng.choice(site.scans)
     step = len(question.body) // 12 + 1
     pieces = [question.body[start : start + step] for start in range(0, len(question.body), step)]
-    return client.by_rest(f"/v1/models/{site.model}:predict", pieces, pause_s=rng.uniform(0.05, 0.2)), question
+    return (
+        client.by_rest(f"/v1/models/{site.model}:predict", pieces, pause_s=rng.uniform(0.05, 0.2)),
+        question,
+    )
 
 
 def _malformed(client: Client, site: Site, rng: random.Random) -> _Answered:
     body = rng.choice(site.scans).body
     bodies = [
-        b"", b"nonsense", b"\xff\xfe\x00", b"[" * 100_000, b'{"inputs": ', b"[1, 2, 3]", b'"inputs"',
-        b'{"signature_name": 5, "inputs": {}}', body[: rng.randrange(1, len(body))], body + b"}", body * 2,
-    ]  # fmt: skip
+        b"",
+        b"nonsense",
+        b"\xff\xfe\x00",
+        b"[" * 100_000,
+        b'{"inputs": ',
+        b"[1, 2, 3]",
+        b'"inputs"',
+        b'{"signature_name": 5, "inputs": {}}',
+        body[: rng.randrange(1, len(body))],
+        body + b"}",
+        body * 2,
+    ]
     return client.predict(site.model, rng.choice(bodies)), None
 
 
@@ -105,7 +117,12 @@ def _types_rest(client: Client, site: Site, rng: random.Random) -> _Answered:
     if rng.random() < 0.5:
         shapes = [[[1.5, 2, 2]], [["1", 2, 2]], [[2**40, 1, 1]], "1", [[None, 1, 1]]]
         inputs = {"hu_bytes": [{"b64": "AAA="}], "shape": rng.choice(shapes)}
-    return client.predict(site.model, json.dumps({"signature_name": "serving_bytes", "inputs": inputs}).encode()), None
+    return (
+        client.predict(
+            site.model, json.dumps({"signature_name": "serving_bytes", "inputs": inputs}).encode()
+        ),
+        None,
+    )
 
 
 def _types_grpc(client: Client, site: Site, rng: random.Random) -> _Answered:
@@ -117,18 +134,30 @@ def _types_grpc(client: Client, site: Site, rng: random.Random) -> _Answered:
 
 
 def _unknown_rest(client: Client, site: Site, rng: random.Random) -> _Answered:
-    name = rng.choice(["nobody", f"{site.model}/versions/999", "..%2f..", "x" * 3000, f"{site.model}/versions/one"])
+    name = rng.choice(
+        [
+            "nobody",
+            f"{site.model}/versions/999",
+            "..%2f..",
+            "x" * 3000,
+            f"{site.model}/versions/one",
+        ]
+    )
     return client.predict(name, rng.choice(site.scans).body), None
 
 
 def _unknown_grpc(client: Client, site: Site, rng: random.Random) -> _Answered:
-    name, version = rng.choice([("nobody", None), (site.model, 999), ("../..", None), ("x" * 3000, None)])
+    name, version = rng.choice(
+        [("nobody", None), (site.model, 999), ("../..", None), ("x" * 3000, None)]
+    )
     request = message(name, "serving_default", {"hu": np.zeros((1, 4, 16, 16), np.int16)}, version)
     return client.by_grpc(request.SerializeToString()), None
 
 
 def _shapes_rest(client: Client, site: Site, rng: random.Random) -> _Answered:
-    shape = rng.choice([(4, 16, 17), (0, 16, 16), (4, 16, -16), (4, 256), (4, 16, 16, 1), (2**31 - 1,) * 3])
+    shape = rng.choice(
+        [(4, 16, 17), (0, 16, 16), (4, 16, -16), (4, 256), (4, 16, 16, 1), (2**31 - 1,) * 3]
+    )
     return client.predict(site.model, rest_body(np.zeros((4, 16, 16), np.int16), shape)), None
 
 
@@ -170,9 +199,14 @@ def _no_message(client: Client, site: Site, rng: random.Random) -> _Answered:
 
 
 def _oversize_said(client: Client, site: Site, rng: random.Random) -> _Answered:
-    return client.by_rest(
-        f"/v1/models/{site.model}:predict", [b"{"], length=site.most_bytes * rng.choice([2, 2**40])
-    ), None
+    return (
+        client.by_rest(
+            f"/v1/models/{site.model}:predict",
+            [b"{"],
+            length=site.most_bytes * rng.choice([2, 2**40]),
+        ),
+        None,
+    )
 
 
 def _oversize_rest(client: Client, site: Site, rng: random.Random) -> _Answered:
@@ -183,7 +217,10 @@ def _oversize_rest(client: Client, site: Site, rng: random.Random) -> _Answered:
 
 def _oversize_grpc(client: Client, site: Site, rng: random.Random) -> _Answered:
     hu = np.zeros((1, site.most_bytes // 2 // 2**16 + 1, 256, 256), np.int16)
-    return client.by_grpc(message(site.model, "serving_default", {"hu": hu}).SerializeToString()), None
+    return (
+        client.by_grpc(message(site.model, "serving_default", {"hu": hu}).SerializeToString()),
+        None,
+    )
 
 
 def _aborted(client: Client, site: Site, rng: random.Random) -> _Answered:
@@ -208,7 +245,15 @@ def _cancelled(client: Client, site: Site, rng: random.Random) -> _Answered:
 
 
 def _rubbish_scan(client: Client, site: Site, rng: random.Random) -> _Answered:
-    heads = [b"", b"no scan", b"PK", b"\x5c\x01\0\0", rng.randbytes(50_000), b"\x89PNG", b"\0" * 400]
+    heads = [
+        b"",
+        b"no scan",
+        b"PK",
+        b"\x5c\x01\0\0",
+        rng.randbytes(50_000),
+        b"\x89PNG",
+        b"\0" * 400,
+    ]
     return client.by_rest("/v1/scans", [rng.choice(heads)]), None
 
 
@@ -298,7 +343,9 @@ def mix(
     return tallies
 
 
-def _count(tally: Tally, kind: Kind, reply: Reply, question: Question | None, waits: int, seconds: float) -> None:
+def _count(
+    tally: Tally, kind: Kind, reply: Reply, question: Question | None, waits: int, seconds: float
+) -> None:
     tally.waits += waits
     tally.longest_s = max(tally.longest_s, seconds)
     fault = "" if reply.code in kind.codes else f"{reply.code} {reply.text}"
@@ -313,4 +360,6 @@ def _count(tally: Tally, kind: Kind, reply: Reply, question: Question | None, wa
 def sent_by_kind(tallies: dict[str, Tally]) -> Counter[str]:
     """Sums over all kinds."""
     names = ("sent", "right", "lost", "wrong", "waits")
-    return Counter({name: sum(getattr(tally, name) for tally in tallies.values()) for name in names})
+    return Counter(
+        {name: sum(getattr(tally, name) for tally in tallies.values()) for name in names}
+    )

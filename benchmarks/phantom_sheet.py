@@ -43,9 +43,9 @@ LEAST_LUNG = 0.25
 
 #: What the table of ranges does not show.
 EXCEPTIONS = (
-    "A range is drawn uniformly, but `noise_hu`, `nodule_mm` and `bud_mm` on a logarithmic scale. COVID's "
-    "`consolidated_share` is multiplied by another number of 0–1; lobar pneumonia is all consolidation, oedema all "
-    "glass with septal lines."
+    "A range is drawn uniformly, but `noise_hu`, `nodule_mm` and `bud_mm` on a logarithmic scale."
+    " COVID's `consolidated_share` is multiplied by another number of 0–1; lobar pneumonia is all"
+    " consolidation, oedema all glass with septal lines."
 )
 
 
@@ -54,7 +54,9 @@ def tile(job: tuple[int, int]) -> Image.Image:
     seed, slices = job
     chest = draw_chest(seed, (slices, 256, 256), severity=seed % len(LABELS))
     lung = (chest.lungs > 0).sum(axis=(1, 2))
-    level = int(np.random.default_rng([seed, 1]).choice(np.flatnonzero(lung >= LEAST_LUNG * lung.max())))
+    level = int(
+        np.random.default_rng([seed, 1]).choice(np.flatnonzero(lung >= LEAST_LUNG * lung.max()))
+    )
     _, height, width = chest.spacing_mm
     plane = Plane(chest.hu[level], chest.lungs[level], None, (height, width))
     picture = plain(plane, TILE / max(plane.size_mm))
@@ -104,7 +106,10 @@ def effects(settings: PhantomSettings) -> Iterator[str]:
         part = getattr(settings, section.name)
         yield f"### {section.name.capitalize()}"
         yield inspect.getdoc(type(part)) or ""
-        rows = [(f"`{entry.name}`", value(entry.name, getattr(part, entry.name))) for entry in fields(part)]
+        rows = [
+            (f"`{entry.name}`", value(entry.name, getattr(part, entry.name)))
+            for entry in fields(part)
+        ]
         yield table(("setting", "drawn from"), rows)
 
 
@@ -126,17 +131,26 @@ def seconds(seeds: range, slices: int) -> str:
         taken.append(time.process_time() - start)
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text("utf-8"))
     return (
-        f"One chest of 256×256×{slices} voxels takes {np.median(taken):.1f} s of one core (median of {len(taken)}, "
-        f"{min(taken):.1f} – {max(taken):.1f} s; {cpu[1] if cpu else 'unknown processor'}), truth included."
+        f"One chest of 256×256×{slices} voxels takes {np.median(taken):.1f} s of one core (median"
+        f" of {len(taken)}, {min(taken):.1f} – {max(taken):.1f} s;"
+        f" {cpu[1] if cpu else 'unknown processor'}), truth included."
     )
 
 
 @click.command()
-@click.option("--seed", default=0, show_default=True, help="Seed of the first phantom of the sheet.")
-@click.option("--slices", default=128, show_default=True, help="Slices of each phantom of the sheet.")
+@click.option(
+    "--seed", default=0, show_default=True, help="Seed of the first phantom of the sheet."
+)
+@click.option(
+    "--slices", default=128, show_default=True, help="Slices of each phantom of the sheet."
+)
 @click.option("--workers", default=2, show_default=True)
-@click.option("--timed", default=5, show_default=True, help="Chests of 120 slices to take the time of.")
-@click.option("--write/--no-write", default=True, help="Write docs/phantoms.png and into docs/phantom.md.")
+@click.option(
+    "--timed", default=5, show_default=True, help="Chests of 120 slices to take the time of."
+)
+@click.option(
+    "--write/--no-write", default=True, help="Write docs/phantoms.png and into docs/phantom.md."
+)
 def main(seed: int, slices: int, workers: int, timed: int, write: bool) -> None:
     """Draw the sheet and print the tables."""
     page = Page(DOCS / "phantom.md", write)
@@ -149,7 +163,8 @@ def main(seed: int, slices: int, workers: int, timed: int, write: bool) -> None:
         page.put(
             "phantom sheet",
             "![24 synthetic chests, one axial slice each](phantoms.png)",
-            f"Seeds {seed} – {seed + COLUMNS * ROWS - 1}, each at a random level within the lungs, lung window.",
+            f"Seeds {seed} – {seed + COLUMNS * ROWS - 1}, each at a random level within the lungs,"
+            " lung window.",
         )
 
 

@@ -47,12 +47,27 @@ class ServerProcess:
     """
 
     def __init__(self, models: Path, options: tuple[str, ...]) -> None:
-        command = [sys.executable, "-m", "tf_covid.cli", "serve", "--models", str(models), "--port", "0"]
+        command = [
+            sys.executable,
+            "-m",
+            "tf_covid.cli",
+            "serve",
+            "--models",
+            str(models),
+            "--port",
+            "0",
+        ]
         environment = {name: value for name, value in os.environ.items() if name != "TFCOVID_TOKEN"}
         self._process = subprocess.Popen(
-            [*command, "--grpc-port", "0", *options], env=environment, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8", errors="replace",
-        )  # fmt: skip
+            [*command, "--grpc-port", "0", *options],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
         #: All that it has said.
         self.lines: list[str] = []
         self._ended = threading.Event()
@@ -68,7 +83,11 @@ class ServerProcess:
         """
         start = time.monotonic()
         while time.monotonic() < start + _READY_S and not self._ended.wait(0.1):
-            said = dict(line.split(maxsplit=1) for line in list(self.lines) if line.startswith(("REST  ", "gRPC  ")))
+            said = dict(
+                line.split(maxsplit=1)
+                for line in list(self.lines)
+                if line.startswith(("REST  ", "gRPC  "))
+            )
             if len(said) == 2:
                 self.rest, self.grpc = said["REST"].removeprefix("http://"), said["gRPC"]
                 if names <= set(self._served()):
@@ -179,7 +198,9 @@ class Direct:
     def __init__(self, folders: Mapping[str, Path]) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_answer_directly, args=(theirs, dict(folders)), daemon=True)
+        self._process = context.Process(
+            target=_answer_directly, args=(theirs, dict(folders)), daemon=True
+        )
         self._process.start()
         theirs.close()
 
@@ -192,7 +213,9 @@ class Direct:
         self._process.kill()
         self._process.join()
 
-    def ask(self, model: str, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def ask(
+        self, model: str, signature: str, inputs: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
         """The outputs; it keeps the request for `again`."""
         self._pipe.send((model, signature, dict(inputs)))
         return self._received()[1]

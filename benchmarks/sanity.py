@@ -22,8 +22,17 @@ AIR_HU = -500.0
 Spacing = tuple[float, float, float]
 
 HEADER = (
-    *("scan", "lungs, ml", f"of the mask below {AIR_HU:.0f} HU", f"of the enclosed air below {AIR_HU:.0f} HU outside"),
-    *("left/right volume", f"Dice with itself + {NOISE_HU:.0f} HU noise", "Dice with itself at half the size"),
+    *(
+        "scan",
+        "lungs, ml",
+        f"of the mask below {AIR_HU:.0f} HU",
+        f"of the enclosed air below {AIR_HU:.0f} HU outside",
+    ),
+    *(
+        "left/right volume",
+        f"Dice with itself + {NOISE_HU:.0f} HU noise",
+        "Dice with itself at half the size",
+    ),
 )
 
 
@@ -70,11 +79,17 @@ def _noisy(hu: np.ndarray) -> np.ndarray:
     return np.clip(hu + noise, -32768, 32767).astype(np.int16)
 
 
-def _dice_at_half(models: LocalModels, hu: np.ndarray, spacing_mm: Spacing, inside: np.ndarray) -> float:
+def _dice_at_half(
+    models: LocalModels, hu: np.ndarray, spacing_mm: Spacing, inside: np.ndarray
+) -> float:
     """Between the mask of the scan and the one of the scan with pixels of twice the size."""
     height, width = (size // 2 * 2 for size in hu.shape[1:])
     even = np.maximum(hu[:, :height, :width], -1024)  # padding must not bleed into its neighbours
     half = even.reshape(len(hu), height // 2, 2, width // 2, 2).mean(axis=(2, 4))
-    found = lungs_of(models, np.round(half).astype(np.int16), (spacing_mm[0], 2 * spacing_mm[1], 2 * spacing_mm[2]))
+    found = lungs_of(
+        models,
+        np.round(half).astype(np.int16),
+        (spacing_mm[0], 2 * spacing_mm[1], 2 * spacing_mm[2]),
+    )
     back = (found > 0).repeat(2, axis=1).repeat(2, axis=2)
     return dice(inside[:, :height, :width], back)

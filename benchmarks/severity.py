@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small products: on a busy machine its threads wait for each other
+os.environ.setdefault(
+    "OPENBLAS_NUM_THREADS", "1"
+)  # small products: on a busy machine its threads wait for each other
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +20,16 @@ from typing import TYPE_CHECKING
 
 import click
 import numpy as np
-from answers import Answers, agreement_table, answer, ask, confusion_tables, missed_table, names, recall_table
+from answers import (
+    Answers,
+    agreement_table,
+    answer,
+    ask,
+    confusion_tables,
+    missed_table,
+    names,
+    recall_table,
+)
 from audit import healthy_table, shortcut_table
 from real import BASE, CIP, present
 from stress import AIM, STRESSES, reached
@@ -56,10 +67,21 @@ def stress_table(models: LocalModels, cases: Iterable[Case]) -> tuple[str, int]:
                 continue
             dices[name].append(reached(probability, disturbed))
             changes[name].append(np.abs(then[1] - first[1]))
-    header = ("mask: model", "Dice reached, mean", "lowest", "change of CT score: mean", "largest",
-              f"below {SMALL:.0f}", "refused")  # fmt: skip
+    header = (
+        "mask: model",
+        "Dice reached, mean",
+        "lowest",
+        "change of CT score: mean",
+        "largest",
+        f"below {SMALL:.0f}",
+        "refused",
+    )
     rows = [
-        [f"{name}: {model}", *_change(dices[name], [one[column] for one in changes[name]]), lost[name]]
+        [
+            f"{name}: {model}",
+            *_change(dices[name], [one[column] for one in changes[name]]),
+            lost[name],
+        ]
         for name in STRESSES
         for column, model in enumerate(names(models))
     ]
@@ -69,21 +91,38 @@ def stress_table(models: LocalModels, cases: Iterable[Case]) -> tuple[str, int]:
 def _change(dices: list[float], changes: list[float]) -> list[str]:
     if not changes:
         return [NONE] * 5
-    figures = [number(mean(dices), 3), number(min(dices), 3), number(mean(changes)), number(max(changes))]
-    return [*figures, percent(mean(one < SMALL for one in changes)) if np.isfinite(changes).all() else NONE]
+    figures = [
+        number(mean(dices), 3),
+        number(min(dices), 3),
+        number(mean(changes)),
+        number(max(changes)),
+    ]
+    return [
+        *figures,
+        percent(mean(one < SMALL for one in changes)) if np.isfinite(changes).all() else NONE,
+    ]
 
 
 def _cell_mm(case: Case, probability: np.ndarray) -> tuple[float, float, float]:
     """Size of a cell of the mask's grid."""
     depth, height, width = case.spacing_mm
-    rows, columns = (size / cells for size, cells in zip(case.hu.shape[1:], probability.shape[1:], strict=True))
+    rows, columns = (
+        size / cells for size, cells in zip(case.hu.shape[1:], probability.shape[1:], strict=True)
+    )
     return depth, height * rows, width * columns
 
 
 def real_table(models: LocalModels, paths: dict[str, Path]) -> str:
     """A row a scan: the whole road's answer, or why there is none."""
     alone = [member.model.name for member in models.members]
-    header = ("scan", "status", "class", "CT score", *(f"CT score, {name}" for name in alone), "involvement, %")
+    header = (
+        "scan",
+        "status",
+        "class",
+        "CT score",
+        *(f"CT score, {name}" for name in alone),
+        "involvement, %",
+    )
     rows = []
     for name, path in paths.items():
         result = tf_covid.stratify(tf_covid.read(path), models, attention="none")
@@ -94,7 +133,9 @@ def real_table(models: LocalModels, paths: dict[str, Path]) -> str:
         scores = [number(one.ct_score, 1) for one in result.models]
         involvement = number(result.lungs.involvement_percent, 1)
         label = f"{result.severity.number} {result.severity.label}"
-        rows.append([name, result.status, label, number(result.severity.ct_score, 1), *scores, involvement])
+        rows.append(
+            [name, result.status, label, number(result.severity.ct_score, 1), *scores, involvement]
+        )
     return table(header, rows)
 
 
@@ -104,15 +145,50 @@ def _counted(answers: Answers, kind: str) -> str:
 
 
 @click.command()
-@click.option("--cases", default=300, show_default=True, help="Unseen synthetic chests: seeds 1000000 ….")
-@click.option("--healthy", default=100, show_default=True, help="Chests without disease: seeds 2000000, 2000005 ….")
-@click.option("--stress", default=30, show_default=True, help="Chests whose masks are disturbed, of the unseen ones.")
-@click.option("--folder", type=click.Path(path_type=Path), default=Path("build/unseen"), show_default=True)
-@click.option("--model", "chosen", multiple=True, help="A shipped name or a file; all severity models that ship.")
-@click.option("--real", envvar="TF_COVID_REAL_CT", type=click.Path(path_type=Path), help="Folder of real scans.")
-@click.option("--write/--no-write", default=True, show_default=True, help="Put the tables into docs/severity.md.")
+@click.option(
+    "--cases", default=300, show_default=True, help="Unseen synthetic chests: seeds 1000000 …."
+)
+@click.option(
+    "--healthy",
+    default=100,
+    show_default=True,
+    help="Chests without disease: seeds 2000000, 2000005 ….",
+)
+@click.option(
+    "--stress",
+    default=30,
+    show_default=True,
+    help="Chests whose masks are disturbed, of the unseen ones.",
+)
+@click.option(
+    "--folder", type=click.Path(path_type=Path), default=Path("build/unseen"), show_default=True
+)
+@click.option(
+    "--model",
+    "chosen",
+    multiple=True,
+    help="A shipped name or a file; all severity models that ship.",
+)
+@click.option(
+    "--real",
+    envvar="TF_COVID_REAL_CT",
+    type=click.Path(path_type=Path),
+    help="Folder of real scans.",
+)
+@click.option(
+    "--write/--no-write",
+    default=True,
+    show_default=True,
+    help="Put the tables into docs/severity.md.",
+)
 def main(
-    cases: int, healthy: int, stress: int, folder: Path, chosen: tuple[str, ...], real: Path | None, write: bool
+    cases: int,
+    healthy: int,
+    stress: int,
+    folder: Path,
+    chosen: tuple[str, ...],
+    real: Path | None,
+    write: bool,
 ) -> None:
     """Measure, print, and renew docs/severity.md."""
     # Here, not above: the processes that draw the chests import this file and need no TensorFlow.
@@ -120,14 +196,25 @@ def main(
 
     page = Page(DOCS / "severity.md", write)
     models = LocalModels(list(chosen) or shipped())
-    by = ", ".join(f"`{one.name}` `{one.sha256[:12]}…`" for one in (*(m.model for m in models.members), models.lungs))
+    by = ", ".join(
+        f"`{one.name}` `{one.sha256[:12]}…`"
+        for one in (*(m.model for m in models.members), models.lungs)
+    )
     answers = ask(models, unseen(folder, range(UNSEEN, UNSEEN + cases)))
-    page.put("agreement", f"{_counted(answers, 'unseen synthetic chests')}; {by}:", agreement_table(answers))
+    page.put(
+        "agreement",
+        f"{_counted(answers, 'unseen synthetic chests')}; {by}:",
+        agreement_table(answers),
+    )
     page.put("recall", recall_table(answers))
     page.put("confusion", *confusion_tables(answers))
     page.put("missed", missed_table(answers))
     sound = ask(models, unseen(folder, range(HEALTHY, HEALTHY + 5 * healthy, 5)))
-    page.put("healthy", f"{_counted(sound, 'synthetic chests without disease')}; {by}:", healthy_table(sound))
+    page.put(
+        "healthy",
+        f"{_counted(sound, 'synthetic chests without disease')}; {by}:",
+        healthy_table(sound),
+    )
     page.put("shortcuts", f"The same {len(sound.classes)} chests:", shortcut_table(sound))
     found, asked = stress_table(models, unseen(folder, range(UNSEEN, UNSEEN + min(stress, cases))))
     page.put("stress", f"{asked} unseen synthetic chests, aimed at a Dice of {AIM}; {by}:", found)

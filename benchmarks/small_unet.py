@@ -34,8 +34,12 @@ def train(scans: Iterable[Slices], steps: int, seed: int) -> keras.Model:
     data = tf.data.Dataset.from_tensor_slices((hu, share)).shuffle(len(hu)).repeat().batch(BATCH)
     network = UNet((SIDE, SIDE, 1), filters=FILTERS)
     warm = max(steps // 10, 1)
-    rate = keras.optimizers.schedules.CosineDecay(0.0, steps - warm, alpha=0.01, warmup_target=RATE, warmup_steps=warm)
-    network.compile(keras.optimizers.Adam(rate, clipnorm=1.0), loss={"logits": _loss}, jit_compile=False)
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - warm, alpha=0.01, warmup_target=RATE, warmup_steps=warm
+    )
+    network.compile(
+        keras.optimizers.Adam(rate, clipnorm=1.0), loss={"logits": _loss}, jit_compile=False
+    )
     network.fit(data.map(_changed).prefetch(2), steps_per_epoch=steps, shuffle=False, verbose=0)
     return network
 
@@ -53,7 +57,9 @@ def _loss(mask: Any, logits: Any) -> Any:
     """Cross-entropy plus soft Dice over the batch."""
     entropy = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=mask, logits=logits))
     share = tf.sigmoid(logits)
-    overlap = (2 * tf.reduce_sum(share * mask) + 1) / (tf.reduce_sum(share) + tf.reduce_sum(mask) + 1)
+    overlap = (2 * tf.reduce_sum(share * mask) + 1) / (
+        tf.reduce_sum(share) + tf.reduce_sum(mask) + 1
+    )
     return entropy + 0.5 * (1 - overlap)
 
 

@@ -2,8 +2,9 @@
 
     python benchmarks/stages.py [--slices 300] [--size 512] [--precision float32]
 
-Figures are for orientation: they depend on the machine and on what else it does. Two ratios do not: attention to
-classification, and the whole road to its peer in the same run, SimpleITK reading the same files.
+Figures are for orientation: they depend on the machine and on what else it does. Two ratios do not:
+attention to classification, and the whole road to its peer in the same run, SimpleITK reading the
+same files.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def peer_seconds(folder: Path) -> float:
 @click.option("--size", default=512, show_default=True)
 @click.option("--slices", default=300, show_default=True)
 @click.option("--precision", default="float32", show_default=True)
-@click.option("--runs", default=3, show_default=True, help="The first one is cold: graphs are traced.")
+@click.option(
+    "--runs", default=3, show_default=True, help="The first one is cold: graphs are traced."
+)
 def main(size: int, slices: int, precision: str, runs: int) -> None:
     """Print the stages of every run."""
     with tempfile.TemporaryDirectory() as folder:
@@ -63,9 +66,14 @@ def main(size: int, slices: int, precision: str, runs: int) -> None:
             seconds.append(outcome.values["timings_s"])
             label = "cold" if number == 0 else f"warm {number}"
             print(" ".join([f"{label:>10}", *(f"{seconds[-1][name]:10.2f}" for name in STAGES)]))
-        warm = {name: float(np.median([one[name] for one in seconds[1:] or seconds])) for name in STAGES}
+        warm = {
+            name: float(np.median([one[name] for one in seconds[1:] or seconds])) for name in STAGES
+        }
         peer = peer_seconds(Path(folder) / "scan")
-        print(f"peak resident memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
+        print(
+            "peak resident memory:"
+            f" {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB"
+        )
         share = warm["attention"] / (warm["lungs"] + warm["classify"])
         print(f"attention on top of lungs and classification: {share:+.1%}")
         print(f"attention on top of the network alone: {warm['attention'] / warm['classify']:+.1%}")

@@ -37,15 +37,20 @@ def bitten(probability: np.ndarray, cell_mm: Cell, seed: int) -> np.ndarray:
     inside = probability > 0.5
     places = np.argwhere(inside)
     centre = places[np.random.default_rng([seed, 0xB17E]).integers(len(places))]
-    axes = [(np.arange(size) - middle) * mm for size, middle, mm in zip(inside.shape, centre, cell_mm, strict=True)]
+    axes = [
+        (np.arange(size) - middle) * mm
+        for size, middle, mm in zip(inside.shape, centre, cell_mm, strict=True)
+    ]
     away = np.sqrt(sum(axis**2 for axis in np.meshgrid(*axes, indexing="ij", sparse=True)))
     bite = _nearest(away, inside, _lost(inside))
     return np.where(away <= away[bite].max(), np.float32(0), probability)
 
 
 STRESSES: dict[str, Callable[[np.ndarray, Cell, int], np.ndarray]] = {
-    "shrunk": shrunk, "grown": grown, "bitten": bitten,
-}  # fmt: skip
+    "shrunk": shrunk,
+    "grown": grown,
+    "bitten": bitten,
+}
 
 
 def reached(probability: np.ndarray, disturbed: np.ndarray) -> float:

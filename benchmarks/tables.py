@@ -95,4 +95,6 @@ def shipped() -> list[str]:
     """Names of the severity models that ship."""
     from tf_covid.weights import read_contract
 
-    return [name for name, path in catalog.shipped().items() if read_contract(path).task == "severity"]
+    return [
+        name for name, path in catalog.shipped().items() if read_contract(path).task == "severity"
+    ]

@@ -2,11 +2,13 @@
 
     python benchmarks/tfio.py [--slices 300] [--size 512] [--runs 5] [SERIES...]
 
-Needs the extra: pip install -e '.[tfio]', in a virtual environment of its own. SERIES are folders of your own.
+Needs the extra: pip install -e '.[tfio]', in a virtual environment of its own. SERIES are folders
+of your own.
 
-`read` is `tf_covid.read`: headers, pixels, sha256 of the files and the checks of the values. `graph` is one pass over
-a `dicom_dataset` that is there, `first` its making with one pass. Seconds depend on the machine and on what else it
-does; the ratios, taken within a turn, do less, and those of processor time hardly.
+`read` is `tf_covid.read`: headers, pixels, sha256 of the files and the checks of the values.
+`graph` is one pass over a `dicom_dataset` that is there, `first` its making with one pass. Seconds
+depend on the machine and on what else it does; the ratios, taken within a turn, do less, and those
+of processor time hardly.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ def compare(name: str, folder: Path, runs: int) -> None:
         if not np.array_equal(ours, theirs):
             raise SystemExit(f"{name}: the readers differ")
         if number:  # the first turn loads libraries
-            turns.append(np.concatenate([[read[0], graph[0], first[0]], graph / read, first / read]))
+            turns.append(
+                np.concatenate([[read[0], graph[0], first[0]], graph / read, first / read])
+            )
     seconds = np.median(turns, axis=0)
     print(f"{name:15}{len(ours):7}" + "".join(f"{value:9.2f}" for value in seconds[:3]), end="")
     print("".join(f"{value:13.1f}×" for value in seconds[3:]), flush=True)
@@ -75,7 +79,10 @@ def main(series: tuple[Path, ...], slices: int, size: int, runs: int) -> None:
     """Print the median of each reader, and the medians of the ratios to ours."""
     print(f"median of {runs} turns, {os.cpu_count()} cores; synthetic series are {size}×{size}")
     names = ("graph/read", "(processor)", "first/read", "(processor)")
-    print(f"{'':15}{'slices':>7}{'read s':>9}{'graph s':>9}{'first s':>9}" + "".join(f"{name:>14}" for name in names))
+    print(
+        f"{'':15}{'slices':>7}{'read s':>9}{'graph s':>9}{'first s':>9}"
+        + "".join(f"{name:>14}" for name in names)
+    )
     for folder in series:
         compare(folder.name, folder, runs)
     chest = draw_chest(3, (DRAWN, size, size), severity=2)
@@ -85,7 +92,11 @@ def main(series: tuple[Path, ...], slices: int, size: int, runs: int) -> None:
     for kind, syntax in KINDS.items():
         with tempfile.TemporaryDirectory() as place:
             pixels = Pixels(bits=12, signed=False)
-            compare(kind, write_dicom(hu, affine, Path(place) / "s", transfer_syntax=syntax, pixels=pixels), runs)
+            compare(
+                kind,
+                write_dicom(hu, affine, Path(place) / "s", transfer_syntax=syntax, pixels=pixels),
+                runs,
+            )
 
 
 if __name__ == "__main__":

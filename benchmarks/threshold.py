@@ -12,7 +12,8 @@ AIR_HU = -400.0
 _IN_PLANE = np.zeros((3, 3, 3), bool)
 _IN_PLANE[1] = ndimage.generate_binary_structure(2, 1)
 
-#: A piece of air in one slice that is smaller than this and this near to the body's middle is the windpipe.
+#: A piece of air in one slice that is smaller than this and this near to the body's middle is the
+#: windpipe.
 WINDPIPE_MM2, WINDPIPE_MM = 700.0, 30.0
 
 #: Radius of the disk that closes over vessels and consolidated lung.
@@ -46,15 +47,17 @@ def lungs_by_threshold(hu: np.ndarray, spacing_mm: tuple[float, float, float]) -
     sizes = np.bincount(pieces.ravel())[1:]
     lungs = np.zeros_like(air)
     for piece in np.argsort(sizes)[::-1][:2] + 1:
-        # Each lung alone: a closing of both would bridge the mediastinum. Touching lungs are one piece already, and
-        # the next one is no lung.
+        # Each lung alone: a closing of both would bridge the mediastinum. Touching lungs are one
+        # piece already, and the next one is no lung.
         if sizes[piece - 1] >= 0.1 * sizes.max():
             for plane, alone in zip(lungs, pieces == piece, strict=True):
                 plane |= _closed(alone, spacing_mm[1:])
     return lungs
 
 
-def _without_windpipe(air: np.ndarray, hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
+def _without_windpipe(
+    air: np.ndarray, hu: np.ndarray, spacing_mm: tuple[float, float, float]
+) -> np.ndarray:
     pieces, count = ndimage.label(air, _IN_PLANE)
     if not count:
         return air

@@ -25,7 +25,9 @@ options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_leng
 channel = grpc.insecure_channel(address, options)
 token = os.environ.get("TFCOVID_TOKEN")
 metadata = [("authorization", f"Bearer {token}")] if token else []
-answer = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, 600, metadata=metadata)
+answer = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(
+    request, 600, metadata=metadata
+)
 outputs = {name: tf.make_ndarray(values) for name, values in answer.outputs.items()}
 if outputs["slices_kept"][0] < 8:  # as `tfcovid infer` does
     sys.exit("refused: hardly any lung in this scan")

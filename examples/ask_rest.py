@@ -2,7 +2,8 @@
 
     python examples/ask_rest.py scan.nii.gz [http://127.0.0.1:8501] [severity-i3d]
 
-Any client in any language does the same: bring the HU into canonical order, send them as base64 of little-endian int16.
+Any client in any language does the same: bring the HU into canonical order, send them as base64 of
+little-endian int16.
 """
 
 import base64
@@ -25,7 +26,9 @@ question = {
 headers = {"Content-Type": "application/json"}
 if token := os.environ.get("TFCOVID_TOKEN"):
     headers["Authorization"] = f"Bearer {token}"
-request = urllib.request.Request(f"{url}/v1/models/{model}:predict", json.dumps(question).encode(), headers)
+request = urllib.request.Request(
+    f"{url}/v1/models/{model}:predict", json.dumps(question).encode(), headers
+)
 with urllib.request.urlopen(request, timeout=600) as response:
     answer = json.load(response)["outputs"]
 if answer["slices_kept"][0] < 8:  # as `tfcovid infer` does

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-# The phantom's products are small: on a busy machine BLAS' threads would wait for each other. Before NumPy is imported.
+# The phantom's products are small: on a busy machine BLAS' threads would wait for each other.
+# Before NumPy is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
@@ -42,13 +43,19 @@ def threshold_unet() -> Callable[[dict[str, Any]], Any]:
     def build(arguments: dict[str, Any]) -> Any:
         unet, outputs = UNet(**arguments), arguments["outputs"]
         for layer in unet.layers:
-            if isinstance(layer, keras.layers.Conv2D) and not isinstance(layer, keras.layers.Conv2DTranspose):
+            if isinstance(layer, keras.layers.Conv2D) and not isinstance(
+                layer, keras.layers.Conv2DTranspose
+            ):
                 kernel = np.zeros(layer.kernel.shape, np.float32)
-                kernel[kernel.shape[0] // 2, kernel.shape[1] // 2, 0, 0] = 1.0  # the slice itself goes through
+                kernel[kernel.shape[0] // 2, kernel.shape[1] // 2, 0, 0] = (
+                    1.0  # the slice itself goes through
+                )
                 layer.set_weights([kernel, *layer.get_weights()[1:]])
         kernel = np.zeros((1, 1, arguments["filters"], outputs), np.float32)
         kernel[0, 0, 0] = [-100.0, 100.0][:outputs]
-        unet.get_layer("logits").set_weights([kernel, np.array([50.0, -100 * 400 / 1400], np.float32)[:outputs]])
+        unet.get_layer("logits").set_weights(
+            [kernel, np.array([50.0, -100 * 400 / 1400], np.float32)[:outputs]]
+        )
         return unet
 
     return build
@@ -59,4 +66,6 @@ def small_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manifest of ten small synthetic patients, two of each severity class, as NIfTI."""
     from tf_covid.phantom.cohort import write_cohort
 
-    return write_cohort(tmp_path_factory.mktemp("cohort"), 10, seed=3, size=64, slices=44, format="nifti")
+    return write_cohort(
+        tmp_path_factory.mktemp("cohort"), 10, seed=3, size=64, slices=44, format="nifti"
+    )

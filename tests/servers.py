@@ -40,7 +40,10 @@ class Linear(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None, 3], tf.float32, name="x")])
     def serving_default(self, x: Any) -> dict[str, Any]:
-        return {"y": x * self.factor, "version": tf.fill([tf.shape(x)[0]], tf.cast(self.factor, tf.int32))}
+        return {
+            "y": x * self.factor,
+            "version": tf.fill([tf.shape(x)[0]], tf.cast(self.factor, tf.int32)),
+        }
 
     @tf.function(input_signature=[tf.TensorSpec([None, 3], tf.float32, name="x")])
     def only_y(self, x: Any) -> dict[str, Any]:
@@ -52,14 +55,20 @@ class Types(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None], tf.int16, name="hu")])
     def serving_default(self, hu: Any) -> dict[str, Any]:
-        return {"total": tf.reduce_sum(tf.cast(hu, tf.int64), [1, 2]), "mean": tf.reduce_mean(tf.cast(hu, tf.float32))}
+        return {
+            "total": tf.reduce_sum(tf.cast(hu, tf.int64), [1, 2]),
+            "mean": tf.reduce_mean(tf.cast(hu, tf.float32)),
+        }
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="data")])
     def strings(self, data: Any) -> dict[str, Any]:
         return {"length": tf.strings.length(data), "same": data, "same_bytes": data}
 
     @tf.function(
-        input_signature=[tf.TensorSpec([None], tf.float32, name="a"), tf.TensorSpec([None, 2], tf.uint8, name="b")]
+        input_signature=[
+            tf.TensorSpec([None], tf.float32, name="a"),
+            tf.TensorSpec([None, 2], tf.uint8, name="b"),
+        ]
     )
     def two(self, a: Any, b: Any) -> dict[str, Any]:
         return {"sum": a + tf.reduce_sum(tf.cast(b, tf.float32), 1)}
@@ -86,11 +95,15 @@ class Clips(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None, None], tf.float32, name="clip")])
     def serving_default(self, clip: Any) -> dict[str, Any]:
-        return {"logits": tf.reduce_sum(tf.debugging.check_numerics(clip, "clip"), 1, keepdims=True)}
+        return {
+            "logits": tf.reduce_sum(tf.debugging.check_numerics(clip, "clip"), 1, keepdims=True)
+        }
 
 
 def _queue() -> Any:
-    return tf.raw_ops.FIFOQueueV2(component_types=[tf.float32], shapes=[[]], capacity=10_000, shared_name="gate")
+    return tf.raw_ops.FIFOQueueV2(
+        component_types=[tf.float32], shapes=[[]], capacity=10_000, shared_name="gate"
+    )
 
 
 class Gate(tf.Module):
@@ -98,7 +111,9 @@ class Gate(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
     def serving_default(self, x: Any) -> dict[str, Any]:
-        return {"y": x + tf.raw_ops.QueueDequeueV2(handle=_queue(), component_types=[tf.float32])[0]}
+        return {
+            "y": x + tf.raw_ops.QueueDequeueV2(handle=_queue(), component_types=[tf.float32])[0]
+        }
 
     @tf.function(input_signature=[tf.TensorSpec([None, 1], tf.float32, name="clip")])
     def classify_clip(self, clip: Any) -> dict[str, Any]:
@@ -125,7 +140,9 @@ class Saves(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.string, name="path")])
     def serving_default(self, path: Any) -> dict[str, Any]:
-        tf.raw_ops.SaveV2(prefix=path, tensor_names=["x"], shape_and_slices=[""], tensors=[tf.constant(1.0)])
+        tf.raw_ops.SaveV2(
+            prefix=path, tensor_names=["x"], shape_and_slices=[""], tensors=[tf.constant(1.0)]
+        )
         return {"path": path}
 
 
@@ -177,7 +194,9 @@ class Store:
         if not path.exists():
             build, names = _MODELS[kind]
             module = build()
-            tf.saved_model.save(module, str(path), signatures={name: getattr(module, name) for name in names})
+            tf.saved_model.save(
+                module, str(path), signatures={name: getattr(module, name) for name in names}
+            )
         return path
 
     def put(self, kind: str, name: str, version: int = 1) -> Path:
@@ -213,7 +232,9 @@ def small_files(tmp_path_factory: pytest.TempPathFactory, threshold_unet: Any) -
     contract = Contract(model="unet", arguments=arguments, task="lungs", note="By hand.")
     save_model(threshold_unet(arguments), contract, made.lungs)
     arguments = {"input_shape": [16, 32, 32, 1], "dense": 8, "ct_score": True}
-    contract = Contract(model="ltc", arguments=arguments, task="severity", endpoint="conv2", note="Random.")
+    contract = Contract(
+        model="ltc", arguments=arguments, task="severity", endpoint="conv2", note="Random."
+    )
     for seed, path in enumerate((made.network, made.other)):
         keras.utils.set_random_seed(seed)
         save_model(NETWORKS["ltc"].build(**arguments), contract, path)
@@ -284,12 +305,17 @@ class Running:
         token = server.settings.token
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self.http = stack.enter_context(
-            httpx.Client(base_url=server.rest_url, timeout=PATIENCE_S, headers=headers, trust_env=False)
+            httpx.Client(
+                base_url=server.rest_url, timeout=PATIENCE_S, headers=headers, trust_env=False
+            )
         )
         self.channel = stack.enter_context(
             grpc.insecure_channel(
                 server.grpc_address,
-                options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)],
+                options=[
+                    ("grpc.max_receive_message_length", -1),
+                    ("grpc.max_send_message_length", -1),
+                ],
             )
         )
         self.predict = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)

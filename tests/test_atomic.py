@@ -36,7 +36,9 @@ def names(folder: Path) -> list[str]:
 def writer(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A living process with a half-written file and folder in `tmp_path`."""
     command = [sys.executable, "-c", WRITER, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "written\n"
         yield process
@@ -56,7 +58,9 @@ def test_what_a_killed_process_left_is_swept(writer: subprocess.Popen[str], tmp_
     assert names(tmp_path) == []
 
 
-def test_a_killed_process_that_nobody_asked_for_is_dead(writer: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_a_killed_process_that_nobody_asked_for_is_dead(
+    writer: subprocess.Popen[str], tmp_path: Path
+) -> None:
     assert atomic.alive(writer.pid) and atomic.alive(os.getpid()) and not atomic.alive(2**70)
     writer.kill()
     os.waitid(os.P_PID, writer.pid, os.WEXITED | os.WNOWAIT)
@@ -79,7 +83,15 @@ def test_another_hosts_files_stay_for_a_day(
 
 
 @pytest.mark.parametrize(
-    "name", ["a.partial", ".a.partial", ".a.1234567.partial", ".a.here.1234567.0123abcd.partial", "a.tfrecord", ".x"]
+    "name",
+    [
+        "a.partial",
+        ".a.partial",
+        ".a.1234567.partial",
+        ".a.here.1234567.0123abcd.partial",
+        "a.tfrecord",
+        ".x",
+    ],
 )
 def test_what_is_not_ours_is_not_swept(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
@@ -106,5 +118,8 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "whole"
     with pytest.raises(OutputError, match="cannot be written: No such file"):
         atomic.write_text("x", tmp_path / "nowhere" / "a")
-    with pytest.raises(OutputError, match="cannot be written"), atomic.temporary_directory(tmp_path / "nowhere" / "a"):
+    with (
+        pytest.raises(OutputError, match="cannot be written"),
+        atomic.temporary_directory(tmp_path / "nowhere" / "a"),
+    ):
         pass

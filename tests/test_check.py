@@ -41,7 +41,11 @@ def run(*arguments: object, code: int = 0) -> Any:
 def test_a_line_a_case(ward: Path) -> None:
     result = run(ward / "whole", ward / "gap", ward / "volume.nii.gz")
     lines = result.stdout.splitlines()
-    assert [line.split(",")[0].split(" (")[0] for line in lines] == ["whole: pass", "gap: repaired", "volume: pass"]
+    assert [line.split(",")[0].split(" (")[0] for line in lines] == [
+        "whole: pass",
+        "gap: repaired",
+        "volume: pass",
+    ]
     assert "96 x 64 x 64 voxels of" in lines[0] and "missing_slices (warning)" in lines[1]
     assert result.stderr.splitlines() == ["check 1/3 whole", "check 2/3 gap", "check 3/3 volume"]
 
@@ -53,7 +57,9 @@ def test_json_lines_in_order_and_exit_1_for_a_refusal(ward: Path, workers: int) 
     found = [json.loads(line) for line in result.stdout.splitlines()]
     assert [one["case"] for one in found] == ["rubbish", "gap", "whole", "gone"]
     assert [one["status"] for one in found] == ["refused", "repaired", "pass", "refused"]
-    assert all(set(one) == {"case", "status", "series", "quality_flags", "seconds"} for one in found)
+    assert all(
+        set(one) == {"case", "status", "series", "quality_flags", "seconds"} for one in found
+    )
     assert found[0]["series"] is None and found[2]["series"]["shape"] == [96, 64, 64]
     assert [flag["code"] for flag in found[1]["quality_flags"]] == ["missing_slices"]
     assert [flag["code"] for flag in found[3]["quality_flags"]] == ["not_found"]
@@ -66,7 +72,9 @@ def test_a_folder_with_everything(ward: Path) -> None:
 
 def test_from_python(ward: Path) -> None:
     assert [one.status for one in check(ward / "gap")] == ["repaired"]
-    assert [one.case for one in check_cases(find_cases(ward), 2)] == [one.case for one in check(ward)]
+    assert [one.case for one in check_cases(find_cases(ward), 2)] == [
+        one.case for one in check(ward)
+    ]
 
 
 def test_no_tensorflow(ward: Path) -> None:
@@ -75,10 +83,15 @@ def test_no_tensorflow(ward: Path) -> None:
         "assert CliRunner().invoke(main, ['check', sys.argv[1]]).exit_code == 0\n"
         "sys.exit(any(name in sys.modules for name in ('tensorflow', 'keras', 'matplotlib')))"
     )
-    assert subprocess.run([sys.executable, "-c", code, str(ward / "whole")], check=False).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code, str(ward / "whole")], check=False).returncode
+        == 0
+    )
 
 
 def test_a_manifest(ward: Path, tmp_path: Path) -> None:
     table = tmp_path / "cohort.csv"
-    table.write_text(f"case,patient,path\none,p1,{ward / 'whole'}\ntwo,p2,{ward / 'volume.nii.gz'}\n")
+    table.write_text(
+        f"case,patient,path\none,p1,{ward / 'whole'}\ntwo,p2,{ward / 'volume.nii.gz'}\n"
+    )
     assert [line.split(":")[0] for line in run(table).stdout.splitlines()] == ["one", "two"]

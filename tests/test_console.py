@@ -30,20 +30,26 @@ def test_the_time_left_counts_what_this_process_did(
 ) -> None:
     """Steps of 10, 12 and 14 seconds, of 30; those before `first` were done by an earlier process."""
     with console.watch("fold 0", 30) as step:
-        for number, (text, seconds) in enumerate(zip("abc", (10.0, 12.0, 14.0), strict=True), first):
+        for number, (text, seconds) in enumerate(
+            zip("abc", (10.0, 12.0, 14.0), strict=True), first
+        ):
             if number < 30:
                 clock[0] += seconds
                 step(number, text)
     assert capsys.readouterr().err.splitlines() == [f"fold 0: {text}" for text in said]
 
 
-def test_the_bar_begins_where_the_run_goes_on(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bar_begins_where_the_run_goes_on(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from rich.console import Console
 
     shown = io.StringIO()
     monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(
-        console, "_terminal", lambda: Console(file=shown, force_terminal=True, color_system=None, width=120)
+        console,
+        "_terminal",
+        lambda: Console(file=shown, force_terminal=True, color_system=None, width=120),
     )
     with console.watch("fold [0]", 10) as step:
         clock[0] += 4.0

@@ -26,13 +26,16 @@ def rows(title: str, report: Report) -> dict[str, Row]:
 def test_a_report_as_text() -> None:
     report = Report(
         (
-            Section("Packages", (Row("numpy", "2.4.6", True), Row("a-long-name", "not installed", False))),
+            Section(
+                "Packages",
+                (Row("numpy", "2.4.6", True), Row("a-long-name", "not installed", False)),
+            ),
             Section("Machine", (Row("memory", "8.0 GiB"),)),
         )
     )
     assert not report.ok
-    assert doctor.render(report) == (
-        "Packages\n"
+    assert (
+        doctor.render(report) == "Packages\n"
         "  ok   numpy        2.4.6\n"
         "  FAIL a-long-name  not installed\n"
         "\n"
@@ -60,7 +63,9 @@ def test_every_promised_transfer_syntax_decodes() -> None:
 
 
 def test_a_decoder_that_returns_zeros_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pixels, "decode", lambda data, instance: (np.zeros((16, 16), np.uint16), 12))
+    monkeypatch.setattr(
+        pixels, "decode", lambda data, instance: (np.zeros((16, 16), np.uint16), 12)
+    )
     assert all("wrong values" in broken for _, _, broken in decoders.check())
 
 
@@ -71,7 +76,11 @@ def test_a_missing_decoder_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_missing_and_an_old_package_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    needed = [Requirement("numpy>=1"), Requirement("numpy<1"), Requirement("tf-covid-no-such-package")]
+    needed = [
+        Requirement("numpy>=1"),
+        Requirement("numpy<1"),
+        Requirement("tf-covid-no-such-package"),
+    ]
     monkeypatch.setattr(doctor, "_requirements", lambda: needed)
     good, old, missing = doctor._packages()
     assert good == Row("numpy", np.__version__, True)
@@ -90,9 +99,13 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def ship(folder: Path, name: str, lungs_sha256: str | None = None) -> Path:
     file = folder / name / catalog.MODEL
     file.parent.mkdir()
-    contract = Contract(model="unet", arguments=ARGUMENTS, task="lungs", note="a test", lungs_sha256=lungs_sha256)
+    contract = Contract(
+        model="unet", arguments=ARGUMENTS, task="lungs", note="a test", lungs_sha256=lungs_sha256
+    )
     save_model(UNet(**ARGUMENTS), contract, file)
-    file.with_name(catalog.CARD).write_text(f"sha256: {hashlib.sha256(file.read_bytes()).hexdigest()}\n")
+    file.with_name(catalog.CARD).write_text(
+        f"sha256: {hashlib.sha256(file.read_bytes()).hexdigest()}\n"
+    )
     return file
 
 
@@ -123,7 +136,9 @@ def test_a_model_behind_another_lung_model_is_noticed(shipped: Path) -> None:
     ship(shipped, "behind-another", lungs_sha256="0" * 64)
     broken, whole = doctor._weights()
     assert whole.ok is True
-    assert broken.value == f"was trained behind a lung model that is not shipped (sha256 {'0' * 64})"
+    assert (
+        broken.value == f"was trained behind a lung model that is not shipped (sha256 {'0' * 64})"
+    )
 
 
 def test_no_weights_at_all_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,11 @@ def imports(file: Path) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            package = module_name(file) if file.name == "__init__.py" else module_name(file).rpartition(".")[0]
+            package = (
+                module_name(file)
+                if file.name == "__init__.py"
+                else module_name(file).rpartition(".")[0]
+            )
             module = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
 
@@ -76,7 +80,9 @@ def test_imports_point_up_the_road_only(file: Path) -> None:
     here = room(module_name(file))
     if here is None:
         return  # The front door opens on every room.
-    assert here in ROAD, f"{here} has no place on the road yet: add it here and in docs/architecture.md"
+    assert here in ROAD, (
+        f"{here} has no place on the road yet: add it here and in docs/architecture.md"
+    )
     down = [
         f"line {line}: {name}"
         for line, name in imports(file)
@@ -89,7 +95,8 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     modules = {module_name(file) for file in FILES}
 
     def needs(file: Path) -> set[str]:
-        # `from tf_covid.room import name`: a module of that name, or what the room's front door gives.
+        # `from tf_covid.room import name`: a module of that name, or what the room's front door
+        # gives.
         names = {name if name in modules else name.rpartition(".")[0] for _, name in imports(file)}
         return names & modules - {module_name(file), "tf_covid"}
 
@@ -101,7 +108,9 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 def test_what_is_public_says_what_it_means(file: Path) -> None:
     tree = ast.parse(file.read_text("utf-8"))
     named = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-    silent = [node.name for node in named if not node.name.startswith("_") and not ast.get_docstring(node)]
+    silent = [
+        node.name for node in named if not node.name.startswith("_") and not ast.get_docstring(node)
+    ]
     if tree.body and not ast.get_docstring(tree):
         silent.insert(0, "the module itself")
     assert not silent
@@ -109,7 +118,9 @@ def test_what_is_public_says_what_it_means(file: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=module_name)
 def test_the_library_does_not_print(file: Path) -> None:
-    calls = [node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Call)]
+    calls = [
+        node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Call)
+    ]
     assert not [f"line {call.lineno}" for call in calls if ast.unparse(call.func) == "print"]
 
 
@@ -124,14 +135,19 @@ def test_the_package_list_is_what_is_on_disk() -> None:
     folders = {module_name(file.parent / "__init__.py") for file in FILES}
     assert sorted(listed) == sorted(folders | {"tf_covid.saved_models"})
     assert (CHECKOUT / "saved_models/__init__.py").is_file()
-    assert not [folder for folder in folders if not (CHECKOUT / folder.replace(".", "/") / "__init__.py").is_file()]
+    assert not [
+        folder
+        for folder in folders
+        if not (CHECKOUT / folder.replace(".", "/") / "__init__.py").is_file()
+    ]
 
 
 def test_every_library_that_is_imported_is_declared() -> None:
     providers = importlib.metadata.packages_distributions()
 
     def undeclared(file: Path) -> set[str]:
-        # Only who imports a .pt, decodes DICOM in the graph, or serves needs the extras of that room.
+        # Only who imports a .pt, decodes DICOM in the graph, or serves needs the extras of that
+        # room.
         extras = {
             **{"cohort": ["tfio"], "weights": ["torch"], "verify": ["serve", "openvino"]},
             **{"export": ["serve"], "client": ["serve"], "server": ["serve"]},
@@ -141,22 +157,36 @@ def test_every_library_that_is_imported_is_declared() -> None:
             for extra in ["", *extras.get(room(module_name(file)) or "", [])]
             for requirement in requirements("tf-covid", extra)
         }
-        foreign = {name.split(".")[0] for _, name in imports(file)} - set(sys.stdlib_module_names) - {"tf_covid"}
-        return {name for name in foreign if declared.isdisjoint(map(canonicalize_name, providers.get(name, (name,))))}
+        foreign = (
+            {name.split(".")[0] for _, name in imports(file)}
+            - set(sys.stdlib_module_names)
+            - {"tf_covid"}
+        )
+        return {
+            name
+            for name in foreign
+            if declared.isdisjoint(map(canonicalize_name, providers.get(name, (name,))))
+        }
 
     assert not {module_name(file): names for file in FILES if (names := undeclared(file))}
 
 
 def heavy_after(*arguments: str) -> list[str]:
     """Heavy modules that are loaded after `tfcovid ARGUMENTS`, or after `import tf_covid` without arguments."""
-    call = f"from tf_covid.cli import main; sys.argv = ['tfcovid', *{arguments}]; main()" if arguments else ""
+    call = (
+        f"from tf_covid.cli import main; sys.argv = ['tfcovid', *{arguments}]; main()"
+        if arguments
+        else ""
+    )
     code = (
         "import contextlib, io, json, sys, tf_covid\n"
         "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
         f"    {call or 'pass'}\n"
         f"print(json.dumps([name for name in {HEAVY} if name in sys.modules]))"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CHECKOUT)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CHECKOUT
+    )
     loaded: list[str] = json.loads(run.stdout)
     return loaded
 
@@ -175,13 +205,17 @@ def test_the_front_door_is_light() -> None:
 def test_help_is_light() -> None:
     assert {"infer", "phantom", "doctor"} <= set(commands())
     assert heavy_after("--help") == []
-    assert not {command: heavy for command in commands() if (heavy := heavy_after(command, "--help"))}
+    assert not {
+        command: heavy for command in commands() if (heavy := heavy_after(command, "--help"))
+    }
 
 
 def test_help_answers_in_half_a_second() -> None:
     def seconds(*arguments: str) -> float:
         start = time.perf_counter()
-        subprocess.run([sys.executable, "cli.py", *arguments], capture_output=True, check=True, cwd=CHECKOUT)
+        subprocess.run(
+            [sys.executable, "cli.py", *arguments], capture_output=True, check=True, cwd=CHECKOUT
+        )
         return time.perf_counter() - start
 
     # The best of five: this is about what we import, not about who else is using the machine.
@@ -201,7 +235,9 @@ def test_every_public_name_is_there() -> None:
 def requirements(distribution: str, extra: str = "") -> list[Requirement]:
     """What a distribution needs here, by default or with an extra."""
     needed = map(Requirement, importlib.metadata.requires(distribution) or [])
-    return [each for each in needed if each.marker is None or each.marker.evaluate({"extra": extra})]
+    return [
+        each for each in needed if each.marker is None or each.marker.evaluate({"extra": extra})
+    ]
 
 
 def closure(distribution: str) -> set[str]:
@@ -220,12 +256,17 @@ def licence(distribution: str) -> str:
     """What a distribution says about its licence: SPDX expression, else classifiers, else the field's first line, else
     the line of its licence file that says it.
 
-    The whole text of the field is no evidence: SciPy's quotes the GPL because libgfortran's exception refers to it.
+    The whole text of the field is no evidence: SciPy's quotes the GPL because libgfortran's
+    exception refers to it.
     """
     metadata = importlib.metadata.metadata(distribution)
     if expression := metadata.get("License-Expression"):
         return expression
-    classifiers = [line.rpartition(":: ")[2] for line in metadata.get_all("Classifier") or [] if "License ::" in line]
+    classifiers = [
+        line.rpartition(":: ")[2]
+        for line in metadata.get_all("Classifier") or []
+        if "License ::" in line
+    ]
     if classifiers:
         return " OR ".join(classifiers)
     if text := (metadata.get("License") or "").strip():
@@ -233,7 +274,9 @@ def licence(distribution: str) -> str:
     files = importlib.metadata.files(distribution) or []
     texts = [file for file in files if re.match(r"(LICEN[CS]E|COPYING)", file.name, re.IGNORECASE)]
     lines = texts[0].read_text("utf-8").splitlines() if texts else []
-    return next((line.strip() for line in lines if re.search("licen[cs]e", line, re.IGNORECASE)), "")
+    return next(
+        (line.strip() for line in lines if re.search("licen[cs]e", line, re.IGNORECASE)), ""
+    )
 
 
 def is_gpl(licence_text: str) -> bool:
@@ -243,8 +286,12 @@ def is_gpl(licence_text: str) -> bool:
     def bound(choice: str) -> bool:
         terms = re.split(r"\bAND\b", choice)
         return any(
-            re.search(r"\bA?GPL|(?<!Lesser )(?<!Library )General Public License", term, re.IGNORECASE)
-            and not re.search(r"LGPL|Lesser|Library General|\bWITH\b.*exception", term, re.IGNORECASE)
+            re.search(
+                r"\bA?GPL|(?<!Lesser )(?<!Library )General Public License", term, re.IGNORECASE
+            )
+            and not re.search(
+                r"LGPL|Lesser|Library General|\bWITH\b.*exception", term, re.IGNORECASE
+            )
             for term in terms
         )
 

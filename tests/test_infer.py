@@ -60,7 +60,13 @@ def test_every_file_of_the_contract_is_there(answered):
     out, _ = answered
     for case in ("ward", "volume"):
         names = {path.name for path in (out / case).iterdir()}
-        assert names == {"result.json", "lungs.nii.gz", "attention.nii.gz", "montage.png", "report.html"}
+        assert names == {
+            "result.json",
+            "lungs.nii.gz",
+            "attention.nii.gz",
+            "montage.png",
+            "report.html",
+        }
 
 
 def test_what_it_says_is_printed_and_summed_up(answered):
@@ -73,26 +79,41 @@ def test_what_it_says_is_printed_and_summed_up(answered):
         assert int(row["class"]) == values["severity"]["class"]
         assert sum(values["severity"]["probabilities"]) == pytest.approx(1, abs=1e-4)
         assert f"{row['case']}: class {row['class']} ({row['label']})" in result.stdout
-        assert set(values["timings_s"]) == {"read", "lungs", "classify", "attention", "write", "total"}
+        assert set(values["timings_s"]) == {
+            "read",
+            "lungs",
+            "classify",
+            "attention",
+            "write",
+            "total",
+        }
 
 
 def test_dicom_and_nifti_of_one_patient_answer_alike(answered):
     out, _ = answered
     one, two = answer(out / "ward"), answer(out / "volume")
     assert one["severity"]["class"] == two["severity"]["class"]
-    np.testing.assert_allclose(one["severity"]["probabilities"], two["severity"]["probabilities"], atol=1e-3)
+    np.testing.assert_allclose(
+        one["severity"]["probabilities"], two["severity"]["probabilities"], atol=1e-3
+    )
     assert one["lungs"]["volume_ml"] == pytest.approx(two["lungs"]["volume_ml"], rel=1e-3)
 
 
 def test_the_lungs_are_the_phantoms_and_on_its_grid(answered, chest, patient):
     out, _ = answered
-    source, lungs = (nibabel.load(path) for path in (patient / "volume.nii.gz", out / "volume" / "lungs.nii.gz"))
+    source, lungs = (
+        nibabel.load(path) for path in (patient / "volume.nii.gz", out / "volume" / "lungs.nii.gz")
+    )
     assert lungs.shape == source.shape
     np.testing.assert_allclose(lungs.affine, source.affine, atol=1e-4)
     truth = tf_covid.read(patient / "volume.nii.gz").source.from_canonical(chest.lungs)
     found = np.asarray(lungs.dataobj)
     for label in (1, 2):
-        dice = 2 * ((found == label) & (truth == label)).sum() / ((found == label).sum() + (truth == label).sum())
+        dice = (
+            2
+            * ((found == label) & (truth == label)).sum()
+            / ((found == label).sum() + (truth == label).sum())
+        )
         assert dice > 0.9, label
 
 
@@ -109,9 +130,14 @@ def test_attention_is_on_the_grid_and_only_in_kept_slices(answered):
 
 def test_no_identifier_leaves_without_being_asked_for(patient, answered, tmp_path):
     out, _ = answered
-    secrets = [value for value in tf_covid.read(patient / "ward").identifiers.values() if len(value) > 2]
+    secrets = [
+        value for value in tf_covid.read(patient / "ward").identifiers.values() if len(value) > 2
+    ]
     assert len(secrets) >= 3
-    texts = [path.read_text() for path in [*out.rglob("*.json"), *out.rglob("*.html"), out / "summary.csv"]]
+    texts = [
+        path.read_text()
+        for path in [*out.rglob("*.json"), *out.rglob("*.html"), out / "summary.csv"]
+    ]
     # Any three letters stand somewhere in a picture's base64.
     texts = [re.sub(r"base64,[A-Za-z0-9+/=]+", "", text) for text in texts]
     assert not [secret for secret in secrets for text in texts if secret in text]
@@ -127,7 +153,10 @@ def test_a_finished_case_is_kept_and_another_question_needs_overwrite(patient, a
     other = run(patient / "volume.nii.gz", "--out", out, "--attention", "none", code=1)
     assert "name_taken" in other.stderr
     # The table says what is in the folders, those of earlier runs included.
-    assert [row["status"] for row in csv.DictReader((out / "summary.csv").open())] == ["pass", "pass"]
+    assert [row["status"] for row in csv.DictReader((out / "summary.csv").open())] == [
+        "pass",
+        "pass",
+    ]
     assert (out / "volume" / "result.json").read_bytes() == before
     # Another patient under the same name must never get this one's answer.
     strange = tmp_path / "b" / "volume.nii.gz"
@@ -143,14 +172,31 @@ def test_a_finished_case_is_kept_and_another_question_needs_overwrite(patient, a
 
 @pytest.mark.parametrize("method", ["gradcam++", "layercam"])
 def test_other_methods_and_the_papers_target(patient, tmp_path, method):
-    run(patient / "volume.nii.gz", "--out", tmp_path, "--attention", method, "--attention-target", "class")
+    run(
+        patient / "volume.nii.gz",
+        "--out",
+        tmp_path,
+        "--attention",
+        method,
+        "--attention-target",
+        "class",
+    )
     looked = answer(tmp_path / "volume")["attention"]
     assert (looked["method"], looked["target"]) == (method, "class")
 
 
 def test_several_models_give_their_mean_and_bfloat16_is_near(patient, answered, tmp_path):
-    run(patient / "volume.nii.gz", "--out", tmp_path, "--model", "severity-i3d", "--model", "severity-i3d",
-        "--precision", "bfloat16")  # fmt: skip
+    run(
+        patient / "volume.nii.gz",
+        "--out",
+        tmp_path,
+        "--model",
+        "severity-i3d",
+        "--model",
+        "severity-i3d",
+        "--precision",
+        "bfloat16",
+    )
     values, exact = answer(tmp_path / "volume"), answer(answered[0] / "volume")
     assert len(values["models"]) == 2
     mean = np.mean([model["probabilities"] for model in values["models"]], axis=0)
@@ -161,12 +207,28 @@ def test_several_models_give_their_mean_and_bfloat16_is_near(patient, answered, 
 def test_a_users_own_mask_is_used(patient, chest, answered, tmp_path):
     one_lung = (chest.lungs == 1).astype(np.uint8)
     write_nifti_volume(one_lung, chest.affine, tmp_path / "mask.nii.gz")
-    result = run(patient / "volume.nii.gz", "--out", tmp_path / "out", "--lungs", tmp_path / "mask.nii.gz")
+    result = run(
+        patient / "volume.nii.gz", "--out", tmp_path / "out", "--lungs", tmp_path / "mask.nii.gz"
+    )
     values = answer(tmp_path / "out" / "volume")
-    assert "class" in result.stdout and "one_lung" in [flag["code"] for flag in values["quality_flags"]]
-    assert values["lungs"]["volume_ml"] == pytest.approx(one_lung.sum() * np.prod(chest.spacing_mm) / 1000, rel=0.06)
-    two = CliRunner().invoke(main, ["infer", str(patient / "volume.nii.gz"), str(patient / "ward"), "--out",
-                                    str(tmp_path / "no"), "--lungs", str(tmp_path / "mask.nii.gz")])  # fmt: skip
+    assert "class" in result.stdout and "one_lung" in [
+        flag["code"] for flag in values["quality_flags"]
+    ]
+    assert values["lungs"]["volume_ml"] == pytest.approx(
+        one_lung.sum() * np.prod(chest.spacing_mm) / 1000, rel=0.06
+    )
+    two = CliRunner().invoke(
+        main,
+        [
+            "infer",
+            str(patient / "volume.nii.gz"),
+            str(patient / "ward"),
+            "--out",
+            str(tmp_path / "no"),
+            "--lungs",
+            str(tmp_path / "mask.nii.gz"),
+        ],
+    )
     assert two.exit_code == 2 and "mask of one scan" in two.output
 
 
@@ -185,14 +247,18 @@ def test_a_zip_of_the_folder_answers_too(patient, answered, tmp_path):
             archive.write(file, file.relative_to(patient))
     run(tmp_path / "sent.zip", "--out", tmp_path / "out", "--attention", "none")
     exact = answer(answered[0] / "ward")["severity"]["probabilities"]
-    np.testing.assert_allclose(answer(tmp_path / "out" / "sent")["severity"]["probabilities"], exact, atol=1e-5)
+    np.testing.assert_allclose(
+        answer(tmp_path / "out" / "sent")["severity"]["probabilities"], exact, atol=1e-5
+    )
 
 
 def rubbish(folder, chest):
     """Name of a bad input → how to make it, and the code of its flag."""
 
     def bones(path):
-        write_nifti_volume(np.where(chest.hu > -300, chest.hu, 20).astype(np.int16), chest.affine, path)
+        write_nifti_volume(
+            np.where(chest.hu > -300, chest.hu, 20).astype(np.int16), chest.affine, path
+        )
 
     def one_slice(path):
         write_nifti_volume(chest.hu[:1], chest.affine, path)
@@ -216,8 +282,15 @@ def test_rubbish_gets_one_line_each_and_the_rest_is_done(patient, chest, tmp_pat
     bad = rubbish(tmp_path, chest)
     for name, (make, _) in bad.items():
         make(tmp_path / name)
-    result = run(*(tmp_path / name for name in bad), patient / "volume.nii.gz", "--out", tmp_path / "out",
-                 "--attention", "none", code=1)  # fmt: skip
+    result = run(
+        *(tmp_path / name for name in bad),
+        patient / "volume.nii.gz",
+        "--out",
+        tmp_path / "out",
+        "--attention",
+        "none",
+        code=1,
+    )
     assert "Traceback" not in result.output
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == len(bad)
@@ -226,7 +299,10 @@ def test_rubbish_gets_one_line_each_and_the_rest_is_done(patient, chest, tmp_pat
     for name, (_, code) in bad.items():
         case = name.split(".")[0]
         values = answer(tmp_path / "out" / case)
-        assert set(values) == {"case", "status", "quality_flags", "versions"} and values["status"] == "refused"
+        assert (
+            set(values) == {"case", "status", "quality_flags", "versions"}
+            and values["status"] == "refused"
+        )
         assert rows[case]["status"] == "refused" and rows[case]["class"] == ""
         assert code is None or code in rows[case]["quality_flags"].split()
 
@@ -260,18 +336,34 @@ def test_a_scan_without_lungs_is_refused_not_answered_zero(chest, tmp_path):
 
 def test_errors_of_models_and_usage(patient, tmp_path):
     assert (
-        "neither a file nor a shipped model" in run(patient / "ward", "--out", tmp_path, "--model", "x", code=1).stderr
+        "neither a file nor a shipped model"
+        in run(patient / "ward", "--out", tmp_path, "--model", "x", code=1).stderr
     )
-    assert "models of one task" in run(patient / "ward", "--out", tmp_path, "--model", "lungs-unet", code=1).stderr
+    assert (
+        "models of one task"
+        in run(patient / "ward", "--out", tmp_path, "--model", "lungs-unet", code=1).stderr
+    )
     run("--out", tmp_path, code=2)
     run(patient / "ward", code=2)
     run(patient / "ward", "--out", tmp_path, "--precision", "int4", code=2)
 
 
 def test_debug_shows_the_traceback_and_nothing_else_does(tmp_path):
-    command = [sys.executable, "-m", "tf_covid.cli", "infer", str(tmp_path / "no.csv"), "--out", str(tmp_path / "o")]
+    command = [
+        sys.executable,
+        "-m",
+        "tf_covid.cli",
+        "infer",
+        str(tmp_path / "no.csv"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
     plain = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert plain.returncode == 1 and plain.stderr.count("\n") == 1 and plain.stderr.startswith("error: ")
+    assert (
+        plain.returncode == 1
+        and plain.stderr.count("\n") == 1
+        and plain.stderr.startswith("error: ")
+    )
     debug = subprocess.run([*command, "--debug"], capture_output=True, text=True, check=False)
     assert debug.returncode == 1 and "Traceback" in debug.stderr
 
@@ -294,15 +386,23 @@ def test_real_scan_in_three_formats_answers_alike(real_ct, tmp_path):
     values = [answer(out / case) for case in ("dicom", "ct-64", "cip")]
     assert len({one["severity"]["class"] for one in values}) == 1
     for one in values[1:]:
-        np.testing.assert_allclose(one["severity"]["probabilities"], values[0]["severity"]["probabilities"], atol=1e-3)
+        np.testing.assert_allclose(
+            one["severity"]["probabilities"], values[0]["severity"]["probabilities"], atol=1e-3
+        )
 
 
 def test_lungs_of_the_real_scan(real_ct, tmp_path):
     import SimpleITK
 
     run(real_ct / "cip" / "ct-64.nrrd", "--out", tmp_path)
-    truth = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(real_ct / "cip" / "wholeLung-64.nrrd"))) > 0
-    found = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "ct-64" / "lungs.nii.gz"))) > 0
+    truth = (
+        SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(real_ct / "cip" / "wholeLung-64.nrrd")))
+        > 0
+    )
+    found = (
+        SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "ct-64" / "lungs.nii.gz")))
+        > 0
+    )
     assert 2 * (truth & found).sum() / (truth.sum() + found.sum()) >= 0.96
 
 

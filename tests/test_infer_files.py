@@ -24,7 +24,12 @@ VALUES: dict[str, Any] = {
     "case": "a",
     "status": "pass",
     "quality_flags": [],
-    "severity": {"class": 2, "label": "moderate", "probabilities": [0.1, 0.2, 0.4, 0.2, 0.1], "ct_score": 9.1},
+    "severity": {
+        "class": 2,
+        "label": "moderate",
+        "probabilities": [0.1, 0.2, 0.4, 0.2, 0.1],
+        "ct_score": 9.1,
+    },
     "covid": None,
     "lungs": {"involvement_percent": 12.0, "volume_ml": 4000.0},
     "timings_s": {"total": 1.0},
@@ -71,18 +76,28 @@ def test_many_processes_into_one_folder(tmp_path: Path) -> None:
     (tmp_path / "seed.txt").write_text(json.dumps({**VALUES, "case": "CASE"}))
     runs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "pqr"]
     assert [run.wait() for run in runs] == [0, 0, 0]
-    assert sorted(rows(tmp_path)) == sorted(f"{name}{number}" for name in "pqr" for number in range(20))
-    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"seed.txt", "summary.csv"}
+    assert sorted(rows(tmp_path)) == sorted(
+        f"{name}{number}" for name in "pqr" for number in range(20)
+    )
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
+        "seed.txt",
+        "summary.csv",
+    }
 
 
 def test_what_is_not_on_disk_stays_in_the_table(tmp_path: Path) -> None:
     summary = Summary(tmp_path, every_s=0)
-    summary.add(Outcome("lost", {**VALUES, "case": "lost"}, tmp_path / "lost", problem="not_written"))
+    summary.add(
+        Outcome("lost", {**VALUES, "case": "lost"}, tmp_path / "lost", problem="not_written")
+    )
     summary.add(Outcome("b", put(tmp_path, "b"), tmp_path / "b"))
     put(tmp_path, "b", status="repaired")
     summary.write()
     with (tmp_path / "summary.csv").open(encoding="utf-8") as file:
-        assert [(row["case"], row["status"]) for row in csv.DictReader(file)] == [("lost", "pass"), ("b", "repaired")]
+        assert [(row["case"], row["status"]) for row in csv.DictReader(file)] == [
+            ("lost", "pass"),
+            ("b", "repaired"),
+        ]
 
 
 def older(out: Path, case: str) -> bytes:
@@ -93,11 +108,15 @@ def older(out: Path, case: str) -> bytes:
     return path.read_bytes()
 
 
-def test_an_older_answer_is_known_and_never_overwritten_in_silence(chest: Any, tmp_path: Path) -> None:
+def test_an_older_answer_is_known_and_never_overwritten_in_silence(
+    chest: Any, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     before = older(out, "scan")
     values = finished(out / "scan")
-    assert values is not None and values["quality_flags"] == [] and "request" not in values["versions"]
+    assert (
+        values is not None and values["quality_flags"] == [] and "request" not in values["versions"]
+    )
     assert [*Summary(out).rows] == ["scan"]
     write_nifti_volume(chest.hu, chest.affine, tmp_path / "scan.nii.gz")
     (case,) = cases_of([tmp_path / "scan.nii.gz"])
@@ -108,11 +127,15 @@ def test_an_older_answer_is_known_and_never_overwritten_in_silence(chest: Any, t
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_the_line_of_a_case_names_its_warnings(count: int) -> None:
-    flags = [{"code": f"flag_{number}", "level": "warning", "message": "."} for number in range(count)]
+    flags = [
+        {"code": f"flag_{number}", "level": "warning", "message": "."} for number in range(count)
+    ]
     flags.append({"code": "series_candidates", "level": "info", "message": "."})
     line = Outcome("a", {**VALUES, "quality_flags": flags}, Path("out/a")).line()
     words = {0: "", 1: "; 1 warning: flag_0", 3: "; 3 warnings: flag_0, flag_1, flag_2"}[count]
-    assert f"12.0 % of the lungs involved{words} (1.0 s)" in line and "series_candidates" not in line
+    assert (
+        f"12.0 % of the lungs involved{words} (1.0 s)" in line and "series_candidates" not in line
+    )
 
 
 def test_the_status_of_an_answer_with_warnings() -> None:
@@ -120,7 +143,9 @@ def test_the_status_of_an_answer_with_warnings() -> None:
     from tf_covid.result import Result
 
     def status(kind: Any, *levels: Any) -> str:
-        return words.status(Result("a", kind, tuple(QualityFlag("x", level, ".") for level in levels), {}))
+        return words.status(
+            Result("a", kind, tuple(QualityFlag("x", level, ".") for level in levels), {})
+        )
 
     assert status("pass") == status("pass", "info") == "scan passed the checks"
     assert status("pass", "warning") == "scan passed, with 1 warning"

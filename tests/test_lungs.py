@@ -66,7 +66,9 @@ def test_a_separate_lobe_beside_touching_lungs_keeps_its_side():
     hu, probability = body(R, upper, lower, (slice(4, 6), slice(20, 24), slice(48, 72)))
     labels = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).labels
     assert (labels[2:18, 30:70, 12:46] == RIGHT).all()
-    assert (labels[2:9, 30:70, 74:108] == LEFT).all() and (labels[11:18, 30:70, 74:108] == LEFT).all()
+    assert (labels[2:9, 30:70, 74:108] == LEFT).all() and (
+        labels[11:18, 30:70, 74:108] == LEFT
+    ).all()
 
 
 def test_the_heart_between_lungs_that_touch_is_no_hole():
@@ -90,7 +92,8 @@ def test_involvement_does_not_jump_with_the_field_of_view():
     hu, probability = body(R, L)
     hu[4:16, 30:70, 16:40] = -450
     found = [
-        read_lungs(hu, probability, KEEP, (5.0, mm, mm)).lungs.involvement_percent for mm in np.linspace(1.2, 1.4, 9)
+        read_lungs(hu, probability, KEEP, (5.0, mm, mm)).lungs.involvement_percent
+        for mm in np.linspace(1.2, 1.4, 9)
     ]
     assert max(found) - min(found) < 0.5
 
@@ -118,7 +121,9 @@ def test_involvement_is_the_dense_share_without_thin_vessels():
 def test_a_learned_mask_of_disease_is_counted_cell_by_cell_within_the_lungs_only():
     hu, probability = body(R, L, (slice(3, 5), slice(88, 92), slice(56, 62)))
     disease = np.zeros_like(probability)
-    disease[6:8, 15:18, 10:12] = 0.9  # 2 × 3 × 2 cells in the right lung: as thin as a vessel, and not dense
+    disease[6:8, 15:18, 10:12] = (
+        0.9  # 2 × 3 × 2 cells in the right lung: as thin as a vessel, and not dense
+    )
     disease[3:5, 44:46, 28:31] = 0.9  # in a piece that is cleaned away
     disease[:, :, 26:34] = 0.9  # between the lungs
     disease[10, 20, 20] = 0.5  # not above one half
@@ -150,7 +155,9 @@ def test_no_disease_found_is_zero_and_not_the_rule_on_density():
     by_rule = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0))
     learned = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0), disease=np.zeros_like(probability))
     assert by_rule.lungs.involvement_by == "hu_rule" and by_rule.lungs.involvement_percent > 90
-    assert by_rule.lungs.involvement_percent == pytest.approx(100 * by_rule.involved.sum() / (probability > 0.5).sum())
+    assert by_rule.lungs.involvement_percent == pytest.approx(
+        100 * by_rule.involved.sum() / (probability > 0.5).sum()
+    )
     assert learned.lungs.involvement_by == "lesion_mask" and learned.lungs.involvement_percent == 0
 
 
@@ -168,6 +175,8 @@ def test_healthy_lungs_have_no_involvement():
 def test_no_lung_at_all_is_zeros_not_a_crash():
     hu, probability = body()
     reading = read_lungs(hu, probability, ~KEEP, (5.0, 1.0, 1.0))
-    assert reading.lungs.volume_ml == 0 and reading.lungs.slices_kept == 0 and not reading.labels.any()
+    assert (
+        reading.lungs.volume_ml == 0 and reading.lungs.slices_kept == 0 and not reading.labels.any()
+    )
     ill = read_lungs(hu, probability, ~KEEP, (5.0, 1.0, 1.0), disease=np.ones_like(probability))
     assert ill.lungs.involvement_percent == 0 and not ill.involved.any()

@@ -24,12 +24,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("copy")
     for name in SOURCES:
         if (CHECKOUT / name).is_dir():
-            shutil.copytree(CHECKOUT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                CHECKOUT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__")
+            )
         else:
             shutil.copy(CHECKOUT / name, copy)
     export = copy / "saved_models/somebody/1"
     export.mkdir(parents=True)
-    for decoy in (export / "saved_model.pb", export / "model.keras", copy / "saved_models/notes.txt"):
+    for decoy in (
+        export / "saved_model.pb",
+        export / "model.keras",
+        copy / "saved_models/notes.txt",
+    ):
         decoy.write_text("not to be packaged")
     out = tmp_path_factory.mktemp("wheel")
     pip("wheel", "--no-deps", "--wheel-dir", str(out), str(copy))
@@ -53,7 +59,9 @@ def pip(*arguments: str) -> None:
 def outside(folder: Path, *command: str) -> str:
     """Run a command far from the checkout, with the installed wheel first on the path."""
     environment = os.environ | {"PYTHONPATH": str(folder)}
-    run = subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, env=environment)
+    run = subprocess.run(
+        command, capture_output=True, text=True, cwd=folder.parent, env=environment
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout
 
@@ -76,15 +84,20 @@ def test_the_wheel_holds_what_is_in_the_checkout(wheel: Path) -> None:
 
 def test_it_finds_its_weights_outside_the_checkout(installed: Path) -> None:
     code = (
-        "import json, tf_covid; from importlib import resources; from tf_covid.weights import catalog\n"
-        "folder = resources.files('tf_covid.saved_models')\n"
-        "print(json.dumps([tf_covid.__file__, str(folder), {k: str(v) for k, v in catalog.shipped().items()}]))"
+        "import json, tf_covid; from importlib import resources; from tf_covid.weights import"
+        " catalog\nfolder ="
+        " resources.files('tf_covid.saved_models')\nprint(json.dumps([tf_covid.__file__,"
+        " str(folder), {k: str(v) for k, v in catalog.shipped().items()}]))"
     )
     package, folder, shipped = json.loads(outside(installed, sys.executable, "-c", code))
     assert Path(package) == installed / "tf_covid/__init__.py"
     assert Path(folder) == installed / "tf_covid/saved_models"
-    assert set(shipped) == {file.parent.name for file in (CHECKOUT / "saved_models").glob("*/model.keras")}
-    assert all(Path(path).is_relative_to(installed) and Path(path).is_file() for path in shipped.values())
+    assert set(shipped) == {
+        file.parent.name for file in (CHECKOUT / "saved_models").glob("*/model.keras")
+    }
+    assert all(
+        Path(path).is_relative_to(installed) and Path(path).is_file() for path in shipped.values()
+    )
 
 
 def test_the_command_is_installed(installed: Path) -> None:

@@ -41,7 +41,9 @@ def models(folder, threshold_unet, outputs):
     arguments = {"input_shape": [64, 64, 1], "depth": 1, "filters": 4, "outputs": outputs}
     unet = threshold_unet(arguments)
     lungs = folder / f"lungs-{outputs}.keras"
-    save_model(unet, Contract(model="unet", arguments=arguments, task="lungs", note="By hand."), lungs)
+    save_model(
+        unet, Contract(model="unet", arguments=arguments, task="lungs", note="By hand."), lungs
+    )
     network = folder / "severity.keras"
     arguments = {"input_shape": [16, 32, 32, 1], "dense": 8}
     contract = Contract(model="ltc", arguments=arguments, task="severity", note="Random.")
@@ -69,7 +71,10 @@ def test_a_lung_model_says_whether_it_finds_disease(finder, plain, scan):
     assert finder.finds_disease and not plain.finds_disease
     assert plain.segment(scan.hu).disease is None
     found = finder.segment(scan.hu)
-    assert found.disease.shape == found.probability.shape == (24, 64, 64) and found.disease.dtype == np.float32
+    assert (
+        found.disease.shape == found.probability.shape == (24, 64, 64)
+        and found.disease.dtype == np.float32
+    )
 
 
 def test_involvement_is_the_learned_masks_and_the_result_says_so(finder, scan):
@@ -118,10 +123,14 @@ def test_a_users_mask_is_the_same_in_any_form(plain, scan):
 @pytest.mark.parametrize(
     ("lungs", "labels", "code"),
     [
-        (np.ones((3, 4, 5)), (), "mask_grid"), (np.ones(SHAPE), (), "mask_values"), ("none.nii", (), "not_found"),
-        (np.full(SHAPE, np.nan), (), "mask_values"), (7, (), "mask_type"), (None, (10,), "mask_labels"),
+        (np.ones((3, 4, 5)), (), "mask_grid"),
+        (np.ones(SHAPE), (), "mask_values"),
+        ("none.nii", (), "not_found"),
+        (np.full(SHAPE, np.nan), (), "mask_values"),
+        (7, (), "mask_type"),
+        (None, (10,), "mask_labels"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_mask_is_named_before_a_model_is_loaded(scan, lungs, labels, code):
     with pytest.raises(ScanRefused, match=f"^{code}: "):
         stratify(scan, "no such model", lungs=lungs, lungs_labels=labels)
@@ -143,13 +152,19 @@ def test_what_is_no_scan_is_named_before_a_model_is_loaded(scan, change):
         stratify(change(scan), "no such model")
 
 
-@pytest.mark.parametrize(("spacing_mm", "says"), [((2.0, 1.0, 1.0), "51 ml"), ((20.0, 12.0, 12.0), "73.0 l")])
+@pytest.mark.parametrize(
+    ("spacing_mm", "says"), [((2.0, 1.0, 1.0), "51 ml"), ((20.0, 12.0, 12.0), "73.0 l")]
+)
 def test_lungs_of_an_impossible_volume_are_refused(plain, scan, spacing_mm, says):
     affine = np.diag([*spacing_mm, 1.0])
     small = dataclasses.replace(scan, affine=affine)
     result = stratify(small, plain, attention="none")
     (flag,) = result.quality_flags
-    assert (result.status, flag.code, flag.level) == ("refused", "lung_volume", "error") and says in flag.message
+    assert (result.status, flag.code, flag.level) == (
+        "refused",
+        "lung_volume",
+        "error",
+    ) and says in flag.message
     mask = np.zeros(SHAPE, bool)
     mask[RIGHT] = mask[LEFT] = True
     with pytest.raises(ScanRefused, match=r"^lung_volume: "):
@@ -157,7 +172,8 @@ def test_lungs_of_an_impossible_volume_are_refused(plain, scan, spacing_mm, says
 
 
 @pytest.mark.parametrize(
-    ("score", "level"), [(0.4, None), (0.5, "info"), (2.4, "info"), (2.5, "warning"), (20.0, "warning")]
+    ("score", "level"),
+    [(0.4, None), (0.5, "info"), (2.4, "info"), (2.5, "warning"), (20.0, "warning")],
 )
 def test_a_score_of_another_class_is_a_quality_flag(finder, scan, monkeypatch, score, level):
     """The network's probabilities say “no findings”, its score what it is set to."""

@@ -28,18 +28,52 @@ FULL = Result(
 def test_keys_are_the_contracts_in_its_order():
     values = json.loads(FULL.to_json())
     assert list(values) == [
-        "case", "status", "quality_flags", "series", "lungs", "severity", "covid", "attention", "models", "timings_s",
+        "case",
+        "status",
+        "quality_flags",
+        "series",
+        "lungs",
+        "severity",
+        "covid",
+        "attention",
+        "models",
+        "timings_s",
         "versions",
-    ]  # fmt: skip
+    ]
     assert list(values["quality_flags"][0]) == ["code", "level", "message", "value"]
-    assert list(values["series"]) == ["slices", "shape", "spacing_mm", "interpolated", "chosen_because"]
+    assert list(values["series"]) == [
+        "slices",
+        "shape",
+        "spacing_mm",
+        "interpolated",
+        "chosen_because",
+    ]
     assert list(values["lungs"]) == [
-        "volume_ml", "left_ml", "right_ml", "slices_kept", "slices_total", "involvement_percent",
-        "involvement_per_slice", "involvement_by",
-    ]  # fmt: skip
+        "volume_ml",
+        "left_ml",
+        "right_ml",
+        "slices_kept",
+        "slices_total",
+        "involvement_percent",
+        "involvement_per_slice",
+        "involvement_by",
+    ]
     assert values["lungs"]["involvement_by"] == "hu_rule"
-    assert list(values["severity"]) == ["class", "label", "probabilities", "ct_score", "ct_score_interval", "refer"]
-    assert list(values["attention"]) == ["method", "target", "endpoint", "inside_lung_fraction", "per_slice"]
+    assert list(values["severity"]) == [
+        "class",
+        "label",
+        "probabilities",
+        "ct_score",
+        "ct_score_interval",
+        "refer",
+    ]
+    assert list(values["attention"]) == [
+        "method",
+        "target",
+        "endpoint",
+        "inside_lung_fraction",
+        "per_slice",
+    ]
     assert list(values["models"][0]) == ["name", "sha256", "note", "probabilities", "ct_score"]
     assert values["covid"] is None and values["severity"]["refer"] is None
 
@@ -58,13 +92,22 @@ def test_identifiers_only_where_they_were_put():
 
 def test_a_number_that_is_not_finite_is_never_an_answer():
     assert FULL.lungs is not None
-    broken = dataclasses.replace(FULL, lungs=dataclasses.replace(FULL.lungs, volume_ml=float("nan")))
+    broken = dataclasses.replace(
+        FULL, lungs=dataclasses.replace(FULL.lungs, volume_ml=float("nan"))
+    )
     with pytest.raises(ValueError, match="not finite"):
         broken.to_json()
 
 
 @pytest.mark.parametrize(
-    ("value", "plain"), [(np.int64(3), 3), (np.float32(0.5), 0.5), (float("nan"), "nan"), (-np.inf, "-inf"), ("a", "a")]
+    ("value", "plain"),
+    [
+        (np.int64(3), 3),
+        (np.float32(0.5), 0.5),
+        (float("nan"), "nan"),
+        (-np.inf, "-inf"),
+        ("a", "a"),
+    ],
 )
 def test_a_flag_with_an_odd_value_does_not_end_a_run(value: Any, plain: Any) -> None:
     result = Result("a", "refused", (QualityFlag("x", "error", ".", value),), {})

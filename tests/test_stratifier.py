@@ -19,7 +19,10 @@ def dark_is_lung(outputs=1):
     inputs = keras.Input((32, 32, 1))
     logits = keras.layers.Conv2D(outputs, 1, name="logits")(inputs)
     network = keras.Model(inputs, {"logits": logits})
-    slope, offset = np.array([-40.0, 40.0], np.float32)[:outputs], np.array([20.0, -12.0], np.float32)[:outputs]
+    slope, offset = (
+        np.array([-40.0, 40.0], np.float32)[:outputs],
+        np.array([20.0, -12.0], np.float32)[:outputs],
+    )
     network.get_layer("logits").set_weights([slope.reshape(1, 1, 1, outputs), offset])
     return network
 
@@ -98,7 +101,8 @@ def test_the_second_output_is_a_mask_beside_the_lungs(road, road_with_disease):
     np.testing.assert_allclose(lungs["lungs"], both["lungs"], atol=1e-6)
     assert both["disease"].shape == (1, 14, 32, 32) and both["disease"].dtype == "float32"
     disease = both["disease"].numpy()[0] > 0.5
-    # Lung at −860 … −780 HU is 0.17 … 0.23 of the window, soft tissue 0.79 and more; the last slice is padding.
+    # Lung at −860 … −780 HU is 0.17 … 0.23 of the window, soft tissue 0.79 and more; the last slice
+    # is padding.
     assert disease[:3].all() and not disease[13].any() and not disease[5, 10:22, 6:12].any()
 
 
@@ -117,7 +121,9 @@ def test_input_scaling_is_a_layer_behind_window_and_mask(unet):
         for scale, offset in (((1.0,), (0.0,)), ((2.0, 2.0, 4.0), (-1.0, -1.0, 0.5)))
     )
     hu, depth = scan()[None], np.array([14], np.int32)
-    clips = [one.prepare(hu, one.segment(hu, depth)["lungs"])["clip"].numpy() for one in (plain, scaled)]
+    clips = [
+        one.prepare(hu, one.segment(hu, depth)["lungs"])["clip"].numpy() for one in (plain, scaled)
+    ]
     np.testing.assert_allclose(clips[1], clips[0] * [2, 2, 4] + [-1, -1, 0.5], atol=1e-6)
 
 

@@ -19,7 +19,8 @@ from tf_covid.errors import OutputError
 #: What `_partial` gives: name, where its process runs, the process, a token.
 _PARTIAL = re.compile(r"\..+\.([0-9a-f]{8})\.(\d+)\.[0-9a-f]{8}\.partial")
 
-#: A name of another place goes after so long, in seconds: whether its writer still runs cannot be asked from here.
+#: A name of another place goes after so long, in seconds: whether its writer still runs cannot be
+#: asked from here.
 _ABANDONED_S = 86_400
 
 
@@ -72,8 +73,8 @@ def write_text(text: str, path: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove what `replacing` and `temporary_directory` left in a folder when their process was killed.
 
-    A name that is not of ours stays, and so does that of a process that runs. What another host or container left goes
-    after a day. What cannot be removed stays for the next time.
+    A name that is not of ours stays, and so does that of a process that runs. What another host or
+    container left goes after a day. What cannot be removed stays for the next time.
 
     Args:
         folder: Not those within it; may be missing.

@@ -49,7 +49,9 @@ def progress(items: Sequence[Item], label: str, name: str = "case") -> Iterator[
     )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=_terminal()) as bars:
+    with Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=_terminal()
+    ) as bars:
         task = bars.add_task(label, total=len(items))
         for item in items:
             bars.update(task, description=f"{label} {escape(str(getattr(item, name, item)))}")
@@ -87,12 +89,22 @@ def watch(label: str, total: int) -> Iterator[Callable[[int, str], None]]:
     from rich.markup import escape
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[left]}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=_terminal()) as bars:
         task = bars.add_task(escape(label), total=total, left="")
 
         def show(number: int, text: str) -> None:
-            bars.update(task, completed=number + 1, description=f"{escape(label)} {escape(text)}", left=left(number))
+            bars.update(
+                task,
+                completed=number + 1,
+                description=f"{escape(label)} {escape(text)}",
+                left=left(number),
+            )
 
         yield show
 
@@ -106,8 +118,8 @@ def _terminal() -> Any:
 def import_tensorflow() -> None:
     """Import TensorFlow and find its devices without its start-up lines about missing GPUs.
 
-    They are written by C++ code before any log level is read, so standard error itself is closed for that moment;
-    an error that Python raises comes through.
+    They are written by C++ code before any log level is read, so standard error itself is closed
+    for that moment; an error that Python raises comes through.
     """
     if "tensorflow" in sys.modules:
         return

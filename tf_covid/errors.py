@@ -41,7 +41,8 @@ class UnsafeFile(ModelError):
     """A weight file that is not read, since it is damaged or could do harm.
 
     Args:
-        code: What is wrong with it, in one word of the table in docs/import.md; stands before the message.
+        code: What is wrong with it, in one word of the table in docs/import.md; stands before the
+            message.
         message: The facts.
     """
 

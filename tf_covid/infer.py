@@ -78,11 +78,20 @@ class Outcome:
             if severity["ct_score"] is not None:
                 answer += f", CT score {severity['ct_score']:.1f} of 25"
         else:
-            answer = f"COVID-19 {'positive' if covid['positive'] else 'negative'} ({covid['probability']:.2f})"
+            answer = (
+                f"COVID-19 {'positive' if covid['positive'] else 'negative'}"
+                f" ({covid['probability']:.2f})"
+            )
         done = "kept" if self.kept else f"{self.values['timings_s']['total']:.1f} s"
         involved = f"{lungs['involvement_percent']:.1f} % of the lungs involved"
-        codes = list(dict.fromkeys(flag["code"] for flag in self.values["quality_flags"] if flag["level"] == "warning"))
-        warnings = f"; {len(codes)} warning{'s' * (len(codes) > 1)}: {', '.join(codes)}" if codes else ""
+        codes = list(
+            dict.fromkeys(
+                flag["code"] for flag in self.values["quality_flags"] if flag["level"] == "warning"
+            )
+        )
+        warnings = (
+            f"; {len(codes)} warning{'s' * (len(codes) > 1)}: {', '.join(codes)}" if codes else ""
+        )
         return f"{self.case}: {answer}, {involved}{warnings} ({done}) {self.folder / 'report.html'}"
 
 
@@ -94,8 +103,8 @@ class Run:
         options: What decides the answer.
         overwrite: Replace an answer of the same name to another question.
         before_models: Called once before TensorFlow is needed.
-        remote: What answers instead of models in this process, and the marks of its weights, which are part of what
-            decides an answer.
+        remote: What answers instead of models in this process, and the marks of its weights, which
+            are part of what decides an answer.
         reader: The process that reads the scans; they are read in this one without it.
 
     Raises:
@@ -117,7 +126,11 @@ class Run:
         self._before_models, self._remote, self._reader = before_models, remote, reader
         files = () if remote else (*options.models, "lungs-unet")
         self._question = [
-            list(remote[1]) if remote else [quarantine.sha256(catalog.find(name)) for name in files],
+            (
+                list(remote[1])
+                if remote
+                else [quarantine.sha256(catalog.find(name)) for name in files]
+            ),
             _own_mask(options),
             [options.precision, options.attention, options.attention_target, options.identifiers],
             versions()["tf-covid"],
@@ -153,7 +166,10 @@ class Run:
             if mark and before["versions"].get("request") == self._request(case.name, mark):
                 return Outcome(case.name, before, folder, kept=True)
             if not self.overwrite:
-                message = "an answer of this name to another scan, model or option is there; see --overwrite"
+                message = (
+                    "an answer of this name to another scan, model or option is there; see"
+                    " --overwrite"
+                )
                 return Outcome(case.name, before, folder, problem=f"name_taken: {message}")
         start = time.perf_counter()
         scan = None
@@ -167,7 +183,9 @@ class Run:
             result = self._stratify(scan, models)
             request = self._request(case.name, scan.fingerprint)
             result = dataclasses.replace(
-                result, versions=result.versions | {"request": request}, timings_s={"read": read, **result.timings_s}
+                result,
+                versions=result.versions | {"request": request},
+                timings_s={"read": read, **result.timings_s},
             )
         except ScanRefused as refusal:
             result = refused(case.name, refusal.quality_flags)
@@ -176,7 +194,12 @@ class Run:
         except (OutputError, MemoryError) as error:
             text = str(error) or "there is not enough memory to write it"
             lost = refused(case.name, [QualityFlag("not_written", "error", text)])
-            return Outcome(case.name, finished(folder) or lost.as_dict(), folder, problem=f"not_written: {text}")
+            return Outcome(
+                case.name,
+                finished(folder) or lost.as_dict(),
+                folder,
+                problem=f"not_written: {text}",
+            )
         values = written.as_dict()
         return Outcome(case.name, values, folder, problem=_problem(values, case.path))
 
@@ -288,7 +311,8 @@ def finished(folder: Path) -> dict[str, Any] | None:
     try:
         values = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         if "findings" in values and "quality_flags" not in values:
-            # An answer of an earlier version, under the name of that time; it answers no question of today.
+            # An answer of an earlier version, under the name of that time; it answers no question
+            # of today.
             values["quality_flags"] = values.pop("findings")
             values["versions"].pop("request", None)
         # All that is read of it later, so that a foreign file of this name is no answer either.
@@ -303,5 +327,7 @@ def _problem(values: dict[str, Any], path: Path) -> str | None:
         return None
     errors = [flag for flag in values["quality_flags"] if flag["level"] == "error"]
     # The terminal alone names a path that leads nowhere: files of ours hold no path of an input.
-    where = f" ({os.path.abspath(path)})" if any(flag["code"] == "not_found" for flag in errors) else ""
+    where = (
+        f" ({os.path.abspath(path)})" if any(flag["code"] == "not_found" for flag in errors) else ""
+    )
     return "; ".join(f"{flag['code']}: {flag['message']}" for flag in errors) + where

@@ -66,7 +66,8 @@ class Answer:
 
     Args:
         model: The network's file and contract.
-        probabilities: (classes,), summing to 1: the softmax of the logits, taken here and nowhere else.
+        probabilities: (classes,), summing to 1: the softmax of the logits, taken here and nowhere
+            else.
         ct_score: 0–25, or None where the network has none.
         keep: bool (D,).
         box: float32 (4,).
@@ -113,7 +114,9 @@ class EnsembleMember:
         score = float(outputs["ct_score"].numpy()[0, 0]) if "ct_score" in outputs else None
         return Answer(
             model=self.model,
-            probabilities=finite_probabilities(self.model.name, outputs["logits"].numpy()[0], score),
+            probabilities=finite_probabilities(
+                self.model.name, outputs["logits"].numpy()[0], score
+            ),
             ct_score=score,
             keep=prepared["keep"].numpy()[0],
             box=prepared["box"].numpy()[0],
@@ -130,8 +133,8 @@ class LocalModels:
         precision: "float32" or "bfloat16".
 
     Raises:
-        ModelError: If a model is missing, foreign, damaged or untrained, if the tasks differ, or if a network was
-            trained behind another lung model than the one that is here.
+        ModelError: If a model is missing, foreign, damaged or untrained, if the tasks differ, or if
+            a network was trained behind another lung model than the one that is here.
     """
 
     def __init__(self, sources: Sequence[str | Path], *, precision: str = "float32") -> None:
@@ -143,7 +146,9 @@ class LocalModels:
         for model in loaded:
             check_trained(model.name, model.contract)
         if len(tasks) > 1 or tasks[0] not in ("severity", "covid"):
-            raise ModelError(f"models of one task, severity or covid, are needed, not {', '.join(tasks)}")
+            raise ModelError(
+                f"models of one task, severity or covid, are needed, not {', '.join(tasks)}"
+            )
         if len({model.contract.preprocessing.slice_minimum for model in loaded}) > 1:
             raise ModelError("models that keep different slices do not answer together")
         for model in loaded:
@@ -151,13 +156,15 @@ class LocalModels:
             theirs = model.contract.lungs_sha256
             if theirs not in (None, lungs.sha256):
                 raise ModelError(
-                    f"{model.name} was trained behind the lung model {theirs[:12]}…, but {LUNGS} is "
-                    f"{lungs.sha256[:12]}…"
+                    f"{model.name} was trained behind the lung model {theirs[:12]}…, but {LUNGS} is"
+                    f" {lungs.sha256[:12]}…"
                 )
         self.task = tasks[0]
         self.lungs = lungs
         self.members = [EnsembleMember(model, lungs.network) for model in loaded]
-        self.segment_graph = tf.function(self.members[0].stratifier.segment, input_signature=[_HU, _DEPTH])
+        self.segment_graph = tf.function(
+            self.members[0].stratifier.segment, input_signature=[_HU, _DEPTH]
+        )
 
     @property
     def finds_disease(self) -> bool:
@@ -185,11 +192,17 @@ class LocalModels:
         """A user's own mask, bool (D, H, W), on the U-Net's grid: the share of each cell that is lung."""
         start = time.perf_counter()
         height, width = self.members[0].stratifier.segmenter.grid
-        rows, columns = full_axis_matrix(height, mask.shape[1]), full_axis_matrix(width, mask.shape[2])
+        rows, columns = (
+            full_axis_matrix(height, mask.shape[1]),
+            full_axis_matrix(width, mask.shape[2]),
+        )
         planes = [
-            in_plane(rows, mask[first : first + 16].astype(np.float32), columns) for first in range(0, len(mask), 16)
+            in_plane(rows, mask[first : first + 16].astype(np.float32), columns)
+            for first in range(0, len(mask), 16)
         ]
-        return Segmentation(np.concatenate([part.numpy() for part in planes]), time.perf_counter() - start)
+        return Segmentation(
+            np.concatenate([part.numpy() for part in planes]), time.perf_counter() - start
+        )
 
     def classify(self, hu: np.ndarray, probability: np.ndarray) -> list[Answer]:
         """Every network's answer about one scan."""
@@ -208,7 +221,8 @@ class LocalModels:
             method: "gradcam", "gradcam++" or "layercam".
 
         Returns:
-            uint8 (D, H, W), 255 at its maximum; and the share that lay within the lungs, see `attention.onto_scan`.
+            uint8 (D, H, W), 255 at its maximum; and the share that lay within the lungs, see
+            `attention.onto_scan`.
         """
         score: Callable[[Any], Any] = (
             attention.expected_class if target == "severity" else attention.class_logit(number)
@@ -217,7 +231,9 @@ class LocalModels:
         for member, answer in zip(self.members, answers, strict=True):
             raw = attention.attention_map(member.split.explained, answer.features, score, method)
             clip = member.model.network.input_shape[1:4]
-            volume, share = attention.onto_scan(raw, member.axes, clip, answer.keep, answer.box, lungs)
+            volume, share = attention.onto_scan(
+                raw, member.axes, clip, answer.keep, answer.box, lungs
+            )
             volumes.append(volume)
             shares.append(share)
         return mean_map(volumes), mean_share(shares)
@@ -235,7 +251,9 @@ def finite_probabilities(name: str, logits: np.ndarray, ct_score: float | None) 
         ScanRefused: If logits or CT score are not finite.
     """
     if not (np.isfinite(logits).all() and np.isfinite(ct_score or 0.0)):
-        raise ScanRefused([QualityFlag("not_finite", "error", f"The answer of {name} is not a finite number.")])
+        raise ScanRefused(
+            [QualityFlag("not_finite", "error", f"The answer of {name} is not a finite number.")]
+        )
     shares = np.exp(logits.astype(np.float64) - logits.max())
     return shares / shares.sum()
 
@@ -251,17 +269,26 @@ def _check_classes(model: LoadedModel) -> None:
     expected = len(severity.LABELS) if model.contract.task == "severity" else 2
     count = model.network.output["logits"].shape[-1]
     if count != expected:
-        raise ModelError(f"{model.name}: {model.contract.task} has {expected} classes, the network {count}")
+        raise ModelError(
+            f"{model.name}: {model.contract.task} has {expected} classes, the network {count}"
+        )
     if model.contract.task == "severity" and model.contract.classes not in ((), severity.LABELS):
-        raise ModelError(f"{model.name}: its classes are {model.contract.classes}, not {severity.LABELS}")
+        raise ModelError(
+            f"{model.name}: its classes are {model.contract.classes}, not {severity.LABELS}"
+        )
 
 
 def mean_map(volumes: Sequence[np.ndarray]) -> np.ndarray:
     """Mean of uint8 maps (D, H, W), 255 at its maximum; slice by slice, without a float copy of a volume."""
     if len(volumes) == 1:
         return volumes[0]
-    highest = max(int(sum(plane.astype(np.uint32) for plane in planes).max()) for planes in zip(*volumes, strict=True))
+    highest = max(
+        int(sum(plane.astype(np.uint32) for plane in planes).max())
+        for planes in zip(*volumes, strict=True)
+    )
     out = np.zeros_like(volumes[0])
     for plane, *planes in zip(out, *volumes, strict=True):
-        plane[:] = np.rint(sum(one.astype(np.float32) for one in planes) * (255.0 / max(highest, 1)))
+        plane[:] = np.rint(
+            sum(one.astype(np.float32) for one in planes) * (255.0 / max(highest, 1))
+        )
     return out

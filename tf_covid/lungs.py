@@ -1,7 +1,7 @@
 """From the U-Net's probabilities to lungs with sides, volumes and involvement.
 
-This happens after the graph and for `lungs.nii.gz` and the figures only: the mask that the graph computes is final
-for classification, so that Keras, SavedModel and server agree.
+This happens after the graph and for `lungs.nii.gz` and the figures only: the mask that the graph
+computes is final for classification, so that Keras, SavedModel and server agree.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from tf_covid.result import Lungs
 #: Label of each lung in `lungs.nii.gz`.
 RIGHT, LEFT = 1, 2
 
-#: A separate piece of the mask belongs to the lungs when it has this share of the largest piece: a lung compressed
-#: by an effusion is kept, bowel gas and table tubes are not.
+#: A separate piece of the mask belongs to the lungs when it has this share of the largest piece: a
+#: lung compressed by an effusion is kept, bowel gas and table tubes are not.
 LEAST_PIECE = 0.04
 
-#: Lung denser than this is counted as involved where no lung model found the disease (the contract's rule).
+#: Lung denser than this is counted as involved where no lung model found the disease (the
+#: contract's rule).
 INVOLVED_HU = -700.0
 
-#: Dense tissue nearer than this to its border, in mm, is as thin as a vessel or the partial volume of the pleura: what
-#: is nowhere thicker than twice this (and a cell of the U-Net's grid) does not count as disease.
+#: Dense tissue nearer than this to its border, in mm, is as thin as a vessel or the partial volume
+#: of the pleura: what is nowhere thicker than twice this (and a cell of the U-Net's grid) does not
+#: count as disease.
 THIN_MM = 3.5
 
 #: A piece of lung lies on one side of the body when the other side has less than this share of it.
@@ -65,26 +67,39 @@ def read_lungs(
         keep: bool (D,), the kept slices.
         spacing_mm: Voxel size of `hu` along (D, H, W).
         mask: The user's own mask, bool (D, H, W): taken as it is, and only its sides are told.
-        disease: float32 (D, h, w), probability of diseased lung on the U-Net's grid: above 0.5 it is involvement,
-            within the mask. Without it density decides (`INVOLVED_HU`, less what is as thin as a vessel).
+        disease: float32 (D, h, w), probability of diseased lung on the U-Net's grid: above 0.5 it
+            is involvement, within the mask. Without it density decides (`INVOLVED_HU`, less what is
+            as thin as a vessel).
 
     Raises:
         ValueError: If `disease` is not on the grid of `probability`.
     """
     if disease is not None and disease.shape != probability.shape:
-        raise ValueError(f"disease {disease.shape} is not on the grid of the lungs, {probability.shape}")
+        raise ValueError(
+            f"disease {disease.shape} is not on the grid of the lungs, {probability.shape}"
+        )
     inside = probability > 0.5
     grid = inside.shape[1:]
-    cell_mm = (spacing_mm[0], spacing_mm[1] * hu.shape[1] / grid[0], spacing_mm[2] * hu.shape[2] / grid[1])
+    cell_mm = (
+        spacing_mm[0],
+        spacing_mm[1] * hu.shape[1] / grid[0],
+        spacing_mm[2] * hu.shape[2] / grid[1],
+    )
     coarse_hu = _planes(hu, grid)
     sides = _sides(inside if mask is not None else _clean(inside), _middle(coarse_hu), cell_mm)
     if mask is None:
         sides = _filled(sides)
     # No rule on density on top of a learned mask: the lung model was shown vessels and pleura, too.
-    involved = _dense(coarse_hu, sides > 0, cell_mm) if disease is None else (disease > 0.5) & (sides > 0)
-    labels = _onto_scan(probability, sides, hu.shape) if mask is None else _sided(mask, sides, cell_mm)
+    involved = (
+        _dense(coarse_hu, sides > 0, cell_mm) if disease is None else (disease > 0.5) & (sides > 0)
+    )
+    labels = (
+        _onto_scan(probability, sides, hu.shape) if mask is None else _sided(mask, sides, cell_mm)
+    )
     voxel_ml = float(np.prod(spacing_mm)) / 1000.0
-    right, left = (sum(int(np.count_nonzero(plane == side)) for plane in labels) for side in (RIGHT, LEFT))
+    right, left = (
+        sum(int(np.count_nonzero(plane == side)) for plane in labels) for side in (RIGHT, LEFT)
+    )
     cells, ill = (volume.sum(axis=(1, 2)) for volume in (sides > 0, involved))
     lungs = Lungs(
         volume_ml=(right + left) * voxel_ml,
@@ -123,14 +138,18 @@ def _middle(hu: np.ndarray) -> float:
     """Column of the middle of the body, on the grid of `hu`: the centre of what is denser than lung."""
     columns = (hu > -500.0).sum(axis=(0, 1), dtype=np.float64)
     total = columns.sum()
-    return float((columns * np.arange(len(columns))).sum() / total) if total else (len(columns) - 1) / 2
+    return (
+        float((columns * np.arange(len(columns))).sum() / total)
+        if total
+        else (len(columns) - 1) / 2
+    )
 
 
 def _sides(mask: np.ndarray, middle: float, cell_mm: tuple[float, float, float]) -> np.ndarray:
     """uint8 labels of a mask: each voxel goes to the nearer of the two lungs' cores.
 
-    The lungs touch in front of the aorta and behind the heart; they come apart when the mask is eroded. A core is a
-    piece that lies on one side of the body.
+    The lungs touch in front of the aorta and behind the heart; they come apart when the mask is
+    eroded. A core is a piece that lies on one side of the body.
     """
     sides = np.zeros(mask.shape, np.uint8)
     if not mask.any():
@@ -154,7 +173,9 @@ def _cores(core: np.ndarray, total: int, middle: float) -> np.ndarray | None:
     """The side of every large piece, or None while one of them straddles the middle of the body."""
     pieces, count = ndimage.label(core)
     sizes = np.bincount(pieces.ravel(), minlength=count + 1)
-    of_right = np.bincount(pieces[..., : int(np.ceil(middle))].ravel(), minlength=count + 1) / np.maximum(sizes, 1)
+    of_right = np.bincount(
+        pieces[..., : int(np.ceil(middle))].ravel(), minlength=count + 1
+    ) / np.maximum(sizes, 1)
     large = np.flatnonzero(sizes >= 0.02 * total)
     large = large[large > 0]
     if not len(large):
@@ -170,14 +191,18 @@ def _nearest(sides: np.ndarray, cell_mm: tuple[float, float, float]) -> np.ndarr
     """The side of the nearest labelled voxel, everywhere."""
     if not sides.any():
         return sides
-    nearest = ndimage.distance_transform_edt(sides == 0, sampling=cell_mm, return_distances=False, return_indices=True)
+    nearest = ndimage.distance_transform_edt(
+        sides == 0, sampling=cell_mm, return_distances=False, return_indices=True
+    )
     return sides[tuple(nearest)]
 
 
 def _dense(hu: np.ndarray, mask: np.ndarray, cell_mm: tuple[float, float, float]) -> np.ndarray:
     """Involved cells of the U-Net's grid: dense lung, less everything as thin as a vessel or the pleura's border."""
     dense = (hu > INVOLVED_HU) & mask
-    thin = THIN_MM + (cell_mm[1] + cell_mm[2]) / 4  # from the border to a cell's centre is half a cell more
+    thin = (
+        THIN_MM + (cell_mm[1] + cell_mm[2]) / 4
+    )  # from the border to a cell's centre is half a cell more
     out = np.zeros_like(dense)
     for number in np.flatnonzero(dense.any(axis=(1, 2))):
         # One cell more around: the picture's border is a border.
@@ -194,7 +219,9 @@ def _onto_scan(probability: np.ndarray, sides: np.ndarray, shape: tuple[int, ...
     """uint8 (D, H, W): the smooth border of the probability, the sides of the cleaned mask."""
     # One cell around the cleaned mask keeps the border's partial cells; other pieces vanish.
     near = ndimage.maximum_filter(sides, size=(1, 3, 3))
-    smooth = np.where(near > 0, np.maximum(probability, np.float32(0.6) * (sides > 0)), np.float32(0))
+    smooth = np.where(
+        near > 0, np.maximum(probability, np.float32(0.6) * (sides > 0)), np.float32(0)
+    )
     inside = _planes(smooth, shape[1:], 0.5)
     return _labelled(inside, np.where(sides > 0, sides, near))
 
@@ -216,7 +243,9 @@ def _labelled(inside: np.ndarray, sides: np.ndarray) -> np.ndarray:
     return labels
 
 
-def _planes(volume: np.ndarray, size: tuple[int, ...], threshold: float | None = None) -> np.ndarray:
+def _planes(
+    volume: np.ndarray, size: tuple[int, ...], threshold: float | None = None
+) -> np.ndarray:
     """Planes (D, H, W) resampled onto (D, *size) by the layers' own matrices, a few at a time.
 
     Returns float32, or bool where a `threshold` is given: the comparison keeps memory small.
@@ -225,9 +254,13 @@ def _planes(volume: np.ndarray, size: tuple[int, ...], threshold: float | None =
 
     from tf_covid.layers.resample import clipped_hu, full_axis_matrix, in_plane
 
-    rows, columns = (full_axis_matrix(new, old) for new, old in zip(size, volume.shape[1:], strict=True))
+    rows, columns = (
+        full_axis_matrix(new, old) for new, old in zip(size, volume.shape[1:], strict=True)
+    )
     out = np.empty((len(volume), *size), np.float32 if threshold is None else bool)
     for first in range(0, len(volume), 16):
-        planes: Any = in_plane(rows, clipped_hu(tf.constant(volume[first : first + 16])), columns).numpy()
+        planes: Any = in_plane(
+            rows, clipped_hu(tf.constant(volume[first : first + 16])), columns
+        ).numpy()
         out[first : first + 16] = planes if threshold is None else planes > threshold
     return out

@@ -14,19 +14,30 @@ import numpy as np
 from tf_covid import severity
 from tf_covid.errors import ScanRefused
 from tf_covid.lungs import LungReading, read_lungs
-from tf_covid.result import Attention, Covid, Level, Maps, ModelAnswer, QualityFlag, Result, Series, Severity
+from tf_covid.result import (
+    Attention,
+    Covid,
+    Level,
+    Maps,
+    ModelAnswer,
+    QualityFlag,
+    Result,
+    Series,
+    Severity,
+)
 from tf_covid.scan import Scan, lung_flags, user_lungs, volume_flags
 from tf_covid.scan.checks import refusal
 
 if TYPE_CHECKING:
     from tf_covid.local import Answer, Segmentation
 
-#: Lung volumes outside of this range, in ml, are possible but rare in adults; they are pointed out. What no chest has
-#: (`scan.checks.POSSIBLE_VOLUME_ML`) is refused.
+#: Lung volumes outside of this range, in ml, are possible but rare in adults; they are pointed out.
+#: What no chest has (`scan.checks.POSSIBLE_VOLUME_ML`) is refused.
 USUAL_VOLUME_ML = (1500.0, 9000.0)
 
-#: A CT score that misses the answered class by this many whole points or fewer is for information only: two outputs of
-#: one network, whose score errs by one to two points in the mean, then say the same as well as they can.
+#: A CT score that misses the answered class by this many whole points or fewer is for information
+#: only: two outputs of one network, whose score errs by one to two points in the mean, then say the
+#: same as well as they can.
 NEAR_POINTS = 2
 
 
@@ -83,11 +94,12 @@ def stratify(
 
     Args:
         scan: From `tf_covid.read`.
-        model: A shipped name, a `.keras` file, several of one task (the mean of their probabilities), or
-            `LocalModels`, which are loaded once for many scans; or `RemoteModels`, which a server has.
-        lungs: The user's own mask instead of the U-Net's: a file on the grid of the scan, or an array (D, H, W) in
-            canonical order; 0 outside and one value inside. Diseased lung within it is still the U-Net's, if it finds
-            any.
+        model: A shipped name, a `.keras` file, several of one task (the mean of their
+            probabilities), or `LocalModels`, which are loaded once for many scans; or
+            `RemoteModels`, which a server has.
+        lungs: The user's own mask instead of the U-Net's: a file on the grid of the scan, or an
+            array (D, H, W) in canonical order; 0 outside and one value inside. Diseased lung within
+            it is still the U-Net's, if it finds any.
         lungs_labels: The values of `lungs` that stand for lung, where it holds labels.
         precision: "float32" or "bfloat16", for models given by name or file.
         attention: "gradcam", "gradcam++", "layercam" or "none".
@@ -99,7 +111,8 @@ def stratify(
 
     Raises:
         ModelError: If a model is missing, damaged or foreign.
-        ScanRefused: If `lungs` is no mask of this scan's lungs, see `scan.user_lungs`; `scan_type` if `scan` is none.
+        ScanRefused: If `lungs` is no mask of this scan's lungs, see `scan.user_lungs`; `scan_type`
+            if `scan` is none.
     """
     _check_scan(scan)
     mask, doubts = _own_lungs(scan, lungs, lungs_labels)
@@ -113,7 +126,11 @@ def stratify(
     keep = answers[0].keep
     measuring = time.perf_counter()
     # A user's mask tells where the lungs are, not what is diseased within them.
-    disease = models.segment(scan.hu).disease if mask is not None and models.finds_disease else found.disease
+    disease = (
+        models.segment(scan.hu).disease
+        if mask is not None and models.finds_disease
+        else found.disease
+    )
     reading = read_lungs(scan.hu, found.probability, keep, scan.spacing_mm, mask, disease)
     if impossible := volume_flags(reading.lungs.volume_ml):
         return refused(scan.case, [*scan.quality_flags, *impossible])
@@ -130,7 +147,11 @@ def stratify(
     quality_flags = [*scan.quality_flags, *doubts, *_flags(scan, models, reading, number, score)]
     if volume is not None and not volume.any():
         quality_flags.append(
-            QualityFlag("attention_empty", "info", "Nothing in the scan raises the target: the map is empty.")
+            QualityFlag(
+                "attention_empty",
+                "info",
+                "Nothing in the scan raises the target: the map is empty.",
+            )
         )
     return Result(
         case=scan.case,
@@ -140,7 +161,11 @@ def stratify(
         series=_series(scan, identifiers),
         lungs=reading.lungs,
         severity=_severity(number, probabilities, score) if models.task == "severity" else None,
-        covid=Covid(float(probabilities[1]), bool(probabilities[1] >= 0.5)) if models.task == "covid" else None,
+        covid=(
+            Covid(float(probabilities[1]), bool(probabilities[1] >= 0.5))
+            if models.task == "covid"
+            else None
+        ),
         attention=looked,
         models=tuple(_model_answer(answer) for answer in answers),
         timings_s=timings,
@@ -150,20 +175,29 @@ def stratify(
 
 def refused(case: str, quality_flags: Sequence[QualityFlag]) -> Result:
     """The result of a scan that cannot be answered."""
-    return Result(case=case, status="refused", quality_flags=tuple(quality_flags), versions=versions())
+    return Result(
+        case=case, status="refused", quality_flags=tuple(quality_flags), versions=versions()
+    )
 
 
 def versions() -> dict[str, str]:
     """Versions of what has a say in the answer."""
-    return {name: metadata.version(name) for name in ("tf-covid", "tensorflow", "keras", "tf-keras-vis", "numpy")}
+    return {
+        name: metadata.version(name)
+        for name in ("tf-covid", "tensorflow", "keras", "tf-keras-vis", "numpy")
+    }
 
 
 def _check_scan(scan: Any) -> None:
     if not isinstance(scan, Scan):
-        message = f"A {type(scan).__name__} is no scan: `tf_covid.read` makes one of a file or folder."
+        message = (
+            f"A {type(scan).__name__} is no scan: `tf_covid.read` makes one of a file or folder."
+        )
         raise refusal("scan_type", message)
     if scan.hu.dtype != np.int16 or scan.hu.ndim != 3 or not scan.hu.size:
-        message = f"A scan holds int16 HU (D, H, W), not {scan.hu.dtype.name} of {scan.hu.ndim} axes."
+        message = (
+            f"A scan holds int16 HU (D, H, W), not {scan.hu.dtype.name} of {scan.hu.ndim} axes."
+        )
         raise refusal("scan_type", message)
 
 
@@ -183,16 +217,20 @@ def _models(model: str | Path | Sequence[str | Path] | Models, precision: str) -
         return model
     from tf_covid.local import LocalModels
 
-    return LocalModels([model] if isinstance(model, (str, Path)) else list(model), precision=precision)
+    return LocalModels(
+        [model] if isinstance(model, (str, Path)) else list(model), precision=precision
+    )
 
 
-def gate(models: Models, probability: np.ndarray, spacing_mm: tuple[float, float, float]) -> Sequence[QualityFlag]:
+def gate(
+    models: Models, probability: np.ndarray, spacing_mm: tuple[float, float, float]
+) -> Sequence[QualityFlag]:
     """What the lungs of a scan do not allow; with an "error" among it the scan is refused.
 
     Args:
         models: Their slice rule counts.
-        probability: float32 (D, h, w), lung. The graph's own mask decides, as it does behind a server: no cleaning
-            before the slice rule.
+        probability: float32 (D, h, w), lung. The graph's own mask decides, as it does behind a
+            server: no cleaning before the slice rule.
         spacing_mm: Voxel size along (D, H, W).
     """
     share = (probability > 0.5).mean(axis=(1, 2))
@@ -214,11 +252,18 @@ def _gate_then_classify(scan: Scan, models: Models, probability: np.ndarray) -> 
 def _mean_answer(answers: Sequence[Answer]) -> tuple[np.ndarray, float | None]:
     """Mean probabilities, and the mean CT score of the networks that have one."""
     scores = [answer.ct_score for answer in answers if answer.ct_score is not None]
-    return np.mean([answer.probabilities for answer in answers], axis=0), float(np.mean(scores)) if scores else None
+    return np.mean([answer.probabilities for answer in answers], axis=0), (
+        float(np.mean(scores)) if scores else None
+    )
 
 
 def _attend(
-    models: Models, answers: Sequence[Answer], lungs: np.ndarray, method: str, target: str, number: int
+    models: Models,
+    answers: Sequence[Answer],
+    lungs: np.ndarray,
+    method: str,
+    target: str,
+    number: int,
 ) -> tuple[np.ndarray | None, Attention | None]:
     if method == "none":
         return None, None
@@ -229,18 +274,30 @@ def _attend(
     return volume, Attention(method, target, models.endpoint, fraction, per_slice)
 
 
-def _flags(scan: Scan, models: Models, reading: LungReading, number: int, score: float | None) -> list[QualityFlag]:
-    # Of the cleaned mask: a table's tube in the last slice does not cut a lung off. Too little lung was refused before.
-    limits = lung_flags(reading.share, min_fraction=models.slice_minimum, spacing_mm=scan.spacing_mm)
+def _flags(
+    scan: Scan, models: Models, reading: LungReading, number: int, score: float | None
+) -> list[QualityFlag]:
+    # Of the cleaned mask: a table's tube in the last slice does not cut a lung off. Too little lung
+    # was refused before.
+    limits = lung_flags(
+        reading.share, min_fraction=models.slice_minimum, spacing_mm=scan.spacing_mm
+    )
     found = [flag for flag in limits if flag.level != "error"]
     lungs = reading.lungs
     low, high = USUAL_VOLUME_ML
     if not low <= lungs.volume_ml <= high:
-        message = f"The lungs measure {lungs.volume_ml:.0f} ml; adults' mostly lie within {low:.0f}–{high:.0f} ml."
+        message = (
+            f"The lungs measure {lungs.volume_ml:.0f} ml; adults' mostly lie within"
+            f" {low:.0f}–{high:.0f} ml."
+        )
         found.append(QualityFlag("unusual_lung_volume", "warning", message, round(lungs.volume_ml)))
     if min(lungs.left_ml, lungs.right_ml) < 0.1 * lungs.volume_ml:
         side = "left" if lungs.left_ml < lungs.right_ml else "right"
-        found.append(QualityFlag("one_lung", "warning", f"Hardly any {side} lung was found; look at the mask.", side))
+        found.append(
+            QualityFlag(
+                "one_lung", "warning", f"Hardly any {side} lung was found; look at the mask.", side
+            )
+        )
     if models.task == "severity" and score is not None:
         found += _mismatch(number, score)
     return found
@@ -252,7 +309,9 @@ def _mismatch(number: int, score: float) -> list[QualityFlag]:
     if not outside:
         return []
     other, own = severity.LABELS[severity.severity_class(score)], severity.LABELS[number]
-    message = f"The CT score of {score:.1f} belongs to the class “{other}”, the probabilities to “{own}”."
+    message = (
+        f"The CT score of {score:.1f} belongs to the class “{other}”, the probabilities to “{own}”."
+    )
     level: Level = "info" if outside <= NEAR_POINTS else "warning"
     return [QualityFlag("score_class_mismatch", level, message, round(score, 1))]
 
@@ -269,10 +328,14 @@ def _series(scan: Scan, identifiers: bool) -> Series:
 
 
 def _severity(number: int, probabilities: np.ndarray, score: float | None) -> Severity:
-    return Severity(number, severity.LABELS[number], tuple(float(value) for value in probabilities), score)
+    return Severity(
+        number, severity.LABELS[number], tuple(float(value) for value in probabilities), score
+    )
 
 
 def _model_answer(answer: Answer) -> ModelAnswer:
     model = answer.model
     probabilities = tuple(float(value) for value in answer.probabilities)
-    return ModelAnswer(model.name, model.sha256, model.contract.note, probabilities, answer.ct_score)
+    return ModelAnswer(
+        model.name, model.sha256, model.contract.note, probabilities, answer.ct_score
+    )

@@ -59,8 +59,8 @@ class Series:
 class Lungs:
     """Volumes in millilitres and involvement in percent; lists run from head to feet.
 
-    `involvement_by` says what counted as involved: "lesion_mask", the lung model's own mask of diseased lung, or
-    "hu_rule", lung above −700 HU without vessels.
+    `involvement_by` says what counted as involved: "lesion_mask", the lung model's own mask of
+    diseased lung, or "hu_rule", lung above −700 HU without vessels.
     """
 
     volume_ml: float
@@ -97,7 +97,8 @@ class Covid:
 class Attention:
     """How the attention map was made. `per_slice` is its mean over the lungs of each slice, 0–1.
 
-    `inside_lung_fraction` is the share of the map that lay within the lungs before it was cut to them.
+    `inside_lung_fraction` is the share of the map that lay within the lungs before it was cut to
+    them.
     """
 
     method: str
@@ -190,7 +191,10 @@ class Result:
         Raises:
             ValueError: If a number is not finite: a NaN is never an answer.
         """
-        return json.dumps(_rounded(self.as_dict()), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return (
+            json.dumps(_rounded(self.as_dict()), indent=2, ensure_ascii=False, allow_nan=False)
+            + "\n"
+        )
 
 
 def _rounded(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """The study's severity scales, once: lobe involvement → lobe score → Global CT Score → class.
 
-Source: Francone et al. 2020 (doi 10.1007/s00330-020-07033-y), as used by Rodríguez et al., ISBI 2021.
+Source: Francone et al. 2020 (doi 10.1007/s00330-020-07033-y), as used by Rodríguez et al., ISBI
+2021.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ CLASS_UPPER_SCORES = (0, 6, 12, 18, 25)
 #: The five lobes, in the order of every list of lobe scores.
 LOBES = ("right upper", "right middle", "right lower", "left upper", "left lower")
 
-#: Upper bound of involvement (percent, inclusive) of the lobe scores 0, 2, 3, 4 and 5; score 1 is (0, 5).
+#: Upper bound of involvement (percent, inclusive) of the lobe scores 0, 2, 3, 4 and 5; score 1 is
+#: (0, 5).
 _MODERATE, _MANY, _MOST, _ALL = 5.0, 25.0, 50.0, 75.0
 
 

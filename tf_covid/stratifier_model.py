@@ -12,7 +12,15 @@ import keras
 import tensorflow as tf
 
 from tf_covid.errors import ModelError
-from tf_covid.layers import ClipSampler, HUWindow, LungBox, LungSegmenter, MaskedClip, SliceRule, input_scaling
+from tf_covid.layers import (
+    ClipSampler,
+    HUWindow,
+    LungBox,
+    LungSegmenter,
+    MaskedClip,
+    SliceRule,
+    input_scaling,
+)
 from tf_covid.weights import Preprocessing, contract_of, load
 from tf_covid.weights.contract import check_trained
 
@@ -26,16 +34,17 @@ class Stratifier(keras.Model):
 
     Args:
         network: Classifier from clips (N, D, H, W, C) of fixed D, H, W to `{"logits": …}`.
-        lungs: U-Net from slices (n, h, w, 1) to `{"logits": …}`; a second output is diseased lung, which the network
-            never sees.
+        lungs: U-Net from slices (n, h, w, 1) to `{"logits": …}`; a second output is diseased lung,
+            which the network never sees.
         preprocessing: Window, slice rule, box and input scaling of the network.
         lungs_preprocessing: Window of the U-Net; what came with it, else the network's.
         chunk: Slices at a time through U-Net and resampling.
 
-    Input: a dict of `hu` int16 (N, D, H, W) in canonical order (D from head to feet, H from anterior to posterior, W
-    from the patient's right to left) and `depth` int32 (N,), the number of true slices of each scan. Output: a dict
-    of `logits` (N, classes), `ct_score` (N,) where the network has one, and `slices_kept` int32 (N,). Where no slice
-    is kept the clip is empty and the logits mean nothing: the caller refuses such a scan.
+    Input: a dict of `hu` int16 (N, D, H, W) in canonical order (D from head to feet, H from
+    anterior to posterior, W from the patient's right to left) and `depth` int32 (N,), the number of
+    true slices of each scan. Output: a dict of `logits` (N, classes), `ct_score` (N,) where the
+    network has one, and `slices_kept` int32 (N,). Where no slice is kept the clip is empty and the
+    logits mean nothing: the caller refuses such a scan.
     """
 
     def __init__(
@@ -51,12 +60,19 @@ class Stratifier(keras.Model):
         settings = preprocessing or Preprocessing()
         shape = network.input_shape
         if len(shape) != 5 or None in shape[1:]:
-            raise ModelError(f"the stratifier needs a network from clips of a known size, not {shape}")
+            raise ModelError(
+                f"the stratifier needs a network from clips of a known size, not {shape}"
+            )
         frames, height, width, channels = shape[1:]
         if lungs_preprocessing is None:
             contract = contract_of(lungs)
             lungs_preprocessing = contract.preprocessing if contract else settings
-        self.network, self.lungs, self.preprocessing, self.chunk = network, lungs, settings, int(chunk)
+        self.network, self.lungs, self.preprocessing, self.chunk = (
+            network,
+            lungs,
+            settings,
+            int(chunk),
+        )
         self.lungs_preprocessing = lungs_preprocessing
         level_hu, width_hu = lungs_preprocessing.level_hu, lungs_preprocessing.width_hu
         self.segmenter = LungSegmenter(lungs, level_hu, width_hu, chunk, name="segmenter")
@@ -75,11 +91,14 @@ class Stratifier(keras.Model):
             depth: int32 (N,), the number of true slices of each scan.
 
         Returns:
-            `lungs` float32 (N, D, h, w), the lung probability; and `disease`, the probability of diseased lung in the
-            same shape, where the U-Net has two outputs.
+            `lungs` float32 (N, D, h, w), the lung probability; and `disease`, the probability of
+            diseased lung in the same shape, where the U-Net has two outputs.
         """
         probabilities = self.segmenter(hu, depth)
-        return {name: probabilities[..., number] for number, name in enumerate(OUTPUTS[: self.segmenter.outputs])}
+        return {
+            name: probabilities[..., number]
+            for number, name in enumerate(OUTPUTS[: self.segmenter.outputs])
+        }
 
     def cut(self, hu: Any, probability: Any) -> dict[str, Any]:
         """The kept slices within the box, on the clip grid, before they are masked.
@@ -89,14 +108,19 @@ class Stratifier(keras.Model):
             probability: Lung probability (N, D, h, w).
 
         Returns:
-            `clip` float32 (N, D', H', W') in [0, 1], `lungs` its lung probability, `keep` bool (N, D), `box` float32
-            (N, 4).
+            `clip` float32 (N, D', H', W') in [0, 1], `lungs` its lung probability, `keep` bool (N,
+            D), `box` float32 (N, 4).
         """
         keep = self.slice_rule(probability)
         box = self.lung_box(probability, keep)
         # A probability is a share of 0 … 1; the sampler's clipping of HU leaves it as it is.
         lungs = self.sampler(probability, keep, box)
-        return {"clip": self.window(self.sampler(hu, keep, box)), "lungs": lungs, "keep": keep, "box": box}
+        return {
+            "clip": self.window(self.sampler(hu, keep, box)),
+            "lungs": lungs,
+            "keep": keep,
+            "box": box,
+        }
 
     def finish(self, clip: Any, lungs: Any) -> Any:
         """Mask and scale what `cut` gave: the clip (N, D', H', W', C) as the network takes it."""
@@ -110,10 +134,15 @@ class Stratifier(keras.Model):
             probability: Lung probability (N, D, h, w), `lungs` of `segment` or from a user's mask.
 
         Returns:
-            `clip` float32 (N, D', H', W', C) as the network takes it, `keep` bool (N, D), `box` float32 (N, 4).
+            `clip` float32 (N, D', H', W', C) as the network takes it, `keep` bool (N, D), `box`
+            float32 (N, 4).
         """
         cut = self.cut(hu, probability)
-        return {"clip": self.finish(cut["clip"], cut["lungs"]), "keep": cut["keep"], "box": cut["box"]}
+        return {
+            "clip": self.finish(cut["clip"], cut["lungs"]),
+            "keep": cut["keep"],
+            "box": cut["box"],
+        }
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """The whole road."""
@@ -144,7 +173,9 @@ class Stratifier(keras.Model):
         """Rebuild the model."""
         config = dict(config)
         for part in ("network", "lungs"):
-            config[part] = keras.saving.deserialize_keras_object(config[part], custom_objects=custom_objects)
+            config[part] = keras.saving.deserialize_keras_object(
+                config[part], custom_objects=custom_objects
+            )
         for part in ("preprocessing", "lungs_preprocessing"):
             config[part] = Preprocessing(**config[part])
         return cls(**config)
@@ -161,17 +192,21 @@ def stratifier(
     """Join window, U-Net, slice rule, lung box, resampling, mask, input scaling and network into one model.
 
     Args:
-        network: A shipped name, a `.keras` file, or any `keras.Model` from clips to `{"logits": …}`.
+        network: A shipped name, a `.keras` file, or any `keras.Model` from clips to `{"logits":
+            …}`.
         lungs: The lung U-Net: a shipped name, a `.keras` file, or a `keras.Model`.
-        preprocessing: Overrides what lies beside the network's weights; the paper's values where nothing does.
+        preprocessing: Overrides what lies beside the network's weights; the paper's values where
+            nothing does.
         precision: "float32" or "bfloat16", for models given by name or file.
         chunk: Slices at a time.
 
     Returns:
-        A model from `{"hu": int16 (N, D, H, W), "depth": int32 (N,)}` to `{"logits", "ct_score", "slices_kept"}`.
+        A model from `{"hu": int16 (N, D, H, W), "depth": int32 (N,)}` to `{"logits", "ct_score",
+        "slices_kept"}`.
 
     Raises:
-        ModelError: If a model is missing, foreign, damaged, untrained, or takes no clip of a known size.
+        ModelError: If a model is missing, foreign, damaged, untrained, or takes no clip of a known
+            size.
     """
     if not isinstance(network, keras.Model):
         network = _trained(network, precision)

@@ -11,7 +11,15 @@ from tf_covid.phantom.files import write_dicom, write_nifti_volume
 from tf_covid.scan import find_cases
 
 _ROOT = "1.2.840.10008.1.2"
-_SYNTAXES = (f"{_ROOT}.1", _ROOT, f"{_ROOT}.5", f"{_ROOT}.4.70", f"{_ROOT}.4.80", f"{_ROOT}.4.90", f"{_ROOT}.1.99")
+_SYNTAXES = (
+    f"{_ROOT}.1",
+    _ROOT,
+    f"{_ROOT}.5",
+    f"{_ROOT}.4.70",
+    f"{_ROOT}.4.80",
+    f"{_ROOT}.4.90",
+    f"{_ROOT}.1.99",
+)
 #: Voxels of a phantom: small, since many are drawn, yet of no more than 12 mm.
 _SHAPE = (64, 128, 128)
 #: Parts of the names of files that are masks and no scans.

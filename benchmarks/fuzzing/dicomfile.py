@@ -63,7 +63,9 @@ class DicomFile:
     def number(self, keyword: str) -> int:
         """An unsigned 16-bit value; 0 if there is none."""
         value = self.get(keyword)
-        return int(struct.unpack(self.order + "H", value[:2])[0]) if value and len(value) >= 2 else 0
+        return (
+            int(struct.unpack(self.order + "H", value[:2])[0]) if value and len(value) >= 2 else 0
+        )
 
     def encode(self, vr: str, value: object) -> bytes:
         """A value as the bytes of its VR."""
@@ -83,12 +85,16 @@ class DicomFile:
         kind = vr or next((one.vr for one in self.elements if one.tag == tag), None) or vr_of(tag)
         new = Element(tag, kind, self.encode(kind, value))
         if any(one.tag == tag for one in self.elements):
-            return replace(self, elements=tuple(new if one.tag == tag else one for one in self.elements))
+            return replace(
+                self, elements=tuple(new if one.tag == tag else one for one in self.elements)
+            )
         return self.insert(new)
 
     def insert(self, new: Element) -> DicomFile:
         """With one element more, before the first of a higher tag."""
-        at = next((n for n, one in enumerate(self.elements) if one.tag > new.tag), len(self.elements))
+        at = next(
+            (n for n, one in enumerate(self.elements) if one.tag > new.tag), len(self.elements)
+        )
         return replace(self, elements=(*self.elements[:at], new, *self.elements[at:]))
 
     def drop(self, keyword: str | int) -> DicomFile:
@@ -105,13 +111,19 @@ class DicomFile:
     def label(self, syntax: str) -> DicomFile:
         """With another TransferSyntaxUID; the data set stays written as it is."""
         data = syntax.encode("ascii") + b"\0" * (len(syntax) % 2)
-        meta = tuple(replace(one, value=data) if one.tag == 0x00020010 else one for one in self.meta)
+        meta = tuple(
+            replace(one, value=data) if one.tag == 0x00020010 else one for one in self.meta
+        )
         return replace(self, meta=meta)
 
     @property
     def syntax(self) -> str:
         """TransferSyntaxUID."""
-        return next(one.value for one in self.meta if one.tag == 0x00020010).decode("ascii").strip("\0 ")
+        return (
+            next(one.value for one in self.meta if one.tag == 0x00020010)
+            .decode("ascii")
+            .strip("\0 ")
+        )
 
 
 def tag_of(keyword: str | int) -> int:
@@ -147,7 +159,9 @@ def parse(data: bytes) -> DicomFile:
         element, at = _element(data, at, "<", False)
         meta.append(element)
     syntax = next(one.value for one in meta if one.tag == 0x00020010).decode("ascii").strip("\0 ")
-    body, at = (zlib.decompress(data[at:], -zlib.MAX_WBITS), 0) if syntax == DEFLATED else (data, at)
+    body, at = (
+        (zlib.decompress(data[at:], -zlib.MAX_WBITS), 0) if syntax == DEFLATED else (data, at)
+    )
     order = ">" if syntax == BIG_ENDIAN else "<"
     elements = []
     while at + 8 <= len(body):
@@ -182,7 +196,12 @@ def _end_of_items(data: bytes, at: int) -> int:
 def build(file: DicomFile) -> bytes:
     """The bytes of a file; deflated where it was read so."""
     meta = b"".join(_write(one, "<", False) for one in file.meta if one.tag != 0x00020000)
-    head = file.preamble + b"DICM" + _write(Element(0x00020000, "UL", struct.pack("<I", len(meta))), "<", False) + meta
+    head = (
+        file.preamble
+        + b"DICM"
+        + _write(Element(0x00020000, "UL", struct.pack("<I", len(meta))), "<", False)
+        + meta
+    )
     body = b"".join(_write(one, file.order, file.written == IMPLICIT) for one in file.elements)
     if file.written == DEFLATED:
         packer = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)

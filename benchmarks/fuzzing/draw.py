@@ -7,20 +7,32 @@ from pathlib import Path
 
 import numpy as np
 
-from fuzzing import mutate_bombs, mutate_bytes, mutate_dicom, mutate_elements, mutate_mix, mutate_volumes
+from fuzzing import (
+    mutate_bombs,
+    mutate_bytes,
+    mutate_dicom,
+    mutate_elements,
+    mutate_mix,
+    mutate_volumes,
+)
 from fuzzing.mutation import Changed, Mutation
 from fuzzing.seeds import Base
 
 MUTATIONS: tuple[Mutation, ...] = (
-    *mutate_elements.MUTATIONS, *mutate_dicom.MUTATIONS, *mutate_volumes.MUTATIONS, *mutate_bytes.MUTATIONS,
-    *mutate_mix.MUTATIONS, *mutate_bombs.MUTATIONS,
-)  # fmt: skip
+    *mutate_elements.MUTATIONS,
+    *mutate_dicom.MUTATIONS,
+    *mutate_volumes.MUTATIONS,
+    *mutate_bytes.MUTATIONS,
+    *mutate_mix.MUTATIONS,
+    *mutate_bombs.MUTATIONS,
+)
 #: How often each group is drawn where it fits.
 _SHARES = {"structure": 5, "header": 5, "bytes": 3, "cut": 2, "mixture": 3, "container": 6}
 #: Bases that are drawn more often: much may be wrong in them that the others share.
 _OFTEN = {"explicit": 4, "enhanced": 2, "nifti": 3, "nrrd": 3, "mha": 3}
 _MOST_DRAWS = 40
-#: Share of the inputs that are bombs; drawn apart, so that a change of it leaves the other inputs what they are.
+#: Share of the inputs that are bombs; drawn apart, so that a change of it leaves the other inputs
+#: what they are.
 _BOMBS = 0.01
 
 
@@ -37,7 +49,9 @@ class Input:
 def base_of(seed: int, number: int, bases: list[Base]) -> Base:
     """The base that the input of one number is made of."""
     weights = np.array([_OFTEN.get(base.name, 1) for base in bases], dtype=float)
-    return bases[int(np.random.default_rng([seed, number]).choice(len(bases), p=weights / weights.sum()))]
+    return bases[
+        int(np.random.default_rng([seed, number]).choice(len(bases), p=weights / weights.sum()))
+    ]
 
 
 def draw(seed: int, number: int, bases: list[Base]) -> Input:
@@ -46,7 +60,8 @@ def draw(seed: int, number: int, bases: list[Base]) -> Input:
     Args:
         seed: Of the whole run.
         number: Of the input.
-        bases: All of them, also those that are not read: else the numbers of two checkouts would mean different inputs.
+        bases: All of them, also those that are not read: else the numbers of two checkouts would
+            mean different inputs.
 
     Raises:
         RuntimeError: If no mutation fits, which is a fault of the table of mutations.
@@ -64,7 +79,9 @@ def draw(seed: int, number: int, bases: list[Base]) -> Input:
         odds = np.array([one.share for one in fitting], dtype=float)
         mutation = fitting[int(rng.choice(len(fitting), p=odds / odds.sum()))]
         changed = mutation.apply(rng, base)
-        if changed is not None and (changed.archive is not None or changed.base.members != base.members):
+        if changed is not None and (
+            changed.archive is not None or changed.base.members != base.members
+        ):
             return Input(number, base.name, mutation, changed)
     raise RuntimeError(f"{base.name}: no mutation fits after {_MOST_DRAWS} draws")
 

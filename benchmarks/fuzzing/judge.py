@@ -17,10 +17,22 @@ from fuzzing.streams import are_whole
 from tf_covid.errors import ScanRefused
 from tf_covid.scan import Scan, find_cases
 
-#: In the order of the table. "betrayed" is a silent wrong answer that the input itself tells from a right one.
-OUTCOMES = ("equal", "flagged", "refused", "several cases", "silent", "betrayed", "crash", "over memory", "over time")
+#: In the order of the table. "betrayed" is a silent wrong answer that the input itself tells from a
+#: right one.
+OUTCOMES = (
+    "equal",
+    "flagged",
+    "refused",
+    "several cases",
+    "silent",
+    "betrayed",
+    "crash",
+    "over memory",
+    "over time",
+)
 MOST_MIB, MOST_CPU_S = 1024, 10.0
-#: A slice differs as a whole where more than this share of its voxels is off by more than so many HU.
+#: A slice differs as a whole where more than this share of its voxels is off by more than so many
+#: HU.
 _WHOLE_SHARE, _WHOLE_HU = 0.5, 150
 _SAME_MM = 1e-3
 
@@ -81,7 +93,11 @@ def outcome_of(path: Path, drawn: Input, truth: Truth) -> Outcome:
         try:
             cases = find_cases(path)
             scans = [case.read() for case in cases] if len(cases) == 1 else []
-            result = _several(len(cases)) if len(cases) != 1 else _compare(scans[0], drawn.changed, truth)
+            result = (
+                _several(len(cases))
+                if len(cases) != 1
+                else _compare(scans[0], drawn.changed, truth)
+            )
         except ScanRefused as error:
             errors = tuple(flag.code for flag in error.quality_flags if flag.level == "error")
             result = Outcome("refused", errors, why=str(error)[:300])
@@ -90,13 +106,19 @@ def outcome_of(path: Path, drawn: Input, truth: Truth) -> Outcome:
             text = f"{type(error).__name__} in {Path(where.filename).name}:{where.lineno}: {error}"
             result = Outcome("crash", why=text[:300])
     cpu_s, mib = used
-    over = "over memory" if mib > MOST_MIB else "over time" if cpu_s > MOST_CPU_S else result.outcome
+    over = (
+        "over memory" if mib > MOST_MIB else "over time" if cpu_s > MOST_CPU_S else result.outcome
+    )
     why = result.why if over == result.outcome else f"{result.outcome}; {result.why}"
-    return Outcome(over, result.codes, result.betrayed_by, why, result.most_hu, round(cpu_s, 3), round(mib, 1))
+    return Outcome(
+        over, result.codes, result.betrayed_by, why, result.most_hu, round(cpu_s, 3), round(mib, 1)
+    )
 
 
 def _several(count: int) -> Outcome:
-    return Outcome("several cases" if count else "crash", why="" if count else "find_cases gave nothing")
+    return Outcome(
+        "several cases" if count else "crash", why="" if count else "find_cases gave nothing"
+    )
 
 
 def _compare(scan: Scan, changed: Changed, truth: Truth) -> Outcome:
@@ -113,7 +135,9 @@ def _compare(scan: Scan, changed: Changed, truth: Truth) -> Outcome:
     if new:
         return Outcome("flagged", new, most_hu=most)
     betrayed, why = _judge(changed, away)
-    return Outcome("betrayed" if betrayed else "silent", (), betrayed, "" if betrayed else why, most)
+    return Outcome(
+        "betrayed" if betrayed else "silent", (), betrayed, "" if betrayed else why, most
+    )
 
 
 def _only_shifted(one: np.ndarray, other: np.ndarray) -> bool:
@@ -142,7 +166,11 @@ def _measured() -> Iterator[list[float]]:
     """Processor seconds and MiB of resident memory that the block took, filled in at its end."""
     used: list[float] = []
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew from here
-    rss, cpu, child = _status("VmRSS"), _cpu(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    rss, cpu, child = (
+        _status("VmRSS"),
+        _cpu(),
+        resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,
+    )
     yield used
     after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     used += [_cpu() - cpu, max(_status("VmHWM") - rss, after if after > child else 0) / 1024]

@@ -58,7 +58,9 @@ def _gzip(rng: np.random.Generator, base: Base) -> Changed | None:
     if not (name.endswith(".gz") or base.name == "nrrd-gzip"):
         return None
     head = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
-    bomb = head + _zeros() + struct.pack("<II", 0, 0)  # a wrong check sum: nobody should come that far
+    bomb = (
+        head + _zeros() + struct.pack("<II", 0, 0)
+    )  # a wrong check sum: nobody should come that far
     return Changed(with_files(base, {0: data + bomb}), "1 GiB behind the voxels", "length")
 
 
@@ -69,7 +71,11 @@ def _siz(rng: np.random.Generator, base: Base) -> Changed | None:
     if file.syntax not in _J2K:
         return None
     shape = (file.number("Rows"), file.number("Columns"))
-    jp2 = bytearray(imagecodecs.jpeg2k_encode(np.zeros(shape, np.uint16), codecformat="jp2", reversible=True, level=0))
+    jp2 = bytearray(
+        imagecodecs.jpeg2k_encode(
+            np.zeros(shape, np.uint16), codecformat="jp2", reversible=True, level=0
+        )
+    )
     at = jp2.index(b"\xff\x4f\xff\x51")
     true = bytes(jp2[at : at + 60])
     side = int(rng.choice([4000, 20_000, 40_000]))
@@ -79,7 +85,11 @@ def _siz(rng: np.random.Generator, base: Base) -> Changed | None:
     stream += b"\0" * (len(stream) % 2)
     items = b"\xfe\xff\x00\xe0\0\0\0\0\xfe\xff\x00\xe0" + struct.pack("<I", len(stream)) + stream
     changed = build(file.change(PIXELS, value=items + b"\xfe\xff\xdd\xe0\0\0\0\0"))
-    return Changed(with_files(base, {member: changed}), f"a picture of {side} × {side} behind a false SIZ", "header")
+    return Changed(
+        with_files(base, {member: changed}),
+        f"a picture of {side} × {side} behind a false SIZ",
+        "header",
+    )
 
 
 MUTATIONS = (

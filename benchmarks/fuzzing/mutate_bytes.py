@@ -38,7 +38,11 @@ def _zones(base: Base, member: int) -> tuple[int, int]:
     if name.endswith((".hdr", ".mhd", ".nhdr")):
         return len(data), len(data)
     if base.family == "nifti":
-        return (10, len(data)) if name.endswith(".gz") else (544 if base.name == "nifti-2" else 352, len(data))
+        return (
+            (10, len(data))
+            if name.endswith(".gz")
+            else (544 if base.name == "nifti-2" else 352, len(data))
+        )
     mark = b"\n\n" if base.family == "nrrd" else b"LOCAL\n"
     return data.index(mark) + len(mark), len(data)
 
@@ -58,8 +62,13 @@ def _witness(base: Base, zone: str, member: int) -> tuple[str, str]:
         return "checksum", ""
     if zone == "voxels":
         return "", PIXELS_ONLY
-    # A file of a series has neighbours that say otherwise; a volume file's header has its own second opinions.
-    return ("neighbour", "") if base.family == "dicom" else ("", "a header value that is plausible in itself")
+    # A file of a series has neighbours that say otherwise; a volume file's header has its own
+    # second opinions.
+    return (
+        ("neighbour", "")
+        if base.family == "dicom"
+        else ("", "a header value that is plausible in itself")
+    )
 
 
 def _flip(rng: np.random.Generator, base: Base) -> Changed:
@@ -81,7 +90,9 @@ def _byte(rng: np.random.Generator, base: Base) -> Changed:
     at = int(rng.integers(low, high))
     data[at] = int(rng.choice([0, 0xFF, 0x7F, 0x20, 0x30, data[at] ^ 0xFF]))
     return Changed(
-        with_files(base, {member: bytes(data)}), f"a byte of the {zone} at {at}", *_witness(base, zone, member)
+        with_files(base, {member: bytes(data)}),
+        f"a byte of the {zone} at {at}",
+        *_witness(base, zone, member),
     )
 
 
@@ -91,10 +102,16 @@ def _zero(rng: np.random.Generator, base: Base) -> Changed:
     data = bytearray(base.members[member][1])
     length = min(int(rng.choice([2, 16, 200, 2000])), high - low)
     at = int(rng.integers(low, high - length + 1))
-    at = high - length if rng.random() < 0.3 else at  # from some place to the end: what a lost block leaves
+    at = (
+        high - length if rng.random() < 0.3 else at
+    )  # from some place to the end: what a lost block leaves
     data[at : at + length] = bytes(length)
     betrayed, why = _witness(base, zone, member)
-    if zone == "voxels" and base.family in ("dicom", "enhanced") and parse(base.members[member][1]).written == DEFLATED:
+    if (
+        zone == "voxels"
+        and base.family in ("dicom", "enhanced")
+        and parse(base.members[member][1]).written == DEFLATED
+    ):
         betrayed = "marker"
     detail = f"{length} bytes of the {zone} zeroed at {at}"
     return Changed(with_files(base, {member: bytes(data)}), detail, betrayed, why)
@@ -111,7 +128,9 @@ def _shift(rng: np.random.Generator, base: Base) -> Changed:
     else:
         data, verb = data[:at] + data[at + count :], "taken out"
     lengths = (
-        zone == "voxels" or base.family in ("dicom", "enhanced") or base.members[member][0].endswith((".nii", ".gz"))
+        zone == "voxels"
+        or base.family in ("dicom", "enhanced")
+        or base.members[member][0].endswith((".nii", ".gz"))
     )
     why = "a header value that is plausible in itself"
     return Changed(
@@ -126,16 +145,26 @@ def _cut(rng: np.random.Generator, base: Base) -> Changed:
     member = _target(rng, base)
     data = base.members[member][1]
     kept = [len(data) * share // 10 for share in (9, 6, 5, 1)]
-    kept += [len(data) - count for count in (1, 2, 4, 8, 16)] + [0, 3, 132, int(rng.integers(len(data) + 1))]
+    kept += [len(data) - count for count in (1, 2, 4, 8, 16)] + [
+        0,
+        3,
+        132,
+        int(rng.integers(len(data) + 1)),
+    ]
     end = max(0, min(len(data), int(rng.choice(kept))))
     way = str(rng.choice(["cut", "cut", "zero filled", "end marker appended"]))
     tail = {"cut": b"", "zero filled": bytes(len(data) - end), "end marker appended": _END}[way]
     betrayed = "length"
     begin, _ = _zones(base, member)
-    if end > begin and (way == "zero filled" or (way == "end marker appended" and len(data) - end <= len(_END))):
+    if end > begin and (
+        way == "zero filled" or (way == "end marker appended" and len(data) - end <= len(_END))
+    ):
         betrayed = "checksum" if base.name.split(" in ")[0] in _SUMMED else ""
     return Changed(
-        with_files(base, {member: data[:end] + tail}), f"{way} at {end} of {len(data)}", betrayed, PIXELS_ONLY
+        with_files(base, {member: data[:end] + tail}),
+        f"{way} at {end} of {len(data)}",
+        betrayed,
+        PIXELS_ONLY,
     )
 
 
@@ -146,18 +175,32 @@ def _cut_stream(rng: np.random.Generator, base: Base) -> Changed | None:
     data = file.get(PIXELS) or b""
     if not file.syntax.startswith(_JPEG):
         return None
-    at = data.index(b"\xfe\xff\x00\xe0", 8) if data[4:8] == b"\0\0\0\0" else 8 + int.from_bytes(data[4:8], "little")
+    at = (
+        data.index(b"\xfe\xff\x00\xe0", 8)
+        if data[4:8] == b"\0\0\0\0"
+        else 8 + int.from_bytes(data[4:8], "little")
+    )
     head, length = data[:at], int.from_bytes(data[at + 4 : at + 8], "little")
     stream = data[at + 8 : at + 8 + length].rstrip(b"\0")
     share = float(rng.choice([0.99, 0.9, 0.6, 0.5, 0.2]))
-    way = str(rng.choice(["without end", "end marker appended", "zero filled", "only the end marker is gone"]))
+    way = str(
+        rng.choice(
+            ["without end", "end marker appended", "zero filled", "only the end marker is gone"]
+        )
+    )
     cut = stream[: int(len(stream) * share)]
     harmless = False
     if way == "only the end marker is gone":
-        cut, harmless, share = stream[:-2], file.syntax[len(_JPEG) :] in ("50", "51", "57", "70"), 1.0
+        cut, harmless, share = (
+            stream[:-2],
+            file.syntax[len(_JPEG) :] in ("50", "51", "57", "70"),
+            1.0,
+        )
     cut += {"end marker appended": _END, "zero filled": bytes(len(stream) - len(cut))}.get(way, b"")
     cut += b"\0" * (len(cut) % 2)
-    value = head + b"\xfe\xff\x00\xe0" + struct.pack("<I", len(cut)) + cut + b"\xfe\xff\xdd\xe0\0\0\0\0"
+    value = (
+        head + b"\xfe\xff\x00\xe0" + struct.pack("<I", len(cut)) + cut + b"\xfe\xff\xdd\xe0\0\0\0\0"
+    )
     changed = build(file.change(PIXELS, value=value))
     detail = f"stream cut to {100 * share:.0f} %, {way}"
     return Changed(with_files(base, {member: changed}), detail, "marker", harmless=harmless)
@@ -192,12 +235,23 @@ def _element_bytes(rng: np.random.Generator, base: Base) -> Changed | None:
     known = [n for n, one in enumerate(file.elements) if one.tag < PIXELS and one.value]
     at = int(rng.choice(known))
     old = file.elements[at]
-    ways = (rng.bytes(len(old.value)), b"", old.value * 2, bytes(len(old.value)), b"\xff" * len(old.value))
+    ways = (
+        rng.bytes(len(old.value)),
+        b"",
+        old.value * 2,
+        bytes(len(old.value)),
+        b"\xff" * len(old.value),
+    )
     new: Element = replace(old, value=ways[int(rng.integers(len(ways)))])
     changed = build(replace(file, elements=(*file.elements[:at], new, *file.elements[at + 1 :])))
     detail = f"value of ({old.tag >> 16:04X},{old.tag & 0xFFFF:04X})"
     betrayed = "neighbour" if base.family == "dicom" else ""
-    return Changed(with_files(base, {member: changed}), detail, betrayed, "a header value that is plausible in itself")
+    return Changed(
+        with_files(base, {member: changed}),
+        detail,
+        betrayed,
+        "a header value that is plausible in itself",
+    )
 
 
 MUTATIONS = (

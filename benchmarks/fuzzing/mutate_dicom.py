@@ -31,7 +31,12 @@ Change = Callable[[np.random.Generator, DicomFile], DicomFile | None]
 
 
 def _each(
-    kind: str, change: Change, some: str, every: str | None = None, harmless: bool = False, share: int = 1
+    kind: str,
+    change: Change,
+    some: str,
+    every: str | None = None,
+    harmless: bool = False,
+    share: int = 1,
 ) -> Mutation:
     def apply(rng: np.random.Generator, base: Base) -> Changed | None:
         name, slices = part(rng, len(images(base)))
@@ -43,7 +48,9 @@ def _each(
                 return None
             changes[members[number]] = build(file)
         betrayed = some if every is None or name != "all" else every
-        return Changed(with_files(base, changes), f"{kind} in {name}", betrayed, PLAUSIBLE, harmless)
+        return Changed(
+            with_files(base, changes), f"{kind} in {name}", betrayed, PLAUSIBLE, harmless
+        )
 
     return Mutation("structure", kind, ("dicom", "enhanced"), apply, share)
 
@@ -54,17 +61,27 @@ def _matrix_turned(rng: np.random.Generator, file: DicomFile) -> DicomFile:
 
 def _doubled(rng: np.random.Generator, file: DicomFile) -> DicomFile | None:
     other = {
-        "Rows": file.number("Rows") // 2, "BitsStored": 8, "RescaleIntercept": "0", "RescaleSlope": "2",
-        "ImagePositionPatient": "0\\0\\0", "PixelSpacing": "3\\3", "PixelRepresentation": 0, "Modality": "MR",
-        "ImageOrientationPatient": "0\\1\\0\\1\\0\\0", "SeriesInstanceUID": "1.2.3", "PixelData": b"",
-    }  # fmt: skip
+        "Rows": file.number("Rows") // 2,
+        "BitsStored": 8,
+        "RescaleIntercept": "0",
+        "RescaleSlope": "2",
+        "ImagePositionPatient": "0\\0\\0",
+        "PixelSpacing": "3\\3",
+        "PixelRepresentation": 0,
+        "Modality": "MR",
+        "ImageOrientationPatient": "0\\1\\0\\1\\0\\0",
+        "SeriesInstanceUID": "1.2.3",
+        "PixelData": b"",
+    }
     keyword = str(rng.choice(list(other)))
     tag = tag_of(keyword)
     held = [n for n, one in enumerate(file.elements) if one.tag == tag]
     if not held:
         return None
     at, first = held[0], file.elements[held[0]]
-    value = bytes(len(first.value)) if keyword == "PixelData" else file.encode(first.vr, other[keyword])
+    value = (
+        bytes(len(first.value)) if keyword == "PixelData" else file.encode(first.vr, other[keyword])
+    )
     if first.undefined:
         value = first.value
     new = replace(first, value=value)
@@ -75,13 +92,30 @@ def _doubled(rng: np.random.Generator, file: DicomFile) -> DicomFile | None:
 def _vr(rng: np.random.Generator, file: DicomFile) -> DicomFile | None:
     if file.written == IMPLICIT:
         return None
-    keyword = str(rng.choice(["Rows", "BitsStored", "RescaleIntercept", "RescaleSlope", "PixelSpacing", "ImageType",
-                              "ImagePositionPatient", "PixelRepresentation", "SeriesInstanceUID"]))  # fmt: skip
-    return file.change(keyword, vr=str(rng.choice(["UN", "OB", "LO", "SS", "UL", "FD", "IS", "DS", "XX"])))
+    keyword = str(
+        rng.choice(
+            [
+                "Rows",
+                "BitsStored",
+                "RescaleIntercept",
+                "RescaleSlope",
+                "PixelSpacing",
+                "ImageType",
+                "ImagePositionPatient",
+                "PixelRepresentation",
+                "SeriesInstanceUID",
+            ]
+        )
+    )
+    return file.change(
+        keyword, vr=str(rng.choice(["UN", "OB", "LO", "SS", "UL", "FD", "IS", "DS", "XX"]))
+    )
 
 
 def _relabel(rng: np.random.Generator, file: DicomFile) -> DicomFile | None:
-    syntaxes = sorted({syntax for syntax, _ in SYNTAXES.values()} | {"1.2.3", "1.2.840.10008.1.2.4.100"})
+    syntaxes = sorted(
+        {syntax for syntax, _ in SYNTAXES.values()} | {"1.2.3", "1.2.840.10008.1.2.4.100"}
+    )
     return file.label(str(rng.choice([one for one in syntaxes if one != file.syntax])))
 
 
@@ -94,13 +128,17 @@ def _rewritten(rng: np.random.Generator, file: DicomFile) -> DicomFile | None:
 
 def _group_lengths(rng: np.random.Generator, file: DicomFile) -> DicomFile:
     for group in (0x0008, 0x0028, 0x7FE0):
-        file = file.insert(Element(group << 16, "UL", struct.pack(file.order + "I", int(rng.integers(1, 5000)))))
+        file = file.insert(
+            Element(group << 16, "UL", struct.pack(file.order + "I", int(rng.integers(1, 5000))))
+        )
     return file
 
 
 def _private(rng: np.random.Generator, file: DicomFile) -> DicomFile:
     blob = rng.bytes(2 * int(rng.integers(1, 2000)))
-    file = file.insert(Element(0x00290010, "LO", b"ACME 1.0")).insert(Element(0x00291010, "OB", blob))
+    file = file.insert(Element(0x00290010, "LO", b"ACME 1.0")).insert(
+        Element(0x00291010, "OB", blob)
+    )
     return file.insert(Element(0x60003000, "OW", bytes(240))) if rng.random() < 0.5 else file
 
 
@@ -109,7 +147,9 @@ def _icon(rng: np.random.Generator, file: DicomFile) -> DicomFile | None:
         return None
     inner = b"\x28\x00\x10\x00US\x02\x00\x08\x00\x28\x00\x11\x00US\x02\x00\x08\x00"
     inner += b"\xe0\x7f\x10\x00OW\x00\x00" + struct.pack("<I", 64) + bytes(64)
-    return file.insert(Element(0x00880200, "SQ", b"\xfe\xff\x00\xe0" + struct.pack("<I", len(inner)) + inner))
+    return file.insert(
+        Element(0x00880200, "SQ", b"\xfe\xff\x00\xe0" + struct.pack("<I", len(inner)) + inner)
+    )
 
 
 def _padding(rng: np.random.Generator, file: DicomFile) -> DicomFile:
@@ -117,14 +157,21 @@ def _padding(rng: np.random.Generator, file: DicomFile) -> DicomFile:
 
 
 def _tail(rng: np.random.Generator, file: DicomFile) -> DicomFile | None:
-    return None if file.written == DEFLATED else replace(file, tail=bytes(2 * int(rng.integers(1, 200))))
+    return (
+        None
+        if file.written == DEFLATED
+        else replace(file, tail=bytes(2 * int(rng.integers(1, 200))))
+    )
 
 
 def _disorder(rng: np.random.Generator, file: DicomFile) -> DicomFile:
     """Elements of the image module where they do not belong; the pixel data stay last."""
     head = [one for one in file.elements if one.tag < PIXELS]
     order = rng.permutation(len(head))
-    return replace(file, elements=(*(head[n] for n in order), *(one for one in file.elements if one.tag >= PIXELS)))
+    return replace(
+        file,
+        elements=(*(head[n] for n in order), *(one for one in file.elements if one.tag >= PIXELS)),
+    )
 
 
 def _pixel_length(rng: np.random.Generator, file: DicomFile) -> DicomFile | None:
@@ -141,8 +188,16 @@ def _pixels_resized(rng: np.random.Generator, file: DicomFile) -> DicomFile | No
     if file.written not in _NATIVE:
         return None
     row = 2 * file.number("Columns")
-    kept = int(rng.choice([0, 2, len(data) // 2, len(data) * 9 // 10 // 2 * 2, len(data) - row, len(data) - 2]))
-    value = data[:kept] if rng.random() < 0.5 else data + bytes(int(rng.choice([row * 8, len(data), 3 * len(data)])))
+    kept = int(
+        rng.choice(
+            [0, 2, len(data) // 2, len(data) * 9 // 10 // 2 * 2, len(data) - row, len(data) - 2]
+        )
+    )
+    value = (
+        data[:kept]
+        if rng.random() < 0.5
+        else data + bytes(int(rng.choice([row * 8, len(data), 3 * len(data)])))
+    )
     return file.change(PIXELS, value=value)
 
 
@@ -151,7 +206,9 @@ def _pixels_gone(rng: np.random.Generator, file: DicomFile) -> DicomFile:
     if choice == 0:
         return file.drop(PIXELS)
     tag = 0x7FE00008 if choice == 1 else 0x7FE00009
-    return replace(file, elements=tuple(replace(o, tag=tag) if o.tag == PIXELS else o for o in file.elements))
+    return replace(
+        file, elements=tuple(replace(o, tag=tag) if o.tag == PIXELS else o for o in file.elements)
+    )
 
 
 def _undelimited(rng: np.random.Generator, file: DicomFile) -> DicomFile | None:
@@ -203,7 +260,9 @@ def _no_preamble(rng: np.random.Generator, file: DicomFile) -> DicomFile:
     return replace(file, preamble=rng.bytes(128))
 
 
-def _frames(kind: str, betrayed: str, change: Callable[[np.random.Generator, pydicom.Dataset], object]) -> Mutation:
+def _frames(
+    kind: str, betrayed: str, change: Callable[[np.random.Generator, pydicom.Dataset], object]
+) -> Mutation:
     def apply(rng: np.random.Generator, base: Base) -> Changed | None:
         dataset = pydicom.dcmread(io.BytesIO(base.members[0][1]))
         change(rng, dataset)
@@ -241,8 +300,14 @@ def _no_place(rng: np.random.Generator, dataset: pydicom.Dataset) -> None:
 
 
 def _one_place(rng: np.random.Generator, dataset: pydicom.Dataset) -> None:
-    place = dataset.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0].ImagePositionPatient
-    _frame(rng, dataset).PlanePositionSequence[0].ImagePositionPatient = [place[0], place[1], place[2] + 5]
+    place = (
+        dataset.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0].ImagePositionPatient
+    )
+    _frame(rng, dataset).PlanePositionSequence[0].ImagePositionPatient = [
+        place[0],
+        place[1],
+        place[2] + 5,
+    ]
 
 
 def _shared_spacing(rng: np.random.Generator, dataset: pydicom.Dataset) -> None:

@@ -12,7 +12,15 @@ from functools import cache
 import numpy as np
 
 from fuzzing.dicomfile import PIXELS, build, parse
-from fuzzing.mutation import ANATOMY, OTHER_SERIES, PIXELS_ONLY, Changed, Mutation, images, with_files
+from fuzzing.mutation import (
+    ANATOMY,
+    OTHER_SERIES,
+    PIXELS_ONLY,
+    Changed,
+    Mutation,
+    images,
+    with_files,
+)
 from fuzzing.seeds import TAR, TAR_GZ, Base, other_patient
 
 _ALL = ("dicom", "enhanced", "nifti", "nrrd", "meta")
@@ -28,15 +36,22 @@ def _pixels_swapped(rng: np.random.Generator, base: Base) -> Changed:
     one, two = _pair(rng, base)
     first, second = (parse(base.members[n][1]) for n in (one, two))
     a, b = first.get(PIXELS) or b"", second.get(PIXELS) or b""
-    changes = {one: build(first.change(PIXELS, value=b)), two: build(second.change(PIXELS, value=a))}
-    return Changed(with_files(base, changes), f"pixel data of {one} and {two} exchanged", "", ANATOMY)
+    changes = {
+        one: build(first.change(PIXELS, value=b)),
+        two: build(second.change(PIXELS, value=a)),
+    }
+    return Changed(
+        with_files(base, changes), f"pixel data of {one} and {two} exchanged", "", ANATOMY
+    )
 
 
 def _pixels_copied(rng: np.random.Generator, base: Base) -> Changed:
     one, two = _pair(rng, base)
     value = parse(base.members[one][1]).get(PIXELS) or b""
     changed = build(parse(base.members[two][1]).change(PIXELS, value=value))
-    return Changed(with_files(base, {two: changed}), f"pixel data of {one} in {two} too", "duplicate")
+    return Changed(
+        with_files(base, {two: changed}), f"pixel data of {one} in {two} too", "duplicate"
+    )
 
 
 def _places_swapped(rng: np.random.Generator, base: Base) -> Changed:
@@ -48,7 +63,9 @@ def _places_swapped(rng: np.random.Generator, base: Base) -> Changed:
         two: build(second.set(keyword, first.get(keyword) or b"")),
     }
     if abs(one - two) == 1:
-        return Changed(with_files(base, changes), f"places of {one} and {two} exchanged", "", ANATOMY)
+        return Changed(
+            with_files(base, changes), f"places of {one} and {two} exchanged", "", ANATOMY
+        )
     return Changed(with_files(base, changes), f"places of {one} and {two} exchanged", "", ANATOMY)
 
 
@@ -57,7 +74,17 @@ def _foreign(rng: np.random.Generator, base: Base) -> Changed:
     count = int(rng.choice([1, 5, 10]))
     others, own = _other().members, list(base.members)
     mine = parse(own[images(base)[0]][1])
-    way = str(rng.choice(["added", "added, ids emptied", "in place", "in place, our series", "in place, all our ids"]))
+    way = str(
+        rng.choice(
+            [
+                "added",
+                "added, ids emptied",
+                "in place",
+                "in place, our series",
+                "in place, all our ids",
+            ]
+        )
+    )
     for number in sorted(rng.choice(20, count, replace=False).tolist()):
         name, data = others[number]
         file = parse(data)
@@ -76,7 +103,9 @@ def _foreign(rng: np.random.Generator, base: Base) -> Changed:
             at = images(base)[number]
             own[at] = (own[at][0], build(file))
     betrayed = {"in place, our series": "header"}.get(way, "")
-    return Changed(base.with_members(own), f"{count} slices of another patient {way}", betrayed, OTHER_SERIES)
+    return Changed(
+        base.with_members(own), f"{count} slices of another patient {way}", betrayed, OTHER_SERIES
+    )
 
 
 def _removed(rng: np.random.Generator, base: Base) -> Changed:
@@ -85,7 +114,11 @@ def _removed(rng: np.random.Generator, base: Base) -> Changed:
     first = int(rng.integers(1, len(members) - 4))
     gone = {
         "middle": members[first : first + int(rng.integers(1, 4))],
-        "end": members[-int(rng.integers(1, 6)) :] if rng.random() < 0.5 else members[: int(rng.integers(1, 6))],
+        "end": (
+            members[-int(rng.integers(1, 6)) :]
+            if rng.random() < 0.5
+            else members[: int(rng.integers(1, 6))]
+        ),
         "every second": members[1::2],
         "most": members[2:],
     }[way]
@@ -106,18 +139,27 @@ def _doubled(rng: np.random.Generator, base: Base) -> Changed:
         file = file.set("SOPInstanceUID", "1.2.3.4.5").set("InstanceNumber", "77")
     member = (f"copy/{name}", build(file) if way != "same" else data)
     members = [*base.members, member] if rng.random() < 0.5 else [member, *base.members]
-    return Changed(base.with_members(members), f"a file twice: {way}", "duplicate", harmless=way == "same")
+    return Changed(
+        base.with_members(members), f"a file twice: {way}", "duplicate", harmless=way == "same"
+    )
 
 
 def _beside(rng: np.random.Generator, base: Base) -> Changed:
     """What lies in folders: notes, empty files, hidden files of a system, a report."""
     files = {
-        "notes.txt": b"reading list", "Thumbs.db": rng.bytes(200), "._IM00001.dcm": rng.bytes(120), "empty": b"",
-        "__MACOSX/._IM00002.dcm": rng.bytes(120), "report.pdf": b"%PDF-1.4 " + rng.bytes(300), "VERSION": b"1\n",
-    }  # fmt: skip
+        "notes.txt": b"reading list",
+        "Thumbs.db": rng.bytes(200),
+        "._IM00001.dcm": rng.bytes(120),
+        "empty": b"",
+        "__MACOSX/._IM00002.dcm": rng.bytes(120),
+        "report.pdf": b"%PDF-1.4 " + rng.bytes(300),
+        "VERSION": b"1\n",
+    }
     chosen = rng.choice(list(files), 2, replace=False)
     members = [*base.members, *((str(name), files[str(name)]) for name in chosen)]
-    return Changed(base.with_members(members), f"beside it: {', '.join(map(str, chosen))}", harmless=True)
+    return Changed(
+        base.with_members(members), f"beside it: {', '.join(map(str, chosen))}", harmless=True
+    )
 
 
 def _bodies(rng: np.random.Generator, base: Base) -> Changed:
@@ -126,15 +168,23 @@ def _bodies(rng: np.random.Generator, base: Base) -> Changed:
     a, b = base.members[one][1], base.members[two][1]
     at = int(rng.integers(200, min(len(a), len(b))))
     voxels = len(a) - len(parse(a).get(PIXELS) or b"")
-    betrayed = "duplicate" if at < voxels else ""  # the whole of the other's pixel data is there twice
-    return Changed(with_files(base, {one: a[:at] + b[at:]}), f"{one} goes on as {two} at {at}", betrayed, PIXELS_ONLY)
+    betrayed = (
+        "duplicate" if at < voxels else ""
+    )  # the whole of the other's pixel data is there twice
+    return Changed(
+        with_files(base, {one: a[:at] + b[at:]}),
+        f"{one} goes on as {two} at {at}",
+        betrayed,
+        PIXELS_ONLY,
+    )
 
 
 def _renamed(rng: np.random.Generator, base: Base) -> Changed:
     """File names in another order, without extension: nothing but the name changes."""
     names = [f"{value:08X}" for value in rng.choice(2**32, len(base.members), replace=False)]
     members = [
-        (name if name == "DICOMDIR" else new, data) for (name, data), new in zip(base.members, names, strict=True)
+        (name if name == "DICOMDIR" else new, data)
+        for (name, data), new in zip(base.members, names, strict=True)
     ]
     return Changed(base.with_members(members), "files renamed", harmless=True)
 
@@ -145,9 +195,14 @@ def _same_name(rng: np.random.Generator, base: Base) -> Changed | None:
         return None
     if len(base.members) == 1:
         name, data = base.members[0]
-        return Changed(base.with_members([(name, data), (name, data[:-200])]), "one name twice", "duplicate")
+        return Changed(
+            base.with_members([(name, data), (name, data[:-200])]), "one name twice", "duplicate"
+        )
     count = int(rng.choice([2, 5, 20]))
-    members = [(base.members[0][0] if n < count else name, data) for n, (name, data) in enumerate(base.members)]
+    members = [
+        (base.members[0][0] if n < count else name, data)
+        for n, (name, data) in enumerate(base.members)
+    ]
     return Changed(base.with_members(members), f"{count} members of one name", "duplicate")
 
 
@@ -160,18 +215,26 @@ def _in_archive(rng: np.random.Generator, base: Base) -> Changed | None:
     for at in rng.integers(low, len(data), count):
         data[int(at)] ^= 1 << int(rng.integers(8))
     summed = base.pack != TAR
-    return Changed(base, f"{count} bits of the archive", "checksum" if summed else "", archive=bytes(data))
+    return Changed(
+        base, f"{count} bits of the archive", "checksum" if summed else "", archive=bytes(data)
+    )
 
 
 def _archive_cut(rng: np.random.Generator, base: Base) -> Changed | None:
     if not base.pack:
         return None
     data = base.packed()
-    end = int(rng.choice([len(data) - 1, len(data) - 22, len(data) * 9 // 10, len(data) // 2, 600, 100, 0]))
+    end = int(
+        rng.choice(
+            [len(data) - 1, len(data) - 22, len(data) * 9 // 10, len(data) // 2, 600, 100, 0]
+        )
+    )
     zeros = bytes(len(data) - end) if rng.random() < 0.3 else b""
     # A tar's own end is zeros, so that one that is filled up with zeros ends well.
     betrayed = "" if zeros and base.pack == TAR else "length"
-    return Changed(base, f"archive cut at {end} of {len(data)}", betrayed, ANATOMY, archive=data[:end] + zeros)
+    return Changed(
+        base, f"archive cut at {end} of {len(data)}", betrayed, ANATOMY, archive=data[:end] + zeros
+    )
 
 
 def _directory(rng: np.random.Generator, base: Base) -> Changed | None:
@@ -187,16 +250,32 @@ def _directory(rng: np.random.Generator, base: Base) -> Changed | None:
         entries.append((at, size))
         at += size
     where, size = entries[int(rng.integers(count))]
-    way = str(rng.choice(["entry gone", "entry and count gone", "count", "CRC", "size", "local name", "offset",
-    "method",
-                          "comment", "bytes before", "bytes behind"]))  # fmt: skip
+    way = str(
+        rng.choice(
+            [
+                "entry gone",
+                "entry and count gone",
+                "count",
+                "CRC",
+                "size",
+                "local name",
+                "offset",
+                "method",
+                "comment",
+                "bytes before",
+                "bytes behind",
+            ]
+        )
+    )
     if way.startswith("entry"):
         data[end + 12 : end + 16] = struct.pack("<I", length - size)
         if "count" in way:
             data[end + 8 : end + 12] = struct.pack("<HH", count - 1, count - 1)
         del data[where : where + size]
     elif way == "count":
-        data[end + 8 : end + 12] = struct.pack("<HH", *(2 * [max(0, count + int(rng.choice([-1, 1, 50])))]))
+        data[end + 8 : end + 12] = struct.pack(
+            "<HH", *(2 * [max(0, count + int(rng.choice([-1, 1, 50])))])
+        )
     elif way == "CRC":
         data[where + 16] ^= 0x55
     elif way == "size":

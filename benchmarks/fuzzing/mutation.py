@@ -9,8 +9,19 @@ import numpy as np
 
 from fuzzing.seeds import Base
 
-#: What can betray a change. "" is nothing: a reader without a crystal ball answers with what is there.
-WITNESSES = ("", "checksum", "marker", "length", "duplicate", "geometry", "neighbour", "header", "left out")
+#: What can betray a change. "" is nothing: a reader without a crystal ball answers with what is
+#: there.
+WITNESSES = (
+    "",
+    "checksum",
+    "marker",
+    "length",
+    "duplicate",
+    "geometry",
+    "neighbour",
+    "header",
+    "left out",
+)
 #: Why nothing betrays a change.
 PLAUSIBLE = "plausible in itself, and the same everywhere"
 PIXELS_ONLY = "stored voxels changed where the format has no checksum"
@@ -75,9 +86,18 @@ def part(rng: np.random.Generator, count: int) -> tuple[str, list[int]]:
         return "all", [0]
     if name == "one":
         return name, [int(rng.integers(count))]
-    return name, {"fourth": list(range(1, count, 4)), "half": list(range(count // 2)), "all": list(range(count))}[name]
+    return (
+        name,
+        {
+            "fourth": list(range(1, count, 4)),
+            "half": list(range(count // 2)),
+            "all": list(range(count)),
+        }[name],
+    )
 
 
 def with_files(base: Base, changes: dict[int, bytes]) -> Base:
     """The base with other bytes in some members, by their number."""
-    return base.with_members([(name, changes.get(n, data)) for n, (name, data) in enumerate(base.members)])
+    return base.with_members(
+        [(name, changes.get(n, data)) for n, (name, data) in enumerate(base.members)]
+    )

@@ -76,7 +76,9 @@ def truths(bases: list[Base]) -> tuple[dict[str, Truth], dict[str, str]]:
             except (ScanRefused, ValueError) as error:
                 why[base.name] = str(error)
                 continue
-        away = np.abs(truth.hu.astype(np.int32) - hu).max() if truth.hu.shape == hu.shape else np.inf
+        away = (
+            np.abs(truth.hu.astype(np.int32) - hu).max() if truth.hu.shape == hu.shape else np.inf
+        )
         if away > base.tolerance or not np.allclose(truth.affine, affine, atol=1e-3):
             why[base.name] = f"read wrongly, by {away} HU"
             continue
@@ -89,7 +91,9 @@ def truths(bases: list[Base]) -> tuple[dict[str, Truth], dict[str, str]]:
 class _Worker:
     """A process that is started anew where it dies."""
 
-    def __init__(self, context: Any, seed: int, bases: list[Base], truths: dict[str, Truth], room: Path) -> None:
+    def __init__(
+        self, context: Any, seed: int, bases: list[Base], truths: dict[str, Truth], room: Path
+    ) -> None:
         self._context, self._arguments = context, (seed, bases, truths, room)
         self._number: int | None = None
         self._since = 0.0
@@ -98,7 +102,9 @@ class _Worker:
     def _start(self) -> None:
         ours, theirs = self._context.Pipe()
         self.connection: Connection = ours
-        self._process: BaseProcess = self._context.Process(target=_work, args=(theirs, *self._arguments), daemon=False)
+        self._process: BaseProcess = self._context.Process(
+            target=_work, args=(theirs, *self._arguments), daemon=False
+        )
         self._process.start()
         theirs.close()
 
@@ -127,7 +133,10 @@ class _Worker:
         late = bool(why) or name == "SIGXCPU"
         seed, bases = self._arguments[:2]
         assert self._number is not None
-        record = _record_of(draw(seed, self._number, bases), Outcome("over time" if late else "crash", why=why or name))
+        record = _record_of(
+            draw(seed, self._number, bases),
+            Outcome("over time" if late else "crash", why=why or name),
+        )
         self._start()
         return record
 
@@ -139,7 +148,9 @@ class _Worker:
             self._process.kill()
 
 
-def _work(connection: Connection, seed: int, bases: list[Base], truths: dict[str, Truth], room: Path) -> None:
+def _work(
+    connection: Connection, seed: int, bases: list[Base], truths: dict[str, Truth], room: Path
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_BYTES, _ADDRESS_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -154,7 +165,9 @@ def _work(connection: Connection, seed: int, bases: list[Base], truths: dict[str
         connection.send(_one(number, seed, bases, truths, room, noise))
 
 
-def _one(number: int, seed: int, bases: list[Base], truths: dict[str, Truth], room: Path, noise: int) -> Record:
+def _one(
+    number: int, seed: int, bases: list[Base], truths: dict[str, Truth], room: Path, noise: int
+) -> Record:
     spent = int(time.process_time())
     resource.setrlimit(resource.RLIMIT_CPU, (spent + _CPU_S, resource.RLIM_INFINITY))
     folder = Path(tempfile.mkdtemp(dir=room))
@@ -164,7 +177,13 @@ def _one(number: int, seed: int, bases: list[Base], truths: dict[str, Truth], ro
         outcome = outcome_of(path, drawn, truths[drawn.base])
     except Exception:  # a fault of the mutator must not end the run, but be seen
         text = traceback.format_exc().splitlines()
-        record = {"number": number, "base": "?", "group": "?", "kind": "fault of the mutator", "detail": text[-3:]}
+        record = {
+            "number": number,
+            "base": "?",
+            "group": "?",
+            "kind": "fault of the mutator",
+            "detail": text[-3:],
+        }
         return {**record, "harmless": False, **asdict(Outcome("crash", why=f"mutator: {text[-1]}"))}
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -42,7 +42,13 @@ SYNTAXES: dict[str, tuple[str, Pixels | None]] = {
     "j2k-lossy": (f"{_ROOT}.4.91", Pixels(bits=12, signed=False)),
     "htj2k": (f"{_ROOT}.4.201", Pixels(bits=12, signed=False)),
 }
-_LOSSY_HU = {"jpeg-baseline": 120, "jpeg-extended": 60, "jpeg-ls-near": 2, "j2k-lossy": 100, "explicit-slope": 1}
+_LOSSY_HU = {
+    "jpeg-baseline": 120,
+    "jpeg-extended": 60,
+    "jpeg-ls-near": 2,
+    "j2k-lossy": 100,
+    "explicit-slope": 1,
+}
 _RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 ZIP_STORED, ZIP_DEFLATED, TAR, TAR_GZ = "stored.zip", "deflated.zip", "tar", "tar.gz"
 
@@ -103,7 +109,11 @@ def bases() -> list[Base]:
         warnings.simplefilter("ignore")
         found = [*_classic(Path(folder)), *_enhanced(Path(folder)), *_volumes()]
     by_name = {base.name: base for base in found}
-    explicit, lossless, nifti = by_name["explicit"], by_name["jpeg-lossless-70"], by_name["nifti.gz"]
+    explicit, lossless, nifti = (
+        by_name["explicit"],
+        by_name["jpeg-lossless-70"],
+        by_name["nifti.gz"],
+    )
     found += [
         replace(one, name=f"{one.name} in {kind}", pack=kind, path=f"input.{kind}")
         for one, kinds in (
@@ -153,7 +163,10 @@ def _item(**values: object) -> Dataset:
 def _enhanced(folder: Path) -> Iterator[Base]:
     slices = [pydicom.dcmread(path) for path in sorted((folder / "explicit").iterdir())]
     first, whole = slices[0], pydicom.dcmread(sorted((folder / "explicit").iterdir())[0])
-    gone = "ImagePositionPatient ImageOrientationPatient PixelSpacing SliceThickness RescaleSlope RescaleIntercept"
+    gone = (
+        "ImagePositionPatient ImageOrientationPatient PixelSpacing SliceThickness RescaleSlope"
+        " RescaleIntercept"
+    )
     for keyword in (*gone.split(), "RescaleType", "ConvolutionKernel"):
         delattr(whole, keyword)
     whole.SOPClassUID = whole.file_meta.MediaStorageSOPClassUID = pydicom.uid.EnhancedCTImageStorage
@@ -161,7 +174,9 @@ def _enhanced(folder: Path) -> Iterator[Base]:
     whole.NumberOfFrames = len(slices)
     whole.SharedFunctionalGroupsSequence = [
         _item(
-            PixelMeasuresSequence=[_item(PixelSpacing=first.PixelSpacing, SliceThickness=first.SliceThickness)],
+            PixelMeasuresSequence=[
+                _item(PixelSpacing=first.PixelSpacing, SliceThickness=first.SliceThickness)
+            ],
             PlaneOrientationSequence=[_item(ImageOrientationPatient=first.ImageOrientationPatient)],
             CTReconstructionSequence=[_item(ConvolutionKernel="B60f")],
         )
@@ -169,7 +184,9 @@ def _enhanced(folder: Path) -> Iterator[Base]:
     whole.PerFrameFunctionalGroupsSequence = [
         _item(
             PlanePositionSequence=[_item(ImagePositionPatient=one.ImagePositionPatient)],
-            PixelValueTransformationSequence=[_item(RescaleSlope="1", RescaleIntercept="-1024", RescaleType="HU")],
+            PixelValueTransformationSequence=[
+                _item(RescaleSlope="1", RescaleIntercept="-1024", RescaleType="HU")
+            ],
         )
         for one in slices
     ]
@@ -182,7 +199,9 @@ def _enhanced(folder: Path) -> Iterator[Base]:
         yield Base(name, "enhanced", (("IM1", stream.getvalue()),), path="IM1")
 
 
-def _nifti(kind: type, stored: np.ndarray, affine: np.ndarray, slope: float = 1.0, inter: float = 0.0) -> bytes:
+def _nifti(
+    kind: type, stored: np.ndarray, affine: np.ndarray, slope: float = 1.0, inter: float = 0.0
+) -> bytes:
     header = kind(np.zeros((1, 1, 1), stored.dtype), np.eye(4), dtype=stored.dtype).header
     order = ">" if stored.dtype.byteorder == ">" else "<"
     if order == ">":
@@ -206,8 +225,12 @@ def _volumes() -> Iterator[Base]:
     kinds = {
         "nifti": plain,
         "nifti.gz": gzip.compress(plain, 1, mtime=0),
-        "nifti-float.gz": gzip.compress(_nifti(nib.Nifti1Image, stored.astype("<f4"), ras), 1, mtime=0),
-        "nifti-scaled": _nifti(nib.Nifti1Image, (stored.astype(int) + 1100).astype("<u2"), ras, 1.0, -1100.0),
+        "nifti-float.gz": gzip.compress(
+            _nifti(nib.Nifti1Image, stored.astype("<f4"), ras), 1, mtime=0
+        ),
+        "nifti-scaled": _nifti(
+            nib.Nifti1Image, (stored.astype(int) + 1100).astype("<u2"), ras, 1.0, -1100.0
+        ),
         "nifti-big-endian": _nifti(nib.Nifti1Image, stored.astype(">i2"), ras),
         "nifti-2": _nifti(nib.Nifti2Image, stored, ras),
     }
@@ -216,22 +239,38 @@ def _volumes() -> Iterator[Base]:
         yield Base(name, "nifti", ((path, data),), path=path)
     header = nib.Nifti1Header(plain[:348])
     header["magic"], header["vox_offset"] = b"ni1", 0
-    yield Base("nifti-pair", "nifti", (("scan.hdr", header.binaryblock), ("scan.img", plain[352:])), path="scan.hdr")
+    yield Base(
+        "nifti-pair",
+        "nifti",
+        (("scan.hdr", header.binaryblock), ("scan.img", plain[352:])),
+        path="scan.hdr",
+    )
     yield from _nrrd(stored, affine)
     yield from _meta(stored, affine)
 
 
 def _nrrd(stored: np.ndarray, affine: np.ndarray) -> Iterator[Base]:
-    axes = " ".join(f"({','.join(f'{value:g}' for value in affine[:3, axis])})" for axis in (2, 1, 0))
+    axes = " ".join(
+        f"({','.join(f'{value:g}' for value in affine[:3, axis])})" for axis in (2, 1, 0)
+    )
     origin = ",".join(f"{value:g}" for value in affine[:3, 3])
 
     def head(encoding: str, endian: str, data_file: str = "") -> bytes:
         lines = [
-            "NRRD0004", "type: short", "dimension: 3", "space: left-posterior-superior",
-            f"sizes: {' '.join(map(str, stored.shape))}", f"space directions: {axes}", "kinds: domain domain domain",
-            f"endian: {endian}", f"encoding: {encoding}", f"space origin: ({origin})",
-        ]  # fmt: skip
-        return ("\n".join([*lines, *([f"data file: {data_file}"] if data_file else [])]) + "\n\n").encode()
+            "NRRD0004",
+            "type: short",
+            "dimension: 3",
+            "space: left-posterior-superior",
+            f"sizes: {' '.join(map(str, stored.shape))}",
+            f"space directions: {axes}",
+            "kinds: domain domain domain",
+            f"endian: {endian}",
+            f"encoding: {encoding}",
+            f"space origin: ({origin})",
+        ]
+        return (
+            "\n".join([*lines, *([f"data file: {data_file}"] if data_file else [])]) + "\n\n"
+        ).encode()
 
     little, big = stored.tobytes(order="F"), stored.astype(">i2").tobytes(order="F")
     packed = gzip.compress(little, 1, mtime=0)
@@ -242,7 +281,10 @@ def _nrrd(stored: np.ndarray, affine: np.ndarray) -> Iterator[Base]:
         "nrrd-bzip2": head("bzip2", "little") + bz2.compress(little),
     }.items():
         yield Base(name, "nrrd", (("scan.nrrd", data),), path="scan.nrrd")
-    pair = (("scan.nhdr", head("raw", "little", "scan.raw").rstrip(b"\n") + b"\n"), ("scan.raw", little))
+    pair = (
+        ("scan.nhdr", head("raw", "little", "scan.raw").rstrip(b"\n") + b"\n"),
+        ("scan.raw", little),
+    )
     yield Base("nhdr", "nrrd", pair, path="scan.nhdr")
 
 
@@ -252,20 +294,32 @@ def _meta(stored: np.ndarray, affine: np.ndarray) -> Iterator[Base]:
 
     def head(packed: int, data_file: str) -> bytes:
         lines = [
-            "ObjectType = Image", "NDims = 3", "BinaryData = True", "BinaryDataByteOrderMSB = False",
-            f"CompressedData = {bool(packed)}", *([f"CompressedDataSize = {packed}"] if packed else []),
-            f"TransformMatrix = {matrix}", f"Offset = {' '.join(f'{value:g}' for value in affine[:3, 3])}",
-            "CenterOfRotation = 0 0 0", "AnatomicalOrientation = RAS", "ElementSpacing = 7.5 7.5 5",
-            f"DimSize = {' '.join(map(str, stored.shape))}", "ElementType = MET_SHORT",
+            "ObjectType = Image",
+            "NDims = 3",
+            "BinaryData = True",
+            "BinaryDataByteOrderMSB = False",
+            f"CompressedData = {bool(packed)}",
+            *([f"CompressedDataSize = {packed}"] if packed else []),
+            f"TransformMatrix = {matrix}",
+            f"Offset = {' '.join(f'{value:g}' for value in affine[:3, 3])}",
+            "CenterOfRotation = 0 0 0",
+            "AnatomicalOrientation = RAS",
+            "ElementSpacing = 7.5 7.5 5",
+            f"DimSize = {' '.join(map(str, stored.shape))}",
+            "ElementType = MET_SHORT",
             f"ElementDataFile = {data_file}",
-        ]  # fmt: skip
+        ]
         return ("\n".join(lines) + "\n").encode()
 
     plain = stored.tobytes(order="F")
     packed = zlib.compress(plain, 1)
     yield Base("mha", "meta", (("scan.mha", head(0, "LOCAL") + plain),), path="scan.mha")
-    yield Base("mha-zlib", "meta", (("scan.mha", head(len(packed), "LOCAL") + packed),), path="scan.mha")
-    yield Base("mhd", "meta", (("scan.mhd", head(0, "scan.raw")), ("scan.raw", plain)), path="scan.mhd")
+    yield Base(
+        "mha-zlib", "meta", (("scan.mha", head(len(packed), "LOCAL") + packed),), path="scan.mha"
+    )
+    yield Base(
+        "mhd", "meta", (("scan.mhd", head(0, "scan.raw")), ("scan.raw", plain)), path="scan.mhd"
+    )
     members = (("scan.mhd", head(len(packed), "scan.zraw")), ("scan.zraw", packed))
     yield Base("mhd-zraw", "meta", members, path="scan.mhd")
 

@@ -51,7 +51,8 @@ def _rle(frame: bytes, size: int) -> bool:
     count, *offsets = np.frombuffer(frame[:64].ljust(64, b"\0"), "<u4").tolist()
     ends = [*offsets[1:count], len(frame)]
     return count in (1, 2) and all(
-        _unpacked(frame[begin:end]) == size for begin, end in zip(offsets[:count], ends, strict=False)
+        _unpacked(frame[begin:end]) == size
+        for begin, end in zip(offsets[:count], ends, strict=False)
     )
 
 
@@ -79,7 +80,11 @@ def _jpeg(frame: bytes) -> bool:
         if marker == 0xC4:
             tables |= _tables(body)
         elif marker in (0xC0, 0xC1, _LOSSLESS):
-            kind, rows, columns = marker, int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
+            kind, rows, columns = (
+                marker,
+                int.from_bytes(body[1:3], "big"),
+                int.from_bytes(body[3:5], "big"),
+            )
         elif marker == 0xDA:
             chosen = body[2] if len(body) > 2 else 0
             return _scan(frame[at + 2 + length :], kind, rows, columns, tables, chosen)
@@ -101,7 +106,9 @@ def _tables(body: bytes) -> dict[int, _Codes]:
     return found
 
 
-def _scan(data: bytes, kind: int, rows: int, columns: int, tables: dict[int, _Codes], chosen: int) -> bool:
+def _scan(
+    data: bytes, kind: int, rows: int, columns: int, tables: dict[int, _Codes], chosen: int
+) -> bool:
     end = next((n for n in range(len(data) - 1) if data[n] == 0xFF and data[n + 1] != 0), len(data))
     if data[end : end + 2] != b"\xff\xd9":
         return False

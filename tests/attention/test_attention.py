@@ -58,14 +58,18 @@ def test_expected_class_target_is_the_chain_rule_of_the_closed_form(i3d, clip):
 @pytest.mark.parametrize("endpoint", ["Mixed_5c", "Mixed_4f"])
 def test_every_method_gives_a_finite_map_that_is_never_negative(i3d, clip, method, endpoint):
     cut = attention.split(i3d, endpoint)
-    raw = attention.attention_map(cut.explained, cut.backbone(clip), attention.expected_class, method)
+    raw = attention.attention_map(
+        cut.explained, cut.backbone(clip), attention.expected_class, method
+    )
     assert raw.ndim == 3 and np.isfinite(raw).all() and (raw >= 0).all()
 
 
 def test_an_unknown_method_is_named(i3d, clip):
     cut = attention.split(i3d, "Mixed_5c")
     with pytest.raises(ValueError, match="method must be one of"):
-        attention.attention_map(cut.explained, cut.backbone(clip), attention.expected_class, "saliency")
+        attention.attention_map(
+            cut.explained, cut.backbone(clip), attention.expected_class, "saliency"
+        )
 
 
 def test_the_bright_spot_raises_the_score_there():
@@ -74,7 +78,9 @@ def test_the_bright_spot_raises_the_score_there():
     x = keras.layers.AveragePooling3D(4, name="cells")(inputs)
     pooled = keras.layers.GlobalAveragePooling3D()(x)
     network = keras.Model(inputs, {"logits": keras.layers.Dense(2, name="logits")(pooled)})
-    network.get_layer("logits").set_weights([np.array([[-1.0, 1.0]], np.float32), np.zeros(2, np.float32)])
+    network.get_layer("logits").set_weights(
+        [np.array([[-1.0, 1.0]], np.float32), np.zeros(2, np.float32)]
+    )
     clip = np.zeros((1, 8, 32, 32, 1), np.float32)
     clip[0, 5, 9, 26] = 1.0
     cut = attention.split(network, "cells")
@@ -86,7 +92,8 @@ def test_the_bright_spot_raises_the_score_there():
     keep[4:20:2] = True  # eight kept slices: frame 5 is slice 14
     volume, _ = attention.onto_scan(raw, axes, (8, 32, 32), keep, box, np.ones((20, 128, 128)))
     brightest = np.nonzero(volume == 255)
-    # Clip (5, 9, 26) lies in the cell of frames 4–7, rows 8–11, columns 24–27; two scan pixels are one of the clip.
+    # Clip (5, 9, 26) lies in the cell of frames 4–7, rows 8–11, columns 24–27; two scan pixels are
+    # one of the clip.
     # It is the last cell of two in depth: from its centre on, its value continues to the end.
     assert brightest[0].min() == pytest.approx(4 + 2 * 5.5, abs=1.01)
     y, x = (axis.mean() for axis in brightest[1:])
@@ -109,7 +116,9 @@ def test_flipping_the_clip_flips_the_map():
     def volume(clip):
         raw = attention.attention_map(cut.explained, cut.backbone(clip), attention.expected_class)
         axes, box = attention.feature_axes(network, "cells"), np.array([0.1, 0.9, 0.2, 0.8])
-        return attention.onto_scan(raw, axes, (9, 27, 27), np.ones(12, bool), box, np.ones((12, 50, 60)))[0]
+        return attention.onto_scan(
+            raw, axes, (9, 27, 27), np.ones(12, bool), box, np.ones((12, 50, 60))
+        )[0]
 
     assert volume(clip).any()
     np.testing.assert_allclose(volume(clip[:, :, :, ::-1])[..., ::-1], volume(clip), atol=1)
@@ -167,27 +176,36 @@ def _strided(network, endpoint, axis):
 def _centre_of_cell(rows, size, cell):
     """Average TensorFlow's own pooling over voxel positions: what a cell's window is centred on."""
     position = np.arange(size, dtype=np.float32)
-    # Positions continue beyond the border: average pooling with explicit padding, so that the border does not pull.
+    # Positions continue beyond the border: average pooling with explicit padding, so that the
+    # border does not pull.
     for kernel, stride, padding in rows:
         n = len(position)
         step = position[1] - position[0] if n > 1 else np.float32(1)
         if padding != "valid":
             out = -(-n // stride)
             total = max((out - 1) * stride + kernel - n, 0)
-            before, after = padding if isinstance(padding, tuple) else (total // 2, total - total // 2)
+            before, after = (
+                padding if isinstance(padding, tuple) else (total // 2, total - total // 2)
+            )
             left = position[0] - step * np.arange(before, 0, -1)
             right = position[-1] + step * np.arange(1, after + 1)
             position = np.concatenate([left, position, right]).astype(np.float32)
         pooled = tf.nn.avg_pool1d(position[None, :, None], kernel, stride, "VALID")
         position = pooled.numpy()[0, :, 0]
-    return position[cell] if len(position) > cell else position[0] + (cell * np.prod([row[1] for row in rows]))
+    return (
+        position[cell]
+        if len(position) > cell
+        else position[0] + (cell * np.prod([row[1] for row in rows]))
+    )
 
 
 def test_strides_in_branches_are_refused():
     inputs = keras.Input((8, 32, 32, 1))
     branches = [keras.layers.Conv3D(2, 1, strides=2)(inputs) for _ in range(2)]
     joined = keras.layers.Concatenate(name="joined")(branches)
-    network = keras.Model(inputs, {"logits": keras.layers.GlobalAveragePooling3D(name="logits")(joined)})
+    network = keras.Model(
+        inputs, {"logits": keras.layers.GlobalAveragePooling3D(name="logits")(joined)}
+    )
     with pytest.raises(ValueError, match="strides give"):
         attention.feature_axes(network, "joined")
 
@@ -214,20 +232,26 @@ def test_the_maximum_is_that_within_the_lungs():
     raw[0, 0, 0], raw[1, 3, 3] = 8.0, 2.0
     lungs = np.ones((2, 4, 4), np.uint8)
     lungs[0, 0, 0] = 0
-    volume, inside = attention.onto_scan(raw, SAME, (2, 4, 4), np.ones(2, bool), np.array([0, 1, 0, 1.0]), lungs)
+    volume, inside = attention.onto_scan(
+        raw, SAME, (2, 4, 4), np.ones(2, bool), np.array([0, 1, 0, 1.0]), lungs
+    )
     assert volume[1, 3, 3] == 255 and volume.sum() == 255
     assert inside == pytest.approx(0.2)
 
 
 def test_an_empty_map_stays_empty():
     raw, full = np.zeros((2, 2, 2), np.float32), np.array([0, 1, 0, 1.0])
-    volume, inside = attention.onto_scan(raw, SAME, (2, 2, 2), np.ones(4, bool), full, np.ones((4, 8, 8)))
+    volume, inside = attention.onto_scan(
+        raw, SAME, (2, 2, 2), np.ones(4, bool), full, np.ones((4, 8, 8))
+    )
     assert volume.shape == (4, 8, 8) and not volume.any() and inside is None
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (2, 2), ((1, 3, 3), (1, 2, 2))])
-def test_the_fair_pool_is_a_max_pool_and_its_gradient_is_tensorflows_where_nothing_ties(size, stride, padding):
+def test_the_fair_pool_is_a_max_pool_and_its_gradient_is_tensorflows_where_nothing_ties(
+    size, stride, padding
+):
     arguments = {"pool_size": size, "strides": stride, "padding": padding}
     x = tf.constant(np.random.default_rng(5).standard_normal((2, 7, 8, 9, 3), np.float32))
     answers, gradients = [], []
@@ -235,7 +259,9 @@ def test_the_fair_pool_is_a_max_pool_and_its_gradient_is_tensorflows_where_nothi
         with tf.GradientTape() as tape:
             tape.watch(x)
             y = kind(**arguments)(x)
-            score = tf.reduce_sum(y * tf.cos(tf.reshape(tf.range(tf.size(y), dtype=tf.float32), y.shape)))
+            score = tf.reduce_sum(
+                y * tf.cos(tf.reshape(tf.range(tf.size(y), dtype=tf.float32), y.shape))
+            )
         answers.append(y.numpy())
         gradients.append(tape.gradient(score, x).numpy())
     np.testing.assert_array_equal(*answers)
@@ -266,6 +292,8 @@ def test_a_map_is_the_same_in_a_graph_and_outside(i3d, clip):
         return tf.reduce_mean(tape.gradient(score, features), axis=(1, 2, 3))
 
     raw = attention.attention_map(cut.explained, features, attention.expected_class)
-    inside = np.maximum((features.numpy() * weights(features).numpy()[:, None, None, None]).sum(-1), 0)[0]
+    inside = np.maximum(
+        (features.numpy() * weights(features).numpy()[:, None, None, None]).sum(-1), 0
+    )[0]
     assert inside.max() > 0
     np.testing.assert_allclose(raw, inside, atol=1e-5 * inside.max())

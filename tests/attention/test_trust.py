@@ -24,9 +24,16 @@ def test_the_maximum_within_a_lesion_is_a_hit() -> None:
 
 @pytest.mark.parametrize(
     ("lesion", "distance_mm"),
-    [((3, 10, 10), 10.0), ((1, 2, 10), 8.0), ((1, 10, 14), 8.0), ((2, 10, 16), 13.0)],  # the last: 5 and 12 → 13
+    [
+        ((3, 10, 10), 10.0),
+        ((1, 2, 10), 8.0),
+        ((1, 10, 14), 8.0),
+        ((2, 10, 16), 13.0),
+    ],  # the last: 5 and 12 → 13
 )
-def test_the_tolerance_is_a_distance_in_millimetres(lesion: tuple[int, int, int], distance_mm: float) -> None:
+def test_the_tolerance_is_a_distance_in_millimetres(
+    lesion: tuple[int, int, int], distance_mm: float
+) -> None:
     attention, lesions = empty(), empty(bool)
     attention[1, 10, 10] = 255
     lesions[lesion] = True
@@ -82,7 +89,8 @@ def test_the_centre_of_the_lung_is_the_deepest_point_of_the_larger_one() -> None
 def test_the_depth_is_measured_in_millimetres_and_ends_at_the_border_of_the_scan() -> None:
     lungs = np.ones((3, 5, 7), bool)
     found = centre_of_lung(lungs, (10.0, 2.0, 1.0))
-    # 20 mm to the end of the slices, 6 mm to that of the rows, 4 to that of the columns: the columns decide.
+    # 20 mm to the end of the slices, 6 mm to that of the rows, 4 to that of the columns: the
+    # columns decide.
     assert found[1, 2].tolist() == [64, 128, 191, 255, 191, 128, 64]
     assert (found == found[1]).all()
 

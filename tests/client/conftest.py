@@ -1,6 +1,6 @@
 """Small real models, and servers of them."""
 
-from tests.servers import (  # noqa: F401  # fixtures
+from tests.servers import (  # fixtures
     _later,
     _until,
     exports,

@@ -33,7 +33,9 @@ def made_scan(seed=0):
 @pytest.fixture(scope="module")
 def server(small_export):
     folder = small_export.road.parents[1]
-    with Server(Settings(models=folder, port=0, grpc_port=0, token="a-token-for-tests", poll_s=0.2)) as running:
+    with Server(
+        Settings(models=folder, port=0, grpc_port=0, token="a-token-for-tests", poll_s=0.2)
+    ) as running:
         assert running.wait_until_ready(60, "small")
         yield running
 
@@ -57,7 +59,9 @@ def test_a_result_from_a_server_is_the_result_from_here(url, small_models):
         assert json.dumps(two, sort_keys=True)[:200]
         _assert_near(one, two)
         np.testing.assert_array_equal(here.maps.lungs, remote.maps.lungs)
-        np.testing.assert_allclose(here.maps.attention.astype(int), remote.maps.attention.astype(int), atol=1)
+        np.testing.assert_allclose(
+            here.maps.attention.astype(int), remote.maps.attention.astype(int), atol=1
+        )
         assert here.maps.attention.any()
 
 
@@ -159,7 +163,13 @@ def test_a_token_that_cannot_be_sent_is_named_and_not_shown(token):
 
 def test_a_trouble_of_the_server_ends_the_run_and_is_no_property_of_the_scan():
     """A scan is refused for what is wrong with it only."""
-    codes = {400: ScanRefused, 413: ScanRefused, 500: ServingError, 504: ServingError, 401: ServingError}
+    codes = {
+        400: ScanRefused,
+        413: ScanRefused,
+        500: ServingError,
+        504: ServingError,
+        401: ServingError,
+    }
 
     for code, kind in codes.items():
 
@@ -254,7 +264,9 @@ def test_logits_that_are_no_numbers_refuse_the_scan(server):
     assert result.status == "refused" and result.quality_flags[0].code == "not_finite"
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"outputs": 3}', b'{"outputs": {"card_bytes": 3}}', b"{}"])
+@pytest.mark.parametrize(
+    "body", [b"<html>", b"[]", b'{"outputs": 3}', b'{"outputs": {"card_bytes": 3}}', b"{}"]
+)
 def test_a_web_server_that_is_no_tf_serving_is_named(body):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):

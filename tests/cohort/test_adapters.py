@@ -34,9 +34,13 @@ def write_mosmed(folder: Path, chest: Chest) -> Path:
     affine = chest.affine.copy()
     affine[:3, 0] *= 8.0 / chest.spacing_mm[0]
     names = {
-        "CT-0/study_0001.nii.gz": "RAS", "CT-1/study_0255.nii.gz": "LPS", "CT-1/study_0256.nii": "RAS",
-        "CT-2/study_0939.nii.gz": "RAS", "CT-3/study_1064.nii.gz": "RAS", "CT-4/study_1109.nii.gz": "RAS",
-    }  # fmt: skip
+        "CT-0/study_0001.nii.gz": "RAS",
+        "CT-1/study_0255.nii.gz": "LPS",
+        "CT-1/study_0256.nii": "RAS",
+        "CT-2/study_0939.nii.gz": "RAS",
+        "CT-3/study_1064.nii.gz": "RAS",
+        "CT-4/study_1109.nii.gz": "RAS",
+    }
     for name, order in names.items():
         path = folder / "studies" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +75,11 @@ def write_stoic(folder: Path, chest: Chest) -> Path:
 
 def write_covid_ct_md(folder: Path, chest: Chest) -> Path:
     """Two COVID-19 cases, a CAP and a normal one, JPEG lossless, with labels for the first three."""
-    cases = {"COVID-19 Cases": ("P001", "P002"), "Cap Cases": ("cap001",), "Normal Cases": ("normal001",)}
+    cases = {
+        "COVID-19 Cases": ("P001", "P002"),
+        "Cap Cases": ("cap001",),
+        "Normal Cases": ("normal001",),
+    }
     seed = 0
     for place, names in cases.items():
         for name in names:
@@ -81,12 +89,17 @@ def write_covid_ct_md(folder: Path, chest: Chest) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             affine = chest.affine.copy()
             affine[:3, 0] *= 2
-            write_dicom(chest.hu[::2], affine, path, transfer_syntax=JPEG_LOSSLESS, facts=facts, seed=seed)
+            write_dicom(
+                chest.hu[::2], affine, path, transfer_syntax=JPEG_LOSSLESS, facts=facts, seed=seed
+            )
             for file in path.iterdir():
                 dataset = pydicom.dcmread(file)
                 dataset.PatientAge = f"0{50 + seed}Y"
                 dataset.save_as(file)
-    index = "Label Index,Diagnosis,Relative Path,Folder/ID\n0,COVID-19,./COVID-19/,P001\n1,COVID-19,./COVID-19/,P002\n"
+    index = (
+        "Label Index,Diagnosis,Relative"
+        " Path,Folder/ID\n0,COVID-19,./COVID-19/,P001\n1,COVID-19,./COVID-19/,P002\n"
+    )
     (folder / "Index.csv").write_text(index + "3,CAP,./CAP/,cap001\n", "utf-8")
     lobes = np.zeros((3, 20, 5), np.uint8)
     lobes[0, 3:9, 0] = lobes[2, 4:6, 4] = 1
@@ -135,9 +148,13 @@ def test_mosmed(masters, chest, tmp_path):
     rows = read_manifest(adapt(masters["mosmed"], "mosmed", tmp_path / "mosmed.csv"))
     extra = {row.case: row.model_extra["mosmed_class"] for row in rows}
     assert extra == {
-        "study_0001": "0", "study_0255": "1", "study_0256": "1",
-        "study_0939": "2", "study_1064": "3", "study_1109": "4",
-    }  # fmt: skip
+        "study_0001": "0",
+        "study_0255": "1",
+        "study_0256": "1",
+        "study_0939": "2",
+        "study_1064": "3",
+        "study_1109": "4",
+    }
     assert [row.case for row in rows if row.lesions] == ["study_0255"]
     scan = tf_covid.read(rows[1].path)
     np.testing.assert_array_equal(scan.hu, chest.hu)
@@ -146,11 +163,17 @@ def test_mosmed(masters, chest, tmp_path):
 
 
 def test_classes_of_involved_lung_are_never_severity_classes(masters, tmp_path):
-    for kind, column in (("mosmed", "mosmed_class"), ("stoic", "stoic_severe"), ("covid-ct-md", "finding")):
+    for kind, column in (
+        ("mosmed", "mosmed_class"),
+        ("stoic", "stoic_severe"),
+        ("covid-ct-md", "finding"),
+    ):
         for row in read_manifest(adapt(masters[kind], kind, tmp_path / f"{kind}.csv")):
             assert row.severity is None and row.ct_score is None and row.lobe_scores is None
             assert row.model_extra[column] != "" and row.model_extra["source"]
-    assert {row.covid for row in read_manifest(tmp_path / "mosmed.csv")} == {None}  # no test is told, in CT-0 neither
+    assert {row.covid for row in read_manifest(tmp_path / "mosmed.csv")} == {
+        None
+    }  # no test is told, in CT-0 neither
 
 
 def test_paths_are_relative_below_the_manifest_and_absolute_elsewhere(copy, tmp_path):
@@ -165,7 +188,10 @@ def test_paths_are_relative_below_the_manifest_and_absolute_elsewhere(copy, tmp_
     assert f",{folder}/studies/CT-1/study_0255.nii.gz," in elsewhere.read_text("utf-8")
     folder.rename(tmp_path / "moved")
     assert len(read_manifest(tmp_path / "moved/manifest.csv")) == 6
-    assert len(read_manifest(adapt(tmp_path / "moved", "mosmed", tmp_path / "moved/manifest.csv"))) == 6  # again
+    assert (
+        len(read_manifest(adapt(tmp_path / "moved", "mosmed", tmp_path / "moved/manifest.csv")))
+        == 6
+    )  # again
 
 
 def test_mosmed_refuses_with_every_reason(copy, tmp_path):
@@ -182,18 +208,26 @@ def test_mosmed_refuses_with_every_reason(copy, tmp_path):
     (folder / "more/study_1111.nii.gz").touch()
     holds(
         refused(folder, "mosmed", tmp_path),
-        "studies/CT-4: the folder is missing", "studies/CT-3: the folder is empty",
-        "studies/CT-23: holds scans of no class", "CT-2/study_0939 (1).nii.gz: is not a study",
+        "studies/CT-4: the folder is missing",
+        "studies/CT-3: the folder is empty",
+        "studies/CT-23: holds scans of no class",
+        "CT-2/study_0939 (1).nii.gz: is not a study",
         "study_0001: is there twice, in CT-0/study_0001.nii.gz and CT-2/study_0001.nii.gz",
-        "masks/study_0777_mask.nii.gz: there is no study", "study_0255: has two masks", "more: is no folder",
-    )  # fmt: skip
+        "masks/study_0777_mask.nii.gz: there is no study",
+        "study_0255: has two masks",
+        "more: is no folder",
+    )
 
 
 def test_stoic(masters, chest, tmp_path):
     rows = read_manifest(adapt(masters["stoic"], "stoic", tmp_path / "stoic.csv"))
-    assert [(row.case, row.covid, row.age, row.sex, row.model_extra["stoic_severe"]) for row in rows] == [
-        ("stoic-10", 1, 65, "M", "1"), ("stoic-7", 1, 35, "F", "0"), ("stoic-1002", 0, None, None, "0"),
-    ]  # fmt: skip
+    assert [
+        (row.case, row.covid, row.age, row.sex, row.model_extra["stoic_severe"]) for row in rows
+    ] == [
+        ("stoic-10", 1, 65, "M", "1"),
+        ("stoic-7", 1, 35, "F", "0"),
+        ("stoic-1002", 0, None, None, "0"),
+    ]
     np.testing.assert_array_equal(tf_covid.read(rows[0].path).hu, chest.hu)
 
 
@@ -202,7 +236,9 @@ def test_stoic_refuses_with_every_reason(copy, tmp_path):
     scans = folder / "data/mha"
     (scans / "12.mha").write_bytes(b"NDims = what")
     (scans / "13.mha").write_bytes((scans / "10.mha").read_bytes().replace(b"065Y", b"65 Y"))
-    (scans / "14.mha").write_bytes((scans / "10.mha").read_bytes().replace(b"PatientSex = M", b"PatientSex = ?"))
+    (scans / "14.mha").write_bytes(
+        (scans / "10.mha").read_bytes().replace(b"PatientSex = M", b"PatientSex = ?")
+    )
     shutil.copy(scans / "10.mha", scans / "99.mha")
     (scans / "10.txt").touch()
     (folder / "data/raw").mkdir()
@@ -212,23 +248,33 @@ def test_stoic_refuses_with_every_reason(copy, tmp_path):
     reference = "metadata/reference.csv: row"
     holds(
         refused(folder, "stoic", tmp_path),
-        f"{reference} 3, probCOVID: '2' is neither", f"{reference} 4, probSevere: 1 does not go",
+        f"{reference} 3, probCOVID: '2' is neither",
+        f"{reference} 4, probSevere: 1 does not go",
         f"{reference} 5, PatientID: 7 stands in row 3 already",
         f"{reference} 6, PatientID: there is no data/mha/55.mha",
-        f"{reference} 6, probSevere: '' is neither", f"{reference} 7, PatientID: '../x' is no name",
-        f"{reference} 10, column 4: holds a value", "data/mha/12.mha: not_mha", "data/mha/13.mha: PatientAge '65 Y'",
-        "data/mha/14.mha: PatientSex '?'", "data/mha/99.mha: has no row", "data/mha/10.txt: is not a scan",
+        f"{reference} 6, probSevere: '' is neither",
+        f"{reference} 7, PatientID: '../x' is no name",
+        f"{reference} 10, column 4: holds a value",
+        "data/mha/12.mha: not_mha",
+        "data/mha/13.mha: PatientAge '65 Y'",
+        "data/mha/14.mha: PatientSex '?'",
+        "data/mha/99.mha: has no row",
+        "data/mha/10.txt: is not a scan",
         "raw: is no folder",
-    )  # fmt: skip
+    )
 
 
 def test_covid_ct_md(masters, chest, tmp_path):
     folder = masters["covid-ct-md"]
     rows = read_manifest(adapt(folder, "covid-ct-md", tmp_path / "md.csv"))
-    assert [(row.case, row.covid, row.age, row.sex, row.model_extra["finding"]) for row in rows] == [
-        ("P001", 1, 51, "F", "covid"), ("P002", 1, 52, "M", "covid"),
-        ("cap001", 0, 53, "M", "cap"), ("normal001", 0, 54, "M", "normal"),
-    ]  # fmt: skip
+    assert [
+        (row.case, row.covid, row.age, row.sex, row.model_extra["finding"]) for row in rows
+    ] == [
+        ("P001", 1, 51, "F", "covid"),
+        ("P002", 1, 52, "M", "covid"),
+        ("cap001", 0, 53, "M", "cap"),
+        ("normal001", 0, 54, "M", "normal"),
+    ]
     # Label Index 3 is the third of three rows: the number before it was never given.
     assert [row.model_extra.get("label_row") for row in rows] == ["0", "1", "2", None]
     assert Path(rows[2].model_extra["slice_labels"]) == folder / "Slice-level-labels.npy"
@@ -240,9 +286,11 @@ def test_covid_ct_md(masters, chest, tmp_path):
 def test_covid_ct_md_is_spelled_in_many_ways(copy, tmp_path):
     folder = copy("covid-ct-md")
     for old, new in {
-        "COVID-19 Cases": "covid-171", "Cap Cases": "CAP_subjects", "Normal Cases": "normal",
+        "COVID-19 Cases": "covid-171",
+        "Cap Cases": "CAP_subjects",
+        "Normal Cases": "normal",
         "Slice-level-labels.npy": "Slice_level_labels.npy",
-    }.items():  # fmt: skip
+    }.items():
         (folder / old).rename(folder / new)
     (folder / "covid-171/P001").rename(folder / "covid-171/p_1")
     shutil.copy(folder / "Lobe-level-labels.npy", folder / "Lobe-level-labels-updated-1.npy")
@@ -279,7 +327,8 @@ def test_covid_ct_md_refuses_with_every_reason(copy, tmp_path):
     (cases / "P005/IM1.dcm").write_bytes(b"not DICOM")
     shutil.copytree(folder / "Cap Cases", folder / "more")
     text = (
-        "Label Index,Diagnosis,Relative Path,Folder/ID\n0,COVID-19,./COVID-19/,P001\n0,CAP,./CAP/,cap001\n"
+        "Label Index,Diagnosis,Relative"
+        " Path,Folder/ID\n0,COVID-19,./COVID-19/,P001\n0,CAP,./CAP/,cap001\n"
         "x,CAP,./CAP/,P002\n3,CAP,./CAP/,cap009\n"
     )
     (folder / "Index.csv").write_text(text, "utf-8")
@@ -288,16 +337,20 @@ def test_covid_ct_md_refuses_with_every_reason(copy, tmp_path):
     place = "COVID-19 Cases"
     holds(
         refused(folder, "covid-ct-md", tmp_path),
-        f"{place}/P001/notes.txt: is not a slice", f"{place}/P003: holds no slices",
+        f"{place}/P001/notes.txt: is not a slice",
+        f"{place}/P003: holds no slices",
         f"{place}/P002: is the same case as",
-        f"{place}/patient four: is not the folder of a case", f"{place}/P005/IM1.dcm: is not DICOM",
-        "more: is no folder", "Index.csv: row 3, Label Index: '0' is there already",
-        "Index.csv: row 4, Label Index: 'x' is no number", "Index.csv: row 4, Diagnosis: 'CAP', and P002 lies in COVID",
+        f"{place}/patient four: is not the folder of a case",
+        f"{place}/P005/IM1.dcm: is not DICOM",
+        "more: is no folder",
+        "Index.csv: row 3, Label Index: '0' is there already",
+        "Index.csv: row 4, Label Index: 'x' is no number",
+        "Index.csv: row 4, Diagnosis: 'CAP', and P002 lies in COVID",
         "Index.csv: row 5, Folder/ID: there is no folder of 'cap009'",
         "Slice-level-labels.npy: cannot be read as an array of numbers (pickled",
         "Lobe-level-labels.npy: its last axis",
         f"{place}/P-2: holds no slices",  # it sorts before P002
-    )  # fmt: skip
+    )
 
 
 def test_labels_that_do_not_fit_are_refused(copy, tmp_path):
@@ -309,13 +362,23 @@ def test_labels_that_do_not_fit_are_refused(copy, tmp_path):
     np.save(folder / "Slice-level-labels.npy", slices)
     name = "Slice-level-labels.npy: row"
     lines = refused(folder, "covid-ct-md", tmp_path)
-    holds(lines, f"{name} 0 (P001): marks slices beyond the 12", f"{name} 2 (cap001): holds values other than 0 and 1")
+    holds(
+        lines,
+        f"{name} 0 (P001): marks slices beyond the 12",
+        f"{name} 2 (cap001): holds values other than 0 and 1",
+    )
     np.save(folder / "Slice-level-labels.npy", slices[:2])
     holds(
-        refused(folder, "covid-ct-md", tmp_path), "Slice-level-labels.npy (2, 20) and Lobe-level-labels.npy (3, 20, 5)"
+        refused(folder, "covid-ct-md", tmp_path),
+        "Slice-level-labels.npy (2, 20) and Lobe-level-labels.npy (3, 20, 5)",
     )
-    (folder / "Slice-level-labels.npy").write_bytes((folder / "Lobe-level-labels.npy").read_bytes()[:-9])
-    holds(refused(folder, "covid-ct-md", tmp_path), "Slice-level-labels.npy: cannot be read as an array of numbers")
+    (folder / "Slice-level-labels.npy").write_bytes(
+        (folder / "Lobe-level-labels.npy").read_bytes()[:-9]
+    )
+    holds(
+        refused(folder, "covid-ct-md", tmp_path),
+        "Slice-level-labels.npy: cannot be read as an array of numbers",
+    )
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
@@ -331,4 +394,6 @@ def test_other_folders_are_refused_by_name(kind, tmp_path, masters):
 
 
 def test_an_unknown_data_set_is_named(tmp_path):
-    assert refused(tmp_path, "mos", tmp_path) == ["there is no data set 'mos'; known are mosmed, stoic, covid-ct-md"]
+    assert refused(tmp_path, "mos", tmp_path) == [
+        "there is no data set 'mos'; known are mosmed, stoic, covid-ct-md"
+    ]

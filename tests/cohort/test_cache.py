@@ -36,13 +36,17 @@ from tf_covid.stratifier_model import Stratifier
 from tf_covid.weights import Preprocessing, catalog, load, quarantine
 
 CLIP = (16, 48, 48)
-STILL = Augmentation(flip=0, degrees=0, scale=0, shift=0, hu_shift=0, hu_scale=0, noise_hu=0, slice_drop=0)
+STILL = Augmentation(
+    flip=0, degrees=0, scale=0, shift=0, hu_shift=0, hu_scale=0, noise_hu=0, slice_drop=0
+)
 
 
 @pytest.fixture(scope="session")
 def wanted() -> cache.CacheSpec:
     sha256 = quarantine.sha256(catalog.find("lungs-unet"))
-    return cache.CacheSpec("clips", (32, 96, 96), Preprocessing(), "lungs-unet", sha256, lesions=True)
+    return cache.CacheSpec(
+        "clips", (32, 96, 96), Preprocessing(), "lungs-unet", sha256, lesions=True
+    )
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +60,9 @@ def names(folder: Path) -> list[str]:
 
 def clip_of(entry: cache.CacheRecord, wanted: cache.CacheSpec) -> np.ndarray:
     feed = ClipTrainingInput(wanted.grid, CLIP, wanted.preprocessing, 1, STILL)
-    ((inputs, _),) = batches([entry.path], {}, wanted.grid, order=np.zeros((1, 1), int), batch=1, seed=0)
+    ((inputs, _),) = batches(
+        [entry.path], {}, wanted.grid, order=np.zeros((1, 1), int), batch=1, seed=0
+    )
     return np.asarray(feed(**inputs)[0])
 
 
@@ -77,22 +83,32 @@ def test_a_clip_of_the_cache_is_the_clip_of_infer(wanted: cache.CacheSpec, tmp_p
 
 
 @pytest.mark.slow
-def test_a_clip_of_a_real_scan_is_the_clip_of_infer(real_ct: Path, wanted: cache.CacheSpec, tmp_path: Path) -> None:
+def test_a_clip_of_a_real_scan_is_the_clip_of_infer(
+    real_ct: Path, wanted: cache.CacheSpec, tmp_path: Path
+) -> None:
     largest = dataclasses.replace(wanted, grid=cache.LARGEST_GRID)
     check_clip(Row(case="cip", patient="cip", path=real_ct / "cip"), largest, tmp_path / "cache")
 
 
-def test_on_the_grid_of_the_clip_nothing_is_lost(rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path) -> None:
+def test_on_the_grid_of_the_clip_nothing_is_lost(
+    rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path
+) -> None:
     same = dataclasses.replace(wanted, grid=CLIP)
     filled = cache.fill(rows[:1], tmp_path, same)
     road = Stratifier(I3D((*CLIP, 1)), load("lungs-unet").network, wanted.preprocessing)
     hu = find_cases(rows[0].path)[0].read().hu[np.newaxis]
-    theirs = road.prepare(hu, road.segment(hu, np.array([hu.shape[1]], np.int32))["lungs"])["clip"].numpy()
+    theirs = road.prepare(hu, road.segment(hu, np.array([hu.shape[1]], np.int32))["lungs"])[
+        "clip"
+    ].numpy()
     # HU are rounded to whole numbers, of 1400 in the window.
-    np.testing.assert_allclose(clip_of(filled.entries[rows[0].case], same), theirs, atol=0.51 / 1400)
+    np.testing.assert_allclose(
+        clip_of(filled.entries[rows[0].case], same), theirs, atol=0.51 / 1400
+    )
 
 
-def test_records_are_made_once_and_never_stale(rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path) -> None:
+def test_records_are_made_once_and_never_stale(
+    rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path
+) -> None:
     first = cache.fill(rows[:2], tmp_path, wanted)
     assert len(names(tmp_path)) == 4
     written = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
@@ -106,12 +122,18 @@ def test_records_are_made_once_and_never_stale(rows: list[Row], wanted: cache.Ca
     paths = {filled.entries[rows[0].case].path for filled in (first, *others)}
     assert len(paths) == 3
     # What comes after the cache is no matter of it.
-    scaled = dataclasses.replace(wanted, preprocessing=Preprocessing(input_scale=(2.0,), level_hu=-600.0))
-    assert cache.fill(rows[:1], tmp_path, scaled).entries == {rows[0].case: first.entries[rows[0].case]}
+    scaled = dataclasses.replace(
+        wanted, preprocessing=Preprocessing(input_scale=(2.0,), level_hu=-600.0)
+    )
+    assert cache.fill(rows[:1], tmp_path, scaled).entries == {
+        rows[0].case: first.entries[rows[0].case]
+    }
 
 
 @pytest.mark.parametrize("harm", ["cut", "no_facts", "bad_facts", "gone"])
-def test_a_half_record_is_made_again(rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path, harm: str) -> None:
+def test_a_half_record_is_made_again(
+    rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path, harm: str
+) -> None:
     entry = cache.fill(rows[:1], tmp_path, wanted).entries[rows[0].case]
     whole = entry.path.read_bytes()
     if harm == "cut":
@@ -126,16 +148,22 @@ def test_a_half_record_is_made_again(rows: list[Row], wanted: cache.CacheSpec, t
     assert entry.path.read_bytes() == whole
 
 
-def test_several_processes_make_the_same_records(rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path) -> None:
+def test_several_processes_make_the_same_records(
+    rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path
+) -> None:
     alone = cache.fill(rows[:3], tmp_path / "one", wanted)
     together = cache.fill(rows[:3], tmp_path / "two", wanted, workers=2)
     assert list(together.entries) == [row.case for row in rows[:3]]
-    moved = {case: dataclasses.replace(entry, path=tmp_path / "two" / entry.path.name)
-             for case, entry in alone.entries.items()}  # fmt: skip
+    moved = {
+        case: dataclasses.replace(entry, path=tmp_path / "two" / entry.path.name)
+        for case, entry in alone.entries.items()
+    }
     assert together.entries == moved
     assert len(names(tmp_path / "one")) == 6 and names(tmp_path / "one") == names(tmp_path / "two")
     for name in names(tmp_path / "one"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), (
+            name
+        )
 
 
 #: Fills a cache in two processes; a record in hand is written so slowly that a kill must hit it.
@@ -177,7 +205,9 @@ def test_workers_end_with_a_killed_parent_and_leave_nothing_for_long(
     script.write_text(SLOW)
     folder.mkdir()
     with subprocess.Popen(
-        [sys.executable, str(script), str(folder)], cwd=Path(__file__).parents[2], start_new_session=True
+        [sys.executable, str(script), str(folder)],
+        cwd=Path(__file__).parents[2],
+        start_new_session=True,
     ) as parent:
         try:
             until(lambda: len(names(folder)) == 2)
@@ -195,21 +225,32 @@ def test_workers_end_with_a_killed_parent_and_leave_nothing_for_long(
     assert names(folder) == sorted([entry.path.name, entry.path.with_suffix(".json").name])
 
 
-def test_bad_scans_are_skipped_within_bounds(rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path) -> None:
+def test_bad_scans_are_skipped_within_bounds(
+    rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path
+) -> None:
     broken = tmp_path / "broken.nii.gz"
     broken.write_bytes(Path(rows[0].path).read_bytes()[:2000])
-    wrong = [rows[0], rows[1].model_copy(update={"path": broken}), rows[2].model_copy(update={"lesions": broken})]
+    wrong = [
+        rows[0],
+        rows[1].model_copy(update={"path": broken}),
+        rows[2].model_copy(update={"lesions": broken}),
+    ]
     filled = cache.fill(wrong, tmp_path / "cache", wanted, max_skipped=2)
-    assert list(filled.entries) == [rows[0].case] and list(filled.skipped) == [rows[1].case, rows[2].case]
+    assert list(filled.entries) == [rows[0].case] and list(filled.skipped) == [
+        rows[1].case,
+        rows[2].case,
+    ]
     assert all(filled.skipped.values())
     with pytest.raises(
-        CohortError, match=f"2 of 3 scans cannot be used, and --max-skipped allows 1:\n{rows[1].case}: "
+        CohortError,
+        match=f"2 of 3 scans cannot be used, and --max-skipped allows 1:\n{rows[1].case}: ",
     ):
         cache.fill(wrong, tmp_path / "cache", wanted, max_skipped=1)
 
 
-def test_the_space_is_asked_for_first(rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path,
-                                      monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_the_space_is_asked_for_first(
+    rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert cache.needed_bytes(10, wanted) == pytest.approx(10 * (32 * 96 * 96 * (2 + 2 / 8) + 256))
     entry = cache.fill(rows[:1], tmp_path / "real", wanted).entries[rows[0].case]
     assert entry.path.stat().st_size <= wanted.bytes_each()
@@ -218,7 +259,8 @@ def test_the_space_is_asked_for_first(rows: list[Row], wanted: cache.CacheSpec, 
     with pytest.raises(OutputError, match=r"the cache needs \d+ MB, and \d+ MB are free"):
         cache.fill(rows, tmp_path / "cache", wanted)
     assert not names(tmp_path / "cache")
-    # Others' records in the same cache are no part of what is needed, and those of these scans are there.
+    # Others' records in the same cache are no part of what is needed, and those of these scans are
+    # there.
     shared = tmp_path / "real"
     for number in range(len(rows)):
         (shared / f"{number}.tfrecord").touch()
@@ -228,17 +270,25 @@ def test_the_space_is_asked_for_first(rows: list[Row], wanted: cache.CacheSpec, 
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written(rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written(
+    rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path
+) -> None:
     (tmp_path / "cache").mkdir(mode=0o500)
     with pytest.raises(OutputError, match="cannot be written"):
         cache.fill(rows[:1], tmp_path / "cache", wanted)
 
 
-def test_planes_hold_whole_slices_and_the_drawn_masks(rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path) -> None:
+def test_planes_hold_whole_slices_and_the_drawn_masks(
+    rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path
+) -> None:
     planes = dataclasses.replace(wanted, kind="planes", grid=(12, 32, 32))
     entry = cache.fill(rows[4:5], tmp_path, planes).entries[rows[4].case]
-    ((inputs, _),) = batches([entry.path], {}, planes.grid, order=np.zeros((1, 1), int), batch=99, seed=0, slices=-1)
-    assert inputs["hu"].shape == (12, 32, 32) and inputs["slice"].numpy().tolist() == list(range(12))
+    ((inputs, _),) = batches(
+        [entry.path], {}, planes.grid, order=np.zeros((1, 1), int), batch=99, seed=0, slices=-1
+    )
+    assert inputs["hu"].shape == (12, 32, 32) and inputs["slice"].numpy().tolist() == list(
+        range(12)
+    )
     scan = find_cases(rows[4].path)[0].read()
     chosen = np.linspace(0, len(scan.hu) - 1, 12).round().astype(int)
 
@@ -261,7 +311,9 @@ def as_nifti(path: Path, like: Path, values: np.ndarray) -> Path:
     return path
 
 
-def test_masks_that_are_none_are_not_trained_on(rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path) -> None:
+def test_masks_that_are_none_are_not_trained_on(
+    rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path
+) -> None:
     planes = dataclasses.replace(wanted, kind="planes", grid=(12, 32, 32))
     row = rows[4]
     assert row.lungs is not None and row.lesions is not None
@@ -270,12 +322,24 @@ def test_masks_that_are_none_are_not_trained_on(rows: list[Row], wanted: cache.C
     elsewhere = (lungs == 0) & (np.indices(lungs.shape)[2] < 2)
     made = {
         "inverted": ("lungs", (lungs == 0).astype(np.uint8), "lung_volume"),
-        "labels": ("lungs", (lungs * 10).astype(np.uint8) + (lesions > 0).astype(np.uint8), "mask_values"),
+        "labels": (
+            "lungs",
+            (lungs * 10).astype(np.uint8) + (lesions > 0).astype(np.uint8),
+            "mask_values",
+        ),
         "probabilities": ("lungs", np.where(lungs > 0, 0.9, 0.1).astype(np.float32), "mask_values"),
         "empty": ("lungs", np.zeros_like(lungs), "mask_empty"),
         "no lesions": ("lesions", (lesions == 0).astype(np.uint8), "lung_volume"),
-        "lesion labels": ("lesions", (lesions > 0) + 2 * (lungs > 0).astype(np.uint8), "mask_values"),
-        "lesions elsewhere": ("lesions", elsewhere.astype(np.uint8), "lesions_outside|mask_outside|lung_volume"),
+        "lesion labels": (
+            "lesions",
+            (lesions > 0) + 2 * (lungs > 0).astype(np.uint8),
+            "mask_values",
+        ),
+        "lesions elsewhere": (
+            "lesions",
+            elsewhere.astype(np.uint8),
+            "lesions_outside|mask_outside|lung_volume",
+        ),
     }
     for name, (column, values, code) in made.items():
         path = as_nifti(tmp_path / f"{name}.nii.gz", row.lungs, values)
@@ -292,7 +356,9 @@ def test_masks_that_are_none_are_not_trained_on(rows: list[Row], wanted: cache.C
     "change",
     [
         lambda facts: facts | {"findings": facts["quality_flags"]},
-        lambda facts: {"findings" if key == "quality_flags" else key: value for key, value in facts.items()},
+        lambda facts: {
+            "findings" if key == "quality_flags" else key: value for key, value in facts.items()
+        },
         lambda facts: {key: value for key, value in facts.items() if key != "marks"},
         lambda facts: facts | {"shape": [1, 2]},
         lambda facts: [],
@@ -334,4 +400,6 @@ def test_masks_are_unpacked_bit_by_bit() -> None:
 
     mask = np.random.default_rng(1).random((2, 3, 5, 7)) > 0.5
     bits = np.stack([np.packbits(one) for one in mask])
-    np.testing.assert_array_equal(unpacked(tf.constant(bits), (3, 5, 7)).numpy(), mask.astype(np.float32))
+    np.testing.assert_array_equal(
+        unpacked(tf.constant(bits), (3, 5, 7)).numpy(), mask.astype(np.float32)
+    )

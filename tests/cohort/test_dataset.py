@@ -15,7 +15,9 @@ from tf_covid.cohort.feed import ClipTrainingInput, SliceTrainingInput
 from tf_covid.weights import Preprocessing
 
 GRID = (6, 16, 16)
-STILL = Augmentation(flip=0, degrees=0, scale=0, shift=0, hu_shift=0, hu_scale=0, noise_hu=0, slice_drop=0)
+STILL = Augmentation(
+    flip=0, degrees=0, scale=0, shift=0, hu_shift=0, hu_scale=0, noise_hu=0, slice_drop=0
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,17 +27,26 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     lungs = np.zeros(GRID, bool)
     lungs[:, 4:12, 4:12] = True
     for number in range(9):
-        hu = np.full(GRID, number - 100, "<i2") + 10 * np.arange(GRID[0], dtype="<i2")[:, None, None]
+        hu = (
+            np.full(GRID, number - 100, "<i2") + 10 * np.arange(GRID[0], dtype="<i2")[:, None, None]
+        )
         lesions = lungs & (np.arange(GRID[0])[:, None, None] == number) if number != 8 else None
         paths.append(folder / f"{number}.tfrecord")
         with tf.io.TFRecordWriter(str(paths[-1])) as writer:
-            writer.write(_example({"hu": hu, "lungs": lungs, "lesions": lesions}).SerializeToString())
+            writer.write(
+                _example({"hu": hu, "lungs": lungs, "lesions": lesions}).SerializeToString()
+            )
     return paths
 
 
-def read(records: list[Path], **how: object) -> list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+def read(
+    records: list[Path], **how: object
+) -> list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
     found = batches(records, {"logits": np.arange(len(records)) * 7}, GRID, **how)  # type: ignore[arg-type]
-    return [tuple({key: value.numpy() for key, value in part.items()} for part in pair) for pair in found]
+    return [
+        tuple({key: value.numpy() for key, value in part.items()} for part in pair)
+        for pair in found
+    ]
 
 
 def test_records_come_in_order_with_their_targets(records: list[Path]) -> None:
@@ -45,7 +56,10 @@ def test_records_come_in_order_with_their_targets(records: list[Path]) -> None:
     assert np.concatenate([inputs["hu"][:, 0, 0, 0] for inputs, _ in found]).tolist() == [
         number - 100 for number in order.ravel()
     ]
-    assert np.concatenate([target["logits"] for _, target in found]).tolist() == (order.ravel() * 7).tolist()
+    assert (
+        np.concatenate([target["logits"] for _, target in found]).tolist()
+        == (order.ravel() * 7).tolist()
+    )
     assert all(inputs["hu"].dtype == np.int16 for inputs, _ in found)
     # Every element has a seed of its own.
     assert len({tuple(seed) for inputs, _ in found for seed in inputs["seed"]}) == order.size
@@ -101,7 +115,9 @@ def test_without_changes_training_sees_what_testing_sees(records: list[Path]) ->
     np.testing.assert_allclose(still, plain, atol=1e-5)
     np.testing.assert_allclose(lesions, same, atol=1e-5)
     # The window of the study, within the lungs only.
-    np.testing.assert_allclose(plain.numpy()[1, 2, 4:12, 4:12, 0], (5 - 100 + 20 + 1100) / 1400, atol=1e-5)
+    np.testing.assert_allclose(
+        plain.numpy()[1, 2, 4:12, 4:12, 0], (5 - 100 + 20 + 1100) / 1400, atol=1e-5
+    )
     assert plain.numpy()[:, :, :4].max() == 0 and same.numpy()[1, 5].sum() == 64
 
 

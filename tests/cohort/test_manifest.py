@@ -23,14 +23,30 @@ def write(folder, text, encoding="utf-8"):
 
 def test_round_trip_keeps_values_unknown_columns_and_resolves_paths(folder):
     rows = [
-        {"case": "a", "patient": "p1", "path": "a.nii.gz", "ct_score": 11, "severity": 2, "covid": 1,
-         "lobe_scores": (0, 1, 2, 3, 5), "lungs": "mask.nii.gz", "age": 61, "sex": "F", "scanner": "X"},
+        {
+            "case": "a",
+            "patient": "p1",
+            "path": "a.nii.gz",
+            "ct_score": 11,
+            "severity": 2,
+            "covid": 1,
+            "lobe_scores": (0, 1, 2, 3, 5),
+            "lungs": "mask.nii.gz",
+            "age": 61,
+            "sex": "F",
+            "scanner": "X",
+        },
         {"case": "b", "patient": "p2", "path": "b.nii.gz"},
-    ]  # fmt: skip
+    ]
     write_manifest(rows, folder / "manifest.csv")
     first, second = read_manifest(folder / "manifest.csv")
     assert first.path == folder / "a.nii.gz" and first.lungs == folder / "mask.nii.gz"
-    assert (first.ct_score, first.severity, first.covid, first.lobe_scores) == (11, 2, 1, (0, 1, 2, 3, 5))
+    assert (first.ct_score, first.severity, first.covid, first.lobe_scores) == (
+        11,
+        2,
+        1,
+        (0, 1, 2, 3, 5),
+    )
     assert first.model_extra == {"scanner": "X"}
     assert second.ct_score is None and second.lobe_scores is None
 
@@ -41,8 +57,12 @@ def test_a_byte_order_mark_is_fine(folder):
 
 
 def test_columns_without_a_name_or_a_value_are_ignored(folder):
-    path = write(folder, "case,,patient,path,,\na,,p,a.nii.gz,,\n\nb,,p,b.nii.gz\n../c,,p,a.nii.gz,,,\n")
-    with pytest.raises(ManifestError, match=r"1 error.*\nrow 5, case"):  # an empty line is a row to a spreadsheet
+    path = write(
+        folder, "case,,patient,path,,\na,,p,a.nii.gz,,\n\nb,,p,b.nii.gz\n../c,,p,a.nii.gz,,,\n"
+    )
+    with pytest.raises(
+        ManifestError, match=r"1 error.*\nrow 5, case"
+    ):  # an empty line is a row to a spreadsheet
         read_manifest(path)
     rows = read_manifest(write(folder, path.read_text("utf-8").rpartition("../")[0]))
     assert [(row.case, row.model_extra) for row in rows] == [("a", {}), ("b", {})]
@@ -64,10 +84,15 @@ def test_every_error_is_listed_with_row_and_column(folder):
         read_manifest(path)
     lines = str(caught.value).splitlines()
     for start in (
-        "row 2, ct_score", "row 3, path: there is no such file", "row 4, case", "row 5, patient",
-        "row 6, case: 'B' stands in row 3 already", "row 7, ct_score: 9 is not the sum", "row 7, severity: 1 does not",
+        "row 2, ct_score",
+        "row 3, path: there is no such file",
+        "row 4, case",
+        "row 5, patient",
+        "row 6, case: 'B' stands in row 3 already",
+        "row 7, ct_score: 9 is not the sum",
+        "row 7, severity: 1 does not",
         "row 8, lobe_scores",
-    ):  # fmt: skip
+    ):
         assert any(line.startswith(start) for line in lines), (start, lines)
 
 
@@ -86,11 +111,20 @@ def test_every_wrong_cell_of_a_row_is_listed(folder):
         read_manifest(path)
     first, *lines = str(caught.value).splitlines()
     starts = [
-        "row 2, path: there is no such file", "row 2, lungs: there is no such file", "row 2, covid", "row 2, age",
-        "row 2, severity", "row 3, case: 'a' stands in row 2", "row 3, covid", "row 3, age", "row 3, column 7: holds a",
-        "row 4, path: there is no such file", "row 4, age", "row 4, lobe_scores",
+        "row 2, path: there is no such file",
+        "row 2, lungs: there is no such file",
+        "row 2, covid",
+        "row 2, age",
+        "row 2, severity",
+        "row 3, case: 'a' stands in row 2",
+        "row 3, covid",
+        "row 3, age",
+        "row 3, column 7: holds a",
+        "row 4, path: there is no such file",
+        "row 4, age",
+        "row 4, lobe_scores",
         "row 5, severity: 4 does not belong to a CT score of 1",
-    ]  # fmt: skip
+    ]
     assert first == f"manifest.csv: {len(starts)} error(s)"
     assert sorted(lines, key=lambda line: int(line.split()[1][:-1])) == lines
     for start in starts:
@@ -104,7 +138,10 @@ def test_every_wrong_cell_of_a_row_is_listed(folder):
         ("case,patient,path\n", "holds no row"),
         ("case,path\na,a.nii.gz\n", "no column patient"),
         ("case,patient,path\na,p,a.nii.gz,more\n", "row 2, column 4: holds a value"),
-        ("case,,patient,path,\nb,,p,b.nii.gz,\na,x,p,a.nii.gz,\n", "row 3, column 2: holds a value"),
+        (
+            "case,,patient,path,\nb,,p,b.nii.gz,\na,x,p,a.nii.gz,\n",
+            "row 3, column 2: holds a value",
+        ),
         ("case,patient,path,age,age\na,p,a.nii.gz,1,2\n", "row 1 has more than one column age"),
         ('case,patient,path\n"a,p', "cannot be read as a CSV"),
     ],
@@ -146,7 +183,9 @@ ODD = {
     "empty rows above": "\n,,,,,,\n" + table(),
     "empty columns behind": table(";", [[*row, "", ""] for row in ROWS], [*HEADER, "", ""]),
     "decimal commas": table(";", [["a", "p1", "a.nii.gz", "11,0", "2,0", "61,0", "F"], ROWS[1]]),
-    "quoted decimal commas": table(rows=[["a", "p1", "a.nii.gz", '"11,0"', "2", '"61,00"', "F"], ROWS[1]]),
+    "quoted decimal commas": table(
+        rows=[["a", "p1", "a.nii.gz", '"11,0"', "2", '"61,00"', "F"], ROWS[1]]
+    ),
     "floats of Excel": table(rows=[["a", "p1", "a.nii.gz", "11.0", "2.0", "61.", "F"], ROWS[1]]),
     "capitals": table(header=[name.upper() for name in HEADER]),
     "spaces": table(header=[" Case", "Patient ", "PATH", "CT Score", "Severity", "Age", "Sex"]),
@@ -174,7 +213,9 @@ def test_a_cell_may_hold_a_line_break_and_the_delimiter(folder):
     first, second = read_manifest(write(folder, text))
     assert (first.patient, first.site, second.case) == ("p\n1", 'North; "A"', "b")
     bad = write(folder, text + "c;p3;gone.nii.gz;\n")
-    with pytest.raises(ManifestError, match=r"\nrow 4, path"):  # a spreadsheet's rows, not a text editor's lines
+    with pytest.raises(
+        ManifestError, match=r"\nrow 4, path"
+    ):  # a spreadsheet's rows, not a text editor's lines
         read_manifest(bad)
 
 
@@ -193,9 +234,15 @@ def test_rows_are_counted_as_a_spreadsheet_shows_them(folder):
         ("case,patient,path,lobe_score", "'lobe_score' is nearly lobe_scores"),
         ("case,patient,path,covid19", "'covid19' is nearly covid"),
         ("case,patient,path,ct_scor", "'ct_scor' is nearly ct_score"),
-        ("case,pateint,path,x", "row 1 has no column patient; 'pateint' is nearly patient; its columns: case, pateint"),
+        (
+            "case,pateint,path,x",
+            "row 1 has no column patient; 'pateint' is nearly patient; its columns: case, pateint",
+        ),
         ("cases,patients,paths,x", "no column case, patient, path; 'cases' is nearly case"),
-        ("name;id;file;x", "row 1 has no column case, patient, path; its columns: name, id, file, x"),
+        (
+            "name;id;file;x",
+            "row 1 has no column case, patient, path; its columns: name, id, file, x",
+        ),
         ("case,patient,path,Path", "more than one column path"),
         ("case,patient,path,CT score,ct_score", "more than one column ct_score"),
         ("case:patient:path:age", "its columns: case:patient:path:age"),
@@ -207,14 +254,38 @@ def test_columns_that_are_no_columns_are_named(folder, header, message):
         read_manifest(write(folder, header + "\n" + cells))
 
 
-@pytest.mark.parametrize("name", ["scanner", "kernel", "date", "size", "state", "image", "lung_volume", "note", "ward"])
+@pytest.mark.parametrize(
+    "name", ["scanner", "kernel", "date", "size", "state", "image", "lung_volume", "note", "ward"]
+)
 def test_columns_of_others_are_kept(folder, name):
     (row,) = read_manifest(write(folder, f"case,patient,path,{name}\na,p,a.nii.gz,1\n"))
     assert row.model_extra == {name: "1"}
 
 
-NO_NUMBERS = ["1_0", "\uff11\uff10", "\u0661", "1e1", "0x1", "ten", "nan", "NaN", "inf", "Infinity", "1 0", "1.0.0",
-              "1,0,0", "\u00bd", "\u00b2", "--1", "1-", "#N/A", "#REF!", "TRUE", "-", "."]  # fmt: skip
+NO_NUMBERS = [
+    "1_0",
+    "\uff11\uff10",
+    "\u0661",
+    "1e1",
+    "0x1",
+    "ten",
+    "nan",
+    "NaN",
+    "inf",
+    "Infinity",
+    "1 0",
+    "1.0.0",
+    "1,0,0",
+    "\u00bd",
+    "\u00b2",
+    "--1",
+    "1-",
+    "#N/A",
+    "#REF!",
+    "TRUE",
+    "-",
+    ".",
+]
 
 
 @pytest.mark.parametrize("column", ["ct_score", "severity", "covid", "age", "lobe_scores"])
@@ -227,13 +298,25 @@ def test_a_number_is_written_in_digits(folder, column, text):
 
 
 def test_half_points_are_no_class(folder):
-    for column, text in (("severity", "1.5"), ("severity", "1,5"), ("covid", "0,5"), ("lobe_scores", "1 1 1 1 1.5")):
+    for column, text in (
+        ("severity", "1.5"),
+        ("severity", "1,5"),
+        ("covid", "0,5"),
+        ("lobe_scores", "1 1 1 1 1.5"),
+    ):
         with pytest.raises(ManifestError, match=f"row 2, {column}"):
             read_manifest(write(folder, f"case;patient;path;{column}\na;p;a.nii.gz;{text}\n"))
     for text in ("7,5", "7.5"):
-        assert read_manifest(write(folder, f"case;patient;path;ct_score\na;p;a.nii.gz;{text}\n"))[0].ct_score == 7.5
+        assert (
+            read_manifest(write(folder, f"case;patient;path;ct_score\na;p;a.nii.gz;{text}\n"))[
+                0
+            ].ct_score
+            == 7.5
+        )
     for text in ("1 2 3 4 5", "1,2,3,4,5", "1/2/3/4/5", "1, 2, 3, 4, 5"):
-        found = read_manifest(write(folder, f"case;patient;path;lobe_scores\na;p;a.nii.gz;{text}\n"))
+        found = read_manifest(
+            write(folder, f"case;patient;path;lobe_scores\na;p;a.nii.gz;{text}\n")
+        )
         assert found[0].lobe_scores == (1, 2, 3, 4, 5)
 
 

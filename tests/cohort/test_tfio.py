@@ -19,14 +19,21 @@ from tf_covid.phantom import draw_chest
 from tf_covid.phantom.files import ORIENTATIONS, Pixels, write_dicom
 
 HERE = importlib.util.find_spec("tensorflow_io") is not None
-needs_tfio = pytest.mark.skipif(not HERE, reason="needs tensorflow-io: the extra tfio, in an environment of its own")
+needs_tfio = pytest.mark.skipif(
+    not HERE, reason="needs tensorflow-io: the extra tfio, in an environment of its own"
+)
 
 _JPEG = "1.2.840.10008.1.2.4."
 SYNTAXES = {
-    "implicit": "1.2.840.10008.1.2", "explicit": "1.2.840.10008.1.2.1", "big endian": "1.2.840.10008.1.2.2",
-    "rle": "1.2.840.10008.1.2.5", "jpeg lossless": _JPEG + "57", "jpeg lossless, first order": _JPEG + "70",
-    "jpeg-ls": _JPEG + "80", "jpeg 2000": _JPEG + "90",
-}  # fmt: skip
+    "implicit": "1.2.840.10008.1.2",
+    "explicit": "1.2.840.10008.1.2.1",
+    "big endian": "1.2.840.10008.1.2.2",
+    "rle": "1.2.840.10008.1.2.5",
+    "jpeg lossless": _JPEG + "57",
+    "jpeg lossless, first order": _JPEG + "70",
+    "jpeg-ls": _JPEG + "80",
+    "jpeg 2000": _JPEG + "90",
+}
 PIXELS = {
     "signed": Pixels(),
     "signed 12 bits": Pixels(bits=12, intercept=0),
@@ -42,14 +49,18 @@ PIXELS = {
 def chest():
     """A chest of 10 slices, 4 mm apart on paper; its arrays are not to be changed."""
     chest = draw_chest(5, (10, 64, 48), severity=2)
-    chest.affine[:3, 0] *= 4.0 / chest.spacing_mm[0]  # a gap that our reader repairs is 10 mm wide at most
+    chest.affine[:3, 0] *= (
+        4.0 / chest.spacing_mm[0]
+    )  # a gap that our reader repairs is 10 mm wide at most
     return chest
 
 
 @pytest.fixture
 def write(chest, tmp_path):
     """Writer of the chest as a series, from the arguments of `write_dicom`."""
-    return lambda name="series", **options: write_dicom(chest.hu, chest.affine, tmp_path / name, **options)
+    return lambda name="series", **options: write_dicom(
+        chest.hu, chest.affine, tmp_path / name, **options
+    )
 
 
 def edit(folder: Path, change) -> None:
@@ -106,8 +117,12 @@ def test_what_a_header_says_about_display_does_not_matter(write, chest):
     folder = write(pixels=Pixels(bits=12, signed=False))
     edit(folder, change)
     np.testing.assert_array_equal(read_series_tfio(folder), chest.hu)
-    shown = tfio.image.decode_dicom_image(min(folder.iterdir()).read_bytes(), dtype=tf.uint32).numpy()
-    assert np.corrcoef(shown.ravel(), chest.hu[-1].ravel())[0, 1] < 0  # the detour is needed: air is bright
+    shown = tfio.image.decode_dicom_image(
+        min(folder.iterdir()).read_bytes(), dtype=tf.uint32
+    ).numpy()
+    assert (
+        np.corrcoef(shown.ravel(), chest.hu[-1].ravel())[0, 1] < 0
+    )  # the detour is needed: air is bright
 
 
 @needs_tfio
@@ -126,14 +141,20 @@ def test_a_dataset_has_a_volume_for_each_series_in_order(write, chest):
 
     first = write("first", transfer_syntax=SYNTAXES["jpeg lossless"], seed=1)
     second = write_dicom(
-        chest.hu[:9, :40], chest.affine, first.parent / "second", pixels=Pixels(bits=12, signed=False), seed=2
+        chest.hu[:9, :40],
+        chest.affine,
+        first.parent / "second",
+        pixels=Pixels(bits=12, signed=False),
+        seed=2,
     )
     files = sorted(first.iterdir())
     random.Random(0).shuffle(files)
     data = dicom_dataset([first, second, files, str(second)], parallel_slices=3)
     assert len(data) == 4 and data.element_spec.dtype == np.int16
     volumes = list(data.as_numpy_iterator())
-    for volume, expected in zip(volumes, (chest.hu, chest.hu[:9, :40], chest.hu, chest.hu[:9, :40]), strict=True):
+    for volume, expected in zip(
+        volumes, (chest.hu, chest.hu[:9, :40], chest.hu, chest.hu[:9, :40]), strict=True
+    ):
         np.testing.assert_array_equal(volume, expected)
     assert list(dicom_dataset([]).as_numpy_iterator()) == []
 
@@ -183,7 +204,10 @@ def test_what_only_our_reader_reads_is_refused(write, tmp_path):
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
     dataset.save_as(doubled / "more.dcm")
     tissue = write("tissue", pixels=Pixels(padding=1024))
-    lossy, htj2k = write("lossy", transfer_syntax=_JPEG + "51"), write("htj2k", transfer_syntax=_JPEG + "201")
+    lossy, htj2k = (
+        write("lossy", transfer_syntax=_JPEG + "51"),
+        write("htj2k", transfer_syntax=_JPEG + "201"),
+    )
     deflated = write("deflated", transfer_syntax="1.2.840.10008.1.2.1.99")
     for folder in (gap, doubled, tissue, lossy, htj2k, deflated):
         assert tf_covid.read(folder).shape == (10, 64, 48), folder
@@ -202,7 +226,9 @@ def test_a_first_slice_that_differs_is_refused(write, monkeypatch):
 
     folder = write()
     monkeypatch.setattr(tfio, "hu_of", lambda place, data: np.zeros((64, 48), np.int16))
-    with pytest.raises(ScanRefused, match=r"tfio_differs: tensorflow-io reads slice 1 otherwise .* pixels differ"):
+    with pytest.raises(
+        ScanRefused, match=r"tfio_differs: tensorflow-io reads slice 1 otherwise .* pixels differ"
+    ):
         tfio.dicom_dataset([folder])
 
 
@@ -212,7 +238,9 @@ def test_bits_above_the_stored_ones_do_not_matter(write, chest):
     from tf_covid.cohort.tfio import read_series_tfio
 
     def change(dataset: pydicom.Dataset) -> None:
-        dataset.PixelData = (np.frombuffer(dataset.PixelData, "<u2") | 0x3000).astype("<u2").tobytes()
+        dataset.PixelData = (
+            (np.frombuffer(dataset.PixelData, "<u2") | 0x3000).astype("<u2").tobytes()
+        )
 
     folder = write(pixels=Pixels(bits=12, signed=False))
     edit(folder, change)
@@ -235,7 +263,9 @@ def test_real_scans_are_read_alike(real_ct):
     from tf_covid.cohort.tfio import read_series_tfio
 
     read = 0
-    for folder in sorted(path for path in real_ct.rglob("*") if path.is_dir() and any(path.glob("*.dcm"))):
+    for folder in sorted(
+        path for path in real_ct.rglob("*") if path.is_dir() and any(path.glob("*.dcm"))
+    ):
         try:
             expected = tf_covid.read(folder).hu
             hu = read_series_tfio(folder)
@@ -254,12 +284,17 @@ def test_without_the_extra_the_error_names_it(write, monkeypatch):
     with pytest.raises(TfCovidError, match=r"not installed: pip install -e '.\[tfio\]'"):
         tfio.dicom_dataset([write()])
     monkeypatch.setattr(tfio.tf, "__version__", "2.21.0")
-    with pytest.raises(tfio.ExtraMissing, match=r"beside TensorFlow 2\.16\.x only, and this is 2\.21\.0"):
+    with pytest.raises(
+        tfio.ExtraMissing, match=r"beside TensorFlow 2\.16\.x only, and this is 2\.21\.0"
+    ):
         tfio.read_series_tfio(write("other"))
     assert issubclass(tfio.ExtraMissing, TfCovidError)
 
 
 @needs_tfio
 def test_nothing_else_of_the_house_loads_tensorflow_io():
-    code = "import sys, tf_covid.cohort, tf_covid.cohort.adapters; sys.exit('tensorflow_io' in sys.modules)"
+    code = (
+        "import sys, tf_covid.cohort, tf_covid.cohort.adapters; sys.exit('tensorflow_io' in"
+        " sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,7 +13,9 @@ from tf_covid.experiment.fit import _as_before, _marks
 
 
 def entry(case: str, patient: str) -> CacheRecord:
-    return CacheRecord(case, Path(case), {"pixels": f"x{case}", "patient": patient}, (), (1, 1, 1), 1)
+    return CacheRecord(
+        case, Path(case), {"pixels": f"x{case}", "patient": patient}, (), (1, 1, 1), 1
+    )
 
 
 def test_a_placeholder_for_the_patient_does_not_count_and_is_said() -> None:
@@ -27,7 +29,11 @@ def test_a_placeholder_for_the_patient_does_not_count_and_is_said() -> None:
 def test_two_names_of_one_patient_count() -> None:
     rows = [Row(case=f"c{number}", patient=f"p{number}", path=Path("x")) for number in range(6)]
     said: list[str] = []
-    found = _marks(rows, {row.case: entry(row.case, f"id{int(row.case[1:]) // 2}") for row in rows}, said.append)
+    found = _marks(
+        rows,
+        {row.case: entry(row.case, f"id{int(row.case[1:]) // 2}") for row in rows},
+        said.append,
+    )
     assert found["c2"]["DICOM patient"] == found["c3"]["DICOM patient"] == "id1" and not said
 
 

@@ -31,15 +31,30 @@ keep = "best"
 ct_score_weight = 5.0
 """
 
-#: Small and of several stages; and, since I3D takes half a minute to trace, as short as can be killed.
-LTC = 'epochs = 4\nnetwork = {{ dense = 16 }}\n{more}\n[[stages]]\nepochs = 1\ntrain_from = "head"\n'
+#: Small and of several stages; and, since I3D takes half a minute to trace, as short as can be
+#: killed.
+LTC = (
+    'epochs = 4\nnetwork = {{ dense = 16 }}\n{more}\n[[stages]]\nepochs = 1\ntrain_from = "head"\n'
+)
 I3D = 'epochs = 2\ndisease_endpoints = ["Mixed_3c"]\n'
 
 
-def command(manifest: Path, out: Path, *more: str, task: str = "covid", model: str = "ltc") -> list[str]:
+def command(
+    manifest: Path, out: Path, *more: str, task: str = "covid", model: str = "ltc"
+) -> list[str]:
     cache = manifest.parent / "cache"
     return [
-        *(sys.executable, "-m", "tf_covid.cli", "fit", str(manifest), "--task", task, "--model", model),
+        *(
+            sys.executable,
+            "-m",
+            "tf_covid.cli",
+            "fit",
+            str(manifest),
+            "--task",
+            task,
+            "--model",
+            model,
+        ),
         *("--out", str(out), "--folds", "2", "--cache", str(cache), *more),
     ]
 
@@ -68,8 +83,12 @@ def finished(small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_a_run_leaves_what_the_contract_says(finished: Path) -> None:
     study = json.loads((finished / "study.json").read_text())
     assert (study["task"], study["model"], study["init"], study["folds"], study["cases"]) == (
-        "covid", "ltc", "scratch", 2, 10,
-    )  # fmt: skip
+        "covid",
+        "ltc",
+        "scratch",
+        2,
+        10,
+    )
     assert np.sum(study["confusion_matrix"]) == 10
     assert set(study["accuracy"]) >= {"value", "ci95"}
     for fold in (0, 1):
@@ -83,11 +102,21 @@ def test_a_run_leaves_what_the_contract_says(finished: Path) -> None:
     assert sorted(folds.values()).count(0) == 5
 
 
-def test_a_model_of_a_run_answers_a_scan(finished: Path, small_cohort: Path, tmp_path: Path) -> None:
+def test_a_model_of_a_run_answers_a_scan(
+    finished: Path, small_cohort: Path, tmp_path: Path
+) -> None:
     scan = next(small_cohort.parent.glob("case-*/ct.nii.gz"))
     model = finished / "fold-0" / "model.keras"
     done = run(
-        sys.executable, "-m", "tf_covid.cli", "infer", str(scan), "--model", str(model), "--out", str(tmp_path / "out")
+        sys.executable,
+        "-m",
+        "tf_covid.cli",
+        "infer",
+        str(scan),
+        "--model",
+        str(model),
+        "--out",
+        str(tmp_path / "out"),
     )
     assert done.returncode == 0, done.stderr
     assert "COVID-19 " in done.stdout
@@ -110,7 +139,9 @@ def weights(path: Path) -> list[np.ndarray]:
 
 def killed_after(arguments: list[str], line: str) -> None:
     """Start a command and kill it as soon as it has said this, with a little more work done."""
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        arguments, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         assert process.stderr is not None
         said = ""
         for text in lines(process.stderr):
@@ -131,8 +162,14 @@ def lines(stream: Iterator[str]) -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ltc", "i3d"])
-def test_a_killed_run_ends_with_the_same_weights(finished: Path, small_cohort: Path, tmp_path: Path, kind: str) -> None:
-    whole, settings, moments = finished, config(tmp_path, model=kind), ["fold 0: epoch 2/4", "fold 1: epoch 1/4"]
+def test_a_killed_run_ends_with_the_same_weights(
+    finished: Path, small_cohort: Path, tmp_path: Path, kind: str
+) -> None:
+    whole, settings, moments = (
+        finished,
+        config(tmp_path, model=kind),
+        ["fold 0: epoch 2/4", "fold 1: epoch 1/4"],
+    )
     if kind == "i3d":
         whole, moments = tmp_path / "whole", ["fold 0: epoch 1/2"]
         done = run(*command(small_cohort, whole, "--config", str(settings), model="i3d"))
@@ -146,7 +183,9 @@ def test_a_killed_run_ends_with_the_same_weights(finished: Path, small_cohort: P
     assert ("fold 0: done" in done.stderr) == (kind == "ltc") and "bit for bit" not in done.stderr
     for fold in ("fold-0", "fold-1"):
         pairs = zip(
-            weights(whole / fold / "model.keras"), weights(tmp_path / "run" / fold / "model.keras"), strict=True
+            weights(whole / fold / "model.keras"),
+            weights(tmp_path / "run" / fold / "model.keras"),
+            strict=True,
         )
         assert all(np.array_equal(one, other) for one, other in pairs)
         assert (whole / fold / "predictions.csv").read_text() == (
@@ -167,7 +206,9 @@ def test_a_killed_run_ends_with_the_same_weights(finished: Path, small_cohort: P
 def test_what_cannot_be_trained_is_named(
     small_cohort: Path, tmp_path: Path, changes: tuple[str, ...], said: str
 ) -> None:
-    done = run(*command(small_cohort, tmp_path / "run", "--config", str(config(tmp_path)), *changes))
+    done = run(
+        *command(small_cohort, tmp_path / "run", "--config", str(config(tmp_path)), *changes)
+    )
     assert done.returncode == 1
     assert said in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
@@ -177,7 +218,9 @@ def test_a_loss_that_is_no_number_ends_with_a_name(small_cohort: Path, tmp_path:
     settings = config(tmp_path, "learning_rate = 1e30\nclip_norm = 1e30")
     done = run(*command(small_cohort, tmp_path / "run", "--config", str(settings)))
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: not_finite: the loss became NaN or infinite in epoch ")
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: not_finite: the loss became NaN or infinite in epoch "
+    )
 
 
 def test_two_processes_do_not_share_a_run(small_cohort: Path, tmp_path: Path) -> None:
@@ -190,7 +233,9 @@ def test_two_processes_do_not_share_a_run(small_cohort: Path, tmp_path: Path) ->
     assert done.returncode == 1 and "another process is working there" in done.stderr
 
 
-def test_folds_of_another_cohort_are_refused(finished: Path, small_cohort: Path, tmp_path: Path) -> None:
+def test_folds_of_another_cohort_are_refused(
+    finished: Path, small_cohort: Path, tmp_path: Path
+) -> None:
     fewer = json.loads((finished / "folds.json").read_text())
     fewer["test"].pop(next(iter(fewer["test"])))
     (tmp_path / "folds.json").write_text(json.dumps(fewer))
@@ -198,7 +243,9 @@ def test_folds_of_another_cohort_are_refused(finished: Path, small_cohort: Path,
     assert done.returncode == 1 and "1 case(s) without a fold" in done.stderr
 
 
-def test_folds_that_do_not_teach_a_class_are_refused(finished: Path, small_cohort: Path, tmp_path: Path) -> None:
+def test_folds_that_do_not_teach_a_class_are_refused(
+    finished: Path, small_cohort: Path, tmp_path: Path
+) -> None:
     folds = json.loads((finished / "folds.json").read_text())
     with small_cohort.open(newline="") as file:
         folds["test"] = {row["case"]: int(row["covid"] == "1") for row in csv.DictReader(file)}
@@ -209,26 +256,38 @@ def test_folds_that_do_not_teach_a_class_are_refused(finished: Path, small_cohor
     assert not (tmp_path / "run").exists(), "before any scan was read"
 
 
-def test_folds_and_weights_of_another_run_are_used(finished: Path, small_cohort: Path, tmp_path: Path) -> None:
+def test_folds_and_weights_of_another_run_are_used(
+    finished: Path, small_cohort: Path, tmp_path: Path
+) -> None:
     folds = json.loads((finished / "folds.json").read_text())
     # Not those that the seed would give: two cases of the same class change sides.
     with small_cohort.open(newline="") as file:
         label = {row["case"]: row["covid"] for row in csv.DictReader(file)}
     one, other = next(
-        (one, other) for one in label for other in label
+        (one, other)
+        for one in label
+        for other in label
         if label[one] == label[other] and (folds["test"][one], folds["test"][other]) == (0, 1)
-    )  # fmt: skip
+    )
     folds["test"] |= {one: 1, other: 0}
     (tmp_path / "folds.json").write_text(json.dumps(folds))
     # Weights of somebody who looked through another window.
     source = load(finished / "fold-0" / "model.keras")
-    window = source.contract.preprocessing.model_copy(update={"level_hu": -600.0, "width_hu": 1500.0})
-    save_model(source.network, source.contract.model_copy(update={"preprocessing": window}), tmp_path / "init.keras")
+    window = source.contract.preprocessing.model_copy(
+        update={"level_hu": -600.0, "width_hu": 1500.0}
+    )
+    save_model(
+        source.network,
+        source.contract.model_copy(update={"preprocessing": window}),
+        tmp_path / "init.keras",
+    )
     settings = config(tmp_path)
     settings.write_text(settings.read_text().replace("epochs = 4", "epochs = 1"))
     out = tmp_path / "run"
     done = run(
-        *command(small_cohort, out, "--config", str(settings), "--folds", str(tmp_path / "folds.json")),
+        *command(
+            small_cohort, out, "--config", str(settings), "--folds", str(tmp_path / "folds.json")
+        ),
         *("--init", str(tmp_path / "init.keras")),
     )
     assert done.returncode == 0, done.stderr
@@ -254,11 +313,20 @@ def running(process: psutil.Process) -> bool:
 
 
 def test_workers_of_a_killed_run_end(small_cohort: Path, tmp_path: Path) -> None:
-    asked = [*command(small_cohort, tmp_path / "run"), "--cache", str(tmp_path / "cache"), "--workers", "2"]
-    with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    asked = [
+        *command(small_cohort, tmp_path / "run"),
+        "--cache",
+        str(tmp_path / "cache"),
+        "--workers",
+        "2",
+    ]
+    with subprocess.Popen(
+        asked, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         assert process.stderr is not None
         try:
-            # The second line comes when the first record is there: both workers are in the midst of it.
+            # The second line comes when the first record is there: both workers are in the midst of
+            # it.
             next(line for line in process.stderr if line.startswith("read 2/10"))
             workers = children(process)
             assert len([worker for worker in workers if running(worker)]) >= 2
@@ -274,7 +342,9 @@ def test_workers_of_a_killed_run_end(small_cohort: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_a_run_and_nothing_is_lost(finished: Path, small_cohort: Path, tmp_path: Path) -> None:
+def test_a_full_disk_ends_a_run_and_nothing_is_lost(
+    finished: Path, small_cohort: Path, tmp_path: Path
+) -> None:
     """The system refuses to write more than 2 MB into a file, from the second fold's first epoch on."""
     asked = command(small_cohort, tmp_path / "run", "--config", str(config(tmp_path)))
     with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True) as process:
@@ -283,19 +353,34 @@ def test_a_full_disk_ends_a_run_and_nothing_is_lost(finished: Path, small_cohort
         for line in process.stderr:
             said.append(line)
             if line.startswith("fold 1: epoch 1/4"):
-                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2 << 20, resource.RLIM_INFINITY))
+                resource.prlimit(
+                    process.pid, resource.RLIMIT_FSIZE, (2 << 20, resource.RLIM_INFINITY)
+                )
         process.wait(600)
     folder = tmp_path / "run"
     assert process.returncode == 1
-    assert re.fullmatch(r"error: .*fold-1/(state|best)\.npz: cannot be written: File too large\n", said[-1])
+    assert re.fullmatch(
+        r"error: .*fold-1/(state|best)\.npz: cannot be written: File too large\n", said[-1]
+    )
     assert "Traceback" not in "".join(said)
     assert not list(folder.rglob("*.partial"))
     whole = (folder / "fold-0" / "model.keras").read_bytes()
-    assert (folder / "fold-0" / "predictions.csv").exists() and not (folder / "fold-1" / "model.keras").exists()
+    assert (folder / "fold-0" / "predictions.csv").exists() and not (
+        folder / "fold-1" / "model.keras"
+    ).exists()
     again = run(*asked, "--resume")
     assert again.returncode == 0, again.stderr
-    assert "fold 0: done" in again.stderr and (folder / "fold-0" / "model.keras").read_bytes() == whole
+    assert (
+        "fold 0: done" in again.stderr and (folder / "fold-0" / "model.keras").read_bytes() == whole
+    )
     epochs = [int(found) for found in re.findall(r"fold 1: epoch (\d)/4", "".join(said))]
-    assert f"fold 1: epoch {epochs[-1] + 1}/4" in again.stderr and "fold 1: epoch 1/4" not in again.stderr
-    pairs = zip(weights(finished / "fold-1" / "model.keras"), weights(folder / "fold-1" / "model.keras"), strict=True)
+    assert (
+        f"fold 1: epoch {epochs[-1] + 1}/4" in again.stderr
+        and "fold 1: epoch 1/4" not in again.stderr
+    )
+    pairs = zip(
+        weights(finished / "fold-1" / "model.keras"),
+        weights(folder / "fold-1" / "model.keras"),
+        strict=True,
+    )
     assert all(np.array_equal(one, other) for one, other in pairs)

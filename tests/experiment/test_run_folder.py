@@ -33,7 +33,7 @@ def change(wish: FitRequest, **values: object) -> None:
     facts = json.loads(path.read_text())
     facts["environment"] = {
         key: value for key, value in (facts["environment"] | values).items() if value is not None
-    }  # fmt: skip
+    }
     path.write_text(json.dumps(facts))
 
 
@@ -43,7 +43,9 @@ def test_a_run_says_what_it_ran_on(wish: FitRequest) -> None:
     assert facts["workers"] == 3 and facts["environment"] == resume.environment()
     assert facts["environment"]["cpus"] == len(os.sched_getaffinity(0))
     assert facts["environment"]["device"] and isinstance(facts["environment"]["device"], str)
-    assert {"inter_op_threads", "intra_op_threads", "onednn", "tensorflow"} <= facts["environment"].keys()
+    assert {"inter_op_threads", "intra_op_threads", "onednn", "tensorflow"} <= facts[
+        "environment"
+    ].keys()
 
 
 def test_fewer_processors_are_another_environment() -> None:
@@ -69,13 +71,17 @@ def test_fewer_processors_are_another_environment() -> None:
         ({}, None),
     ],
 )
-def test_another_environment_is_pointed_out(wish: FitRequest, changes: dict[str, object], other: str | None) -> None:
+def test_another_environment_is_pointed_out(
+    wish: FitRequest, changes: dict[str, object], other: str | None
+) -> None:
     said_by(wish, goes_on=False)
     change(wish, **changes)
     # Workers only fill the cache, where a record is the same whoever made it.
     said = said_by(wish, workers=5)
     assert said == (
-        [f"warning: the run began with other {other}: its weights will not be the same bit for bit"] if other else []
+        [f"warning: the run began with other {other}: its weights will not be the same bit for bit"]
+        if other
+        else []
     )
 
 

@@ -20,7 +20,9 @@ from tf_covid.verify.reference import TOLERANCE, largest_difference, reference
 
 
 def call(loaded, signature, **inputs):
-    outputs = loaded.signatures[signature](**{name: tf.constant(values) for name, values in inputs.items()})
+    outputs = loaded.signatures[signature](
+        **{name: tf.constant(values) for name, values in inputs.items()}
+    )
     return {name: values.numpy() for name, values in outputs.items()}
 
 
@@ -38,7 +40,10 @@ def loaded(small_export):
 
 def test_every_signature_has_names_types_and_free_sizes(loaded):
     inputs = {
-        name: {key: (spec.dtype, spec.shape.as_list()) for key, spec in one.structured_input_signature[1].items()}
+        name: {
+            key: (spec.dtype, spec.shape.as_list())
+            for key, spec in one.structured_input_signature[1].items()
+        }
         for name, one in loaded.signatures.items()
     }
     free = [None] * 4
@@ -46,16 +51,24 @@ def test_every_signature_has_names_types_and_free_sizes(loaded):
     texts = {"hu_bytes": (tf.string, [None]), "shape": (tf.int32, [None, 3])}
     clip = {"clip": (tf.float32, [None, 16, 32, 32, 1])}
     assert inputs == {
-        "serving_default": hu, "explain": hu, "segment": hu, "serving_bytes": texts, "infer_bytes": texts,
+        "serving_default": hu,
+        "explain": hu,
+        "segment": hu,
+        "serving_bytes": texts,
+        "infer_bytes": texts,
         "classify_clip": clip,
-    }  # fmt: skip
+    }
     answers = {"probabilities", "logits", "ct_score", "slices_kept"}
     outputs = {name: set(one.structured_outputs) for name, one in loaded.signatures.items()}
     assert outputs["serving_default"] == outputs["serving_bytes"] == answers
     looked = {"attention_cells", "attention_axes", "keep", "box"}
     assert outputs["explain"] == answers | looked | {"attention"}
     assert outputs["segment"] == {"mask", "lungs", "disease"}
-    assert outputs["infer_bytes"] == answers | looked | {"lungs_bytes", "disease_bytes", "card_bytes"}
+    assert outputs["infer_bytes"] == answers | looked | {
+        "lungs_bytes",
+        "disease_bytes",
+        "card_bytes",
+    }
     assert outputs["classify_clip"] == answers - {"slices_kept"}
 
 
@@ -64,7 +77,9 @@ def test_it_answers_as_keras_and_explains_as_tf_keras_vis(loaded, small_models):
     question = reference(small_models, "made", scan(24))
     assert question.right["explain"]["attention"].max() > 0, "nothing to compare"
     for signature, inputs in question.inputs.items():
-        difference, where = largest_difference(question.right[signature], call(loaded, signature, **inputs))
+        difference, where = largest_difference(
+            question.right[signature], call(loaded, signature, **inputs)
+        )
         assert difference <= TOLERANCE, (signature, where)
 
 
@@ -76,14 +91,23 @@ def test_scans_of_unequal_depth_in_one_batch_answer_as_if_alone(loaded):
     depth = np.array([24, 11, 17], np.int32)
     together = call(loaded, "explain", hu=batch, depth=depth)
     texts = np.array([one.tobytes() for one in scans], object)
-    as_bytes = call(loaded, "serving_bytes", hu_bytes=texts, shape=np.array([one.shape for one in scans], np.int32))
+    as_bytes = call(
+        loaded,
+        "serving_bytes",
+        hu_bytes=texts,
+        shape=np.array([one.shape for one in scans], np.int32),
+    )
     for number, one in enumerate(scans):
         alone = call(loaded, "explain", hu=one[np.newaxis], depth=depth[number : number + 1])
         for name, values in alone.items():
             mine = together[name][number]
-            np.testing.assert_allclose(mine[: len(one)] if name == "keep" else mine, values[0], atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(
+                mine[: len(one)] if name == "keep" else mine, values[0], atol=1e-5, err_msg=name
+            )
         np.testing.assert_allclose(as_bytes["logits"][number], alone["logits"][0], atol=1e-5)
-    assert len({tuple(np.round(row, 4)) for row in together["logits"]}) == 3, "the scans answer alike: nothing is shown"
+    assert len({tuple(np.round(row, 4)) for row in together["logits"]}) == 3, (
+        "the scans answer alike: nothing is shown"
+    )
 
 
 def test_no_kept_slice_is_said_and_answers_nothing(loaded):
@@ -97,37 +121,120 @@ def test_no_kept_slice_is_said_and_answers_nothing(loaded):
 @pytest.mark.parametrize(
     ("signature", "inputs", "message"),
     [
-        ("serving_default", {"hu": np.zeros((1, 3, 64, 64), np.int16), "depth": np.array([4], np.int32)}, "depth"),
-        ("serving_default", {"hu": np.zeros((2, 3, 64, 64), np.int16), "depth": np.array([3], np.int32)}, "depth"),
-        ("serving_default", {"hu": np.zeros((1, 3, 64, 64), np.int16), "depth": np.array([0], np.int32)}, "depth"),
-        ("explain", {"hu": np.zeros((1, 3, 64, 64), np.int16), "depth": np.array([-1], np.int32)}, "depth"),
-        ("segment", {"hu": np.zeros((2, 3, 64, 64), np.int16), "depth": np.array([3, -1], np.int32)}, "depth"),
-        ("segment", {"hu": np.zeros((1, 3, 64, 64), np.int16), "depth": np.array([-(2**31)], np.int32)}, "depth"),
-        ("serving_default", {"hu": np.zeros((0, 3, 64, 64), np.int16), "depth": np.zeros(0, np.int32)}, "above 0"),
-        ("serving_default", {"hu": np.zeros((1, 3, 0, 64), np.int16), "depth": np.array([3], np.int32)}, "above 0"),
-        ("serving_bytes", {"hu_bytes": [b"\0" * 10], "shape": np.array([[1, 2, 3]], np.int32)}, "reshape|10|size"),
-        ("serving_bytes", {"hu_bytes": [b"\0" * 11], "shape": np.array([[1, 2, 3]], np.int32)}, "multiple|11"),
-        ("serving_bytes", {"hu_bytes": [b"\0" * 12], "shape": np.array([[1, -2, -3]], np.int32)}, "above 0"),
-        ("serving_bytes", {"hu_bytes": [b"\0" * 12] * 2, "shape": np.array([[1, 2, 3]], np.int32)}, "one row a scan"),
-        ("serving_bytes", {"hu_bytes": [b"\0" * 12] * 2, "shape": np.array([[1, 2, 3], [1, 3, 2]], np.int32)}, "same"),
-        ("serving_bytes", {"hu_bytes": [b""], "shape": np.array([[2**30, 2**30, 16]], np.int32)}, "at most 4096"),
-        ("serving_bytes", {"hu_bytes": [b"\0\0"] * 99 + [b"\0" * 200],
-                           "shape": np.array([[1, 1, 1]] * 99 + [[100, 1, 1]], np.int32)}, "at most 4096"),
-        ("explain", {"hu": np.zeros((1, 5000, 2, 2), np.int16), "depth": np.array([5000], np.int32)}, "at most 4096"),
-        ("segment", {"hu": np.zeros((1, 1, 2, 5000), np.int16), "depth": np.array([1], np.int32)}, "at most 4096"),
+        (
+            "serving_default",
+            {"hu": np.zeros((1, 3, 64, 64), np.int16), "depth": np.array([4], np.int32)},
+            "depth",
+        ),
+        (
+            "serving_default",
+            {"hu": np.zeros((2, 3, 64, 64), np.int16), "depth": np.array([3], np.int32)},
+            "depth",
+        ),
+        (
+            "serving_default",
+            {"hu": np.zeros((1, 3, 64, 64), np.int16), "depth": np.array([0], np.int32)},
+            "depth",
+        ),
+        (
+            "explain",
+            {"hu": np.zeros((1, 3, 64, 64), np.int16), "depth": np.array([-1], np.int32)},
+            "depth",
+        ),
+        (
+            "segment",
+            {"hu": np.zeros((2, 3, 64, 64), np.int16), "depth": np.array([3, -1], np.int32)},
+            "depth",
+        ),
+        (
+            "segment",
+            {"hu": np.zeros((1, 3, 64, 64), np.int16), "depth": np.array([-(2**31)], np.int32)},
+            "depth",
+        ),
+        (
+            "serving_default",
+            {"hu": np.zeros((0, 3, 64, 64), np.int16), "depth": np.zeros(0, np.int32)},
+            "above 0",
+        ),
+        (
+            "serving_default",
+            {"hu": np.zeros((1, 3, 0, 64), np.int16), "depth": np.array([3], np.int32)},
+            "above 0",
+        ),
+        (
+            "serving_bytes",
+            {"hu_bytes": [b"\0" * 10], "shape": np.array([[1, 2, 3]], np.int32)},
+            "reshape|10|size",
+        ),
+        (
+            "serving_bytes",
+            {"hu_bytes": [b"\0" * 11], "shape": np.array([[1, 2, 3]], np.int32)},
+            "multiple|11",
+        ),
+        (
+            "serving_bytes",
+            {"hu_bytes": [b"\0" * 12], "shape": np.array([[1, -2, -3]], np.int32)},
+            "above 0",
+        ),
+        (
+            "serving_bytes",
+            {"hu_bytes": [b"\0" * 12] * 2, "shape": np.array([[1, 2, 3]], np.int32)},
+            "one row a scan",
+        ),
+        (
+            "serving_bytes",
+            {"hu_bytes": [b"\0" * 12] * 2, "shape": np.array([[1, 2, 3], [1, 3, 2]], np.int32)},
+            "same",
+        ),
+        (
+            "serving_bytes",
+            {"hu_bytes": [b""], "shape": np.array([[2**30, 2**30, 16]], np.int32)},
+            "at most 4096",
+        ),
+        (
+            "serving_bytes",
+            {
+                "hu_bytes": [b"\0\0"] * 99 + [b"\0" * 200],
+                "shape": np.array([[1, 1, 1]] * 99 + [[100, 1, 1]], np.int32),
+            },
+            "at most 4096",
+        ),
+        (
+            "explain",
+            {"hu": np.zeros((1, 5000, 2, 2), np.int16), "depth": np.array([5000], np.int32)},
+            "at most 4096",
+        ),
+        (
+            "segment",
+            {"hu": np.zeros((1, 1, 2, 5000), np.int16), "depth": np.array([1], np.int32)},
+            "at most 4096",
+        ),
         ("classify_clip", {"clip": np.zeros((65, 16, 32, 32, 1), np.float32)}, "at most 64 clips"),
         ("classify_clip", {"clip": np.full((1, 16, 32, 32, 1), np.nan, np.float32)}, "finite"),
         ("classify_clip", {"clip": np.full((2, 16, 32, 32, 1), -np.inf, np.float32)}, "finite"),
     ],
-)  # fmt: skip
+)
 def test_wrong_inputs_are_errors_never_answers(loaded, signature, inputs, message):
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         call(loaded, signature, **inputs)
 
 
 #: What leaves the graph: Python, files, other machines.
-LEAVES = ("py_func", "pyfunc", "readfile", "writefile", "matchingfiles", "reader", "dataset", "lookuptable", "print",
-          "debug", "custom", "xla", "mkl")  # fmt: skip
+LEAVES = (
+    "py_func",
+    "pyfunc",
+    "readfile",
+    "writefile",
+    "matchingfiles",
+    "reader",
+    "dataset",
+    "lookuptable",
+    "print",
+    "debug",
+    "custom",
+    "xla",
+    "mkl",
+)
 
 
 def test_only_ops_of_a_stock_server(small_export):
@@ -138,14 +245,21 @@ def test_only_ops_of_a_stock_server(small_export):
         saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
         (graph,) = [meta.graph_def for meta in saved.meta_graphs]
         functions = {function.signature.name for function in graph.library.function}
-        nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+        nodes = [
+            *graph.node,
+            *(node for function in graph.library.function for node in function.node_def),
+        ]
         ops = {node.op for node in nodes} - functions
         assert {"Conv3D", "MatMul"} <= ops
         assert not [op for op in ops if op_def_registry.get(op) is None]
         assert not [op for op in ops if any(word in op.lower() for word in LEAVES)]
         # The saver's own functions name the CPU, in every SavedModel.
-        bodies = [one.node_def for one in graph.library.function if "_traced_" not in one.signature.name]
-        assert not [node.op for body in bodies for node in body if node.device], "bound to a device of this machine"
+        bodies = [
+            one.node_def for one in graph.library.function if "_traced_" not in one.signature.name
+        ]
+        assert not [node.op for body in bodies for node in body if node.device], (
+            "bound to a device of this machine"
+        )
 
 
 def test_its_warm_up_holds_a_request_for_every_signature(small_export, loaded):
@@ -171,10 +285,14 @@ def test_card_contract_and_labels_lie_beside_it(small_export, small_models):
     assert card["lungs"]["sha256"] == small_models.lungs.sha256 and card["note"] == "Random."
     assert (papers / "labels.txt").read_text().splitlines() == list(severity.LABELS)
     contract = json.loads((papers / "input_contract.json").read_text())
-    assert contract["preprocessing"]["width_hu"] == 1400 and "head to feet" in contract["inputs"]["hu"]
+    assert (
+        contract["preprocessing"]["width_hu"] == 1400 and "head to feet" in contract["inputs"]["hu"]
+    )
 
 
-def test_a_version_is_never_written_over_and_the_next_one_is_counted(small_lungs, small_files, small_export):
+def test_a_version_is_never_written_over_and_the_next_one_is_counted(
+    small_lungs, small_files, small_export
+):
     before = (small_export.road / "saved_model.pb").read_bytes()
     with pytest.raises(OutputError, match="this version is there already"):
         export(small_files.network, small_export.road.parent, int(small_export.road.name))
@@ -219,8 +337,14 @@ def test_a_full_disk_leaves_nothing(tmp_path):
 
     out = tmp_path / "models" / "x"
     command = [sys.executable, "-m", "tf_covid.cli", "export", "severity-ltc", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=small_files_only, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, preexec_fn=small_files_only, check=False
+    )
     assert done.returncode == 1, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ") and "cannot be written" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not [path for path in (tmp_path / "models").rglob("*") if path.is_file() or path.name.startswith(".")]
+    assert not [
+        path
+        for path in (tmp_path / "models").rglob("*")
+        if path.is_file() or path.name.startswith(".")
+    ]

@@ -6,14 +6,22 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_covid.layers.resample import axis_matrix, clipped_hu, full_axis_matrix, in_plane, over_chunks
+from tf_covid.layers.resample import (
+    axis_matrix,
+    clipped_hu,
+    full_axis_matrix,
+    in_plane,
+    over_chunks,
+)
 
 
 @pytest.mark.parametrize(("size_in", "size_out"), [(512, 128), (64, 128), (100, 37), (7, 7)])
 def test_full_resize_equals_tensorflows_antialiased_bilinear(size_in, size_out):
     planes = np.random.default_rng(1).normal(size=(2, size_in, size_in)).astype(np.float32)
     matrix = full_axis_matrix(size_out, size_in)
-    theirs = tf.image.resize(planes[..., None], (size_out, size_out), method="bilinear", antialias=True)[..., 0]
+    theirs = tf.image.resize(
+        planes[..., None], (size_out, size_out), method="bilinear", antialias=True
+    )[..., 0]
     np.testing.assert_allclose(in_plane(matrix, planes, matrix), theirs, atol=2e-5)
 
 
@@ -34,8 +42,10 @@ def test_a_crop_takes_the_cells_of_the_crop():
 
 
 def test_padding_outside_the_field_of_view_is_air_before_any_averaging():
-    np.testing.assert_array_equal(clipped_hu(np.array([-3024, -2000, -1024, 0, 30000], np.int16)),
-                                  [-1024, -1024, -1024, 0, 3071])  # fmt: skip
+    np.testing.assert_array_equal(
+        clipped_hu(np.array([-3024, -2000, -1024, 0, 30000], np.int16)),
+        [-1024, -1024, -1024, 0, 3071],
+    )
 
 
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 40])

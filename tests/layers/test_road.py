@@ -43,7 +43,9 @@ def test_box_ignores_stray_cells_and_slices_that_are_not_kept():
     probability[0, 9] = 0.9  # a slice full of "lung" that is not kept
     keep = np.zeros((1, 10), bool)
     keep[0, 2:8] = True
-    np.testing.assert_allclose(LungBox(margin=0)(probability, keep), [[0.2, 0.7, 0.3, 0.8]], atol=1e-6)
+    np.testing.assert_allclose(
+        LungBox(margin=0)(probability, keep), [[0.2, 0.7, 0.3, 0.8]], atol=1e-6
+    )
 
 
 def test_full_frame_where_asked_for_and_where_nothing_is_kept():
@@ -80,7 +82,9 @@ def test_the_chunk_changes_nothing(chunk):
     keep = rng.random((2, 21)) > 0.3
     box = np.array([[0.1, 0.9, 0.2, 0.8], [0, 1, 0.3, 0.7]], np.float32)
     expected = ClipSampler(8, 16, 16, chunk=7)(hu, keep, box)
-    np.testing.assert_allclose(ClipSampler(8, 16, 16, chunk=chunk)(hu, keep, box), expected, atol=1e-2)
+    np.testing.assert_allclose(
+        ClipSampler(8, 16, 16, chunk=chunk)(hu, keep, box), expected, atol=1e-2
+    )
 
 
 def test_scans_of_one_batch_do_not_meet():
@@ -90,7 +94,9 @@ def test_scans_of_one_batch_do_not_meet():
     box = np.array([[0, 1, 0, 1], [0.2, 0.8, 0.1, 0.9]], np.float32)
     together = ClipSampler(4, 16, 16)(hu, keep, box).numpy()
     for number in range(2):
-        alone = ClipSampler(4, 16, 16)(hu[number : number + 1], keep[number : number + 1], box[number : number + 1])
+        alone = ClipSampler(4, 16, 16)(
+            hu[number : number + 1], keep[number : number + 1], box[number : number + 1]
+        )
         np.testing.assert_allclose(together[number], alone[0], atol=1e-2)
 
 
@@ -114,7 +120,9 @@ def test_segmenter_treats_padding_as_no_lung_and_each_scan_alone(unet, chunk):
     together = segmenter(hu, np.array([9, 5], np.int32)).numpy()
     assert together.shape == (2, 9, 32, 32, 1)
     assert not together[1, 5:].any()
-    np.testing.assert_allclose(segmenter(hu[1:, :5], np.array([5], np.int32))[0], together[1, :5], atol=1e-6)
+    np.testing.assert_allclose(
+        segmenter(hu[1:, :5], np.array([5], np.int32))[0], together[1, :5], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("outputs", [1, 2])
@@ -125,16 +133,27 @@ def test_segmenter_is_the_unet_applied_to_the_windowed_slices(outputs):
     depth = np.array([5, 2], np.int32)
     segmenter = LungSegmenter(unet, chunk=3)
     found = segmenter(hu, depth).numpy()
-    logits = unet(HUWindow()(hu.reshape(-1, 32, 32))[..., None])["logits"].numpy().reshape(2, 5, 32, 32, outputs)
+    logits = (
+        unet(HUWindow()(hu.reshape(-1, 32, 32))[..., None])["logits"]
+        .numpy()
+        .reshape(2, 5, 32, 32, outputs)
+    )
     expected = 1 / (1 + np.exp(-logits))
     expected[1, 2:] = 0
     np.testing.assert_allclose(found, expected, atol=1e-5)
     symbolic = segmenter(keras.Input((None, 32, 32), dtype="int16"), keras.Input((), dtype="int32"))
-    assert symbolic.shape == (None, None, 32, 32, outputs) and symbolic.dtype == found.dtype == "float32"
+    assert (
+        symbolic.shape == (None, None, 32, 32, outputs)
+        and symbolic.dtype == found.dtype == "float32"
+    )
 
 
 def test_segmenter_survives_a_batch_without_slices(unet):
-    assert not LungSegmenter(unet)(np.zeros((1, 3, 32, 32), np.int16), np.array([0], np.int32)).numpy().any()
+    assert (
+        not LungSegmenter(unet)(np.zeros((1, 3, 32, 32), np.int16), np.array([0], np.int32))
+        .numpy()
+        .any()
+    )
 
 
 def test_segmenter_needs_a_fixed_grid():

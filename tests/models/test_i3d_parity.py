@@ -18,7 +18,9 @@ DATA = Path(__file__).parents[1] / "data"
 
 def drawn(name, shape, seed=7):
     """The rule of the parity file: He for kernels, 1 + 0.1·|x| for variances, 0.1·x for everything else."""
-    x = np.random.default_rng(zlib.crc32(f"{seed}:{name}".encode())).standard_normal(shape, dtype=np.float32)
+    x = np.random.default_rng(zlib.crc32(f"{seed}:{name}".encode())).standard_normal(
+        shape, dtype=np.float32
+    )
     if name.endswith("/w"):
         return x * np.sqrt(2 / np.prod(shape[:-1]), dtype=np.float32)
     return 1 + 0.1 * np.abs(x) if name.endswith("/moving_variance") else 0.1 * x
@@ -53,8 +55,11 @@ def test_endpoints_and_logits_equal_the_peers(peer):
     assert filled == {variable.path for variable in network.weights}
 
     clip = np.random.default_rng(7).uniform(-1, 1, (1, 16, 224, 224, 3)).astype(np.float32)
-    endpoints = {layer.name.lower(): layer.output for layer in network.layers if layer.name.lower() in
-                 {key.lower() for key in peer["endpoints"]}}  # fmt: skip
+    endpoints = {
+        layer.name.lower(): layer.output
+        for layer in network.layers
+        if layer.name.lower() in {key.lower() for key in peer["endpoints"]}
+    }
     assert len(endpoints) >= 14
     outputs = keras.Model(network.input, endpoints | network.output)(clip)
     for key, facts in peer["endpoints"].items():

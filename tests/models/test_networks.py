@@ -16,7 +16,10 @@ ROWS = {
     "ltc": ("ltc", {"input_shape": (16, 32, 32, 1), "classes": 5, "dense": 32, "ct_score": True}),
     "c3d": ("ltc", {"input_shape": (16, 32, 48, 3), "classes": 2, "dense": 16, "trunk": "c3d"}),
     "inception_v1": ("inception_v1", {"input_shape": (32, 48, 3), "classes": 7}),
-    "inception_v1-symmetric": ("inception_v1", {"input_shape": (64, 32, 3), "classes": 7, "stem": "symmetric"}),
+    "inception_v1-symmetric": (
+        "inception_v1",
+        {"input_shape": (64, 32, 3), "classes": 7, "stem": "symmetric"},
+    ),
     "unet": ("unet", {"input_shape": (32, 48, 1), "depth": 3, "filters": 4, "outputs": 2}),
 }
 each_network = pytest.mark.parametrize(("name", "arguments"), ROWS.values(), ids=ROWS.keys())
@@ -37,7 +40,9 @@ def test_shape_and_names_of_the_outputs(name, arguments):
         assert outputs["logits"].shape == (2, arguments["classes"])
     if "ct_score" in outputs:
         assert outputs["ct_score"].shape == (2, 1)
-        assert (outputs["ct_score"].numpy() >= 0).all() and (outputs["ct_score"].numpy() <= 25).all()
+        assert (outputs["ct_score"].numpy() >= 0).all() and (
+            outputs["ct_score"].numpy() <= 25
+        ).all()
     if NETWORKS[name].endpoint:
         assert network.get_layer(NETWORKS[name].endpoint(arguments)).output.shape[0] is None
 
@@ -66,13 +71,22 @@ def test_saved_model_answers_alike(name, arguments, tmp_path):
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_one_training_step_changes_every_trainable_weight(name, arguments, precision):
     keras.utils.set_random_seed(0)
-    network = NETWORKS[name].build(**arguments | ({} if name == "unet" else {"dropout": 0.0}), dtype=precision)
+    network = NETWORKS[name].build(
+        **arguments | ({} if name == "unet" else {"dropout": 0.0}), dtype=precision
+    )
     before = [np.array(weight) for weight in network.trainable_weights]
-    truth = {key: np.random.default_rng(1).random(value.shape) for key, value in network(batch(arguments)).items()}
+    truth = {
+        key: np.random.default_rng(1).random(value.shape)
+        for key, value in network(batch(arguments)).items()
+    }
     network.compile(keras.optimizers.SGD(1.0), loss=dict.fromkeys(truth, "mse"))
     loss = network.train_on_batch(batch(arguments), truth)
     assert np.isfinite(loss).all()
-    unchanged = [w.path for w, old in zip(network.trainable_weights, before, strict=True) if (np.array(w) == old).all()]
+    unchanged = [
+        w.path
+        for w, old in zip(network.trainable_weights, before, strict=True)
+        if (np.array(w) == old).all()
+    ]
     assert unchanged == []
 
 
@@ -118,11 +132,15 @@ def test_published_endpoint_names_are_layers_in_order():
 
 
 @pytest.mark.parametrize(
-    ("build", "shape"), [(I3D, (16, 64, 32, 1)), (InceptionV1, (64, 32, 1))], ids=["i3d", "inception_v1"]
+    ("build", "shape"),
+    [(I3D, (16, 64, 32, 1)), (InceptionV1, (64, 32, 1))],
+    ids=["i3d", "inception_v1"],
 )
 def test_a_symmetric_stem_is_the_other_one_voxel_before(build, shape):
     """On an even side "same" puts two zeros before and three behind, "symmetric" three on each: pushed one voxel on,
-    the clip gives what it gave, in every window but the last two of an axis, which saw the voxel pushed out."""
+    the clip gives what it gave, in every window but the last two of an axis, which saw the voxel
+    pushed out.
+    """
     rank = len(shape) - 1
     symmetric, same = build(shape, classes=2, stem="symmetric"), build(shape, classes=2)
     same.set_weights(symmetric.get_weights())
@@ -138,7 +156,8 @@ def test_a_symmetric_stem_is_the_other_one_voxel_before(build, shape):
 
 
 def test_known_sizes():
-    # The published I3D with 400 classes: 12,689,984 is the sum over its names, moving statistics aside.
+    # The published I3D with 400 classes: 12,689,984 is the sum over its names, moving statistics
+    # aside.
     kinetics = I3D((16, 224, 224, 3), classes=400, head="kinetics")
     assert sum(int(np.prod(w.shape)) for w in kinetics.trainable_weights) == 12_689_984
     first_dense = LTC((64, 224, 224, 1)).get_layer("fc6").kernel

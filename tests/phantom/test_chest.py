@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tf_covid.phantom import BodySettings, Chest, LungSettings, PhantomSettings, ScannerSettings, draw_chest
+from tf_covid.phantom import (
+    BodySettings,
+    Chest,
+    LungSettings,
+    PhantomSettings,
+    ScannerSettings,
+    draw_chest,
+)
 from tf_covid.severity import LOBES, ct_score, lobe_score, severity_class
 
 SMALL = (40, 80, 80)
@@ -18,14 +25,24 @@ PLAIN = PhantomSettings(
     body=BodySettings(p_effusion_left=0.0, p_effusion_right=0.0, p_arms_down=0.0, p_prone=0.0),
     lung=LungSettings(p_emphysema=0.0, p_dependent=0.0, p_band=0.0, p_nodules=0.0, p_mosaic=0.0),
     scanner=ScannerSettings(
-        noise_hu=(2.0, 3.0), p_coarse=0.0, p_sharp=0.0, p_streaks=0.0, p_breathing=0.0, p_cut_apex=0.0,
-        p_cut_base=0.0, p_contrast=0.0, p_blanket=0.0, p_wires=0.0,
+        noise_hu=(2.0, 3.0),
+        p_coarse=0.0,
+        p_sharp=0.0,
+        p_streaks=0.0,
+        p_breathing=0.0,
+        p_cut_apex=0.0,
+        p_cut_base=0.0,
+        p_contrast=0.0,
+        p_blanket=0.0,
+        p_wires=0.0,
     ),
-)  # fmt: skip
+)
 
 
 @cache
-def chest(seed: int, severity: int | None = None, shape: tuple[int, int, int] = SMALL, plain: bool = False) -> Chest:
+def chest(
+    seed: int, severity: int | None = None, shape: tuple[int, int, int] = SMALL, plain: bool = False
+) -> Chest:
     return draw_chest(seed, shape, severity=severity, settings=PLAIN if plain else None)
 
 
@@ -43,7 +60,9 @@ def test_same_seed_same_chest_and_another_seed_another() -> None:
 
 @pytest.mark.parametrize("severity", range(5))
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_scores_follow_from_the_voxels_and_the_class_is_the_wanted_one(seed: int, severity: int) -> None:
+def test_scores_follow_from_the_voxels_and_the_class_is_the_wanted_one(
+    seed: int, severity: int
+) -> None:
     c = chest(seed, severity)
     counted = []
     for lobe in range(1, len(LOBES) + 1):
@@ -60,7 +79,9 @@ def test_scores_spread_over_the_whole_range_of_a_class() -> None:
     from tf_covid.phantom.lesions import draw_lobe_scores
 
     rng = np.random.default_rng(0)
-    for severity, whole in enumerate((range(1), range(1, 7), range(7, 13), range(13, 19), range(19, 26))):
+    for severity, whole in enumerate(
+        (range(1), range(1, 7), range(7, 13), range(13, 19), range(19, 26))
+    ):
         drawn = [sum(draw_lobe_scores(severity, rng)) for _ in range(200)]
         assert set(drawn) == set(whole)
 
@@ -68,7 +89,10 @@ def test_scores_spread_over_the_whole_range_of_a_class() -> None:
 def test_without_a_wanted_class_every_class_comes() -> None:
     from tf_covid.phantom.patient import draw_patient
 
-    classes = {severity_class(sum(draw_patient(seed, None, PLAIN).disease.lobe_scores)) for seed in range(6)}
+    classes = {
+        severity_class(sum(draw_patient(seed, None, PLAIN).disease.lobe_scores))
+        for seed in range(6)
+    }
     assert len(classes) >= 3
 
 
@@ -76,7 +100,12 @@ def test_without_a_wanted_class_every_class_comes() -> None:
 def test_masks_agree_with_each_other(seed: int) -> None:
     c = chest(seed)
     assert c.hu.shape == c.lungs.shape == c.lobes.shape == c.lesions.shape == SMALL
-    assert (c.hu.dtype, c.lungs.dtype, c.lobes.dtype, c.lesions.dtype) == (np.int16, np.uint8, np.uint8, bool)
+    assert (c.hu.dtype, c.lungs.dtype, c.lobes.dtype, c.lesions.dtype) == (
+        np.int16,
+        np.uint8,
+        np.uint8,
+        bool,
+    )
     assert set(np.unique(c.lobes)) == set(range(6))
     np.testing.assert_array_equal(c.lungs == 1, np.isin(c.lobes, (1, 2, 3)))
     np.testing.assert_array_equal(c.lungs == 2, np.isin(c.lobes, (4, 5)))
@@ -89,7 +118,9 @@ def test_every_organ_lies_where_it_does_in_people(seed: int) -> None:
     centre = {side: np.argwhere(c.lungs == side).mean(axis=0) for side in (1, 2)}
     assert centre[1][2] < centre[2][2], "W runs from the patient's right to left"
     lobes = {lobe: np.argwhere(c.lobes == lobe).mean(axis=0) for lobe in range(1, 6)}
-    assert lobes[1][0] < lobes[3][0] and lobes[4][0] < lobes[5][0], "upper lobes are nearer to the head"
+    assert lobes[1][0] < lobes[3][0] and lobes[4][0] < lobes[5][0], (
+        "upper lobes are nearer to the head"
+    )
     assert lobes[2][1] < lobes[3][1], "the middle lobe lies in front of the lower one"
     # Right under the right lung's dome lies liver, as dense as soft tissue.
     lowest = np.where(c.lobes == 3, np.arange(SMALL[0])[:, None, None], -1).max(axis=0)
@@ -117,7 +148,10 @@ def test_air_outside_the_lungs_is_no_lung(seed: int) -> None:
 def test_hu_has_the_two_peaks_by_which_a_ct_is_known(seed: int) -> None:
     c = chest(seed, 0, plain=True)
     counts, edges = np.histogram(c.hu, bins=np.arange(-1024, 400, 20))
-    air, soft = counts[edges[:-1] < -900].max(), counts[(edges[:-1] > -150) & (edges[:-1] < 120)].max()
+    air, soft = (
+        counts[edges[:-1] < -900].max(),
+        counts[(edges[:-1] > -150) & (edges[:-1] < 120)].max(),
+    )
     between = counts[(edges[:-1] > -600) & (edges[:-1] < -250)].max()
     assert air > 3 * between and soft > 3 * between
 
@@ -126,12 +160,16 @@ def test_hu_has_the_two_peaks_by_which_a_ct_is_known(seed: int) -> None:
 def test_lesions_are_denser_than_the_lung_around_them(seed: int) -> None:
     c = chest(seed, 2, plain=True)
     core = ndimage.binary_erosion(c.lesions)
-    healthy = ndimage.binary_erosion(c.lungs > 0) & ~ndimage.binary_dilation(c.lesions, iterations=2)
+    healthy = ndimage.binary_erosion(c.lungs > 0) & ~ndimage.binary_dilation(
+        c.lesions, iterations=2
+    )
     assert np.median(c.hu[core]) > np.median(c.hu[healthy]) + 90
 
 
 def test_healthy_patients_may_look_ill_but_have_no_lesion() -> None:
-    mimics = PhantomSettings(lung=LungSettings(p_dependent=1.0, p_band=1.0, p_nodules=1.0, p_emphysema=1.0))
+    mimics = PhantomSettings(
+        lung=LungSettings(p_dependent=1.0, p_band=1.0, p_nodules=1.0, p_emphysema=1.0)
+    )
     c = draw_chest(5, SMALL, severity=0, settings=mimics)
     assert not c.lesions.any() and c.ct_score == 0
     inner = ndimage.binary_erosion(c.lungs > 0, iterations=2)

@@ -27,14 +27,18 @@ def rows(manifest: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def nifti(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cohort.write_cohort(tmp_path_factory.mktemp("nifti"), 5, seed=1, size=48, slices=20, format="nifti")
+    return cohort.write_cohort(
+        tmp_path_factory.mktemp("nifti"), 5, seed=1, size=48, slices=20, format="nifti"
+    )
 
 
 def test_manifest_says_what_the_masks_hold(nifti: Path) -> None:
     found = rows(nifti)
     assert sorted(int(row["severity"]) for row in found) == [0, 1, 2, 3, 4]
     for row in found:
-        scan, lungs, lobes, lesions = (volume(nifti.parent / row[n]) for n in ("path", "lungs", "lobes", "lesions"))
+        scan, lungs, lobes, lesions = (
+            volume(nifti.parent / row[n]) for n in ("path", "lungs", "lobes", "lesions")
+        )
         assert scan.shape == lungs.shape == lobes.shape == lesions.shape == (48, 48, 20)
         shares = [100.0 * float((lesions[lobes == n] > 0).mean()) for n in range(1, 6)]
         scores = [lobe_score(share) for share in shares]
@@ -78,11 +82,15 @@ def test_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert not (tmp_path / "cut" / "manifest.csv").exists()
     first = (tmp_path / "cut" / "case-0000" / "ct.nii.gz").stat().st_mtime_ns
     resumed = cohort.write_cohort(tmp_path / "cut", 2, seed=2, size=32, slices=10, format="nifti")
-    assert (tmp_path / "cut" / "case-0000" / "ct.nii.gz").stat().st_mtime_ns == first, "a finished case is kept"
+    assert (tmp_path / "cut" / "case-0000" / "ct.nii.gz").stat().st_mtime_ns == first, (
+        "a finished case is kept"
+    )
     assert resumed.read_text() == whole.read_text()
     assert not list((tmp_path / "cut").glob(".*"))
     for row in rows(whole):
-        np.testing.assert_array_equal(volume(whole.parent / row["path"]), volume(resumed.parent / row["path"]))
+        np.testing.assert_array_equal(
+            volume(whole.parent / row["path"]), volume(resumed.parent / row["path"])
+        )
 
 
 def test_another_cohort_is_not_mixed_in(tmp_path: Path) -> None:
@@ -111,10 +119,14 @@ def test_dicom_is_plainly_synthetic(tmp_path: Path) -> None:
 
 def test_as_many_patients_of_each_class_as_asked(tmp_path: Path) -> None:
     counts = (1, 0, 2, 1, 0)
-    made = cohort.write_cohort(tmp_path / "a", 4, seed=1, size=48, slices=20, format="nifti", per_class=counts)
+    made = cohort.write_cohort(
+        tmp_path / "a", 4, seed=1, size=48, slices=20, format="nifti", per_class=counts
+    )
     found = [int(row["severity"]) for row in rows(made)]
     assert [found.count(label) for label in range(5)] == list(counts)
     with pytest.raises(OutputError, match="5 numbers of patients that sum to 4 are needed"):
-        cohort.write_cohort(tmp_path / "b", 4, seed=1, size=48, slices=20, per_class=(1, 1, 1, 1, 1))
+        cohort.write_cohort(
+            tmp_path / "b", 4, seed=1, size=48, slices=20, per_class=(1, 1, 1, 1, 1)
+        )
     with pytest.raises(OutputError, match="holds a cohort"):
         cohort.write_cohort(tmp_path / "a", 4, seed=1, size=48, slices=20, format="nifti")

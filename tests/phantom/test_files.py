@@ -39,8 +39,13 @@ def verdict(file: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_dciodvfy_finds_no_error_in_any_orientation(hu: np.ndarray, tmp_path: Path, orientation: str) -> None:
-    assert verdict(next(write_dicom(hu, AFFINE, tmp_path / "a", orientation=orientation).iterdir())) == []
+def test_dciodvfy_finds_no_error_in_any_orientation(
+    hu: np.ndarray, tmp_path: Path, orientation: str
+) -> None:
+    assert (
+        verdict(next(write_dicom(hu, AFFINE, tmp_path / "a", orientation=orientation).iterdir()))
+        == []
+    )
 
 
 # Not deflated, which dciodvfy cannot read, nor JPEG baseline: a CT image of 8 bits breaks its IOD.
@@ -49,8 +54,13 @@ def test_dciodvfy_finds_no_error_in_any_orientation(hu: np.ndarray, tmp_path: Pa
     ["1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.5"]
     + [_JPEG + last for last in ("51", "57", "70", "80", "81", "90", "91", "201")],
 )
-def test_dciodvfy_finds_no_error_in_any_transfer_syntax(hu: np.ndarray, tmp_path: Path, syntax: str) -> None:
-    assert verdict(next(write_dicom(hu, AFFINE, tmp_path / "a", transfer_syntax=syntax).iterdir())) == []
+def test_dciodvfy_finds_no_error_in_any_transfer_syntax(
+    hu: np.ndarray, tmp_path: Path, syntax: str
+) -> None:
+    assert (
+        verdict(next(write_dicom(hu, AFFINE, tmp_path / "a", transfer_syntax=syntax).iterdir()))
+        == []
+    )
 
 
 def test_padding_is_declared(hu: np.ndarray, tmp_path: Path) -> None:
@@ -62,7 +72,9 @@ def test_padding_is_declared(hu: np.ndarray, tmp_path: Path) -> None:
 def test_gdcm_reads_the_same_hu_at_the_same_place(hu: np.ndarray, tmp_path: Path) -> None:
     folder = write_dicom(hu, AFFINE, tmp_path / "a", shuffle_names=True, seed=9)
     image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder)))
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(image)[::-1], hu)  # ITK's z runs to the head
+    np.testing.assert_array_equal(
+        sitk.GetArrayFromImage(image)[::-1], hu
+    )  # ITK's z runs to the head
     assert image.GetSpacing() == pytest.approx((0.8, 0.9, 2.5))
     last = image.TransformIndexToPhysicalPoint((0, 0, len(hu) - 1))
     assert last == pytest.approx(tuple(AFFINE[:3, 3]))
@@ -80,12 +92,17 @@ def test_nifti_is_where_it_should_be(hu: np.ndarray, tmp_path: Path, order: str)
 
 def test_the_seed_decides_every_byte(hu: np.ndarray, tmp_path: Path) -> None:
     folders = [
-        write_dicom(hu, AFFINE, tmp_path / str(n), seed=seed, shuffle_names=True) for n, seed in enumerate((7, 7, 8))
+        write_dicom(hu, AFFINE, tmp_path / str(n), seed=seed, shuffle_names=True)
+        for n, seed in enumerate((7, 7, 8))
     ]
-    first, again, other = ({file.name: file.read_bytes() for file in folder.iterdir()} for folder in folders)
+    first, again, other = (
+        {file.name: file.read_bytes() for file in folder.iterdir()} for folder in folders
+    )
     assert first == again
     assert not set(first) & set(other)
-    uids = [{pydicom.dcmread(file).SOPInstanceUID for file in folder.iterdir()} for folder in folders]
+    uids = [
+        {pydicom.dcmread(file).SOPInstanceUID for file in folder.iterdir()} for folder in folders
+    ]
     assert uids[0] == uids[1] and not uids[0] & uids[2]
 
 

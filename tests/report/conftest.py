@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tf_covid.result import Attention, Covid, Lungs, Maps, ModelAnswer, QualityFlag, Result, Series, Severity
+from tf_covid.result import (
+    Attention,
+    Covid,
+    Lungs,
+    Maps,
+    ModelAnswer,
+    QualityFlag,
+    Result,
+    Series,
+    Severity,
+)
 from tf_covid.scan import Scan, SourceGrid
 
 SHAPE = (40, 60, 76)
@@ -22,8 +32,10 @@ MakeCase = Callable[..., tuple[Result, Scan]]
 @pytest.fixture(scope="session")
 def chest() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """HU int16, lung labels uint8 and attention uint8, all (D, H, W) in canonical order."""
-    d, h, w = (np.arange(size, dtype=np.float32).reshape([-1 if axis == own else 1 for axis in range(3)])
-               for own, size in enumerate(SHAPE))  # fmt: skip
+    d, h, w = (
+        np.arange(size, dtype=np.float32).reshape([-1 if axis == own else 1 for axis in range(3)])
+        for own, size in enumerate(SHAPE)
+    )
     hu = np.full(SHAPE, -1000.0, np.float32)
     hu[np.broadcast_to(((h - 30) / 26) ** 2 + ((w - 38) / 35) ** 2 < 1, SHAPE)] = 30.0
     lungs = np.zeros(SHAPE, np.uint8)
@@ -56,7 +68,9 @@ def refused() -> Result:
     return Result(
         case="case-1",
         status="refused",
-        quality_flags=(QualityFlag("not_ct", "error", "The modality is MR; only CT is read.", "MR"),),
+        quality_flags=(
+            QualityFlag("not_ct", "error", "The modality is MR; only CT is read.", "MR"),
+        ),
         versions={"tf-covid": "0.1.0"},
     )
 
@@ -65,15 +79,20 @@ def _scan(hu: np.ndarray, case: str) -> Scan:
     affine = np.zeros((4, 4))
     affine[2, 0], affine[1, 1], affine[0, 2] = -SPACING_MM[0], SPACING_MM[1], SPACING_MM[2]
     affine[:, 3] = (-170.0, -140.0, 35.0, 1.0)
-    # Stored as a NIfTI in RAS would be: x to the left of the patient reversed, y reversed, z upwards.
+    # Stored as a NIfTI in RAS would be: x to the left of the patient reversed, y reversed, z
+    # upwards.
     last = affine @ (hu.shape[0] - 1, hu.shape[1] - 1, hu.shape[2] - 1, 1)
     stored = np.diag([SPACING_MM[2], SPACING_MM[1], SPACING_MM[0], 1.0])
     stored[:3, 3] = (-last[0], -last[1], last[2])
-    source = SourceGrid((hu.shape[2], hu.shape[1], hu.shape[0]), stored, (2, 1, 0), (True, True, True))
+    source = SourceGrid(
+        (hu.shape[2], hu.shape[1], hu.shape[0]), stored, (2, 1, 0), (True, True, True)
+    )
     return Scan(case, hu, affine, source, "0" * 64)
 
 
-def _answer(hu: np.ndarray, lungs: np.ndarray, heat: np.ndarray | None, fields: dict[str, Any]) -> Result:
+def _answer(
+    hu: np.ndarray, lungs: np.ndarray, heat: np.ndarray | None, fields: dict[str, Any]
+) -> Result:
     area = (lungs > 0).sum(axis=(1, 2))
     dense = ((lungs > 0) & (hu > -700)).sum(axis=(1, 2))
     millilitres = float(np.prod(SPACING_MM)) / 1000.0
@@ -81,7 +100,9 @@ def _answer(hu: np.ndarray, lungs: np.ndarray, heat: np.ndarray | None, fields: 
     probabilities = (0.02, 0.21, 0.6, 0.15, 0.02)
     looked = None
     if heat is not None:
-        looked = Attention("gradcam", "severity", "Mixed_5c", 0.9, tuple(heat.mean(axis=(1, 2)) / 255.0))
+        looked = Attention(
+            "gradcam", "severity", "Mixed_5c", 0.9, tuple(heat.mean(axis=(1, 2)) / 255.0)
+        )
     defaults: dict[str, Any] = {
         "case": "case-1",
         "status": "pass",
@@ -102,7 +123,9 @@ def _answer(hu: np.ndarray, lungs: np.ndarray, heat: np.ndarray | None, fields: 
         ),
         "severity": None if "covid" in fields else Severity(2, "moderate", probabilities, 9.1),
         "attention": looked,
-        "models": (ModelAnswer("severity-i3d", "9f2c" * 16, "Trained on phantoms.", probabilities, 9.1),),
+        "models": (
+            ModelAnswer("severity-i3d", "9f2c" * 16, "Trained on phantoms.", probabilities, 9.1),
+        ),
         "timings_s": {"read": 0.4, "total": 5.9},
         "maps": Maps(lungs, heat, kept),
     }

@@ -33,7 +33,8 @@ def test_the_montage_is_a_slide(make_case: Any) -> None:
 
 def test_what_is_on_the_right_of_the_patient_is_on_the_left(make_case: Any) -> None:
     pixels = drawn(make_case()).astype(int)
-    # The attention's colours: far more red than blue. The first axial picture's column is 310 pixels wide from 40.
+    # The attention's colours: far more red than blue. The first axial picture's column is 310
+    # pixels wide from 40.
     axial = pixels[200:800, 40:350]
     warm = axial[..., 0] - axial[..., 2] > 80
     assert warm[:, :155].sum() > 10 * max(1, warm[:, 165:].sum())
@@ -51,5 +52,7 @@ def test_without_attention_and_for_covid(make_case: Any, covid_case: Any) -> Non
 
 
 def test_what_is_missing_is_left_out(make_case: Any) -> None:
-    pixels = drawn(make_case(severity=None, lungs=None, series=None, models=(), quality_flags=(), timings_s={}))
+    pixels = drawn(
+        make_case(severity=None, lungs=None, series=None, models=(), quality_flags=(), timings_s={})
+    )
     assert pixels.std() > 25, "not blank"

@@ -40,7 +40,9 @@ def names(folder: Path) -> set[str]:
 
 def killed_writer(folder: Path, before: str) -> None:
     """Run the writer until it kills itself as the system would: no handler, no cleaning up."""
-    run = subprocess.run([sys.executable, "-c", _WRITER.format(before=before), str(folder)], check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", _WRITER.format(before=before), str(folder)], check=False
+    )
     assert run.returncode == -signal.SIGKILL
 
 
@@ -77,7 +79,9 @@ def test_the_answer_states_how_long_it_took(make_case: Any, tmp_path: Path) -> N
     assert list(written.timings_s) == ["read", "write", "total"]
     assert written.timings_s["total"] == pytest.approx(100 + written.timings_s["write"], abs=5)
     assert (tmp_path / "case-1/result.json").read_text("utf-8") == written.to_json()
-    assert f"total {written.timings_s['total']:.2f}" in (tmp_path / "case-1/report.html").read_text("utf-8")
+    assert f"total {written.timings_s['total']:.2f}" in (tmp_path / "case-1/report.html").read_text(
+        "utf-8"
+    )
 
 
 def test_the_volumes_come_back_on_the_source_grid(make_case: Any, tmp_path: Path) -> None:
@@ -90,15 +94,17 @@ def test_the_volumes_come_back_on_the_source_grid(make_case: Any, tmp_path: Path
     np.testing.assert_allclose(attention.get_fdata(), stored / 255.0, atol=1e-6)
     assert attention.get_fdata().max() == pytest.approx(1.0)
 
-    # A second library, asked in mm: the lesion's voxel lies in the right lung, wherever the file stores it.
+    # A second library, asked in mm: the lesion's voxel lies in the right lung, wherever the file
+    # stores it.
     lungs = SimpleITK.ReadImage(str(tmp_path / "case-1/lungs.nii.gz"))
     for voxel, side in (((24, 36, 20), 1), ((24, 36, 56), 2), ((1, 1, 1), 0)):
         point = (scan.affine @ (*voxel, 1.0))[:3]
         assert lungs[lungs.TransformPhysicalPointToIndex(point.tolist())] == side
 
 
-def test_a_failure_keeps_the_old_answer(make_case: Any, refused: Result, tmp_path: Path,
-                                        monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_failure_keeps_the_old_answer(
+    make_case: Any, refused: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "case-1"
     write_case(refused, None, folder)
     before = (folder / "result.json").read_bytes()
@@ -114,8 +120,9 @@ def test_a_failure_keeps_the_old_answer(make_case: Any, refused: Result, tmp_pat
     assert names(tmp_path) == {"case-1"}
 
 
-def test_a_failure_of_the_first_write_leaves_nothing(make_case: Any, tmp_path: Path,
-                                                     monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_failure_of_the_first_write_leaves_nothing(
+    make_case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(html, "render", lambda *_: 1 / 0)
     result, scan = make_case()
     with pytest.raises(ZeroDivisionError):
@@ -149,8 +156,15 @@ def test_a_kill_while_swapping_keeps_the_old_answer(refused: Result, tmp_path: P
 
 def test_other_cases_and_living_writers_are_left_alone(refused: Result, tmp_path: Path) -> None:
     mine = files._sibling(tmp_path / "case-1", "partial").name
-    other_case = files._sibling(tmp_path / "case-10", "partial").name.replace(str(os.getpid()), "1234567")
-    others = {mine.replace(str(os.getpid()), str(os.getppid())), other_case, ".case-1.x.partial", "notes"}
+    other_case = files._sibling(tmp_path / "case-10", "partial").name.replace(
+        str(os.getpid()), "1234567"
+    )
+    others = {
+        mine.replace(str(os.getpid()), str(os.getppid())),
+        other_case,
+        ".case-1.x.partial",
+        "notes",
+    }
     for name in others:
         (tmp_path / name).mkdir()
     write_case(refused, None, tmp_path / "case-1")
@@ -165,7 +179,9 @@ def test_another_hosts_leftovers_are_left_alone_for_a_day(
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(platform, "node", lambda: "pod_7.cluster")
         siblings = {files._sibling(folder, kind).name for kind in ("partial", "old", "old")}
-    assert len(siblings) == 3 and all(name.startswith(".case-1.pod-7-cluster.") for name in siblings)
+    assert len(siblings) == 3 and all(
+        name.startswith(".case-1.pod-7-cluster.") for name in siblings
+    )
     for name in siblings:
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (0, 0))  # an old answer that was set aside just now
@@ -177,8 +193,12 @@ def test_another_hosts_leftovers_are_left_alone_for_a_day(
     assert names(tmp_path) == {"case-1"}
 
 
-@pytest.mark.parametrize("name", [".git", ".notes", ".lungs.nii.gz", ".result.json.part", "._folder/"])
-def test_hidden_files_of_somebody_are_not_removed(name: str, refused: Result, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", [".git", ".notes", ".lungs.nii.gz", ".result.json.part", "._folder/"]
+)
+def test_hidden_files_of_somebody_are_not_removed(
+    name: str, refused: Result, tmp_path: Path
+) -> None:
     folder = tmp_path / "case-1"
     folder.mkdir()
     (folder / name).mkdir() if name.endswith("/") else (folder / name).write_text("work")
@@ -206,7 +226,9 @@ def test_a_folder_with_anything_else_is_not_replaced(refused: Result, tmp_path: 
 
 
 @pytest.mark.parametrize("blocked", ["case-1", "out"])
-def test_a_file_in_the_way_is_an_output_error(blocked: str, refused: Result, tmp_path: Path) -> None:
+def test_a_file_in_the_way_is_an_output_error(
+    blocked: str, refused: Result, tmp_path: Path
+) -> None:
     (tmp_path / blocked).write_text("a file")
     with pytest.raises(OutputError):
         write_case(refused, None, tmp_path / (blocked if blocked == "case-1" else "out/case-1"))
@@ -221,6 +243,12 @@ def test_an_answer_needs_its_scan(make_case: Any, tmp_path: Path) -> None:
 
 def test_importing_the_room_is_cheap() -> None:
     code = (
-        "import sys, tf_covid.report; print([m for m in ('numpy', 'matplotlib', 'PIL', 'jinja2') if m in sys.modules])"
+        "import sys, tf_covid.report; print([m for m in ('numpy', 'matplotlib', 'PIL', 'jinja2') if"
+        " m in sys.modules])"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
+    )

@@ -42,24 +42,44 @@ class Page(html.parser.HTMLParser):
 
 
 def test_the_answer_is_on_the_page(make_case: Any) -> None:
-    result, scan = make_case(severity=Severity(3, "severe", (0.0, 0.001, 0.25, 0.735, 0.014), 15.4, (12.1, 18.9), True))
+    result, scan = make_case(
+        severity=Severity(3, "severe", (0.0, 0.001, 0.25, 0.735, 0.014), 15.4, (12.1, 18.9), True)
+    )
     page = Page(render(result, scan))
     for expected in (
         *("case-1", "severe", "15.4 of 25", "likely 12.1 to 18.9", "leave this one to a reader"),
-        *("25 %", "74 %", "< 1 %", "Trained on phantoms.", "9f2c9f2c9f2c", "tensorflow 2.21.0", "total 5.90"),
+        *(
+            "25 %",
+            "74 %",
+            "< 1 %",
+            "Trained on phantoms.",
+            "9f2c9f2c9f2c",
+            "tensorflow 2.21.0",
+            "total 5.90",
+        ),
         *(flag.message for flag in result.quality_flags),
-        *("does not compare patients", f"{result.lungs.slices_kept} of 40", "gradcam of severity at Mixed_5c"),
+        *(
+            "does not compare patients",
+            f"{result.lungs.slices_kept} of 40",
+            "gradcam of severity at Mixed_5c",
+        ),
     ):
         assert expected in page.text, expected
     assert page.text.count(DISCLAIMER) >= 2
-    assert page.text.index("reach the last slice") < page.text.index("Two stacks"), "worst flag first"
+    assert page.text.index("reach the last slice") < page.text.index("Two stacks"), (
+        "worst flag first"
+    )
 
 
 @pytest.mark.parametrize(
     ("involvement_by", "said", "not_said"),
     [
         ("hu_rule", ("density above −700 HU, vessels removed", "from density alone"), "learned"),
-        ("lesion_mask", ("learned mask of diseased lung", "may miss disease or mark healthy lung"), "−700 HU"),
+        (
+            "lesion_mask",
+            ("learned mask of diseased lung", "may miss disease or mark healthy lung"),
+            "−700 HU",
+        ),
     ],
 )
 def test_the_page_says_what_counted_as_involved(
@@ -83,7 +103,9 @@ def test_each_slice_is_shown_plain_and_coloured(make_case: Any) -> None:
 
 def test_slice_numbers_and_places_agree(make_case: Any) -> None:
     text = render(*make_case())
-    shown = re.findall(r"<b>slice (\d+)</b><span[^>]*>(\d+) mm from top · z (−?[\d.]+)</span>", text)
+    shown = re.findall(
+        r"<b>slice (\d+)</b><span[^>]*>(\d+) mm from top · z (−?[\d.]+)</span>", text
+    )
     assert len(shown) == 8
     for number, below_mm, z in shown:
         # Slices count from 1; the fixture's are 7 mm apart and the first one lies at z = 35 mm.
@@ -96,9 +118,14 @@ def test_hostile_text_stays_text(where: str, make_case: Any) -> None:
     result, scan = make_case()
     result = {
         "case": lambda: dataclasses.replace(result, case=HOSTILE),
-        "flag": lambda: dataclasses.replace(result, quality_flags=(QualityFlag("x", "info", HOSTILE),)),
+        "flag": lambda: dataclasses.replace(
+            result, quality_flags=(QualityFlag("x", "info", HOSTILE),)
+        ),
         "model": lambda: dataclasses.replace(
-            result, models=(dataclasses.replace(result.models[0], name=HOSTILE, note=HOSTILE, sha256=HOSTILE),)
+            result,
+            models=(
+                dataclasses.replace(result.models[0], name=HOSTILE, note=HOSTILE, sha256=HOSTILE),
+            ),
         ),
         "version": lambda: dataclasses.replace(result, versions={HOSTILE: HOSTILE}),
     }[where]()
@@ -108,39 +135,61 @@ def test_hostile_text_stays_text(where: str, make_case: Any) -> None:
         assert not [tag for tag, _ in tags if tag == "script"]
         assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
         assert "<script" not in text
-    assert re.sub(r"\s+", " ", HOSTILE) in Page(render(result, scan)).text, "shown as it is, {{ }} included"
+    assert re.sub(r"\s+", " ", HOSTILE) in Page(render(result, scan)).text, (
+        "shown as it is, {{ }} included"
+    )
 
 
 def test_nothing_is_fetched(make_case: Any) -> None:
     text = render(*make_case())
-    assert "http://" not in text and "https://" not in text and "@import" not in text and "url(" not in text
+    assert (
+        "http://" not in text
+        and "https://" not in text
+        and "@import" not in text
+        and "url(" not in text
+    )
     for tag, attributes in Page(text).tags:
         assert tag not in {"script", "link", "iframe", "object", "embed", "base", "form"}
         for name in ("src", "href"):
-            assert (attributes.get(name) or "data:").startswith("data:image/jpeg;base64,") or name not in attributes
+            assert (attributes.get(name) or "data:").startswith(
+                "data:image/jpeg;base64,"
+            ) or name not in attributes
     assert "default-src 'none'" in text and "script-src" not in text
 
 
 def test_no_identifier_is_shown(make_case: Any) -> None:
     result, scan = make_case()
-    series = dataclasses.replace(result.series, identifiers={"uid": "1.2.840.99", "patient_id": "SECRET-7"})
+    series = dataclasses.replace(
+        result.series, identifiers={"uid": "1.2.840.99", "patient_id": "SECRET-7"}
+    )
     text = render(dataclasses.replace(result, series=series), scan)
     assert "1.2.840.99" not in text and "SECRET-7" not in text
 
 
 def test_without_attention_nothing_speaks_of_it(make_case: Any) -> None:
     text = Page(render(*make_case(attention=False))).text
-    assert "No attention map" in text and "mean attention" not in text and "does not compare patients" not in text
+    assert (
+        "No attention map" in text
+        and "mean attention" not in text
+        and "does not compare patients" not in text
+    )
 
 
 @pytest.mark.parametrize(("number", "label"), [(0, "no findings"), (1, "mild")])
-def test_a_bright_map_of_a_clean_scan_is_not_left_alone(make_case: Any, number: int, label: str) -> None:
+def test_a_bright_map_of_a_clean_scan_is_not_left_alone(
+    make_case: Any, number: int, label: str
+) -> None:
     found = Severity(number, label, tuple(float(n == number) for n in range(5)), 0.4, None, None)
     caution = "No findings: bright colours need not mean disease."
     assert (caution in Page(render(*make_case(severity=found))).text) == (number == 0)
     assert "bright colours" not in Page(render(*make_case(severity=found, attention=False))).text
-    empty = QualityFlag("attention_empty", "info", "Nothing in the scan raises the target: the map is empty.")
-    assert "bright colours" not in Page(render(*make_case(severity=found, quality_flags=(empty,)))).text
+    empty = QualityFlag(
+        "attention_empty", "info", "Nothing in the scan raises the target: the map is empty."
+    )
+    assert (
+        "bright colours"
+        not in Page(render(*make_case(severity=found, quality_flags=(empty,)))).text
+    )
 
 
 def test_a_covid_answer(covid_case: Any) -> None:
@@ -151,17 +200,25 @@ def test_a_covid_answer(covid_case: Any) -> None:
 
 def test_what_is_missing_is_left_out(make_case: Any) -> None:
     text = Page(
-        render(*make_case(severity=None, lungs=None, series=None, models=(), quality_flags=(), timings_s={}))
+        render(
+            *make_case(
+                severity=None, lungs=None, series=None, models=(), quality_flags=(), timings_s={}
+            )
+        )
     ).text
     assert "not computed" in text and "None" not in text
 
 
 @pytest.mark.parametrize(
-    ("code", "way_out"), [("not_hu", "original values"), ("few_slices", "--lungs"), ("new", "axial")]
+    ("code", "way_out"),
+    [("not_hu", "original values"), ("few_slices", "--lungs"), ("new", "axial")],
 )
 def test_a_refusal_says_why_and_what_to_do(code: str, way_out: str, refused: Result) -> None:
     text = Page(
-        render(dataclasses.replace(refused, quality_flags=(QualityFlag(code, "error", "Because."),)), None)
+        render(
+            dataclasses.replace(refused, quality_flags=(QualityFlag(code, "error", "Because."),)),
+            None,
+        )
     ).text
     assert "refused" in text and "Because." in text and way_out in text and DISCLAIMER in text
     assert "not the same as" in text
@@ -174,16 +231,21 @@ def test_the_page_is_small(make_case: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["answered", "refused"])
-def test_a_browser_shows_it_without_complaint(kind: str, make_case: Any, refused: Result, tmp_path: Path) -> None:
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+def test_a_browser_shows_it_without_complaint(
+    kind: str, make_case: Any, refused: Result, tmp_path: Path
+) -> None:
+    browser = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if browser is None:
         pytest.skip("needs Chromium to render the report")
     (tmp_path / "report.html").write_text(
         render(*make_case()) if kind == "answered" else render(refused, None), "utf-8"
     )
     switches = (
-        "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
-        "disable-component-update disable-sync hide-scrollbars enable-logging=stderr window-size=1240,2400"
+        "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
+        " disable-component-update disable-sync hide-scrollbars enable-logging=stderr"
+        " window-size=1240,2400"
     )
     run = subprocess.run(
         [

@@ -28,7 +28,8 @@ def test_right_is_left_anterior_and_head_are_up(axis: int, make_case: Any) -> No
     picture = pictures.plain(pictures.cut(scan, result.maps, axis, 3, WHOLE), 2.0)
     bright = np.asarray(picture) > 128
     rows, columns = np.nonzero(bright)
-    # Axial: right at the left, anterior up. Coronal: right at the left, head up. Sagittal: anterior left, head up.
+    # Axial: right at the left, anterior up. Coronal: right at the left, head up. Sagittal: anterior
+    # left, head up.
     assert rows.max() < bright.shape[0] * 0.3 and columns.max() < bright.shape[1] * 0.3
 
 
@@ -49,13 +50,18 @@ def test_the_lung_window_ends_at_black_and_white(make_case: Any) -> None:
     plane = pictures.cut(scan, result.maps, 0, 0, WHOLE)
     for hu, grey in ((-2000, 0), (-1100, 0), (-400, 128), (300, 255), (3000, 255)):
         flat = dataclasses.replace(plane, hu=np.full_like(plane.hu, hu))
-        assert np.unique(np.asarray(pictures.plain(flat, 1.0))).tolist() == [pytest.approx(grey, abs=1)]
+        assert np.unique(np.asarray(pictures.plain(flat, 1.0))).tolist() == [
+            pytest.approx(grey, abs=1)
+        ]
 
 
 def test_coarse_voxels_are_enlarged_smoothly(make_case: Any) -> None:
     result, scan = make_case()
-    picture = np.asarray(pictures.plain(pictures.cut(scan, result.maps, 1, 30, WHOLE), 2.0)).astype(int)
-    # A voxel is 14 × 9 pixels here: squares would give steps of the full contrast between two pixels.
+    picture = np.asarray(pictures.plain(pictures.cut(scan, result.maps, 1, 30, WHOLE), 2.0)).astype(
+        int
+    )
+    # A voxel is 14 × 9 pixels here: squares would give steps of the full contrast between two
+    # pixels.
     assert np.ptp(picture) > 150
     assert np.abs(np.diff(picture, axis=0)).max() < np.ptp(picture) / 3
 

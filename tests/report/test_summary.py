@@ -24,14 +24,29 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_columns_are_those_of_the_contract(make_case: Any, refused: Result, tmp_path: Path) -> None:
+def test_the_columns_are_those_of_the_contract(
+    make_case: Any, refused: Result, tmp_path: Path
+) -> None:
     result, _ = make_case()
     write_summary([row(result), row(refused)], tmp_path / "out/summary.csv")
     assert (tmp_path / "out/summary.csv").read_text("utf-8").splitlines()[0] == HEADER
     answered, without = read(tmp_path / "out/summary.csv")
-    assert answered["class"] == "2" and answered["label"] == "moderate" and answered["ct_score"] == "9.1"
-    assert [float(answered[f"probability_{number}"]) for number in range(5)] == [0.02, 0.21, 0.6, 0.15, 0.02]
-    assert answered["quality_flags"] == "series_candidates lungs_cut_off" and answered["seconds"] == "5.9"
+    assert (
+        answered["class"] == "2"
+        and answered["label"] == "moderate"
+        and answered["ct_score"] == "9.1"
+    )
+    assert [float(answered[f"probability_{number}"]) for number in range(5)] == [
+        0.02,
+        0.21,
+        0.6,
+        0.15,
+        0.02,
+    ]
+    assert (
+        answered["quality_flags"] == "series_candidates lungs_cut_off"
+        and answered["seconds"] == "5.9"
+    )
     assert float(answered["volume_ml"]) == pytest.approx(result.lungs.volume_ml, abs=1e-6)
     filled = {name for name, cell in without.items() if cell}
     assert filled == {"case", "status", "quality_flags"}

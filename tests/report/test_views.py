@@ -29,7 +29,10 @@ def test_the_highest_of_both_are_among_the_slices() -> None:
 def test_slices_are_kept_ones_in_order_and_apart(first: int, depth: int, attention: float) -> None:
     candidates = np.arange(first, first + depth)
     size = first + depth + 5
-    chosen = [one.index for one in telling_slices(attention * peak(size, 20, 4), np.zeros(size), candidates, 8)]
+    chosen = [
+        one.index
+        for one in telling_slices(attention * peak(size, 20, 4), np.zeros(size), candidates, 8)
+    ]
     assert len(chosen) == min(8, depth)
     assert chosen == sorted(set(chosen)) and set(chosen) <= set(candidates.tolist())
     if depth >= 40:
@@ -44,7 +47,10 @@ def test_the_planes_go_through_the_attention_else_the_involvement(make_case: Any
     result, scan = make_case(attention=False)
     views = choose(result, scan)
     assert "involved" in views.place_reason
-    assert result.maps.lungs[views.place] == 1 and result.lungs.involvement_per_slice[views.place[0]] > 0
+    assert (
+        result.maps.lungs[views.place] == 1
+        and result.lungs.involvement_per_slice[views.place[0]] > 0
+    )
 
 
 def test_attention_outside_the_lungs_does_not_choose_the_place(make_case: Any) -> None:
@@ -60,10 +66,16 @@ def test_the_box_holds_the_lungs_and_stays_in_the_volume() -> None:
     lungs[10:30, 20:60, 1:70] = 1
     box = lung_box(lungs, (5.0, 2.0, 2.0))
     assert box == (slice(5, 35), slice(10, 70), slice(0, 80))
-    assert lung_box(np.zeros_like(lungs), (5.0, 2.0, 2.0)) == (slice(0, 50), slice(0, 80), slice(0, 90))
+    assert lung_box(np.zeros_like(lungs), (5.0, 2.0, 2.0)) == (
+        slice(0, 50),
+        slice(0, 80),
+        slice(0, 90),
+    )
 
 
-@pytest.mark.parametrize(("highest", "top"), [(0.0, 10.0), (10.0, 10.0), (10.1, 20.0), (34.0, 50.0), (100.0, 100.0)])
+@pytest.mark.parametrize(
+    ("highest", "top"), [(0.0, 10.0), (10.0, 10.0), (10.1, 20.0), (34.0, 50.0), (100.0, 100.0)]
+)
 def test_axes_end_at_round_numbers(highest: float, top: float) -> None:
     assert headfeet.nice_top(highest, 10.0) == top
 
@@ -77,5 +89,7 @@ def test_the_curves_lie_beside_the_coronal_view(make_case: Any) -> None:
     assert figure.height == pytest.approx((last - first) * scan.spacing_mm[0] * figure.px_per_mm)
     kept = np.flatnonzero(result.maps.kept)
     assert figure.kept == (pytest.approx(((kept[0] - first) * step, len(kept) * step)),)
-    assert [mark for mark, _ in figure.marks] == pytest.approx([(s.index - first + 0.5) * step for s in views.slices])
+    assert [mark for mark, _ in figure.marks] == pytest.approx(
+        [(s.index - first + 0.5) * step for s in views.slices]
+    )
     assert figure.right <= headfeet.WIDTH

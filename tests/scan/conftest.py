@@ -100,7 +100,13 @@ def _enhanced(files: list[Path]) -> Dataset:
     slices = slices[1::2] + slices[::2]
     first = slices[0]
     whole = pydicom.dcmread(files[0])
-    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "ImageType"):
+    for keyword in (
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+        "SliceThickness",
+        "ImageType",
+    ):
         delattr(whole, keyword)
     for keyword in ("RescaleSlope", "RescaleIntercept", "RescaleType", "ConvolutionKernel"):
         delattr(whole, keyword)

@@ -23,7 +23,9 @@ from tf_covid.scan.archive import unique_names
 pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")
 
 
-def zipped(path: Path, members: list[tuple[str, bytes]], method: int = zipfile.ZIP_DEFLATED) -> Path:
+def zipped(
+    path: Path, members: list[tuple[str, bytes]], method: int = zipfile.ZIP_DEFLATED
+) -> Path:
     with zipfile.ZipFile(path, "w", method) as archive:
         for name, data in members:
             archive.writestr(name, data)
@@ -52,12 +54,18 @@ PACKERS: Mapping[str, Callable[[Path, list[tuple[str, bytes]]], Path]] = {
 
 
 @pytest.mark.parametrize("ending", PACKERS)
-def test_every_kind_of_archive_gives_the_same_scan(marker, series: Path, tmp_path: Path, ending: str) -> None:
+def test_every_kind_of_archive_gives_the_same_scan(
+    marker, series: Path, tmp_path: Path, ending: str
+) -> None:
     path = PACKERS[ending](tmp_path / f"sent{ending}", contents(series, "x/"))
     (case,) = find_cases(path)
     scan = case.read()
     np.testing.assert_array_equal(scan.hu, marker.hu)
-    assert (scan.case, scan.quality_flags, scan.fingerprint) == ("sent", (), read(series).fingerprint)
+    assert (scan.case, scan.quality_flags, scan.fingerprint) == (
+        "sent",
+        (),
+        read(series).fingerprint,
+    )
     assert case.fingerprint() == scan.fingerprint
     plain = path.rename(tmp_path / "no-ending")
     np.testing.assert_array_equal(read(plain).hu, marker.hu)
@@ -66,7 +74,9 @@ def test_every_kind_of_archive_gives_the_same_scan(marker, series: Path, tmp_pat
 @pytest.mark.parametrize("ending", PACKERS)
 def test_a_volume_in_an_archive(marker, tmp_path: Path, ending: str) -> None:
     write_nifti_volume(marker.hu, marker.affine, tmp_path / "a.nii.gz")
-    path = PACKERS[ending](tmp_path / f"b{ending}", [("a.nii.gz", (tmp_path / "a.nii.gz").read_bytes())])
+    path = PACKERS[ending](
+        tmp_path / f"b{ending}", [("a.nii.gz", (tmp_path / "a.nii.gz").read_bytes())]
+    )
     np.testing.assert_array_equal(read(path).hu, marker.hu)
 
 
@@ -78,7 +88,11 @@ def test_members_of_one_name_are_several_files(marker, tmp_path: Path, ending: s
     for number in (1, 2):
         hu = marker.hu + np.int16(number)
         folder = write_dicom(
-            hu, marker.affine, tmp_path / str(number), seed=number, facts=Facts(patient_id=f"P{number}")
+            hu,
+            marker.affine,
+            tmp_path / str(number),
+            seed=number,
+            facts=Facts(patient_id=f"P{number}"),
         )
         scans[f"P{number}"] = hu
         members += contents(folder)
@@ -101,7 +115,11 @@ def test_slices_of_one_name_are_all_read(marker, series: Path, tmp_path: Path, e
 
 @pytest.mark.parametrize(
     "names",
-    [("a.dcm", "A.DCM"), tuple(unicodedata.normalize(form, "Zoë") for form in ("NFC", "NFD")), ("x/1", "x/#2/1")],
+    [
+        ("a.dcm", "A.DCM"),
+        tuple(unicodedata.normalize(form, "Zoë") for form in ("NFC", "NFD")),
+        ("x/1", "x/#2/1"),
+    ],
     ids=["case", "unicode", "number"],
 )
 @pytest.mark.parametrize("ending", [".zip", ".tar"])
@@ -110,17 +128,28 @@ def test_names_that_are_nearly_equal_are_distinct(
 ) -> None:
     members = contents(series)
     members[0], members[1] = (names[0], members[0][1]), (names[1], members[1][1])
-    np.testing.assert_array_equal(read(PACKERS[ending](tmp_path / f"a{ending}", members)).hu, marker.hu)
+    np.testing.assert_array_equal(
+        read(PACKERS[ending](tmp_path / f"a{ending}", members)).hu, marker.hu
+    )
 
 
 def test_unique_names() -> None:
     names = ["a/x.nii.gz", "a/x.nii.gz", "a/#2/x.nii.gz", "a/x.nii.gz", "y"]
-    assert unique_names(names) == ["a/x.nii.gz", "a/#3/x.nii.gz", "a/#2/x.nii.gz", "a/#4/x.nii.gz", "y"]
+    assert unique_names(names) == [
+        "a/x.nii.gz",
+        "a/#3/x.nii.gz",
+        "a/#2/x.nii.gz",
+        "a/#4/x.nii.gz",
+        "y",
+    ]
     assert all(name.endswith(".nii.gz") for name in unique_names(["x.nii.gz"] * 5))
 
 
 def test_names_that_end_at_a_nul_are_several_files(marker, series: Path, tmp_path: Path) -> None:
-    path = zipped(tmp_path / "a.zip", [(f"I{index:03}", data) for index, (_, data) in enumerate(contents(series))])
+    path = zipped(
+        tmp_path / "a.zip",
+        [(f"I{index:03}", data) for index, (_, data) in enumerate(contents(series))],
+    )
     raw = path.read_bytes()
     for index in range(14):
         raw = raw.replace(f"I{index:03}".encode(), b"I\0" + f"{index:02}".encode())
@@ -145,14 +174,18 @@ def drop_an_entry(data: bytearray, *, counted: bool) -> None:
     """Take the last member out of the directory, and out of the number in the end record, too."""
     entry, end = data.rindex(b"PK\x01\x02"), data.rindex(b"PK\x05\x06")
     count, length = struct.unpack("<HL", data[end + 10 : end + 16])
-    struct.pack_into("<HHL", data, end + 8, count - counted, count - counted, length - (end - entry))
+    struct.pack_into(
+        "<HHL", data, end + 8, count - counted, count - counted, length - (end - entry)
+    )
     del data[entry:end]
 
 
 def test_a_directory_that_lists_fewer_members(series: Path, tmp_path: Path) -> None:
     for counted, code in ((False, "archive_damaged"), (True, "archive_leftovers")):
         path = zipped(tmp_path / "a.zip", contents(series))
-        assert damaged(path, lambda data, counted=counted: drop_an_entry(data, counted=counted)) == {code}
+        assert damaged(
+            path, lambda data, counted=counted: drop_an_entry(data, counted=counted)
+        ) == {code}
 
 
 def test_two_zips_in_one_file(series: Path, tmp_path: Path) -> None:
@@ -178,7 +211,9 @@ def test_a_zip64_reads(marker, series: Path, tmp_path: Path) -> None:
     raw = path.read_bytes()
     end = raw.rindex(b"PK\x05\x06")
     count, length, offset = struct.unpack("<HLL", raw[end + 10 : end + 20])
-    record = struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, length, offset)
+    record = struct.pack(
+        "<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, length, offset
+    )
     locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, end, 1)
     last = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
     path.write_bytes(raw[:end] + record + locator + last)
@@ -204,18 +239,30 @@ def overlap(data: bytearray) -> None:
         lambda data: struct.pack_into("<H", data, data.rindex(b"PK\x05\x06") + 4, 3),
         lambda data: struct.pack_into("<L", data, data.rindex(b"PK\x05\x06") + 16, 2**31),
     ],
-    ids=["overlap", "cut-in-front", "cut-end", "first-101-bytes", "last-101-bytes", "split", "offset"],
+    ids=[
+        "overlap",
+        "cut-in-front",
+        "cut-end",
+        "first-101-bytes",
+        "last-101-bytes",
+        "split",
+        "offset",
+    ],
 )
-def test_a_damaged_zip_is_refused(series: Path, tmp_path: Path, change: Callable[[bytearray], object]) -> None:
+def test_a_damaged_zip_is_refused(
+    series: Path, tmp_path: Path, change: Callable[[bytearray], object]
+) -> None:
     assert damaged(zipped(tmp_path / "a.zip", contents(series)), change) == {"archive_damaged"}
 
 
 @pytest.mark.parametrize("size", range(0, 124, 3))
 def test_a_short_zip_is_no_traceback(tmp_path: Path, size: int) -> None:
     record = struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, 1, 1, 50, 0)
-    whole = record + struct.pack("<4sIQI", b"PK\x06\x07", 0, 0, 1) + struct.pack(
-        "<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, 100, 0, 0
-    )  # fmt: skip
+    whole = (
+        record
+        + struct.pack("<4sIQI", b"PK\x06\x07", 0, 0, 1)
+        + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, 100, 0, 0)
+    )
     for data in (whole[-size:], b"PK\x03\x04" + whole[-size:]):
         (tmp_path / "a.zip").write_bytes(data)
         (case,) = find_cases(tmp_path / "a.zip")
@@ -224,7 +271,11 @@ def test_a_short_zip_is_no_traceback(tmp_path: Path, size: int) -> None:
 
 def test_a_large_slice_with_a_wrong_check_sum_is_refused(marker, tmp_path: Path) -> None:
     hu = np.repeat(np.repeat(marker.hu, 6, axis=1), 6, axis=2)
-    path = zipped(tmp_path / "a.zip", contents(write_dicom(hu, marker.affine, tmp_path / "s")), zipfile.ZIP_STORED)
+    path = zipped(
+        tmp_path / "a.zip",
+        contents(write_dicom(hu, marker.affine, tmp_path / "s")),
+        zipfile.ZIP_STORED,
+    )
 
     def flip(data: bytearray) -> None:
         data[data.index(b"PK\x01\x02") - 3000] ^= 1
@@ -234,7 +285,9 @@ def test_a_large_slice_with_a_wrong_check_sum_is_refused(marker, tmp_path: Path)
 
 def test_a_foreign_member_with_a_wrong_check_sum_is_named(series: Path, tmp_path: Path) -> None:
     """It may have been a slice, and nothing of it says so any more."""
-    path = zipped(tmp_path / "a.zip", [*contents(series), ("z", bytes(300_000))], zipfile.ZIP_STORED)
+    path = zipped(
+        tmp_path / "a.zip", [*contents(series), ("z", bytes(300_000))], zipfile.ZIP_STORED
+    )
 
     def flip(data: bytearray) -> None:
         data[data.index(b"PK\x01\x02") - 3000] ^= 1
@@ -246,9 +299,9 @@ def test_a_foreign_member_with_a_wrong_check_sum_is_named(series: Path, tmp_path
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.8])
 def test_a_cut_tar(series: Path, tmp_path: Path, ending: str, share: float) -> None:
     path = PACKERS[ending](tmp_path / f"a{ending}", contents(series))
-    assert damaged(path, lambda data: data.__delitem__(slice(int(share * len(data)) + 100, None))) == {
-        "archive_damaged"
-    }
+    assert damaged(
+        path, lambda data: data.__delitem__(slice(int(share * len(data)) + 100, None))
+    ) == {"archive_damaged"}
 
 
 def end_of_tar(data: bytearray) -> int:
@@ -265,12 +318,16 @@ def end_of_tar(data: bytearray) -> int:
     ],
     ids=["no-end", "head", "trailing", "two-tars"],
 )
-def test_a_damaged_tar(series: Path, tmp_path: Path, code: str, change: Callable[[bytearray], object]) -> None:
+def test_a_damaged_tar(
+    series: Path, tmp_path: Path, code: str, change: Callable[[bytearray], object]
+) -> None:
     path = tarred(tmp_path / "a.tar", contents(series))
     if code == "archive_damaged":
         size = contents(series)[0][1].__len__()
         second = 512 + -(-size // 512) * 512
-        assert code in damaged(path, lambda data: data.__setitem__(second + 100, data[second + 100] ^ 1))
+        assert code in damaged(
+            path, lambda data: data.__setitem__(second + 100, data[second + 100] ^ 1)
+        )
         return
     assert damaged(path, change) == {code}
 
@@ -279,7 +336,10 @@ def test_a_damaged_tar(series: Path, tmp_path: Path, code: str, change: Callable
     ("code", "change"),
     [
         ("archive_damaged", lambda data: data.__setitem__(-6, data[-6] ^ 1)),
-        ("archive_damaged", lambda data: data.__setitem__(len(data) // 2, data[len(data) // 2] ^ 16)),
+        (
+            "archive_damaged",
+            lambda data: data.__setitem__(len(data) // 2, data[len(data) // 2] ^ 16),
+        ),
         ("trailing_bytes", lambda data: data.extend(b"hello")),
     ],
     ids=["crc", "data", "trailing"],
@@ -321,7 +381,9 @@ def test_what_is_no_file_in_a_tar(marker, series: Path, tmp_path: Path, quality_
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "C:/x", "..\\x"])
 @pytest.mark.parametrize("ending", PACKERS)
-def test_a_way_out_of_an_archive(refused, series: Path, tmp_path: Path, ending: str, name: str) -> None:
+def test_a_way_out_of_an_archive(
+    refused, series: Path, tmp_path: Path, ending: str, name: str
+) -> None:
     path = PACKERS[ending](tmp_path / f"a{ending}", [*contents(series), (name, b"")])
     assert [*refused(path)] == ["archive_unsafe"]
 
@@ -334,7 +396,11 @@ def test_bounds_of_archives(series: Path, tmp_path: Path, ending: str) -> None:
         (case,) = find_cases(path, limits)
         with pytest.raises(ScanRefused, match="archive_too_large"):
             case.read()
-    assert find_cases(path, Limits(archive_members=14, archive_bytes=total))[0].read().shape == (14, 40, 32)
+    assert find_cases(path, Limits(archive_members=14, archive_bytes=total))[0].read().shape == (
+        14,
+        40,
+        32,
+    )
 
 
 def test_a_bomb_in_gzip_is_bounded(refused, tmp_path: Path) -> None:
@@ -354,7 +420,9 @@ def test_a_tar_head_of_many_megabytes_is_not_loaded(refused, tmp_path: Path) -> 
     assert [*refused(path)] == ["archive_unsafe"]
 
 
-def test_no_member_is_written_to_disk(series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_member_is_written_to_disk(
+    series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = PACKERS[".tgz"](tmp_path / "a.tgz", contents(series))
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -374,7 +442,9 @@ def test_a_zip_that_changes_between_looking_and_reading(series: Path, tmp_path: 
 def test_a_folder_of_archives(marker, series: Path, tmp_path: Path) -> None:
     root = tmp_path / "cohort"
     (root / "b").mkdir(parents=True)
-    other = write_dicom(marker.hu, marker.affine, tmp_path / "p2", seed=9, facts=Facts(patient_id="Q"))
+    other = write_dicom(
+        marker.hu, marker.affine, tmp_path / "p2", seed=9, facts=Facts(patient_id="Q")
+    )
     zipped(root / "one.zip", contents(series))
     tarred(root / "b" / "two.tar", contents(other))
     zipped(root / "notes.zip", [("readme.txt", b"hello")])
@@ -399,7 +469,9 @@ def test_archives_beside_a_series(marker, series: Path, tmp_path: Path, quality_
     assert levels == {"archive_copies": "info", "unreadable_archives": "warning"}
 
 
-def test_an_archive_in_an_archive_is_named(marker, series: Path, tmp_path: Path, quality_flags, refused) -> None:
+def test_an_archive_in_an_archive_is_named(
+    marker, series: Path, tmp_path: Path, quality_flags, refused
+) -> None:
     inner = zipped(tmp_path / "inner.zip", contents(series)).read_bytes()
     outer = zipped(tmp_path / "outer.zip", [("p1.zip", inner), ("p2.7z", b"7z")])
     assert "2 archive(s)" in refused(outer)["no_scan"].message
@@ -446,7 +518,9 @@ def test_a_name_that_promises_an_archive(refused, tmp_path: Path, ending: str) -
 
 def test_a_macos_zip(marker, series: Path, tmp_path: Path) -> None:
     members = [(f"s/{name}", data) for name, data in contents(series)]
-    members += [(f"__MACOSX/s/._{name}", b"\0\5\x16\7" + bytes(100)) for name, _ in contents(series)]
+    members += [
+        (f"__MACOSX/s/._{name}", b"\0\5\x16\7" + bytes(100)) for name, _ in contents(series)
+    ]
     scan = read(zipped(tmp_path / "a.zip", [*members, ("s/.DS_Store", b"\0\0\0\1Bud1")]))
     np.testing.assert_array_equal(scan.hu, marker.hu)
     assert [(flag.code, flag.level) for flag in scan.quality_flags] == [("foreign_files", "info")]

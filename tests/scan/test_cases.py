@@ -32,7 +32,9 @@ def test_a_hospital_folder(marker, tmp_path: Path, quality_flags) -> None:
     (root / "readme").write_text("hello")
     (root / "empty").touch()
     (root / "nested.zip").write_bytes(b"PK\x05\x06" + bytes(18))
-    (root / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + bytes.fromhex("02000000554c0400") + bytes(4) + bytes(100))
+    (root / "DICOMDIR").write_bytes(
+        bytes(128) + b"DICM" + bytes.fromhex("02000000554c0400") + bytes(4) + bytes(100)
+    )
     scan = read(root)
     np.testing.assert_array_equal(scan.hu, marker.hu)
     assert scan.case == "export"
@@ -92,13 +94,27 @@ def test_studies_mixed_in_one_folder_are_numbered(marker, tmp_path: Path) -> Non
 
 
 FACTS = Facts(
-    patient_id="12-34 567", patient_name="Müller-Øst^Jane^^Dr", accession_number="ACC99", birth_date="19470203"
+    patient_id="12-34 567",
+    patient_name="Müller-Øst^Jane^^Dr",
+    accession_number="ACC99",
+    birth_date="19470203",
 )
 
 
 @pytest.mark.parametrize(
     "name",
-    ["UID", "ct_JANE", "Muller scan", "x12-34567", "1234567", "acc99", "b19470203", "J.A.N.E", "MÜLLER", "øst-ct"],
+    [
+        "UID",
+        "ct_JANE",
+        "Muller scan",
+        "x12-34567",
+        "1234567",
+        "acc99",
+        "b19470203",
+        "J.A.N.E",
+        "MÜLLER",
+        "øst-ct",
+    ],
 )
 def test_a_name_with_the_patient_in_it_becomes_a_hash(marker, tmp_path: Path, name: str) -> None:
     folder = write_dicom(marker.hu, marker.affine, tmp_path / name, facts=FACTS)
@@ -121,7 +137,10 @@ def test_a_short_name_or_id_becomes_a_hash(marker, tmp_path: Path, name: str) ->
 @pytest.mark.parametrize("name", ["clinic", "wuhan", "ct-77", "plan"])
 def test_a_word_that_only_holds_a_short_name_stays(marker, tmp_path: Path, name: str) -> None:
     facts = dataclasses.replace(FACTS, patient_name="Li^Wu An^^Dr", patient_id="7")
-    assert find_cases(write_dicom(marker.hu, marker.affine, tmp_path / name, facts=facts))[0].name == name
+    assert (
+        find_cases(write_dicom(marker.hu, marker.affine, tmp_path / name, facts=facts))[0].name
+        == name
+    )
 
 
 def test_numbers_of_ours_are_no_patient_id(marker, tmp_path: Path) -> None:
@@ -129,7 +148,9 @@ def test_numbers_of_ours_are_no_patient_id(marker, tmp_path: Path) -> None:
     root.mkdir()
     for number in (1, 2):
         facts = dataclasses.replace(FACTS, patient_id=str(number))
-        folder = write_dicom(marker.hu, marker.affine, tmp_path / f"p{number}", seed=number, facts=facts)
+        folder = write_dicom(
+            marker.hu, marker.affine, tmp_path / f"p{number}", seed=number, facts=facts
+        )
         for file in folder.iterdir():
             shutil.move(file, root / f"x{number}-{file.name}")
     assert [case.name for case in find_cases(root)] == ["mixed-1", "mixed-2"]
@@ -142,7 +163,9 @@ def test_a_file_named_by_its_sop_instance_uid(marker, series: Path, tmp_path: Pa
     assert find_cases(pack(series, tmp_path / f"{uid}.zip"))[0].name.startswith("case-")
 
 
-def test_a_link_keeps_its_own_name(marker, series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_keeps_its_own_name(
+    marker, series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """git-annex keeps every file under the hash of its content and links to it."""
     store = tmp_path / "annex"
     store.mkdir()
@@ -152,7 +175,13 @@ def test_a_link_keeps_its_own_name(marker, series: Path, tmp_path: Path, monkeyp
     (store / "SHA256E-s1--def").write_bytes(bytes(200))
     (series / "DICOMDIR").symlink_to(store / "SHA256E-s1--def")
     monkeypatch.chdir(tmp_path / "ward")
-    paths = [tmp_path / "scan 7.nii.gz", tmp_path / "ward", tmp_path / "ward/DICOMDIR", "DICOMDIR", "."]
+    paths = [
+        tmp_path / "scan 7.nii.gz",
+        tmp_path / "ward",
+        tmp_path / "ward/DICOMDIR",
+        "DICOMDIR",
+        ".",
+    ]
     assert [read(path).case for path in paths] == ["scan_7", "ward", "ward", "series", "series"]
     (tmp_path / "series" / "sub").mkdir()
     monkeypatch.chdir(tmp_path / "series" / "sub")
@@ -180,13 +209,20 @@ def test_answers_of_ours_are_no_input(marker, series: Path, quality_flags) -> No
 
 @pytest.mark.parametrize("name", ["scan", "ct-12", "drx", "3"])
 def test_a_name_without_the_patient_stays(marker, tmp_path: Path, name: str) -> None:
-    assert find_cases(write_dicom(marker.hu, marker.affine, tmp_path / name, facts=FACTS))[0].name == name
+    assert (
+        find_cases(write_dicom(marker.hu, marker.affine, tmp_path / name, facts=FACTS))[0].name
+        == name
+    )
 
 
 def test_a_subfolder_with_another_patients_name(marker, tmp_path: Path) -> None:
     write_dicom(marker.hu, marker.affine, tmp_path / "in" / "jane", facts=FACTS, seed=1)
     write_dicom(
-        marker.hu, marker.affine, tmp_path / "in" / "b", facts=dataclasses.replace(FACTS, patient_id="X"), seed=2
+        marker.hu,
+        marker.affine,
+        tmp_path / "in" / "b",
+        facts=dataclasses.replace(FACTS, patient_id="X"),
+        seed=2,
     )
     names = [case.name for case in find_cases(tmp_path / "in")]
     assert names[0] == "in-b" and names[1].startswith("case-")
@@ -197,7 +233,13 @@ def test_names_are_safe(name: str) -> None:
     from tf_covid.scan.names import case_names
 
     (made,) = case_names(Path("/data") / name.replace("/", ":"), [""], [()])
-    assert made and len(made) <= 80 and made.isascii() and not set(made) & set("/\\: ") and made[0] not in ".-"
+    assert (
+        made
+        and len(made) <= 80
+        and made.isascii()
+        and not set(made) & set("/\\: ")
+        and made[0] not in ".-"
+    )
 
 
 def test_identifiers_are_there_and_nowhere_else(marker, tmp_path: Path, edit) -> None:
@@ -239,5 +281,7 @@ def test_no_tensorflow() -> None:
     import subprocess
     import sys
 
-    code = "import sys, tf_covid.scan, tf_covid.phantom.files; sys.exit('tensorflow' in sys.modules)"
+    code = (
+        "import sys, tf_covid.scan, tf_covid.phantom.files; sys.exit('tensorflow' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

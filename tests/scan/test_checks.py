@@ -9,7 +9,9 @@ from tf_covid.scan import lung_flags
 from tf_covid.scan.checks import gate, geometry_flags, hu_flags
 
 
-def chest(noise: float = 20.0, air: int = -1000, lung: int = -850, soft: int = 40, seed: int = 0) -> np.ndarray:
+def chest(
+    noise: float = 20.0, air: int = -1000, lung: int = -850, soft: int = 40, seed: int = 0
+) -> np.ndarray:
     """A crude chest, int16 (20, 64, 64)."""
     hu = np.full((20, 64, 64), air, dtype=np.float64)
     hu[:, 12:52, 6:58] = soft
@@ -44,9 +46,22 @@ def padded(value: int) -> np.ndarray:
         chest(lung=-400),
         chest().transpose(2, 0, 1),
     ],
-    ids=["plain", "noise", "contrast", "dense", "emphysema", "-2000", "-3024", "-1024", "-32768", "tight", "clipped",
-         "opaque lungs", "strided"],
-)  # fmt: skip
+    ids=[
+        "plain",
+        "noise",
+        "contrast",
+        "dense",
+        "emphysema",
+        "-2000",
+        "-3024",
+        "-1024",
+        "-32768",
+        "tight",
+        "clipped",
+        "opaque lungs",
+        "strided",
+    ],
+)
 def test_hu_is_hu(hu: np.ndarray) -> None:
     assert hu_flags(np.ascontiguousarray(hu)) == ()
 
@@ -62,7 +77,10 @@ WINDOWED = np.clip((chest().astype(float) + 1000) / 1400 * 255, 0, 255).astype(n
         ((chest() + np.int16(1024)) * np.int16(4), "no air or lung peak"),
         ((chest().astype(float) / 1000).round().astype(np.int16), "no air or lung peak"),
         (np.random.default_rng(0).integers(-1000, 1000, (20, 64, 64)).astype(np.int16), "peak"),
-        (np.abs(np.random.default_rng(0).normal(300, 200, (20, 64, 64))).astype(np.int16), "no air or lung peak"),
+        (
+            np.abs(np.random.default_rng(0).normal(300, 200, (20, 64, 64))).astype(np.int16),
+            "no air or lung peak",
+        ),
         (np.where(chest() < -500, np.int16(-1000), np.int16(1500)), "no soft-tissue peak"),
     ],
     ids=["8 bit", "stored values", "scaled", "divided", "noise", "MR", "no soft tissue"],

@@ -37,7 +37,11 @@ def codes_of(source: str) -> set[str]:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            name = (
+                node.func.attr
+                if isinstance(node.func, ast.Attribute)
+                else getattr(node.func, "id", "")
+            )
             given = node.args[:1] or [word.value for word in node.keywords if word.arg == "code"]
             if name in MAKERS and given:
                 found.update(strings(given[0]))

@@ -44,7 +44,9 @@ def test_what_may_not_be_read_is_named(series: Path, tmp_path: Path) -> None:
         "print(json.dumps([[flag.code, flag.level, flag.value] for flag in case.quality_flags]))"
     )
     try:
-        done = subprocess.run([sys.executable, "-c", code, str(series)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(series)], capture_output=True, text=True, check=False
+        )
     finally:
         (series / "deep").chmod(0o755)
     if "PermissionError" in done.stderr and "setuid" in done.stderr:
@@ -115,7 +117,9 @@ def test_damaged_dicom_beside_volumes(marker, series: Path, tmp_path: Path, qual
 
 
 @pytest.mark.parametrize("emptied", ["all", "study", "series"])
-def test_patients_whose_ids_were_emptied_stay_apart(marker, tmp_path: Path, edit, emptied: str) -> None:
+def test_patients_whose_ids_were_emptied_stay_apart(
+    marker, tmp_path: Path, edit, emptied: str
+) -> None:
     scans = []
     for number in (1, 2):
         hu = marker.hu + np.int16(3 * number)
@@ -123,7 +127,9 @@ def test_patients_whose_ids_were_emptied_stay_apart(marker, tmp_path: Path, edit
         scans.append(hu)
 
         def anonymise(dataset: pydicom.Dataset) -> None:
-            dataset.PatientID = dataset.PatientName = dataset.PatientBirthDate = dataset.AccessionNumber = ""
+            dataset.PatientID = dataset.PatientName = dataset.PatientBirthDate = (
+                dataset.AccessionNumber
+            ) = ""
             dataset.StudyInstanceUID = ""
             if emptied != "study":
                 dataset.SeriesInstanceUID = ""
@@ -133,7 +139,9 @@ def test_patients_whose_ids_were_emptied_stay_apart(marker, tmp_path: Path, edit
         for folder in ("p1", "p2"):
             edit(
                 tmp_path / "in" / folder,
-                lambda dataset, name=folder: setattr(dataset, "PatientBirthDate", f"1950010{name[1]}"),
+                lambda dataset, name=folder: setattr(
+                    dataset, "PatientBirthDate", f"1950010{name[1]}"
+                ),
             )
     cases = find_cases(tmp_path / "in")
     assert len(cases) == 2
@@ -159,7 +167,9 @@ LOST = {
 
 @pytest.mark.parametrize("suffix", [".dcm", ""])
 @pytest.mark.parametrize("what", LOST)
-def test_a_slice_that_was_lost_is_no_foreign_file(series: Path, quality_flags, what: str, suffix: str) -> None:
+def test_a_slice_that_was_lost_is_no_foreign_file(
+    series: Path, quality_flags, what: str, suffix: str
+) -> None:
     for file in series.iterdir():
         file.rename(file.with_suffix(suffix))
     file = sorted(series.iterdir())[-1]
@@ -168,11 +178,15 @@ def test_a_slice_that_was_lost_is_no_foreign_file(series: Path, quality_flags, w
 
 
 @pytest.mark.parametrize("name", ["report.dcm", "report"])
-def test_a_report_beside_the_slices_is_no_lost_slice(series: Path, quality_flags, name: str) -> None:
+def test_a_report_beside_the_slices_is_no_lost_slice(
+    series: Path, quality_flags, name: str
+) -> None:
     dataset = pydicom.dcmread(sorted(series.iterdir())[0])
     for keyword in ("Rows", "Columns", "PixelData", "BitsAllocated"):
         del dataset[keyword]
-    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.88.33"
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = (
+        "1.2.840.10008.5.1.4.1.1.88.33"
+    )
     dataset.Modality = "SR"
     dataset.save_as(series / name)
     (series / "._other").write_bytes(bytes(4096))

@@ -20,8 +20,12 @@ def codes(hu: np.ndarray) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(("one", "other"), [(3, 4), (0, 13), (5, 2)])
-@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.5"])
-def test_pixel_data_of_one_slice_in_another(one: int, other: int, syntax: str, marker, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "syntax", ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.5"]
+)
+def test_pixel_data_of_one_slice_in_another(
+    one: int, other: int, syntax: str, marker, tmp_path: Path
+) -> None:
     folder = write_dicom(marker.hu, marker.affine, tmp_path / "a", transfer_syntax=syntax)
     files = sorted(folder.iterdir())
     dataset = pydicom.dcmread(files[other])

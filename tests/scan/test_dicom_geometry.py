@@ -27,13 +27,19 @@ def test_missing_slices_are_made_up_and_listed(marker, series: Path, quality_fla
     assert (flag.level, flag.value) == ("warning", 3)
     kept = [number for number in range(14) if number not in scan.interpolated]
     np.testing.assert_array_equal(scan.hu[kept], marker.hu[kept])
-    np.testing.assert_allclose(scan.hu[4], (marker.hu[3].astype(float) + marker.hu[5]) / 2, atol=0.5)
-    np.testing.assert_allclose(scan.hu[8], marker.hu[7] * (2 / 3) + marker.hu[10] * (1 / 3), atol=0.51)
+    np.testing.assert_allclose(
+        scan.hu[4], (marker.hu[3].astype(float) + marker.hu[5]) / 2, atol=0.5
+    )
+    np.testing.assert_allclose(
+        scan.hu[8], marker.hu[7] * (2 / 3) + marker.hu[10] * (1 / 3), atol=0.51
+    )
     np.testing.assert_allclose(scan.affine, marker.affine, atol=1e-6)
 
 
 @pytest.mark.parametrize("orientation", ["coronal", "sagittal"])
-def test_a_gap_between_slices_that_are_not_axial_is_refused(marker, tmp_path: Path, refused, orientation: str) -> None:
+def test_a_gap_between_slices_that_are_not_axial_is_refused(
+    marker, tmp_path: Path, refused, orientation: str
+) -> None:
     """The numbers of made-up slices are of axial ones; here a part of every axial slice would be made up."""
     folder = write_dicom(marker.hu, marker.affine, tmp_path / "a", orientation=orientation)
     sorted(folder.iterdir())[5].unlink()
@@ -43,7 +49,14 @@ def test_a_gap_between_slices_that_are_not_axial_is_refused(marker, tmp_path: Pa
 
 def test_a_whole_stack_goes_before_one_with_a_gap_that_is_not_axial(marker, tmp_path: Path) -> None:
     for name in ("coronal", "sagittal"):
-        write_dicom(marker.hu, marker.affine, tmp_path / "a" / name, orientation=name, seed=len(name), study_seed=7)
+        write_dicom(
+            marker.hu,
+            marker.affine,
+            tmp_path / "a" / name,
+            orientation=name,
+            seed=len(name),
+            study_seed=7,
+        )
     sorted((tmp_path / "a" / "coronal").iterdir())[5].unlink()
     scan = read(tmp_path / "a")
     np.testing.assert_array_equal(scan.hu, marker.hu)
@@ -91,7 +104,9 @@ def test_a_different_duplicate_is_told(marker, series: Path, edit, quality_flags
     assert quality_flags(scan)["ambiguous_slices"].level == "warning"
 
 
-def test_two_phases_in_one_series_are_two_candidates(marker, series: Path, edit, quality_flags) -> None:
+def test_two_phases_in_one_series_are_two_candidates(
+    marker, series: Path, edit, quality_flags
+) -> None:
     for file in sorted(series.iterdir()):
         extra = shutil.copy(file, series / f"z{file.name}")
 
@@ -143,7 +158,12 @@ def test_slices_beside_each_other_are_refused(series: Path, edit, refused) -> No
 
 
 def test_cosines_slightly_off_are_repaired(marker, series: Path, edit) -> None:
-    edit(series, lambda d: setattr(d, "ImageOrientationPatient", ["1.0", "0.0008", "0", "0.0001", "0.9996", "0"]))
+    edit(
+        series,
+        lambda d: setattr(
+            d, "ImageOrientationPatient", ["1.0", "0.0008", "0", "0.0001", "0.9996", "0"]
+        ),
+    )
     scan = read(series)
     np.testing.assert_array_equal(scan.hu, marker.hu)
     cosines = scan.affine[:3, :3] / np.array(scan.spacing_mm)
@@ -168,8 +188,14 @@ def test_half_the_series_in_another_matrix(marker, series: Path, edit, refused) 
 def test_every_slice_its_own_direction(series: Path, edit, refused) -> None:
     for number, file in enumerate(sorted(series.iterdir())):
         angle = np.radians(5 * number)
-        cosines = [f"{value:.6f}" for value in (np.cos(angle), np.sin(angle), 0, -np.sin(angle), np.cos(angle), 0)]
-        edit(file, lambda dataset, cosines=cosines: setattr(dataset, "ImageOrientationPatient", cosines))
+        cosines = [
+            f"{value:.6f}"
+            for value in (np.cos(angle), np.sin(angle), 0, -np.sin(angle), np.cos(angle), 0)
+        ]
+        edit(
+            file,
+            lambda dataset, cosines=cosines: setattr(dataset, "ImageOrientationPatient", cosines),
+        )
     assert "mixed_geometry" in refused(series)
 
 
@@ -184,7 +210,9 @@ def test_header_values_that_end_in_nul(marker, series: Path) -> None:
         data = file.read_bytes()
         assert b"B60f" in data
         file.write_bytes(
-            data.replace(b"1.2.840.10008.5.1.4.1.1.2 ", b"1.2.840.10008.5.1.4.1.1.2\0").replace(b"B60f", b"B60\0")
+            data.replace(b"1.2.840.10008.5.1.4.1.1.2 ", b"1.2.840.10008.5.1.4.1.1.2\0").replace(
+                b"B60f", b"B60\0"
+            )
         )
     scan = read(series)
     np.testing.assert_array_equal(scan.hu, marker.hu)
@@ -198,7 +226,10 @@ def test_large_series_are_refused_before_memory_is_taken(series: Path, tmp_path:
 
 
 def test_rows_that_lie(series: Path, edit, refused) -> None:
-    edit(series, lambda dataset: (setattr(dataset, "Rows", 60000), setattr(dataset, "Columns", 60000)))
+    edit(
+        series,
+        lambda dataset: (setattr(dataset, "Rows", 60000), setattr(dataset, "Columns", 60000)),
+    )
     assert "too_large" in refused(series)
 
 

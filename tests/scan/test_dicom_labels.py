@@ -36,14 +36,32 @@ def relabel(file: Path, syntax: str) -> None:
 @pytest.mark.parametrize(
     ("true", "label"),
     [
-        (EXPLICIT, IMPLICIT), (IMPLICIT, EXPLICIT), (EXPLICIT, BIG), (BIG, EXPLICIT), (BIG, IMPLICIT),
-        (EXPLICIT, DEFLATED), (J2K, EXPLICIT), (J2K, IMPLICIT), (J2K, LOSSLESS), (JPEGLS, LOSSLESS), (LOSSLESS, JPEGLS),
-        (LOSSLESS, J2K), (LOSSLESS, EXPLICIT), (EXPLICIT, LOSSLESS), (EXPLICIT, J2K), (EXPLICIT, f"{_ROOT}.5"),
-        (f"{_ROOT}.5", EXPLICIT), (f"{_ROOT}.5", LOSSLESS), (LOSSLESS, f"{_ROOT}.5"), (IMPLICIT, LOSSLESS),
+        (EXPLICIT, IMPLICIT),
+        (IMPLICIT, EXPLICIT),
+        (EXPLICIT, BIG),
+        (BIG, EXPLICIT),
+        (BIG, IMPLICIT),
+        (EXPLICIT, DEFLATED),
+        (J2K, EXPLICIT),
+        (J2K, IMPLICIT),
+        (J2K, LOSSLESS),
+        (JPEGLS, LOSSLESS),
+        (LOSSLESS, JPEGLS),
+        (LOSSLESS, J2K),
+        (LOSSLESS, EXPLICIT),
+        (EXPLICIT, LOSSLESS),
+        (EXPLICIT, J2K),
+        (EXPLICIT, f"{_ROOT}.5"),
+        (f"{_ROOT}.5", EXPLICIT),
+        (f"{_ROOT}.5", LOSSLESS),
+        (LOSSLESS, f"{_ROOT}.5"),
+        (IMPLICIT, LOSSLESS),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("which", [slice(None), slice(5, 6)], ids=["all", "one"])
-def test_pixels_follow_the_bytes_and_not_the_label(marker, tmp_path, quality_flags, true, label, which) -> None:
+def test_pixels_follow_the_bytes_and_not_the_label(
+    marker, tmp_path, quality_flags, true, label, which
+) -> None:
     folder = write_dicom(marker.hu, marker.affine, tmp_path / "a", transfer_syntax=true)
     files = sorted(folder.iterdir())[which]
     for file in files:
@@ -67,7 +85,9 @@ def test_a_stream_without_items_under_a_native_label(marker, series, edit, quali
 
 @pytest.mark.parametrize("keyword", ["Rows", "Columns"])
 @pytest.mark.parametrize("factor", [0.5, 2])
-def test_a_length_that_is_not_the_header_s(series, edit, refused, keyword: str, factor: float) -> None:
+def test_a_length_that_is_not_the_header_s(
+    series, edit, refused, keyword: str, factor: float
+) -> None:
     edit(series, lambda dataset: setattr(dataset, keyword, int(factor * dataset[keyword].value)))
     assert "pixel_length" in refused(series)
 
@@ -87,8 +107,12 @@ def test_the_next_element_is_no_voxels(series, edit, refused) -> None:
     assert "pixel_length" in refused(series)
 
 
-@pytest.mark.parametrize(("extra", "code"), [(2, "extra_bytes"), (510, "extra_bytes"), (512, None), (5000, None)])
-def test_bytes_behind_the_last_row(marker, series, edit, refused, quality_flags, extra: int, code: str | None) -> None:
+@pytest.mark.parametrize(
+    ("extra", "code"), [(2, "extra_bytes"), (510, "extra_bytes"), (512, None), (5000, None)]
+)
+def test_bytes_behind_the_last_row(
+    marker, series, edit, refused, quality_flags, extra: int, code: str | None
+) -> None:
     edit(series, lambda dataset: setattr(dataset, "PixelData", dataset.PixelData + bytes(extra)))
     if code is None:
         assert "pixel_length" in refused(series)
@@ -118,7 +142,9 @@ def test_native_pixels_of_undefined_length_with_more_behind(series, refused) -> 
 
 
 @pytest.mark.parametrize("frames", [13, 15])
-def test_enhanced_ct_with_another_number_of_frames(master, tmp_path, refused, enhanced, frames: int) -> None:
+def test_enhanced_ct_with_another_number_of_frames(
+    master, tmp_path, refused, enhanced, frames: int
+) -> None:
     whole = enhanced(sorted(master.iterdir()))
     whole.NumberOfFrames = frames
     whole.save_as(tmp_path / "enhanced")
@@ -135,12 +161,16 @@ def test_enhanced_ct_with_fewer_items_than_frames(master, tmp_path, refused, enh
         assert "frame_count" in refused(tmp_path / str(number))
 
 
-@pytest.mark.parametrize(("keyword", "value"), [("Rows", 20), ("RescaleIntercept", "0"), ("RescaleSlope", "2")])
+@pytest.mark.parametrize(
+    ("keyword", "value"), [("Rows", 20), ("RescaleIntercept", "0"), ("RescaleSlope", "2")]
+)
 @pytest.mark.parametrize("first", [True, False])
 def test_elements_that_occur_twice(marker, series, refused, keyword, value, first: bool) -> None:
     tag = pydicom.datadict.tag_for_keyword(keyword)
     head = struct.pack("<HH", tag >> 16, tag & 0xFFFF)
-    text = struct.pack("<H", value) if keyword == "Rows" else (value + " " * (len(value) % 2)).encode()
+    text = (
+        struct.pack("<H", value) if keyword == "Rows" else (value + " " * (len(value) % 2)).encode()
+    )
     extra = head + (b"US" if keyword == "Rows" else b"DS") + struct.pack("<H", len(text)) + text
     whole = {file: file.read_bytes() for file in series.iterdir()}
 
@@ -150,7 +180,9 @@ def test_elements_that_occur_twice(marker, series, refused, keyword, value, firs
 
     for file, data in whole.items():
         at, end = place(data)
-        file.write_bytes(data[:at] + extra + data[at:] if first else data[:end] + extra + data[end:])
+        file.write_bytes(
+            data[:at] + extra + data[at:] if first else data[:end] + extra + data[end:]
+        )
     assert keyword in str(refused(series)["duplicate_element"].value)
     for file, data in whole.items():  # the same value twice contradicts nothing
         at, end = place(data)
@@ -178,7 +210,9 @@ def test_bits_stored_that_are_too_few(marker, tmp_path, edit, refused, signed: b
 
 
 def test_an_overlay_in_the_high_bits_is_cut_off(marker, tmp_path, edit) -> None:
-    folder = write_dicom(marker.hu, marker.affine, tmp_path / "a", pixels=Pixels(bits=12, signed=False))
+    folder = write_dicom(
+        marker.hu, marker.affine, tmp_path / "a", pixels=Pixels(bits=12, signed=False)
+    )
 
     def draw(dataset: Dataset) -> None:
         pixels = np.frombuffer(dataset.PixelData, "<u2").reshape(40, 32).copy()
@@ -190,7 +224,9 @@ def test_an_overlay_in_the_high_bits_is_cut_off(marker, tmp_path, edit) -> None:
 
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG, LOSSLESS])
-def test_group_length_and_extended_offset_table_before_the_pixels(marker, tmp_path, syntax: str) -> None:
+def test_group_length_and_extended_offset_table_before_the_pixels(
+    marker, tmp_path, syntax: str
+) -> None:
     folder = write_dicom(marker.hu, marker.affine, tmp_path / "a", transfer_syntax=syntax)
     for file in folder.iterdir():
         data = file.read_bytes()
@@ -201,10 +237,16 @@ def test_group_length_and_extended_offset_table_before_the_pixels(marker, tmp_pa
             tag = struct.pack(order + "HH", 0x7FE0, number)
             if syntax == IMPLICIT:
                 return tag + struct.pack("<I", len(value)) + value
-            size = struct.pack(order + "H", len(value)) if vr == b"UL" else struct.pack(order + "2xI", len(value))
+            size = (
+                struct.pack(order + "H", len(value))
+                if vr == b"UL"
+                else struct.pack(order + "2xI", len(value))
+            )
             return tag + vr + size + value
 
-        extra = element(0, b"UL", bytes(4)) + element(1, b"OV", bytes(8)) + element(2, b"OV", bytes(8))
+        extra = (
+            element(0, b"UL", bytes(4)) + element(1, b"OV", bytes(8)) + element(2, b"OV", bytes(8))
+        )
         file.write_bytes(data[:at] + extra + data[at:])
     np.testing.assert_array_equal(read(folder).hu, marker.hu)
 
@@ -235,7 +277,8 @@ def test_a_decimal_comma_in_a_needed_number_is_a_point(marker, series) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "found"), [("ANONYMIZED", "letters"), ("1_0", "letters"), ("1-2", '"1-2"'), ("Doe^Jane", "letters")]
+    ("text", "found"),
+    [("ANONYMIZED", "letters"), ("1_0", "letters"), ("1-2", '"1-2"'), ("Doe^Jane", "letters")],
 )
 def test_a_needed_number_that_is_none_is_named(series, text: str, found: str) -> None:
     file = sorted(series.iterdir())[0]

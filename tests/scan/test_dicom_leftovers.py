@@ -34,7 +34,9 @@ def change_stream(folder: Path, change: Callable[[bytes], bytes], number: int = 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 80])
 @pytest.mark.parametrize("syntax", [f"{_ROOT}.1", _ROOT, f"{_ROOT}.2"])
-def test_bytes_put_into_native_pixels_are_a_warning(size: int, syntax: str, marker, tmp_path: Path) -> None:
+def test_bytes_put_into_native_pixels_are_a_warning(
+    size: int, syntax: str, marker, tmp_path: Path
+) -> None:
     """The element keeps its length, so that the last bytes of the pixels lie behind it."""
     folder = write_dicom(marker.hu, marker.affine, tmp_path / "a", transfer_syntax=syntax)
     file = sorted(folder.iterdir())[4]
@@ -53,7 +55,9 @@ def test_zeros_behind_the_pixels_are_padding(size: int, series: Path, marker) ->
 
 
 @pytest.mark.parametrize("keyword", ["Rows", "Columns"])
-def test_one_row_or_column_less_than_stored(keyword: str, series: Path, edit: Callable[..., None]) -> None:
+def test_one_row_or_column_less_than_stored(
+    keyword: str, series: Path, edit: Callable[..., None]
+) -> None:
     def change(dataset: pydicom.Dataset) -> None:
         dataset[keyword].value -= 1
 
@@ -69,8 +73,12 @@ def test_one_row_or_column_less_than_stored(keyword: str, series: Path, edit: Ca
     ("syntax", "change", "code"),
     [
         pytest.param(f"{_ROOT}.5", lambda data: data[:-8], "truncated_file", id="rle cut"),
-        pytest.param(f"{_ROOT}.5", lambda data: data[:300] + data[307:], None, id="rle without seven bytes"),
-        pytest.param(f"{_ROOT}.5", lambda data: data + b"\x05abcdef", None, id="rle with a run more"),
+        pytest.param(
+            f"{_ROOT}.5", lambda data: data[:300] + data[307:], None, id="rle without seven bytes"
+        ),
+        pytest.param(
+            f"{_ROOT}.5", lambda data: data + b"\x05abcdef", None, id="rle with a run more"
+        ),
         pytest.param(
             f"{_ROOT}.4.90",
             lambda data: data[: len(data) // 2] + bytes(len(data) // 2),
@@ -78,7 +86,10 @@ def test_one_row_or_column_less_than_stored(keyword: str, series: Path, edit: Ca
             id="j2k zeroed",
         ),
         pytest.param(
-            f"{_ROOT}.4.51", lambda data: data[: int(0.99 * len(data))] + b"\xff\xd9", "truncated_file", id="jpeg cut"
+            f"{_ROOT}.4.51",
+            lambda data: data[: int(0.99 * len(data))] + b"\xff\xd9",
+            "truncated_file",
+            id="jpeg cut",
         ),
         pytest.param(
             f"{_ROOT}.4.70",
@@ -93,10 +104,14 @@ def test_streams_that_do_not_hold_their_image(
 ) -> None:
     folder = write_dicom(marker.hu, marker.affine, tmp_path / "a", transfer_syntax=syntax)
     change_stream(folder, change)
-    assert code_of(folder) in ({code} if code else {"truncated_file", "pixel_length", "undecodable"})
+    assert code_of(folder) in (
+        {code} if code else {"truncated_file", "pixel_length", "undecodable"}
+    )
 
 
-@pytest.mark.parametrize("syntax", [f"{_ROOT}.4.90", f"{_ROOT}.4.201", f"{_ROOT}.4.51", f"{_ROOT}.5"])
+@pytest.mark.parametrize(
+    "syntax", [f"{_ROOT}.4.90", f"{_ROOT}.4.201", f"{_ROOT}.4.51", f"{_ROOT}.5"]
+)
 @pytest.mark.parametrize("zeros", [0, 1, 5])
 def test_zeros_behind_a_stream_are_padding(syntax: str, zeros: int, marker, tmp_path: Path) -> None:
     folder = write_dicom(marker.hu, marker.affine, tmp_path / "a", transfer_syntax=syntax)
@@ -125,7 +140,9 @@ def test_a_header_that_is_gone_is_no_foreign_file(part: slice, series: Path) -> 
     assert "unreadable_files" in {flag.code for flag in read(series).quality_flags}
 
 
-def test_a_report_beside_the_slices_is_a_foreign_file(series: Path, edit: Callable[..., None]) -> None:
+def test_a_report_beside_the_slices_is_a_foreign_file(
+    series: Path, edit: Callable[..., None]
+) -> None:
     report = pydicom.dcmread(sorted(series.iterdir())[0])
     for keyword in ("PixelData", "Rows", "Columns"):
         delattr(report, keyword)
@@ -134,8 +151,12 @@ def test_a_report_beside_the_slices_is_a_foreign_file(series: Path, edit: Callab
     assert {flag.code for flag in read(series).quality_flags} == {"foreign_files"}
 
 
-@pytest.mark.parametrize("syntax", [f"{_ROOT}.4.51", f"{_ROOT}.4.70", f"{_ROOT}.4.80", f"{_ROOT}.5"])
-def test_bits_stored_too_small_for_a_stream(syntax: str, marker, tmp_path: Path, edit: Callable[..., None]) -> None:
+@pytest.mark.parametrize(
+    "syntax", [f"{_ROOT}.4.51", f"{_ROOT}.4.70", f"{_ROOT}.4.80", f"{_ROOT}.5"]
+)
+def test_bits_stored_too_small_for_a_stream(
+    syntax: str, marker, tmp_path: Path, edit: Callable[..., None]
+) -> None:
     folder = write_dicom(marker.hu, marker.affine, tmp_path / "a", transfer_syntax=syntax)
 
     def change(dataset: pydicom.Dataset) -> None:

@@ -38,7 +38,9 @@ def test_transfer_syntaxes(marker, tmp_path: Path, syntax: str) -> None:
     assert np.abs(scan.hu.astype(int) - marker.hu).max() <= SYNTAXES[syntax]
 
 
-@pytest.mark.parametrize("syntax", [f"{_ROOT}.1", f"{_ROOT}.2", f"{_ROOT}.5", f"{_ROOT}.4.70", f"{_ROOT}.4.80"])
+@pytest.mark.parametrize(
+    "syntax", [f"{_ROOT}.1", f"{_ROOT}.2", f"{_ROOT}.5", f"{_ROOT}.4.70", f"{_ROOT}.4.80"]
+)
 @pytest.mark.parametrize(
     "pixels",
     [
@@ -52,13 +54,19 @@ def test_transfer_syntaxes(marker, tmp_path: Path, syntax: str) -> None:
     ids=lambda pixels: f"{pixels.bits}{'s' if pixels.signed else 'u'}x{pixels.slope}",
 )
 def test_bits_signs_and_slopes(marker, tmp_path: Path, syntax: str, pixels: Pixels) -> None:
-    scan = read(write_dicom(marker.hu, marker.affine, tmp_path / "a", transfer_syntax=syntax, pixels=pixels))
+    scan = read(
+        write_dicom(marker.hu, marker.affine, tmp_path / "a", transfer_syntax=syntax, pixels=pixels)
+    )
     assert np.abs(scan.hu.astype(int) - marker.hu).max() <= pixels.slope / 2
 
 
 def test_signed_jpeg_2000(marker, tmp_path: Path) -> None:
     pixels = Pixels(bits=16, signed=True, intercept=0)
-    scan = read(write_dicom(marker.hu, marker.affine, tmp_path / "a", transfer_syntax=f"{_ROOT}.4.90", pixels=pixels))
+    scan = read(
+        write_dicom(
+            marker.hu, marker.affine, tmp_path / "a", transfer_syntax=f"{_ROOT}.4.90", pixels=pixels
+        )
+    )
     np.testing.assert_array_equal(scan.hu, marker.hu)
 
 
@@ -76,7 +84,9 @@ def test_every_slice_has_its_own_rescale(marker, series: Path, edit) -> None:
 
 
 def test_bits_above_the_high_bit_are_overlays(marker, tmp_path: Path, edit) -> None:
-    folder = write_dicom(marker.hu, marker.affine, tmp_path / "a", pixels=Pixels(bits=12, signed=False))
+    folder = write_dicom(
+        marker.hu, marker.affine, tmp_path / "a", pixels=Pixels(bits=12, signed=False)
+    )
 
     def scribble(dataset: Dataset) -> None:
         dataset.PixelData = (np.frombuffer(dataset.PixelData, "<u2") | 0xA000).tobytes()
@@ -90,7 +100,9 @@ def test_padding_below_air_stays_and_passes_the_gate(marker, tmp_path: Path, pad
     hu = marker.hu.copy()
     hu[:, :4] = padding
     pixels = Pixels(padding=padding + 1024)
-    np.testing.assert_array_equal(read(write_dicom(hu, marker.affine, tmp_path / "a", pixels=pixels)).hu, hu)
+    np.testing.assert_array_equal(
+        read(write_dicom(hu, marker.affine, tmp_path / "a", pixels=pixels)).hu, hu
+    )
 
 
 def test_padding_that_reads_as_tissue_becomes_air_outside_only(marker, tmp_path: Path) -> None:
@@ -100,14 +112,18 @@ def test_padding_that_reads_as_tissue_becomes_air_outside_only(marker, tmp_path:
     outside[:, :3], outside[:, -3:], outside[:, :, :2], outside[:, :, -2:] = True, True, True, True
     hu[outside] = 0
     hu[:, 20, 15] = 0
-    scan = read(write_dicom(hu, marker.affine, tmp_path / "a", pixels=Pixels(intercept=0, padding=0)))
+    scan = read(
+        write_dicom(hu, marker.affine, tmp_path / "a", pixels=Pixels(intercept=0, padding=0))
+    )
     assert (scan.hu[outside] == -1024).all()
     assert (scan.hu[:, 20, 15] == 0).all()
     np.testing.assert_array_equal(scan.hu[~outside], hu[~outside])
 
 
 @pytest.mark.parametrize("codec", [None, pydicom.uid.RLELossless])
-def test_enhanced_multi_frame(marker, master: Path, tmp_path: Path, enhanced, codec: str | None) -> None:
+def test_enhanced_multi_frame(
+    marker, master: Path, tmp_path: Path, enhanced, codec: str | None
+) -> None:
     whole = enhanced(sorted(master.iterdir()))
     if codec:
         whole.compress(codec)

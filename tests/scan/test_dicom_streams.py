@@ -38,7 +38,9 @@ def one_changed(marker, folder: Path, syntax: str, edit, change) -> Path:
 @pytest.mark.parametrize("false_end", [b"", b"\xff\xd9"], ids=["no_eoi", "false_eoi"])
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.5])
 @pytest.mark.parametrize("syntax", JPEGS)
-def test_a_jpeg_that_is_cut_is_refused(marker, tmp_path, edit, refused, syntax, share, false_end) -> None:
+def test_a_jpeg_that_is_cut_is_refused(
+    marker, tmp_path, edit, refused, syntax, share, false_end
+) -> None:
     def cut(frame: bytes) -> bytes:
         whole = frame[: frame.rindex(b"\xff\xd9")]
         start = whole.index(b"\xff\xda")
@@ -49,14 +51,20 @@ def test_a_jpeg_that_is_cut_is_refused(marker, tmp_path, edit, refused, syntax, 
 
 @pytest.mark.parametrize("syntax", OTHERS)
 def test_other_streams_that_are_cut_are_refused(marker, tmp_path, edit, refused, syntax) -> None:
-    codes = refused(one_changed(marker, tmp_path / "a", syntax, edit, lambda frame: frame[: len(frame) // 2]))
+    codes = refused(
+        one_changed(marker, tmp_path / "a", syntax, edit, lambda frame: frame[: len(frame) // 2])
+    )
     assert codes.keys() & {"truncated_file", "undecodable"}
 
 
 @pytest.mark.parametrize("syntax", JPEGS)
-def test_a_whole_jpeg_without_an_end_marker_is_read(marker, tmp_path, edit, quality_flags, syntax) -> None:
+def test_a_whole_jpeg_without_an_end_marker_is_read(
+    marker, tmp_path, edit, quality_flags, syntax
+) -> None:
     plain = read(write_dicom(marker.hu, marker.affine, tmp_path / "plain", transfer_syntax=syntax))
-    folder = one_changed(marker, tmp_path / "a", syntax, edit, lambda frame: frame[: frame.rindex(b"\xff\xd9")])
+    folder = one_changed(
+        marker, tmp_path / "a", syntax, edit, lambda frame: frame[: frame.rindex(b"\xff\xd9")]
+    )
     scan = read(folder)
     np.testing.assert_array_equal(scan.hu, plain.hu)
     assert quality_flags(scan)["no_end_marker"].value == 1
@@ -65,7 +73,9 @@ def test_a_whole_jpeg_without_an_end_marker_is_read(marker, tmp_path, edit, qual
 
 def images() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    full = np.clip(np.add.outer(np.arange(96), np.arange(80)) + rng.normal(0, 20, (96, 80)) + 500, 0, 4095)
+    full = np.clip(
+        np.add.outer(np.arange(96), np.arange(80)) + rng.normal(0, 20, (96, 80)) + 500, 0, 4095
+    )
     full = full.astype(np.uint16)
     padded = full.copy()
     padded[:20] = padded[70:] = padded[:, 60:] = 0
@@ -77,7 +87,9 @@ def images() -> dict[str, np.ndarray]:
 def test_lossless_jpeg_is_whole_or_not_for_every_predictor(name: str, predictor: int) -> None:
     """A cut stream is seen as one, or decodes to the same image: padding that is filled up is padding."""
     image = images()[name]
-    data = bytes(imagecodecs.jpeg8_encode(image, lossless=True, predictor=predictor, bitspersample=12))
+    data = bytes(
+        imagecodecs.jpeg8_encode(image, lossless=True, predictor=predictor, bitspersample=12)
+    )
 
     def complete(data: bytes) -> tuple[bool, np.ndarray]:
         stream = code_stream(data)
@@ -119,9 +131,13 @@ def test_a_false_size_in_a_box_of_a_jp2_is_not_believed(marker, tmp_path, edit) 
     np.testing.assert_array_equal(read(folder).hu, marker.hu)
 
 
-def test_a_large_code_stream_behind_a_fitting_box_is_refused(marker, tmp_path, edit, refused) -> None:
+def test_a_large_code_stream_behind_a_fitting_box_is_refused(
+    marker, tmp_path, edit, refused
+) -> None:
     def size(rows: int, columns: int) -> bytes:
-        head = bytes.fromhex("ff4fff51002f0000") + struct.pack(">8I", columns, rows, 0, 0, columns, rows, 0, 0)
+        head = bytes.fromhex("ff4fff51002f0000") + struct.pack(
+            ">8I", columns, rows, 0, 0, columns, rows, 0, 0
+        )
         return head + struct.pack(">H3B", 1, 15, 1, 1)
 
     false = size(40, 32)
@@ -133,11 +149,15 @@ def test_a_large_code_stream_behind_a_fitting_box_is_refused(marker, tmp_path, e
 
 
 def test_a_second_size_is_refused() -> None:
-    data = bytes(imagecodecs.jpeg8_encode(images()["full"], lossless=True, predictor=1, bitspersample=12))
+    data = bytes(
+        imagecodecs.jpeg8_encode(images()["full"], lossless=True, predictor=1, bitspersample=12)
+    )
     at = data.index(b"\xff\xc3")
     length = 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     assert code_stream(data[:at] + data[at : at + length] + data[at:]) is None
-    data = bytes(imagecodecs.jpeg2k_encode(images()["full"], codecformat="j2k", level=0, reversible=True))
+    data = bytes(
+        imagecodecs.jpeg2k_encode(images()["full"], codecformat="j2k", level=0, reversible=True)
+    )
     length = 2 + int.from_bytes(data[4:6], "big")
     assert code_stream(data[: 2 + length] + data[2 : 2 + length] + data[2 + length :]) is None
 
@@ -157,7 +177,9 @@ def test_two_streams_in_a_file_of_one_frame(marker, tmp_path, edit, refused, syn
 
 @pytest.mark.parametrize("syntax", [f"{_ROOT}.4.70", f"{_ROOT}.5", f"{_ROOT}.4.90"])
 @pytest.mark.parametrize("tail", [b"", b"\0\0\0\0", b"\0" * 40], ids=lambda tail: str(len(tail)))
-def test_a_missing_sequence_delimiter_is_no_early_end(marker, tmp_path, quality_flags, syntax, tail) -> None:
+def test_a_missing_sequence_delimiter_is_no_early_end(
+    marker, tmp_path, quality_flags, syntax, tail
+) -> None:
     folder = write_dicom(marker.hu, marker.affine, tmp_path / "a", transfer_syntax=syntax)
     for file in folder.iterdir():
         data = file.read_bytes()
@@ -170,14 +192,18 @@ def test_a_missing_sequence_delimiter_is_no_early_end(marker, tmp_path, quality_
 @pytest.mark.parametrize("share", [0.9, 0.5])
 def test_deflated_files_that_are_cut_or_zeroed(marker, tmp_path, refused, share) -> None:
     for number, spoil in enumerate((lambda d, n: d[:n], lambda d, n: d[:n] + bytes(len(d) - n))):
-        folder = write_dicom(marker.hu, marker.affine, tmp_path / str(number), transfer_syntax=f"{_ROOT}.1.99")
+        folder = write_dicom(
+            marker.hu, marker.affine, tmp_path / str(number), transfer_syntax=f"{_ROOT}.1.99"
+        )
         file = sorted(folder.iterdir())[5]
         data = file.read_bytes()
         file.write_bytes(spoil(data, int(share * len(data))))
         assert refused(folder)
 
 
-def test_a_deflated_file_is_unpacked_no_further_than_its_header_promises(marker, tmp_path, refused) -> None:
+def test_a_deflated_file_is_unpacked_no_further_than_its_header_promises(
+    marker, tmp_path, refused
+) -> None:
     import tracemalloc
     import zlib
 
@@ -187,7 +213,11 @@ def test_a_deflated_file_is_unpacked_no_further_than_its_header_promises(marker,
         start = 132 + 12 + int.from_bytes(raw[140:144], "little")
         unpacked = zlib.decompress(raw[start:], -15)
         packer = zlib.compressobj(1, zlib.DEFLATED, -15)
-        bomb = packer.compress(unpacked) + b"".join(packer.compress(bytes(1 << 24)) for _ in range(6)) + packer.flush()
+        bomb = (
+            packer.compress(unpacked)
+            + b"".join(packer.compress(bytes(1 << 24)) for _ in range(6))
+            + packer.flush()
+        )
         file.write_bytes(raw[:start] + bomb)
     tracemalloc.start()
     assert refused(folder)

@@ -25,7 +25,12 @@ def fuzzing() -> Iterator[SimpleNamespace]:
         from fuzzing import dicomfile, draw, judge, pool, seeds, streams
 
         yield SimpleNamespace(
-            dicomfile=dicomfile, draw=draw, judge=judge, pool=pool, streams=streams, bases=seeds.bases()
+            dicomfile=dicomfile,
+            draw=draw,
+            judge=judge,
+            pool=pool,
+            streams=streams,
+            bases=seeds.bases(),
         )
     finally:
         sys.path.remove(str(BENCHMARKS))
@@ -46,8 +51,15 @@ def test_dicom_files_survive_the_mutators_own_parser(fuzzing: SimpleNamespace) -
 def test_a_number_is_always_the_same_input(fuzzing: SimpleNamespace) -> None:
     for number in range(40):
         one, two = (fuzzing.draw.draw(5, number, fuzzing.bases) for _ in range(2))
-        assert (one.base, one.mutation.kind, one.changed.detail) == (two.base, two.mutation.kind, two.changed.detail)
-        assert (one.changed.base.members, one.changed.archive) == (two.changed.base.members, two.changed.archive)
+        assert (one.base, one.mutation.kind, one.changed.detail) == (
+            two.base,
+            two.mutation.kind,
+            two.changed.detail,
+        )
+        assert (one.changed.base.members, one.changed.archive) == (
+            two.changed.base.members,
+            two.changed.archive,
+        )
 
 
 def test_every_mutation_fits_some_base(fuzzing: SimpleNamespace) -> None:
@@ -57,11 +69,15 @@ def test_every_mutation_fits_some_base(fuzzing: SimpleNamespace) -> None:
         by_family.setdefault(base.family, []).append(base)
     for mutation in fuzzing.draw.MUTATIONS:
         bases = [base for family in mutation.families for base in by_family[family]]
-        assert any(mutation.apply(rng, base) is not None for _ in range(4) for base in bases), mutation.kind
+        assert any(mutation.apply(rng, base) is not None for _ in range(4) for base in bases), (
+            mutation.kind
+        )
 
 
 def test_the_judge_knows_a_whole_code_stream(fuzzing: SimpleNamespace) -> None:
-    coded = [base for base in fuzzing.bases if base.name.startswith(("rle", "enhanced-rle", "jpeg-"))]
+    coded = [
+        base for base in fuzzing.bases if base.name.startswith(("rle", "enhanced-rle", "jpeg-"))
+    ]
     assert len(coded) >= 7
     for base in coded:
         assert fuzzing.streams.are_whole(base), base.name
@@ -74,18 +90,27 @@ def test_the_judge_knows_a_whole_code_stream(fuzzing: SimpleNamespace) -> None:
 
 def _run(seed: int, count: int, workers: int, out: Path, known: float = 0.0) -> None:
     """In a process of its own, as by hand: workers are forked, and this process may hold TensorFlow and its threads."""
-    command = [sys.executable, str(BENCHMARKS / "fuzz.py"), "--seed", str(seed), "--count", str(count)]
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "fuzz.py"),
+        "--seed",
+        str(seed),
+        "--count",
+        str(count),
+    ]
     command += ["--workers", str(workers), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     records = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
     assert len(records) == count
     wrong = [
-        f"--seed {seed} --only {record['number']}: {record['base']}, {record['kind']}, {record['detail']}: "
-        f"{record['outcome']} {record['betrayed_by']} {record['why']} {' '.join(record['codes'])}"
+        f"--seed {seed} --only {record['number']}: {record['base']}, {record['kind']},"
+        f" {record['detail']}: {record['outcome']} {record['betrayed_by']} {record['why']}"
+        f" {' '.join(record['codes'])}"
         for record in records
         if record["outcome"] in FAULTS or (record["harmless"] and record["outcome"] != "equal")
     ]
-    # A lossy scan whose damage leaves it less than three bytes too long or too short does not show: docs/reading.md.
+    # A lossy scan whose damage leaves it less than three bytes too long or too short does not show:
+    # docs/reading.md.
     lossy = [line for line in wrong if ": jpeg-" in line and ": betrayed length" in line]
     assert len(lossy) <= known * count, "\n".join(lossy)
     assert len(wrong) == len(lossy), "\n".join([*wrong, done.stderr[-2000:]])
@@ -120,7 +145,9 @@ bases = seeds.bases()
 for record in pool.records(range(4), 0, bases, dict.fromkeys(base.name for base in bases), 1):
     print(record["number"], record["outcome"], record["why"])
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
+    )
     found = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
     assert found["1"] == ["crash", "SIGKILL"]
     assert found["2"][:2] == ["over", "time"]

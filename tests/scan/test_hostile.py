@@ -133,7 +133,9 @@ def _lossless_jpeg_without_a_huffman_table(tmp: Path, series: Path) -> Path:
         dataset = pydicom.dcmread(file)
         stream = encode_frame(dataset.pixel_array, "1.2.840.10008.1.2.4.70", 16)
         assert b"\xff\xc4" in stream
-        dataset.PixelData = pydicom.encaps.encapsulate([stream.replace(b"\xff\xc4", b"\xff\x00", 1)])
+        dataset.PixelData = pydicom.encaps.encapsulate(
+            [stream.replace(b"\xff\xc4", b"\xff\x00", 1)]
+        )
         dataset["PixelData"].is_undefined_length = True
         dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.70"
         dataset.save_as(file)
@@ -143,10 +145,14 @@ def _lossless_jpeg_without_a_huffman_table(tmp: Path, series: Path) -> Path:
 @case("undecodable")
 def _a_code_stream_of_another_size(tmp: Path, series: Path) -> Path:
     """JPEG 2000 whose own header declares 60000×60000: no decoder may take memory for it."""
-    stream = bytes.fromhex("ff4fff51002f0000") + struct.pack(">8I", 60000, 60000, 0, 0, 60000, 60000, 0, 0)
+    stream = bytes.fromhex("ff4fff51002f0000") + struct.pack(
+        ">8I", 60000, 60000, 0, 0, 60000, 60000, 0, 0
+    )
     for file in series.iterdir():
         dataset = pydicom.dcmread(file)
-        dataset.PixelData = pydicom.encaps.encapsulate([stream + struct.pack(">H3B", 1, 15, 1, 1) + bytes(50)])
+        dataset.PixelData = pydicom.encaps.encapsulate(
+            [stream + struct.pack(">H3B", 1, 15, 1, 1) + bytes(50)]
+        )
         dataset["PixelData"].is_undefined_length = True
         dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.90"
         dataset.save_as(file)
@@ -244,7 +250,9 @@ def _encrypted_zip(tmp: Path, series: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_refused_with_one_clear_code(name: str, tmp_path: Path, series: Path, refused, capfd) -> None:
+def test_refused_with_one_clear_code(
+    name: str, tmp_path: Path, series: Path, refused, capfd
+) -> None:
     code, maker = MAKERS[name]
     path = maker(tmp_path, series)
     assert [*refused(path)] == [code]
@@ -273,10 +281,14 @@ def test_a_zip64_directory_of_any_length_is_not_loaded(tmp_path: Path) -> None:
         one.read()
 
 
-def test_a_deflated_bomb_is_bounded(series: Path, monkeypatch: pytest.MonkeyPatch, marker, tmp_path: Path) -> None:
+def test_a_deflated_bomb_is_bounded(
+    series: Path, monkeypatch: pytest.MonkeyPatch, marker, tmp_path: Path
+) -> None:
     from tf_covid.scan.dicom import encoding
 
-    folder = write_dicom(marker.hu, marker.affine, tmp_path / "d", transfer_syntax="1.2.840.10008.1.2.1.99")
+    folder = write_dicom(
+        marker.hu, marker.affine, tmp_path / "d", transfer_syntax="1.2.840.10008.1.2.1.99"
+    )
     monkeypatch.setattr(encoding, "MOST_INFLATED", 1000)
     (one,) = find_cases(folder)
     with pytest.raises(ScanRefused, match="truncated_file"):

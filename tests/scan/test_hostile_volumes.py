@@ -75,7 +75,9 @@ def _cut_gzip(tmp: Path, series: Path) -> Path:
 
 @case("damaged_file")
 def _damaged_gzip(tmp: Path, series: Path) -> Path:
-    data = bytearray(gzip.compress(nifti((32, 32, 32))[:352] + np.random.default_rng(0).bytes(2 * 32**3)))
+    data = bytearray(
+        gzip.compress(nifti((32, 32, 32))[:352] + np.random.default_rng(0).bytes(2 * 32**3))
+    )
     data[20000:30000] = bytes(10000)
     return put(tmp / "a.nii.gz", bytes(data))
 
@@ -155,13 +157,18 @@ def _constant_nifti(tmp: Path, series: Path) -> Path:
     return put(tmp / "a.nii", nifti((20, 20, 20)))
 
 
-NRRD = "NRRD0004\ntype: int16\ndimension: 3\nspace: LPS\nsizes: {sizes}\nspace directions: (1,0,0) (0,1,0) (0,0,1)\n"
+NRRD = (
+    "NRRD0004\ntype: int16\ndimension: 3\nspace: LPS\nsizes: {sizes}\nspace directions: (1,0,0)"
+    " (0,1,0) (0,0,1)\n"
+)
 
 
 @case("detached_data")
 def _nrrd_that_reads_another_file(tmp: Path, series: Path) -> Path:
     put(tmp / "secret", bytes(1024))
-    head = NRRD.format(sizes="8 8 8") + f"endian: little\nencoding: raw\ndata file: {tmp}/secret\n\n"
+    head = (
+        NRRD.format(sizes="8 8 8") + f"endian: little\nencoding: raw\ndata file: {tmp}/secret\n\n"
+    )
     return put(tmp / "a.nrrd", head.encode())
 
 
@@ -186,7 +193,9 @@ def _nrrd_bomb(tmp: Path, series: Path) -> Path:
 @case("truncated_file")
 def _cut_nrrd(tmp: Path, series: Path) -> Path:
     head = NRRD.format(sizes="16 16 16") + "endian: little\nencoding: gzip\n\n"
-    return put(tmp / "a.nrrd", head.encode() + gzip.compress(np.random.default_rng(0).bytes(8192))[:4000])
+    return put(
+        tmp / "a.nrrd", head.encode() + gzip.compress(np.random.default_rng(0).bytes(8192))[:4000]
+    )
 
 
 @case("not_nrrd")
@@ -200,12 +209,16 @@ MHA = "ObjectType = Image\nNDims = 3\nDimSize = {sizes}\nElementType = MET_SHORT
 @case("detached_data")
 def _mha_that_reads_another_file(tmp: Path, series: Path) -> Path:
     put(tmp / "secret", bytes(1024))
-    return put(tmp / "a.mha", (MHA.format(sizes="8 8 8") + f"ElementDataFile = {tmp}/secret\n").encode())
+    return put(
+        tmp / "a.mha", (MHA.format(sizes="8 8 8") + f"ElementDataFile = {tmp}/secret\n").encode()
+    )
 
 
 @case("detached_data")
 def _mha_with_a_list(tmp: Path, series: Path) -> Path:
-    return put(tmp / "a.mha", (MHA.format(sizes="8 8 8") + "ElementDataFile = LIST\nsecret\n").encode())
+    return put(
+        tmp / "a.mha", (MHA.format(sizes="8 8 8") + "ElementDataFile = LIST\nsecret\n").encode()
+    )
 
 
 @case("detached_data")
@@ -218,36 +231,52 @@ def _mha_that_hides_it(tmp: Path, series: Path) -> Path:
 def _mha_with_too_few_numbers(tmp: Path, series: Path) -> Path:
     """MetaIO takes the next line for the third number, and honours the second ElementDataFile."""
     put(tmp / "secret", bytes(1024))
-    text = MHA.format(sizes="8 8 8") + "Offset = 0 0\nElementDataFile = LOCAL\nElementDataFile = secret\n"
+    text = (
+        MHA.format(sizes="8 8 8")
+        + "Offset = 0 0\nElementDataFile = LOCAL\nElementDataFile = secret\n"
+    )
     return put(tmp / "a.mha", text.encode() + bytes(1024))
 
 
 @case("bad_header")
 def _nrrd_that_hides_it_behind_a_carriage_return(tmp: Path, series: Path) -> Path:
     put(tmp / "secret", bytes(1024))
-    head = NRRD.format(sizes="8 8 8") + "encoding: raw\nendian: little\ncontent: x\rdata file: secret\n\n"
+    head = (
+        NRRD.format(sizes="8 8 8")
+        + "encoding: raw\nendian: little\ncontent: x\rdata file: secret\n\n"
+    )
     return put(tmp / "a.nrrd", head.encode() + bytes(1024))
 
 
 @case("too_large")
 def _mha_bomb(tmp: Path, series: Path) -> Path:
-    return put(tmp / "a.mha", (MHA.format(sizes="99999 99999 9999") + "ElementDataFile = LOCAL\n").encode())
+    return put(
+        tmp / "a.mha", (MHA.format(sizes="99999 99999 9999") + "ElementDataFile = LOCAL\n").encode()
+    )
 
 
 @case("truncated_file")
 def _cut_mha(tmp: Path, series: Path) -> Path:
-    return put(tmp / "a.mha", (MHA.format(sizes="80 80 80") + "ElementDataFile = LOCAL\n").encode() + bytes(900))
+    return put(
+        tmp / "a.mha",
+        (MHA.format(sizes="80 80 80") + "ElementDataFile = LOCAL\n").encode() + bytes(900),
+    )
 
 
 @case("truncated_file")
 def _cut_compressed_mha(tmp: Path, series: Path) -> Path:
-    head = MHA.format(sizes="8 8 8") + "CompressedData = True\nCompressedDataSize = 900\nElementDataFile = LOCAL\n"
+    head = (
+        MHA.format(sizes="8 8 8")
+        + "CompressedData = True\nCompressedDataSize = 900\nElementDataFile = LOCAL\n"
+    )
     return put(tmp / "a.mha", head.encode() + bytes(800))
 
 
 @case("bad_header")
 def _mha_of_text(tmp: Path, series: Path) -> Path:
-    text = MHA.format(sizes="2 2 2") + "BinaryData = False\nElementDataFile = LOCAL\n1 2 3 4 5 6 7 8\n"
+    text = (
+        MHA.format(sizes="2 2 2") + "BinaryData = False\nElementDataFile = LOCAL\n1 2 3 4 5 6 7 8\n"
+    )
     return put(tmp / "a.mha", text.encode())
 
 
@@ -269,7 +298,9 @@ def _zip_whose_directory_lies(tmp: Path, series: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_refused_with_one_clear_code(name: str, tmp_path: Path, series: Path, refused, capfd) -> None:
+def test_refused_with_one_clear_code(
+    name: str, tmp_path: Path, series: Path, refused, capfd
+) -> None:
     code, maker = MAKERS[name]
     path = maker(tmp_path, series)
     assert [*refused(path)] == [code]
@@ -283,12 +314,17 @@ def test_refused_with_one_clear_code(name: str, tmp_path: Path, series: Path, re
 def test_an_mha_never_shows_another_file(tmp_path: Path, marker) -> None:
     """MetaIO takes `Comment\\nElementDataFile` for one key and honours the second one; it never sees that header."""
     put(tmp_path / "secret", np.full(marker.hu.shape, 77, "<i2").tobytes())
-    text = MHA.format(sizes="32 40 14") + "Comment\nElementDataFile = LOCAL\nElementDataFile = secret\n"
+    text = (
+        MHA.format(sizes="32 40 14")
+        + "Comment\nElementDataFile = LOCAL\nElementDataFile = secret\n"
+    )
     path = put(tmp_path / "a.mha", text.encode() + marker.hu.tobytes())
     with pytest.raises(ScanRefused):
         read(path)
     text = text.replace("ElementDataFile = secret\n", "")
-    np.testing.assert_array_equal(read(put(path, text.encode() + marker.hu.tobytes())).hu[::-1], marker.hu)
+    np.testing.assert_array_equal(
+        read(put(path, text.encode() + marker.hu.tobytes())).hu[::-1], marker.hu
+    )
 
 
 def test_random_damage_never_escapes(series: Path, tmp_path: Path) -> None:
@@ -299,7 +335,9 @@ def test_random_damage_never_escapes(series: Path, tmp_path: Path) -> None:
     samples = {"a.dcm": dicom, "a.nii": volume, "a.nii.gz": gzip.compress(volume)}
     head = NRRD.format(sizes="8 8 8") + "endian: little\nencoding: raw\n\n"
     samples["a.nrrd"] = head.encode() + bytes(1024)
-    samples["a.mha"] = (MHA.format(sizes="8 8 8") + "ElementDataFile = LOCAL\n").encode() + bytes(1024)
+    samples["a.mha"] = (MHA.format(sizes="8 8 8") + "ElementDataFile = LOCAL\n").encode() + bytes(
+        1024
+    )
     with zipfile.ZipFile(tmp_path / "z.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.dcm", dicom)
     samples["a.zip"] = (tmp_path / "z.zip").read_bytes()
@@ -308,7 +346,9 @@ def test_random_damage_never_escapes(series: Path, tmp_path: Path) -> None:
             damaged = bytearray(data)
             for at in rng.integers(0, min(len(data), 1200), rng.integers(1, 12)):
                 damaged[at] = rng.integers(0, 256)
-            path = put(tmp_path / "fuzz" / name, bytes(damaged[: rng.integers(1, len(damaged) + 1)]))
+            path = put(
+                tmp_path / "fuzz" / name, bytes(damaged[: rng.integers(1, len(damaged) + 1)])
+            )
             for one in find_cases(path):
                 try:
                     one.read()

@@ -34,21 +34,30 @@ def nii(hu: np.ndarray, affine: np.ndarray, sizes: tuple[int, ...] | None = None
     return header.binaryblock + bytes(4) + hu.tobytes()
 
 
-def nrrd(hu: np.ndarray, encoding: str, pack: Callable[[bytes], bytes], sizes: tuple[int, ...] | None = None) -> bytes:
+def nrrd(
+    hu: np.ndarray,
+    encoding: str,
+    pack: Callable[[bytes], bytes],
+    sizes: tuple[int, ...] | None = None,
+) -> bytes:
     size = " ".join(map(str, sizes or hu.shape[::-1]))
     text = (
-        f"NRRD0004\ntype: int16\ndimension: 3\nspace: LPS\nsizes: {size}\nendian: little\nencoding: {encoding}\n"
-        "space directions: (0.8,0,0) (0,0.9,0) (0,0,-2.5)\nspace origin: (-120,-150,300)\n\n"
+        f"NRRD0004\ntype: int16\ndimension: 3\nspace: LPS\nsizes: {size}\nendian: little\nencoding:"
+        f" {encoding}\nspace directions: (0.8,0,0) (0,0.9,0) (0,0,-2.5)\nspace origin:"
+        " (-120,-150,300)\n\n"
     )
     return text.encode() + pack(hu.tobytes())
 
 
-def mha(hu: np.ndarray, packed: bool, sizes: tuple[int, ...] | None = None, size: int | None = None) -> bytes:
+def mha(
+    hu: np.ndarray, packed: bool, sizes: tuple[int, ...] | None = None, size: int | None = None
+) -> bytes:
     data = zlib.compress(hu.tobytes()) if packed else hu.tobytes()
     text = (
-        f"ObjectType = Image\nNDims = 3\nDimSize = {' '.join(map(str, sizes or hu.shape[::-1]))}\n"
-        f"ElementType = MET_SHORT\nElementSpacing = 0.8 0.9 2.5\nTransformMatrix = 1 0 0 0 1 0 0 0 -1\n"
-        f"Offset = -120 -150 300\nCompressedData = {packed}\n"
+        "ObjectType = Image\nNDims = 3\nDimSize ="
+        f" {' '.join(map(str, sizes or hu.shape[::-1]))}\nElementType = MET_SHORT\nElementSpacing ="
+        " 0.8 0.9 2.5\nTransformMatrix = 1 0 0 0 1 0 0 0 -1\nOffset = -120 -150"
+        f" 300\nCompressedData = {packed}\n"
     )
     text += f"CompressedDataSize = {len(data) if size is None else size}\n" if packed else ""
     return text.encode() + b"ElementDataFile = LOCAL\n" + data
@@ -61,7 +70,9 @@ MAKERS: dict[str, Callable[..., bytes]] = {
     "raw.nrrd": lambda hu, affine, sizes=None: nrrd(hu, "raw", bytes, sizes),
     "gzip.nrrd": lambda hu, affine, sizes=None: nrrd(hu, "gzip", gzip.compress, sizes),
     "bzip2.nrrd": lambda hu, affine, sizes=None: nrrd(hu, "bzip2", bz2.compress, sizes),
-    "hex.nrrd": lambda hu, affine, sizes=None: nrrd(hu, "hex", lambda data: data.hex().encode(), sizes),
+    "hex.nrrd": lambda hu, affine, sizes=None: nrrd(
+        hu, "hex", lambda data: data.hex().encode(), sizes
+    ),
     "raw.mha": lambda hu, affine, sizes=None: mha(hu, False, sizes),
     "zlib.mha": lambda hu, affine, sizes=None: mha(hu, True, sizes),
     "sizeless.mha": lambda hu, affine, sizes=None: mha(hu, True, sizes, size=0),
@@ -86,11 +97,15 @@ def test_whole_files_are_read_without_a_flag(marker, tmp_path: Path, name: str) 
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("factor", [0.5, 2])
-def test_sizes_in_the_header_are_held_against_the_bytes(marker, tmp_path: Path, refused, name, axis, factor) -> None:
+def test_sizes_in_the_header_are_held_against_the_bytes(
+    marker, tmp_path: Path, refused, name, axis, factor
+) -> None:
     sizes = list(marker.hu.shape[::-1])
     sizes[axis] = int(sizes[axis] * factor)
     data = MAKERS[name](marker.hu, marker.affine, tuple(sizes))
-    assert [*refused(put(tmp_path / name, data))] == ["length_mismatch" if factor < 1 else "truncated_file"]
+    assert [*refused(put(tmp_path / name, data))] == [
+        "length_mismatch" if factor < 1 else "truncated_file"
+    ]
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -111,17 +126,27 @@ def test_one_byte_less_is_refused(marker, tmp_path: Path, refused, name: str) ->
 def test_one_flipped_byte_is_refused(marker, tmp_path: Path, name: str) -> None:
     """Anywhere in the stream: in its header, its blocks, its checksum and its length."""
     data = MAKERS[name](marker.hu, marker.affine)
-    start = data.find({"gzi": b"\x1f\x8b", "bzi": b"BZh", "zli": b"\x78\x9c", "siz": b"\x78\x9c"}[name[:3]])
+    start = data.find(
+        {"gzi": b"\x1f\x8b", "bzi": b"BZh", "zli": b"\x78\x9c", "siz": b"\x78\x9c"}[name[:3]]
+    )
     read_as_before = 0
-    for at in [*np.linspace(start, len(data) - 9, 40).astype(int), *range(len(data) - 8, len(data))]:
+    for at in [
+        *np.linspace(start, len(data) - 9, 40).astype(int),
+        *range(len(data) - 8, len(data)),
+    ]:
         flipped = bytearray(data)
         flipped[at] ^= 0x10
         try:
             scan = read(put(tmp_path / name, bytes(flipped)))
         except ScanRefused as error:
             codes = {flag.code for flag in error.quality_flags}
-            assert codes & {"damaged_file", "truncated_file", "not_nifti", "length_mismatch"}, (at, codes)
-        else:  # the time and the flags in the header of gzip have no checksum, and say nothing of the voxels
+            assert codes & {"damaged_file", "truncated_file", "not_nifti", "length_mismatch"}, (
+                at,
+                codes,
+            )
+        # the time and the flags in the header of gzip have no checksum, and say nothing of the
+        # voxels
+        else:
             np.testing.assert_array_equal(scan.hu, marker.hu)
             read_as_before += 1
     assert read_as_before <= (2 if name.startswith("gzip") else 0)
@@ -139,7 +164,9 @@ def test_the_words_of_a_wrong_checksum_are_true(marker, tmp_path: Path, refused,
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_few_bytes_behind_the_voxels_are_told(marker, tmp_path: Path, quality_flags, name: str) -> None:
+def test_few_bytes_behind_the_voxels_are_told(
+    marker, tmp_path: Path, quality_flags, name: str
+) -> None:
     scan = read(put(tmp_path / name, MAKERS[name](marker.hu, marker.affine) + b"\n" * 100))
     np.testing.assert_array_equal(scan.hu, marker.hu)
     flags = quality_flags(scan)
@@ -148,7 +175,9 @@ def test_few_bytes_behind_the_voxels_are_told(marker, tmp_path: Path, quality_fl
 
 
 @pytest.mark.parametrize("name", RAW)
-def test_zeros_behind_raw_voxels_are_padding(marker, tmp_path: Path, quality_flags, name: str) -> None:
+def test_zeros_behind_raw_voxels_are_padding(
+    marker, tmp_path: Path, quality_flags, name: str
+) -> None:
     scan = read(put(tmp_path / name, MAKERS[name](marker.hu, marker.affine) + bytes(100)))
     flags = quality_flags(scan)
     assert "trailing_bytes" not in flags
@@ -157,7 +186,9 @@ def test_zeros_behind_raw_voxels_are_padding(marker, tmp_path: Path, quality_fla
 
 @pytest.mark.parametrize("name", RAW)
 @pytest.mark.parametrize("put_in", [b"\0\0", b"\x07", b"ab" * 20], ids=["zeros", "odd", "many"])
-def test_bytes_put_into_raw_voxels_are_told(marker, tmp_path: Path, quality_flags, name: str, put_in: bytes) -> None:
+def test_bytes_put_into_raw_voxels_are_told(
+    marker, tmp_path: Path, quality_flags, name: str, put_in: bytes
+) -> None:
     data = MAKERS[name](marker.hu, marker.affine)
     middle = len(data) - marker.hu.nbytes // 2
     flags = quality_flags(read(put(tmp_path / name, data[:middle] + put_in + data[middle:])))
@@ -166,7 +197,9 @@ def test_bytes_put_into_raw_voxels_are_told(marker, tmp_path: Path, quality_flag
 
 
 @pytest.mark.parametrize("name", RAW)
-def test_many_bytes_behind_raw_voxels_are_refused(marker, tmp_path: Path, refused, name: str) -> None:
+def test_many_bytes_behind_raw_voxels_are_refused(
+    marker, tmp_path: Path, refused, name: str
+) -> None:
     data = MAKERS[name](marker.hu, marker.affine) + bytes(512)
     assert [*refused(put(tmp_path / name, data))] == ["length_mismatch"]
 
@@ -178,7 +211,9 @@ def test_bytes_behind_the_voxels_inside_a_gzip_stream(marker, tmp_path: Path, co
         with pytest.raises(ScanRefused, match="length_mismatch"):
             read(path)
     else:
-        assert [(flag.code, flag.value) for flag in read(path).quality_flags] == [("padding_bytes", count)]
+        assert [(flag.code, flag.value) for flag in read(path).quality_flags] == [
+            ("padding_bytes", count)
+        ]
 
 
 @pytest.mark.parametrize(("pack", "name"), [(gzip.compress, "gzip"), (bz2.compress, "bzip2")])
@@ -193,21 +228,37 @@ def test_several_streams_in_a_row_are_one(marker, tmp_path: Path, refused, pack,
         whole = members(nii(marker.hu, marker.affine))
         np.testing.assert_array_equal(read(put(tmp_path / "a.nii.gz", whole)).hu, marker.hu)
         damaged = bytearray(whole)
-        damaged[len(pack(nii(marker.hu, marker.affine)[:5000])) - 6] ^= 1  # the checksum of the first one
+        damaged[len(pack(nii(marker.hu, marker.affine)[:5000])) - 6] ^= (
+            1  # the checksum of the first one
+        )
         assert [*refused(put(tmp_path / "b.nii.gz", bytes(damaged)))] == ["damaged_file"]
 
 
 @pytest.mark.parametrize(("change", "code"), [(-10, "truncated_file"), (10, "truncated_file")])
-def test_compressed_data_size_is_believed_and_checked(marker, tmp_path: Path, refused, change: int, code: str) -> None:
+def test_compressed_data_size_is_believed_and_checked(
+    marker, tmp_path: Path, refused, change: int, code: str
+) -> None:
     size = len(zlib.compress(marker.hu.tobytes())) + change
     assert [*refused(put(tmp_path / "a.mha", mha(marker.hu, True, size=size)))] == [code]
 
 
 def test_text_with_one_number_more_or_less(marker, tmp_path: Path, refused) -> None:
     words = " ".join(map(str, marker.hu.ravel()))
-    for text, code in ((words + " 7", "length_mismatch"), (words[: words.rindex(" ")], "truncated_file")):
-        assert [*refused(put(tmp_path / "a.nrrd", nrrd(marker.hu, "text", lambda _, t=text: t.encode())))] == [code]
-    for text in (words.replace(" ", " x", 1), "1" * 100_000, words.replace(" ", " 1_0 ", 1), words + " 99999"):
+    for text, code in (
+        (words + " 7", "length_mismatch"),
+        (words[: words.rindex(" ")], "truncated_file"),
+    ):
+        assert [
+            *refused(
+                put(tmp_path / "a.nrrd", nrrd(marker.hu, "text", lambda _, t=text: t.encode()))
+            )
+        ] == [code]
+    for text in (
+        words.replace(" ", " x", 1),
+        "1" * 100_000,
+        words.replace(" ", " 1_0 ", 1),
+        words + " 99999",
+    ):
         data = nrrd(marker.hu, "text", lambda _, t=text: t.encode())
         assert {*refused(put(tmp_path / "b.nrrd", data))} <= {"bad_header", "truncated_file"}
     odd = nrrd(marker.hu, "hex", lambda data: b"zz" + data.hex().encode()[2:])
@@ -255,17 +306,32 @@ except ScanRefused as error:
 
 
 HEAD = "NRRD0004\ntype: {}\ndimension: 3\nsizes: {}\nendian: little\nencoding: {}\n\n"
-MHA = b"ObjectType = Image\nNDims = 3\nDimSize = 8 8 8\nElementType = MET_SHORT\nCompressedData = True\n"
+MHA = (
+    b"ObjectType = Image\nNDims = 3\nDimSize = 8 8 8\nElementType = MET_SHORT\nCompressedData ="
+    b" True\n"
+)
 ZEROS = bytes(1 << 27)
 BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
-    "planes.nrrd": ("too_large", lambda: HEAD.format("double", "30000 30000 2", "bz2").encode() + bz2.compress(ZEROS)),
+    "planes.nrrd": (
+        "too_large",
+        lambda: HEAD.format("double", "30000 30000 2", "bz2").encode() + bz2.compress(ZEROS),
+    ),
     "wide.nrrd": (
         "truncated_file",
         lambda: HEAD.format("double", "5000 5000 80", "bz2").encode() + bz2.compress(ZEROS),
     ),
-    "bzip2.nrrd": ("length_mismatch", lambda: HEAD.format("short", "8 8 8", "bz2").encode() + bz2.compress(ZEROS)),
-    "gzip.nrrd": ("length_mismatch", lambda: HEAD.format("short", "8 8 8", "gzip").encode() + gzip.compress(ZEROS)),
-    "zlib.mha": ("length_mismatch", lambda: MHA + b"ElementDataFile = LOCAL\n" + zlib.compress(ZEROS)),
+    "bzip2.nrrd": (
+        "length_mismatch",
+        lambda: HEAD.format("short", "8 8 8", "bz2").encode() + bz2.compress(ZEROS),
+    ),
+    "gzip.nrrd": (
+        "length_mismatch",
+        lambda: HEAD.format("short", "8 8 8", "gzip").encode() + gzip.compress(ZEROS),
+    ),
+    "zlib.mha": (
+        "length_mismatch",
+        lambda: MHA + b"ElementDataFile = LOCAL\n" + zlib.compress(ZEROS),
+    ),
     "gzip.nii.gz": (
         "length_mismatch",
         lambda: gzip.compress(nii(np.zeros((8, 8, 8), np.int16), np.eye(4)) + ZEROS),
@@ -277,6 +343,8 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
 def test_memory_stays_bounded(tmp_path: Path, name: str) -> None:
     code, make = BOMBS[name]
     command = [sys.executable, "-c", PROBE, str(put(tmp_path / name, make()))]
-    found, megabytes = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    found, megabytes = subprocess.run(
+        command, capture_output=True, text=True, check=True
+    ).stdout.split()
     assert found == code
     assert int(megabytes) < 1000

@@ -57,7 +57,9 @@ def lungs() -> np.ndarray:
 def distance(mask: np.ndarray) -> np.ndarray:
     from scipy import ndimage
 
-    return (ndimage.distance_transform_edt(mask) - ndimage.distance_transform_edt(~mask)).astype(np.float32)
+    return (ndimage.distance_transform_edt(mask) - ndimage.distance_transform_edt(~mask)).astype(
+        np.float32
+    )
 
 
 def sides(mask: np.ndarray) -> np.ndarray:
@@ -127,9 +129,17 @@ NO_MASKS: dict[str, tuple[Callable[[np.ndarray], Any], str, str]] = {
     "softmax": (lambda mask: 0.98 * mask + 0.01, "mask_values", "0.01, 0.99"),
     "smoothed": (smooth, "mask_values", "threshold"),
     "distance": (distance, "mask_values", "is no mask"),
-    "noise": (lambda mask: np.random.default_rng(0).random(mask.shape), "mask_values", "more than 1000 values"),
+    "noise": (
+        lambda mask: np.random.default_rng(0).random(mask.shape),
+        "mask_values",
+        "more than 1000 values",
+    ),
     "lobes": (lambda mask: sides(mask) * 3, "mask_values", "0, 3, 6.*--lungs-labels"),
-    "0, 1 and 255": (lambda mask: np.where(sides(mask) == 2, 255, mask), "mask_values", "0, 1, 255"),
+    "0, 1 and 255": (
+        lambda mask: np.where(sides(mask) == 2, 255, mask),
+        "mask_values",
+        "0, 1, 255",
+    ),
     "1 and 2": (lambda mask: mask + np.uint8(1), "mask_values", "1, 2"),
     "-1 and 1": (lambda mask: np.where(mask, 1, -1), "mask_values", "-1, 1"),
     "0 and -1": (lambda mask: -mask.astype(int), "mask_values", "-1, 0"),
@@ -137,7 +147,11 @@ NO_MASKS: dict[str, tuple[Callable[[np.ndarray], Any], str, str]] = {
     "1 everywhere": (np.ones_like, "mask_values", "everywhere"),
     "255 everywhere": (lambda mask: np.full(mask.shape, 255), "mask_values", "everywhere"),
     "NaN everywhere": (lambda mask: np.full(mask.shape, np.nan), "mask_values", "NaN"),
-    "0, 1 and NaN": (lambda mask: np.where(chest().hu < -950, np.nan, mask), "mask_values", "0, 1, NaN"),
+    "0, 1 and NaN": (
+        lambda mask: np.where(chest().hu < -950, np.nan, mask),
+        "mask_values",
+        "0, 1, NaN",
+    ),
     "infinity": (lambda mask: np.where(mask, np.inf, 0), "mask_values", "inf"),
     "minus infinity": (lambda mask: np.where(mask, 1, -np.inf), "mask_values", "inf"),
     "0 everywhere": (np.zeros_like, "mask_empty", "empty"),
@@ -145,7 +159,11 @@ NO_MASKS: dict[str, tuple[Callable[[np.ndarray], Any], str, str]] = {
     "the body": (lambda mask: chest().hu > -500, "lung_volume", r"\d l;"),
     "the heart": (lambda mask: at(HEART), "mask_not_lung", "not lung"),
     "one voxel": (lambda mask: at((slice(20, 21),) * 3), "lung_volume", "0 ml"),
-    "air": (lambda mask: at((slice(0, 40), slice(0, 7), slice(0, 90))), "mask_outside", "around the body"),
+    "air": (
+        lambda mask: at((slice(0, 40), slice(0, 7), slice(0, 90))),
+        "mask_outside",
+        "around the body",
+    ),
     "cut to the image": (lambda mask: mask[1:], "mask_grid", "39×80×96.*40×80×96"),
     "another order of axes": (lambda mask: mask.transpose(2, 1, 0), "mask_grid", "another order"),
     "one slice": (lambda mask: mask[20], "mask_grid", "80×96"),
@@ -160,7 +178,9 @@ def at(where: tuple[slice, ...]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", NO_MASKS)
-def test_what_is_none_is_refused_with_what_was_found(scan, lungs, tmp_path: Path, name: str) -> None:
+def test_what_is_none_is_refused_with_what_was_found(
+    scan, lungs, tmp_path: Path, name: str
+) -> None:
     make, code, text = NO_MASKS[name]
     given = np.asarray(make(lungs))
     with pytest.raises(ScanRefused, match=text) as caught:
@@ -175,11 +195,18 @@ def test_what_is_none_is_refused_with_what_was_found(scan, lungs, tmp_path: Path
 @pytest.mark.parametrize(
     ("given", "kind"),
     [
-        (3, "int"), ({"mask": 1}, "dict"), (b"mask", "bytes"), (chest(), "Scan"), ([[[1, 0]], [[1]]], "ragged"),
-        (np.full(SHAPE, "1"), "str"), (np.full(SHAPE, None), "object"), (np.ones(SHAPE, complex), "complex"),
-        (np.ma.masked_equal(np.ones(SHAPE), 0), "masked"), (np.zeros(SHAPE, "M8[s]"), "datetime64"),
+        (3, "int"),
+        ({"mask": 1}, "dict"),
+        (b"mask", "bytes"),
+        (chest(), "Scan"),
+        ([[[1, 0]], [[1]]], "ragged"),
+        (np.full(SHAPE, "1"), "str"),
+        (np.full(SHAPE, None), "object"),
+        (np.ones(SHAPE, complex), "complex"),
+        (np.ma.masked_equal(np.ones(SHAPE), 0), "masked"),
+        (np.zeros(SHAPE, "M8[s]"), "datetime64"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_array_is_named(scan, given: Any, kind: str) -> None:
     with pytest.raises(ScanRefused, match=f"mask_type: .*{kind}"):
         user_lungs(given, scan)
@@ -190,7 +217,9 @@ def test_labels_say_what_is_lung(scan, lungs, tmp_path: Path) -> None:
     write_nifti_volume(organs(lungs), scan.affine, tmp_path / "m.nii.gz")
     for given in (organs(lungs), organs(lungs).astype(np.float32), tmp_path / "m.nii.gz"):
         np.testing.assert_array_equal(user_lungs(given, scan, lobes)[0], lungs)
-    np.testing.assert_array_equal(read_mask(tmp_path / "m.nii.gz", scan, labels=lobes[:1])[LEFT][8:], True)
+    np.testing.assert_array_equal(
+        read_mask(tmp_path / "m.nii.gz", scan, labels=lobes[:1])[LEFT][8:], True
+    )
     np.testing.assert_array_equal(user_lungs(lungs.astype(int) * 7, scan, np.array([7]))[0], lungs)
     assert user_lungs(sides(lungs), scan, [2])[0].sum() == lungs[LEFT].sum()
 
@@ -198,10 +227,16 @@ def test_labels_say_what_is_lung(scan, lungs, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "code"),
     [
-        ([119], "mask_labels"), ([0], "mask_labels"), ([-10], "mask_labels"), ([10.5], "mask_labels"),
-        (["10"], "mask_labels"), ([True], "mask_labels"), ([None], "mask_labels"), ([float("inf")], "mask_labels"),
+        ([119], "mask_labels"),
+        ([0], "mask_labels"),
+        ([-10], "mask_labels"),
+        ([10.5], "mask_labels"),
+        (["10"], "mask_labels"),
+        ([True], "mask_labels"),
+        ([None], "mask_labels"),
+        ([float("inf")], "mask_labels"),
     ],
-)  # fmt: skip
+)
 def test_labels_that_cannot_be(scan, lungs, labels: list[Any], code: str) -> None:
     assert codes(lambda: user_lungs(organs(lungs), scan, labels)) == [code]
 
@@ -274,7 +309,9 @@ def test_lungs_at_the_border_of_the_image_are_not_outside() -> None:
     ],
     ids=["right", "feet first", "transposed", "front to back"],
 )
-def test_a_flipped_mask_is_pointed_out(change: Callable[[np.ndarray], np.ndarray], doubtful: bool) -> None:
+def test_a_flipped_mask_is_pointed_out(
+    change: Callable[[np.ndarray], np.ndarray], doubtful: bool
+) -> None:
     from tf_covid.phantom import draw_chest
 
     made = draw_chest(1006, (40, 96, 96), severity=1)
@@ -300,20 +337,40 @@ def test_lesion_masks(scan, lungs, tmp_path: Path) -> None:
     assert codes(lambda: check_lesions(scan.hu < -950, scan)) == ["mask_outside"]
     assert codes(lambda: check_lesions(at(HEART), scan, lungs)) == ["lesions_outside"]
     for labels in (sides(ill), np.where(ill, 1.0, np.where(lungs, 0.0, np.nan)), 0.5 * ill + 0.1):
-        assert codes(lambda labels=labels: array_mask(labels, scan, may_be_empty=True)) == ["mask_values"]
+        assert codes(lambda labels=labels: array_mask(labels, scan, may_be_empty=True)) == [
+            "mask_values"
+        ]
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "1_0", "10,,11", "10;11", "a", "1.5", "\uff11\uff10", "10,0", "1e1"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "-1", "1_0", "10,,11", "10;11", "a", "1.5", "\uff11\uff10", "10,0", "1e1"]
+)
 def test_labels_on_the_command_line_are_digits_between_commas(text: str, tmp_path: Path) -> None:
     mask = tmp_path / "m.nii"
     mask.touch()
-    words = ["infer", str(tmp_path), "--out", str(tmp_path / "out"), "--lungs", str(mask), "--lungs-labels", text]
+    words = [
+        "infer",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "out"),
+        "--lungs",
+        str(mask),
+        "--lungs-labels",
+        text,
+    ]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 2 and "no list of whole numbers" in result.output
 
 
 def test_labels_need_a_mask(scan, tmp_path: Path) -> None:
     write_nifti_volume(scan.hu, scan.affine, tmp_path / "a.nii")
-    words = ["infer", str(tmp_path / "a.nii"), "--out", str(tmp_path / "out"), "--lungs-labels", "10, 11"]
+    words = [
+        "infer",
+        str(tmp_path / "a.nii"),
+        "--out",
+        str(tmp_path / "out"),
+        "--lungs-labels",
+        "10, 11",
+    ]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 2 and "--lungs-labels are labels of the mask" in result.output

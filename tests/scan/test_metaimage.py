@@ -43,7 +43,11 @@ def write(path: Path, data: bytes, last: str = "LOCAL", **changes: str | None) -
 @pytest.mark.parametrize("compressed", [False, True])
 def test_byte_orders(marker, tmp_path: Path, order: str, key: str, compressed: bool) -> None:
     data = marker.hu.astype(f"{order}i2").tobytes()
-    changes = {"BinaryDataByteOrderMSB": None, key: str(order == ">"), "CompressedData": str(compressed)}
+    changes = {
+        "BinaryDataByteOrderMSB": None,
+        key: str(order == ">"),
+        "CompressedData": str(compressed),
+    }
     packed = zlib.compress(data) if compressed else data
     size = {"CompressedDataSize": str(len(packed))} if compressed else {}
     scan = read(write(tmp_path / "a.mha", packed, **changes, **size))
@@ -53,10 +57,19 @@ def test_byte_orders(marker, tmp_path: Path, order: str, key: str, compressed: b
 
 
 TYPES = {
-    "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
-    "MET_LONG": "i4", "MET_ULONG": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4",
+    "MET_CHAR": "i1",
+    "MET_UCHAR": "u1",
+    "MET_SHORT": "i2",
+    "MET_USHORT": "u2",
+    "MET_INT": "i4",
+    "MET_UINT": "u4",
+    "MET_LONG": "i4",
+    "MET_ULONG": "u4",
+    "MET_LONG_LONG": "i8",
+    "MET_ULONG_LONG": "u8",
+    "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -70,7 +83,9 @@ def test_types_as_simpleitk_reads_them(tmp_path: Path, name: str) -> None:
 
 def test_long_of_eight_bytes(tmp_path: Path) -> None:
     values = np.arange(60).reshape(3, 4, 5)
-    path = write(tmp_path / "a.mha", values.astype("<i8").tobytes(), ElementType="MET_LONG", DimSize="5 4 3")
+    path = write(
+        tmp_path / "a.mha", values.astype("<i8").tobytes(), ElementType="MET_LONG", DimSize="5 4 3"
+    )
     with open_volume([FileSource.of(path)]) as volume:
         np.testing.assert_array_equal(np.stack(list(volume.slabs), axis=2), values.T)
 
@@ -102,7 +117,11 @@ def test_an_oblique_matrix_is_read_as_simpleitk_reads_it(marker, tmp_path: Path)
 @pytest.mark.parametrize("spacing", ["ElementSpacing", "ElementSize"])
 def test_synonyms(marker, tmp_path: Path, offset: str, matrix: str, spacing: str) -> None:
     changes = dict.fromkeys(("Offset", "TransformMatrix", "ElementSpacing"))
-    named = {offset: FIELDS["Offset"], matrix: FIELDS["TransformMatrix"], spacing: FIELDS["ElementSpacing"]}
+    named = {
+        offset: FIELDS["Offset"],
+        matrix: FIELDS["TransformMatrix"],
+        spacing: FIELDS["ElementSpacing"],
+    }
     scan = read(write(tmp_path / "a.mha", marker.hu.tobytes(), **(changes | named)))
     np.testing.assert_array_equal(scan.hu, marker.hu)
     np.testing.assert_allclose(scan.affine, marker.affine, atol=1e-9)
@@ -110,24 +129,42 @@ def test_synonyms(marker, tmp_path: Path, offset: str, matrix: str, spacing: str
 
 
 OPEN = {
-    "no geometry": ({"TransformMatrix": None, "Offset": None, "ElementSpacing": None},
-                    {"orientation_unknown", "spacing_unknown"}, (1.0, 1.0, 1.0)),
+    "no geometry": (
+        {"TransformMatrix": None, "Offset": None, "ElementSpacing": None},
+        {"orientation_unknown", "spacing_unknown"},
+        (1.0, 1.0, 1.0),
+    ),
     "no spacing": ({"ElementSpacing": None}, {"spacing_unknown"}, (1.0, 1.0, 1.0)),
     "no offset": ({"Offset": None}, {"position_unknown"}, (2.5, 0.9, 0.8)),
     "no transform": ({"TransformMatrix": None}, {"orientation_unknown"}, (2.5, 0.9, 0.8)),
-    "no transform but letters": ({"TransformMatrix": None, "AnatomicalOrientation": "RAI"}, set(), (2.5, 0.9, 0.8)),
-    "letters that ITK ignores": ({"TransformMatrix": None, "AnatomicalOrientation": "LPS"}, {"orientation_unknown"},
-                                 (2.5, 0.9, 0.8)),
+    "no transform but letters": (
+        {"TransformMatrix": None, "AnatomicalOrientation": "RAI"},
+        set(),
+        (2.5, 0.9, 0.8),
+    ),
+    "letters that ITK ignores": (
+        {"TransformMatrix": None, "AnatomicalOrientation": "LPS"},
+        {"orientation_unknown"},
+        (2.5, 0.9, 0.8),
+    ),
     "letters unknown": ({"AnatomicalOrientation": "???"}, set(), (2.5, 0.9, 0.8)),
     "letters agree": ({"AnatomicalOrientation": "RAS"}, set(), (2.5, 0.9, 0.8)),
-    "letters against the matrix": ({"AnatomicalOrientation": "LAS"}, {"affine_disagree"}, (2.5, 0.9, 0.8)),
+    "letters against the matrix": (
+        {"AnatomicalOrientation": "LAS"},
+        {"affine_disagree"},
+        (2.5, 0.9, 0.8),
+    ),
     "size against spacing": ({"ElementSize": "0.8 0.9 5"}, {"affine_disagree"}, (2.5, 0.9, 0.8)),
     "size like spacing": ({"ElementSize": "0.8 0.9 2.5"}, set(), (2.5, 0.9, 0.8)),
     "two offsets": ({"Position": "1 2 3"}, {"affine_disagree"}, (2.5, 0.9, 0.8)),
     "two matrices": ({"Orientation": "1 0 0 0 1 0 0 0 1"}, {"affine_disagree"}, (2.5, 0.9, 0.8)),
-    "a matrix that scales": ({"TransformMatrix": "2 0 0 0 2 0 0 0 2"}, {"affine_disagree"}, (5.0, 1.8, 1.6)),
+    "a matrix that scales": (
+        {"TransformMatrix": "2 0 0 0 2 0 0 0 2"},
+        {"affine_disagree"},
+        (5.0, 1.8, 1.6),
+    ),
     "a centre of rotation": ({"CenterOfRotation": "1 2 3"}, set(), (2.5, 0.9, 0.8)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", OPEN)
@@ -155,12 +192,20 @@ REFUSED = {
     "text": ("bad_header", {"BinaryData": "False"}),
     "no truth": ("bad_header", {"CompressedData": "perhaps"}),
     "axes": ("bad_header", {"NDims": "2"}),
-    "time": ("not_3d", {"NDims": "4", "DimSize": "32 40 7 2", "TransformMatrix": None, "Offset": None,
-                        "ElementSpacing": None}),
+    "time": (
+        "not_3d",
+        {
+            "NDims": "4",
+            "DimSize": "32 40 7 2",
+            "TransformMatrix": None,
+            "Offset": None,
+            "ElementSpacing": None,
+        },
+    ),
     "header size": ("bad_header", {"HeaderSize": "12"}),
     "tube": ("not_mha", {"ObjectType": "Tube"}),
     "packed size": ("truncated_file", {"CompressedData": "True", "CompressedDataSize": "999999"}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -173,17 +218,30 @@ def test_a_field_is_stated_once(marker, tmp_path: Path, refused) -> None:
     np.testing.assert_array_equal(
         read(write(tmp_path / "a.mha", marker.hu.tobytes(), dimsize="32 40 14")).hu, marker.hu
     )
-    assert "bad_header" in refused(write(tmp_path / "b.mha", marker.hu.tobytes(), dimsize="40 32 14"))
+    assert "bad_header" in refused(
+        write(tmp_path / "b.mha", marker.hu.tobytes(), dimsize="40 32 14")
+    )
 
 
 @pytest.mark.parametrize("size", [1_000, 70_000, 900_000])
 def test_long_lines_and_long_headers(marker, tmp_path: Path, size: int) -> None:
-    np.testing.assert_array_equal(read(write(tmp_path / "a.mha", marker.hu.tobytes(), Name="x" * size)).hu, marker.hu)
+    np.testing.assert_array_equal(
+        read(write(tmp_path / "a.mha", marker.hu.tobytes(), Name="x" * size)).hu, marker.hu
+    )
 
 
 def test_headers_without_bounds_are_refused(marker, tmp_path: Path, refused) -> None:
-    assert "bad_header" in refused(write(tmp_path / "a.mha", marker.hu.tobytes(), Name="x" * (1 << 20)))
-    for name in ("DimSize", "ElementSpacing", "TransformMatrix", "HeaderSize", "ElementType", "NDims"):
+    assert "bad_header" in refused(
+        write(tmp_path / "a.mha", marker.hu.tobytes(), Name="x" * (1 << 20))
+    )
+    for name in (
+        "DimSize",
+        "ElementSpacing",
+        "TransformMatrix",
+        "HeaderSize",
+        "ElementType",
+        "NDims",
+    ):
         refused(write(tmp_path / "a.mha", marker.hu.tobytes(), **{name: "9" * 100_000}))
 
 
@@ -195,7 +253,9 @@ def test_voxels_at_the_end_of_the_file(marker, tmp_path: Path, quality_flags) ->
 
 @pytest.mark.parametrize("key", ["ElementSpacing", "ElementSize"])
 @pytest.mark.parametrize("sizes", ["-0.8 0.9 2.5", "0.8 0 2.5", "0.8 0.9 -2.5", "nan 0.9 2.5"])
-def test_sizes_not_above_zero_are_refused_by_name(marker, tmp_path: Path, refused, key: str, sizes: str) -> None:
+def test_sizes_not_above_zero_are_refused_by_name(
+    marker, tmp_path: Path, refused, key: str, sizes: str
+) -> None:
     data = marker.hu.astype("<i2").tobytes()
     found = refused(write(tmp_path / "a.mha", data, **{"ElementSpacing": None, key: sizes}))
     assert key.lower() in found["bad_affine"].message.lower()

@@ -30,9 +30,14 @@ def scaled(slices: np.ndarray, slope: float, intercept: float) -> np.ndarray:
 
 
 WHICH = {
-    "one": [17], "first": [0], "last": [-1], "two": [17, 18], "half": list(range(20, 40)),
-    "every_fourth": list(range(0, 40, 4)), "every_second": list(range(0, 40, 2)),
-}  # fmt: skip
+    "one": [17],
+    "first": [0],
+    "last": [-1],
+    "two": [17, 18],
+    "half": list(range(20, 40)),
+    "every_fourth": list(range(0, 40, 4)),
+    "every_second": list(range(0, 40, 2)),
+}
 
 
 @pytest.mark.parametrize("which", WHICH)
@@ -43,7 +48,9 @@ def test_an_intercept_that_is_lost(chest: np.ndarray, which: str, axis: int) -> 
     assert codes(hu, axis) == {"slice_values"}
 
 
-@pytest.mark.parametrize("rescale", [(2, -1024), (0.5, -1024), (1.25, -1024), (0.001, -1024), (1, -2048), (1, 1024)])
+@pytest.mark.parametrize(
+    "rescale", [(2, -1024), (0.5, -1024), (1.25, -1024), (0.001, -1024), (1, -2048), (1, 1024)]
+)
 def test_an_absurd_rescale_of_one_slice(chest: np.ndarray, rescale: tuple[float, float]) -> None:
     hu = chest.copy()
     hu[17] = scaled(hu[17], *rescale)
@@ -95,7 +102,9 @@ def test_no_false_alarm(chest: np.ndarray, change) -> None:
     assert not codes(hu)
 
 
-@pytest.mark.parametrize("path", ["cip/dicom", "cip/ct-64.nrrd", "lidc-0001", "totalsegmentator/example_ct.nii.gz"])
+@pytest.mark.parametrize(
+    "path", ["cip/dicom", "cip/ct-64.nrrd", "lidc-0001", "totalsegmentator/example_ct.nii.gz"]
+)
 def test_no_false_alarm_on_real_scans(real_ct: Path, path: str) -> None:
     for case in find_cases(real_ct / path):
         hu = case.read().hu
@@ -104,7 +113,9 @@ def test_no_false_alarm_on_real_scans(real_ct: Path, path: str) -> None:
 
 @pytest.mark.parametrize("step", [14, 4])
 @pytest.mark.parametrize("change", ["missing", "absurd"])
-def test_dicom_without_its_rescale_in_some_slices(chest, tmp_path, edit, refused, step: int, change: str) -> None:
+def test_dicom_without_its_rescale_in_some_slices(
+    chest, tmp_path, edit, refused, step: int, change: str
+) -> None:
     affine = np.array([[0, 0, 0.8, -120.0], [0, 0.9, 0, -150.0], [-2.5, 0, 0, 300.0], [0, 0, 0, 1]])
     folder = write_dicom(chest, affine, tmp_path / "a")
 

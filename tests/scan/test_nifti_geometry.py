@@ -16,7 +16,14 @@ from tf_covid.scan.volumes import open_volume
 RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def header(marker, *, sform: bool = True, qform: bool = False, kind: type = nib.Nifti1Header, endian: str = "<"):
+def header(
+    marker,
+    *,
+    sform: bool = True,
+    qform: bool = False,
+    kind: type = nib.Nifti1Header,
+    endian: str = "<",
+):
     """The marker in the order of the file (W, H, D), in mm."""
     affine = RAS @ marker.affine[:, [2, 1, 0, 3]]
     made = kind(endianness=endian)
@@ -38,7 +45,9 @@ def write(path: Path, made, marker) -> Path:
 @pytest.mark.parametrize("kind", [nib.Nifti1Header, nib.Nifti2Header])
 @pytest.mark.parametrize("endian", ["<", ">"])
 @pytest.mark.parametrize(("sform", "qform"), [(True, False), (False, True), (True, True)])
-def test_versions_byte_orders_and_forms(marker, tmp_path: Path, kind, endian: str, sform: bool, qform: bool) -> None:
+def test_versions_byte_orders_and_forms(
+    marker, tmp_path: Path, kind, endian: str, sform: bool, qform: bool
+) -> None:
     made = header(marker, sform=sform, qform=qform, kind=kind, endian=endian)
     scan = read(write(tmp_path / "a.nii", made, marker))
     np.testing.assert_array_equal(scan.hu, marker.hu)
@@ -46,11 +55,21 @@ def test_versions_byte_orders_and_forms(marker, tmp_path: Path, kind, endian: st
     assert scan.quality_flags == ()
 
 
-@pytest.mark.parametrize(("code", "factor", "flag"), [(1, 1e-3, "units_converted"), (3, 1e3, "units_converted"),
-                                                      (2, 1.0, None), (0, 1.0, "units_unknown"),
-                                                      (5, 1.0, "units_unknown"), (10, 1.0, None)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("code", "factor", "flag"),
+    [
+        (1, 1e-3, "units_converted"),
+        (3, 1e3, "units_converted"),
+        (2, 1.0, None),
+        (0, 1.0, "units_unknown"),
+        (5, 1.0, "units_unknown"),
+        (10, 1.0, None),
+    ],
+)
 @pytest.mark.parametrize("sform", [True, False])
-def test_units(marker, tmp_path: Path, quality_flags, code: int, factor: float, flag: str | None, sform: bool) -> None:
+def test_units(
+    marker, tmp_path: Path, quality_flags, code: int, factor: float, flag: str | None, sform: bool
+) -> None:
     made = header(marker, sform=sform, qform=not sform)
     made["pixdim"][1:4] *= factor
     for name in ("srow_x", "srow_y", "srow_z", "qoffset_x", "qoffset_y", "qoffset_z"):
@@ -99,8 +118,12 @@ def negative_pixdim(made) -> None:
     made["pixdim"][1] *= -1
 
 
-@pytest.mark.parametrize("change", [scaled, mirrored, turned, long_quaternion, no_pixdim, nan_pixdim, negative_pixdim])
-def test_the_sform_is_taken_and_what_contradicts_it_told(marker, tmp_path: Path, quality_flags, change) -> None:
+@pytest.mark.parametrize(
+    "change", [scaled, mirrored, turned, long_quaternion, no_pixdim, nan_pixdim, negative_pixdim]
+)
+def test_the_sform_is_taken_and_what_contradicts_it_told(
+    marker, tmp_path: Path, quality_flags, change
+) -> None:
     made = header(marker, qform=True)
     change(made)
     scan = read(write(tmp_path / "a.nii", made, marker))
@@ -118,7 +141,9 @@ def test_pixdim_contradicts_an_sform_without_a_qform(marker, tmp_path: Path, qua
 @pytest.mark.parametrize(
     "rows", [np.zeros((3, 4)), np.full((3, 4), np.nan), [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]]]
 )
-def test_an_unusable_sform_gives_way_to_the_qform(marker, tmp_path: Path, quality_flags, refused, rows) -> None:
+def test_an_unusable_sform_gives_way_to_the_qform(
+    marker, tmp_path: Path, quality_flags, refused, rows
+) -> None:
     made = header(marker, qform=True)
     for name, row in zip(("srow_x", "srow_y", "srow_z"), rows, strict=True):
         made[name] = row
@@ -140,7 +165,9 @@ def test_an_unusable_qform_alone_is_refused(marker, tmp_path: Path, refused, cha
 def test_a_quaternion_slightly_too_long(marker, tmp_path: Path, excess: float) -> None:
     """nibabel refuses from 4e-7 on; the standard's reference reader and ITK make it one of length 1."""
     made = header(marker, sform=False, qform=True)
-    length = np.sqrt(1 + excess) / np.linalg.norm([float(made[f"quatern_{axis}"]) for axis in "bcd"])
+    length = np.sqrt(1 + excess) / np.linalg.norm(
+        [float(made[f"quatern_{axis}"]) for axis in "bcd"]
+    )
     for axis in "bcd":
         made[f"quatern_{axis}"] = made[f"quatern_{axis}"] * length
     path = write(tmp_path / "a.nii", made, marker)
@@ -150,15 +177,19 @@ def test_a_quaternion_slightly_too_long(marker, tmp_path: Path, excess: float) -
     assert scan.quality_flags == ()
 
 
-@pytest.mark.parametrize(("qfac", "flags"), [(0, set()), (1, set()), (3, {"affine_disagree"}),
-                                             (np.nan, {"affine_disagree"})])  # fmt: skip
+@pytest.mark.parametrize(
+    ("qfac", "flags"),
+    [(0, set()), (1, set()), (3, {"affine_disagree"}), (np.nan, {"affine_disagree"})],
+)
 def test_qfac(marker, tmp_path: Path, quality_flags, qfac: float, flags: set[str]) -> None:
     made = header(marker, sform=False, qform=True)
     assert float(made["pixdim"][0]) == -1  # the marker's axes are left-handed
     made["pixdim"][0] = qfac
     scan = read(write(tmp_path / "a.nii", made, marker))
     assert {*quality_flags(scan)} == flags
-    assert not np.array_equal(scan.hu, marker.hu)  # 1, as the standard says: the slices run the other way
+    assert not np.array_equal(
+        scan.hu, marker.hu
+    )  # 1, as the standard says: the slices run the other way
     np.testing.assert_array_equal(scan.hu[::-1], marker.hu)
 
 
@@ -177,10 +208,20 @@ def test_simpleitk_and_nibabel_place_the_qform_where_we_do(marker, tmp_path: Pat
             np.testing.assert_allclose((volume.affine_ras @ [*index, 1])[:3], there, atol=1e-3)
 
 
-@pytest.mark.parametrize(("slope", "inter", "flags"), [(0, 0, set()), (np.nan, np.nan, set()), (np.nan, 0, set()),
-                                                       (0, -1024, {"scaling_unclear"}), (1, 0, set()),
-                                                       (np.nan, 7, {"scaling_unclear"})])  # fmt: skip
-def test_no_scaling(marker, tmp_path: Path, quality_flags, slope: float, inter: float, flags: set[str]) -> None:
+@pytest.mark.parametrize(
+    ("slope", "inter", "flags"),
+    [
+        (0, 0, set()),
+        (np.nan, np.nan, set()),
+        (np.nan, 0, set()),
+        (0, -1024, {"scaling_unclear"}),
+        (1, 0, set()),
+        (np.nan, 7, {"scaling_unclear"}),
+    ],
+)
+def test_no_scaling(
+    marker, tmp_path: Path, quality_flags, slope: float, inter: float, flags: set[str]
+) -> None:
     made = header(marker)
     made["scl_slope"], made["scl_inter"] = slope, inter
     scan = read(write(tmp_path / "a.nii", made, marker))
@@ -203,7 +244,7 @@ REFUSED = {
     "voxels nowhere": ("bad_header", {"vox_offset": np.nan}),
     "a pair's magic": ("detached_data", {"magic": b"ni1"}),
     "no magic": ("not_nifti", {"magic": b""}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -216,7 +257,8 @@ def test_headers_that_are_refused(marker, tmp_path: Path, refused, name: str) ->
 
 
 @pytest.mark.parametrize(
-    "changes", [{"bitpix": 0}, {"vox_offset": 0}, {"intent_code": 1002}, {"dim": [4, 32, 40, 14, 1, 9, 9, 9]}]
+    "changes",
+    [{"bitpix": 0}, {"vox_offset": 0}, {"intent_code": 1002}, {"dim": [4, 32, 40, 14, 1, 9, 9, 9]}],
 )
 def test_what_is_needless_to_know(marker, tmp_path: Path, changes) -> None:
     made = header(marker)
@@ -229,11 +271,15 @@ def test_what_is_needless_to_know(marker, tmp_path: Path, changes) -> None:
 def test_extensions(marker, tmp_path: Path, refused, endian: str) -> None:
     made = header(marker, endian=endian)
     order = "little" if endian == "<" else "big"
-    extension = b"".join(number.to_bytes(4, order) for number in (64, 6)) + b"a comment".ljust(56, b"\0")
+    extension = b"".join(number.to_bytes(4, order) for number in (64, 6)) + b"a comment".ljust(
+        56, b"\0"
+    )
     data = marker.hu.astype(f"{endian}i2").tobytes()
     for offset, gap in ((480, 0), (512, 32)):
         made["vox_offset"] = offset
-        (tmp_path / "a.nii").write_bytes(made.binaryblock + b"\1\0\0\0" + 2 * extension + bytes(gap) + data)
+        (tmp_path / "a.nii").write_bytes(
+            made.binaryblock + b"\1\0\0\0" + 2 * extension + bytes(gap) + data
+        )
         np.testing.assert_array_equal(read(tmp_path / "a.nii").hu, marker.hu)
     made["vox_offset"] = 464  # within the second one: eight voxels too early
     (tmp_path / "b.nii").write_bytes(made.binaryblock + b"\1\0\0\0" + 2 * extension + data)

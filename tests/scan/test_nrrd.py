@@ -48,7 +48,9 @@ PACK = {
     "gz": gzip.compress,
     "bzip2": bz2.compress,
     "bz2": bz2.compress,
-    "hex": lambda data: b"\n".join(data.hex().encode()[at : at + 79] for at in range(0, 2 * len(data), 79)),
+    "hex": lambda data: b"\n".join(
+        data.hex().encode()[at : at + 79] for at in range(0, 2 * len(data), 79)
+    ),
 }
 
 
@@ -62,7 +64,9 @@ def test_encodings_and_byte_orders(marker, tmp_path: Path, encoding: str, endian
     assert scan.quality_flags == ()
 
 
-@pytest.mark.parametrize(("encoding", "kind"), [("text", "short"), ("ascii", "double"), ("txt", "float")])
+@pytest.mark.parametrize(
+    ("encoding", "kind"), [("text", "short"), ("ascii", "double"), ("txt", "float")]
+)
 @pytest.mark.parametrize("separator", [" ", "\n", ", "])
 def test_voxels_as_text(marker, tmp_path: Path, encoding: str, kind: str, separator: str) -> None:
     data = separator.join(map(str, marker.hu.ravel())).encode()
@@ -71,11 +75,29 @@ def test_voxels_as_text(marker, tmp_path: Path, encoding: str, kind: str, separa
 
 
 TYPES = {
-    "int8": "i1", "signed char": "i1", "uchar": "u1", "unsigned char": "u1", "uint8_t": "u1",
-    "short": "i2", "short int": "i2", "signed short int": "i2", "ushort": "u2", "unsigned short int": "u2",
-    "int": "i4", "int32_t": "i4", "uint": "u4", "unsigned int": "u4", "longlong": "i8", "long long int": "i8",
-    "int64_t": "i8", "ulonglong": "u8", "unsigned long long": "u8", "float": "f4", "double": "f8", "FLOAT": "f4",
-}  # fmt: skip
+    "int8": "i1",
+    "signed char": "i1",
+    "uchar": "u1",
+    "unsigned char": "u1",
+    "uint8_t": "u1",
+    "short": "i2",
+    "short int": "i2",
+    "signed short int": "i2",
+    "ushort": "u2",
+    "unsigned short int": "u2",
+    "int": "i4",
+    "int32_t": "i4",
+    "uint": "u4",
+    "unsigned int": "u4",
+    "longlong": "i8",
+    "long long int": "i8",
+    "int64_t": "i8",
+    "ulonglong": "u8",
+    "unsigned long long": "u8",
+    "float": "f4",
+    "double": "f8",
+    "FLOAT": "f4",
+}
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -86,7 +108,9 @@ def test_types(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(stored(path), values.T)
 
 
-@pytest.mark.parametrize("pixel", [sitk.sitkInt16, sitk.sitkUInt8, sitk.sitkInt32, sitk.sitkFloat32, sitk.sitkFloat64])
+@pytest.mark.parametrize(
+    "pixel", [sitk.sitkInt16, sitk.sitkUInt8, sitk.sitkInt32, sitk.sitkFloat32, sitk.sitkFloat64]
+)
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("suffix", ["nrrd", "nhdr", "mha", "mhd"])
 def test_what_simpleitk_writes(tmp_path: Path, pixel: int, compressed: bool, suffix: str) -> None:
@@ -106,9 +130,14 @@ def test_what_simpleitk_writes(tmp_path: Path, pixel: int, compressed: bool, suf
 
 
 SPACES = {
-    "LPS": (1, 1), "RAS": (-1, -1), "LAS": (1, -1), "left-posterior-superior": (1, 1), "lps": (1, 1),
-    "right-anterior-superior": (-1, -1), "Left-Anterior-Superior": (1, -1),
-}  # fmt: skip
+    "LPS": (1, 1),
+    "RAS": (-1, -1),
+    "LAS": (1, -1),
+    "left-posterior-superior": (1, 1),
+    "lps": (1, 1),
+    "right-anterior-superior": (-1, -1),
+    "Left-Anterior-Superior": (1, -1),
+}
 
 
 @pytest.mark.parametrize("space", SPACES)
@@ -128,44 +157,96 @@ def test_spaces_by_every_name(marker, tmp_path: Path, space: str) -> None:
 
 
 @pytest.mark.parametrize("space", ["scanner-xyz", "3D-right-handed", "3D-left-handed", None])
-def test_spaces_that_name_no_patient_are_told(marker, tmp_path: Path, quality_flags, space: str | None) -> None:
-    path = write(tmp_path / "a.nrrd", marker.hu.tobytes(), space=space, **({} if space else {"space_dimension": "3"}))
+def test_spaces_that_name_no_patient_are_told(
+    marker, tmp_path: Path, quality_flags, space: str | None
+) -> None:
+    path = write(
+        tmp_path / "a.nrrd",
+        marker.hu.tobytes(),
+        space=space,
+        **({} if space else {"space_dimension": "3"}),
+    )
     scan = read(path)
     np.testing.assert_array_equal(scan.hu, marker.hu)
     assert quality_flags(scan)["orientation_unknown"].level == "warning"
 
 
 OPEN = {
-    "no geometry": ({"space": None, "space_directions": None, "space_origin": None},
-                    {"orientation_unknown", "spacing_unknown"}, (1.0, 1.0, 1.0)),
-    "spacings alone": ({"space": None, "space_directions": None, "space_origin": None, "spacings": "0.8 0.9 2.5"},
-                       {"orientation_unknown"}, (2.5, 0.9, 0.8)),
-    "spacings unknown": ({"space": None, "space_directions": None, "space_origin": None, "spacings": "nan nan nan"},
-                         {"orientation_unknown", "spacing_unknown"}, (1.0, 1.0, 1.0)),
-    "thickness is no spacing": ({"space": None, "space_directions": None, "thicknesses": "nan nan 3"},
-                                {"orientation_unknown", "spacing_unknown"}, (1.0, 1.0, 1.0)),
-    "axis mins and maxs": ({"space": None, "space_directions": None, "axis_mins": "0 0 0", "axis_maxs": "32 40 28"},
-                           {"orientation_unknown", "spacing_unknown"}, (2.0, 1.0, 1.0)),
-    "nodes": ({"space": None, "space_directions": None, "axis_mins": "0 0 0", "axis_maxs": "31 39 26",
-               "centers": "node node node"}, {"orientation_unknown", "spacing_unknown"}, (2.0, 1.0, 1.0)),
-    "centimetres": ({"space_units": '"cm" "cm" "cm"', "space_directions": "(0.08,0,0) (0,0.09,0) (0,0,-0.25)"},
-                    {"units_converted"}, (2.5, 0.9, 0.8)),
-    "microns, spelled twice": ({"space_units": '"µm" "um" "um"', "space_directions": "(800,0,0) (0,900,0) (0,0,-2500)"},
-                                 {"units_converted"}, (2.5, 0.9, 0.8)),
+    "no geometry": (
+        {"space": None, "space_directions": None, "space_origin": None},
+        {"orientation_unknown", "spacing_unknown"},
+        (1.0, 1.0, 1.0),
+    ),
+    "spacings alone": (
+        {"space": None, "space_directions": None, "space_origin": None, "spacings": "0.8 0.9 2.5"},
+        {"orientation_unknown"},
+        (2.5, 0.9, 0.8),
+    ),
+    "spacings unknown": (
+        {"space": None, "space_directions": None, "space_origin": None, "spacings": "nan nan nan"},
+        {"orientation_unknown", "spacing_unknown"},
+        (1.0, 1.0, 1.0),
+    ),
+    "thickness is no spacing": (
+        {"space": None, "space_directions": None, "thicknesses": "nan nan 3"},
+        {"orientation_unknown", "spacing_unknown"},
+        (1.0, 1.0, 1.0),
+    ),
+    "axis mins and maxs": (
+        {"space": None, "space_directions": None, "axis_mins": "0 0 0", "axis_maxs": "32 40 28"},
+        {"orientation_unknown", "spacing_unknown"},
+        (2.0, 1.0, 1.0),
+    ),
+    "nodes": (
+        {
+            "space": None,
+            "space_directions": None,
+            "axis_mins": "0 0 0",
+            "axis_maxs": "31 39 26",
+            "centers": "node node node",
+        },
+        {"orientation_unknown", "spacing_unknown"},
+        (2.0, 1.0, 1.0),
+    ),
+    "centimetres": (
+        {"space_units": '"cm" "cm" "cm"', "space_directions": "(0.08,0,0) (0,0.09,0) (0,0,-0.25)"},
+        {"units_converted"},
+        (2.5, 0.9, 0.8),
+    ),
+    "microns, spelled twice": (
+        {"space_units": '"µm" "um" "um"', "space_directions": "(800,0,0) (0,900,0) (0,0,-2500)"},
+        {"units_converted"},
+        (2.5, 0.9, 0.8),
+    ),
     "two units": ({"space_units": '"mm" "mm" "um"'}, {"units_unknown"}, (2.5, 0.9, 0.8)),
-    "microns alike": ({"space_units": '"um" "um" "um"', "space_directions": "(800,0,0) (0,900,0) (0,0,-2500)"},
-                      {"units_converted"}, (2.5, 0.9, 0.8)),
-    "metres": ({"space_units": '"m" "m" "m"', "space_origin": "(0,0,0)",
-                "space_directions": "(8e-4,0,0) (0,9e-4,0) (0,0,-2.5e-3)"},
-               {"units_converted"}, (2.5, 0.9, 0.8)),
-    "millimetres": ({"space_units": '"mm" "mm" "mm"', "measurement_frame": "(1,0,0) (0,1,0) (0,0,1)"}, set(),
-                    (2.5, 0.9, 0.8)),
+    "microns alike": (
+        {"space_units": '"um" "um" "um"', "space_directions": "(800,0,0) (0,900,0) (0,0,-2500)"},
+        {"units_converted"},
+        (2.5, 0.9, 0.8),
+    ),
+    "metres": (
+        {
+            "space_units": '"m" "m" "m"',
+            "space_origin": "(0,0,0)",
+            "space_directions": "(8e-4,0,0) (0,9e-4,0) (0,0,-2.5e-3)",
+        },
+        {"units_converted"},
+        (2.5, 0.9, 0.8),
+    ),
+    "millimetres": (
+        {"space_units": '"mm" "mm" "mm"', "measurement_frame": "(1,0,0) (0,1,0) (0,0,1)"},
+        set(),
+        (2.5, 0.9, 0.8),
+    ),
     "no origin": ({"space_origin": None}, {"position_unknown"}, (2.5, 0.9, 0.8)),
     "an origin far away": ({"space_origin": "(1e9,0,0)"}, {"position_unlikely"}, (2.5, 0.9, 0.8)),
-    "a misspelt field": ({"space_origin": None, "spaced_origin": "(1,2,3)"}, {"position_unknown", "unknown_fields"},
-                         (2.5, 0.9, 0.8)),
+    "a misspelt field": (
+        {"space_origin": None, "spaced_origin": "(1,2,3)"},
+        {"position_unknown", "unknown_fields"},
+        (2.5, 0.9, 0.8),
+    ),
     "unknown unit": ({"space_units": '"px" "px" "px"'}, {"units_unknown"}, (2.5, 0.9, 0.8)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", OPEN)
@@ -219,7 +300,14 @@ def test_headers_that_are_refused(marker, tmp_path: Path, refused, name: str) ->
 )
 def test_axes_of_one_voxel(marker, tmp_path: Path, sizes: str, directions: str) -> None:
     path = tmp_path / "a.nrrd"
-    write(path, marker.hu.tobytes(), dimension="4", sizes=sizes, space_directions=directions, kinds=None)
+    write(
+        path,
+        marker.hu.tobytes(),
+        dimension="4",
+        sizes=sizes,
+        space_directions=directions,
+        kinds=None,
+    )
     scan = read(path)
     np.testing.assert_array_equal(scan.hu, marker.hu)
     np.testing.assert_allclose(scan.affine, marker.affine, atol=1e-9)
@@ -228,7 +316,13 @@ def test_axes_of_one_voxel(marker, tmp_path: Path, sizes: str, directions: str) 
 def test_lines_and_bytes_are_passed_over(marker, tmp_path: Path, quality_flags) -> None:
     data = marker.hu.tobytes()
     for encoding, packed in (("raw", b"12345" + data), ("gzip", gzip.compress(b"12345" + data))):
-        path = write(tmp_path / "a.nrrd", b"one\ntwo\n" + packed, line_skip="2", byte_skip="5", encoding=encoding)
+        path = write(
+            tmp_path / "a.nrrd",
+            b"one\ntwo\n" + packed,
+            line_skip="2",
+            byte_skip="5",
+            encoding=encoding,
+        )
         np.testing.assert_array_equal(read(path).hu, marker.hu)
     scan = read(write(tmp_path / "b.nrrd", bytes(777) + data, byte_skip="-1"))
     np.testing.assert_array_equal(scan.hu, marker.hu)
@@ -245,21 +339,38 @@ def test_long_lines_and_long_headers(marker, tmp_path: Path, size: int) -> None:
 
 
 def test_headers_without_bounds_are_refused(marker, tmp_path: Path, refused) -> None:
-    assert "bad_header" in refused(write(tmp_path / "a.nrrd", marker.hu.tobytes(), content="x" * (1 << 20)))
-    for name in ("sizes", "type", "kinds", "space_directions", "encoding", "endian", "space", "space_origin"):
+    assert "bad_header" in refused(
+        write(tmp_path / "a.nrrd", marker.hu.tobytes(), content="x" * (1 << 20))
+    )
+    for name in (
+        "sizes",
+        "type",
+        "kinds",
+        "space_directions",
+        "encoding",
+        "endian",
+        "space",
+        "space_origin",
+    ):
         refused(write(tmp_path / "a.nrrd", marker.hu.tobytes(), **{name: "9" * 100_000}))
 
 
 def test_windows_line_ends_comments_and_pairs(marker, tmp_path: Path) -> None:
-    text = "NRRD0004\n# a comment: with a colon\nkey:=a value\n" + "".join(f"{k}: {v}\n" for k, v in FIELDS.items())
-    (tmp_path / "a.nrrd").write_bytes(text.replace("\n", "\r\n").encode() + b"\r\n" + marker.hu.tobytes())
+    text = "NRRD0004\n# a comment: with a colon\nkey:=a value\n" + "".join(
+        f"{k}: {v}\n" for k, v in FIELDS.items()
+    )
+    (tmp_path / "a.nrrd").write_bytes(
+        text.replace("\n", "\r\n").encode() + b"\r\n" + marker.hu.tobytes()
+    )
     np.testing.assert_array_equal(read(tmp_path / "a.nrrd").hu, marker.hu)
 
 
 def test_a_field_is_stated_once(marker, tmp_path: Path, refused) -> None:
     same = write(tmp_path / "a.nrrd", marker.hu.tobytes(), Sizes="32 40 14")
     np.testing.assert_array_equal(read(same).hu, marker.hu)
-    assert "bad_header" in refused(write(tmp_path / "b.nrrd", marker.hu.tobytes(), Sizes="40 32 14"))
+    assert "bad_header" in refused(
+        write(tmp_path / "b.nrrd", marker.hu.tobytes(), Sizes="40 32 14")
+    )
 
 
 def test_read_volume_says_why_it_was_chosen(marker, tmp_path: Path) -> None:

@@ -15,7 +15,14 @@ from tf_covid.scan import read, read_mask, write_nifti
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_dicom_orientations(marker, tmp_path: Path, orientation: str) -> None:
-    folder = write_dicom(marker.hu, marker.affine, tmp_path / "a", orientation=orientation, shuffle_names=True, seed=3)
+    folder = write_dicom(
+        marker.hu,
+        marker.affine,
+        tmp_path / "a",
+        orientation=orientation,
+        shuffle_names=True,
+        seed=3,
+    )
     scan = read(folder)
     np.testing.assert_array_equal(scan.hu, marker.hu)
     np.testing.assert_allclose(scan.affine, marker.affine, atol=1e-6)
@@ -34,22 +41,31 @@ def test_nifti_orders(marker, tmp_path: Path, order: str) -> None:
 @pytest.mark.parametrize("order", ["LPS", "RAS", "AIR"])
 def test_nrrd_and_mha(marker, tmp_path: Path, suffix: str, compressed: bool, order: str) -> None:
     nifti = write_nifti_volume(marker.hu, marker.affine, tmp_path / "a.nii", order=order)
-    sitk.WriteImage(sitk.ReadImage(str(nifti)), str(tmp_path / f"a.{suffix}"), useCompression=compressed)
+    sitk.WriteImage(
+        sitk.ReadImage(str(nifti)), str(tmp_path / f"a.{suffix}"), useCompression=compressed
+    )
     scan = read(tmp_path / f"a.{suffix}")
     np.testing.assert_array_equal(scan.hu, marker.hu)
     np.testing.assert_allclose(scan.affine, marker.affine, atol=1e-4)
 
 
-@pytest.mark.parametrize("space", ["left-posterior-superior", "right-anterior-superior", "left-anterior-superior"])
+@pytest.mark.parametrize(
+    "space", ["left-posterior-superior", "right-anterior-superior", "left-anterior-superior"]
+)
 def test_nrrd_spaces(marker, tmp_path: Path, space: str) -> None:
     """The same voxels, described in LPS, RAS and LAS millimetres."""
-    signs = np.array([1.0 if word in ("left", "posterior", "superior") else -1.0 for word in space.split("-")])
+    signs = np.array(
+        [1.0 if word in ("left", "posterior", "superior") else -1.0 for word in space.split("-")]
+    )
     vectors = [signs * marker.affine[:3, axis] for axis in (2, 1, 0)]
-    text = [",".join(str(value) for value in vector) for vector in (*vectors, signs * marker.affine[:3, 3])]
+    text = [
+        ",".join(str(value) for value in vector)
+        for vector in (*vectors, signs * marker.affine[:3, 3])
+    ]
     header = (
-        f"NRRD0004\ntype: int16\ndimension: 3\nspace: {space}\nsizes: 32 40 14\n"
-        f"space directions: ({text[0]}) ({text[1]}) ({text[2]})\nkinds: domain domain domain\nendian: little\n"
-        f"encoding: raw\nspace origin: ({text[3]})\n\n"
+        f"NRRD0004\ntype: int16\ndimension: 3\nspace: {space}\nsizes: 32 40 14\nspace directions:"
+        f" ({text[0]}) ({text[1]}) ({text[2]})\nkinds: domain domain domain\nendian:"
+        f" little\nencoding: raw\nspace origin: ({text[3]})\n\n"
     )
     (tmp_path / "a.nrrd").write_bytes(header.encode() + marker.hu.astype("<i2").tobytes())
     scan = read(tmp_path / "a.nrrd")
@@ -60,7 +76,11 @@ def test_nrrd_spaces(marker, tmp_path: Path, space: str) -> None:
 def test_an_oblique_scan_keeps_its_affine(marker, tmp_path: Path) -> None:
     angle = np.radians(12)
     turn = np.eye(4)
-    turn[:3, :3] = [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
+    turn[:3, :3] = [
+        [np.cos(angle), -np.sin(angle), 0],
+        [np.sin(angle), np.cos(angle), 0],
+        [0, 0, 1],
+    ]
     affine = turn @ marker.affine
     scan = read(write_dicom(marker.hu, affine, tmp_path / "a", orientation="axial_feet_first"))
     np.testing.assert_array_equal(scan.hu, marker.hu)
@@ -75,7 +95,8 @@ def test_outputs_lie_on_the_source_voxel_for_voxel(marker, tmp_path: Path, order
     write_nifti(volume, scan, tmp_path / "out.nii.gz", slope=0.25)
     source, out = sitk.ReadImage(str(path)), sitk.ReadImage(str(tmp_path / "out.nii.gz"))
     np.testing.assert_array_equal(
-        sitk.GetArrayFromImage(out), np.where(sitk.GetArrayFromImage(source) > 500, np.float32(0.25), 0)
+        sitk.GetArrayFromImage(out),
+        np.where(sitk.GetArrayFromImage(source) > 500, np.float32(0.25), 0),
     )
     assert out.GetOrigin() == source.GetOrigin()
     assert out.GetSpacing() == source.GetSpacing()
@@ -87,15 +108,22 @@ def test_outputs_lie_on_the_source_voxel_for_voxel(marker, tmp_path: Path, order
 
 
 @pytest.mark.parametrize("orientation", ["axial", "axial_prone", "coronal", "sagittal"])
-def test_outputs_of_dicom_lie_where_itk_sees_the_series(marker, tmp_path: Path, orientation: str) -> None:
+def test_outputs_of_dicom_lie_where_itk_sees_the_series(
+    marker, tmp_path: Path, orientation: str
+) -> None:
     """ITK reads the series with its own code; the bright block is at the same millimetres in both."""
     folder = write_dicom(marker.hu, marker.affine, tmp_path / "a", orientation=orientation)
     write_nifti((marker.hu > 500).astype(np.uint8), read(folder), tmp_path / "out.nii.gz")
     files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
     centres = []
-    for image, level in ((sitk.ReadImage(files), 500), (sitk.ReadImage(str(tmp_path / "out.nii.gz")), 0)):
+    for image, level in (
+        (sitk.ReadImage(files), 500),
+        (sitk.ReadImage(str(tmp_path / "out.nii.gz")), 0),
+    ):
         places = np.argwhere(sitk.GetArrayViewFromImage(image) > level)[:, ::-1]
-        mm = [image.TransformIndexToPhysicalPoint([int(value) for value in place]) for place in places]
+        mm = [
+            image.TransformIndexToPhysicalPoint([int(value) for value in place]) for place in places
+        ]
         centres.append(np.array(sorted(mm)))
     np.testing.assert_allclose(centres[0], centres[1], atol=1e-3)
 

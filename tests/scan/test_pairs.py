@@ -14,7 +14,14 @@ import SimpleITK as sitk
 
 from tf_covid.errors import ScanRefused
 from tf_covid.scan.source import FileSource
-from tf_covid.scan.volumes import VOLUME_NAMES, data_file_of, is_volume, kind_of, open_volume, read_volume
+from tf_covid.scan.volumes import (
+    VOLUME_NAMES,
+    data_file_of,
+    is_volume,
+    kind_of,
+    open_volume,
+    read_volume,
+)
 
 RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -42,7 +49,9 @@ def codes(files) -> list[str]:
 
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("suffix", ["mhd", "nhdr", "hdr"])
-def test_pairs_as_simpleitk_writes_them(image, marker, tmp_path: Path, suffix: str, compressed: bool) -> None:
+def test_pairs_as_simpleitk_writes_them(
+    image, marker, tmp_path: Path, suffix: str, compressed: bool
+) -> None:
     path = tmp_path / f"a.{suffix}"
     sitk.WriteImage(image, str(path), useCompression=compressed and suffix != "hdr")
     for given in (sources(path), [FileSource.of(path)]):
@@ -71,18 +80,30 @@ def test_analyze_states_no_orientation(marker, tmp_path: Path, endian: str) -> N
     (tmp_path / "a.hdr").write_bytes(header.binaryblock)
     (tmp_path / "a.img").write_bytes(marker.hu[::-1, ::-1].astype(f"{endian}i2").tobytes())
     reading = read_volume(sources(tmp_path / "a.hdr"))
-    assert [(flag.code, flag.level) for flag in reading.quality_flags] == [("orientation_unknown", "warning")]
-    np.testing.assert_array_equal(reading.hu, marker.hu)  # left, front, up: as nibabel and SPM take it
-    np.testing.assert_allclose(np.linalg.norm(reading.affine[:3, :3], axis=0), (2.5, 0.9, 0.8), rtol=1e-6)
+    assert [(flag.code, flag.level) for flag in reading.quality_flags] == [
+        ("orientation_unknown", "warning")
+    ]
+    np.testing.assert_array_equal(
+        reading.hu, marker.hu
+    )  # left, front, up: as nibabel and SPM take it
+    np.testing.assert_allclose(
+        np.linalg.norm(reading.affine[:3, :3], axis=0), (2.5, 0.9, 0.8), rtol=1e-6
+    )
     block = bytearray(header.binaryblock)
-    block[112:116] = np.array(2.0, f"{endian}f4").tobytes()  # funused1, where SPM keeps a scale factor
+    block[112:116] = np.array(
+        2.0, f"{endian}f4"
+    ).tobytes()  # funused1, where SPM keeps a scale factor
     (tmp_path / "a.hdr").write_bytes(block)
     found = [flag.code for flag in read_volume(sources(tmp_path / "a.hdr")).quality_flags]
     assert found == ["orientation_unknown", "scaling_unclear"]
 
 
-@pytest.mark.parametrize(("suffix", "data"), [("mhd", "a.raw"), ("nhdr", "a.raw"), ("hdr", "a.img")])
-def test_the_length_of_a_data_file_is_checked(image, tmp_path: Path, suffix: str, data: str) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "data"), [("mhd", "a.raw"), ("nhdr", "a.raw"), ("hdr", "a.img")]
+)
+def test_the_length_of_a_data_file_is_checked(
+    image, tmp_path: Path, suffix: str, data: str
+) -> None:
     path = tmp_path / f"a.{suffix}"
     sitk.WriteImage(image, str(path))
     whole = (tmp_path / data).read_bytes()
@@ -98,7 +119,9 @@ def test_the_length_of_a_data_file_is_checked(image, tmp_path: Path, suffix: str
     assert codes([FileSource.of(path)]) == ["detached_data"]
 
 
-@pytest.mark.parametrize(("suffix", "data"), [("mhd", "a.raw"), ("nhdr", "a.raw"), ("hdr", "a.img")])
+@pytest.mark.parametrize(
+    ("suffix", "data"), [("mhd", "a.raw"), ("nhdr", "a.raw"), ("hdr", "a.img")]
+)
 def test_a_link_is_no_data_file(image, tmp_path: Path, suffix: str, data: str) -> None:
     path = tmp_path / f"a.{suffix}"
     sitk.WriteImage(image, str(path))
@@ -109,9 +132,19 @@ def test_a_link_is_no_data_file(image, tmp_path: Path, suffix: str, data: str) -
 
 
 NAMES = [
-    "../secret", "/etc/passwd", "sub/a.raw", "sub\\a.raw", "LIST", "LIST 2", "a%03d.raw 1 9 1", "C:a.raw", ".hidden",
-    "..", "file:///a.raw", "./../a.raw",
-]  # fmt: skip
+    "../secret",
+    "/etc/passwd",
+    "sub/a.raw",
+    "sub\\a.raw",
+    "LIST",
+    "LIST 2",
+    "a%03d.raw 1 9 1",
+    "C:a.raw",
+    ".hidden",
+    "..",
+    "file:///a.raw",
+    "./../a.raw",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -133,7 +166,9 @@ def test_another_file_than_the_named_one_is_not_taken(image, tmp_path: Path) -> 
     sitk.WriteImage(image, str(tmp_path / "a.mhd"))
     (tmp_path / "b.raw").write_bytes((tmp_path / "a.raw").read_bytes())
     (tmp_path / "a.raw").unlink()
-    assert codes([FileSource.of(tmp_path / "a.mhd"), FileSource.of(tmp_path / "b.raw")]) == ["detached_data"]
+    assert codes([FileSource.of(tmp_path / "a.mhd"), FileSource.of(tmp_path / "b.raw")]) == [
+        "detached_data"
+    ]
 
 
 def test_a_header_with_its_own_voxels(image, marker, tmp_path: Path) -> None:
@@ -150,7 +185,9 @@ def test_names() -> None:
     assert not any(map(is_volume, ("a.img", "a.raw", "a.zraw", "a.dcm", "nii")))
 
 
-@pytest.mark.parametrize(("suffix", "kind"), [("nii", "NIfTI"), ("nrrd", "NRRD"), ("mha", "MetaImage")])
+@pytest.mark.parametrize(
+    ("suffix", "kind"), [("nii", "NIfTI"), ("nrrd", "NRRD"), ("mha", "MetaImage")]
+)
 def test_a_false_name_is_told(image, marker, tmp_path: Path, suffix: str, kind: str) -> None:
     sitk.WriteImage(image, str(tmp_path / f"a.{suffix}"))
     head = (tmp_path / f"a.{suffix}").read_bytes()

@@ -63,8 +63,10 @@ def test_it_reads_what_this_process_reads(reader: Reader, series: Path, marker) 
     np.testing.assert_array_equal(scan.hu, marker.hu)
     assert scan.hu.dtype == np.int16 and scan.hu.flags.c_contiguous and scan.hu.flags.writeable
     assert (scan.fingerprint, scan.quality_flags, scan.source.shape) == (
-        here.fingerprint, here.quality_flags, here.source.shape,
-    )  # fmt: skip
+        here.fingerprint,
+        here.quality_flags,
+        here.source.shape,
+    )
     np.testing.assert_array_equal(scan.affine, here.affine)
     assert reader.fingerprint(case) == here.fingerprint
     assert reader.check(case).status == "pass"
@@ -157,7 +159,9 @@ def test_it_ends_with_its_parent(end: str, tmp_path: Path) -> None:
         "import os\nfrom tf_covid.scan.reader import Reader\n"
         "reader = Reader()\nreader.find('nothing')\nprint(reader._child.pid, flush=True)\n" + end
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=os.getcwd())
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=os.getcwd()
+    )
     pid, until = int(done.stdout), time.monotonic() + 10
     while alive(pid) and time.monotonic() < until:
         time.sleep(0.05)
@@ -172,7 +176,9 @@ def test_it_never_imports_tensorflow(deadly: Any, series: Path, tmp_path: Path) 
         "    maps = open(f'/proc/{reader._child.pid}/maps').read()\n"
         "print('tensorflow' in maps, 'tensorflow' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(series)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(series)], capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == ["False", "False"]
 
 

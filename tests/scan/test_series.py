@@ -46,20 +46,26 @@ def test_lung_kernel_among_equals(marker, study, tmp_path: Path, quality_flags) 
     study("sharp", kernel="B70f", series_number=9, shift=5)
     scan = read(tmp_path / "study")
     assert _shift(scan, marker) == 5
-    assert scan.chosen_because == (
-        "Of 2 stacks this one, because it has a lung kernel: 14 axial slices, 2.50 mm apart, kernel B70f."
+    assert (
+        scan.chosen_because
+        == "Of 2 stacks this one, because it has a lung kernel: 14 axial slices, 2.50 mm apart,"
+        " kernel B70f."
     )
     assert quality_flags(scan)["series_candidates"].value == 2
 
 
-@pytest.mark.parametrize("kernel", ["LUNG", "BONEPLUS", "B60f", "Bl64d", "Br59d", "FC52", "FC86", "YA", "YC", "I70f"])
+@pytest.mark.parametrize(
+    "kernel", ["LUNG", "BONEPLUS", "B60f", "Bl64d", "Br59d", "FC52", "FC86", "YA", "YC", "I70f"]
+)
 def test_lung_kernels(marker, study, tmp_path: Path, kernel: str) -> None:
     study("a", kernel="STANDARD", series_number=1)
     study("b", kernel=kernel, series_number=2, shift=5)
     assert _shift(read(tmp_path / "study"), marker) == 5
 
 
-@pytest.mark.parametrize("kernel", ["STANDARD", "B30f", "Br40d", "FC12", "C", "SOFT", "I30f", "Bf37", "B"])
+@pytest.mark.parametrize(
+    "kernel", ["STANDARD", "B30f", "Br40d", "FC12", "C", "SOFT", "I30f", "Bf37", "B"]
+)
 def test_soft_kernels(marker, study, tmp_path: Path, kernel: str) -> None:
     study("a", kernel="", series_number=1)
     study("b", kernel=kernel, series_number=2, shift=5)
@@ -123,7 +129,9 @@ def test_other_modalities_in_the_study_are_left_alone(marker, study, tmp_path: P
 
     def to_pet(dataset: Dataset) -> None:
         dataset.Modality = "PT"
-        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.128"
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = (
+            "1.2.840.10008.5.1.4.1.1.128"
+        )
 
     edit(pet, to_pet)
     assert _shift(read(tmp_path / "study"), marker) == 0
@@ -137,7 +145,9 @@ def test_not_ct(series: Path, edit, refused, modality: str) -> None:
 
 def test_a_secondary_capture_is_not_ct_whatever_it_says(series: Path, edit, refused) -> None:
     def capture(dataset: Dataset) -> None:
-        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = (
+            "1.2.840.10008.5.1.4.1.1.7"
+        )
 
     edit(series, capture)
     assert "not_ct" in refused(series)
@@ -149,15 +159,22 @@ def test_spectral_maps_are_left_out(series: Path, edit, refused) -> None:
 
 
 @pytest.mark.parametrize("kernel", ["XYLON", "Li", "LiWu"])
-def test_a_kernel_field_with_the_patients_name_is_not_repeated(series: Path, edit, refused, kernel: str) -> None:
+def test_a_kernel_field_with_the_patients_name_is_not_repeated(
+    series: Path, edit, refused, kernel: str
+) -> None:
     def rename(dataset: Dataset) -> None:
-        dataset.ConvolutionKernel, dataset.PatientName = kernel, "Xylon^M" if kernel == "XYLON" else "Li^Wu"
+        dataset.ConvolutionKernel, dataset.PatientName = (
+            kernel,
+            ("Xylon^M" if kernel == "XYLON" else "Li^Wu"),
+        )
 
     edit(series, rename)
     assert "another kernel" in read(series).chosen_because
     edit(sorted(series.iterdir())[0], lambda dataset: setattr(dataset, "ConvolutionKernel", "B60f"))
     flags = refused(series)  # the stack has lost an end to another kernel
-    assert "1 with another ConvolutionKernel" in flags["left_out_slices"].message and kernel not in str(flags)
+    assert "1 with another ConvolutionKernel" in flags[
+        "left_out_slices"
+    ].message and kernel not in str(flags)
 
 
 def test_a_kernel_field_with_free_text_is_not_repeated(series: Path, edit) -> None:

@@ -49,11 +49,23 @@ def study(tmp_path: Path):
     """Adds a series of one part of the body to one study, with elements as they are said to be."""
 
     def add(
-        name: str, part: str, slices: int, *, spacing: float = 5.0, orientation: str = "axial", **said: Any
+        name: str,
+        part: str,
+        slices: int,
+        *,
+        spacing: float = 5.0,
+        orientation: str = "axial",
+        **said: Any,
     ) -> Path:
         hu = body(part, slices, sum(name.encode()))
-        affine = np.array([[0, 0, 5.5, -170.0], [0, 5.5, 0, -170.0], [-spacing, 0, 0, 300.0], [0, 0, 0, 1]])
-        options = {key: said.pop(key) for key in ("kernel", "slice_thickness", "series_number") if key in said}
+        affine = np.array(
+            [[0, 0, 5.5, -170.0], [0, 5.5, 0, -170.0], [-spacing, 0, 0, 300.0], [0, 0, 0, 1]]
+        )
+        options = {
+            key: said.pop(key)
+            for key in ("kernel", "slice_thickness", "series_number")
+            if key in said
+        }
         folder = write_dicom(
             hu,
             affine,
@@ -82,7 +94,9 @@ def _shown(scan) -> str:
 
 @pytest.mark.parametrize("words", [{}, {"BodyPartExamined": ""}, {"BodyPartExamined": "ABDOMEN"}])
 @pytest.mark.parametrize("other", ["abdomen", "head"])
-def test_a_chest_beside_a_longer_series(study, tmp_path: Path, words: dict[str, str], other: str) -> None:
+def test_a_chest_beside_a_longer_series(
+    study, tmp_path: Path, words: dict[str, str], other: str
+) -> None:
     """However the words lie, the lungs are found."""
     study("a", "chest", 30, kernel="B70f", series_number=3, **words)
     study("b", other, 60, spacing=2.5, kernel="B30f", series_number=2)
@@ -133,7 +147,9 @@ def test_contrast_phases_of_a_chest(study, tmp_path: Path) -> None:
     assert _shown(scan) == "chest" and "lowest series number" in scan.chosen_because
 
 
-@pytest.mark.parametrize("image_type", [["ORIGINAL", "PRIMARY", "AXIAL"], ["DERIVED", "SECONDARY", "MPR"]])
+@pytest.mark.parametrize(
+    "image_type", [["ORIGINAL", "PRIMARY", "AXIAL"], ["DERIVED", "SECONDARY", "MPR"]]
+)
 def test_a_chest_beside_its_coronal_reformat(study, tmp_path: Path, image_type: list[str]) -> None:
     study("a", "chest", 30)
     study("b", "chest", 30, orientation="coronal", ImageType=image_type)
@@ -148,10 +164,22 @@ def test_spaced_high_resolution_slices_read(study, tmp_path: Path) -> None:
 
 
 PROJECTIONS = [
-    ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL"], "SeriesDescription": "MIP 10mm"}, "SeriesDescription MIP"),
-    ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL"], "SeriesDescription": "Thorax_MIP_8/2"}, "SeriesDescription MIP"),
-    ({"ImageType": ["DERIVED", "SECONDARY"], "SeriesDescription": "Lung MinIP 5.0"}, "SeriesDescription MinIP"),
-    ({"ImageType": ["DERIVED", "SECONDARY"], "SeriesDescription": "min-ip"}, "SeriesDescription MinIP"),
+    (
+        {"ImageType": ["DERIVED", "SECONDARY", "AXIAL"], "SeriesDescription": "MIP 10mm"},
+        "SeriesDescription MIP",
+    ),
+    (
+        {"ImageType": ["DERIVED", "SECONDARY", "AXIAL"], "SeriesDescription": "Thorax_MIP_8/2"},
+        "SeriesDescription MIP",
+    ),
+    (
+        {"ImageType": ["DERIVED", "SECONDARY"], "SeriesDescription": "Lung MinIP 5.0"},
+        "SeriesDescription MinIP",
+    ),
+    (
+        {"ImageType": ["DERIVED", "SECONDARY"], "SeriesDescription": "min-ip"},
+        "SeriesDescription MinIP",
+    ),
     ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "CSA MIP"]}, "ImageType MIP"),
     ({"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL", "MIP"]}, "ImageType MIP"),
     ({"ImageType": ["DERIVED", "PRIMARY", "VOLUME", "MAXIMUM"]}, "ImageType MIP"),
@@ -166,7 +194,9 @@ def test_a_projection_alone_is_refused(study, refused, said: dict[str, Any], tex
 
 
 @pytest.mark.parametrize(("said", "text"), PROJECTIONS)
-def test_a_projection_beside_its_slices_is_not_chosen(study, tmp_path: Path, said, text: str, quality_flags) -> None:
+def test_a_projection_beside_its_slices_is_not_chosen(
+    study, tmp_path: Path, said, text: str, quality_flags
+) -> None:
     study("a", "chest", 24, spacing=2.5, kernel="B70f", series_number=1, **said)
     study("b", "chest", 12, series_number=2)
     scan = read(tmp_path / "study")
@@ -174,7 +204,9 @@ def test_a_projection_beside_its_slices_is_not_chosen(study, tmp_path: Path, sai
 
 
 @pytest.mark.parametrize("text", ["MIP 10mm", "Chest MinIP"])
-def test_an_original_that_is_called_a_projection_is_said(study, quality_flags, refused, text: str) -> None:
+def test_an_original_that_is_called_a_projection_is_said(
+    study, quality_flags, refused, text: str
+) -> None:
     folder = study("a", "chest", 12, SeriesDescription=text)
     assert quality_flags(read(folder))["projection"].level == "warning"
     slab = study("b", "chest", 24, spacing=1.0, slice_thickness=10.0, SeriesDescription=text)
@@ -182,7 +214,16 @@ def test_an_original_that_is_called_a_projection_is_said(study, quality_flags, r
 
 
 @pytest.mark.parametrize(
-    "text", ["MIPPEL", "Thin for MIP", "1.0 for MPR/MIP", "pre MIP", "Shrimp", "ADMIPRESS", "Thorax 1.25 lung"]
+    "text",
+    [
+        "MIPPEL",
+        "Thin for MIP",
+        "1.0 for MPR/MIP",
+        "pre MIP",
+        "Shrimp",
+        "ADMIPRESS",
+        "Thorax 1.25 lung",
+    ],
 )
 def test_words_that_are_no_projection(study, text: str) -> None:
     assert read(study("a", "chest", 12, SeriesDescription=text)).quality_flags == ()
@@ -197,7 +238,9 @@ def test_words_that_are_no_projection(study, text: str) -> None:
         {"SeriesDescription": "Average CT"},
     ],
 )
-def test_an_average_is_read_last_and_said(study, tmp_path: Path, quality_flags, said: dict[str, Any]) -> None:
+def test_an_average_is_read_last_and_said(
+    study, tmp_path: Path, quality_flags, said: dict[str, Any]
+) -> None:
     folder = study("a", "chest", 24, spacing=2.5, kernel="B70f", **said)
     flag = quality_flags(read(folder))["projection"]
     assert (flag.level, flag.value) == ("warning", "average")
@@ -209,7 +252,9 @@ def test_an_average_is_read_last_and_said(study, tmp_path: Path, quality_flags, 
     ("thickness", "spacing", "slab"),
     [(10, 1, True), (8, 2, True), (5, 2.5, False), (5, 2, False), (3, 1, False), (1.5, 0.7, False)],
 )
-def test_slabs_by_their_thickness(study, quality_flags, thickness: float, spacing: float, slab: bool) -> None:
+def test_slabs_by_their_thickness(
+    study, quality_flags, thickness: float, spacing: float, slab: bool
+) -> None:
     scan = read(study("a", "chest", 12, spacing=spacing, slice_thickness=thickness))
     assert ("thick_slices" in quality_flags(scan)) == slab
 
@@ -235,11 +280,21 @@ def test_lung_in_a_field_of_view_cropped_to_it() -> None:
 @pytest.mark.parametrize(
     ("text", "region"),
     [
-        ("CHEST", "chest"), ("Thorax 1.0 B70f", "chest"), ("CHESTABDPELVIS", "chest"), ("LUNG", "chest"),
-        ("THORACIC", "chest"), ("", ""), ("ABDOMEN", "elsewhere"), ("HEAD", "elsewhere"), ("Abdo/Pelvis", "elsewhere"),
-        ("Routine", ""), ("FAHEAD", ""), ("CSPINE", "elsewhere"), ("LSPINE", "elsewhere"),
+        ("CHEST", "chest"),
+        ("Thorax 1.0 B70f", "chest"),
+        ("CHESTABDPELVIS", "chest"),
+        ("LUNG", "chest"),
+        ("THORACIC", "chest"),
+        ("", ""),
+        ("ABDOMEN", "elsewhere"),
+        ("HEAD", "elsewhere"),
+        ("Abdo/Pelvis", "elsewhere"),
+        ("Routine", ""),
+        ("FAHEAD", ""),
+        ("CSPINE", "elsewhere"),
+        ("LSPINE", "elsewhere"),
     ],
-)  # fmt: skip
+)
 def test_words_for_a_region(series: Path, edit, text: str, region: str) -> None:
     file = sorted(series.iterdir())[0]
 

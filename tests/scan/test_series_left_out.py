@@ -66,7 +66,9 @@ def test_every_second_slice_is_left_out(series: Path, edit, refused, reason: str
 
 @pytest.mark.parametrize("reason", CHANGES)
 @pytest.mark.parametrize("which", [[5], [0], [13], [12, 13], [3, 8]])
-def test_a_hole_or_a_lost_end_of_what_was_left_out(series: Path, edit, refused, reason: str, which: list[int]) -> None:
+def test_a_hole_or_a_lost_end_of_what_was_left_out(
+    series: Path, edit, refused, reason: str, which: list[int]
+) -> None:
     files = sorted(series.iterdir())
     for number in which:
         edit(files[number], CHANGES[reason])
@@ -102,13 +104,18 @@ def test_frames_without_places_in_the_series(series: Path, edit, quality_flags) 
 
 @pytest.mark.parametrize("value", [None, "", "1\\2"])
 @pytest.mark.parametrize("number", [0, 6, 13])
-def test_a_slice_without_a_position(series: Path, edit, refused, number: int, value: str | None) -> None:
+def test_a_slice_without_a_position(
+    series: Path, edit, refused, number: int, value: str | None
+) -> None:
     def strip(dataset: Dataset) -> None:
         dataset.ImagePositionPatient = value.split("\\") if value else value
 
     edit(sorted(series.iterdir())[number], strip)
     message = refused(series)["left_out_slices"].message
-    assert "1 of 14 images" in message and "1 without a usable ImagePositionPatient (0020,0032)" in message
+    assert (
+        "1 of 14 images" in message
+        and "1 without a usable ImagePositionPatient (0020,0032)" in message
+    )
 
 
 def test_a_copy_without_a_position_is_only_said(marker, series: Path, edit, quality_flags) -> None:
@@ -120,7 +127,9 @@ def test_a_copy_without_a_position_is_only_said(marker, series: Path, edit, qual
 
 
 @pytest.mark.parametrize("which", [slice(0, None, 2), slice(8, None), slice(0, 5)])
-def test_slices_whose_positions_were_lost_to_one_place(series: Path, edit, refused, which: slice) -> None:
+def test_slices_whose_positions_were_lost_to_one_place(
+    series: Path, edit, refused, which: slice
+) -> None:
     files = sorted(series.iterdir())[which]
     for file in files:
         edit(file, _set("ImagePositionPatient", ["0", "0", "0"]))
@@ -129,7 +138,10 @@ def test_slices_whose_positions_were_lost_to_one_place(series: Path, edit, refus
 
 @pytest.mark.parametrize("number", [0, 6, 13])
 def test_one_slice_with_the_cosines_of_a_coronal(series: Path, edit, refused, number: int) -> None:
-    edit(sorted(series.iterdir())[number], _set("ImageOrientationPatient", ["1", "0", "0", "0", "0", "-1"]))
+    edit(
+        sorted(series.iterdir())[number],
+        _set("ImageOrientationPatient", ["1", "0", "0", "0", "0", "-1"]),
+    )
     assert refused(series)["left_out_slices"].value == 1
 
 
@@ -159,15 +171,27 @@ def _belongs(folder: Path, series: Path, edit) -> None:
 def _uid(series: Path) -> str:
     import pydicom
 
-    return str(pydicom.dcmread(next(iter(series.iterdir())), stop_before_pixels=True).SeriesInstanceUID)
+    return str(
+        pydicom.dcmread(next(iter(series.iterdir())), stop_before_pixels=True).SeriesInstanceUID
+    )
 
 
 @pytest.mark.parametrize("orientation", ["coronal", "sagittal"])
-@pytest.mark.parametrize("image_type", [["DERIVED", "SECONDARY", "MPR"], ["ORIGINAL", "PRIMARY", "LOCALIZER"]])
+@pytest.mark.parametrize(
+    "image_type", [["DERIVED", "SECONDARY", "MPR"], ["ORIGINAL", "PRIMARY", "LOCALIZER"]]
+)
 def test_reformats_and_localizers_in_the_series_are_said(
-    marker, series: Path, tmp_path: Path, edit, quality_flags, orientation: str, image_type: list[str]
+    marker,
+    series: Path,
+    tmp_path: Path,
+    edit,
+    quality_flags,
+    orientation: str,
+    image_type: list[str],
 ) -> None:
-    extra = write_dicom(marker.hu, marker.affine, tmp_path / "mpr", orientation=orientation, seed=3, study_seed=0)
+    extra = write_dicom(
+        marker.hu, marker.affine, tmp_path / "mpr", orientation=orientation, seed=3, study_seed=0
+    )
     edit(extra, _set("ImageType", image_type))
     _belongs(extra, series, edit)
     scan = read(series)
@@ -182,13 +206,19 @@ def test_thick_mips_in_the_series_are_said(
 ) -> None:
     affine = marker.affine.copy()
     affine[2, 3] += offset
-    extra = write_dicom(marker.hu, affine, tmp_path / "mip", slice_thickness=10, seed=3, study_seed=0)
+    extra = write_dicom(
+        marker.hu, affine, tmp_path / "mip", slice_thickness=10, seed=3, study_seed=0
+    )
     edit(extra, _set("ImageType", ["DERIVED", "SECONDARY", "AXIAL", "MIP"]))
     _belongs(extra, series, edit)
     scan = read(series)
     np.testing.assert_array_equal(scan.hu, marker.hu)
     flag = quality_flags(scan)["left_out_slices"]
-    assert flag.level == "warning" and "14 of 28 images" in flag.message and "14 with ImageType MIP" in flag.message
+    assert (
+        flag.level == "warning"
+        and "14 of 28 images" in flag.message
+        and "14 with ImageType MIP" in flag.message
+    )
 
 
 def test_a_dose_report_in_the_series_is_said(marker, series: Path, edit, quality_flags) -> None:
@@ -201,16 +231,28 @@ def test_a_dose_report_in_the_series_is_said(marker, series: Path, edit, quality
     scan = read(series)
     np.testing.assert_array_equal(scan.hu, marker.hu)
     flag = quality_flags(scan)["left_out_slices"]
-    assert flag.level == "warning" and "1 of 15 images" in flag.message and "1 with Modality OT" in flag.message
+    assert (
+        flag.level == "warning"
+        and "1 of 15 images" in flag.message
+        and "1 with Modality OT" in flag.message
+    )
 
 
-def test_a_second_kernel_in_the_series_is_said(marker, series: Path, tmp_path: Path, edit, quality_flags) -> None:
-    extra = write_dicom(marker.hu, marker.affine, tmp_path / "soft", kernel="B30f", seed=3, study_seed=0)
+def test_a_second_kernel_in_the_series_is_said(
+    marker, series: Path, tmp_path: Path, edit, quality_flags
+) -> None:
+    extra = write_dicom(
+        marker.hu, marker.affine, tmp_path / "soft", kernel="B30f", seed=3, study_seed=0
+    )
     _belongs(extra, series, edit)
     scan = read(series)
     np.testing.assert_array_equal(scan.hu, marker.hu)
     flag = quality_flags(scan)["left_out_slices"]
-    assert flag.level == "warning" and "14 of 28 images" in flag.message and "14 with another Conv" in flag.message
+    assert (
+        flag.level == "warning"
+        and "14 of 28 images" in flag.message
+        and "14 with another Conv" in flag.message
+    )
 
 
 @pytest.mark.parametrize("parts", [2, 3])
@@ -229,7 +271,9 @@ def test_two_slices_under_another_uid(series: Path, edit, refused) -> None:
 
 @pytest.mark.parametrize("uid", ["1.2.3"])
 @pytest.mark.parametrize("first", [7, 10, 13])
-def test_a_series_that_goes_on_under_another_uid(series: Path, edit, refused, first: int, uid: str) -> None:
+def test_a_series_that_goes_on_under_another_uid(
+    series: Path, edit, refused, first: int, uid: str
+) -> None:
     for file in sorted(series.iterdir())[first:]:
         edit(file, _set("SeriesInstanceUID", uid))
     assert refused(series)["split_series"].value == 14 - first
@@ -244,8 +288,12 @@ def test_a_series_split_at_random_over_two_uids(series: Path, edit, refused, see
     assert "split_series" in refused(series)
 
 
-@pytest.mark.parametrize("reason", ["Modality MR", "Secondary Capture", "ImageType LOCALIZER", "RescaleType OD"])
-def test_every_second_slice_without_a_position_either(series: Path, edit, refused, reason: str) -> None:
+@pytest.mark.parametrize(
+    "reason", ["Modality MR", "Secondary Capture", "ImageType LOCALIZER", "RescaleType OD"]
+)
+def test_every_second_slice_without_a_position_either(
+    series: Path, edit, refused, reason: str
+) -> None:
     def change(dataset: Dataset) -> None:
         CHANGES[reason](dataset)
         del dataset.ImagePositionPatient
@@ -286,7 +334,9 @@ def test_two_phases_beside_each_other_are_two_series(marker, tmp_path: Path, qua
     """Breathing in and out, by chance half a spacing apart: each numbers its images from 1."""
     affine = marker.affine.copy()
     affine[2, 3] += 1.25
-    write_dicom(marker.hu, marker.affine, tmp_path / "a" / "in", seed=1, study_seed=7, series_number=1)
+    write_dicom(
+        marker.hu, marker.affine, tmp_path / "a" / "in", seed=1, study_seed=7, series_number=1
+    )
     write_dicom(marker.hu, affine, tmp_path / "a" / "out", seed=2, study_seed=7, series_number=2)
     scan = read(tmp_path / "a")
     np.testing.assert_array_equal(scan.hu, marker.hu)
@@ -299,10 +349,20 @@ def test_the_abdomen_that_follows_the_chest_is_another_series(
 ) -> None:
     affine = marker.affine.copy()
     affine[2, 3] -= 14 * 2.5
-    write_dicom(marker.hu, marker.affine, tmp_path / "a" / "chest", seed=1, study_seed=7, series_number=1)
-    abdomen = write_dicom(marker.hu, affine, tmp_path / "a" / "abdomen", seed=2, study_seed=7, series_number=2)
-    edit(abdomen, lambda dataset: setattr(dataset, "InstanceNumber", 15 + apart - dataset.InstanceNumber))
-    edit(tmp_path / "a" / "chest", lambda dataset: setattr(dataset, "InstanceNumber", 15 - dataset.InstanceNumber))
+    write_dicom(
+        marker.hu, marker.affine, tmp_path / "a" / "chest", seed=1, study_seed=7, series_number=1
+    )
+    abdomen = write_dicom(
+        marker.hu, affine, tmp_path / "a" / "abdomen", seed=2, study_seed=7, series_number=2
+    )
+    edit(
+        abdomen,
+        lambda dataset: setattr(dataset, "InstanceNumber", 15 + apart - dataset.InstanceNumber),
+    )
+    edit(
+        tmp_path / "a" / "chest",
+        lambda dataset: setattr(dataset, "InstanceNumber", 15 - dataset.InstanceNumber),
+    )
     assert set(quality_flags(read(tmp_path / "a"))) == {"series_candidates"}
 
 
@@ -313,7 +373,9 @@ def test_an_acquisition_a_slice_is_usual(marker, series: Path, edit) -> None:
 
 
 @pytest.mark.parametrize("text", ["unknown", "UNSPECIFIED", "US"])
-def test_a_rescale_type_that_says_nothing(marker, series: Path, edit, quality_flags, text: str) -> None:
+def test_a_rescale_type_that_says_nothing(
+    marker, series: Path, edit, quality_flags, text: str
+) -> None:
     for file in sorted(series.iterdir())[::2]:
         edit(file, _set("RescaleType", text))
     scan = read(series)
@@ -330,14 +392,25 @@ def test_hounsfield_by_name(marker, series: Path, edit, value: str) -> None:
 
 
 def test_a_whole_stack_goes_before_one_with_left_out_slices(marker, tmp_path: Path, edit) -> None:
-    folder = write_dicom(marker.hu, marker.affine, tmp_path / "a" / "sharp", kernel="B80f", seed=1, study_seed=7)
+    folder = write_dicom(
+        marker.hu, marker.affine, tmp_path / "a" / "sharp", kernel="B80f", seed=1, study_seed=7
+    )
     for file in sorted(folder.iterdir())[::2]:
         edit(file, _set("Modality", "MR"))
-    write_dicom(marker.hu + np.int16(5), marker.affine, tmp_path / "a" / "soft", kernel="B30f", seed=2, study_seed=7)
+    write_dicom(
+        marker.hu + np.int16(5),
+        marker.affine,
+        tmp_path / "a" / "soft",
+        kernel="B30f",
+        seed=2,
+        study_seed=7,
+    )
     np.testing.assert_array_equal(read(tmp_path / "a").hu, marker.hu + np.int16(5))
 
 
-def test_images_of_other_series_are_counted(marker, series: Path, tmp_path: Path, edit, quality_flags) -> None:
+def test_images_of_other_series_are_counted(
+    marker, series: Path, tmp_path: Path, edit, quality_flags
+) -> None:
     other = write_dicom(marker.hu, marker.affine, tmp_path / "pet", seed=3, study_seed=0)
     edit(other, _set("Modality", "PT"))
     shutil.move(other, series / "pet")

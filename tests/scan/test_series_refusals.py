@@ -28,7 +28,9 @@ def _own_uids(folder: Path, edit, *, numbers: bool = False) -> None:
 
 
 @pytest.mark.parametrize("numbers", [False, True])
-def test_a_series_uid_for_every_image(marker, series: Path, edit, quality_flags, numbers: bool) -> None:
+def test_a_series_uid_for_every_image(
+    marker, series: Path, edit, quality_flags, numbers: bool
+) -> None:
     _own_uids(series, edit, numbers=numbers)
     scan = read(series)
     np.testing.assert_array_equal(scan.hu, marker.hu)
@@ -37,25 +39,35 @@ def test_a_series_uid_for_every_image(marker, series: Path, edit, quality_flags,
     assert flag.message.startswith("14 images have 14 SeriesInstanceUIDs (0020,000E)")
 
 
-def test_two_kernels_with_a_series_uid_for_every_image(marker, tmp_path: Path, edit, quality_flags) -> None:
+def test_two_kernels_with_a_series_uid_for_every_image(
+    marker, tmp_path: Path, edit, quality_flags
+) -> None:
     for number, kernel in enumerate(("B30f", "B70f")):
         hu = marker.hu + np.int16(5 * number)
-        write_dicom(hu, marker.affine, tmp_path / "a" / kernel, kernel=kernel, seed=number, study_seed=7)
+        write_dicom(
+            hu, marker.affine, tmp_path / "a" / kernel, kernel=kernel, seed=number, study_seed=7
+        )
     _own_uids(tmp_path / "a", edit)
     scan = read(tmp_path / "a")
     np.testing.assert_array_equal(scan.hu, marker.hu + np.int16(5))
     assert quality_flags(scan)["series_uid_per_image"].value == 14
 
 
-def test_two_series_with_a_series_uid_for_every_image_by_their_numbers(marker, tmp_path: Path, edit) -> None:
+def test_two_series_with_a_series_uid_for_every_image_by_their_numbers(
+    marker, tmp_path: Path, edit
+) -> None:
     for number in (1, 2):
         folder = tmp_path / "a" / str(number)
-        write_dicom(marker.hu, marker.affine, folder, seed=number, study_seed=7, series_number=number)
+        write_dicom(
+            marker.hu, marker.affine, folder, seed=number, study_seed=7, series_number=number
+        )
     _own_uids(tmp_path / "a", edit)
     np.testing.assert_array_equal(read(tmp_path / "a").hu, marker.hu)
 
 
-def test_doubled_places_with_a_series_uid_for_every_image(marker, tmp_path: Path, edit, refused) -> None:
+def test_doubled_places_with_a_series_uid_for_every_image(
+    marker, tmp_path: Path, edit, refused
+) -> None:
     for number in (1, 2):
         hu = marker.hu + np.int16(number)
         write_dicom(hu, marker.affine, tmp_path / "a" / str(number), seed=number, study_seed=7)
@@ -81,7 +93,12 @@ def test_one_position_for_all_images(series: Path, edit, refused) -> None:
 
 
 def test_an_orientation_that_contradicts_the_positions(series: Path, edit, refused) -> None:
-    edit(series, lambda dataset: setattr(dataset, "ImageOrientationPatient", ["1", "0", "0", "0", "0", "-1"]))
+    edit(
+        series,
+        lambda dataset: setattr(
+            dataset, "ImageOrientationPatient", ["1", "0", "0", "0", "0", "-1"]
+        ),
+    )
     assert "differ by up to 32.5 mm" in refused(series)["bad_affine"].message
 
 
@@ -89,7 +106,9 @@ def test_an_orientation_that_contradicts_the_positions(series: Path, edit, refus
 def test_the_number_of_images_without_a_position(series: Path, edit, refused, count: int) -> None:
     for file in sorted(series.iterdir())[:count]:
         edit(file, lambda dataset: delattr(dataset, "ImagePositionPatient"))
-    assert f"(0020,0032) of {count} of 14 images is missing" in refused(series)["bad_affine"].message
+    assert (
+        f"(0020,0032) of {count} of 14 images is missing" in refused(series)["bad_affine"].message
+    )
 
 
 def test_copies_of_one_slice(series: Path, refused) -> None:
@@ -115,7 +134,10 @@ def test_positions_are_counted_and_not_their_images(series: Path, edit, refused)
     for file in sorted(series.iterdir()):
         for copy in range(3):
             extra = shutil.copy(file, series / f"z{copy}{file.name}")
-            edit(Path(extra), lambda dataset, copy=copy: setattr(dataset, "RescaleIntercept", str(copy)))
+            edit(
+                Path(extra),
+                lambda dataset, copy=copy: setattr(dataset, "RescaleIntercept", str(copy)),
+            )
     flag = refused(series)["ambiguous_slices"]
     assert flag.value == 14 and flag.message.startswith("14 of 14 positions")
 
@@ -144,7 +166,9 @@ def _numbered_after(dataset: Dataset, number: int) -> None:
     dataset.InstanceNumber = 100 + number
 
 
-def _watch(series: Path, edit, change: Callable[[Dataset, int], None], place: int, beside: float = 0.0) -> None:
+def _watch(
+    series: Path, edit, change: Callable[[Dataset, int], None], place: int, beside: float = 0.0
+) -> None:
     """20 frames at one place, in which the scanner watches the contrast arrive."""
     for number in range(20):
         extra = Path(shutil.copy(sorted(series.glob("IM*"))[place], series / f"a{number}"))
@@ -160,20 +184,30 @@ def _watch(series: Path, edit, change: Callable[[Dataset, int], None], place: in
 
 
 @pytest.mark.parametrize(
-    "change", [_thicker, _acquisition, _acquisitions, _numbered_before, _numbered_after], ids=lambda c: c.__name__
+    "change",
+    [_thicker, _acquisition, _acquisitions, _numbered_before, _numbered_after],
+    ids=lambda c: c.__name__,
 )
 @pytest.mark.parametrize("place", [0, 6, 13])
-def test_twenty_frames_at_the_place_of_a_slice(marker, series: Path, edit, quality_flags, change, place: int) -> None:
+def test_twenty_frames_at_the_place_of_a_slice(
+    marker, series: Path, edit, quality_flags, change, place: int
+) -> None:
     _watch(series, edit, change, place)
     scan = read(series)
     np.testing.assert_array_equal(scan.hu, marker.hu)
     flags = quality_flags(scan)
     flag = flags.get("ambiguous_slices") or flags["left_out_slices"]
-    assert flag.level == "warning" and ("1 of 14 positions" in flag.message or "20 of 34 images" in flag.message)
+    assert flag.level == "warning" and (
+        "1 of 14 positions" in flag.message or "20 of 34 images" in flag.message
+    )
 
 
-@pytest.mark.parametrize("change", [_nothing, _thicker, _acquisition, _acquisitions], ids=lambda c: c.__name__)
-@pytest.mark.parametrize(("place", "beside"), [(6, 0.7), (6, 1.25), (13, 8.1), (13, 60.0), (0, -4.0)])
+@pytest.mark.parametrize(
+    "change", [_nothing, _thicker, _acquisition, _acquisitions], ids=lambda c: c.__name__
+)
+@pytest.mark.parametrize(
+    ("place", "beside"), [(6, 0.7), (6, 1.25), (13, 8.1), (13, 60.0), (0, -4.0)]
+)
 def test_twenty_frames_beside_the_grid(
     marker, series: Path, edit, quality_flags, change, place: int, beside: float
 ) -> None:
@@ -184,18 +218,24 @@ def test_twenty_frames_beside_the_grid(
     assert flag.level == "warning" and "20 of 34 images" in flag.message
 
 
-def test_twenty_frames_with_another_pixel_spacing(marker, series: Path, edit, quality_flags) -> None:
+def test_twenty_frames_with_another_pixel_spacing(
+    marker, series: Path, edit, quality_flags
+) -> None:
     def zoomed(dataset: Dataset, number: int) -> None:
         dataset.PixelSpacing = ["0.5", "0.5"]
 
     _watch(series, edit, zoomed, 6)
     scan = read(series)
     np.testing.assert_array_equal(scan.hu, marker.hu)
-    assert "20 with another matrix or pixel spacing" in quality_flags(scan)["left_out_slices"].message
+    assert (
+        "20 with another matrix or pixel spacing" in quality_flags(scan)["left_out_slices"].message
+    )
 
 
 @pytest.mark.parametrize("keyword", ["SpacingBetweenSlices", "SliceLocation"])
-def test_what_contradicts_the_positions_is_not_believed(marker, series: Path, edit, keyword: str) -> None:
+def test_what_contradicts_the_positions_is_not_believed(
+    marker, series: Path, edit, keyword: str
+) -> None:
     edit(series, lambda dataset: setattr(dataset, keyword, "7.5"))
     scan = read(series)
     np.testing.assert_array_equal(scan.hu, marker.hu)
@@ -216,12 +256,18 @@ FREE = "of Doe Jane"
         ("RescaleType", "OD", "14 with RescaleType OD"),
         ("RescaleType", "Z_EFF", "14 with RescaleType Z_EFF"),
         ("ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER", "DOE"], "14 with ImageType LOCALIZER"),
-        ("SOPClassUID", "1.2.840.10008.5.1.4.1.1.7", "14 with SOP class Secondary Capture Image Storage"),
+        (
+            "SOPClassUID",
+            "1.2.840.10008.5.1.4.1.1.7",
+            "14 with SOP class Secondary Capture Image Storage",
+        ),
         ("SOPClassUID", "1.2.3.4.5678", "14 with SOP class unknown"),
         ("SamplesPerPixel", 3, "14 with SamplesPerPixel 3"),
     ],
 )
-def test_refusals_name_known_words_and_numbers_only(series: Path, edit, keyword: str, value: object, said: str) -> None:
+def test_refusals_name_known_words_and_numbers_only(
+    series: Path, edit, keyword: str, value: object, said: str
+) -> None:
     edit(series, lambda dataset: setattr(dataset, keyword, value))
     (case,) = find_cases(series)
     with pytest.raises(ScanRefused) as caught:
@@ -234,14 +280,27 @@ def test_refusals_name_known_words_and_numbers_only(series: Path, edit, keyword:
 @pytest.mark.parametrize(
     ("kernel", "said"),
     [
-        ("B70f", "kernel B70f"), ("Br40d", "kernel Br40d"), ("Qr36d", "kernel Qr36d"), ("STANDARD", "kernel STANDARD"),
-        ("BONEPLUS", "kernel BONEPLUS"), ("FC52", "kernel FC52"), ("YA", "kernel YA"), ("C", "kernel C"),
-        ("B_SHARP_C", "kernel B_SHARP_C"), ("", "kernel unknown"), ("Meier", "another kernel"),
-        ("Jane", "another kernel"), ("K1234", "another kernel"), ("19600101", "another kernel"),
-        ("lung of Doe", "lung kernel"), ("Smith42", "another kernel"),
+        ("B70f", "kernel B70f"),
+        ("Br40d", "kernel Br40d"),
+        ("Qr36d", "kernel Qr36d"),
+        ("STANDARD", "kernel STANDARD"),
+        ("BONEPLUS", "kernel BONEPLUS"),
+        ("FC52", "kernel FC52"),
+        ("YA", "kernel YA"),
+        ("C", "kernel C"),
+        ("B_SHARP_C", "kernel B_SHARP_C"),
+        ("", "kernel unknown"),
+        ("Meier", "another kernel"),
+        ("Jane", "another kernel"),
+        ("K1234", "another kernel"),
+        ("19600101", "another kernel"),
+        ("lung of Doe", "lung kernel"),
+        ("Smith42", "another kernel"),
     ],
-)  # fmt: skip
-def test_kernels_are_named_if_a_maker_names_one_so(series: Path, edit, kernel: str, said: str) -> None:
+)
+def test_kernels_are_named_if_a_maker_names_one_so(
+    series: Path, edit, kernel: str, said: str
+) -> None:
     edit(series, lambda dataset: setattr(dataset, "ConvolutionKernel", kernel))
     assert read(series).chosen_because.endswith(f", {said}.")
 

@@ -38,7 +38,9 @@ def test_every_second_or_third_file_alone(step: int, numbered: Path) -> None:
     assert flags(numbered)["thinned_series"] == "warning"
 
 
-def test_numbers_in_steps_of_whole_slices_are_for_information(numbered: Path, edit: Callable[..., None]) -> None:
+def test_numbers_in_steps_of_whole_slices_are_for_information(
+    numbered: Path, edit: Callable[..., None]
+) -> None:
     for number, file in enumerate(sorted(numbered.iterdir())):
 
         def change(dataset: pydicom.Dataset, number: int = number) -> None:

@@ -16,7 +16,9 @@ from tf_covid.scan import read, read_mask, write_nifti
 RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def save(marker, path: Path, data: np.ndarray, kind: type = nib.Nifti1Image, **scaling: float) -> Path:
+def save(
+    marker, path: Path, data: np.ndarray, kind: type = nib.Nifti1Image, **scaling: float
+) -> Path:
     """With nibabel, stored in the canonical order itself."""
     image = kind(data, RAS @ marker.affine)
     if scaling:
@@ -41,19 +43,29 @@ def test_float_hu_are_rounded_clipped_and_made_air(marker, tmp_path: Path, quali
     assert scan.hu[0, 0, :3].tolist() == [-1024, -1024, -1024]
     assert scan.hu[0, 1, :2].tolist() == [32767, -32768]
     np.testing.assert_array_equal(scan.hu[1:], marker.hu[1:])
-    assert (quality_flags(scan)["not_a_number"].level, quality_flags(scan)["not_a_number"].value) == ("warning", 3)
+    assert (
+        quality_flags(scan)["not_a_number"].level,
+        quality_flags(scan)["not_a_number"].value,
+    ) == ("warning", 3)
 
 
 def test_slope_and_intercept(marker, tmp_path: Path) -> None:
     stored = ((marker.hu.astype(np.float64) + 1024) / 2).round().astype(np.uint16)
     header = nib.Nifti1Image(stored, RAS @ marker.affine).header
-    header["scl_slope"], header["scl_inter"], header["vox_offset"], header["magic"] = 2, -1024, 352, b"n+1"
+    header["scl_slope"], header["scl_inter"], header["vox_offset"], header["magic"] = (
+        2,
+        -1024,
+        352,
+        b"n+1",
+    )
     (tmp_path / "a.nii").write_bytes(header.binaryblock + bytes(4) + stored.tobytes(order="F"))
     assert np.abs(read(tmp_path / "a.nii").hu.astype(int) - marker.hu).max() <= 1
 
 
 def test_one_volume_in_four_dimensions(marker, tmp_path: Path) -> None:
-    np.testing.assert_array_equal(read(save(marker, tmp_path / "a.nii", marker.hu[..., None])).hu, marker.hu)
+    np.testing.assert_array_equal(
+        read(save(marker, tmp_path / "a.nii", marker.hu[..., None])).hu, marker.hu
+    )
 
 
 def test_no_orientation_is_told(marker, tmp_path: Path, quality_flags) -> None:

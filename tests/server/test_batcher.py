@@ -12,7 +12,14 @@ import pytest
 import tensorflow as tf
 
 from tf_covid.server.batcher import Batcher, PendingRequest
-from tf_covid.server.errors import ClientDisconnected, Failed, InvalidArgument, QueueFull, TooSlow, Unavailable
+from tf_covid.server.errors import (
+    ClientDisconnected,
+    Failed,
+    InvalidArgument,
+    QueueFull,
+    TooSlow,
+    Unavailable,
+)
 from tf_covid.server.servable import SignatureRunner, Version
 from tf_covid.server.tensor_spec import Spec
 
@@ -41,10 +48,15 @@ def switch() -> Switch:
 
 
 def version_of(
-    function: Callable[..., Any], name: str = "classify_clip", out: tuple[int | None, ...] = (None, 2)
+    function: Callable[..., Any],
+    name: str = "classify_clip",
+    out: tuple[int | None, ...] = (None, 2),
 ) -> Version:
     entry = SignatureRunner(
-        name, {"clip": Spec("clip", tf.float32, (None, None))}, {"y": Spec("y", tf.float32, out)}, function
+        name,
+        {"clip": Spec("clip", tf.float32, (None, None))},
+        {"y": Spec("y", tf.float32, out)},
+        function,
     )
     return Version("model", 1, {name: entry}, {}, None)
 
@@ -63,7 +75,12 @@ def engine() -> Iterator[Callable[..., Batcher]]:
 
 
 def ask(
-    engine: Batcher, version: Version, value: float, rows: int = 1, columns: int = 2, limit_s: float = FOREVER_S
+    engine: Batcher,
+    version: Version,
+    value: float,
+    rows: int = 1,
+    columns: int = 2,
+    limit_s: float = FOREVER_S,
 ) -> PendingRequest:
     name = version.signatures[0]
     clip = np.full((rows, columns), value, np.float32)
@@ -159,7 +176,9 @@ def test_one_that_spoils_a_batch_fails_alone(engine: Any, switch: Switch) -> Non
         queue.wait(works[-1])
 
 
-def test_outputs_that_are_not_one_row_an_input_row_are_never_shared(engine: Any, later: Any) -> None:
+def test_outputs_that_are_not_one_row_an_input_row_are_never_shared(
+    engine: Any, later: Any
+) -> None:
     go, began = threading.Event(), threading.Semaphore(0)
 
     def flipped(clip: Any) -> dict[str, Any]:
@@ -207,7 +226,9 @@ def test_a_failure_nobody_foresaw_does_not_end_the_engine(engine: Any) -> None:
     assert queue.wait(ask(queue, version_of(lambda clip: {"y": clip}), 1))["y"][0, 0] == 1
 
 
-def test_closing_finishes_what_is_there(engine: Any, switch: Switch, later: Any, until: Any) -> None:
+def test_closing_finishes_what_is_there(
+    engine: Any, switch: Switch, later: Any, until: Any
+) -> None:
     queue, version = engine(), version_of(switch, "other")
     works = [ask(queue, version, value) for value in (1, 2)]
     switch.began.acquire()
@@ -225,14 +246,18 @@ def test_closing_does_not_wait_for_ever(engine: Any, switch: Switch, until: Any)
     works = [ask(queue, version, value) for value in (1, 2)]
     switch.began.acquire()
     assert queue.close(0.01) is False
-    for work in works:  # the one that is being computed, too: nobody can interrupt it, and nobody waits for it
+    for work in (
+        works
+    ):  # the one that is being computed, too: nobody can interrupt it, and nobody waits for it
         with pytest.raises(Unavailable):
             queue.wait(work)
     switch.go.set()
     until(lambda: queue.running == 0)
 
 
-def test_who_is_in_a_hurry_need_not_wait(engine: Any, switch: Switch, later: Any, until: Any) -> None:
+def test_who_is_in_a_hurry_need_not_wait(
+    engine: Any, switch: Switch, later: Any, until: Any
+) -> None:
     queue, version = engine(), version_of(switch, "other")
     work = ask(queue, version, 1)
     switch.began.acquire()
@@ -245,12 +270,17 @@ def test_who_is_in_a_hurry_need_not_wait(engine: Any, switch: Switch, later: Any
     switch.go.set()
 
 
-def test_what_a_close_has_answered_does_not_begin(switch: Switch, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_a_close_has_answered_does_not_begin(
+    switch: Switch, caplog: pytest.LogCaptureFixture
+) -> None:
     version = version_of(switch)
     queue = Batcher(8, workers=0)
     for answer in ("close", "drop"):
         work = PendingRequest(
-            version, version.entry("classify_clip"), {"clip": np.ones((1, 2), np.float32)}, time.monotonic()
+            version,
+            version.entry("classify_clip"),
+            {"clip": np.ones((1, 2), np.float32)},
+            time.monotonic(),
         )
         if answer == "close":
             work.future.set_exception(Unavailable("the server is stopping"))

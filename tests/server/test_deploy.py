@@ -6,7 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
+from google.protobuf import (
+    descriptor_pb2,
+    descriptor_pool,
+    message_factory,
+    text_format,
+    wrappers_pb2,
+)
 from tensorflow_serving.config import model_server_config_pb2
 
 from tf_covid.export.savedmodel import BATCHING, CLIP_SUFFIX
@@ -21,14 +27,36 @@ def batching_parameters():
     file.dependency.append("google/protobuf/wrappers.proto")
     message = file.message_type.add(name="BatchingParameters")
     kinds = descriptor_pb2.FieldDescriptorProto
-    numbers = ["max_batch_size", "batch_timeout_micros", "max_enqueued_batches", "num_batch_threads"]
+    numbers = [
+        "max_batch_size",
+        "batch_timeout_micros",
+        "max_enqueued_batches",
+        "num_batch_threads",
+    ]
     for number, name in enumerate(numbers, 1):
-        message.field.add(name=name, number=number, type=kinds.TYPE_MESSAGE, label=kinds.LABEL_OPTIONAL,
-                          type_name=".google.protobuf.Int64Value")  # fmt: skip
-    message.field.add(name="thread_pool_name", number=5, type=kinds.TYPE_MESSAGE, label=kinds.LABEL_OPTIONAL,
-                      type_name=".google.protobuf.StringValue")  # fmt: skip
-    message.field.add(name="allowed_batch_sizes", number=6, type=kinds.TYPE_INT64, label=kinds.LABEL_REPEATED)
-    message.field.add(name="pad_variable_length_inputs", number=7, type=kinds.TYPE_BOOL, label=kinds.LABEL_OPTIONAL)
+        message.field.add(
+            name=name,
+            number=number,
+            type=kinds.TYPE_MESSAGE,
+            label=kinds.LABEL_OPTIONAL,
+            type_name=".google.protobuf.Int64Value",
+        )
+    message.field.add(
+        name="thread_pool_name",
+        number=5,
+        type=kinds.TYPE_MESSAGE,
+        label=kinds.LABEL_OPTIONAL,
+        type_name=".google.protobuf.StringValue",
+    )
+    message.field.add(
+        name="allowed_batch_sizes", number=6, type=kinds.TYPE_INT64, label=kinds.LABEL_REPEATED
+    )
+    message.field.add(
+        name="pad_variable_length_inputs",
+        number=7,
+        type=kinds.TYPE_BOOL,
+        label=kinds.LABEL_OPTIONAL,
+    )
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
     pool.Add(file)
@@ -36,7 +64,9 @@ def batching_parameters():
 
 
 def test_the_served_models_are_shipped_ones_and_their_clip_entries():
-    config = text_format.Parse((DEPLOY / "models.config").read_text(), model_server_config_pb2.ModelServerConfig())
+    config = text_format.Parse(
+        (DEPLOY / "models.config").read_text(), model_server_config_pb2.ModelServerConfig()
+    )
     models = {one.name: one for one in config.model_config_list.config}
     roads = {name for name in models if not name.endswith(CLIP_SUFFIX)}
     assert roads and roads <= set(catalog.shipped())
@@ -47,7 +77,9 @@ def test_the_served_models_are_shipped_ones_and_their_clip_entries():
 
 
 def test_only_clips_are_batched(small_export):
-    of_server = text_format.Parse((DEPLOY / "batching_parameters.txt").read_text(), batching_parameters())
+    of_server = text_format.Parse(
+        (DEPLOY / "batching_parameters.txt").read_text(), batching_parameters()
+    )
     assert of_server.num_batch_threads.value >= 1
     assert not (small_export.road / BATCHING).exists()
     of_clips = text_format.Parse((small_export.clip / BATCHING).read_text(), batching_parameters())
@@ -60,7 +92,9 @@ def test_the_image_copies_what_its_files_name():
     copied = re.findall(r"^COPY (.+) /(?:models|config)", lines, re.MULTILINE)
     sources = {source for line in copied for source in line.split()}
     assert {"deploy/models.config", "deploy/batching_parameters.txt"} <= sources
-    config = text_format.Parse((DEPLOY / "models.config").read_text(), model_server_config_pb2.ModelServerConfig())
+    config = text_format.Parse(
+        (DEPLOY / "models.config").read_text(), model_server_config_pb2.ModelServerConfig()
+    )
     assert {f"saved_models/{one.name}" for one in config.model_config_list.config} <= sources
     for name in ("models.config", "batching_parameters.txt"):
         assert f"=/config/{name}" in lines
@@ -68,4 +102,6 @@ def test_the_image_copies_what_its_files_name():
 
 @pytest.mark.parametrize("name", ["README.md", "Dockerfile"])
 def test_no_latest_tag(name):
-    assert not re.search(r"tensorflow/serving(:latest)?\s*$", (DEPLOY / name).read_text(), re.MULTILINE)
+    assert not re.search(
+        r"tensorflow/serving(:latest)?\s*$", (DEPLOY / name).read_text(), re.MULTILINE
+    )

@@ -21,14 +21,18 @@ from tensorflow_serving.apis import (
 Code = grpc.StatusCode
 
 
-def request(model: str, signature: str = "", version: int | None = None, **inputs: Any) -> predict_pb2.PredictRequest:
+def request(
+    model: str, signature: str = "", version: int | None = None, **inputs: Any
+) -> predict_pb2.PredictRequest:
     message = predict_pb2.PredictRequest()
     message.model_spec.name = model
     message.model_spec.signature_name = signature
     if version is not None:
         message.model_spec.version.value = version
     for name, value in inputs.items():
-        message.inputs[name].CopyFrom(value if hasattr(value, "tensor_shape") else tf.make_tensor_proto(value))
+        message.inputs[name].CopyFrom(
+            value if hasattr(value, "tensor_shape") else tf.make_tensor_proto(value)
+        )
     return message
 
 
@@ -58,7 +62,9 @@ def test_the_client_of_every_tutorial(running: Any) -> None:
 def test_a_large_scan(running: Any) -> None:
     volume = np.random.default_rng(0).integers(-1024, 2000, (60, 256, 256)).astype(np.int16)
     response = running.predict.Predict(request("types", hu=volume), 60.0)
-    np.testing.assert_array_equal(tf.make_ndarray(response.outputs["total"]), volume.sum((1, 2), np.int64))
+    np.testing.assert_array_equal(
+        tf.make_ndarray(response.outputs["total"]), volume.sum((1, 2), np.int64)
+    )
 
 
 def test_strings(running: Any) -> None:
@@ -82,10 +88,18 @@ def test_output_filter_and_version(running: Any) -> None:
 @pytest.mark.parametrize(
     ("message", "code", "says"),
     [
-        (request("nobody", x=ONE), Code.NOT_FOUND, "Servable not found for request: Latest(nobody)"),
+        (
+            request("nobody", x=ONE),
+            Code.NOT_FOUND,
+            "Servable not found for request: Latest(nobody)",
+        ),
         (request("linear", version=8, x=ONE), Code.NOT_FOUND, "Specific(linear, 8)"),
         (request("", x=ONE), Code.INVALID_ARGUMENT, "Missing ModelSpec.name"),
-        (request("linear", "none", x=ONE), Code.FAILED_PRECONDITION, 'Serving signature key "none" not found.'),
+        (
+            request("linear", "none", x=ONE),
+            Code.FAILED_PRECONDITION,
+            'Serving signature key "none" not found.',
+        ),
         (request("linear"), Code.INVALID_ARGUMENT, "Missing but required: {x}"),
         (request("linear", x=ONE, z=ONE), Code.INVALID_ARGUMENT, "Sent extra: {z}"),
         (request("linear", z=ONE), Code.INVALID_ARGUMENT, "Missing but required: {x}"),
@@ -131,7 +145,9 @@ def hostile() -> list[Any]:
 def test_messages_that_lie(running: Any, number: int) -> None:
     code, text = refused(running.predict.Predict, request("linear", x=hostile()[number]))
     assert code == Code.INVALID_ARGUMENT and "'x'" in text
-    assert running.predict.Predict(request("linear", x=ONE), 60.0).outputs["version"].int_val[0] == 2
+    assert (
+        running.predict.Predict(request("linear", x=ONE), 60.0).outputs["version"].int_val[0] == 2
+    )
 
 
 def test_bytes_that_are_no_message(running: Any) -> None:
@@ -185,7 +201,10 @@ def test_status_of_a_broken_version(start: Any, store: Any, until: Any) -> None:
     message.model_spec.name = "m"
 
     def states() -> dict[int, Any]:
-        return {row.version: row for row in server.models.GetModelStatus(message, 60.0).model_version_status}
+        return {
+            row.version: row
+            for row in server.models.GetModelStatus(message, 60.0).model_version_status
+        }
 
     until(lambda: 2 in states() and states()[2].state == states()[2].END)
     row = states()[2]
@@ -196,8 +215,14 @@ def test_status_of_a_broken_version(start: Any, store: Any, until: Any) -> None:
 
 
 def test_what_is_not_served(running: Any) -> None:
-    assert refused(running.predict.Classify, classification_pb2.ClassificationRequest())[0] == Code.UNIMPLEMENTED
-    assert refused(running.predict.Regress, regression_pb2.RegressionRequest())[0] == Code.UNIMPLEMENTED
+    assert (
+        refused(running.predict.Classify, classification_pb2.ClassificationRequest())[0]
+        == Code.UNIMPLEMENTED
+    )
+    assert (
+        refused(running.predict.Regress, regression_pb2.RegressionRequest())[0]
+        == Code.UNIMPLEMENTED
+    )
     reload = model_management_pb2.ReloadConfigRequest()
     assert refused(running.models.HandleReloadConfigRequest, reload)[0] == Code.UNIMPLEMENTED
 
@@ -205,7 +230,10 @@ def test_what_is_not_served(running: Any) -> None:
 def test_metrics(running: Any) -> None:
     running.predict.Predict(request("linear", "only_y", x=ONE), 60.0)
     text = running.http.get("/metrics").text
-    assert 'tfcovid_requests_total{code="OK",model="linear",protocol="grpc",signature="only_y"}' in text
+    assert (
+        'tfcovid_requests_total{code="OK",model="linear",protocol="grpc",signature="only_y"}'
+        in text
+    )
 
 
 def test_rows_of_clients_that_come_together(running: Any) -> None:
@@ -214,7 +242,9 @@ def test_rows_of_clients_that_come_together(running: Any) -> None:
         for value in range(start, start + 20):
             clip = np.full((1 + value % 3, 2), value, np.float32)
             response = running.predict.Predict(request("net-clip", clip=clip), 60.0)
-            good &= tf.make_ndarray(response.outputs["logits"]).tolist() == [[2.0 * value]] * len(clip)
+            good &= tf.make_ndarray(response.outputs["logits"]).tolist() == [[2.0 * value]] * len(
+                clip
+            )
         return good
 
     calls = [running.in_thread(lambda start=start: ask(start)) for start in range(0, 600, 100)]

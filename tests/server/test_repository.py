@@ -40,7 +40,9 @@ def state(repository: Repository, version: int, name: str = "m") -> tuple[str, s
     return status.state, status.error
 
 
-def warm_up(folder: Path, *, signature: str = "serving_default", columns: int = 3, kind: str = "predict") -> None:
+def warm_up(
+    folder: Path, *, signature: str = "serving_default", columns: int = 3, kind: str = "predict"
+) -> None:
     log = prediction_log_pb2.PredictionLog()
     if kind == "predict":
         request = log.predict_log.request
@@ -54,7 +56,9 @@ def warm_up(folder: Path, *, signature: str = "serving_default", columns: int = 
         writer.write(log.SerializeToString())
 
 
-def test_the_latest_version_is_served_and_a_new_one_takes_its_place(store: Any, repository: Repository) -> None:
+def test_the_latest_version_is_served_and_a_new_one_takes_its_place(
+    store: Any, repository: Repository
+) -> None:
     store.put("linear-1", "m", 1)
     store.put("linear-2", "m", 9)
     repository.poll()
@@ -64,10 +68,15 @@ def test_the_latest_version_is_served_and_a_new_one_takes_its_place(store: Any, 
     store.put("linear-3", "m", 10)  # a number, not a text: 10 comes after 9
     repository.poll()
     assert served(repository) == {"m": 10} and answer(repository) == 3
-    assert [(s.version, s.state) for s in repository.statuses("m")] == [(10, "AVAILABLE"), (9, "END")]
+    assert [(s.version, s.state) for s in repository.statuses("m")] == [
+        (10, "AVAILABLE"),
+        (9, "END"),
+    ]
 
 
-def test_the_old_version_stays_until_its_last_request_is_finished(store: Any, repository: Repository) -> None:
+def test_the_old_version_stays_until_its_last_request_is_finished(
+    store: Any, repository: Repository
+) -> None:
     store.put("linear-1", "m", 1)
     repository.poll()
     with repository.lease("m") as old:
@@ -83,7 +92,10 @@ def test_the_old_version_stays_until_its_last_request_is_finished(store: Any, re
 def test_models_come_and_go(store: Any, repository: Repository) -> None:
     repository.poll()
     assert served(repository) == {}
-    with pytest.raises(NotFound, match=r"^Servable not found for request: Latest\(m\)$"), repository.lease("m"):
+    with (
+        pytest.raises(NotFound, match=r"^Servable not found for request: Latest\(m\)$"),
+        repository.lease("m"),
+    ):
         pass
     with pytest.raises(NotFound, match="Could not find any versions of model m"):
         repository.statuses("m")
@@ -99,7 +111,9 @@ def test_models_come_and_go(store: Any, repository: Repository) -> None:
     assert served(repository) == {"m": 1, "n": 1} and state(repository, 1) == ("AVAILABLE", "")
 
 
-def test_a_version_that_vanishes_gives_way_to_an_older_one(store: Any, repository: Repository) -> None:
+def test_a_version_that_vanishes_gives_way_to_an_older_one(
+    store: Any, repository: Repository
+) -> None:
     store.put("linear-1", "m", 1)
     store.put("linear-2", "m", 2)
     repository.poll()
@@ -172,7 +186,9 @@ def test_a_broken_version_is_refused_and_the_old_one_stays(
     assert "\n" not in error and len(error) < 1000
 
 
-def test_a_broken_version_is_not_tried_again_until_it_changes(store: Any, repository: Repository) -> None:
+def test_a_broken_version_is_not_tried_again_until_it_changes(
+    store: Any, repository: Repository
+) -> None:
     store.put("linear-1", "m", 1)
     folder = store.put("linear-2", "m", 2)
     good = (folder / "saved_model.pb").read_bytes()
@@ -198,7 +214,8 @@ def test_the_warm_up_is_replayed(store: Any, repository: Repository, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("kind", "operation"), [("reads", "ReadFile"), ("saves", "SaveV2"), ("python", "EagerPyFunc|PyFunc")]
+    ("kind", "operation"),
+    [("reads", "ReadFile"), ("saves", "SaveV2"), ("python", "EagerPyFunc|PyFunc")],
 )
 def test_a_graph_that_touches_files_or_runs_python_is_refused(
     store: Any, repository: Repository, kind: str, operation: str
@@ -212,14 +229,21 @@ def test_a_graph_that_touches_files_or_runs_python_is_refused(
 
 def test_a_name_does_not_make_a_saver(store: Any) -> None:
     """A function named like the saver's own is not trusted where a signature leads to it, or a caller can."""
-    graph = saved_model_pb2.SavedModel.FromString((store.export("saves") / "saved_model.pb").read_bytes()).meta_graphs[
-        0
-    ]
+    graph = saved_model_pb2.SavedModel.FromString(
+        (store.export("saves") / "saved_model.pb").read_bytes()
+    ).meta_graphs[0]
     functions = graph.graph_def.library.function
-    (inner,) = [f for f in functions if any(n.op == "SaveV2" for n in f.node_def) and "traced" not in f.signature.name]
+    (inner,) = [
+        f
+        for f in functions
+        if any(n.op == "SaveV2" for n in f.node_def) and "traced" not in f.signature.name
+    ]
     old, new = inner.signature.name, "__inference__traced_save_999"
     inner.signature.name = new
-    for node in [*graph.graph_def.node, *(node for function in functions for node in function.node_def)]:
+    for node in [
+        *graph.graph_def.node,
+        *(node for function in functions for node in function.node_def),
+    ]:
         for value in node.attr.values():
             if value.func.name == old:
                 value.func.name = new
@@ -238,19 +262,50 @@ def test_every_denied_operation_is_one_of_tensorflow() -> None:
     known = {name for name in dir(tf.raw_ops) if name[0].isupper()}
     denied = {name for name in known if safety._NEVER.fullmatch(name)}
     must = {
-        "ReadFile", "WriteFile", "PyFunc", "PyFuncStateless", "EagerPyFunc", "MatchingFiles", "TFRecordDataset",
-        "TFRecordDatasetV2", "TextLineDataset", "FixedLengthRecordDatasetV2", "SqlDataset", "CSVDatasetV2",
-        "WholeFileReaderV2", "SaveDatasetV2", "LoadDataset", "CacheDatasetV2", "SnapshotDatasetV2", "LMDBReader",
-        "InitializeTableFromTextFileV2", "CreateSummaryFileWriter", "DebugIdentityV2", "DataServiceDatasetV4",
-        "ExperimentalLMDBDataset", "DatasetToTFRecord", "LoadAndRemapMatrix", "FileSystemSetConfiguration",
-    }  # fmt: skip
+        "ReadFile",
+        "WriteFile",
+        "PyFunc",
+        "PyFuncStateless",
+        "EagerPyFunc",
+        "MatchingFiles",
+        "TFRecordDataset",
+        "TFRecordDatasetV2",
+        "TextLineDataset",
+        "FixedLengthRecordDatasetV2",
+        "SqlDataset",
+        "CSVDatasetV2",
+        "WholeFileReaderV2",
+        "SaveDatasetV2",
+        "LoadDataset",
+        "CacheDatasetV2",
+        "SnapshotDatasetV2",
+        "LMDBReader",
+        "InitializeTableFromTextFileV2",
+        "CreateSummaryFileWriter",
+        "DebugIdentityV2",
+        "DataServiceDatasetV4",
+        "ExperimentalLMDBDataset",
+        "DatasetToTFRecord",
+        "LoadAndRemapMatrix",
+        "FileSystemSetConfiguration",
+    }
     assert must <= denied
-    innocent = {"ReadVariableOp", "Snapshot", "TensorArrayReadV3", "Conv3D", "DecodeImage", "IdentityReaderV2"}
+    innocent = {
+        "ReadVariableOp",
+        "Snapshot",
+        "TensorArrayReadV3",
+        "Conv3D",
+        "DecodeImage",
+        "IdentityReaderV2",
+    }
     assert not innocent & denied
 
 
 def test_one_odd_entry_hides_no_other(
-    store: Any, repository: Repository, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    store: Any,
+    repository: Repository,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     store.put("linear-1", "z")
     (store.folder / "loop").symlink_to("loop")
@@ -269,7 +324,10 @@ def test_one_odd_entry_hides_no_other(
     monkeypatch.setattr(Path, "is_file", denied)  # root may read everything
     store.put("linear-2", "m")
     repository.poll()
-    assert served(repository) == {"m": 1, "z": 1}  # what was loaded before it became unreadable stays
+    assert served(repository) == {
+        "m": 1,
+        "z": 1,
+    }  # what was loaded before it became unreadable stays
     assert state(repository, 1, "a")[0] == "END"
 
 
@@ -296,9 +354,13 @@ def test_errors_tell_no_paths_of_the_server(store: Any, repository: Repository) 
     assert str(store.folder) not in error
 
 
-@pytest.mark.parametrize(("source", "good"), [(b"", True), (b"local://", True), (b"/etc/passwd", False)])
+@pytest.mark.parametrize(
+    ("source", "good"), [(b"", True), (b"local://", True), (b"/etc/passwd", False)]
+)
 @pytest.mark.parametrize("operation", ["DecodeProtoV2", "EncodeProto"])
-def test_descriptions_of_messages_in_files_are_refused(operation: str, source: bytes, good: bool) -> None:
+def test_descriptions_of_messages_in_files_are_refused(
+    operation: str, source: bytes, good: bool
+) -> None:
     graph = saved_model_pb2.SavedModel().meta_graphs.add()
     node = graph.graph_def.node.add(name="n", op=operation)
     safety.check(graph)

@@ -89,7 +89,10 @@ def test_the_program_ends_well(store: Any) -> None:
         assert child.stdout is not None
         url = child.stdout.readline().split()[1]
         address = child.stdout.readline().split()[1]
-        with httpx.Client(base_url=url, trust_env=False, timeout=60) as http, grpc.insecure_channel(address) as channel:
+        with (
+            httpx.Client(base_url=url, trust_env=False, timeout=60) as http,
+            grpc.insecure_channel(address) as channel,
+        ):
             end = time.monotonic() + 60
             while http.get("/readyz").status_code != 200:
                 assert time.monotonic() < end
@@ -104,7 +107,9 @@ def test_the_program_ends_well(store: Any) -> None:
             while http.get("/readyz").status_code != 503:  # it says so just before it does so
                 assert time.monotonic() < end
             assert not call.done()
-            child.send_signal(signal.SIGINT)  # the model would wait for ever: once more, and it ends at once
+            child.send_signal(
+                signal.SIGINT
+            )  # the model would wait for ever: once more, and it ends at once
             assert call.exception(60).code() == Code.UNAVAILABLE
             _, err = child.communicate(timeout=60)
         assert child.returncode == 0, err
@@ -114,7 +119,9 @@ def test_the_program_ends_well(store: Any) -> None:
         child.wait()
 
 
-def test_logs_hold_no_more_than_the_route(start: Any, store: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_logs_hold_no_more_than_the_route(
+    start: Any, store: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     store.put("linear-1", "m")
     with caplog.at_level(logging.DEBUG):
         running = start()
@@ -123,7 +130,11 @@ def test_logs_hold_no_more_than_the_route(start: Any, store: Any, caplog: pytest
         running.http.get("/v1/scans/Doe-Jane/report.html")
         running.http.get("/Doe-Jane")
         running.http.get("/v1/models/m", headers={"Host": "doe-jane"})
-    ours = [record.getMessage() for record in caplog.records if record.name.startswith(("tf_covid", "uvicorn"))]
+    ours = [
+        record.getMessage()
+        for record in caplog.records
+        if record.name.startswith(("tf_covid", "uvicorn"))
+    ]
     assert any(line.startswith("POST /v1/models/{name}:predict 200 ") for line in ours)
     assert any(line.startswith("GET unknown 404 ") for line in ours)
     text = "\n".join(ours)
@@ -132,14 +143,17 @@ def test_logs_hold_no_more_than_the_route(start: Any, store: Any, caplog: pytest
 
 def test_nothing_heavy_before_it_is_needed() -> None:
     code = (
-        "import sys, tf_covid.server, tf_covid.server.settings, tf_covid.server.server\n"
-        "print([m for m in ('tensorflow', 'fastapi', 'grpc', 'uvicorn', 'prometheus_client') if m in sys.modules])"
+        "import sys, tf_covid.server, tf_covid.server.settings, tf_covid.server.server\nprint([m"
+        " for m in ('tensorflow', 'fastapi', 'grpc', 'uvicorn', 'prometheus_client') if m in"
+        " sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
 
-def test_a_start_that_fails_leaves_nothing(store: Any, monkeypatch: pytest.MonkeyPatch, until: Any) -> None:
+def test_a_start_that_fails_leaves_nothing(
+    store: Any, monkeypatch: pytest.MonkeyPatch, until: Any
+) -> None:
     import uvicorn
 
     async def nothing(self: Any, sockets: Any = None) -> None: ...
@@ -150,9 +164,18 @@ def test_a_start_that_fails_leaves_nothing(store: Any, monkeypatch: pytest.Monke
     server = Server(Settings(models=store.folder, port=0, grpc_port=0))
     with pytest.raises(ServingError, match="REST did not start"):
         server.__enter__()
-    until(lambda: not [one for one in set(threading.enumerate()) - before if one.name.startswith("tfcovid")])
+    until(
+        lambda: (
+            not [
+                one for one in set(threading.enumerate()) - before if one.name.startswith("tfcovid")
+            ]
+        )
+    )
     assert not server._scans._root.exists() and server._socket.fileno() == -1
-    with grpc.insecure_channel(server.grpc_address) as channel, pytest.raises(grpc.FutureTimeoutError):
+    with (
+        grpc.insecure_channel(server.grpc_address) as channel,
+        pytest.raises(grpc.FutureTimeoutError),
+    ):
         grpc.channel_ready_future(channel).result(1)
 
 
@@ -163,6 +186,12 @@ def test_threads_end_with_the_server(start: Any, store: Any, until: Any) -> None
     server = running.server
     running.ask("m", {"inputs": [[1, 2, 3]]})
     server.stop()
-    until(lambda: not [one for one in set(threading.enumerate()) - before if one.name == "tfcovid-engine-0"])
+    until(
+        lambda: (
+            not [
+                one for one in set(threading.enumerate()) - before if one.name == "tfcovid-engine-0"
+            ]
+        )
+    )
     for thread in (server._thread, server.repository._thread, server._scans._sweeper):
         assert not thread.is_alive()

@@ -82,15 +82,21 @@ def severity(seed: int = 0, noise: float = 2.0, n: int = 60, **columns: Any) -> 
 def covid(seed: int = 0, n: int = 60) -> Predictions:
     """Half of the cases positive; most are found."""
     truth = np.arange(n) % 2
-    positive = 1.0 / (1.0 + np.exp(-2.0 * np.random.default_rng(seed).normal(2.0 * truth - 1.0, 0.8)))
-    return answers(truth, truth, task="covid", probabilities=np.stack([1.0 - positive, positive], axis=1))
+    positive = 1.0 / (
+        1.0 + np.exp(-2.0 * np.random.default_rng(seed).normal(2.0 * truth - 1.0, 0.8))
+    )
+    return answers(
+        truth, truth, task="covid", probabilities=np.stack([1.0 - positive, positive], axis=1)
+    )
 
 
 def lungs(n: int = 30) -> LungPredictions:
     """Masks of most lungs, well met."""
     cases = tuple(f"case-{row}" for row in range(n))
     dice = np.random.default_rng(0).beta(40, 2, n)
-    return LungPredictions(cases, cases, np.arange(n) % 4, dice, ("F", None) * (n // 2), np.full(n, 50.0), (None,) * n)
+    return LungPredictions(
+        cases, cases, np.arange(n) % 4, dice, ("F", None) * (n // 2), np.full(n, 50.0), (None,) * n
+    )
 
 
 def slices(cases: int = 12, each: int = 10) -> SlicePredictions:
@@ -100,9 +106,15 @@ def slices(cases: int = 12, each: int = 10) -> SlicePredictions:
     truth = row % 2
     names = tuple(f"case-{number // each}" for number in range(n))
     return SlicePredictions(
-        names, names, row // each % 4, row % each, truth, np.clip(0.4 * truth + rng.uniform(0, 0.6, n), 0, 1),
-        truth * 0.3, truth * 0.3 + rng.normal(0, 0.05, n),
-    )  # fmt: skip
+        names,
+        names,
+        row // each % 4,
+        row % each,
+        truth,
+        np.clip(0.4 * truth + rng.uniform(0, 0.6, n), 0, 1),
+        truth * 0.3,
+        truth * 0.3 + rng.normal(0, 0.05, n),
+    )
 
 
 TABLES: dict[str, Callable[[], AnyPredictions]] = {
@@ -116,9 +128,14 @@ TABLES: dict[str, Callable[[], AnyPredictions]] = {
 def study_of(predictions: AnyPredictions, **options: Any) -> dict[str, Any]:
     """`build_study` with the rest filled in."""
     given: dict[str, Any] = {
-        "model": "i3d", "init": "scratch", "config": {"epochs": 3}, "seconds": 61.0, "versions": {"keras": "3.10"},
-        "note": NOTE, "bootstrap": QUICK,
-    }  # fmt: skip
+        "model": "i3d",
+        "init": "scratch",
+        "config": {"epochs": 3},
+        "seconds": 61.0,
+        "versions": {"keras": "3.10"},
+        "note": NOTE,
+        "bootstrap": QUICK,
+    }
     return build_study(predictions, **(given | options))
 
 
@@ -126,9 +143,16 @@ def study_of(predictions: AnyPredictions, **options: Any) -> dict[str, Any]:
 def make() -> SimpleNamespace:
     """The makers above: test files of this folder cannot import each other."""
     return SimpleNamespace(
-        answers=answers, severity=severity, covid=covid, lungs=lungs, slices=slices, study=study_of, note=NOTE,
-        quick=QUICK, tables=TABLES,
-    )  # fmt: skip
+        answers=answers,
+        severity=severity,
+        covid=covid,
+        lungs=lungs,
+        slices=slices,
+        study=study_of,
+        note=NOTE,
+        quick=QUICK,
+        tables=TABLES,
+    )
 
 
 @pytest.fixture

@@ -19,7 +19,10 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 def pixels(png: bytes, width_in: float, height_in: float) -> np.ndarray:
     picture = Image.open(io.BytesIO(png))
-    assert picture.format == "PNG" and picture.size == (round(width_in * DPI), round(height_in * DPI))
+    assert picture.format == "PNG" and picture.size == (
+        round(width_in * DPI),
+        round(height_in * DPI),
+    )
     shown = np.asarray(picture.convert("RGB"))
     assert shown.std() > 5, "not blank"
     for edge in (shown[:3], shown[-3:], shown[:, :3], shown[:, -3:]):
@@ -32,7 +35,9 @@ def test_the_confusion_matrix_is_darkest_on_its_diagonal() -> None:
     assert (shown != pixels(figures.confusion(np.eye(5, dtype=int), LABELS), 6.9, 5.5)).any()
 
 
-@pytest.mark.parametrize("matrix", [np.zeros((5, 5), int), np.eye(5, dtype=int) * 99999, np.eye(2, dtype=int)])
+@pytest.mark.parametrize(
+    "matrix", [np.zeros((5, 5), int), np.eye(5, dtype=int) * 99999, np.eye(2, dtype=int)]
+)
 def test_any_confusion_matrix(matrix: np.ndarray) -> None:
     names = LABELS if len(matrix) == 5 else ("non-COVID", "COVID")
     size = (6.9, 5.5) if len(matrix) == 5 else (5.2, 3.8)
@@ -50,7 +55,9 @@ def test_any_confusion_matrix(matrix: np.ndarray) -> None:
         ([*range(5)] * 40, [*range(5)] * 40),
     ],
 )
-def test_violins_of_empty_single_and_equal_groups(predicted: list[int], scores: list[float], make: Any) -> None:
+def test_violins_of_empty_single_and_equal_groups(
+    predicted: list[int], scores: list[float], make: Any
+) -> None:
     found = make.answers(predicted, predicted, ct_score=scores)
     drawn = figures.violins(found.ct_score, found.predicted, groups.mann_whitney(found), LABELS)
     pixels(drawn, 7.95, 5.2)
@@ -68,11 +75,19 @@ def test_the_other_figures(make: Any) -> None:
 
 
 def test_learning_curves(make: Any) -> None:
-    curves = {fold: {"loss": [2.0, 1.0, 0.5], "val_loss": [2.0, np.nan, np.inf], "$x$_日": [1.0]} for fold in range(9)}
+    curves = {
+        fold: {"loss": [2.0, 1.0, 0.5], "val_loss": [2.0, np.nan, np.inf], "$x$_日": [1.0]}
+        for fold in range(9)
+    }
     drawn = figures.learning(curves)
     assert drawn is not None
     pixels(drawn, 9.0, 3.2)
-    assert figures.learning({}) is figures.learning({0: {}}) is figures.learning({0: {"loss": [np.nan]}}) is None
+    assert (
+        figures.learning({})
+        is figures.learning({0: {}})
+        is figures.learning({0: {"loss": [np.nan]}})
+        is None
+    )
     assert figures.learning({0: {"loss": []}, 1: {"loss": [1.0]}}) is not None
 
 
@@ -82,5 +97,11 @@ def test_svg_too() -> None:
 
 
 def test_p_values_as_a_paper_prints_them() -> None:
-    texts = {1e-9: "p < 0.001", 0.0123: "p = 0.012", 0.0999: "p = 0.10", 0.5: "p = 0.50", 1.0: "p = 1.00"}
+    texts = {
+        1e-9: "p < 0.001",
+        0.0123: "p = 0.012",
+        0.0999: "p = 0.10",
+        0.5: "p = 0.50",
+        1.0: "p = 1.00",
+    }
     assert {p: figures.p_text(p) for p in texts} == texts

@@ -14,7 +14,8 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 def test_holm_by_hand() -> None:
-    # Sorted 0.01, 0.02, 0.03, 0.04: times 4, 3, 2, 1 gives 0.04, 0.06, 0.06, 0.04; never less than the one before.
+    # Sorted 0.01, 0.02, 0.03, 0.04: times 4, 3, 2, 1 gives 0.04, 0.06, 0.06, 0.04; never less than
+    # the one before.
     assert groups.holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert groups.holm([0.6, 0.7]) == [1.0, 1.0]
     assert groups.holm([]) == []
@@ -28,7 +29,9 @@ def test_mann_whitney_by_hand(make: Any) -> None:
     assert first["groups"] == [0, 1] and first["n"] == [2, 3]
     assert first["u"] == 5.0 and first["effect"] == pytest.approx(2 * 5 / 6 - 1)
     # Exact: of the 10 ways to choose two ranks, 2 are as extreme upwards: 2 · 2/10.
-    assert first["p"] == pytest.approx(0.4) and first["p_holm"] == pytest.approx(0.4), "the only pair with cases"
+    assert first["p"] == pytest.approx(0.4) and first["p_holm"] == pytest.approx(0.4), (
+        "the only pair with cases"
+    )
     assert [row["n"] for row in others] == [[3, 0], [0, 0], [0, 0]]
     for row in others:
         assert row["u"] is row["p"] is row["p_holm"] is row["effect"] is None
@@ -36,11 +39,15 @@ def test_mann_whitney_by_hand(make: Any) -> None:
 
 def test_mann_whitney_says_which_way(make: Any) -> None:
     predictions = make.severity(noise=0.1)
-    assert all(row["effect"] > 0.9 and row["p_holm"] < 0.001 for row in groups.mann_whitney(predictions))
+    assert all(
+        row["effect"] > 0.9 and row["p_holm"] < 0.001 for row in groups.mann_whitney(predictions)
+    )
     upside_down = make.answers([0, 0, 1, 1], [0, 0, 1, 1], ct_score=[9, 9, 3, 3])
     assert groups.mann_whitney(upside_down)[0]["effect"] == -1.0
     equal = make.answers([0, 0, 1, 1], [0, 0, 1, 1], ct_score=[3, 3, 3, 3])
-    assert groups.mann_whitney(equal)[0]["effect"] == 0.0 and groups.mann_whitney(equal)[0]["p"] == 1.0
+    assert (
+        groups.mann_whitney(equal)[0]["effect"] == 0.0 and groups.mann_whitney(equal)[0]["p"] == 1.0
+    )
 
 
 def test_cases_without_a_score_are_left_out(make: Any) -> None:

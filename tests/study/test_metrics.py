@@ -12,7 +12,14 @@ from sklearn import metrics as reference
 from tf_covid.severity import LABELS
 from tf_covid.study import Bootstrap, from_matrix, groups, paper
 from tf_covid.study.bootstrap import estimate, wilson
-from tf_covid.study.metrics import BinaryAUC, confusion_matrix, matrix_metrics, measure, per_class, statistic_of
+from tf_covid.study.metrics import (
+    BinaryAUC,
+    confusion_matrix,
+    matrix_metrics,
+    measure,
+    per_class,
+    statistic_of,
+)
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -20,7 +27,10 @@ pytestmark = pytest.mark.filterwarnings("error")
 def test_the_papers_matrix_gives_the_papers_figures() -> None:
     found = paper.severity_results()
     assert found["cases"] == 202
-    assert found["accuracy"]["value"] == pytest.approx(121 / 202) and round(found["accuracy"]["value"], 3) == 0.599
+    assert (
+        found["accuracy"]["value"] == pytest.approx(121 / 202)
+        and round(found["accuracy"]["value"], 3) == 0.599
+    )
     assert [round(bound, 3) for bound in found["accuracy"]["ci95"]] == [0.530, 0.664], "Wilson"
     assert round(found["macro_f1"]["value"], 3) == 0.596
     assert round(found["within_one"]["value"], 3) == 0.906
@@ -36,7 +46,9 @@ def test_the_papers_matrix_gives_the_papers_figures() -> None:
 def test_two_classes_by_hand(make: Any) -> None:
     # Truth 0 0 0 1 1, predicted 0 0 1 1 0: 3 of 5 right.
     found = make.answers([0, 0, 0, 1, 1], [0, 0, 1, 1, 0], task="covid")
-    values = {name: metric and metric["value"] for name, metric in measure(found, make.quick).items()}
+    values = {
+        name: metric and metric["value"] for name, metric in measure(found, make.quick).items()
+    }
     assert values["accuracy"] == pytest.approx(3 / 5)
     assert values["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert values["macro_f1"] == pytest.approx((4 / 6 + 2 / 4) / 2)
@@ -50,17 +62,33 @@ def test_two_classes_by_hand(make: Any) -> None:
 
 def test_five_classes_by_hand(make: Any) -> None:
     found = make.answers(
-        [0, 1, 2, 3, 4], [0, 3, 2, 2, 4], ct_score=[0, 1, 7, 13, 19], predicted_score=[1, 1, 7, 15, 19]
+        [0, 1, 2, 3, 4],
+        [0, 3, 2, 2, 4],
+        ct_score=[0, 1, 7, 13, 19],
+        predicted_score=[1, 1, 7, 15, 19],
     )
-    values = {name: metric and metric["value"] for name, metric in measure(found, make.quick).items()}
+    values = {
+        name: metric and metric["value"] for name, metric in measure(found, make.quick).items()
+    }
     assert values["accuracy"] == pytest.approx(3 / 5)
     assert values["within_one"] == pytest.approx(4 / 5)
     assert values["balanced_accuracy"] == pytest.approx(3 / 5)
     assert values["macro_f1"] == pytest.approx((1 + 0 + 2 / 3 + 0 + 1) / 5)
     assert values["mae"] == pytest.approx(3 / 5)
     rows = per_class(confusion_matrix(found), LABELS)
-    assert rows[1] == {"class": 1, "label": "mild", "precision": None, "recall": 0.0, "f1": 0.0, "support": 1}
-    assert rows[2]["precision"] == 0.5 and rows[2]["recall"] == 1.0 and rows[2]["f1"] == pytest.approx(2 / 3)
+    assert rows[1] == {
+        "class": 1,
+        "label": "mild",
+        "precision": None,
+        "recall": 0.0,
+        "f1": 0.0,
+        "support": 1,
+    }
+    assert (
+        rows[2]["precision"] == 0.5
+        and rows[2]["recall"] == 1.0
+        and rows[2]["f1"] == pytest.approx(2 / 3)
+    )
 
 
 @pytest.mark.parametrize("task", ["severity", "covid"])
@@ -72,17 +100,22 @@ def test_the_replicates_are_scikit_learns(task: str, make: Any) -> None:
     for replicate, times in enumerate(weights.astype(int)):
         rows = np.repeat(np.arange(60), times)
         truth, predicted, shares = (
-            values[rows] for values in (predictions.truth, predictions.predicted, predictions.probabilities)
+            values[rows]
+            for values in (predictions.truth, predictions.predicted, predictions.probabilities)
         )
         several = {"multi_class": "ovr", "labels": range(classes)} if classes > 2 else {}
         expected = {
             "accuracy": reference.accuracy_score(truth, predicted),
             "balanced_accuracy": reference.balanced_accuracy_score(truth, predicted),
-            "macro_f1": reference.f1_score(truth, predicted, average="macro", labels=range(classes)),
+            "macro_f1": reference.f1_score(
+                truth, predicted, average="macro", labels=range(classes)
+            ),
             "quadratic_kappa": reference.cohen_kappa_score(
                 truth, predicted, weights="quadratic", labels=np.arange(classes)
             ),
-            "auc": reference.roc_auc_score(truth, shares if classes > 2 else shares[:, 1], **several),
+            "auc": reference.roc_auc_score(
+                truth, shares if classes > 2 else shares[:, 1], **several
+            ),
         }
         if classes > 2:
             expected["within_one"] = np.mean(np.abs(truth - predicted) <= 1)
@@ -102,7 +135,9 @@ def test_auc_with_many_ties_and_weights() -> None:
 def test_what_is_undefined_is_null_and_not_invented(make: Any) -> None:
     found = measure(make.answers([0, 0, 1], [0, 1, 1]), make.quick)
     assert found["accuracy"] and found["within_one"] and found["quadratic_kappa"]
-    assert found["balanced_accuracy"] is found["macro_f1"] is found["auc"] is None, "three classes have no case"
+    assert found["balanced_accuracy"] is found["macro_f1"] is found["auc"] is None, (
+        "three classes have no case"
+    )
     alone = measure(make.answers([2, 2], [2, 2]), make.quick)
     assert alone["quadratic_kappa"] is None and alone["accuracy"]["value"] == 1.0
     assert np.isnan(matrix_metrics(np.zeros((1, 5, 5)))["accuracy"]).all()
@@ -120,7 +155,10 @@ def test_replicates_without_a_class_are_left_out_and_counted(make: Any) -> None:
 
 def test_a_perfect_result_has_no_interval_without_width(make: Any) -> None:
     found = measure(make.answers([*range(5)] * 8, [*range(5)] * 8), make.quick)
-    assert found["accuracy"]["ci95"] == pytest.approx(wilson(40, 40)) and found["accuracy"]["ci95"][0] < 0.92
+    assert (
+        found["accuracy"]["ci95"] == pytest.approx(wilson(40, 40))
+        and found["accuracy"]["ci95"][0] < 0.92
+    )
     assert found["macro_f1"]["value"] == 1.0 and found["macro_f1"]["ci95"] is None
     one = measure(make.answers([0, 1, 2, 3, 4], [0, 1, 2, 3, 3], patients=["p"] * 5), make.quick)
     assert one["accuracy"]["ci95"] is None, "one patient tells nothing about others"
@@ -138,7 +176,9 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(make: Any) -> None:
     held = 0
     for _ in range(200):
         right = rng.uniform(size=120) < 0.7
-        metric = measure(make.answers(np.zeros(120, int), np.where(right, 0, 1)), Bootstrap(300))["accuracy"]
+        metric = measure(make.answers(np.zeros(120, int), np.where(right, 0, 1)), Bootstrap(300))[
+            "accuracy"
+        ]
         held += metric["ci95"][0] <= 0.7 <= metric["ci95"][1]
     assert 0.89 < held / 200 < 0.99
 
@@ -148,7 +188,9 @@ def test_cases_of_one_patient_do_not_count_as_independent(make: Any) -> None:
     truth, predicted = np.zeros(160, int), np.repeat(np.arange(20) % 2, 8)
     width = {}
     for who, patients in (("patients", np.repeat(np.arange(20), 8).astype(str)), ("cases", None)):
-        low, high = measure(make.answers(truth, predicted, patients=patients), Bootstrap(500))["accuracy"]["ci95"]
+        low, high = measure(make.answers(truth, predicted, patients=patients), Bootstrap(500))[
+            "accuracy"
+        ]["ci95"]
         width[who] = high - low
     assert width["patients"] / width["cases"] == pytest.approx(np.sqrt(8), rel=0.15)
 
@@ -171,16 +213,25 @@ def test_chunks_do_not_change_the_draws(make: Any, monkeypatch: pytest.MonkeyPat
 def test_slices_and_lungs(make: Any) -> None:
     slices = make.slices()
     found = measure(slices, make.quick)
-    assert found["auc"]["value"] == pytest.approx(reference.roc_auc_score(slices.truth, slices.probability))
-    assert found["mae"]["value"] == pytest.approx(np.abs(slices.share - slices.predicted_share).mean())
+    assert found["auc"]["value"] == pytest.approx(
+        reference.roc_auc_score(slices.truth, slices.probability)
+    )
+    assert found["mae"]["value"] == pytest.approx(
+        np.abs(slices.share - slices.predicted_share).mean()
+    )
     lungs = make.lungs()
     dice = measure(lungs, make.quick)["dice"]
-    assert dice["value"] == pytest.approx(lungs.dice.mean()) and dice["ci95"][0] < dice["value"] < dice["ci95"][1]
+    assert (
+        dice["value"] == pytest.approx(lungs.dice.mean())
+        and dice["ci95"][0] < dice["value"] < dice["ci95"][1]
+    )
 
 
 def test_any_statistic_can_be_estimated() -> None:
     values = np.arange(10.0)
-    found = estimate(lambda weights: {"sum": weights @ values}, [str(row) for row in range(10)], Bootstrap(400))
+    found = estimate(
+        lambda weights: {"sum": weights @ values}, [str(row) for row in range(10)], Bootstrap(400)
+    )
     assert found["sum"] is not None and found["sum"]["value"] == 45.0
 
 
@@ -190,7 +241,9 @@ def test_from_matrix_is_what_the_cases_give(make: Any) -> None:
     found, expected = from_matrix(matrix, LABELS, make.quick), measure(predictions, make.quick)
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "quadratic_kappa", "within_one"):
         assert found[name]["value"] == pytest.approx(expected[name]["value"])
-    assert found["mean_class_error"] == pytest.approx(np.abs(predictions.truth - predictions.predicted).mean())
+    assert found["mean_class_error"] == pytest.approx(
+        np.abs(predictions.truth - predictions.predicted).mean()
+    )
 
 
 def test_subgroups_add_up_and_small_ones_are_null(make: Any) -> None:
@@ -206,7 +259,10 @@ def test_subgroups_add_up_and_small_ones_are_null(make: Any) -> None:
     assert found["sex"][0]["accuracy"]["value"] == pytest.approx(right)
     few = groups.subgroups(make.answers([0, 1], [0, 1], age=[39.9, 40.0]), make.quick)
     assert few["sex"] is few["site"] is None
-    assert [(row["group"], row["n"], row["macro_f1"]) for row in few["age"]] == [("<40", 1, None), ("40-59", 1, None)]
+    assert [(row["group"], row["n"], row["macro_f1"]) for row in few["age"]] == [
+        ("<40", 1, None),
+        ("40-59", 1, None),
+    ]
 
 
 def test_no_warning_about_anything(make: Any) -> None:

@@ -38,9 +38,15 @@ def test_any_float_and_any_text_survives(make: Any, tmp_path: Path) -> None:
     weights = rng.exponential(size=(7, 5)) ** 8
     weights[0] = (1.0, 5e-324, 0, 0, 1e-300)
     predictions = make.severity(
-        n=7, cases=odd, patients=odd, site=odd, sex=odd, probabilities=weights / weights.sum(axis=1, keepdims=True),
-        predicted_score=rng.normal(0, 1e6, 7), age=rng.uniform(0, 130, 7),
-    )  # fmt: skip
+        n=7,
+        cases=odd,
+        patients=odd,
+        site=odd,
+        sex=odd,
+        probabilities=weights / weights.sum(axis=1, keepdims=True),
+        predicted_score=rng.normal(0, 1e6, 7),
+        age=rng.uniform(0, 130, 7),
+    )
     write_predictions(predictions, path)
     assert same(read_predictions(path), predictions)
 
@@ -83,7 +89,9 @@ GOOD = "a,p,0,1,1,0.25,0.75,,,,,\n"
         (HEADER + "a\0,p,x", ["row 2"]),
     ],
 )
-def test_a_wrong_file_is_named_by_row_and_column(text: str, facts: list[str], tmp_path: Path) -> None:
+def test_a_wrong_file_is_named_by_row_and_column(
+    text: str, facts: list[str], tmp_path: Path
+) -> None:
     path = tmp_path / "predictions.csv"
     path.write_text(text, "utf-8")
     with pytest.raises(StudyError) as raised:
@@ -94,7 +102,9 @@ def test_a_wrong_file_is_named_by_row_and_column(text: str, facts: list[str], tm
 
 def test_every_error_is_listed_up_to_a_limit(tmp_path: Path) -> None:
     path = tmp_path / "predictions.csv"
-    path.write_text(HEADER + "".join(f"c{row},p,0,1,1,0.25,0.75,,,,{row},\n" for row in range(100, 200)))
+    path.write_text(
+        HEADER + "".join(f"c{row},p,0,1,1,0.25,0.75,,,,{row},\n" for row in range(100, 200))
+    )
     with pytest.raises(StudyError, match="69 error") as raised:
         read_predictions(path)
     assert "row 33, age" in str(raised.value) and "and 49 more" in str(raised.value)
@@ -158,8 +168,12 @@ def test_an_ensemble_is_the_mean(make: Any) -> None:
     order = np.random.default_rng(0).permutation(60)
     found = ensemble([first, select(second, order)])
     assert found.cases == first.cases and (found.folds == 0).all()
-    np.testing.assert_allclose(found.probabilities, (first.probabilities + second.probabilities) / 2)
-    np.testing.assert_allclose(found.predicted_score, (first.predicted_score + second.predicted_score) / 2)
+    np.testing.assert_allclose(
+        found.probabilities, (first.probabilities + second.probabilities) / 2
+    )
+    np.testing.assert_allclose(
+        found.predicted_score, (first.predicted_score + second.predicted_score) / 2
+    )
     # One network has no score: the mean of those that have one.
     without = dataclasses.replace(second, predicted_score=np.full(60, np.nan))
     np.testing.assert_array_equal(ensemble([first, without]).predicted_score, first.predicted_score)
@@ -171,7 +185,9 @@ def test_an_ensemble_refuses_other_cases_and_other_truth(make: Any) -> None:
     with pytest.raises(StudyError, match=r"not the same cases.*'case-000'"):
         ensemble([whole, select(whole, np.arange(1, 60))])
     with pytest.raises(StudyError, match="'case-003' has different truth"):
-        ensemble([whole, dataclasses.replace(whole, truth=np.where(np.arange(60) == 3, 0, whole.truth))])
+        ensemble(
+            [whole, dataclasses.replace(whole, truth=np.where(np.arange(60) == 3, 0, whole.truth))]
+        )
     with pytest.raises(StudyError, match="different ct_score"):
         ensemble([whole, dataclasses.replace(whole, ct_score=np.full(60, np.nan))])
 

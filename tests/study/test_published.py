@@ -16,12 +16,14 @@ RUNS = ("i3d-scratch", "i3d-pretrained", "ltc-scratch")
 
 def _cells(page: str, name: str) -> list[str]:
     """The cells of the first table row that begins with `name`."""
-    (line, *_) = [line for line in page.splitlines() if line.startswith(f"| {name}")]
+    line, *_ = [line for line in page.splitlines() if line.startswith(f"| {name}")]
     return [cell.strip(" *") for cell in line.strip("|").split("|")][1:]
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_the_published_table_is_that_of_the_published_predictions(make: Any, tmp_path: Path) -> None:
+def test_the_published_table_is_that_of_the_published_predictions(
+    make: Any, tmp_path: Path
+) -> None:
     found = compare([HOME / run for run in RUNS], tmp_path / "out", make.quick)
     page = (HOME / "README.md").read_text("utf-8")
     for name, key, factor, digits in (

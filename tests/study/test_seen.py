@@ -26,7 +26,13 @@ PATIENTS = {"a": "P1", "b": "P2", "c": "P1"}
 
 
 def contract(*parts: TrainedOn, **facts: Any) -> Contract:
-    return Contract(model="i3d", arguments={}, task="severity", note="", **({"trained_on": parts or None} | facts))
+    return Contract(
+        model="i3d",
+        arguments={},
+        task="severity",
+        note="",
+        **({"trained_on": parts or None} | facts),
+    )
 
 
 def test_scans_of_the_training_set_are_found() -> None:
@@ -46,20 +52,31 @@ def test_patients_are_kept_by_option_only() -> None:
 
 def test_the_salt_follows_from_seed_and_scans_and_from_nothing_else() -> None:
     part = seen.fingerprints(PIXELS.values(), seed=1)
-    assert part == seen.fingerprints(reversed(PIXELS.values()), seed=1), "a resumed run writes the same file"
+    assert part == seen.fingerprints(reversed(PIXELS.values()), seed=1), (
+        "a resumed run writes the same file"
+    )
     others = [seen.fingerprints(PIXELS.values(), seed=2), seen.fingerprints([PIXELS["a"]], seed=1)]
     assert len({one.salt for one in (part, *others)}) == 3
-    assert not set(part.scans) & {mark for one in others for mark in one.scans}, "two files tell nothing of each other"
+    assert not set(part.scans) & {mark for one in others for mark in one.scans}, (
+        "two files tell nothing of each other"
+    )
 
 
 def test_what_a_file_does_not_say_is_said() -> None:
     assert seen.look("x", contract(), PIXELS, {}).unchecked == (seen.UNSAID,)
-    assert "do not" not in " ".join(seen.look("x", contract(seen.fingerprints([], seed=1)), PIXELS, {}).unchecked)
+    assert "do not" not in " ".join(
+        seen.look("x", contract(seen.fingerprints([], seed=1)), PIXELS, {}).unchecked
+    )
     own = seen.fingerprints([PIXELS["a"]], seed=1)
     child = contract(own, *seen.ancestors("kinetics", contract()))
     found = seen.look("x", child, PIXELS, {})
-    assert found.cases == ("a",) and "started from (kinetics): the file does not say" in found.unchecked[0]
-    assert seen.ancestors("parent", contract(own)) == (own,), "what a parent has seen, its child has"
+    assert (
+        found.cases == ("a",)
+        and "started from (kinetics): the file does not say" in found.unchecked[0]
+    )
+    assert seen.ancestors("parent", contract(own)) == (own,), (
+        "what a parent has seen, its child has"
+    )
 
 
 @pytest.mark.parametrize("name", ["severity-i3d", "severity-ltc", "lungs-unet"])
@@ -72,12 +89,32 @@ def test_shipped_networks_name_their_seeds(name: str) -> None:
     ("sightings", "short", "said"),
     [
         ([("m", (), None, ())], "not trained on these scans", []),
-        ([("m", ("a",), None, ())], "trained on 1 of these scans", ["1 of 3 scans were in the training set"]),
-        ([("m", ("a",), None, ()), ("n", ("a", "b"), None, ())], "trained on 2 of", ["2 of 3 scans"]),
-        ([("m", ("a",), ("a", "c"), ())], "trained on 1", ["1 of 3", "1 more of 3 scans are of patients"]),
+        (
+            [("m", ("a",), None, ())],
+            "trained on 1 of these scans",
+            ["1 of 3 scans were in the training set"],
+        ),
+        (
+            [("m", ("a",), None, ()), ("n", ("a", "b"), None, ())],
+            "trained on 2 of",
+            ["2 of 3 scans"],
+        ),
+        (
+            [("m", ("a",), ("a", "c"), ())],
+            "trained on 1",
+            ["1 of 3", "1 more of 3 scans are of patients"],
+        ),
         ([("m", (), ("c",), ())], "on patients of 1", ["1 more of 3 scans are of patients"]),
-        ([("m", (), None, ("why",))], "could not be checked", ["had been trained on these scans could not be checked"]),
-        ([("m", ("a",), None, ("why",))], "trained on 1", ["1 of 3", "the others could not be checked (m: why)"]),
+        (
+            [("m", (), None, ("why",))],
+            "could not be checked",
+            ["had been trained on these scans could not be checked"],
+        ),
+        (
+            [("m", ("a",), None, ("why",))],
+            "trained on 1",
+            ["1 of 3", "the others could not be checked (m: why)"],
+        ),
     ],
 )
 def test_sentences(sightings: list[tuple[Any, ...]], short: str, said: list[str]) -> None:
@@ -95,14 +132,18 @@ def test_nothing_known_claims_nothing() -> None:
 
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("init", ["frozen", "x.keras", "scratch"])
-def test_the_page_says_it_before_the_figures(make: Any, finished: Callable[..., Path], init: str) -> None:
+def test_the_page_says_it_before_the_figures(
+    make: Any, finished: Callable[..., Path], init: str
+) -> None:
     known = None if init == "scratch" else as_seen([seen.Sighting("m", ("case-1",), None, ())], 60)
     folder = finished(make.severity(), init=init, seen_in_training=known)
     assert json.loads((folder / "study.json").read_text())["seen_in_training"] == known
     page = (folder / "study.html").read_text()
     assert "not trained on them" not in page
     assert ("one that had never seen the patient" in page) == (init == "scratch")
-    loud = "1 of 60 scans were in the training set of " + ("the model:" if init == "frozen" else START)
+    loud = "1 of 60 scans were in the training set of " + (
+        "the model:" if init == "frozen" else START
+    )
     assert (loud in page) == (init != "scratch")
     if known:
         assert page.index(loud) < page.index('class="lead"')
@@ -110,14 +151,22 @@ def test_the_page_says_it_before_the_figures(make: Any, finished: Callable[..., 
 
 
 SETTINGS = Settings(
-    clip=(16, 32, 32), working_grid=(24, 48, 48), batch=2, epochs=1, network={"dense": 8}, held_out=0.3, keep="best"
+    clip=(16, 32, 32),
+    working_grid=(24, 48, 48),
+    batch=2,
+    epochs=1,
+    network={"dense": 8},
+    held_out=0.3,
+    keep="best",
 )
 
 
 def trained(manifest: Path, out: Path, **more: Any) -> list[str]:
     """A run of a tiny network; what it said."""
     said: list[str] = []
-    wish = FitRequest(manifest, "covid", "ltc", out, SETTINGS, folds=2, cache=manifest.parent / "cache", **more)
+    wish = FitRequest(
+        manifest, "covid", "ltc", out, SETTINGS, folds=2, cache=manifest.parent / "cache", **more
+    )
     fit(wish, say=said.append, watch=lambda *_: nullcontext(lambda *_: None))
     return said
 
@@ -134,11 +183,17 @@ def test_a_fold_knows_what_it_learned_from(run: Path) -> None:
     tested = json.loads((run / "folds.json").read_text())["test"]
     for fold in (0, 1):
         (part,) = read_contract(run / f"fold-{fold}" / "model.keras").trained_on or ()
-        assert len(part.scans) == len(part.patients) == sum(number != fold for number in tested.values())
+        assert (
+            len(part.scans)
+            == len(part.patients)
+            == sum(number != fold for number in tested.values())
+        )
     assert json.loads((run / "study.json").read_text())["seen_in_training"] is None
 
 
-def test_evaluate_says_which_scans_were_in_the_training_set(run: Path, small_cohort: Path, tmp_path: Path) -> None:
+def test_evaluate_says_which_scans_were_in_the_training_set(
+    run: Path, small_cohort: Path, tmp_path: Path
+) -> None:
     """Under other names, in another wrapping: a fold's own test scans are new to it, the others are not."""
     folds = json.loads((run / "folds.json").read_text())["test"]
     with small_cohort.open(newline="") as file:
@@ -148,39 +203,55 @@ def test_evaluate_says_which_scans_were_in_the_training_set(run: Path, small_coh
         plain = tmp_path / f"{row['case']}.nii"
         with gzip.open(packed) as source, plain.open("wb") as target:
             shutil.copyfileobj(source, target)
-        row |= {"fold": folds[row["case"]], "case": f"other-{row['case']}", "patient": f"x{row['patient']}",
-                "path": plain.name}  # fmt: skip
+        row |= {
+            "fold": folds[row["case"]],
+            "case": f"other-{row['case']}",
+            "patient": f"x{row['patient']}",
+            "path": plain.name,
+        }
         row |= {key: "" for key in ("lungs", "lesions") if key in row}
     own = {"all.csv": rows, "test.csv": [row for row in rows if row["fold"] == 0]}
     for name, chosen in own.items():
         with (tmp_path / name).open("w", newline="") as file:
-            writer = csv.DictWriter(file, [key for key in rows[0] if key != "fold"], extrasaction="ignore")
+            writer = csv.DictWriter(
+                file, [key for key in rows[0] if key != "fold"], extrasaction="ignore"
+            )
             writer.writeheader()
             writer.writerows(chosen)
     said: list[str] = []
     model = run / "fold-0" / "model.keras"
     evaluate([model], tmp_path / "all.csv", tmp_path / "all", say=said.append)
     found = json.loads((tmp_path / "all" / "study.json").read_text())["seen_in_training"]
-    assert set(found["seen"]) == {row["case"] for row in rows if row["fold"] == 1} and not found["unchecked"]
+    assert (
+        set(found["seen"]) == {row["case"] for row in rows if row["fold"] == 1}
+        and not found["unchecked"]
+    )
     count = f"{len(found['seen'])} of {len(rows)} scans were in the training set of the model"
     assert any(line.startswith(f"warning: {count}") for line in said)
     assert count in (tmp_path / "all" / "study.html").read_text()
     said.clear()
     evaluate([model], tmp_path / "test.csv", tmp_path / "test", say=said.append)
-    assert not said and "not trained on these scans" in (tmp_path / "test" / "study.html").read_text()
+    assert (
+        not said and "not trained on these scans" in (tmp_path / "test" / "study.html").read_text()
+    )
 
 
 @pytest.mark.slow
-def test_fit_that_starts_from_a_model_says_which_scans_it_knew(run: Path, small_cohort: Path, tmp_path: Path) -> None:
+def test_fit_that_starts_from_a_model_says_which_scans_it_knew(
+    run: Path, small_cohort: Path, tmp_path: Path
+) -> None:
     parent = run / "fold-1" / "model.keras"
     said = trained(small_cohort, tmp_path / "run", init=parent)
-    known = sum(number != 1 for number in json.loads((run / "folds.json").read_text())["test"].values())
+    known = sum(
+        number != 1 for number in json.loads((run / "folds.json").read_text())["test"].values()
+    )
     count = f"{known} of 10 scans were in the training set of {START}"
     assert any(line.startswith(f"warning: {count}") for line in said)
     assert count in (tmp_path / "run" / "study.html").read_text()
     own, inherited = read_contract(tmp_path / "run" / "fold-0" / "model.keras").trained_on or ()
     assert (inherited,) == read_contract(parent).trained_on and not own.patients
-    # A file of before the fingerprints, with an untrained head: what is not known is said, and the head gets trained.
+    # A file of before the fingerprints, with an untrained head: what is not known is said, and the
+    # head gets trained.
     old = load(parent)
     blank = old.contract.model_copy(update={"trained_on": None, "untrained_head": True})
     save_model(old.network, blank, tmp_path / "old.keras")

@@ -23,10 +23,29 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 #: Of the contract.
 PROMISED = {
-    "task", "model", "init", "folds", "cases", "confusion_matrix", "per_class", "accuracy", "balanced_accuracy",
-    "macro_f1", "quadratic_kappa", "within_one", "auc", "mann_whitney", "calibration", "subgroups", "dice",
-    "dice_per_case", "mae", "config", "versions", "seconds",
-}  # fmt: skip
+    "task",
+    "model",
+    "init",
+    "folds",
+    "cases",
+    "confusion_matrix",
+    "per_class",
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "quadratic_kappa",
+    "within_one",
+    "auc",
+    "mann_whitney",
+    "calibration",
+    "subgroups",
+    "dice",
+    "dice_per_case",
+    "mae",
+    "config",
+    "versions",
+    "seconds",
+}
 
 
 class Page(html.parser.HTMLParser):
@@ -41,7 +60,9 @@ class Page(html.parser.HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        self.addresses += [
+            value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")
+        ]
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -59,10 +80,16 @@ def checked(text: str) -> Page:
 
 
 @pytest.mark.parametrize("task", ["severity", "covid", "slices", "lungs"])
-def test_a_study_has_every_key_and_is_json(task: str, make: Any, finished: Callable[..., Path]) -> None:
+def test_a_study_has_every_key_and_is_json(
+    task: str, make: Any, finished: Callable[..., Path]
+) -> None:
     predictions = make.tables[task]()
     folder = finished(predictions)
-    assert sorted(file.name for file in folder.iterdir()) == ["predictions.csv", "study.html", "study.json"]
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "predictions.csv",
+        "study.html",
+        "study.json",
+    ]
     study = json.loads((folder / "study.json").read_text("utf-8"), parse_constant=pytest.fail)
     assert list(study) == list(KEYS) and set(study) >= PROMISED
     assert study == make.study(predictions), "the dictionary is what the file holds"
@@ -82,7 +109,15 @@ def test_what_a_task_does_not_have_is_null(make: Any) -> None:
     }
     only = {task: keys & PROMISED for task, keys in given.items()}
     shared = {"task", "model", "init", "folds", "cases", "config", "versions", "seconds"}
-    classes = {"confusion_matrix", "per_class", "accuracy", "balanced_accuracy", "macro_f1", "quadratic_kappa", "auc"}
+    classes = {
+        "confusion_matrix",
+        "per_class",
+        "accuracy",
+        "balanced_accuracy",
+        "macro_f1",
+        "quadratic_kappa",
+        "auc",
+    }
     classes |= {"mann_whitney", "calibration", "subgroups"}
     assert only["severity"] == shared | classes | {"within_one", "mae"}
     assert only["covid"] == shared | classes
@@ -91,37 +126,58 @@ def test_what_a_task_does_not_have_is_null(make: Any) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_names_from_files_are_text_and_nothing_else(make: Any, finished: Callable[..., Path]) -> None:
+def test_names_from_files_are_text_and_nothing_else(
+    make: Any, finished: Callable[..., Path]
+) -> None:
     evil = '<script>alert(1)</script><img src=x onerror=alert(1)>"&{{ 7*7 }}'
     n = 60
     predictions = make.severity(
-        cases=tuple(f"{evil}{row}" for row in range(n)), site=(evil,) * n, sex=(evil,) * n,
+        cases=tuple(f"{evil}{row}" for row in range(n)),
+        site=(evil,) * n,
+        sex=(evil,) * n,
         probabilities=np.eye(5)[(np.arange(n) + 3) % 5],
-    )  # fmt: skip
-    folder = finished(predictions, model=evil, init=evil, note=evil, config={evil: evil}, versions={evil: evil})
+    )
+    folder = finished(
+        predictions, model=evil, init=evil, note=evil, config={evil: evil}, versions={evil: evil}
+    )
     text = (folder / "study.html").read_text("utf-8")
     page = checked(text)
     assert evil in page.text and "<script" not in text and "onerror=alert(1)>" not in text
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_reader_sees_the_result_and_the_cases_that_went_wrong(make: Any, finished: Callable[..., Path]) -> None:
+def test_a_reader_sees_the_result_and_the_cases_that_went_wrong(
+    make: Any, finished: Callable[..., Path]
+) -> None:
     truth = [*range(5)] * 4
     predicted = [*truth[:-2], 0, 4]
     folder = finished(make.answers(truth, predicted, ct_score=np.array([0, 3, 9, 15, 22])[truth]))
     text = checked((folder / "study.html").read_text("utf-8")).text
-    assert "Of 20 cases, 19 got the right class, and 0 the one beside it. 1 was two or more classes off." in text
+    assert (
+        "Of 20 cases, 19 got the right class, and 0 the one beside it. 1 was two or more classes"
+        " off." in text
+    )
     assert "95.0 %" in text and "case-18" in text and "case-17" not in text and "1 min" in text
 
 
 def test_a_fold_without_a_class_is_a_study_too(make: Any, finished: Callable[..., Path]) -> None:
     """By site: the second has no critical case, the third healthy ones only. The table is of all folds together."""
     truth = np.array([0, 1, 2, 3, 4, 4, 0, 1, 2, 3, 0, 0])
-    whole = make.answers(truth, np.roll(truth, 1), folds=np.repeat([0, 1, 2], [6, 4, 2]), site=("A",) * 6 + ("B",) * 6)
+    whole = make.answers(
+        truth,
+        np.roll(truth, 1),
+        folds=np.repeat([0, 1, 2], [6, 4, 2]),
+        site=("A",) * 6 + ("B",) * 6,
+    )
     study = json.loads((finished(whole) / "study.json").read_text("utf-8"))
-    assert study["folds"] == 3 and study["balanced_accuracy"]["value"] is not None and study["auc"] is not None
+    assert (
+        study["folds"] == 3
+        and study["balanced_accuracy"]["value"] is not None
+        and study["auc"] is not None
+    )
     checked((finished(whole) / "study.html").read_text("utf-8"))
-    # One of these folds alone has no macro average: an average over fewer classes would not compare.
+    # One of these folds alone has no macro average: an average over fewer classes would not
+    # compare.
     alone = select(whole, whole.folds == 1)
     study = json.loads((finished(alone, "alone") / "study.json").read_text("utf-8"))
     assert study["accuracy"] is not None
@@ -140,13 +196,18 @@ def test_learning_curves_are_shown(make: Any, tmp_path: Path) -> None:
     predictions = make.severity()
     study = make.study(predictions)
     write_study(
-        study, predictions, {0: {"loss": [1.0, 0.5], "val_loss": [1.0, float("nan")]}}, tmp_path / "new" / "run"
+        study,
+        predictions,
+        {0: {"loss": [1.0, 0.5], "val_loss": [1.0, float("nan")]}},
+        tmp_path / "new" / "run",
     )
     assert "learning curves" in (tmp_path / "new" / "run" / "study.html").read_text("utf-8")
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_failed_write_leaves_what_was_there(make: Any, finished: Callable[..., Path], monkeypatch: Any) -> None:
+def test_a_failed_write_leaves_what_was_there(
+    make: Any, finished: Callable[..., Path], monkeypatch: Any
+) -> None:
     folder = finished(make.severity())
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
 
@@ -168,10 +229,19 @@ def test_a_folder_that_is_a_file(make: Any, tmp_path: Path) -> None:
 
 
 def test_plain_values_only() -> None:
-    given = {"a": np.float32(0.5), 1: np.array([[1, 2]]), "n": float("nan"), "i": [np.inf, (np.nan,)], "p": Path("x")}
+    given = {
+        "a": np.float32(0.5),
+        1: np.array([[1, 2]]),
+        "n": float("nan"),
+        "i": [np.inf, (np.nan,)],
+        "p": Path("x"),
+    }
     assert plain(given) == {"a": 0.5, "1": [[1, 2]], "n": None, "i": [None, [None]], "p": "x"}
 
 
 def test_the_figures_need_no_tensorflow() -> None:
-    code = "import sys, tf_covid.study.figures; sys.exit(bool({'tensorflow', 'keras'} & set(sys.modules)))"
+    code = (
+        "import sys, tf_covid.study.figures; sys.exit(bool({'tensorflow', 'keras'} &"
+        " set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

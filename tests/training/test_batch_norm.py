@@ -20,7 +20,11 @@ from tf_covid.training.tasks import lesson_for
 from tf_covid.weights import Contract, Preprocessing, load_model, save_model
 
 GRID = (8, 32, 32)
-UNET: dict[str, Any] = {"clip": (1, 32, 32), "slices_per_scan": 3, "network": {"filters": 4, "depth": 1}}
+UNET: dict[str, Any] = {
+    "clip": (1, 32, 32),
+    "slices_per_scan": 3,
+    "network": {"filters": 4, "depth": 1},
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +37,11 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[CacheRecord]:
         hu = np.random.default_rng(number).normal(np.where(lungs, -850, 50), 60).astype("<i2")
         path = folder / f"{number}.tfrecord"
         with tf.io.TFRecordWriter(str(path)) as writer:
-            writer.write(_example({"hu": hu, "lungs": lungs, "lesions": lungs & (hu > -830)}).SerializeToString())
+            writer.write(
+                _example(
+                    {"hu": hu, "lungs": lungs, "lesions": lungs & (hu > -830)}
+                ).SerializeToString()
+            )
         found.append(CacheRecord(f"case{number}", path, {}, (), GRID, GRID[0]))
     return found
 
@@ -41,10 +49,19 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[CacheRecord]:
 def plan(task: str = "lungs", model: str = "unet", **changes: Any) -> Plan:
     settings = Settings(**({"epochs": 3, "batch": 4, "learning_rate": 0.01} | UNET | changes))
     rows = [
-        Row(case=f"case{n}", patient=f"p{n}", path=Path("x"), ct_score=3 * n, lungs=Path("x"), lesions=Path("x"))
+        Row(
+            case=f"case{n}",
+            patient=f"p{n}",
+            path=Path("x"),
+            ct_score=3 * n,
+            lungs=Path("x"),
+            lesions=Path("x"),
+        )
         for n in range(7)
     ]
-    lesson = lesson_for(task, model, rows, {f"case{n}": 0 for n in range(7)}, settings, Preprocessing(), 1, GRID)
+    lesson = lesson_for(
+        task, model, rows, {f"case{n}": 0 for n in range(7)}, settings, Preprocessing(), 1, GRID
+    )
     lesson.arguments |= settings.network
     return Plan(model, lesson, settings, None, 0)
 
@@ -60,14 +77,20 @@ def clips(asked: Plan, entries: list[CacheRecord]) -> np.ndarray:
     return np.concatenate([asked.lesson.prepare(*batch, False)[0].numpy() for batch in data])
 
 
-@pytest.mark.parametrize(("steps", "momentum"), [(1, 0.5), (20, 0.5), (100, 0.9), (400, 0.975), (5000, 0.99)])
+@pytest.mark.parametrize(
+    ("steps", "momentum"), [(1, 0.5), (20, 0.5), (100, 0.9), (400, 0.975), (5000, 0.99)]
+)
 def test_the_momentum_fits_the_run(steps: int, momentum: float) -> None:
     assert norms.fitting_momentum(steps) == pytest.approx(momentum)
-    assert steps < 20 or norms.fitting_momentum(steps) ** steps < 1e-4, "what it started with is forgotten"
+    assert steps < 20 or norms.fitting_momentum(steps) ** steps < 1e-4, (
+        "what it started with is forgotten"
+    )
 
 
 def test_the_shortest_stage_counts() -> None:
-    settings = Settings(epochs=30, stages=(Stage(epochs=3, train_from="head"), Stage(epochs=10, train_from="head")))
+    settings = Settings(
+        epochs=30, stages=(Stage(epochs=3, train_from="head"), Stage(epochs=10, train_from="head"))
+    )
     assert fold._shortest(settings) == 3 and fold._shortest(Settings(epochs=30)) == 30
 
 
@@ -76,16 +99,24 @@ def test_statistics_are_those_of_the_whole_set(entries: list[CacheRecord]) -> No
     asked = plan()
     network = NETWORKS["unet"].build(**asked.lesson.arguments)
     before = network.get_weights()
-    found = norms.Census(network, asked.lesson, entries).take([norm.name for norm in norms.norms_of(network)])
-    assert all(np.array_equal(old, new) for old, new in zip(before, network.get_weights(), strict=True))
+    found = norms.Census(network, asked.lesson, entries).take(
+        [norm.name for norm in norms.norms_of(network)]
+    )
+    assert all(
+        np.array_equal(old, new) for old, new in zip(before, network.get_weights(), strict=True)
+    )
     first = norms.norms_of(network)[0]
-    values = keras.Model(network.input, first.input)(clips(asked, entries)).numpy().astype(np.float64)
+    values = (
+        keras.Model(network.input, first.input)(clips(asked, entries)).numpy().astype(np.float64)
+    )
     mean, variance = found[first.name]
     np.testing.assert_allclose(mean, values.mean(axis=(0, 1, 2)), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(variance, values.var(axis=(0, 1, 2)), rtol=1e-4, atol=1e-6)
 
 
-def test_as_few_clips_as_asked_for_are_taken(entries: list[CacheRecord], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_few_clips_as_asked_for_are_taken(
+    entries: list[CacheRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = plan()
     network = NETWORKS["unet"].build(**asked.lesson.arguments)
     seen: list[int] = []
@@ -128,7 +159,9 @@ def test_a_network_answers_as_it_was_trained(entries: list[CacheRecord], tmp_pat
     trained = run(asked, entries, tmp_path)
     pictures, loss = clips(asked, entries), asked.lesson.losses([])[0]["logits"]
     data = asked.lesson.batches(entries, order=np.arange(7)[np.newaxis], seed=0, even=True)
-    truth = np.concatenate([asked.lesson.prepare(*batch, False)[1]["logits"].numpy() for batch in data])
+    truth = np.concatenate(
+        [asked.lesson.prepare(*batch, False)[1]["logits"].numpy() for batch in data]
+    )
 
     def measured(network: keras.Model, training: bool) -> float:
         return float(np.mean(loss(truth, network(pictures, training=training)["logits"])))
@@ -136,9 +169,15 @@ def test_a_network_answers_as_it_was_trained(entries: list[CacheRecord], tmp_pat
     inference, batch = measured(trained.network, False), measured(trained.network, True)
     assert inference < batch + 0.02, f"{inference} against {batch}"
     path = tmp_path / "model.keras"
-    save_model(trained.network, Contract(model="unet", arguments=asked.lesson.arguments, task="lungs", note=""), path)
+    save_model(
+        trained.network,
+        Contract(model="unet", arguments=asked.lesson.arguments, task="lungs", note=""),
+        path,
+    )
     read = load_model(path)
-    assert {norm.momentum for norm in norms.norms_of(read)} == {0.99}, "that of the run stays in the run"
+    assert {norm.momentum for norm in norms.norms_of(read)} == {0.99}, (
+        "that of the run stays in the run"
+    )
     np.testing.assert_array_equal(read(pictures)["logits"], trained.network(pictures)["logits"])
     assert keras.saving.load_model(path, compile=False).input_shape == read.input_shape
 
@@ -151,15 +190,24 @@ def test_what_judges_is_what_is_saved(entries: list[CacheRecord], tmp_path: Path
     loss, found = asked.lesson.losses([])[0]["logits"], []
     for batch in data:
         pictures, truth = asked.lesson.prepare(*batch, False)
-        found.append((float(np.mean(loss(truth["logits"], trained.network(pictures)["logits"]))), len(pictures)))
+        found.append(
+            (
+                float(np.mean(loss(truth["logits"], trained.network(pictures)["logits"]))),
+                len(pictures),
+            )
+        )
     mean = np.average([value for value, _ in found], weights=[count for _, count in found])
     assert mean == pytest.approx(min(trained.curves["val_loss"]), rel=1e-3)
 
 
-def test_judging_changes_nothing_of_the_training(entries: list[CacheRecord], tmp_path: Path) -> None:
+def test_judging_changes_nothing_of_the_training(
+    entries: list[CacheRecord], tmp_path: Path
+) -> None:
     """The same weights with and without held-out patients, and after a stop between two epochs."""
     whole = run(plan(epochs=2), entries[2:], tmp_path / "whole")
-    watched = train(plan(epochs=2, held_out=0.3), entries[2:], entries[:2], _made(tmp_path / "watched"))
+    watched = train(
+        plan(epochs=2, held_out=0.3), entries[2:], entries[:2], _made(tmp_path / "watched")
+    )
     first = tmp_path / "stopped"
 
     class Stop(Exception):

@@ -33,19 +33,29 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[CacheRecord]:
         lesions = lungs & (np.arange(GRID[1])[:, None] < 3 * number)
         path = folder / f"{number}.tfrecord"
         with tf.io.TFRecordWriter(str(path)) as writer:
-            writer.write(_example({"hu": hu, "lungs": lungs, "lesions": lesions}).SerializeToString())
+            writer.write(
+                _example({"hu": hu, "lungs": lungs, "lesions": lesions}).SerializeToString()
+            )
         found.append(CacheRecord(f"case{number}", path, {}, (), GRID, GRID[0]))
     return found
 
 
 def plan(task: str, model: str, settings: Settings, **more: object) -> Plan:
     rows = [
-        Row(case=f"case{n}", patient=f"p{n}", path=Path("x"), ct_score=3 * n, covid=n > 3, lungs=Path("x"),
-            lesions=Path("x"))
+        Row(
+            case=f"case{n}",
+            patient=f"p{n}",
+            path=Path("x"),
+            ct_score=3 * n,
+            covid=n > 3,
+            lungs=Path("x"),
+            lesions=Path("x"),
+        )
         for n in range(8)
-    ]  # fmt: skip
+    ]
     labels = {
-        row.case: min(number * 5 // 8, 4) if task == "severity" else number % 2 for number, row in enumerate(rows)
+        row.case: min(number * 5 // 8, 4) if task == "severity" else number % 2
+        for number, row in enumerate(rows)
     }
     lesson = lesson_for(task, model, rows, labels, settings, Preprocessing(), 1, GRID)
     lesson.arguments |= settings.network
@@ -64,7 +74,8 @@ def run(asked: Plan, entries: list[CacheRecord], folder: Path, held_out: int = 0
 @pytest.mark.parametrize(
     ("task", "model", "more"),
     [
-        # Slow, so not run on the oldest set: bfloat16 training on a CPU is meant for the newest TensorFlow.
+        # Slow, so not run on the oldest set: bfloat16 training on a CPU is meant for the newest
+        # TensorFlow.
         pytest.param(
             "severity",
             "i3d",
@@ -72,7 +83,11 @@ def run(asked: Plan, entries: list[CacheRecord], folder: Path, held_out: int = 0
             marks=pytest.mark.slow,
         ),
         ("slices", "inception_v1", {"clip": (1, 32, 32), "slices_per_scan": 2}),
-        ("lungs", "unet", {"clip": (1, 32, 32), "slices_per_scan": 2, "network": {"filters": 4, "depth": 2}}),
+        (
+            "lungs",
+            "unet",
+            {"clip": (1, 32, 32), "slices_per_scan": 2, "network": {"filters": 4, "depth": 2}},
+        ),
     ],
 )
 def test_every_task_trains_and_answers(
@@ -82,12 +97,22 @@ def test_every_task_trains_and_answers(
     try:
         trained = run(asked, entries, tmp_path / "fold")
     except TrainingError as error:
-        # oneDNN's bfloat16 gradient of a 3×3×3 convolution is no number on such processors (docs/training.md).
-        if "not_finite" in str(error) and "precision" in more and "avx512_bf16" in Path("/proc/cpuinfo").read_text():
-            pytest.skip("bfloat16 gradients of TensorFlow are no numbers on this processor (avx512_bf16)")
+        # oneDNN's bfloat16 gradient of a 3×3×3 convolution is no number on such processors
+        # (docs/training.md).
+        if (
+            "not_finite" in str(error)
+            and "precision" in more
+            and "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+        ):
+            pytest.skip(
+                "bfloat16 gradients of TensorFlow are no numbers on this processor (avx512_bf16)"
+            )
         raise
     assert np.isfinite(trained.curves["loss"]).all() and len(trained.curves["loss"]) == 1
-    assert all(weight.dtype == np.float32 and np.isfinite(weight).all() for weight in trained.network.get_weights())
+    assert all(
+        weight.dtype == np.float32 and np.isfinite(weight).all()
+        for weight in trained.network.get_weights()
+    )
     answers = asked.lesson.answers(trained.network, entries[:2])
     if task == "severity":
         assert answers["probabilities"].shape == (2, 5)
@@ -95,31 +120,52 @@ def test_every_task_trains_and_answers(
         assert ((answers["ct_score"] >= 0) & (answers["ct_score"] <= 25)).all()
     elif task == "slices":
         assert answers["record"].tolist() == [0] * 16 + [1] * 16
-        assert answers["truth"].sum() == 0  # the first has no lesion, the second none within the lungs
+        assert (
+            answers["truth"].sum() == 0
+        )  # the first has no lesion, the second none within the lungs
         assert ((answers["probability"] > 0) & (answers["probability"] < 1)).all()
     else:
         assert ((answers["dice"] >= 0) & (answers["dice"] <= 1)).all()
 
 
 def test_a_network_learns_what_can_be_learned(entries: list[CacheRecord], tmp_path: Path) -> None:
-    trained = run(plan("severity", "ltc", ltc(epochs=12, learning_rate=1e-3, ct_score_weight=1.0)), entries, tmp_path)
+    trained = run(
+        plan("severity", "ltc", ltc(epochs=12, learning_rate=1e-3, ct_score_weight=1.0)),
+        entries,
+        tmp_path,
+    )
     loss = trained.curves["logits_loss"]
     assert min(loss[-3:]) < 0.8 * loss[0]
 
 
 def test_a_frozen_stage_changes_the_head_only(entries: list[CacheRecord], tmp_path: Path) -> None:
-    before = run(plan("covid", "ltc", ltc(epochs=1, stages=(Stage(epochs=1, train_from="head"),))), entries, tmp_path)
+    before = run(
+        plan("covid", "ltc", ltc(epochs=1, stages=(Stage(epochs=1, train_from="head"),))),
+        entries,
+        tmp_path,
+    )
     again = run(
-        plan("covid", "ltc", ltc(epochs=2, stages=(Stage(epochs=2, train_from="head"),))), entries, tmp_path / "longer"
+        plan("covid", "ltc", ltc(epochs=2, stages=(Stage(epochs=2, train_from="head"),))),
+        entries,
+        tmp_path / "longer",
     )
     for layer in before.network.layers:
         if layer.weights:
-            same = np.array_equal(layer.get_weights()[0], again.network.get_layer(layer.name).get_weights()[0])
+            same = np.array_equal(
+                layer.get_weights()[0], again.network.get_layer(layer.name).get_weights()[0]
+            )
             assert same == layer.name.startswith("conv"), layer.name
 
 
 def test_the_best_weights_are_kept(entries: list[CacheRecord], tmp_path: Path) -> None:
-    settings = ltc(epochs=5, learning_rate=0.01, held_out=0.3, keep="best", class_weights=False, ct_score_weight=0.0)
+    settings = ltc(
+        epochs=5,
+        learning_rate=0.01,
+        held_out=0.3,
+        keep="best",
+        class_weights=False,
+        ct_score_weight=0.0,
+    )
     asked = plan("covid", "ltc", settings)
     trained = run(asked, entries, tmp_path, held_out=4)
     shares = asked.lesson.answers(trained.network, entries[:4])["probabilities"]
@@ -202,12 +248,17 @@ print("alike")
 def test_two_devices_train_as_one_does(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", MIRRORED, str(Path(__file__).parent), str(tmp_path)],
-        capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == "alike\n"
 
 
 def test_devices_must_share_a_batch_evenly(entries: list[CacheRecord], tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="devices need a batch that they share evenly, and as many records"):
+    with pytest.raises(
+        TrainingError, match="devices need a batch that they share evenly, and as many records"
+    ):
         run(plan("covid", "ltc", ltc(epochs=1), mirrored=True), entries[:2], tmp_path)

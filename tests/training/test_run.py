@@ -25,7 +25,8 @@ def _train(out, die_at=None):
     def batches():
         for number in range(10**6):
             if number == die_at:
-                # Batches are read ahead: the epochs that have theirs come to their end first, and their backup too.
+                # Batches are read ahead: the epochs that have theirs come to their end first, and
+                # their backup too.
                 while len(run._curves(out)) < die_at // 2:
                     time.sleep(0.05)
                 time.sleep(1)
@@ -64,10 +65,16 @@ def test_a_process_that_continues_has_another_order_of_batches(tmp_path):
 def test_a_new_output_learns_alone():
     keras.utils.set_random_seed(0)
     inputs = keras.Input((4,))
-    features = keras.layers.BatchNormalization(name="norm")(keras.layers.Dense(8, name="trunk")(inputs))
+    features = keras.layers.BatchNormalization(name="norm")(
+        keras.layers.Dense(8, name="trunk")(inputs)
+    )
     frozen = keras.layers.Dense(8, name="kept", trainable=False)(features)
     network = keras.Model(
-        inputs, {"old": keras.layers.Dense(1, name="old")(frozen), "new": keras.layers.Dense(1, name="new")(features)}
+        inputs,
+        {
+            "old": keras.layers.Dense(1, name="old")(frozen),
+            "new": keras.layers.Dense(1, name="new")(features),
+        },
     )
     before = {layer.name: layer.get_weights() for layer in network.layers}
     x = np.random.default_rng(0).normal(3.0, 2.0, (64, 4)).astype(np.float32)
@@ -81,7 +88,10 @@ def test_a_new_output_learns_alone():
     run.train_only(network, ["new"], data, steps=300, rate=3e-2, loss={"old": "mse", "new": "mse"})
     assert error() < 0.1 * first
     for layer in network.layers:
-        same = all(np.array_equal(*pair) for pair in zip(layer.get_weights(), before[layer.name], strict=True))
+        same = all(
+            np.array_equal(*pair)
+            for pair in zip(layer.get_weights(), before[layer.name], strict=True)
+        )
         assert same == (layer.name != "new"), layer.name
     assert {layer.name for layer in network.layers if not layer.trainable} == {"kept"}
 
@@ -89,12 +99,20 @@ def test_a_new_output_learns_alone():
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_a_training_whose_loss_is_no_number_ends(tmp_path):
     network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, name="new")])
-    data = tf.data.Dataset.from_tensors((np.full((2, 1), np.nan, np.float32), np.ones((2, 1), np.float32))).repeat()
-    with pytest.raises(TrainingError, match="not_finite: the loss became NaN or infinite in epoch 1"):
+    data = tf.data.Dataset.from_tensors(
+        (np.full((2, 1), np.nan, np.float32), np.ones((2, 1), np.float32))
+    ).repeat()
+    with pytest.raises(
+        TrainingError, match="not_finite: the loss became NaN or infinite in epoch 1"
+    ):
         run.fit(network, data, tmp_path, epochs=3, steps=2, rate=1e-3, loss="mse")
-    learned = tf.data.Dataset.from_tensors((np.ones((2, 1), np.float32), np.ones((2, 1), np.float32))).repeat()
+    learned = tf.data.Dataset.from_tensors(
+        (np.ones((2, 1), np.float32), np.ones((2, 1), np.float32))
+    ).repeat()
     network.set_weights([np.zeros((1, 1)), np.zeros(1)])
-    with pytest.raises(TrainingError, match="not_finite: the weights became NaN or infinite in epoch 1"):
+    with pytest.raises(
+        TrainingError, match="not_finite: the weights became NaN or infinite in epoch 1"
+    ):
         run.fit(network, learned, tmp_path, epochs=1, steps=1, rate=float("inf"), loss="mse")
     network = keras.Model(network.inputs, {"new": network.outputs[0]})
     data = data.map(lambda x, y: (x, {"new": y}))

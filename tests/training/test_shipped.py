@@ -35,8 +35,22 @@ def test_both_networks_train_and_write_file_and_card(tmp_path, monkeypatch, capl
         cases._draw(folder, seed)
     for module in ("lungs", "severity", "average"):
         monkeypatch.setattr(f"tf_covid.training.{module}.draw_cases", lambda folder, seeds: None)
-    common = ["--cases", str(folder), "--train", "4", "--unseen", "5", "--epochs", "2", "--steps", "2", "--batch", "2"]
-    # oneDNN's bfloat16 gradient of a 3×3×3 convolution is no number on such processors (docs/training.md).
+    common = [
+        "--cases",
+        str(folder),
+        "--train",
+        "4",
+        "--unseen",
+        "5",
+        "--epochs",
+        "2",
+        "--steps",
+        "2",
+        "--batch",
+        "2",
+    ]
+    # oneDNN's bfloat16 gradient of a 3×3×3 convolution is no number on such processors
+    # (docs/training.md).
     broken = Path("/proc/cpuinfo").exists() and "avx512_bf16" in Path("/proc/cpuinfo").read_text()
     behind = ["--lungs", str(tmp_path / "lungs" / "model.keras")]
     runs = {
@@ -44,11 +58,31 @@ def test_both_networks_train_and_write_file_and_card(tmp_path, monkeypatch, capl
         "severity": (train_severity, ["--model", "i3d", "--clip", "8", "32", "32", *behind]),
         "severity-ltc": (
             train_severity,
-            ["--model", "ltc", "--clip", "16", "32", "32", "--precision", "float32" if broken else "bfloat16", *behind],
+            [
+                "--model",
+                "ltc",
+                "--clip",
+                "16",
+                "32",
+                "32",
+                "--precision",
+                "float32" if broken else "bfloat16",
+                *behind,
+            ],
         ),
         "severity-more": (
             train_severity,
-            ["--model", "i3d", "--clip", "8", "32", "32", *behind, "--init", str(tmp_path / "severity/model.keras")],
+            [
+                "--model",
+                "i3d",
+                "--clip",
+                "8",
+                "32",
+                "32",
+                *behind,
+                "--init",
+                str(tmp_path / "severity/model.keras"),
+            ],
         ),
     }
     caplog.set_level(logging.INFO)
@@ -59,12 +93,21 @@ def test_both_networks_train_and_write_file_and_card(tmp_path, monkeypatch, capl
         assert model.contract.task == name.split("-")[0] and model.name == name
         card = (tmp_path / name / "README.md").read_text()
         assert model.sha256 in card and "| 2 | " in card
-        assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["README.md", "model.keras"]
-    first, more = (load(tmp_path / name / "model.keras").network for name in ("severity", "severity-more"))
-    before, after = (network.get_layer("Conv3d_1a_7x7_conv").get_weights()[0] for network in (first, more))
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == [
+            "README.md",
+            "model.keras",
+        ]
+    first, more = (
+        load(tmp_path / name / "model.keras").network for name in ("severity", "severity-more")
+    )
+    before, after = (
+        network.get_layer("Conv3d_1a_7x7_conv").get_weights()[0] for network in (first, more)
+    )
     assert not np.array_equal(before, after), "what is written is what was taught"
     np.testing.assert_allclose(before, after, atol=0.02, err_msg="it did not go on from the file")
-    assert caplog.text.count("alone: loss") == 1, "what has learned before meets its new outputs' gradients late"
+    assert caplog.text.count("alone: loss") == 1, (
+        "what has learned before meets its new outputs' gradients late"
+    )
     lungs = load(tmp_path / "lungs" / "model.keras")
     assert lungs.network.output["logits"].shape[-1] == 2, "lung, and diseased lung"
     for name in ("severity", "severity-ltc", "severity-more"):
@@ -74,7 +117,10 @@ def test_both_networks_train_and_write_file_and_card(tmp_path, monkeypatch, capl
     result = CliRunner().invoke(average_lungs, ["--cases", str(folder), *options])
     assert result.exit_code == 0, result.exception
     mean = load(out / "model.keras")
-    assert mean.contract.origin.count(lungs.sha256) == 2 and mean.sha256 in (out / "README.md").read_text()
+    assert (
+        mean.contract.origin.count(lungs.sha256) == 2
+        and mean.sha256 in (out / "README.md").read_text()
+    )
     for ours, theirs in zip(mean.network.get_weights(), lungs.network.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -124,14 +170,18 @@ def test_the_disease_is_asked_for_on_the_cells_of_the_endpoints():
 
 
 def test_training_starts_from_what_fits_of_a_file(tmp_path):
-    contract = Contract(model="unet", arguments={"input_shape": [32, 32, 1], "filters": 2}, task="lungs", note="-")
+    contract = Contract(
+        model="unet", arguments={"input_shape": [32, 32, 1], "filters": 2}, task="lungs", note="-"
+    )
     one = UNet((32, 32, 1), filters=2)
     save_model(one, contract, tmp_path / "one.keras")
     two = UNet((32, 32, 1), filters=2, outputs=2)
     assert load(tmp_path / "one.keras").sha256 in start_from(two, tmp_path / "one.keras")
     for layer in one.layers:
         if layer.name != "logits":
-            for ours, theirs in zip(layer.get_weights(), two.get_layer(layer.name).get_weights(), strict=True):
+            for ours, theirs in zip(
+                layer.get_weights(), two.get_layer(layer.name).get_weights(), strict=True
+            ):
                 np.testing.assert_allclose(ours, theirs)
     with pytest.raises(ModelError, match="no convolution"):
         start_from(UNet((32, 32, 1), filters=3), tmp_path / "one.keras")
@@ -149,7 +199,9 @@ def test_the_mean_of_lung_models_is_that_of_all_their_weights(tmp_path):
         save_model(network, contract, tmp_path / f"{number}.keras")
         models.append(load(tmp_path / f"{number}.keras"))
     parts = [model.network.get_weights() for model in models[:2]]
-    for found, one, two in zip(averaged(models[:2], [0.25, 0.75]).get_weights(), *parts, strict=True):
+    for found, one, two in zip(
+        averaged(models[:2], [0.25, 0.75]).get_weights(), *parts, strict=True
+    ):
         np.testing.assert_allclose(found, 0.25 * one + 0.75 * two, atol=1e-6)
     for wrong in ([0.5, 0.6], [1.5, -0.5], [0.0, 0.0]):
         with pytest.raises(ModelError, match="sum to 1"):
@@ -165,7 +217,10 @@ def test_disease_that_is_missed_costs_more_than_disease_that_is_none():
         missed, invented = (np.where(mask, 6.0, -6.0).astype(np.float32) for _ in range(2))
         missed[..., tissue], invented[..., tissue] = -6.0, 6.0
         wrong = missed, invented
-        even, weighted = [mask_loss(mask, one) for one in wrong], [mask_loss(mask, one, found=(1, 2)) for one in wrong]
+        even, weighted = (
+            [mask_loss(mask, one) for one in wrong],
+            [mask_loss(mask, one, found=(1, 2)) for one in wrong],
+        )
         # Soft Dice is the same with and without weights.
         assert float(weighted[0] - even[0]) == pytest.approx((ratio - 1) * 2 * 6.0 / 4, abs=0.02)
         assert float(weighted[1]) == pytest.approx(float(even[1]), abs=0.02)
@@ -211,19 +266,40 @@ def test_the_disease_of_a_corner_is_asked_for_in_that_corner():
 def test_new_outputs_learn_alone_at_the_start_only(tmp_path, monkeypatch, killed):
     """And the arithmetic is that of the precision; no network is trained here, the calls are looked at."""
     calls = []
-    monkeypatch.setattr("tf_covid.training.severity.alone", lambda pupil, *_, **__: calls.append(("alone", pupil)))
-    monkeypatch.setattr("tf_covid.training.severity.fit", lambda pupil, *_, **__: calls.append(("fit", pupil)) or {})
+    monkeypatch.setattr(
+        "tf_covid.training.severity.alone", lambda pupil, *_, **__: calls.append(("alone", pupil))
+    )
+    monkeypatch.setattr(
+        "tf_covid.training.severity.fit", lambda pupil, *_, **__: calls.append(("fit", pupil)) or {}
+    )
     if killed:
         (tmp_path / "curves.json").write_text('{"0": {"loss": 1.5}}')
         (tmp_path / "backup").mkdir()
-    network = RECIPES["ltc"].build((16, 32, 32, 1), classes=5, ct_score=True, dense=8, dtype="mixed_bfloat16")
+    network = RECIPES["ltc"].build(
+        (16, 32, 32, 1), classes=5, ct_score=True, dense=8, dtype="mixed_bfloat16"
+    )
     unet = UNet((32, 32, 1), depth=1, filters=2)
-    clips = Clips(np.zeros((2, 3, 16, 32, 32), np.uint8), np.zeros(2, np.int32), np.zeros(2, np.float32))
-    teach(network, RECIPES["ltc"], Stratifier(network, unet), clips, tmp_path, epochs=1, steps=1, batch=2, rate=1e-3,
-          seed=0, knows=True)  # fmt: skip
+    clips = Clips(
+        np.zeros((2, 3, 16, 32, 32), np.uint8), np.zeros(2, np.int32), np.zeros(2, np.float32)
+    )
+    teach(
+        network,
+        RECIPES["ltc"],
+        Stratifier(network, unet),
+        clips,
+        tmp_path,
+        epochs=1,
+        steps=1,
+        batch=2,
+        rate=1e-3,
+        seed=0,
+        knows=True,
+    )
     assert [name for name, _ in calls] == ["fit"] if killed else ["alone", "fit"]
     pupil = calls[0][1]
-    assert {output.dtype for output in pupil.output.values()} == {"float32"} and len(pupil.output) == 4
+    assert {output.dtype for output in pupil.output.values()} == {"float32"} and len(
+        pupil.output
+    ) == 4
     convolutions = ("conv1", "conv2", "conv3", "conv4", "conv5")
     assert {pupil.get_layer(name).compute_dtype for name in convolutions} == {"bfloat16"}
 
@@ -235,6 +311,17 @@ def test_an_i3d_is_not_trained_in_bfloat16(tmp_path):
 
 
 def test_ltc_is_not_trained_on_a_clip_that_it_does_not_see_whole(tmp_path):
-    options = ["--model", "ltc", "--cases", str(tmp_path), "--out", str(tmp_path / "x"), "--clip", "24", "64", "64"]
+    options = [
+        "--model",
+        "ltc",
+        "--cases",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "x"),
+        "--clip",
+        "24",
+        "64",
+        "64",
+    ]
     result = CliRunner().invoke(train_severity, options)
     assert result.exit_code == 2 and "16×32×32" in result.output

@@ -74,8 +74,12 @@ def numbers(*values: float) -> Any:
 
 def test_cross_entropy_of_one_case_by_hand() -> None:
     logits = numbers(0.0, np.log(3.0))
-    assert float(losses.cross_entropy([1.0, 1.0])(tf.constant([1]), logits)) == pytest.approx(-np.log(0.75))
-    assert float(losses.cross_entropy([1.0, 4.0])(tf.constant([1]), logits)) == pytest.approx(-4 * np.log(0.75))
+    assert float(losses.cross_entropy([1.0, 1.0])(tf.constant([1]), logits)) == pytest.approx(
+        -np.log(0.75)
+    )
+    assert float(losses.cross_entropy([1.0, 4.0])(tf.constant([1]), logits)) == pytest.approx(
+        -4 * np.log(0.75)
+    )
 
 
 def test_the_ordinal_loss_costs_more_the_further_off() -> None:
@@ -87,7 +91,9 @@ def test_the_ordinal_loss_costs_more_the_further_off() -> None:
     logits = numbers(0.3, -1.0)
     for label in (0, 1):
         plain = losses.cross_entropy([1.0, 1.0])(tf.constant([label]), logits)
-        assert float(losses.ordinal([1.0, 1.0])(tf.constant([label]), logits)) == pytest.approx(float(plain), rel=1e-4)
+        assert float(losses.ordinal([1.0, 1.0])(tf.constant([label]), logits)) == pytest.approx(
+            float(plain), rel=1e-4
+        )
 
 
 def test_scores_that_are_not_known_count_nothing() -> None:
@@ -111,11 +117,20 @@ def test_a_case_weighs_against_the_frequency_of_its_class() -> None:
     ("task", "model", "settings", "said"),
     [
         ("severity", "unet", Settings(), "is for i3d or ltc, not for unet"),
-        ("slices", "inception_v1", Settings(disease_endpoints=("Mixed_3c",)), "disease_endpoints are layers of a 3D"),
+        (
+            "slices",
+            "inception_v1",
+            Settings(disease_endpoints=("Mixed_3c",)),
+            "disease_endpoints are layers of a 3D",
+        ),
         ("slices", "inception_v1", Settings(clip=(8, 33, 33)), "multiple of 8 pixels"),
     ],
 )
-def test_lessons_that_do_not_fit_are_named(task: str, model: str, settings: Settings, said: str) -> None:
+def test_lessons_that_do_not_fit_are_named(
+    task: str, model: str, settings: Settings, said: str
+) -> None:
     grid = settings.clip
     with pytest.raises(TrainingError, match=said):
-        lesson_for(task, model, [row("a", severity=1)], {"a": 1}, settings, Preprocessing(), 1, grid)
+        lesson_for(
+            task, model, [row("a", severity=1)], {"a": 1}, settings, Preprocessing(), 1, grid
+        )

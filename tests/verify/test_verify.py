@@ -12,14 +12,26 @@ from tf_covid.verify import verify as room
 from tf_covid.verify.reference import largest_difference
 from tf_covid.verify.verify import verify, version_folder
 
-SIGNATURES = {"serving_default", "explain", "segment", "serving_bytes", "infer_bytes", "classify_clip"}
+SIGNATURES = {
+    "serving_default",
+    "explain",
+    "segment",
+    "serving_bytes",
+    "infer_bytes",
+    "classify_clip",
+}
 
 
 def test_an_export_agrees_in_every_way(small_files, small_lungs, small_export):
     pytest.importorskip("openvino", reason="needs the extra [openvino]")
     checks = list(verify(small_files.network, small_export.road))
-    assert all(check.holds and check.difference is not None for check in checks), [one.line() for one in checks]
-    ways = {way: {one.signature for one in checks if one.way == way} for way in {one.way for one in checks}}
+    assert all(check.holds and check.difference is not None for check in checks), [
+        one.line() for one in checks
+    ]
+    ways = {
+        way: {one.signature for one in checks if one.way == way}
+        for way in {one.way for one in checks}
+    }
     assert ways == {
         "NIfTI against DICOM": {"Keras"},
         "SavedModel": SIGNATURES,
@@ -57,7 +69,9 @@ def test_an_export_that_cannot_be_loaded_is_named(small_files, small_lungs, tmp_
         list(verify(small_files.network, tmp_path / "x"))
 
 
-def test_an_export_that_runs_python_or_reads_files_is_not_loaded(small_files, small_lungs, store, tmp_path):
+def test_an_export_that_runs_python_or_reads_files_is_not_loaded(
+    small_files, small_lungs, store, tmp_path
+):
     for kind in ("python", "reads"):
         folder = store.put(kind, kind)
         with pytest.raises(ServingError, match="operations that are not served"):
@@ -77,7 +91,9 @@ def test_nothing_that_is_answered_goes_unseen(small_models, name):
 
     question = reference(small_models, "made", warmup.chest())
     (signature,) = [one for one, values in question.right.items() if name in values][:1]
-    answer = {key: np.array(values)[np.newaxis] for key, values in question.right[signature].items()}
+    answer = {
+        key: np.array(values)[np.newaxis] for key, values in question.right[signature].items()
+    }
     assert largest_difference(question.right[signature], answer)[0] == 0
     answer[name] = answer[name] + 1.0
     assert largest_difference(question.right[signature], answer)[0] > 0.5
@@ -99,11 +115,18 @@ def test_a_server_that_is_not_there_is_named(small_files, small_lungs, small_exp
     ],
 )
 def test_what_cannot_be_compared_differs(answer, where):
-    assert largest_difference({"logits": np.array([1.0, 2.0, 3.0])}, answer) == (float("inf"), where)
+    assert largest_difference({"logits": np.array([1.0, 2.0, 3.0])}, answer) == (
+        float("inf"),
+        where,
+    )
 
 
 def test_differences_are_shares_of_what_a_value_can_be():
-    right = {"logits": np.array([-20.0, 10.0]), "ct_score": np.float32(5.0), "probabilities": np.array([0.25, 0.75])}
+    right = {
+        "logits": np.array([-20.0, 10.0]),
+        "ct_score": np.float32(5.0),
+        "probabilities": np.array([0.25, 0.75]),
+    }
     answer = {"logits": [[-20.0, 10.0]], "ct_score": [5.5], "probabilities": [[0.25, 0.75]]}
     assert largest_difference(right, answer) == (pytest.approx(0.5 / 25), "ct_score")
     answer = {"logits": [[-20.0, 12.0]], "ct_score": [5.0], "probabilities": [[0.25, 0.75]]}

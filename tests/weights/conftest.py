@@ -24,13 +24,17 @@ Tensors = dict[str, np.ndarray]
 
 def drawn(name: str, shape: tuple[int, ...], seed: int = 7) -> np.ndarray:
     """The rule of the parity file: He for kernels, 1 + 0.1·|x| for variances, 0.1·x for everything else."""
-    x = np.random.default_rng(zlib.crc32(f"{seed}:{name}".encode())).standard_normal(shape, dtype=np.float32)
+    x = np.random.default_rng(zlib.crc32(f"{seed}:{name}".encode())).standard_normal(
+        shape, dtype=np.float32
+    )
     if name.endswith("/w"):
         return x * np.sqrt(2 / np.prod(shape[:-1]), dtype=np.float32)
     return 1 + 0.1 * np.abs(x) if name.endswith("/moving_variance") else 0.1 * x
 
 
-def sonnet(seed: int = 7, *, channels: int = 3, classes: int = 400, prefix: str = SONNET) -> Tensors:
+def sonnet(
+    seed: int = 7, *, channels: int = 3, classes: int = 400, prefix: str = SONNET
+) -> Tensors:
     """DeepMind's names, with their misprint in Mixed_5b."""
     found = {}
     for name, shape in json.loads((DATA / "i3d_kinetics_sonnet_names.json").read_text()).items():
@@ -50,12 +54,20 @@ def flattened(tensors: Tensors) -> Tensors:
     """The misprint mended, batch norms with one axis, and no prefix: "Mixed_3b/Branch_0/Conv3d_0a_1x1/conv_3d/w"."""
     found = {}
     for name, value in tensors.items():
-        plain = name.removeprefix(SONNET).replace("5b/Branch_2/Conv3d_0a_3x3", "5b/Branch_2/Conv3d_0b_3x3")
+        plain = name.removeprefix(SONNET).replace(
+            "5b/Branch_2/Conv3d_0a_3x3", "5b/Branch_2/Conv3d_0b_3x3"
+        )
         found[plain] = value if plain.endswith("/w") else value.ravel()
     return found
 
 
-_KINDS = {"w": "weight", "b": "bias", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+_KINDS = {
+    "w": "weight",
+    "b": "bias",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
 
 
 def torch(tensors: Tensors, style: str) -> Tensors:
@@ -81,7 +93,9 @@ def torch(tensors: Tensors, style: str) -> Tensors:
         if kind == "beta":
             found[f"{unit}.{norm}.weight"] = np.ones_like(value)
             found[f"{unit}.{norm}.num_batches_tracked"] = np.array(3)
-        found[f"{unit}.{'conv3d' if group == 'conv_3d' else norm}.{_KINDS[kind]}"] = np.ascontiguousarray(value)
+        found[f"{unit}.{'conv3d' if group == 'conv_3d' else norm}.{_KINDS[kind]}"] = (
+            np.ascontiguousarray(value)
+        )
     return found
 
 
@@ -121,9 +135,11 @@ def slim(seed: int = 7) -> Tensors:
 def write_tf(tensors: Tensors, prefix: Path) -> Path:
     """A TensorFlow checkpoint of today's format."""
     tf.raw_ops.SaveV2(
-        prefix=str(prefix), tensor_names=list(tensors), shape_and_slices=[""] * len(tensors),
+        prefix=str(prefix),
+        tensor_names=list(tensors),
+        shape_and_slices=[""] * len(tensors),
         tensors=list(tensors.values()),
-    )  # fmt: skip
+    )
     return prefix
 
 
@@ -189,7 +205,9 @@ def inceptions(seed: int = 7) -> dict[str, Tensors]:
     units: dict[str, Tensors] = {}
     for name, value in tensors.items():
         unit, _, kind = name.removeprefix("InceptionV1/").replace("/BatchNorm", "").rpartition("/")
-        units.setdefault(unit.replace("5b/Branch_2/Conv2d_0a_3x3", "5b/Branch_2/Conv2d_0b_3x3"), {})[kind] = value
+        units.setdefault(
+            unit.replace("5b/Branch_2/Conv2d_0a_3x3", "5b/Branch_2/Conv2d_0b_3x3"), {}
+        )[kind] = value
     port: Tensors = {}
     vision: Tensors = {}
     stem = {"1a": "conv1", "2b": "conv2", "2c": "conv3"}
@@ -210,13 +228,24 @@ def inceptions(seed: int = 7) -> dict[str, Tensors]:
             torch_unit = f"inception{level}.branch{number + 1}{inner}"
         port[f"{keras_unit}_conv/kernel"] = parts["weights"]
         vision[f"{torch_unit}.conv.weight"] = np.transpose(parts["weights"], (3, 2, 0, 1))
-        for kind, theirs in (("beta", "bias"), ("moving_mean", "running_mean"), ("moving_variance", "running_var")):
+        for kind, theirs in (
+            ("beta", "bias"),
+            ("moving_mean", "running_mean"),
+            ("moving_variance", "running_var"),
+        ):
             port[f"{keras_unit}_bn/{kind}"] = parts[kind]
             vision[f"{torch_unit}.bn.{theirs}"] = parts[kind]
         vision[f"{torch_unit}.bn.weight"] = np.ones_like(parts["beta"])
-    vision |= {"aux1.conv.conv.weight": np.ones((128, 512, 1, 1), np.float32), "aux2.fc2.bias": np.ones(8, np.float32)}
+    vision |= {
+        "aux1.conv.conv.weight": np.ones((128, 512, 1, 1), np.float32),
+        "aux2.fc2.bias": np.ones(8, np.float32),
+    }
     vision = {name: np.ascontiguousarray(value) for name, value in vision.items()}
-    return {"slim": tensors | {"global_step": np.array(1, np.int64)}, "keras": port, "torchvision": vision}
+    return {
+        "slim": tensors | {"global_step": np.array(1, np.int64)},
+        "keras": port,
+        "torchvision": vision,
+    }
 
 
 def write_inception(kind: str, tensors: Tensors, folder: Path) -> Path:
@@ -239,9 +268,15 @@ def inception_files(folder: Path, seed: int = 7) -> dict[str, Path]:
 
 #: C3D's convolutions: channels before and after.
 _C3D = {
-    "conv1": (3, 64), "conv2": (64, 128), "conv3a": (128, 256), "conv3b": (256, 256), "conv4a": (256, 512),
-    "conv4b": (512, 512), "conv5a": (512, 512), "conv5b": (512, 512),
-}  # fmt: skip
+    "conv1": (3, 64),
+    "conv2": (64, 128),
+    "conv3a": (128, 256),
+    "conv3b": (256, 256),
+    "conv4a": (256, 512),
+    "conv4b": (512, 512),
+    "conv5a": (512, 512),
+    "conv5b": (512, 512),
+}
 
 
 def c3d(style: str, folder: Path) -> tuple[Path, tuple[str, ...]]:
@@ -264,7 +299,10 @@ def c3d(style: str, folder: Path) -> tuple[Path, tuple[str, ...]]:
             "features": f"features.{(0, 3, 6, 8, 11, 13, 16, 18)[number]}",
             "mmaction": f"backbone.{name + 'a' * (number < 2)}.conv",
         }[style]
-        tensors |= {f"{unit}.weight": np.ascontiguousarray(kernel.transpose(4, 3, 0, 1, 2)), f"{unit}.bias": bias}
+        tensors |= {
+            f"{unit}.weight": np.ascontiguousarray(kernel.transpose(4, 3, 0, 1, 2)),
+            f"{unit}.bias": bias,
+        }
     dense = {
         "keras": ("fc6/kernel", "fc8/kernel"),
         "torch": ("fc6.weight", "fc8.bias"),
@@ -277,7 +315,9 @@ def c3d(style: str, folder: Path) -> tuple[Path, tuple[str, ...]]:
     return write_safetensors(tensors, folder / f"{style}.safetensors"), dense
 
 
-def torch_unet(depth: int = 3, filters: int = 4, classes: int = 1, *, bias: bool = False) -> Tensors:
+def torch_unet(
+    depth: int = 3, filters: int = 4, classes: int = 1, *, bias: bool = False
+) -> Tensors:
     """A state_dict of the common PyTorch U-Net."""
     rng = np.random.default_rng(6)
     tensors: Tensors = {}
@@ -288,15 +328,21 @@ def torch_unet(depth: int = 3, filters: int = 4, classes: int = 1, *, bias: bool
             if bias:
                 tensors[f"{name}.{first}.bias"] = rng.normal(0, 0.3, o)
             norm = {
-                "weight": rng.uniform(0.5, 1.5, after), "bias": rng.normal(0, 0.3, after),
-                "running_mean": rng.normal(0, 0.3, after), "running_var": rng.uniform(0.1, 1, after),
-            }  # fmt: skip
+                "weight": rng.uniform(0.5, 1.5, after),
+                "bias": rng.normal(0, 0.3, after),
+                "running_mean": rng.normal(0, 0.3, after),
+                "running_var": rng.uniform(0.1, 1, after),
+            }
             for kind, value in norm.items():
                 tensors[f"{name}.{first + 1}.{kind}"] = value
 
     double("inc.double_conv", 1, filters)
     for level in range(1, depth + 1):
-        double(f"down{level}.maxpool_conv.1.double_conv", filters * 2 ** (level - 1), filters * 2**level)
+        double(
+            f"down{level}.maxpool_conv.1.double_conv",
+            filters * 2 ** (level - 1),
+            filters * 2**level,
+        )
     for level in range(1, depth + 1):
         wide = filters * 2 ** (depth - level + 1)
         tensors[f"up{level}.up.weight"] = rng.normal(0, 0.3, (wide, wide // 2, 2, 2))
@@ -309,11 +355,16 @@ def torch_unet(depth: int = 3, filters: int = 4, classes: int = 1, *, bias: bool
 
 def check_inflated(parent: keras.Model, network: keras.Model, picture: np.ndarray) -> None:
     """The law of inflation: a boring clip of 128 frames gives the 2D parent's answer, in the interior."""
-    flat = keras.Model(parent.input, [parent.get_layer(name).output for name in endpoint_names(2)])(picture)
+    flat = keras.Model(parent.input, [parent.get_layer(name).output for name in endpoint_names(2)])(
+        picture
+    )
     clip = np.repeat(picture[:, None], 128, axis=1)
-    deep = keras.Model(network.input, [network.get_layer(name).output for name in endpoint_names(3)])(clip)
+    deep = keras.Model(
+        network.input, [network.get_layer(name).output for name in endpoint_names(3)]
+    )(clip)
     for name, plane, volume in zip(endpoint_names(3), flat, deep, strict=True):
-        # Mixed_5c sees 99 frames: the middle of 128 is free of the zeros that "same" padding adds at both ends.
+        # Mixed_5c sees 99 frames: the middle of 128 is free of the zeros that "same" padding adds
+        # at both ends.
         middle = volume.numpy()[:, volume.shape[1] // 2]
         np.testing.assert_allclose(middle, plane, atol=1e-4 * np.abs(plane).max(), err_msg=name)
 

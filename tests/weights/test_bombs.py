@@ -22,8 +22,8 @@ from tf_covid.models import UNet
 from tf_covid.weights import Contract, load, quarantine, save_model
 from tf_covid.weights.files import build
 
-#: Reads files as `tfcovid import` does; of each its code, and the peak of the memory so far, of this process and of its
-#: largest child, in MB.
+#: Reads files as `tfcovid import` does; of each its code, and the peak of the memory so far, of
+#: this process and of its largest child, in MB.
 READER = """
 import re, resource, sys
 from pathlib import Path
@@ -45,7 +45,9 @@ for name in sys.argv[1:]:
 EMPTY = 250
 
 
-def packed(file: h5py.File, name: str, shape: tuple[int, ...], chunk: bytes, kind: str = "f4") -> None:
+def packed(
+    file: h5py.File, name: str, shape: tuple[int, ...], chunk: bytes, kind: str = "f4"
+) -> None:
     """A dataset of one chunk behind deflate, whose bytes are given."""
     item = file.create_dataset(name, shape, kind, chunks=shape, compression="gzip")
     item.id.write_direct_chunk((0,) * len(shape), chunk)
@@ -104,7 +106,9 @@ def short_chunk(file: h5py.File) -> None:
 
 def flipped_chunk(file: h5py.File) -> None:
     """A deflate stream with a wrong checksum."""
-    packed(file, "a/kernel", (1000,), zlib.compress(np.arange(1000, dtype="f4").tobytes())[:-1] + b"x")
+    packed(
+        file, "a/kernel", (1000,), zlib.compress(np.arange(1000, dtype="f4").tobytes())[:-1] + b"x"
+    )
 
 
 def filter_skipped(file: h5py.File) -> None:
@@ -120,9 +124,9 @@ def twice_shuffled(file: h5py.File) -> None:
     made.set_deflate(4)
     made.set_shuffle()
     group = file.create_group("a")
-    h5py.h5d.create(group.id, b"kernel", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((4,)), made).write(
-        h5py.h5s.ALL, h5py.h5s.ALL, np.ones(4, "f4")
-    )
+    h5py.h5d.create(
+        group.id, b"kernel", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((4,)), made
+    ).write(h5py.h5s.ALL, h5py.h5s.ALL, np.ones(4, "f4"))
 
 
 def typed(kind: object, value: object) -> Callable[[h5py.File], object]:
@@ -152,27 +156,51 @@ HDF5: dict[str, tuple[str, Callable[[h5py.File], object]]] = {
     "a chunk with a wrong checksum": ("damaged", flipped_chunk),
     "a chunk that skips its filter": ("unknown_packing", filter_skipped),
     "filters in another order": ("unknown_packing", twice_shuffled),
-    "scale-offset": ("unknown_packing", lambda f: f.create_dataset("x", data=np.arange(99), scaleoffset=True)),
+    "scale-offset": (
+        "unknown_packing",
+        lambda f: f.create_dataset("x", data=np.arange(99), scaleoffset=True),
+    ),
     "a structure": ("not_numbers", typed([("a", "f4")], [(1,)])),
     "complex numbers": ("not_numbers", typed("c8", [1j])),
-    "references": ("not_numbers", lambda f: f.create_dataset("x", data=[f.ref], dtype=h5py.ref_dtype)),
-    "names for numbers": (
-        "not_numbers", lambda f: f.create_dataset("x", data=[1], dtype=h5py.enum_dtype({"A": 1}, "i4"))
+    "references": (
+        "not_numbers",
+        lambda f: f.create_dataset("x", data=[f.ref], dtype=h5py.ref_dtype),
     ),
-    "arrays of any length": ("not_numbers", lambda f: f.create_dataset("x", (1,), h5py.vlen_dtype("f4"))),
-    "arrays for numbers": ("not_numbers", lambda f: f.create_dataset("x", (2,), np.dtype(("f4", (2,))))),
+    "names for numbers": (
+        "not_numbers",
+        lambda f: f.create_dataset("x", data=[1], dtype=h5py.enum_dtype({"A": 1}, "i4")),
+    ),
+    "arrays of any length": (
+        "not_numbers",
+        lambda f: f.create_dataset("x", (1,), h5py.vlen_dtype("f4")),
+    ),
+    "arrays for numbers": (
+        "not_numbers",
+        lambda f: f.create_dataset("x", (2,), np.dtype(("f4", (2,)))),
+    ),
     "floats of 20 bits": ("not_numbers", odd_float),
     "a name that is no text": ("damaged", lambda f: h5py.h5g.create(f.id, b"a\xff")),
-    "a name with a line break": ("damaged", lambda f: f.create_dataset("a\nb/kernel", data=np.ones(2, "f4"))),
-    "a config of 5 MB": ("shape_bomb", lambda f: f.attrs.__setitem__("model_config", "x" * 5_000_000)),
+    "a name with a line break": (
+        "damaged",
+        lambda f: f.create_dataset("a\nb/kernel", data=np.ones(2, "f4")),
+    ),
+    "a config of 5 MB": (
+        "shape_bomb",
+        lambda f: f.attrs.__setitem__("model_config", "x" * 5_000_000),
+    ),
     "a layer's name of 2 KB": (
         "shape_bomb",
-        lambda f: f.create_dataset("layers/a/vars/0", data=[1.0]).parent.attrs.__setitem__("name", "x" * 2000),
+        lambda f: f.create_dataset("layers/a/vars/0", data=[1.0]).parent.attrs.__setitem__(
+            "name", "x" * 2000
+        ),
     ),
     "a million letters": (
-        "hdf5_items", lambda f: [f.create_dataset(f"{number:060000d}/kernel", data=[1.0]) for number in range(20)]
+        "hdf5_items",
+        lambda f: [
+            f.create_dataset(f"{number:060000d}/kernel", data=[1.0]) for number in range(20)
+        ],
     ),
-}  # fmt: skip
+}
 
 
 def store(write: Callable[[h5py.File], object]) -> bytes:
@@ -182,7 +210,9 @@ def store(write: Callable[[h5py.File], object]) -> bytes:
     return memory.getvalue()
 
 
-def archive(path: Path, weights: bytes, method: int = zipfile.ZIP_DEFLATED, config: str = "{}") -> Path:
+def archive(
+    path: Path, weights: bytes, method: int = zipfile.ZIP_DEFLATED, config: str = "{}"
+) -> Path:
     """A `.keras` file by hand."""
     with zipfile.ZipFile(path, "w", method) as made:
         made.writestr("config.json", config)
@@ -192,7 +222,9 @@ def archive(path: Path, weights: bytes, method: int = zipfile.ZIP_DEFLATED, conf
 
 def halves(path: Path) -> Path:
     """Fifty million zeros of 16 bits: 100 MB in a zip of 0.1 MB, and 200 MB of float32."""
-    return archive(path, store(lambda file: file.create_dataset("a/kernel", data=np.zeros(50_000_000, "f2"))))
+    return archive(
+        path, store(lambda file: file.create_dataset("a/kernel", data=np.zeros(50_000_000, "f2")))
+    )
 
 
 def twice(path: Path) -> Path:
@@ -210,7 +242,9 @@ def long_list(path: Path) -> Path:
     end = content.rindex(b"PK\x05\x06")
     size, start = struct.unpack("<II", content[end + 12 : end + 20])
     wide = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, 2, 2, 3_000_000, start)
-    path.write_bytes(content[:end] + wide + struct.pack("<4sIQI", b"PK\x06\x07", 0, end, 1) + content[end:])
+    path.write_bytes(
+        content[:end] + wide + struct.pack("<4sIQI", b"PK\x06\x07", 0, end, 1) + content[end:]
+    )
     assert size < 3_000_000
     return path
 
@@ -228,39 +262,60 @@ def entry(shape: list[int], ends: list[int], kind: str = "F32") -> str:
 #: What it is → its code, and how the file is written.
 FILES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "a chunk that inflates, in a .keras": (
-        "shape_bomb", lambda t: archive(t / "a.keras", store(over_inflating))
+        "shape_bomb",
+        lambda t: archive(t / "a.keras", store(over_inflating)),
     ),
-    "Fletcher-32 in a .keras": ("unknown_packing", lambda t: archive(t / "a.keras", store(three_bytes))),
+    "Fletcher-32 in a .keras": (
+        "unknown_packing",
+        lambda t: archive(t / "a.keras", store(three_bytes)),
+    ),
     "half floats in a .keras": ("zip_bomb", lambda t: halves(t / "a.keras")),
     "a config of 4 GB": (
-        "zip_bomb", lambda t: archive(t / "a.keras", b"", config='"' + " " * 100_000_000 + '"')
+        "zip_bomb",
+        lambda t: archive(t / "a.keras", b"", config='"' + " " * 100_000_000 + '"'),
     ),
     "two files of one name": ("ambiguous_name", lambda t: twice(t / "a.keras")),
     "LZMA": ("unknown_packing", lambda t: archive(t / "a.keras", b"", zipfile.ZIP_LZMA)),
     "a long list in 64 bits": ("zip_bomb", lambda t: long_list(t / "a.keras")),
     "a shape whose product overflows": (
-        "damaged", lambda t: tensors(t / "a.safetensors", f'{{"a": {entry([2**33, 2**33], [0, 8])}}}')
+        "damaged",
+        lambda t: tensors(t / "a.safetensors", f'{{"a": {entry([2**33, 2**33], [0, 8])}}}'),
     ),
-    "a shape below zero": ("damaged", lambda t: tensors(t / "a.safetensors", f'{{"a": {entry([-2, -1], [0, 8])}}}')),
+    "a shape below zero": (
+        "damaged",
+        lambda t: tensors(t / "a.safetensors", f'{{"a": {entry([-2, -1], [0, 8])}}}'),
+    ),
     "offsets that overlap": (
         "damaged",
-        lambda t: tensors(t / "a.safetensors", f'{{"a": {entry([2], [0, 8])}, "b": {entry([1], [4, 8])}}}'),
+        lambda t: tensors(
+            t / "a.safetensors", f'{{"a": {entry([2], [0, 8])}, "b": {entry([1], [4, 8])}}}'
+        ),
     ),
     "a hole between two tensors": (
         "damaged",
-        lambda t: tensors(t / "a.safetensors", f'{{"a": {entry([1], [0, 4])}, "b": {entry([1], [8, 12])}}}', bytes(12)),
+        lambda t: tensors(
+            t / "a.safetensors",
+            f'{{"a": {entry([1], [0, 4])}, "b": {entry([1], [8, 12])}}}',
+            bytes(12),
+        ),
     ),
     "bytes that no tensor has": (
-        "damaged", lambda t: tensors(t / "a.safetensors", f'{{"a": {entry([1], [0, 4])}}}', bytes(8))
+        "damaged",
+        lambda t: tensors(t / "a.safetensors", f'{{"a": {entry([1], [0, 4])}}}', bytes(8)),
     ),
     "one name twice": (
         "damaged",
-        lambda t: tensors(t / "a.safetensors", f'{{"a": {entry([2], [0, 8])}, "a": {entry([1], [0, 8], "F64")}}}'),
+        lambda t: tensors(
+            t / "a.safetensors", f'{{"a": {entry([2], [0, 8])}, "a": {entry([1], [0, 8], "F64")}}}'
+        ),
     ),
     "a header of 100 MB": (
-        "damaged", lambda t: tensors(t / "a.safetensors", f'{{"a": {entry([2], [0, 8])}}}' + " " * 100_000_000)
+        "damaged",
+        lambda t: tensors(
+            t / "a.safetensors", f'{{"a": {entry([2], [0, 8])}}}' + " " * 100_000_000
+        ),
     ),
-}  # fmt: skip
+}
 
 
 def judged(*paths: Path) -> list[tuple[str, float]]:
@@ -305,7 +360,11 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small network of ours in a file."""
     arguments = {"input_shape": [32, 32, 1], "depth": 2, "filters": 4}
     path = tmp_path_factory.mktemp("honest") / "unet.keras"
-    save_model(UNet(**arguments), Contract(model="unet", arguments=arguments, task="lungs", note="drawn"), path)
+    save_model(
+        UNet(**arguments),
+        Contract(model="unet", arguments=arguments, task="lungs", note="drawn"),
+        path,
+    )
     return path
 
 
@@ -332,7 +391,9 @@ def inflating_kernel(file: h5py.File) -> None:
 
 
 def summed_kernel(file: h5py.File) -> None:
-    item = file.create_dataset("layers/conv2d/vars/0", (3, 3, 1, 4), "f4", chunks=(3, 3, 1, 4), fletcher32=True)
+    item = file.create_dataset(
+        "layers/conv2d/vars/0", (3, 3, 1, 4), "f4", chunks=(3, 3, 1, 4), fletcher32=True
+    )
     item.id.write_direct_chunk((0, 0, 0, 0), b"abc")
 
 
@@ -379,8 +440,26 @@ def test_a_folder_does_not_vouch_for_itself(honest: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("key", ["input_shape", "depth", "filters"])
 def test_arguments_of_another_kind_are_named(key: str) -> None:
-    odd = [None, -1, 0, 1.5, "x", [], {}, [1], [[1]], [-32, 32, 1], True, float("nan"), float("-inf"), -(2**63), 2**63]
+    odd = [
+        None,
+        -1,
+        0,
+        1.5,
+        "x",
+        [],
+        {},
+        [1],
+        [[1]],
+        [-32, 32, 1],
+        True,
+        float("nan"),
+        float("-inf"),
+        -(2**63),
+        2**63,
+    ]
     for value in odd:
         given = {"input_shape": [32, 32, 1], "depth": 2, "filters": 4, key: value}
-        with pytest.raises(ModelError, match=r"a\.keras: .*(cannot be built from its arguments|is over 10000)"):
+        with pytest.raises(
+            ModelError, match=r"a\.keras: .*(cannot be built from its arguments|is over 10000)"
+        ):
             build("unet", given, Path("a.keras"), held=10**9)

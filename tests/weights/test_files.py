@@ -14,7 +14,15 @@ import pytest
 
 from tf_covid.errors import ModelError
 from tf_covid.models import UNet
-from tf_covid.weights import Contract, Preprocessing, contract_of, load, load_model, quarantine, save_model
+from tf_covid.weights import (
+    Contract,
+    Preprocessing,
+    contract_of,
+    load,
+    load_model,
+    quarantine,
+    save_model,
+)
 
 ARGUMENTS = {"input_shape": [32, 32, 1], "depth": 2, "filters": 4}
 CONTRACT = Contract(model="unet", arguments=ARGUMENTS, task="lungs", note="drawn at random")
@@ -51,13 +59,20 @@ def test_keras_alone_reads_it_in_safe_mode(network, file):
 def test_half_precision_halves_the_file_and_stays_near(network, file, tmp_path):
     save_model(network, CONTRACT, tmp_path / "half.keras", dtype="float16")
     assert (tmp_path / "half.keras").stat().st_size < 0.75 * file.stat().st_size
-    for again in (load_model(tmp_path / "half.keras"), keras.saving.load_model(tmp_path / "half.keras")):
+    for again in (
+        load_model(tmp_path / "half.keras"),
+        keras.saving.load_model(tmp_path / "half.keras"),
+    ):
         assert {weight.dtype for weight in again.weights} == {"float32"}
-        np.testing.assert_allclose(network(slices())["logits"], again(slices())["logits"], atol=0.02)
+        np.testing.assert_allclose(
+            network(slices())["logits"], again(slices())["logits"], atol=0.02
+        )
 
 
 def test_precision_is_the_callers_choice(file):
-    assert load_model(file, precision="bfloat16").get_layer("down0_conv1").compute_dtype == "bfloat16"
+    assert (
+        load_model(file, precision="bfloat16").get_layer("down0_conv1").compute_dtype == "bfloat16"
+    )
     with pytest.raises(ModelError, match="precision must be one of"):
         load_model(file, precision="int8")
 
@@ -72,7 +87,11 @@ def test_sha256_is_that_of_the_file(file):
 
 def rewrite(file: Path, **members):
     """The same zip with some members replaced (or left out, for None)."""
-    names = {"contract": quarantine.CONTRACT, "config": quarantine.CONFIG, "weights": quarantine.WEIGHTS}
+    names = {
+        "contract": quarantine.CONTRACT,
+        "config": quarantine.CONFIG,
+        "weights": quarantine.WEIGHTS,
+    }
     with zipfile.ZipFile(file) as source:
         content = {name: source.read(name) for name in source.namelist()}
     for key, value in members.items():
@@ -109,27 +128,45 @@ BAD = {
     ),
     "contract is no json": (lambda f, t: rewrite(f, contract="{"), "no valid JSON"),
     "unknown network": (
-        lambda f, t: rewrite(f, contract=CONTRACT.model_copy(update={"model": "vgg"}).model_dump_json()),
+        lambda f, t: rewrite(
+            f, contract=CONTRACT.model_copy(update={"model": "vgg"}).model_dump_json()
+        ),
         "unknown network 'vgg'",
     ),
     "impossible arguments": (
-        lambda f, t: rewrite(f, contract=CONTRACT.model_copy(update={"arguments": {"sides": 3}}).model_dump_json()),
+        lambda f, t: rewrite(
+            f, contract=CONTRACT.model_copy(update={"arguments": {"sides": 3}}).model_dump_json()
+        ),
         "has no arguments sides",
     ),
-    "foreign architecture": (lambda f, t: rewrite(f, config=lambda_config()), "architecture is not ours"),
-    "other settings": (lambda f, t: rewrite(f, config=other_padding(f)), "architecture is not ours"),
+    "foreign architecture": (
+        lambda f, t: rewrite(f, config=lambda_config()),
+        "architecture is not ours",
+    ),
+    "other settings": (
+        lambda f, t: rewrite(f, config=other_padding(f)),
+        "architecture is not ours",
+    ),
     "memory bomb": (
         lambda f, t: rewrite(
-            f, contract=CONTRACT.model_copy(update={"arguments": {**ARGUMENTS, "filters": 10**6}}).model_dump_json()
+            f,
+            contract=CONTRACT.model_copy(
+                update={"arguments": {**ARGUMENTS, "filters": 10**6}}
+            ).model_dump_json(),
         ),
         "is over 10000",
     ),
-    "not functional": (lambda f, t: rewrite(f, config='{"class_name": "Evil"}'), "not a functional model"),
+    "not functional": (
+        lambda f, t: rewrite(f, config='{"class_name": "Evil"}'),
+        "not a functional model",
+    ),
     "config is a list": (lambda f, t: rewrite(f, config="[]"), "does not describe"),
     "weights are missing": (lambda f, t: rewrite(f, weights=None), "holds no model.weights.h5"),
     "weights are no hdf5": (lambda f, t: rewrite(f, weights=b"nothing"), "no readable HDF5"),
     "external link": (
-        lambda f, t: rewrite(f, weights=hdf5(t, lambda s: s.__setitem__("x", h5py.ExternalLink("/etc/passwd", "/")))),
+        lambda f, t: rewrite(
+            f, weights=hdf5(t, lambda s: s.__setitem__("x", h5py.ExternalLink("/etc/passwd", "/")))
+        ),
         "soft or external link",
     ),
     "soft link": (
@@ -138,13 +175,19 @@ BAD = {
     ),
     "external storage": (
         lambda f, t: rewrite(
-            f, weights=hdf5(t, lambda s: s.create_dataset("x", (4,), "f4", external=[("/etc/hostname", 0, 16)]))
+            f,
+            weights=hdf5(
+                t, lambda s: s.create_dataset("x", (4,), "f4", external=[("/etc/hostname", 0, 16)])
+            ),
         ),
         "outside the file",
     ),
     "shape bomb": (
         lambda f, t: rewrite(
-            f, weights=hdf5(t, lambda s: s.create_dataset("x", (10**6, 10**6), "f4", chunks=(1, 10**6)))
+            f,
+            weights=hdf5(
+                t, lambda s: s.create_dataset("x", (10**6, 10**6), "f4", chunks=(1, 10**6))
+            ),
         ),
         "ask for more than",
     ),
@@ -156,7 +199,10 @@ BAD = {
         lambda f, t: rewrite(f, weights=hdf5(t, lambda s: s.create_dataset("x", data=[1.0]))),
         "do not fit",
     ),
-    "truncated": (lambda f, t: f.write_bytes(f.read_bytes()[: f.stat().st_size // 2]), "is no .keras file"),
+    "truncated": (
+        lambda f, t: f.write_bytes(f.read_bytes()[: f.stat().st_size // 2]),
+        "is no .keras file",
+    ),
     "empty": (lambda f, t: f.write_bytes(b""), "is no .keras file"),
 }
 
@@ -176,7 +222,10 @@ def test_not_a_number_among_the_weights_is_refused(network, tmp_path):
 
 
 def test_a_member_that_unpacks_to_more_than_allowed_is_not_unpacked(file):
-    with zipfile.ZipFile(file) as archive, pytest.raises(ModelError, match="unpacks to more than 10 bytes"):
+    with (
+        zipfile.ZipFile(file) as archive,
+        pytest.raises(ModelError, match="unpacks to more than 10 bytes"),
+    ):
         quarantine.unpack(archive, quarantine.CONFIG, io.BytesIO(), 10)
 
 

@@ -20,7 +20,8 @@ from tf_covid.errors import UnsafeFile
 from tf_covid.weights import apart
 from tf_covid.weights.foreign import private, read_checkpoint
 
-#: Reads many HDF5 files as `apart.hdf5` does, each in a child of its own that is forked and not started, for its time.
+#: Reads many HDF5 files as `apart.hdf5` does, each in a child of its own that is forked and not
+#: started, for its time.
 #: Of each: "read" and the digest of the numbers; the code; or how it died.
 READER = """
 import hashlib, json, os, pathlib, sys, tempfile
@@ -44,7 +45,9 @@ VALUES = np.random.default_rng(0).normal(size=(3, 5, 40, 8))
 
 def legacy(file: h5py.File) -> None:
     for number in range(4):
-        file.create_dataset(f"conv{number}/conv{number}/kernel:0", data=VALUES[number % 3].astype("f4"))
+        file.create_dataset(
+            f"conv{number}/conv{number}/kernel:0", data=VALUES[number % 3].astype("f4")
+        )
     file.attrs["model_config"] = json.dumps({"class_name": "Functional", "config": {"layers": []}})
 
 
@@ -90,7 +93,9 @@ def damaged(whole: bytes, seed: int) -> bytes:
         case 1:
             content[rng.randrange(2048)] = rng.choice([0, 1, 127, 128, 255])
         case 2:
-            content[start : start + 8] = struct.pack("<Q", rng.choice([0, 1, 2**31, 2**63, 2**64 - 1, start]))
+            content[start : start + 8] = struct.pack(
+                "<Q", rng.choice([0, 1, 2**31, 2**63, 2**64 - 1, start])
+            )
         case 3:
             other = rng.randrange(len(content) - 64)
             content[start : start + 64] = content[other : other + 64]
@@ -121,7 +126,10 @@ def test_damage_is_named_or_harmless(count: int, tmp_path: Path) -> None:
     codes = Counter(one["code"] for one in answers.values())
     assert codes["read"] > count and codes["damaged"] > count
     # A reader that dies is a refusal, and rare; no honest refusal is an exception of Python.
-    assert sum(number for code, number in codes.items() if code.startswith("status")) <= count * len(KINDS) // 100
+    assert (
+        sum(number for code, number in codes.items() if code.startswith("status"))
+        <= count * len(KINDS) // 100
+    )
     for name, one in answers.items():
         kind = name.split(".")[0].rstrip("0123456789").strip()
         assert one["seconds"] < 8 and one["megabytes"] < 200, name
@@ -135,7 +143,9 @@ def test_another_process_reads_what_h5py_reads(kind: str, numbers: bool, tmp_pat
     path = made(tmp_path / "a.h5", kind)
     store = apart.hdf5(path, "a.h5", numbers=numbers)
     with h5py.File(path) as file:
-        assert store.texts == ({"model_config": file.attrs["model_config"]} if "model_config" in file.attrs else {})
+        assert store.texts == (
+            {"model_config": file.attrs["model_config"]} if "model_config" in file.attrs else {}
+        )
         for one in store.variables:
             values = file[one.path][()].astype("f4")
             assert one.values.dtype == np.float32 and one.values.shape == values.shape
@@ -160,9 +170,22 @@ def test_another_process_reads_what_h5py_reads(kind: str, numbers: bool, tmp_pat
         (np.arange(5, dtype="f4"), {"chunks": (8,), "maxshape": (None,), "compression": "gzip"}),
         (np.arange(5_000_000, dtype="f4"), {}),
     ],
-    ids=["big-endian", "packed", "shuffled", "integers", "scalar", "empty", "empty chunks", "bool", "wide", "long"],
+    ids=[
+        "big-endian",
+        "packed",
+        "shuffled",
+        "integers",
+        "scalar",
+        "empty",
+        "empty chunks",
+        "bool",
+        "wide",
+        "long",
+    ],
 )
-def test_every_honest_layout_is_read(value: np.ndarray, options: dict[str, object], tmp_path: Path) -> None:
+def test_every_honest_layout_is_read(
+    value: np.ndarray, options: dict[str, object], tmp_path: Path
+) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("x", data=value, **options)
     (one,) = apart.hdf5(tmp_path / "a.h5", "a.h5").variables
@@ -186,7 +209,9 @@ def test_datasets_on_the_same_bytes_are_refused(tmp_path: Path) -> None:
     """The address of one is written over that of the other: both would have its numbers."""
     path = made(tmp_path / "a.h5", "legacy")
     with h5py.File(path) as file:
-        first, second = (file[f"conv{number}/conv{number}/kernel:0"].id.get_offset() for number in (0, 1))
+        first, second = (
+            file[f"conv{number}/conv{number}/kernel:0"].id.get_offset() for number in (0, 1)
+        )
     content = path.read_bytes()
     assert content.count(struct.pack("<Q", second)) == 1
     path.write_bytes(content.replace(struct.pack("<Q", second), struct.pack("<Q", first)))
@@ -208,7 +233,9 @@ def test_datasets_on_the_same_bytes_are_refused(tmp_path: Path) -> None:
 def test_a_reader_that_falls_over_falls_alone(
     fails: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "falls_apart.py").write_text(f"import os, time\nfrom tf_covid.weights import hdf5_child\n{fails}\n")
+    (tmp_path / "falls_apart.py").write_text(
+        f"import os, time\nfrom tf_covid.weights import hdf5_child\n{fails}\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(apart, "_READER", "falls_apart")
     if "sleep" in fails:
@@ -247,7 +274,9 @@ def test_a_damaged_keras_file_is_equal_or_named(tmp_path: Path) -> None:
             read = read_checkpoint(path)
             codes["read"] += 1
             assert read.tensors.keys() == first.tensors.keys()
-            assert all(np.array_equal(read.tensors[name], first.tensors[name]) for name in first.tensors)
+            assert all(
+                np.array_equal(read.tensors[name], first.tensors[name]) for name in first.tensors
+            )
         except UnsafeFile as error:
             codes[error.code] += 1
     assert codes["damaged"] > 60

@@ -26,7 +26,8 @@ from tf_covid.weights import bundle, foreign, hdf5
 from tf_covid.weights.foreign import private, read_checkpoint
 from tf_covid.weights.pickles import check_pickle
 
-#: Reads a file as `tfcovid import` does, and tells what it cost: code, seconds, peak of the memory in MB.
+#: Reads a file as `tfcovid import` does, and tells what it cost: code, seconds, peak of the memory
+#: in MB.
 READER = """
 import re, sys, time
 from pathlib import Path
@@ -61,7 +62,9 @@ def keras_file(path: Path, config: object, weights: bytes | None = None, **furth
     """A `.keras` file by hand."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("config.json", config if isinstance(config, str) else json.dumps(config))
-        archive.writestr("model.weights.h5", store(lambda file: None) if weights is None else weights)
+        archive.writestr(
+            "model.weights.h5", store(lambda file: None) if weights is None else weights
+        )
         for name, content in further.items():
             archive.writestr(name, content)
     return path
@@ -90,12 +93,19 @@ def h5(path: Path, write: Callable[[h5py.File], object]) -> Path:
 
 def layer(**config: object) -> dict[str, object]:
     """The config of a functional model with one layer."""
-    return {"class_name": "Functional", "module": "keras.src.models.functional", "config": {"layers": [config]}}
+    return {
+        "class_name": "Functional",
+        "module": "keras.src.models.functional",
+        "config": {"layers": [config]},
+    }
 
 
 def marshalled(trace: Path) -> dict[str, object]:
     """A Lambda whose function is bytecode, as Keras 2 saved it."""
-    return layer(class_name="Lambda", config={"name": "x", "function": ["4wEAAA==", None, None], "trace": str(trace)})
+    return layer(
+        class_name="Lambda",
+        config={"name": "x", "function": ["4wEAAA==", None, None], "trace": str(trace)},
+    )
 
 
 def symlink(path: Path) -> Path:
@@ -107,7 +117,9 @@ def symlink(path: Path) -> Path:
     return path
 
 
-def torch_zip(path: Path, content: bytes, *, name: str = "archive/data.pkl", twice: bytes | None = None) -> Path:
+def torch_zip(
+    path: Path, content: bytes, *, name: str = "archive/data.pkl", twice: bytes | None = None
+) -> Path:
     """A `.pt` of today around a pickle."""
     with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings(action="ignore"):
         archive.writestr(name, content)
@@ -120,7 +132,11 @@ def torch_zip(path: Path, content: bytes, *, name: str = "archive/data.pkl", twi
 def torch_old(path: Path, content: bytes) -> Path:
     """A `.pth` of before torch 1.6."""
     head = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
-    path.write_bytes(b"".join(pickle.dumps(part, protocol=2) for part in head) + content + pickle.dumps([], protocol=2))
+    path.write_bytes(
+        b"".join(pickle.dumps(part, protocol=2) for part in head)
+        + content
+        + pickle.dumps([], protocol=2)
+    )
     return path
 
 
@@ -173,90 +189,141 @@ def external(file: h5py.File) -> None:
 
 NESTED = '{"a":' * 100_000 + "1" + "}" * 100_000
 
-#: What it is → its code, and how it is made; `t` is the folder, `trace` a file that must not appear.
+#: What it is → its code, and how it is made; `t` is the folder, `trace` a file that must not
+#: appear.
 HOSTILE: dict[str, tuple[str, Callable[[Path, Path], Path]]] = {
-    "CVE-2024-3660: a Lambda's bytecode": ("lambda_layer", lambda t, x: keras_file(t / "a.keras", marshalled(x))),
+    "CVE-2024-3660: a Lambda's bytecode": (
+        "lambda_layer",
+        lambda t, x: keras_file(t / "a.keras", marshalled(x)),
+    ),
     "CVE-2025-1550: a module that is not Keras": (
         "unknown_class",
         lambda t, x: keras_file(
-            t / "a.keras", layer(class_name="system", module="os", config=f"touch {x}", registered_name=None)
+            t / "a.keras",
+            layer(class_name="system", module="os", config=f"touch {x}", registered_name=None),
         ),
     ),
     "CVE-2025-8747: a function of Keras that writes files": (
         "lambda_layer",
         lambda t, x: keras_file(
-            t / "a.keras", layer(class_name="function", module="keras.utils", config="get_file", registered_name="f")
+            t / "a.keras",
+            layer(
+                class_name="function", module="keras.utils", config="get_file", registered_name="f"
+            ),
         ),
     ),
     "CVE-2025-9905: a Lambda in .h5, where safe mode is not asked": (
         "lambda_layer",
-        lambda t, x: h5(t / "a.h5", lambda f: f.attrs.__setitem__("model_config", json.dumps(marshalled(x)))),
+        lambda t, x: h5(
+            t / "a.h5", lambda f: f.attrs.__setitem__("model_config", json.dumps(marshalled(x)))
+        ),
     ),
     "CVE-2025-9906: a config that switches safe mode off": (
         "unknown_class",
         lambda t, x: keras_file(
-            t / "a.keras", layer(class_name="enable_unsafe_deserialization", module="keras.config", config={})
+            t / "a.keras",
+            layer(class_name="enable_unsafe_deserialization", module="keras.config", config={}),
         ),
     ),
     "CVE-2025-12060: a path out of the archive": (
-        "archive_path", lambda t, x: keras_file(t / "a.keras", {}, **{"../../trace": b"x"})
+        "archive_path",
+        lambda t, x: keras_file(t / "a.keras", {}, **{"../../trace": b"x"}),
     ),
-    "an absolute path": ("archive_path", lambda t, x: keras_file(t / "a.keras", {}, **{str(x): b"x"})),
-    "a path of Windows": ("archive_path", lambda t, x: keras_file(t / "a.keras", {}, **{"c:\\trace": b"x"})),
+    "an absolute path": (
+        "archive_path",
+        lambda t, x: keras_file(t / "a.keras", {}, **{str(x): b"x"}),
+    ),
+    "a path of Windows": (
+        "archive_path",
+        lambda t, x: keras_file(t / "a.keras", {}, **{"c:\\trace": b"x"}),
+    ),
     "CVE-2026-0897: a shape bomb": (
         "shape_bomb",
-        lambda t, x: h5(t / "a.h5", lambda f: f.create_dataset("x", (10**6, 10**6), "f4", chunks=(1, 10**4))),
+        lambda t, x: h5(
+            t / "a.h5", lambda f: f.create_dataset("x", (10**6, 10**6), "f4", chunks=(1, 10**4))
+        ),
     ),
     "a shape bomb below the limit": (
         "shape_bomb",
-        lambda t, x: h5(t / "a.h5", lambda f: f.create_dataset("x", (10**4, 10**4), "f4", chunks=(1, 10**4))),
+        lambda t, x: h5(
+            t / "a.h5", lambda f: f.create_dataset("x", (10**4, 10**4), "f4", chunks=(1, 10**4))
+        ),
     ),
     "a shape bomb, packed": (
         "shape_bomb",
         lambda t, x: h5(
-            t / "a.h5", lambda f: f.create_dataset("x", (10**4, 10**4), "f4", chunks=(1, 10**4), compression="gzip")
+            t / "a.h5",
+            lambda f: f.create_dataset(
+                "x", (10**4, 10**4), "f4", chunks=(1, 10**4), compression="gzip"
+            ),
         ),
     ),
     "CVE-2026-1669: an external link": (
-        "hdf5_link", lambda t, x: h5(t / "a.h5", lambda f: f.__setitem__("x", h5py.ExternalLink("/etc/passwd", "/")))
+        "hdf5_link",
+        lambda t, x: h5(
+            t / "a.h5", lambda f: f.__setitem__("x", h5py.ExternalLink("/etc/passwd", "/"))
+        ),
     ),
-    "a soft link": ("hdf5_link", lambda t, x: h5(t / "a.h5", lambda f: f.__setitem__("x", h5py.SoftLink("/y")))),
+    "a soft link": (
+        "hdf5_link",
+        lambda t, x: h5(t / "a.h5", lambda f: f.__setitem__("x", h5py.SoftLink("/y"))),
+    ),
     "external storage": ("hdf5_outside", lambda t, x: h5(t / "a.h5", external)),
     "a virtual dataset": ("hdf5_outside", lambda t, x: h5(t / "a.h5", virtual)),
     "inside a .keras file too": (
         "hdf5_link",
-        lambda t, x: keras_file(t / "a.keras", {}, store(lambda f: f.__setitem__("x", h5py.SoftLink("/y")))),
+        lambda t, x: keras_file(
+            t / "a.keras", {}, store(lambda f: f.__setitem__("x", h5py.SoftLink("/y")))
+        ),
     ),
     "one group at 2^30 places": ("hdf5_link", lambda t, x: h5(t / "a.h5", linked_twice)),
     "groups in groups": ("hdf5_depth", lambda t, x: h5(t / "a.h5", deep)),
     "ten thousand groups": ("hdf5_items", lambda t, x: h5(t / "a.h5", many)),
-    "text for numbers": ("not_numbers", lambda t, x: h5(t / "a.h5", lambda f: f.create_dataset("x", data=[b"abc"]))),
+    "text for numbers": (
+        "not_numbers",
+        lambda t, x: h5(t / "a.h5", lambda f: f.create_dataset("x", data=[b"abc"])),
+    ),
     "a number that is not finite": (
-        "not_finite", lambda t, x: h5(t / "a.h5", lambda f: f.create_dataset("a/kernel", data=np.array([np.nan], "f4")))
+        "not_finite",
+        lambda t, x: h5(
+            t / "a.h5", lambda f: f.create_dataset("a/kernel", data=np.array([np.nan], "f4"))
+        ),
     ),
     "a zip bomb": ("zip_bomb", lambda t, x: zeros(t / "a.keras")),
     "JSON in JSON": ("damaged", lambda t, x: keras_file(t / "a.keras", NESTED)),
     "a .keras without weights": ("damaged", lambda t, x: keras_file(t / "a.keras", {}, b"nothing")),
     "CVE-2025-32434 and others: a pickle that runs": (
-        "unsafe_pickle", lambda t, x: torch_zip(t / "a.pt", pickle.dumps(Runs(x), protocol=2))
+        "unsafe_pickle",
+        lambda t, x: torch_zip(t / "a.pt", pickle.dumps(Runs(x), protocol=2)),
     ),
     "a pickle with a name put together": (
-        "unsafe_pickle", lambda t, x: torch_zip(t / "a.pt", pickle.dumps(Runs(x), protocol=4))
+        "unsafe_pickle",
+        lambda t, x: torch_zip(t / "a.pt", pickle.dumps(Runs(x), protocol=4)),
     ),
     "an old pickle that runs": (
-        "unsafe_pickle", lambda t, x: torch_old(t / "a.pth", pickle.dumps(Runs(x), protocol=2))
+        "unsafe_pickle",
+        lambda t, x: torch_old(t / "a.pth", pickle.dumps(Runs(x), protocol=2)),
     ),
     "a pickle that is cut off": (
-        "damaged", lambda t, x: torch_zip(t / "a.pt", pickle.dumps({"a": 1}, protocol=2)[:-1])
+        "damaged",
+        lambda t, x: torch_zip(t / "a.pt", pickle.dumps({"a": 1}, protocol=2)[:-1]),
     ),
-    "a .pt without pickle": ("damaged", lambda t, x: torch_zip(t / "a.pt", b"", name="archive/other")),
+    "a .pt without pickle": (
+        "damaged",
+        lambda t, x: torch_zip(t / "a.pt", b"", name="archive/other"),
+    ),
     "a .pt that is packed": ("zip_bomb", lambda t, x: keras_file(t / "a.pt", {})),
     "two pickles under one name": (
         "ambiguous_name",
-        lambda t, x: torch_zip(t / "a.pt", pickle.dumps(Runs(x), protocol=2), twice=pickle.dumps({}, protocol=2)),
+        lambda t, x: torch_zip(
+            t / "a.pt", pickle.dumps(Runs(x), protocol=2), twice=pickle.dumps({}, protocol=2)
+        ),
     ),
     "a pickle in capitals": (
-        "unsafe_pickle", lambda t, x: torch_zip(t / "a.pt", pickle.dumps(Runs(x), protocol=2), name="archive/DATA.PKL")
+        "unsafe_pickle",
+        lambda t, x: torch_zip(
+            t / "a.pt", pickle.dumps(Runs(x), protocol=2), name="archive/DATA.PKL"
+        ),
     ),
     "an old pickle with a zip behind it": (
         "unsafe_pickle",
@@ -266,72 +333,102 @@ HOSTILE: dict[str, tuple[str, Callable[[Path, Path], Path]]] = {
             + torch_zip(t / "a.pt", pickle.dumps({}, protocol=2)).read_bytes(),
         ),
     ),
-    "a long pickle": ("unsafe_pickle", lambda t, x: torch_zip(t / "a.pt", b"\x80\x02" + b"N" * 2_000_000 + b".")),
+    "a long pickle": (
+        "unsafe_pickle",
+        lambda t, x: torch_zip(t / "a.pt", b"\x80\x02" + b"N" * 2_000_000 + b"."),
+    ),
     "a header of a gigabyte": (
-        "damaged", lambda t, x: _bytes(t / "a.safetensors", struct.pack("<Q", 2**30) + bytes(5_000_000))
+        "damaged",
+        lambda t, x: _bytes(t / "a.safetensors", struct.pack("<Q", 2**30) + bytes(5_000_000)),
     ),
     "a layer of Keras 2 that is not Keras'": (
         "unknown_class",
         lambda t, x: h5(
             t / "a.h5",
             lambda f: f.attrs.__setitem__(
-                "model_config", json.dumps({"class_name": "Model", "config": {"layers": [{"class_name": "Evil"}]}})
+                "model_config",
+                json.dumps({"class_name": "Model", "config": {"layers": [{"class_name": "Evil"}]}}),
             ),
         ),
     ),
     "a config that is not one text": (
-        "not_numbers", lambda t, x: h5(t / "a.h5", lambda f: f.attrs.__setitem__("model_config", ["{}", "{}"]))
+        "not_numbers",
+        lambda t, x: h5(t / "a.h5", lambda f: f.attrs.__setitem__("model_config", ["{}", "{}"])),
     ),
     "an empty dataspace": (
-        "not_numbers", lambda t, x: h5(t / "a.h5", lambda f: f.__setitem__("x", h5py.Empty("f4")))
+        "not_numbers",
+        lambda t, x: h5(t / "a.h5", lambda f: f.__setitem__("x", h5py.Empty("f4"))),
     ),
     "an unknown filter": (
         "unknown_packing",
-        lambda t, x: h5(t / "a.h5", lambda f: f.create_dataset("x", data=np.ones(99, "f4"), compression="lzf")),
+        lambda t, x: h5(
+            t / "a.h5", lambda f: f.create_dataset("x", data=np.ones(99, "f4"), compression="lzf")
+        ),
     ),
     "a variable under two names that are one": (
         "ambiguous_name",
         lambda t, x: h5(
-            t / "a.h5", lambda f: [f.create_dataset(f"conv/{group}/kernel:0", data=np.ones(2, "f4")) for group in "ab"]
+            t / "a.h5",
+            lambda f: [
+                f.create_dataset(f"conv/{group}/kernel:0", data=np.ones(2, "f4")) for group in "ab"
+            ],
         ),
     ),
     "a .keras whose layers hold layers": (
         "unknown_layout",
         lambda t, x: keras_file(
-            t / "a.keras", {}, store(lambda f: f.create_dataset("layers/a/layers/b/vars/0", data=np.ones(2, "f4")))
+            t / "a.keras",
+            {},
+            store(lambda f: f.create_dataset("layers/a/layers/b/vars/0", data=np.ones(2, "f4"))),
         ),
     ),
     "a layer of five variables": (
         "unknown_layout",
         lambda t, x: h5(
             t / "a.weights.h5",
-            lambda f: [f.create_dataset(f"layers/a/vars/{number}", data=np.ones(2, "f4")) for number in range(5)],
+            lambda f: [
+                f.create_dataset(f"layers/a/vars/{number}", data=np.ones(2, "f4"))
+                for number in range(5)
+            ],
         ),
     ),
-    "a .keras that lacks its weights": ("missing_member", lambda t, x: zipped(t / "a.keras", "config.json", b"{}")),
-    "a .keras that lacks its config": ("missing_member", lambda t, x: zipped(t / "a.keras", "model.weights.h5", b"")),
+    "a .keras that lacks its weights": (
+        "missing_member",
+        lambda t, x: zipped(t / "a.keras", "config.json", b"{}"),
+    ),
+    "a .keras that lacks its config": (
+        "missing_member",
+        lambda t, x: zipped(t / "a.keras", "model.weights.h5", b""),
+    ),
     "a symbolic link in a zip": ("archive_path", lambda t, x: symlink(t / "a.keras")),
     "a folder": ("unknown_format", lambda t, x: _folder(t / "a.h5")),
     "a pipe": ("unknown_format", lambda t, x: _pipe(t / "a.h5")),
     "a header longer than the file": (
-        "damaged", lambda t, x: _bytes(t / "a.safetensors", struct.pack("<Q", 2**40) + b"{}")
+        "damaged",
+        lambda t, x: _bytes(t / "a.safetensors", struct.pack("<Q", 2**40) + b"{}"),
     ),
     "tensors beyond the file": (
         "damaged",
         lambda t, x: safetensors(
-            t / "a.safetensors", {"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}, b"abc"
+            t / "a.safetensors",
+            {"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}},
+            b"abc",
         ),
     ),
     "tensors that overlap": (
         "damaged",
         lambda t, x: safetensors(
             t / "a.safetensors",
-            {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "ab"}, b"abcd",
+            {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "ab"},
+            b"abcd",
         ),
     ),
     "an empty file": ("damaged", lambda t, x: _bytes(t / "a.h5", b"")),
-    "no tensor at all": ("no_tensors", lambda t, x: h5(t / "a.h5", lambda f: f.create_group("layers"))),
-}  # fmt: skip
+    "no tensor at all": (
+        "no_tensors",
+        lambda t, x: h5(t / "a.h5", lambda f: f.create_group("layers")),
+    ),
+}
 
 
 def _bytes(path: Path, content: bytes) -> Path:
@@ -357,7 +454,9 @@ def test_it_is_refused_and_does_nothing(name: str, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     path = make(folder, trace)
     before = sorted(tmp_path.rglob("*"))
-    found = subprocess.run([sys.executable, "-c", READER, path], capture_output=True, text=True, timeout=60, cwd=folder)
+    found = subprocess.run(
+        [sys.executable, "-c", READER, path], capture_output=True, text=True, timeout=60, cwd=folder
+    )
     assert found.returncode == 0, found.stderr
     said, seconds, peak = found.stdout.split()
     assert said == code
@@ -376,14 +475,18 @@ def refused(path: Path) -> str:
 @pytest.fixture
 def checkpoint(checkpoints: Any, tmp_path: Path) -> Path:
     """The prefix of an honest TensorFlow checkpoint."""
-    return checkpoints.write_tf({"a/w": np.ones((4, 4), np.float32), "step": np.array(3)}, tmp_path / "model.ckpt")
+    return checkpoints.write_tf(
+        {"a/w": np.ones((4, 4), np.float32), "step": np.array(3)}, tmp_path / "model.ckpt"
+    )
 
 
 def test_a_damaged_checkpoint_is_refused(checkpoint: Path) -> None:
-    index, data = (checkpoint.with_name(checkpoint.name + end) for end in (".index", ".data-00000-of-00001"))
+    index, data = (
+        checkpoint.with_name(checkpoint.name + end) for end in (".index", ".data-00000-of-00001")
+    )
     whole = index.read_bytes()
-    # In this process, where TensorFlow is started once, not for each: what the other one says of such a file is tested
-    # with a text that bears a checkpoint's name.
+    # In this process, where TensorFlow is started once, not for each: what the other one says of
+    # such a file is tested with a text that bears a checkpoint's name.
     index.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UnsafeFile, match="damaged"):
         bundle.read(checkpoint, 100)
@@ -426,7 +529,9 @@ def test_names_that_tensorflow_would_follow_elsewhere(checkpoint: Path) -> None:
 def test_a_reader_that_falls_over_falls_alone(
     fails: str, how: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "falls_over.py").write_text(f"import os, time\nfrom tf_covid.weights import bundle\n{fails}\n")
+    (tmp_path / "falls_over.py").write_text(
+        f"import os, time\nfrom tf_covid.weights import bundle\n{fails}\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(foreign, "_READER", "falls_over")
     if "sleep" in fails:
@@ -450,7 +555,9 @@ def test_a_checkpoint_is_read_in_another_process(
     assert not (tmp_path / "trace").exists()
 
 
-def test_a_file_that_changes_while_it_is_read_is_read_as_it_was(checkpoints: Any, tmp_path: Path) -> None:
+def test_a_file_that_changes_while_it_is_read_is_read_as_it_was(
+    checkpoints: Any, tmp_path: Path
+) -> None:
     path = checkpoints.write_safetensors({"a": np.ones(3, np.float32)}, tmp_path / "a.safetensors")
     before = hashlib.sha256(path.read_bytes()).hexdigest()
     with private(path) as copy:
@@ -468,7 +575,11 @@ def test_a_file_larger_than_any_checkpoint_is_not_copied(tmp_path: Path) -> None
 
 def test_every_code_is_in_the_documentation() -> None:
     house = Path(foreign.__file__).parent
-    codes = {code for file in house.glob("*.py") for code in re.findall(r'UnsafeFile\(\s*"(\w+)"', file.read_text())}
+    codes = {
+        code
+        for file in house.glob("*.py")
+        for code in re.findall(r'UnsafeFile\(\s*"(\w+)"', file.read_text())
+    }
     table = (Path(__file__).parents[2] / "docs" / "import.md").read_text("utf-8")
     assert len(codes) > 15 and not [code for code in codes if f"`{code}`" not in table]
 

@@ -16,8 +16,13 @@ def randomise(network, seed):
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             beta, mean, variance = (np.array(weight) for weight in layer.get_weights())
-            layer.set_weights([beta + rng.normal(0, 0.1, beta.shape), mean + rng.normal(0, 0.1, mean.shape),
-                               variance + rng.random(variance.shape) * 0.1])  # fmt: skip
+            layer.set_weights(
+                [
+                    beta + rng.normal(0, 0.1, beta.shape),
+                    mean + rng.normal(0, 0.1, mean.shape),
+                    variance + rng.random(variance.shape) * 0.1,
+                ]
+            )
 
 
 def test_a_boring_clip_equals_the_parent_at_every_endpoint(checkpoints):
@@ -27,16 +32,23 @@ def test_a_boring_clip_equals_the_parent_at_every_endpoint(checkpoints):
     inflate(parent, network)
     picture = np.random.default_rng(2).random((1, 32, 32, 3), np.float32)
     checkpoints.check_inflated(parent, network, picture)
-    np.testing.assert_array_equal(network.get_layer("logits").kernel, parent.get_layer("logits").kernel)
+    np.testing.assert_array_equal(
+        network.get_layer("logits").kernel, parent.get_layer("logits").kernel
+    )
 
 
 def test_other_classes_keep_their_own_start():
-    parent, network = InceptionV1((32, 32, 1), classes=1000), I3D((8, 32, 32, 1), classes=5, ct_score=True)
+    parent, network = (
+        InceptionV1((32, 32, 1), classes=1000),
+        I3D((8, 32, 32, 1), classes=5, ct_score=True),
+    )
     before = network.get_layer("logits").kernel.numpy()
     inflate(parent, network)
     np.testing.assert_array_equal(network.get_layer("logits").kernel, before)
     kernel = parent.get_layer("Conv2d_1a_7x7_conv").kernel.numpy()
-    np.testing.assert_allclose(network.get_layer("Conv3d_1a_7x7_conv").kernel.numpy().sum(axis=0), kernel, atol=1e-6)
+    np.testing.assert_allclose(
+        network.get_layer("Conv3d_1a_7x7_conv").kernel.numpy().sum(axis=0), kernel, atol=1e-6
+    )
 
 
 def test_a_kernel_is_repeated_and_divided():

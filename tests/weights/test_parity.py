@@ -1,7 +1,8 @@
 """Imported networks answer as the published ones: against forward passes written here, from the source's own tensors.
 
-Nothing below uses a network, a table or a name of ours: plain TensorFlow operations (NumPy for the U-Net) follow the
-published code, with the tensors as they are called and laid out in the source. The network's part is `import_weights`.
+Nothing below uses a network, a table or a name of ours: plain TensorFlow operations (NumPy for the
+U-Net) follow the published code, with the tensors as they are called and laid out in the source.
+The network's part is `import_weights`.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from tf_covid.weights.plan import ImportRequest
 
 Tensors = dict[str, np.ndarray]
 
-#: Stages of Inception-v1 after its stem: blocks, or the pool between them (kernel, stride), of each axis of the plane.
+#: Stages of Inception-v1 after its stem: blocks, or the pool between them (kernel, stride), of each
+#: axis of the plane.
 STAGES = (("3b", "3c"), (3, 2), ("4b", "4c", "4d", "4e", "4f"), (2, 2), ("5b", "5c"))
 
-#: A unit's name in the source: of its convolution, and of its batch normalisation. Places of a block: 0, 1a … 3b.
+#: A unit's name in the source: of its convolution, and of its batch normalisation. Places of a
+#: block: 0, 1a … 3b.
 Naming = Callable[[str], tuple[str, str]]
 
 
@@ -48,8 +51,11 @@ def branch_name(unit: str) -> tuple[str, str]:
     """The port whose branches are sequences: "mixed_3b.branch_1.0"."""
     block, _, place = unit.partition(".")
     inner = {"": "", "0": "branch_0", "3b": "branch_3.1"}
-    name = f"conv3d_{unit}" if not place else f"mixed_{block}." + (
-        inner.get(place) or f"branch_{place[0]}.{'ab'.index(place[1])}")  # fmt: skip
+    name = (
+        f"conv3d_{unit}"
+        if not place
+        else f"mixed_{block}." + (inner.get(place) or f"branch_{place[0]}.{'ab'.index(place[1])}")
+    )
     return f"{name}.conv3d.", f"{name}.batch3d."
 
 
@@ -64,20 +70,29 @@ def keras_name(unit: str) -> tuple[str, str]:
     """The Keras port: "Conv3d_3b_1a_1x1"."""
     block, _, place = unit.partition(".")
     kernel = "3x3" if place in ("1b", "2b") else "1x1"
-    name = f"Conv3d_{block}_{place if place != '0' else '0a'}_{kernel}" if place else f"Conv3d_{unit}"
+    name = (
+        f"Conv3d_{block}_{place if place != '0' else '0a'}_{kernel}" if place else f"Conv3d_{unit}"
+    )
     return f"{name}_conv/", f"{name}_bn/"
 
 
 def slim_name(unit: str) -> tuple[str, str]:
     """TF-Slim's inception_v1.py: Sonnet's names with two dimensions, the misprint too."""
-    name = sonnet_name(unit)[0].removesuffix("/conv_3d/").removeprefix("RGB/inception_i3d/").replace("Conv3d", "Conv2d")
+    name = (
+        sonnet_name(unit)[0]
+        .removesuffix("/conv_3d/")
+        .removeprefix("RGB/inception_i3d/")
+        .replace("Conv3d", "Conv2d")
+    )
     return f"InceptionV1/{name}/", f"InceptionV1/{name}/BatchNorm/"
 
 
 def keras_2d_name(unit: str) -> tuple[str, str]:
     """The Keras port of Inception-v1: "Mixed_3b_Branch_1_a_1x1"."""
     name = slim_name(unit)[0].removeprefix("InceptionV1/").strip("/")
-    name = name.replace("5b/Branch_2/Conv2d_0a_3x3", "5b/Branch_2/Conv2d_0b_3x3").replace("/Conv2d_0", "_")
+    name = name.replace("5b/Branch_2/Conv2d_0a_3x3", "5b/Branch_2/Conv2d_0b_3x3").replace(
+        "/Conv2d_0", "_"
+    )
     name = name.replace("/", "_")
     return f"{name}_conv/", f"{name}_bn/"
 
@@ -109,21 +124,30 @@ class Inception:
         vision: It pads as torchvision's GoogLeNet does.
     """
 
-    def __init__(self, tensors: Tensors, naming: Naming, *, torch: bool = False, vision: bool = False) -> None:
+    def __init__(
+        self, tensors: Tensors, naming: Naming, *, torch: bool = False, vision: bool = False
+    ) -> None:
         self.tensors, self.naming, self.torch, self.vision = tensors, naming, torch, vision
 
     def kernel(self, name: str) -> np.ndarray:
         if self.torch:
             kernel = self.tensors[f"{name}weight"]
             return np.transpose(kernel, (*range(2, kernel.ndim), 1, 0))
-        return next(self.tensors[name + kind] for kind in ("w", "weights", "kernel") if name + kind in self.tensors)
+        return next(
+            self.tensors[name + kind]
+            for kind in ("w", "weights", "kernel")
+            if name + kind in self.tensors
+        )
 
     def pad(self, x: tf.Tensor, kernel: list[int], stride: list[int], *, pool: bool) -> tf.Tensor:
         sides = [int(side) for side in x.shape[1:-1]]
         if not self.vision:
-            # The smallest number there is does as well as zeros in a pool: what goes in is not negative.
+            # The smallest number there is does as well as zeros in a pool: what goes in is not
+            # negative.
             pads = [windows(*axis) for axis in zip(sides, kernel, stride, strict=True)]
-        elif pool and stride[0] > 1:  # no padding, but windows that begin within the picture are taken whole
+        elif (
+            pool and stride[0] > 1
+        ):  # no padding, but windows that begin within the picture are taken whole
             pads = [(0, -(side - k) % s) for side, k, s in zip(sides, kernel, stride, strict=True)]
         else:
             pads = [(k // 2, k // 2) for k in kernel]
@@ -135,9 +159,14 @@ class Inception:
         rank = kernel.ndim - 2
         x = self.pad(x, list(kernel.shape[:rank]), [stride] * rank, pool=False)
         x = tf.nn.convolution(x, kernel, strides=[stride] * rank, padding="VALID")
-        kinds = ("weight", "bias", "running_mean", "running_var") if self.torch else (
-            "gamma", "beta", "moving_mean", "moving_variance")  # fmt: skip
-        gamma, beta, mean, variance = (np.ravel(self.tensors.get(norm + kind, [1.0])) for kind in kinds)
+        kinds = (
+            ("weight", "bias", "running_mean", "running_var")
+            if self.torch
+            else ("gamma", "beta", "moving_mean", "moving_variance")
+        )
+        gamma, beta, mean, variance = (
+            np.ravel(self.tensors.get(norm + kind, [1.0])) for kind in kinds
+        )
         return tf.nn.relu(tf.nn.batch_normalization(x, mean, variance, beta, gamma, 1e-3))
 
     def pool(self, x: tf.Tensor, kernel: list[int], stride: list[int]) -> tf.Tensor:
@@ -154,12 +183,15 @@ class Inception:
                 continue
             for block in stage:
                 pooled = self.pool(x, [3] * rank, [1] * rank)
-                x = tf.concat([
-                    self.unit(x, f"{block}.0"),
-                    self.unit(self.unit(x, f"{block}.1a"), f"{block}.1b"),
-                    self.unit(self.unit(x, f"{block}.2a"), f"{block}.2b"),
-                    self.unit(pooled, f"{block}.3b"),
-                ], axis=-1)  # fmt: skip
+                x = tf.concat(
+                    [
+                        self.unit(x, f"{block}.0"),
+                        self.unit(self.unit(x, f"{block}.1a"), f"{block}.1b"),
+                        self.unit(self.unit(x, f"{block}.2a"), f"{block}.2b"),
+                        self.unit(pooled, f"{block}.3b"),
+                    ],
+                    axis=-1,
+                )
         return x
 
     def kinetics_logits(self, clip: np.ndarray, head: str, bias: str) -> np.ndarray:
@@ -178,14 +210,18 @@ def drawn(shapes: dict[str, list[int]], seed: int) -> Tensors:
     """Tensors by the rule of the parity file, from the source's own names; γ and σ² are near 1."""
     found = {}
     for name, shape in shapes.items():
-        x = np.random.default_rng(zlib.crc32(f"{seed}:{name}".encode())).standard_normal(shape, dtype=np.float32)
+        x = np.random.default_rng(zlib.crc32(f"{seed}:{name}".encode())).standard_normal(
+            shape, dtype=np.float32
+        )
         if len(shape) > 1:
             outputs = shape[0] if name.endswith(".weight") else shape[-1]
             found[name] = x * np.sqrt(2 * outputs / np.prod(shape), dtype=np.float32)
         elif name.endswith(("running_var", "moving_variance")):
             found[name] = 1 + 0.1 * np.abs(x)
         else:
-            found[name] = 1 + 0.1 * x if name.endswith((".batch3d.weight", ".bn.weight")) else 0.1 * x
+            found[name] = (
+                1 + 0.1 * x if name.endswith((".batch3d.weight", ".bn.weight")) else 0.1 * x
+            )
     return found
 
 
@@ -193,14 +229,24 @@ def port_of_keras(c, seed: int) -> Tensors:
     """The Keras port's published names, and its classifier, which a file without top lacks."""
     names = json.loads((c.DATA / "i3d_keras_names.json").read_text())
     shapes = {name.partition("::")[2]: shape for name, shape in names.items()}
-    return drawn(shapes | {"Conv3d_6a_1x1_conv/kernel": [1, 1, 1, 1024, 400], "Conv3d_6a_1x1_conv/bias": [400]}, seed)
+    return drawn(
+        shapes
+        | {
+            "Conv3d_6a_1x1_conv/kernel": [1, 1, 1, 1024, 400],
+            "Conv3d_6a_1x1_conv/bias": [400],
+        },
+        seed,
+    )
 
 
 def port_of_torch(c, seed: int) -> Tensors:
     """A PyTorch port's published names."""
     shapes = json.loads((c.DATA / "i3d_pytorch_names.json").read_text())
     counters = {name: np.array(3) for name in shapes if name.endswith("num_batches_tracked")}
-    return drawn({name: shape for name, shape in shapes.items() if name not in counters}, seed) | counters
+    return (
+        drawn({name: shape for name, shape in shapes.items() if name not in counters}, seed)
+        | counters
+    )
 
 
 def other_port_of_torch(c, seed: int) -> Tensors:
@@ -209,21 +255,53 @@ def other_port_of_torch(c, seed: int) -> Tensors:
     return drawn({name: list(value.shape) for name, value in held.items() if value.shape}, seed)
 
 
-#: Source → its tensors, its file, what it calls its units and its classifier, and whether it is laid out as PyTorch's.
+#: Source → its tensors, its file, what it calls its units and its classifier, and whether it is
+#: laid out as PyTorch's.
 I3D = {
-    "sonnet": (lambda c, seed: c.sonnet(seed), lambda c, t, path: c.write_tf(t, path / "model.ckpt"), sonnet_name,
-               "RGB/inception_i3d/Logits/Conv3d_0c_1x1/conv_3d/", "b", False),
-    "branch": (port_of_torch, lambda c, t, path: c.write_safetensors(t, path / "x.safetensors"), branch_name,
-               "conv3d_0c_1x1.conv3d.", "bias", True),
-    "b1a": (other_port_of_torch, lambda c, t, path: c.write_safetensors(t, path / "x.safetensors"), b1a_name,
-            "logits.conv3d.", "bias", True),
-    "keras": (port_of_keras, lambda c, t, path: c.write_legacy_h5(t, path / "x.h5"), keras_name,
-              "Conv3d_6a_1x1_conv/", "bias", False),
-}  # fmt: skip
+    "sonnet": (
+        lambda c, seed: c.sonnet(seed),
+        lambda c, t, path: c.write_tf(t, path / "model.ckpt"),
+        sonnet_name,
+        "RGB/inception_i3d/Logits/Conv3d_0c_1x1/conv_3d/",
+        "b",
+        False,
+    ),
+    "branch": (
+        port_of_torch,
+        lambda c, t, path: c.write_safetensors(t, path / "x.safetensors"),
+        branch_name,
+        "conv3d_0c_1x1.conv3d.",
+        "bias",
+        True,
+    ),
+    "b1a": (
+        other_port_of_torch,
+        lambda c, t, path: c.write_safetensors(t, path / "x.safetensors"),
+        b1a_name,
+        "logits.conv3d.",
+        "bias",
+        True,
+    ),
+    "keras": (
+        port_of_keras,
+        lambda c, t, path: c.write_legacy_h5(t, path / "x.h5"),
+        keras_name,
+        "Conv3d_6a_1x1_conv/",
+        "bias",
+        False,
+    ),
+}
 
 
 def compare_i3d(
-    source: str, seed: int, frames: int, path: Path, tensors: Tensors, out: Path, *, grey: bool = False
+    source: str,
+    seed: int,
+    frames: int,
+    path: Path,
+    tensors: Tensors,
+    out: Path,
+    *,
+    grey: bool = False,
 ) -> float:
     """The largest difference of an imported file's logits from the source's own, relative to the largest logit.
 
@@ -283,7 +361,9 @@ INCEPTION = {
 def inception_source(c, kind: str, seed: int) -> Tensors:
     """The tensors of one of the published Inception-v1; torchvision's with γ, which the others lack."""
     tensors = c.inceptions(seed)[kind.removesuffix(" 3")]
-    gammas = {name: list(value.shape) for name, value in tensors.items() if name.endswith(".bn.weight")}
+    gammas = {
+        name: list(value.shape) for name, value in tensors.items() if name.endswith(".bn.weight")
+    }
     return tensors | drawn(gammas, seed)
 
 
@@ -302,7 +382,9 @@ def compare_inception(kind: str, seed: int, path: Path, tensors: Tensors, out: P
 @pytest.mark.parametrize(
     ("kind", "seed"),
     [
-        pytest.param(kind, seed, marks=() if (kind, seed) == ("torchvision", 7) else pytest.mark.slow)
+        pytest.param(
+            kind, seed, marks=() if (kind, seed) == ("torchvision", 7) else pytest.mark.slow
+        )
         for kind in INCEPTION
         for seed in (7, 11)
     ],
@@ -324,11 +406,14 @@ def run_torch_unet(tensors: Tensors, x: np.ndarray, depth: int) -> np.ndarray:
         padded = np.pad(x, ((0, 0), (side // 2, side // 2), (side // 2, side // 2)))
         windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), axis=(1, 2))
         found = np.einsum("ihwab,oiab->ohw", windows, kernel)
-        return found + tensors[f"{name}.bias"][:, None, None] if f"{name}.bias" in tensors else found
+        return (
+            found + tensors[f"{name}.bias"][:, None, None] if f"{name}.bias" in tensors else found
+        )
 
     def norm(x, name):
         gamma, beta, mean, variance = (
-            tensors[f"{name}.{kind}"][:, None, None] for kind in ("weight", "bias", "running_mean", "running_var")
+            tensors[f"{name}.{kind}"][:, None, None]
+            for kind in ("weight", "bias", "running_mean", "running_var")
         )
         return gamma * (x - mean) / np.sqrt(variance + 1e-5) + beta
 
@@ -342,7 +427,10 @@ def run_torch_unet(tensors: Tensors, x: np.ndarray, depth: int) -> np.ndarray:
     for level in range(1, depth + 1):
         skips.append(x)
         c, h, w = x.shape
-        x = double(x.reshape(c, h // 2, 2, w // 2, 2).max(axis=(2, 4)), f"down{level}.maxpool_conv.1.double_conv")
+        x = double(
+            x.reshape(c, h // 2, 2, w // 2, 2).max(axis=(2, 4)),
+            f"down{level}.maxpool_conv.1.double_conv",
+        )
     for level in range(1, depth + 1):
         kernel = tensors[f"up{level}.up.weight"]
         c, h, w = x.shape
@@ -373,7 +461,9 @@ def test_two_classes_of_a_unet_become_their_difference(checkpoints, tmp_path):
     background, lung = run_torch_unet({k: v.astype(np.float64) for k, v in tensors.items()}, x, 3)
     ours = load_model(tmp_path / "x.keras")(x[..., None])["logits"].numpy()[0, :, :, 0]
     np.testing.assert_allclose(ours, lung - background, atol=1e-4 * np.abs(lung - background).max())
-    many = checkpoints.write_safetensors(checkpoints.torch_unet(classes=3), tmp_path / "many.safetensors")
+    many = checkpoints.write_safetensors(
+        checkpoints.torch_unet(classes=3), tmp_path / "many.safetensors"
+    )
     with pytest.raises(ModelError, match="which of them is lung"):
         import_weights(many, ImportRequest("unet", clip=(32, 32)), tmp_path / "y.keras")
 
@@ -381,7 +471,9 @@ def test_two_classes_of_a_unet_become_their_difference(checkpoints, tmp_path):
 @pytest.fixture
 def torch() -> Any:
     """PyTorch, which no default install has: these tests run where it is."""
-    return pytest.importorskip("torch", reason="torch is not installed: no file that it wrote itself is read")
+    return pytest.importorskip(
+        "torch", reason="torch is not installed: no file that it wrote itself is read"
+    )
 
 
 @pytest.mark.parametrize(
@@ -402,7 +494,12 @@ def test_googlenet_from_a_file_of_torch_itself(torch, checkpoints, tmp_path):
     tensors = inception_source(checkpoints, "torchvision", 11)
     state = {name: torch.nn.Parameter(torch.from_numpy(value)) for name, value in tensors.items()}
     torch.save(state, tmp_path / "googlenet.pth")
-    assert compare_inception("torchvision", 11, tmp_path / "googlenet.pth", tensors, tmp_path / "x.keras") < 1e-4
+    assert (
+        compare_inception(
+            "torchvision", 11, tmp_path / "googlenet.pth", tensors, tmp_path / "x.keras"
+        )
+        < 1e-4
+    )
 
 
 def test_googlenet_of_torchvision_itself(torch, tmp_path):
@@ -423,7 +520,9 @@ def test_googlenet_of_torchvision_itself(torch, tmp_path):
                 value.normal_(0, (2 / value[0].numel()) ** 0.5)
     torch.save(peer.state_dict(), tmp_path / "googlenet.pth")
     done = import_weights(
-        tmp_path / "googlenet.pth", ImportRequest("inception_v1", clip=(96, 64), rgb=True), tmp_path / "x.keras"
+        tmp_path / "googlenet.pth",
+        ImportRequest("inception_v1", clip=(96, 64), rgb=True),
+        tmp_path / "x.keras",
     )
     assert done["left"] and all(text.startswith("aux") for text in done["left"])
     picture = np.random.default_rng(3).uniform(-1, 1, (1, 96, 64, 3)).astype(np.float32)

@@ -37,7 +37,9 @@ def arguments(classes: int) -> dict[str, Any]:
 
 
 def saved(path: Path, classes: int, **facts: Any) -> Path:
-    contract = Contract(model="ltc", arguments=arguments(classes), note="Small.", **({"task": "severity"} | facts))
+    contract = Contract(
+        model="ltc", arguments=arguments(classes), note="Small.", **({"task": "severity"} | facts)
+    )
     save_model(LTC(**arguments(classes)), contract, path)
     return path
 
@@ -53,7 +55,10 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_import_with_a_new_head_says_so(untrained: Path) -> None:
     contract = read_contract(untrained)
     assert contract.untrained_head and contract.task == "severity"
-    assert load_model(untrained).input_shape == (None, *SHAPE), "in Python it is there to be trained"
+    assert load_model(untrained).input_shape == (
+        None,
+        *SHAPE,
+    ), "in Python it is there to be trained"
 
 
 def test_it_stays_so_when_it_is_imported_again(untrained: Path, tmp_path: Path) -> None:
@@ -68,7 +73,9 @@ def test_an_import_that_keeps_its_head_is_trained(tmp_path: Path) -> None:
     import_weights(path, NEW_HEAD, tmp_path / "same.keras")
     contract = read_contract(tmp_path / "same.keras")
     assert not contract.untrained_head and contract.trained_on == (part,)
-    import_weights(path, ImportRequest("ltc", classes=2, allow_missing_head=True), tmp_path / "other.keras")
+    import_weights(
+        path, ImportRequest("ltc", classes=2, allow_missing_head=True), tmp_path / "other.keras"
+    )
     contract = read_contract(tmp_path / "other.keras")
     assert contract.untrained_head and contract.trained_on == (part,), "its trunk has seen them"
 
@@ -100,7 +107,9 @@ def _evaluate(path: Path, folder: Path) -> None:
 def test_whoever_asks_it_is_told_how_to_train_it(
     untrained: Path, tmp_path: Path, ask: Callable[[Path, Path], None]
 ) -> None:
-    with pytest.raises(ModelError, match=r"^untrained_head: .*tfcovid fit .*--task severity --model ltc --init"):
+    with pytest.raises(
+        ModelError, match=r"^untrained_head: .*tfcovid fit .*--task severity --model ltc --init"
+    ):
         ask(untrained, tmp_path)
     assert not [path for path in tmp_path.iterdir() if path.name != "ct.nii"], "nothing was written"
 
@@ -113,15 +122,28 @@ def test_a_network_in_memory_may_have_been_trained_since(untrained: Path) -> Non
 def test_the_command_line_refuses_it(untrained: Path, tmp_path: Path) -> None:
     chest = draw_chest(1, (24, 64, 64), severity=0)
     write_nifti_volume(chest.hu, chest.affine, tmp_path / "scan.nii")
-    command = ["infer", str(tmp_path / "scan.nii"), "--model", str(untrained), "--out", str(tmp_path / "out")]
+    command = [
+        "infer",
+        str(tmp_path / "scan.nii"),
+        "--model",
+        str(untrained),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     done = CliRunner().invoke(main, command)
-    assert done.exit_code == 1 and "untrained_head: " in done.stderr and "tfcovid fit" in done.stderr
+    assert (
+        done.exit_code == 1 and "untrained_head: " in done.stderr and "tfcovid fit" in done.stderr
+    )
     assert not list((tmp_path / "out").rglob("result.json"))
 
 
 def test_a_file_of_before_the_field_is_known_by_its_note() -> None:
-    old = Contract(model="i3d", arguments={}, task="severity", note="Untrained: logits; its answers mean nothing "
-                   "before training.")  # fmt: skip
+    old = Contract(
+        model="i3d",
+        arguments={},
+        task="severity",
+        note="Untrained: logits; its answers mean nothing before training.",
+    )
     with pytest.raises(ModelError, match="untrained_head: x"):
         check_trained("x", old)
     check_trained("x", old.model_copy(update={"note": "Trained on 40 patients."}))
@@ -131,7 +153,9 @@ def test_files_of_before_read_as_trained_and_are_written_as_before(tmp_path: Pat
     path = saved(tmp_path / "old.keras", 5)
     with zipfile.ZipFile(path) as archive:
         facts = json.loads(archive.read("tf_covid.json"))
-    assert not {"untrained_head", "trained_on"} & facts.keys(), "older versions refuse fields that they do not know"
+    assert not {"untrained_head", "trained_on"} & facts.keys(), (
+        "older versions refuse fields that they do not know"
+    )
     contract = read_contract(path)
     assert not contract.untrained_head and contract.trained_on is None
     assert contract_of(load_model(path)) == contract
@@ -155,10 +179,16 @@ def test_a_server_does_not_load_an_export_of_before(untrained: Path, tmp_path: P
             return {"y": x}
 
     module = Answering()
-    tf.saved_model.save(module, str(tmp_path), signatures={"serving_default": module.serving_default})
+    tf.saved_model.save(
+        module, str(tmp_path), signatures={"serving_default": module.serving_default}
+    )
     assert servable.load("x", 1, tmp_path).name == "x"
     (tmp_path / "assets.extra").mkdir()
-    card = {"name": "kinetics", **read_contract(untrained).model_dump(mode="json"), "endpoint": "conv3"}
+    card = {
+        "name": "kinetics",
+        **read_contract(untrained).model_dump(mode="json"),
+        "endpoint": "conv3",
+    }
     (tmp_path / "assets.extra" / "model_card.json").write_text(json.dumps(card))
     with pytest.raises(ServingError, match="untrained_head: kinetics"):
         servable.load("x", 1, tmp_path)

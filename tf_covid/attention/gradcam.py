@@ -1,6 +1,7 @@
 """LOGITS → MAP: Grad-CAM by tf-keras-vis on the head, behind a backbone that ran once.
 
-Polarity, everywhere: larger means that more of the feature there raises the target. Nothing below 0, nothing inverted.
+Polarity, everywhere: larger means that more of the feature there raises the target. Nothing below
+0, nothing inverted.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class Split:
     Args:
         backbone: Clip → features.
         head: Features → `{"logits": …}` and `ct_score` where the network has one.
-        fair_head: The same answers from the same weights, with pools whose gradient is right (`FairMaxPool3D`).
+        fair_head: The same answers from the same weights, with pools whose gradient is right
+            (`FairMaxPool3D`).
         explained: `fair_head`, logits only; its first layer is called "features".
         endpoint: Name of the layer at the cut.
     """
@@ -51,7 +53,8 @@ def split(network: keras.Model, endpoint: str) -> Split:
     features = network.get_layer(endpoint).output
     backbone = keras.Model(network.input, features, name="backbone")
     head = keras.Model(features, network.output, name="head")
-    # float32 under any policy: tf-keras-vis multiplies and sums over the channels in the features' type.
+    # float32 under any policy: tf-keras-vis multiplies and sums over the channels in the features'
+    # type.
     inputs = keras.Input(features.shape[1:], dtype="float32", name="seed")
     # tf-keras-vis differentiates by the output of a layer, and an input is none.
     first = keras.layers.Activation("linear", dtype="float32", name=_FIRST)(inputs)
@@ -63,10 +66,11 @@ def split(network: keras.Model, endpoint: str) -> Split:
 class FairMaxPool3D(keras.layers.MaxPooling3D):
     """Max pooling whose gradient is shared by all cells of a window that hold its maximum.
 
-    Outside the lungs a clip is constant, and so are the features: whole windows are ties. TensorFlow's own gradient on
-    a CPU (without oneDNN, and always outside a graph) gives each of them the whole gradient, which multiplied the
-    weight of the empty background in Grad-CAM many times over; oneDNN gives it to one of them. Here a window's
-    gradient stays what it is, on every device.
+    Outside the lungs a clip is constant, and so are the features: whole windows are ties.
+    TensorFlow's own gradient on a CPU (without oneDNN, and always outside a graph) gives each of
+    them the whole gradient, which multiplied the weight of the empty background in Grad-CAM many
+    times over; oneDNN gives it to one of them. Here a window's gradient stays what it is, on every
+    device.
 
     The arguments, the input and the output are those of `keras.layers.MaxPooling3D`, channels last.
     """
@@ -123,11 +127,12 @@ def attention_map(
         explained: `Split.explained`.
         features: (1, d, h, w, C).
         target: Logits (1, classes) → score (1,).
-        method: "gradcam" (Selvaraju 2017), "gradcam++" (Chattopadhay 2018) or "layercam" (Jiang 2021).
+        method: "gradcam" (Selvaraju 2017), "gradcam++" (Chattopadhay 2018) or "layercam" (Jiang
+            2021).
 
     Returns:
-        float32 (d, h, w), ≥ 0, neither normalised nor enlarged: tf-keras-vis would min-max-normalise and zoom
-        corner-aligned without an affine.
+        float32 (d, h, w), ≥ 0, neither normalised nor enlarged: tf-keras-vis would
+        min-max-normalise and zoom corner-aligned without an affine.
 
     Raises:
         ValueError: If the method does not exist.

@@ -23,18 +23,21 @@ class Axis:
 def feature_axes(network: keras.Model, endpoint: str) -> tuple[Axis, Axis, Axis]:
     """Follow every strided layer from the clip to an endpoint.
 
-    Padding "same" with stride 2 is not centred: at 112 pixels I3D's four cells lie 32 pixels apart and reach beyond
-    the clip, so that stretching the map over the clip would misplace it by up to half a cell.
+    Padding "same" with stride 2 is not centred: at 112 pixels I3D's four cells lie 32 pixels apart
+    and reach beyond the clip, so that stretching the map over the clip would misplace it by up to
+    half a cell.
 
     Args:
-        network: Takes clips (N, D, H, W, C) of a known size; its strided layers lie one behind the other.
+        network: Takes clips (N, D, H, W, C) of a known size; its strided layers lie one behind the
+            other.
         endpoint: Layer name.
 
     Returns:
         One `Axis` each for D, H, W.
 
     Raises:
-        ValueError: If the strides do not explain the size of the features (a network with strided branches).
+        ValueError: If the strides do not explain the size of the features (a network with strided
+            branches).
     """
     sizes = list(network.input_shape[1:4])
     axes = [Axis(1.0, 0.0)] * 3
@@ -42,17 +45,23 @@ def feature_axes(network: keras.Model, endpoint: str) -> tuple[Axis, Axis, Axis]
     for layer in network.layers:
         if isinstance(layer, keras.layers.ZeroPadding3D):
             for number, (before, after) in enumerate(layer.padding):
-                axes[number] = Axis(axes[number].step, axes[number].first - before * axes[number].step)
+                axes[number] = Axis(
+                    axes[number].step, axes[number].first - before * axes[number].step
+                )
                 sizes[number] += before + after
         strides = getattr(layer, "strides", None)
         if strides is not None and max(strides) > 1:
             kernels = getattr(layer, "kernel_size", None) or layer.pool_size
             for number, (kernel, stride) in enumerate(zip(kernels, strides, strict=True)):
-                axes[number], sizes[number] = _through(axes[number], sizes[number], kernel, stride, layer.padding)
+                axes[number], sizes[number] = _through(
+                    axes[number], sizes[number], kernel, stride, layer.padding
+                )
         if layer is target:
             break
     if tuple(sizes) != tuple(target.output.shape[1:4]):
-        raise ValueError(f"strides give {tuple(sizes)} cells at {endpoint}, which has {target.output.shape[1:4]}")
+        raise ValueError(
+            f"strides give {tuple(sizes)} cells at {endpoint}, which has {target.output.shape[1:4]}"
+        )
     return axes[0], axes[1], axes[2]
 
 
@@ -76,7 +85,8 @@ def onto_scan(
 ) -> tuple[np.ndarray, float | None]:
     """Bring a raw map onto the scan, linearly between cell centres, cut it to the lungs, and divide by its maximum.
 
-    The network saw nothing but lung: what a coarse cell says beside it belongs to the lung in that cell.
+    The network saw nothing but lung: what a coarse cell says beside it belongs to the lung in that
+    cell.
 
     Args:
         raw: float32 (d, h, w), ≥ 0.
@@ -87,8 +97,9 @@ def onto_scan(
         lungs: (D, H, W), not 0 within the lungs.
 
     Returns:
-        uint8 (D, H, W), 255 at the maximum; 0 outside the lungs, the box and the kept slices, and everywhere where the
-        map is 0. And the share of the map that lay within the lungs before it was cut, 0–1, or None for an empty map.
+        uint8 (D, H, W), 255 at the maximum; 0 outside the lungs, the box and the kept slices, and
+        everywhere where the map is 0. And the share of the map that lay within the lungs before it
+        was cut, 0–1, or None for an empty map.
     """
     rows = _plane_weights(axes[1], raw.shape[1], clip[1], lungs.shape[1], box[0], box[1])
     columns = _plane_weights(axes[2], raw.shape[2], clip[2], lungs.shape[2], box[2], box[3])
@@ -115,7 +126,9 @@ def onto_scan(
     return out, within / total if total > 0 else None
 
 
-def _plane_weights(axis: Axis, cells: int, clip: int, size: int, start: float, stop: float) -> np.ndarray:
+def _plane_weights(
+    axis: Axis, cells: int, clip: int, size: int, start: float, stop: float
+) -> np.ndarray:
     share = (np.arange(size) + 0.5) / size
     place = (share - start) / (stop - start) * clip - 0.5
     inside = (share >= start) & (share <= stop)

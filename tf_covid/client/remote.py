@@ -54,7 +54,10 @@ class RemoteModels:
     """
 
     def __init__(
-        self, server: RestServer | GrpcServer, names: Sequence[str], say: Callable[[str], None] = lambda text: None
+        self,
+        server: RestServer | GrpcServer,
+        names: Sequence[str],
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._server, self._say = server, say
         #: The scan that was sent last, and what came back for it.
@@ -66,9 +69,21 @@ class RemoteModels:
             check_trained(model.name, model.contract)
         tasks = {model.contract.task for model in self.models}
         if len(tasks) != 1 or not tasks <= {"severity", "covid"}:
-            raise ModelError(f"models of one task, severity or covid, are needed, not {', '.join(sorted(tasks))}")
-        if len({(model.lungs_sha256, model.contract.preprocessing.slice_minimum) for model in self.models}) > 1:
-            raise ModelError("models with different lung models or slice rules do not answer together")
+            raise ModelError(
+                f"models of one task, severity or covid, are needed, not {', '.join(sorted(tasks))}"
+            )
+        if (
+            len(
+                {
+                    (model.lungs_sha256, model.contract.preprocessing.slice_minimum)
+                    for model in self.models
+                }
+            )
+            > 1
+        ):
+            raise ModelError(
+                "models with different lung models or slice rules do not answer together"
+            )
         self._sources = list(names)
 
     @property
@@ -113,7 +128,9 @@ class RemoteModels:
 
     def from_mask(self, mask: np.ndarray) -> Segmentation:
         """Refused: a server finds the lungs itself."""
-        raise ModelError("a server finds the lungs itself; a mask of one's own needs the models in this process")
+        raise ModelError(
+            "a server finds the lungs itself; a mask of one's own needs the models in this process"
+        )
 
     def classify(self, hu: np.ndarray, probability: np.ndarray) -> list[Answer]:
         """Every model's answer about the scan; `probability` is the server's own, from `segment`."""
@@ -121,7 +138,10 @@ class RemoteModels:
         answers = self._scan(hu)
         while len(answers) < len(self.models):
             answers.append(self._asked(len(answers), hu))
-        found = [self._answer(model, answer, hu) for model, answer in zip(self.models, answers, strict=True)]
+        found = [
+            self._answer(model, answer, hu)
+            for model, answer in zip(self.models, answers, strict=True)
+        ]
         seconds = (time.perf_counter() - start) / len(found)
         return [Answer(**{**vars(one), "seconds": seconds}) for one in found]
 
@@ -134,12 +154,16 @@ class RemoteModels:
             ModelError: If another method or target is asked for than the exports hold.
         """
         if (method, target) != (METHOD, TARGET):
-            raise ModelError(f"exports explain by {METHOD} what raises {TARGET}; {method} of {target} needs the "
-                             "models in this process")  # fmt: skip
+            raise ModelError(
+                f"exports explain by {METHOD} what raises {TARGET}; {method} of {target} needs the "
+                "models in this process"
+            )
         volumes, shares = [], []
         for model, answer in zip(self.models, answers, strict=True):
             cells, axes = answer.features
-            volume, share = attention.onto_scan(cells, axes, model.clip, answer.keep, answer.box, lungs)
+            volume, share = attention.onto_scan(
+                cells, axes, model.clip, answer.keep, answer.box, lungs
+            )
             volumes.append(volume)
             shares.append(share)
         return mean_map(volumes), mean_share(shares)
@@ -157,7 +181,9 @@ class RemoteModels:
         except Rejected as error:
             raise ScanRefused([QualityFlag("server_refused", "error", str(error))]) from error
         if card_marks(answer, self._server.url) != (model.sha256, model.lungs_sha256):
-            raise ServingError(f"{self._server.url}: its model {model.name} is another one now; run again")
+            raise ServingError(
+                f"{self._server.url}: its model {model.name} is another one now; run again"
+            )
         return answer
 
     def _ask(self, name: str, hu: np.ndarray) -> dict[str, Any]:
@@ -178,22 +204,34 @@ class RemoteModels:
     def _described(self, name: str, answer: dict[str, Any]) -> RemoteModel:
         try:
             facts = json.loads(_text(answer, "card_bytes"))
-            contract = Contract(**{key: facts[key] for key in Contract.model_fields if key in facts})
+            contract = Contract(
+                **{key: facts[key] for key in Contract.model_fields if key in facts}
+            )
             return RemoteModel(
-                name=str(facts["name"]), sha256=str(facts["sha256"]), contract=contract,
-                clip=tuple(facts["clip"][:3]), endpoint=str(facts["endpoint"]),
-                lungs_sha256=str(facts["lungs"]["sha256"]), finds_disease=bool(facts["lungs"]["disease"]),
-                version=f"{name}: " + ", ".join(f"{key} {value}" for key, value in facts["versions"].items()),
-            )  # fmt: skip
+                name=str(facts["name"]),
+                sha256=str(facts["sha256"]),
+                contract=contract,
+                clip=tuple(facts["clip"][:3]),
+                endpoint=str(facts["endpoint"]),
+                lungs_sha256=str(facts["lungs"]["sha256"]),
+                finds_disease=bool(facts["lungs"]["disease"]),
+                version=f"{name}: "
+                + ", ".join(f"{key} {value}" for key, value in facts["versions"].items()),
+            )
         except (KeyError, TypeError, ValueError, AttributeError, ValidationError) as error:
-            raise ServingError(f"{self._server.url}: {name} is no export of `tfcovid export`") from error
+            raise ServingError(
+                f"{self._server.url}: {name} is no export of `tfcovid export`"
+            ) from error
 
     def _answer(self, model: RemoteModel, answer: dict[str, Any], hu: np.ndarray) -> Answer:
         classes = len(model.contract.classes) or (5 if self.task == "severity" else 2)
         logits = _array(answer, "logits", (classes,))
         score = float(_array(answer, "ct_score", ())) if "ct_score" in answer else None
         keep = _array(answer, "keep", (len(hu),)) > 0
-        axes = tuple(Axis(float(step), float(first)) for step, first in _array(answer, "attention_axes", (3, 2)))
+        axes = tuple(
+            Axis(float(step), float(first))
+            for step, first in _array(answer, "attention_axes", (3, 2))
+        )
         cells = _array(answer, "attention_cells", (None, None, None))
         return Answer(
             model=model,
@@ -225,7 +263,9 @@ def _text(answer: dict[str, Any], name: str) -> bytes:
     try:
         (text,) = list(answer[name])
     except (KeyError, TypeError, ValueError) as error:
-        raise ServingError(f"the server's answer has no {name}: it is no export of `tfcovid export`") from error
+        raise ServingError(
+            f"the server's answer has no {name}: it is no export of `tfcovid export`"
+        ) from error
     if not isinstance(text, bytes):
         raise ServingError(f"the server's {name} are no bytes")
     return text
@@ -238,7 +278,9 @@ def _mask(answer: dict[str, Any], name: str, slices: int) -> np.ndarray:
     except tf.errors.OpError as error:
         raise ServingError(f"the server's {name} are no tensor") from error
     if values.ndim != 3 or len(values) != slices:
-        raise ServingError(f"the server's {name} have the shape {values.shape}, for a scan of {slices} slices")
+        raise ServingError(
+            f"the server's {name} have the shape {values.shape}, for a scan of {slices} slices"
+        )
     return values
 
 

@@ -45,14 +45,18 @@ class RestServer:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._errors = httpx.HTTPError
         # trust_env: a scan must not go through a proxy that some environment variable names.
-        self._client = httpx.Client(base_url=url, headers=headers, timeout=timeout_s, trust_env=False)
+        self._client = httpx.Client(
+            base_url=url, headers=headers, timeout=timeout_s, trust_env=False
+        )
         self.url = url
 
     def close(self) -> None:
         """Close its connections."""
         self._client.close()
 
-    def predict(self, model: str, signature: str, inputs: Inputs, version: int | None = None) -> dict[str, Any]:
+    def predict(
+        self, model: str, signature: str, inputs: Inputs, version: int | None = None
+    ) -> dict[str, Any]:
         """Named outputs, as nested lists, and bytes for names that end in `_bytes`.
 
         Args:
@@ -63,23 +67,39 @@ class RestServer:
         Raises:
             Unavailable, Rejected: As the server says.
         """
-        text = json.dumps({"signature_name": signature, "inputs": {name: _as_json(inputs[name]) for name in inputs}})
+        text = json.dumps(
+            {
+                "signature_name": signature,
+                "inputs": {name: _as_json(inputs[name]) for name in inputs},
+            }
+        )
         try:
             # Encoded before it is sent: HTTP's own JSON path would hold the scan twice more.
             place = quote(model, safe="") + ("" if version is None else f"/versions/{version}")
             response = self._client.post(
-                f"/v1/models/{place}:predict", content=text.encode(), headers={"Content-Type": "application/json"}
+                f"/v1/models/{place}:predict",
+                content=text.encode(),
+                headers={"Content-Type": "application/json"},
             )
         except self._errors as error:
             raise Unavailable(f"{self.url} does not answer ({type(error).__name__})") from error
         try:
             values = response.json()
         except ValueError as error:
-            raise ServingError(f"{self.url} answered {response.status_code} with what is no JSON") from error
+            raise ServingError(
+                f"{self.url} answered {response.status_code} with what is no JSON"
+            ) from error
         if response.status_code != 200:
             fact = str(values.get("error", ""))[:500] if isinstance(values, dict) else ""
-            # What is wrong with the scan refuses the scan; what is wrong with the server ends the run.
-            kinds = {429: Unavailable, 503: Unavailable, 400: Rejected, 413: Rejected, 422: Rejected}
+            # What is wrong with the scan refuses the scan; what is wrong with the server ends the
+            # run.
+            kinds = {
+                429: Unavailable,
+                503: Unavailable,
+                400: Rejected,
+                413: Rejected,
+                422: Rejected,
+            }
             kind = kinds.get(response.status_code, ServingError)
             raise kind(f"{self.url} answered {response.status_code}: {fact}")
         outputs = values.get("outputs") if isinstance(values, dict) else None
@@ -99,13 +119,21 @@ class GrpcServer:
     """
 
     def __init__(
-        self, address: str, token: str | None = None, timeout_s: float = TIMEOUT_S, *, secure: bool = False
+        self,
+        address: str,
+        token: str | None = None,
+        timeout_s: float = TIMEOUT_S,
+        *,
+        secure: bool = False,
     ) -> None:
         self._grpc = grpc = optional_import("grpc")
         service = optional_import("tensorflow_serving.apis.prediction_service_pb2_grpc")
         self._messages = optional_import("tensorflow_serving.apis.predict_pb2")
-        options = [("grpc.max_send_message_length", _LARGEST), ("grpc.max_receive_message_length", _LARGEST),
-                   ("grpc.enable_http_proxy", 0)]  # fmt: skip
+        options = [
+            ("grpc.max_send_message_length", _LARGEST),
+            ("grpc.max_receive_message_length", _LARGEST),
+            ("grpc.enable_http_proxy", 0),
+        ]
         self._channel = (
             grpc.secure_channel(address, grpc.ssl_channel_credentials(), options)
             if secure
@@ -120,7 +148,9 @@ class GrpcServer:
         """Close its connection."""
         self._channel.close()
 
-    def predict(self, model: str, signature: str, inputs: Inputs, version: int | None = None) -> dict[str, Any]:
+    def predict(
+        self, model: str, signature: str, inputs: Inputs, version: int | None = None
+    ) -> dict[str, Any]:
         """Named outputs, as arrays; see `RestServer.predict`.
 
         Raises:
@@ -136,23 +166,36 @@ class GrpcServer:
             response = self._predict(request, self._timeout_s, metadata=self._metadata)
         except self._grpc.RpcError as error:
             code, codes = error.code(), self._grpc.StatusCode
-            kinds = {codes.UNAVAILABLE: Unavailable, codes.RESOURCE_EXHAUSTED: Unavailable,
-                     codes.INVALID_ARGUMENT: Rejected}  # fmt: skip
-            # A scan above the server's message size is the same code as a full queue; it does not get smaller.
-            too_large = code is codes.RESOURCE_EXHAUSTED and "larger than max" in (error.details() or "")
+            kinds = {
+                codes.UNAVAILABLE: Unavailable,
+                codes.RESOURCE_EXHAUSTED: Unavailable,
+                codes.INVALID_ARGUMENT: Rejected,
+            }
+            # A scan above the server's message size is the same code as a full queue; it does not
+            # get smaller.
+            too_large = code is codes.RESOURCE_EXHAUSTED and "larger than max" in (
+                error.details() or ""
+            )
             kind = Rejected if too_large else kinds.get(code, ServingError)
-            raise kind(f"{self.url} answered {code.name}: {(error.details() or '')[:500]}") from error
+            raise kind(
+                f"{self.url} answered {code.name}: {(error.details() or '')[:500]}"
+            ) from error
         return {name: tf.make_ndarray(proto) for name, proto in response.outputs.items()}
 
 
-def connect(url: str, token: str | None = None, timeout_s: float = TIMEOUT_S) -> RestServer | GrpcServer:
+def connect(
+    url: str, token: str | None = None, timeout_s: float = TIMEOUT_S
+) -> RestServer | GrpcServer:
     """A server by its URL: `http://`, `https://` (REST), `grpc://` or `grpcs://`.
 
     Raises:
-        ServingError: If the URL is none of these, the token cannot be sent, or the extra `[serve]` is not installed.
+        ServingError: If the URL is none of these, the token cannot be sent, or the extra `[serve]`
+            is not installed.
     """
     if token and not re.fullmatch(r"[!-~]{1,4096}", token):
-        raise ServingError("TFCOVID_TOKEN: a token has visible ASCII characters only, and no spaces")
+        raise ServingError(
+            "TFCOVID_TOKEN: a token has visible ASCII characters only, and no spaces"
+        )
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -161,9 +204,13 @@ def connect(url: str, token: str | None = None, timeout_s: float = TIMEOUT_S) ->
     host = parts.hostname or ""
     odd = parts.username or not re.fullmatch(r"[\w.:%-]+", host, re.ASCII)
     if parts.scheme not in ("http", "https", "grpc", "grpcs") or odd:
-        raise ServingError(f"{url!r} is no address of a server: http://HOST:8501 or grpc://HOST:8500 is")
+        raise ServingError(
+            f"{url!r} is no address of a server: http://HOST:8501 or grpc://HOST:8500 is"
+        )
     if parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise ServingError(f"{url!r}: only scheme, host and port belong into the address of a server")
+        raise ServingError(
+            f"{url!r}: only scheme, host and port belong into the address of a server"
+        )
     if parts.scheme.startswith("http"):
         return RestServer(url.rstrip("/"), token, timeout_s)
     host = f"[{host}]" if ":" in host else host
@@ -172,7 +219,9 @@ def connect(url: str, token: str | None = None, timeout_s: float = TIMEOUT_S) ->
 
 def _put(values: np.ndarray, proto: Any) -> None:
     """Write an array into a message, without the copies of `tf.make_tensor_proto` and `CopyFrom`."""
-    proto.dtype = tf.as_dtype(values.dtype if values.dtype != object else tf.string).as_datatype_enum
+    proto.dtype = tf.as_dtype(
+        values.dtype if values.dtype != object else tf.string
+    ).as_datatype_enum
     for size in values.shape:
         proto.tensor_shape.dim.add(size=size)
     if values.dtype == object:

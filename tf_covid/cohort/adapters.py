@@ -1,6 +1,7 @@
 """Public data sets → manifests: the folder as it was downloaded goes in, nothing is moved or copied.
 
-What a data set calls severity is never taken for the severity classes of this project: it has a column of its own.
+What a data set calls severity is never taken for the severity classes of this project: it has a
+column of its own.
 """
 
 from __future__ import annotations
@@ -32,14 +33,16 @@ def adapt(folder: Path, kind: str, out: Path) -> Path:
     Args:
         folder: As it was downloaded and unpacked.
         kind: A key of `ADAPTERS`.
-        out: The manifest. Paths in it are relative to its folder where they lie below it, absolute elsewhere.
+        out: The manifest. Paths in it are relative to its folder where they lie below it, absolute
+            elsewhere.
 
     Returns:
         `out`.
 
     Raises:
-        ManifestError: If there is no such data set or folder, the folder is laid out otherwise or empty, or with a
-            line for everything in it that is missing, doubled, unknown or impossible. Nothing is written then.
+        ManifestError: If there is no such data set or folder, the folder is laid out otherwise or
+            empty, or with a line for everything in it that is missing, doubled, unknown or
+            impossible. Nothing is written then.
         OutputError: If the manifest cannot be written.
     """
     if kind not in ADAPTERS:
@@ -49,7 +52,9 @@ def adapt(folder: Path, kind: str, out: Path) -> Path:
     try:
         rows = ADAPTERS[kind](folder)
     except OSError as error:
-        raise ManifestError(f"{error.filename or folder}: cannot be read ({error.strerror})") from error
+        raise ManifestError(
+            f"{error.filename or folder}: cannot be read ({error.strerror})"
+        ) from error
     errors = []
     for row in rows:
         try:
@@ -65,5 +70,7 @@ def adapt(folder: Path, kind: str, out: Path) -> Path:
 def _cell(value: Any, base: Path) -> Any:
     if not isinstance(value, Path):
         return value
-    path = Path(os.path.abspath(value))  # not resolve(): a link that the user made is the name that he knows
+    path = Path(
+        os.path.abspath(value)
+    )  # not resolve(): a link that the user made is the name that he knows
     return (path.relative_to(base) if path.is_relative_to(base) else path).as_posix()

@@ -1,6 +1,7 @@
 """Random changes of slices and clips in training: plain TF ops on the device, drawn from a seed and from nothing else.
 
-The same seed gives the same change in any process: a run that was killed and resumed sees what it would have seen.
+The same seed gives the same change in any process: a run that was killed and resumed sees what it
+would have seen.
 """
 
 from __future__ import annotations
@@ -72,9 +73,16 @@ class Draws:
 
 
 def affine_matrices(
-    draws: Draws, count: Any, *, degrees: float, scale: tuple[float, float], shift: float, side: int, width: int = 0,
+    draws: Draws,
+    count: Any,
+    *,
+    degrees: float,
+    scale: tuple[float, float],
+    shift: float,
+    side: int,
+    width: int = 0,
     uneven: float = 0.05,
-) -> Any:  # fmt: skip
+) -> Any:
     """Random rotation, anisotropic scale and shift about the centre, as (N, 8) projective transforms.
 
     Args:

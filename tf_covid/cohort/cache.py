@@ -1,7 +1,8 @@
 """The cache: each scan is read, and its lungs found, once; what a network is fed with lies in a TFRecord a scan.
 
-A record's name is a hash of the bytes of the scan, of the masks that go into it and of every setting, so that a changed
-scan or setting never meets what was made before. A record counts once its `.json` is there, which is written last.
+A record's name is a hash of the bytes of the scan, of the masks that go into it and of every
+setting, so that a changed scan or setting never meets what was made before. A record counts once
+its `.json` is there, which is written last.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from tf_covid.weights import Preprocessing, quarantine
 if TYPE_CHECKING:
     import tensorflow as tf
 
-#: Part of each record's name; a change of what a record holds, or of how it is made, is another number here.
+#: Part of each record's name; a change of what a record holds, or of how it is made, is another
+#: number here.
 FORMAT = 2
 
 #: The largest working grid (D, H, W) of a training; records on a network's own grid may be larger.
@@ -52,8 +54,9 @@ class CacheSpec:
     """What is kept of a scan.
 
     Args:
-        kind: "clips": the kept slices within the lung box, with the lungs that the lung model finds (for classifiers).
-            "planes": whole slices, evenly chosen, with the lungs of the manifest (for a lung model).
+        kind: "clips": the kept slices within the lung box, with the lungs that the lung model finds
+            (for classifiers). "planes": whole slices, evenly chosen, with the lungs of the manifest
+            (for a lung model).
         grid: Frames, height and width of what is kept.
         preprocessing: Slice rule and box.
         lungs: The lung model, by name or file.
@@ -90,8 +93,8 @@ class CacheRecord:
     Args:
         case: Its case.
         path: The TFRecord.
-        marks: What must not be on both sides of a fold, as hashes: "pixels", and "study" and "patient" of a DICOM
-            header.
+        marks: What must not be on both sides of a fold, as hashes: "pixels", and "study" and
+            "patient" of a DICOM header.
         quality_flags: Codes of what was noticed about the scan and its lung mask.
         shape: Of the scan, (D, H, W).
         kept: Number of slices that the record was made of.
@@ -114,9 +117,14 @@ class Filled:
 
 
 def fill(
-    rows: Sequence[Row], folder: Path, wanted: CacheSpec, *, workers: int = 1, max_skipped: int = 0,
+    rows: Sequence[Row],
+    folder: Path,
+    wanted: CacheSpec,
+    *,
+    workers: int = 1,
+    max_skipped: int = 0,
     progress: Progress | None = None,
-) -> Filled:  # fmt: skip
+) -> Filled:
     """Make the records that are not there yet.
 
     Args:
@@ -139,7 +147,9 @@ def fill(
     _check_space(rows, folder, wanted)
     entries: dict[str, CacheRecord] = {}
     skipped: dict[str, str] = {}
-    done = results(functools.partial(make, folder=folder, wanted=wanted), rows, min(workers, len(rows)))
+    done = results(
+        functools.partial(make, folder=folder, wanted=wanted), rows, min(workers, len(rows))
+    )
     for row in progress(rows) if progress else rows:
         found = next(done)
         if isinstance(found, CacheRecord):
@@ -149,7 +159,8 @@ def fill(
     if len(skipped) > max_skipped:
         facts = "".join(f"\n{case}: {why}" for case, why in skipped.items())
         raise CohortError(
-            f"{len(skipped)} of {len(rows)} scans cannot be used, and --max-skipped allows {max_skipped}:{facts}"
+            f"{len(skipped)} of {len(rows)} scans cannot be used, and --max-skipped allows"
+            f" {max_skipped}:{facts}"
         )
     return Filled(entries, skipped)
 
@@ -162,11 +173,13 @@ def needed_bytes(count: int, wanted: CacheSpec) -> int:
 def _check_space(rows: Sequence[Row], folder: Path, wanted: CacheSpec) -> None:
     needed, free = needed_bytes(len(rows), wanted), shutil.disk_usage(folder).free
     if needed + _RESERVE > free:
-        # Which records are there already, only their names tell, and these take reading the scans: others may have
-        # filled this cache, too.
+        # Which records are there already, only their names tell, and these take reading the scans:
+        # others may have filled this cache, too.
         needed = needed_bytes(sum(_lacks(row, folder, wanted) for row in rows), wanted)
     if needed and needed + _RESERVE > free:
-        raise OutputError(f"{folder}: the cache needs {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free")
+        raise OutputError(
+            f"{folder}: the cache needs {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free"
+        )
 
 
 def _lacks(row: Row, folder: Path, wanted: CacheSpec) -> bool:
@@ -208,10 +221,22 @@ def _place(row: Row, folder: Path, wanted: CacheSpec) -> tuple[Case, str, Path]:
         ScanRefused, ModelError, OSError: If it or a mask cannot be read.
     """
     case = case_of_row(row)
-    masks = [path for path in (row.lungs if wanted.kind == "planes" else None, _lesions(row, wanted)) if path]
+    masks = [
+        path
+        for path in (row.lungs if wanted.kind == "planes" else None, _lesions(row, wanted))
+        if path
+    ]
     mark = case.fingerprint()
-    facts = [mark, [[quarantine.sha256(file) for file in mask_files(path)] for path in masks], wanted.settings()]
-    return case, mark, folder / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.tfrecord"
+    facts = [
+        mark,
+        [[quarantine.sha256(file) for file in mask_files(path)] for path in masks],
+        wanted.settings(),
+    ]
+    return (
+        case,
+        mark,
+        folder / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.tfrecord",
+    )
 
 
 def _lesions(row: Row, wanted: CacheSpec) -> Path | None:
@@ -224,7 +249,9 @@ def _kept(case: str, path: Path) -> CacheRecord | None:
         if not path.is_file() or path.stat().st_size != facts.pop("bytes"):
             return None
         d, h, w = facts.pop("shape")
-        return CacheRecord(case, path, facts["marks"], tuple(facts["quality_flags"]), (d, h, w), facts["kept"])
+        return CacheRecord(
+            case, path, facts["marks"], tuple(facts["quality_flags"]), (d, h, w), facts["kept"]
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -258,11 +285,17 @@ def _write(row: Row, scan: Scan, path: Path, wanted: CacheSpec) -> CacheRecord:
         else:
             planes, kept = road(wanted.grid, wanted.preprocessing, wanted.lungs).clip(scan, ill)
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-        raise ScanRefused([QualityFlag("too_large", "error", "There is not enough memory for this scan.")]) from error
+        raise ScanRefused(
+            [QualityFlag("too_large", "error", "There is not enough memory for this scan.")]
+        ) from error
     marks = {"pixels": hashlib.sha256(scan.hu.tobytes()).hexdigest()}
-    ids = {"study": scan.identifiers.get("study_uid"), "patient": near_key(scan.identifiers.get("patient_id", ""))}
+    ids = {
+        "study": scan.identifiers.get("study_uid"),
+        "patient": near_key(scan.identifiers.get("patient_id", "")),
+    }
     for name, value in ids.items():
-        # Hashed with the cache's secret: all numbers of a hospital are soon tried against a plain hash.
+        # Hashed with the cache's secret: all numbers of a hospital are soon tried against a plain
+        # hash.
         if value:
             marks[name] = hmac.new(secret, value.encode(), "sha256").hexdigest()
     codes = tuple(flag.code for flag in (*scan.quality_flags, *doubts))
@@ -296,7 +329,15 @@ def _example(planes: dict[str, np.ndarray | None]) -> tf.train.Example:
     import tensorflow as tf
 
     def feature(values: np.ndarray | None) -> tf.train.Feature:
-        packed = b"" if values is None else np.packbits(values).tobytes() if values.dtype == bool else values.tobytes()
+        packed = (
+            b""
+            if values is None
+            else np.packbits(values).tobytes()
+            if values.dtype == bool
+            else values.tobytes()
+        )
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[packed]))
 
-    return tf.train.Example(features=tf.train.Features(feature={key: feature(part) for key, part in planes.items()}))
+    return tf.train.Example(
+        features=tf.train.Features(feature={key: feature(part) for key, part in planes.items()})
+    )

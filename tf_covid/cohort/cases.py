@@ -15,7 +15,9 @@ from tf_covid.scan.cases import only_case
 SUMMARY = "summary.csv"
 
 
-def cases_of(inputs: Sequence[Path], find: Callable[[Path], list[Case]] = find_cases) -> Iterator[Case]:
+def cases_of(
+    inputs: Sequence[Path], find: Callable[[Path], list[Case]] = find_cases
+) -> Iterator[Case]:
     """The cases of all inputs, with names that are unique among them.
 
     Args:

@@ -11,7 +11,9 @@ from tf_covid.scan.check import Checked
 from tf_covid.scan.reader import Reader
 
 
-def check_cases(cases: Sequence[Case], workers: int, first: Reader | None = None) -> Iterator[Checked]:
+def check_cases(
+    cases: Sequence[Case], workers: int, first: Reader | None = None
+) -> Iterator[Checked]:
     """What the gate says of each case, in order.
 
     Args:

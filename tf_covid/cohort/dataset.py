@@ -47,7 +47,8 @@ def batches(
 ) -> tf.data.Dataset:
     """Batches of records, in a given order, epoch after epoch; an epoch's last batch may be smaller.
 
-    An epoch depends on nothing before it, so that a run that goes on with it sees what it would have seen.
+    An epoch depends on nothing before it, so that a run that goes on with it sees what it would
+    have seen.
 
     Args:
         paths: A TFRecord each.
@@ -57,12 +58,13 @@ def batches(
         batch: Records a batch, or slices where `slices` is given.
         seed: With epoch and place, what each element's changes are drawn from.
         first_epoch: Number of the first of `order`.
-        slices: Draw so many slices from each record instead of all of it, and mix those of several records; −1 takes
-            all of them, in order.
+        slices: Draw so many slices from each record instead of all of it, and mix those of several
+            records; −1 takes all of them, in order.
 
     Returns:
-        ({`hu` int16 (N, D, H, W), `lungs` and `lesions` uint8 (N, bytes) packed bits, `seed` int32 (N, 2)}, targets);
-        for slices (N, H, W), with `slice` int32 (N,), their number. Lesions that nobody drew are all 0.
+        ({`hu` int16 (N, D, H, W), `lungs` and `lesions` uint8 (N, bytes) packed bits, `seed` int32
+        (N, 2)}, targets); for slices (N, H, W), with `slice` int32 (N,), their number. Lesions that
+        nobody drew are all 0.
     """
     order = np.asarray(order, np.int64)
     epochs, visits_each = order.shape
@@ -79,12 +81,18 @@ def batches(
 
     def epoch(numbers: Any, places: Any) -> tf.data.Dataset:
         found = tf.data.Dataset.from_tensor_slices((numbers, places)).interleave(
-            read, cycle_length=READERS, block_length=1, num_parallel_calls=READERS, deterministic=True
+            read,
+            cycle_length=READERS,
+            block_length=1,
+            num_parallel_calls=READERS,
+            deterministic=True,
         )
         if slices:
             found = found.flat_map(lambda inputs, target: _slices(inputs, target, grid, slices))
         if slices > 0:
-            found = found.shuffle(_MIXED * slices, seed=seed + places[0], reshuffle_each_iteration=False)
+            found = found.shuffle(
+                _MIXED * slices, seed=seed + places[0], reshuffle_each_iteration=False
+            )
         return found.batch(batch)
 
     options = tf.data.Options()
@@ -108,11 +116,15 @@ def _parsed(text: Any, grid: tuple[int, int, int]) -> dict[str, Any]:
     return {
         "hu": tf.reshape(tf.io.decode_raw(parts["hu"], tf.int16), grid),
         "lungs": tf.ensure_shape(tf.io.decode_raw(parts["lungs"], tf.uint8), [size]),
-        "lesions": tf.ensure_shape(tf.cond(tf.size(lesions) > 0, lambda: lesions, lambda: nobody), [size]),
+        "lesions": tf.ensure_shape(
+            tf.cond(tf.size(lesions) > 0, lambda: lesions, lambda: nobody), [size]
+        ),
     }
 
 
-def _slices(inputs: dict[str, Any], target: dict[str, Any], grid: tuple[int, int, int], count: int) -> tf.data.Dataset:
+def _slices(
+    inputs: dict[str, Any], target: dict[str, Any], grid: tuple[int, int, int], count: int
+) -> tf.data.Dataset:
     """Slices of one record, each with a seed of its own. Rows of a mask are whole bytes: see `plane_bytes`."""
     seed = inputs["seed"]
     chosen = tf.range(grid[0])

@@ -16,7 +16,9 @@ from tf_covid.weights import Preprocessing
 def unpacked(bits: Any, shape: tuple[int, ...]) -> Any:
     """Packed bits uint8 (N, bytes) → float32 (N, *shape) of 0 and 1."""
     shifts = tf.constant([7, 6, 5, 4, 3, 2, 1, 0], tf.uint8)
-    spread = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits[..., tf.newaxis], shifts), tf.constant(1, tf.uint8))
+    spread = tf.bitwise.bitwise_and(
+        tf.bitwise.right_shift(bits[..., tf.newaxis], shifts), tf.constant(1, tf.uint8)
+    )
     cells = 1
     for side in shape:
         cells *= side
@@ -102,24 +104,36 @@ class Feed(keras.layers.Layer):
         """Rotate, scale, shift and mirror in the plane: HU and masks alike."""
         how, (frames, rows, columns), count = self.augmentation, self.clip, tf.shape(parts[0])[0]
         matrices = affine_matrices(
-            draws, count, degrees=how.degrees, scale=(1 - how.scale, 1 / (1 - how.scale)), shift=how.shift, side=rows,
-            width=columns, uneven=how.scale / 2,
-        )  # fmt: skip
-        # Air has to come in from outside: HU + 1024 is 0 there. Frames as channels: one warp for all.
+            draws,
+            count,
+            degrees=how.degrees,
+            scale=(1 - how.scale, 1 / (1 - how.scale)),
+            shift=how.shift,
+            side=rows,
+            width=columns,
+            uneven=how.scale / 2,
+        )
+        # Air has to come in from outside: HU + 1024 is 0 there. Frames as channels: one warp for
+        # all.
         planes = tf.transpose(tf.concat([parts[0] + 1024.0, *parts[1:]], axis=1), [0, 2, 3, 1])
         planes = flip(warp(planes, matrices, 0.0), 2, draws.chance(count, how.flip))
         hu, lungs, lesions = tf.split(tf.transpose(planes, [0, 3, 1, 2]), 3, axis=1)
-        return [tf.ensure_shape(part, [None, frames, rows, columns]) for part in (hu - 1024.0, lungs, lesions)]
+        return [
+            tf.ensure_shape(part, [None, frames, rows, columns])
+            for part in (hu - 1024.0, lungs, lesions)
+        ]
 
 
 class ClipTrainingInput(Feed):
     """Records of the cache → clips, as the stratifier makes them of a scan; changed at random in training.
 
-    Input: see `Feed.spread`. Output: clips (N, T, h, w, channels), and the share of disease within their lungs,
-    float32 (N, T, h, w).
+    Input: see `Feed.spread`. Output: clips (N, T, h, w, channels), and the share of disease within
+    their lungs, float32 (N, T, h, w).
     """
 
-    def call(self, hu: Any, lungs: Any, lesions: Any, seed: Any, training: bool = False) -> tuple[Any, Any]:
+    def call(
+        self, hu: Any, lungs: Any, lesions: Any, seed: Any, training: bool = False
+    ) -> tuple[Any, Any]:
         """Records → clips and their lesions."""
         hu, lungs, lesions = self.spread(hu, lungs, lesions, seed, training)
         return self.finish(hu, lungs), lesions * tf.cast(lungs >= 0.5, tf.float32)
@@ -134,19 +148,27 @@ class SliceTrainingInput(Feed):
         masked: Set everything outside the lungs to 0, as in a clip; a lung model sees all.
         **kwargs: See `Feed`; no slice takes its neighbour's place.
 
-    Input: `hu` (N, H, W), and see `Feed.spread`. Output: slices (N, h, w, channels), and the masks of lungs and of
-    disease within them, float32 (N, h, w, 2) of 0 and 1.
+    Input: `hu` (N, H, W), and see `Feed.spread`. Output: slices (N, h, w, channels), and the masks
+    of lungs and of disease within them, float32 (N, h, w, 2) of 0 and 1.
     """
 
     def __init__(
-        self, grid: tuple[int, int], size: tuple[int, int], *, masked: bool, augmentation: Augmentation, **kwargs: Any
+        self,
+        grid: tuple[int, int],
+        size: tuple[int, int],
+        *,
+        masked: bool,
+        augmentation: Augmentation,
+        **kwargs: Any,
     ) -> None:
         still = augmentation.model_copy(update={"slice_drop": 0.0})
         # A slice is a clip of one frame.
         super().__init__((1, *grid), (1, *size), augmentation=still, **kwargs)
         self.masks_lungs = masked
 
-    def call(self, hu: Any, lungs: Any, lesions: Any, seed: Any, training: bool = False) -> tuple[Any, Any]:
+    def call(
+        self, hu: Any, lungs: Any, lesions: Any, seed: Any, training: bool = False
+    ) -> tuple[Any, Any]:
         """Records → slices and masks."""
         hu, lungs, lesions = self.spread(hu[:, tf.newaxis], lungs, lesions, seed, training)
         pictures = self.finish(hu, lungs if self.masks_lungs else tf.ones_like(lungs))[:, 0]

@@ -21,11 +21,13 @@ class Folds(BaseModel):
     """In which fold each case is tested; it is trained on in all others. Written to `folds.json`, to be used again.
 
     Args:
-        kind: "stratified": by class, grouped by patient; "site": one site a fold, left out of its training.
+        kind: "stratified": by class, grouped by patient; "site": one site a fold, left out of its
+            training.
         seed: Of the stratified folds.
         names: What each fold is called: its number, or the site.
         test: Case → number of its fold, 0 ….
-        near_equal: A case of each patient, for patients whose ids are near-equal (`P01` and `p1`) and who share a fold
+        near_equal: A case of each patient, for patients whose ids are near-equal (`P01` and `p1`)
+            and who share a fold
             for that: perhaps one person.
     """
 
@@ -58,8 +60,8 @@ def make_folds(
         by_site: Leave one site out in each fold; `count` is the number of sites then.
 
     Raises:
-        CohortError: If a class has fewer patients than folds, a row has no site, a patient was at two sites, or a class
-            is at one site only.
+        CohortError: If a class has fewer patients than folds, a row has no site, a patient was at
+            two sites, or a class is at one site only.
     """
     cases = [row.case for row in rows]
     near = near_cases(rows)
@@ -109,18 +111,32 @@ def near_cases(rows: Sequence[Row]) -> tuple[tuple[str, ...], ...]:
 
 def _sites(rows: Sequence[Row]) -> dict[str, str]:
     if nameless := [row.case for row in rows if not row.site]:
-        raise CohortError(f"leave-one-site-out needs the site of every case; without one: {_listed(nameless)}")
+        raise CohortError(
+            f"leave-one-site-out needs the site of every case; without one: {_listed(nameless)}"
+        )
     where: dict[str, set[str]] = defaultdict(set)
     groups = near_groups(row.patient for row in rows)
     for row in rows:
         where[groups[row.patient]].add(str(row.site))
     if moved := [patient for patient, sites in where.items() if len(sites) > 1]:
-        near = [cases for cases in near_cases(rows) if len({row.site for row in rows if row.case in cases}) > 1]
-        hint = f"; ids are near-equal in {' and '.join(near[0])}: if they are two persons, rename one" if near else ""
-        raise CohortError(f"a patient of two sites would be on both sides of a fold: {len(moved)} of them{hint}")
+        near = [
+            cases
+            for cases in near_cases(rows)
+            if len({row.site for row in rows if row.case in cases}) > 1
+        ]
+        hint = (
+            f"; ids are near-equal in {' and '.join(near[0])}: if they are two persons, rename one"
+            if near
+            else ""
+        )
+        raise CohortError(
+            f"a patient of two sites would be on both sides of a fold: {len(moved)} of them{hint}"
+        )
     sites = {row.case: str(row.site) for row in rows}
     if len(set(sites.values())) < 2:
-        raise CohortError(f"leave-one-site-out needs two sites at least; all cases are from {rows[0].site!r}")
+        raise CohortError(
+            f"leave-one-site-out needs two sites at least; all cases are from {rows[0].site!r}"
+        )
     return sites
 
 
@@ -129,7 +145,11 @@ def _enough(classes: Sequence[int], patients: Sequence[str], count: int) -> None
     of_class: dict[int, set[str]] = defaultdict(set)
     for label, patient in zip(classes, patients, strict=True):
         of_class[label].add(patient)
-    few = [f"class {label} has {len(who)}" for label, who in sorted(of_class.items()) if len(who) < count]
+    few = [
+        f"class {label} has {len(who)}"
+        for label, who in sorted(of_class.items())
+        if len(who) < count
+    ]
     if few:
         raise CohortError(f"{count} folds need {count} patients of each class; {', '.join(few)}")
 
@@ -144,19 +164,21 @@ def check_folds(folds: Folds, rows: Sequence[Row]) -> None:
     if folds.test.keys() != cases:
         missing, unknown = sorted(cases - folds.test.keys()), sorted(folds.test.keys() - cases)
         raise CohortError(
-            f"the folds are of another cohort: {len(missing)} case(s) without a fold ({_listed(missing)}), "
-            f"{len(unknown)} unknown ({_listed(unknown)})"
+            f"the folds are of another cohort: {len(missing)} case(s) without a fold"
+            f" ({_listed(missing)}), {len(unknown)} unknown ({_listed(unknown)})"
         )
     if len(folds.names) < 2 or set(folds.test.values()) != set(range(len(folds.names))):
-        raise CohortError(f"each of two or more folds needs a case; these are {len(folds.names)}, or one is empty")
+        raise CohortError(
+            f"each of two or more folds needs a case; these are {len(folds.names)}, or one is empty"
+        )
     audit({row.case: {"patient": row.patient} for row in rows}, folds)
 
 
 def check_classes(folds: Folds, labels: Mapping[str, int]) -> None:
     """That each network is taught every class of the cohort.
 
-    A class that is not on the test side is no error: a site may have no severe case. The study's metrics are those of
-    all folds together, where it is.
+    A class that is not on the test side is no error: a site may have no severe case. The study's
+    metrics are those of all folds together, where it is.
 
     Args:
         folds: The folds; cases that only they or only the labels know do not count.
@@ -171,7 +193,9 @@ def check_classes(folds: Folds, labels: Mapping[str, int]) -> None:
             where[labels[case]].add(fold)
     # A class that is tested in one fold only has nobody in the training of that one.
     if alone := [(min(found), label) for label, found in sorted(where.items()) if len(found) == 1]:
-        facts = "; ".join(f"fold {folds.names[fold]} cannot learn class {label}" for fold, label in alone)
+        facts = "; ".join(
+            f"fold {folds.names[fold]} cannot learn class {label}" for fold, label in alone
+        )
         raise CohortError(f"{facts}: all its cases are tested in that fold; choose other folds")
 
 
@@ -179,8 +203,8 @@ def audit(marks: Mapping[str, Mapping[str, str]], folds: Folds) -> None:
     """Refuse to train where something of a case is on both sides of a fold.
 
     Args:
-        marks: Case → what must not be on both sides, by kind: "patient" (near-equal is the same), "study", "pixels"
-            (hashes will do).
+        marks: Case → what must not be on both sides, by kind: "patient" (near-equal is the same),
+            "study", "pixels" (hashes will do).
         folds: The folds.
 
     Raises:
@@ -201,7 +225,10 @@ def audit(marks: Mapping[str, Mapping[str, str]], folds: Folds) -> None:
     if leaks:
         facts = "; ".join(f"the {kind} in {' and '.join(cases)}" for kind, cases in leaks[:20])
         more = f"; {len(leaks) - 20} more" if len(leaks) > 20 else ""
-        raise CohortError(f"leakage: cases of different folds share what would be trained and tested on: {facts}{more}")
+        raise CohortError(
+            "leakage: cases of different folds share what would be trained and tested on:"
+            f" {facts}{more}"
+        )
 
 
 def held_out(
@@ -236,9 +263,12 @@ def held_out(
     for number in sorted({labels[case] for case in cases}):
         who = sorted({patient[case] for case in cases if labels[case] == number})
         if chosen.issuperset(who):
-            # Of this class there are only earlier scans of patients who got worse: one of them has to teach it.
+            # Of this class there are only earlier scans of patients who got worse: one of them has
+            # to teach it.
             chosen.discard(who[0])
-    return [case for case in cases if patient[case] not in chosen], [case for case in cases if patient[case] in chosen]
+    return [case for case in cases if patient[case] not in chosen], [
+        case for case in cases if patient[case] in chosen
+    ]
 
 
 def write_folds(folds: Folds, path: Path) -> None:
@@ -263,4 +293,8 @@ def read_folds(path: Path) -> Folds:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"
+    return (
+        ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        if names
+        else "none"
+    )

@@ -18,15 +18,18 @@ _RUNS = re.compile(r"\d+|[^\W\d_]+")
 def near_key(text: str) -> str:
     """A text that near-equal ids have in common.
 
-    Case, accents, composed and decomposed letters, wide letters, digits of any script, letters that look alike, what
-    is no letter and no digit, zeros in front of a number and ".0" behind one make no difference. The order of letters
+    Case, accents, composed and decomposed letters, wide letters, digits of any script, letters that
+    look alike, what is no letter and no digit, zeros in front of a number and ".0" behind one make
+    no difference. The order of letters
     and digits does, and where a number ends: 12-3 is not 1-23.
 
     Args:
         text: An id.
     """
     letters = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
-    letters = "".join(_plain(letter) for letter in letters if unicodedata.category(letter) not in ("Mn", "Cf"))
+    letters = "".join(
+        _plain(letter) for letter in letters if unicodedata.category(letter) not in ("Mn", "Cf")
+    )
     letters = letters.translate(_LOOKALIKES).strip()
     if _NUMBER.fullmatch(letters):
         letters = f"{Decimal(letters.replace(',', '.')).normalize():f}"

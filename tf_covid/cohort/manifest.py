@@ -15,10 +15,22 @@ from tf_covid import severity
 from tf_covid.cohort.table import decimal_number, read_table, whole_number
 from tf_covid.errors import ManifestError, OutputError
 
-#: Columns that mean something to us, in the order in which we write them; others are kept as they are.
+#: Columns that mean something to us, in the order in which we write them; others are kept as they
+#: are.
 COLUMNS = (
-    "case", "patient", "path", "ct_score", "severity", "covid", "lobe_scores", "lungs", "lesions", "age", "sex", "site",
-)  # fmt: skip
+    "case",
+    "patient",
+    "path",
+    "ct_score",
+    "severity",
+    "covid",
+    "lobe_scores",
+    "lungs",
+    "lesions",
+    "age",
+    "sex",
+    "site",
+)
 
 _SCANS = (".dcm", ".nii", ".nii.gz", ".mha", ".nrrd", ".zip")
 
@@ -77,23 +89,34 @@ def read_manifest(path: Path) -> list[Row]:
         path: CSV as `table.read_table` takes it; paths in it are relative to its folder.
 
     Raises:
-        ManifestError: With a line for each wrong cell: a missing file, an impossible value, a case named twice,
-            scores that contradict each other; or with what is wrong with the file or its columns.
+        ManifestError: With a line for each wrong cell: a missing file, an impossible value, a case
+            named twice, scores that contradict each other; or with what is wrong with the file or
+            its columns.
     """
     rows: list[Row] = []
     seen: dict[str, int] = {}
     table, errors = read_table(path, ("case", "patient", "path"), COLUMNS)
     for number, cells in table:
-        files = {key: path.parent / cells[key] for key in ("path", "lungs", "lesions") if cells.get(key)}
-        errors += [f"row {number}, {key}: there is no such file" for key, file in files.items() if not _exists(file)]
+        files = {
+            key: path.parent / cells[key] for key in ("path", "lungs", "lesions") if cells.get(key)
+        }
+        errors += [
+            f"row {number}, {key}: there is no such file"
+            for key, file in files.items()
+            if not _exists(file)
+        ]
         case = cells["case"].lower()
         if case and case in seen:
-            errors.append(f"row {number}, case: {cells['case']!r} stands in row {seen[case]} already")
+            errors.append(
+                f"row {number}, case: {cells['case']!r} stands in row {seen[case]} already"
+            )
         seen.setdefault(case, number)
         try:
             row = Row.model_validate({key: value for key, value in cells.items() if value != ""})
         except ValidationError as error:
-            errors += [f"row {number}, {item['loc'][0]}: {_reason(item)}" for item in error.errors()]
+            errors += [
+                f"row {number}, {item['loc'][0]}: {_reason(item)}" for item in error.errors()
+            ]
             continue
         errors += [f"row {number}, {text}" for text in _contradictions(row)]
         rows.append(row.model_copy(update=files))
@@ -129,7 +152,8 @@ def strays(folder: Path, known: Sequence[str]) -> list[str]:
     return [
         f"{path.name}: is no folder of the data set, and holds scans"
         for path in others
-        if path.name[0] != "." and any(file.name.lower().endswith(_SCANS) for file in path.rglob("*"))
+        if path.name[0] != "."
+        and any(file.name.lower().endswith(_SCANS) for file in path.rglob("*"))
     ]
 
 

@@ -2,18 +2,22 @@
 
 The folder as it is distributed (`COVID19_1110/`):
 
-    studies/CT-0/study_0001.nii.gz …    CT-0 to CT-4, 1,110 studies; some copies are unpacked, `.nii`
-    masks/study_0255_mask.nii.gz …      50 studies of CT-1: ground glass and consolidation, 1 in the voxels
-    dataset_registry.xlsx, README_*     not read: the registry repeats what the folders say
+    studies/CT-0/study_0001.nii.gz …    CT-0 to CT-4, 1,110 studies; some copies are unpacked,
+    `.nii` masks/study_0255_mask.nii.gz …      50 studies of CT-1: ground glass and consolidation, 1
+    in the voxels dataset_registry.xlsx, README_*     not read: the registry repeats what the
+    folders say
 
-**CT-0 … CT-4 are not the severity classes 0 … 4 of this project.** They are classes of involved lung as a radiologist
-saw it: none, < 25 %, 25–50 %, 50–75 %, > 75 %. The severity of Francone et al. is a sum over five lobes, which a share
-of the whole lung does not give. So the class goes into a column of its own, `mosmed_class`, and `severity` and
-`ct_score` stay empty: nothing that trains on `severity` can take one for the other.
+**CT-0 … CT-4 are not the severity classes 0 … 4 of this project.** They are classes of involved
+lung as a radiologist
+saw it: none, < 25 %, 25–50 %, 50–75 %, > 75 %. The severity of Francone et al. is a sum over five
+lobes, which a share of the whole lung does not give. So the class goes into a column of its own,
+`mosmed_class`, and `severity` and `ct_score` stay empty: nothing that trains on `severity` can take
+one for the other.
 
-`covid` stays empty too, in CT-0 as in the others: the set tells what the images show ("not consistent with pneumonia,
-including COVID-19" for CT-0), and no test for the virus. It names no patients either: each study counts as a patient
-of its own. Most volumes hold every tenth slice only, 8 mm apart.
+`covid` stays empty too, in CT-0 as in the others: the set tells what the images show ("not
+consistent with pneumonia, including COVID-19" for CT-0), and no test for the virus. It names no
+patients either: each study counts as a patient of its own. Most volumes hold every tenth slice
+only, 8 mm apart.
 """
 
 from __future__ import annotations
@@ -37,20 +41,24 @@ def mosmed_rows(folder: Path) -> list[dict[str, Any]]:
         folder: The one that holds `studies/` and `masks/`.
 
     Returns:
-        Rows with `case`, `patient` (both the study's name), `path`, `lesions` for the studies with a mask,
-        `mosmed_class` (0–4) and `source`.
+        Rows with `case`, `patient` (both the study's name), `path`, `lesions` for the studies with
+        a mask, `mosmed_class` (0–4) and `source`.
 
     Raises:
-        ManifestError: If the folder is not laid out like that, or with a line for everything in it that is missing,
-            doubled, or neither a study nor a mask.
+        ManifestError: If the folder is not laid out like that, or with a line for everything in it
+            that is missing, doubled, or neither a study nor a mask.
     """
     studies, masks = folder / "studies", folder / "masks"
     missing = [f"studies/{name}" for name in CLASSES if not (studies / name).is_dir()]
     if len(missing) == len(CLASSES):
-        raise ManifestError(f"{folder.name}: not a MosMedData folder: it has no folder studies/CT-0 … studies/CT-4")
+        raise ManifestError(
+            f"{folder.name}: not a MosMedData folder: it has no folder studies/CT-0 … studies/CT-4"
+        )
     errors = [f"{name}: the folder is missing" for name in missing]
     errors += strays(folder, ("studies", "masks"))
-    errors += [f"studies/{name}" + ": holds scans of no class CT-0 … CT-4" for name in _others(studies)]
+    errors += [
+        f"studies/{name}" + ": holds scans of no class CT-0 … CT-4" for name in _others(studies)
+    ]
     found: dict[str, dict[str, Any]] = {}
     for number, name in enumerate(CLASSES):
         if (studies / name).is_dir():
@@ -60,8 +68,17 @@ def mosmed_rows(folder: Path) -> list[dict[str, Any]]:
                 errors.append(f"studies/{name}: the folder is empty")
             for case, file in files:
                 if case in found:
-                    errors.append(f"{case}: is there twice, in {_place(found[case]['path'])} and {_place(file)}")
-                row = {"case": case, "patient": case, "path": file, "mosmed_class": number, "source": "MosMedData"}
+                    errors.append(
+                        f"{case}: is there twice, in {_place(found[case]['path'])} and"
+                        f" {_place(file)}"
+                    )
+                row = {
+                    "case": case,
+                    "patient": case,
+                    "path": file,
+                    "mosmed_class": number,
+                    "source": "MosMedData",
+                }
                 found.setdefault(case, row)
     if masks.is_dir():
         files, wrong = _files(masks, _MASK, "a mask (study_0001_mask.nii.gz)")
@@ -70,7 +87,9 @@ def mosmed_rows(folder: Path) -> list[dict[str, Any]]:
             if case not in found:
                 errors.append(f"masks/{file.name}: there is no study {case}")
             elif "lesions" in found[case]:
-                errors.append(f"{case}: has two masks, {found[case]['lesions'].name} and {file.name}")
+                errors.append(
+                    f"{case}: has two masks, {found[case]['lesions'].name} and {file.name}"
+                )
             else:
                 found[case]["lesions"] = file
     refuse(folder.name, errors)
@@ -83,10 +102,14 @@ def _place(file: Path) -> str:
 
 def _others(studies: Path) -> list[str]:
     """What lies beside CT-0 … CT-4: a class of another release would be left out otherwise."""
-    return sorted(path.name for path in studies.iterdir() if path.name not in CLASSES and path.name[0] != ".")
+    return sorted(
+        path.name for path in studies.iterdir() if path.name not in CLASSES and path.name[0] != "."
+    )
 
 
-def _files(folder: Path, pattern: re.Pattern[str], what: str) -> tuple[list[tuple[str, Path]], list[str]]:
+def _files(
+    folder: Path, pattern: re.Pattern[str], what: str
+) -> tuple[list[tuple[str, Path]], list[str]]:
     """(case, file) of every file that fits, and a line for each that does not. Hidden ones are left alone."""
     files, wrong = [], []
     for path in sorted(folder.iterdir()):

@@ -15,7 +15,9 @@ from tf_covid.weights import Preprocessing
 Planes = dict[str, np.ndarray | None]
 
 
-def whole_slices(scan: Scan, lungs: np.ndarray, lesions: np.ndarray | None, grid: tuple[int, int, int]) -> Planes:
+def whole_slices(
+    scan: Scan, lungs: np.ndarray, lesions: np.ndarray | None, grid: tuple[int, int, int]
+) -> Planes:
     """Whole slices, evenly chosen, as `LungSegmenter` brings them onto its grid; a mask is where half a cell is."""
     from tf_covid.layers.resample import clipped_hu, full_axis_matrix, in_plane
 
@@ -43,7 +45,9 @@ class ClipPreprocessor:
         lungs: The lung model, by name or file.
     """
 
-    def __init__(self, grid: tuple[int, int, int], preprocessing: Preprocessing, lungs: str) -> None:
+    def __init__(
+        self, grid: tuple[int, int, int], preprocessing: Preprocessing, lungs: str
+    ) -> None:
         import keras
         import tensorflow as tf
 
@@ -54,10 +58,13 @@ class ClipPreprocessor:
         self.stratifier = Stratifier(nobody, load(lungs).network, preprocessing)
         volume = tf.TensorSpec([1, None, None, None], tf.int16)
         self.segment = tf.function(
-            self.stratifier.segment, input_signature=[volume, tf.TensorSpec([1], tf.int32)], jit_compile=False
+            self.stratifier.segment,
+            input_signature=[volume, tf.TensorSpec([1], tf.int32)],
+            jit_compile=False,
         )
         self.sample = tf.function(
-            self._sample, input_signature=[volume, volume, tf.TensorSpec([1, None, None, None], tf.float32)]
+            self._sample,
+            input_signature=[volume, volume, tf.TensorSpec([1, None, None, None], tf.float32)],
         )
 
     def _sample(self, hu: Any, lesions: Any, probability: Any) -> tuple[Any, ...]:

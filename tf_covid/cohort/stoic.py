@@ -2,12 +2,13 @@
 
 The public training set as it is distributed:
 
-    data/mha/<PatientID>.mha     2,000 scans, one a patient; age and sex stand in the header of the file
-    metadata/reference.csv       PatientID,probCOVID,probSevere: 0 or 1
+    data/mha/<PatientID>.mha     2,000 scans, one a patient; age and sex stand in the header of the
+    file metadata/reference.csv       PatientID,probCOVID,probSevere: 0 or 1
 
-`covid` is probCOVID, the result of RT-PCR. **probSevere is not the severity of this project**: it says who died or was
-intubated within a month. It goes into a column of its own, `stoic_severe`, and `severity` and `ct_score` stay empty.
-Ages come in steps of ten years (the set gives categories): `age` is the number in the header, which stands for one.
+`covid` is probCOVID, the result of RT-PCR. **probSevere is not the severity of this project**: it
+says who died or was intubated within a month. It goes into a column of its own, `stoic_severe`, and
+`severity` and `ct_score` stay empty. Ages come in steps of ten years (the set gives categories):
+`age` is the number in the header, which stands for one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from tf_covid.cohort.table import read_table
 from tf_covid.errors import ManifestError, ScanRefused
 
 _COLUMNS = ("PatientID", "probCOVID", "probSevere")
-_PATIENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,73}")  # "stoic-" before it is a safe case name of 80 letters
+_PATIENT = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,73}"
+)  # "stoic-" before it is a safe case name of 80 letters
 _HEADER_BYTES = 1 << 16
 _BITS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
 _UNITS = {"Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}
@@ -36,18 +39,22 @@ def stoic_rows(folder: Path) -> list[dict[str, Any]]:
         folder: The one that holds `data/` and `metadata/`.
 
     Returns:
-        Rows with `case` (`stoic-<PatientID>`), `patient`, `path`, `covid`, `age` and `sex` as far as the header holds
-        them, `stoic_severe` (0/1) and `source`. Further columns of `reference.csv` are kept as `stoic_<column>`.
+        Rows with `case` (`stoic-<PatientID>`), `patient`, `path`, `covid`, `age` and `sex` as far
+        as the header holds them, `stoic_severe` (0/1) and `source`. Further columns of
+        `reference.csv` are kept as `stoic_<column>`.
 
     Raises:
-        ManifestError: If the folder is not laid out like that, or with a line for each wrong cell of `reference.csv`,
-            row without a scan, scan without a row, and header that cannot be read.
+        ManifestError: If the folder is not laid out like that, or with a line for each wrong cell
+            of `reference.csv`, row without a scan, scan without a row, and header that cannot be
+            read.
     """
     scans, reference = folder / "data" / "mha", folder / "metadata" / "reference.csv"
     needed = {"data/mha": scans.is_dir(), _name(reference): reference.is_file()}
     lost = [name for name, there in needed.items() if not there]
     if lost:
-        raise ManifestError(f"{folder.name}: not a STOIC2021 folder: it has no {' and no '.join(lost)}")
+        raise ManifestError(
+            f"{folder.name}: not a STOIC2021 folder: it has no {' and no '.join(lost)}"
+        )
     table, wrong = read_table(reference, _COLUMNS)
     errors = [f"{_name(reference)}: {line}" for line in wrong]
     errors += strays(folder, ("data", "metadata")) + strays(folder / "data", ("mha",))
@@ -66,7 +73,9 @@ def stoic_rows(folder: Path) -> list[dict[str, Any]]:
             errors += unread
             rows.append(row | header)
     errors += [
-        f"data/mha/{path.name}: has no row in {_name(reference)}" for name, path in files.items() if name not in seen
+        f"data/mha/{path.name}: has no row in {_name(reference)}"
+        for name, path in files.items()
+        if name not in seen
     ]
     if not table:
         errors.append(f"{_name(reference)}: holds no row")
@@ -80,7 +89,11 @@ def _row(
     """What one row of `reference.csv` says, if it belongs to a scan, and "column: reason" for all that is wrong."""
     patient = cells["PatientID"]
     bits = {column: _BITS.get(cells[column]) for column in _COLUMNS[1:]}
-    errors = [f"{column}: {cells[column]!r} is neither 0 nor 1" for column, bit in bits.items() if bit is None]
+    errors = [
+        f"{column}: {cells[column]!r} is neither 0 nor 1"
+        for column, bit in bits.items()
+        if bit is None
+    ]
     if bits["probCOVID"] == 0 and bits["probSevere"] == 1:
         errors.append("probSevere: 1 does not go with probCOVID 0: it is an outcome of COVID-19")
     if not _PATIENT.fullmatch(patient):
@@ -91,8 +104,15 @@ def _row(
         errors.append(f"PatientID: there is no data/mha/{patient}.mha")
     else:
         row = {"case": f"stoic-{patient}", "patient": f"stoic-{patient}", "path": files[patient]}
-        row |= {"covid": bits["probCOVID"], "stoic_severe": bits["probSevere"], "source": "STOIC2021"}
-        return row | {f"stoic_{key}": value for key, value in cells.items() if key not in _COLUMNS}, errors
+        row |= {
+            "covid": bits["probCOVID"],
+            "stoic_severe": bits["probSevere"],
+            "source": "STOIC2021",
+        }
+        return (
+            row | {f"stoic_{key}": value for key, value in cells.items() if key not in _COLUMNS},
+            errors,
+        )
     return None, errors
 
 
@@ -125,7 +145,8 @@ def person(age: str, sex: str, where: str) -> tuple[dict[str, Any], list[str]]:
         where: What they were found in, for a message.
 
     Returns:
-        `{"age": years or None, "sex": text or None}`, and a line for each value that is neither empty nor possible.
+        `{"age": years or None, "sex": text or None}`, and a line for each value that is neither
+        empty nor possible.
     """
     errors = []
     years, text = None, sex.strip().upper()

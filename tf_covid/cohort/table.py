@@ -18,7 +18,8 @@ from tf_covid.errors import ManifestError
 #: More rows than any chest CT cohort has; a wrong file with this many is not read to its end.
 MOST_ROWS = 1_000_000
 
-#: What may stand between cells, the usual one first. Excel writes semicolons where the comma is the decimal sign.
+#: What may stand between cells, the usual one first. Excel writes semicolons where the comma is the
+#: decimal sign.
 _DELIMITERS = (",", ";", "\t", "|")
 _SEP = re.compile(r'"?sep=(.|\\t)"?[,;|\s]*', re.IGNORECASE)
 #: Excel's "Unicode text" begins with one of these.
@@ -27,7 +28,8 @@ _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _FAILED = re.compile(r"#(?:N/A|REF!|VALUE!|NAME\?|DIV/0!|NUM!|NULL!)", re.IGNORECASE)
 _WHOLE = re.compile(r"([+-]?[0-9]{1,15})(?:[.,]0*)?")
 _DECIMAL = re.compile(r"[+-]?[0-9]{1,15}(?:[.,][0-9]{0,15})?")
-#: A column is a misspelt one of ours from this likeness on (difflib's ratio), if its name has so many letters.
+#: A column is a misspelt one of ours from this likeness on (difflib's ratio), if its name has so
+#: many letters.
 _LIKENESS, _LETTERS = 0.8, 4
 
 _FLOAT = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]{1,4})?", re.IGNORECASE)
@@ -66,32 +68,36 @@ def written_float(value: Any) -> Any:
     """The text of a number as programs write it ("0.25", "1e-07"), unchanged; what is no text stays.
 
     Raises:
-        ValueError: If it is another text that Python's `float` would read: "1_0", digits of another script.
+        ValueError: If it is another text that Python's `float` would read: "1_0", digits of another
+            script.
     """
     if isinstance(value, str) and not _FLOAT.fullmatch(value.strip()):
         raise ValueError(f"{value[:40]!r} is no number")
     return value
 
 
-def read_table(path: Path, required: Sequence[str], known: Sequence[str] = ()) -> tuple[Table, list[str]]:
+def read_table(
+    path: Path, required: Sequence[str], known: Sequence[str] = ()
+) -> tuple[Table, list[str]]:
     """The rows of a table whose first row names its columns, and what is wrong with single rows.
 
-    Cells lie between commas, semicolons, tabs or bars, whichever gives the required columns, or what a first line
-    `sep=;` says. Rows without any value are left out.
+    Cells lie between commas, semicolons, tabs or bars, whichever gives the required columns, or
+    what a first line `sep=;` says. Rows without any value are left out.
 
     Args:
         path: CSV in UTF-8, or Excel's "Unicode text" in UTF-16.
         required: Columns that must be there.
-        known: All columns that mean something. A name that differs from one of these in case, spaces or dashes only is
-            that column; one that is nearly one of them is an error.
+        known: All columns that mean something. A name that differs from one of these in case,
+            spaces or dashes only is that column; one that is nearly one of them is an error.
 
     Returns:
-        (row number as a spreadsheet shows it, stripped cells by column) for every row that is not empty, and a line
-        for each value in a column without a name. Columns with neither name nor value, which spreadsheets add, are
-        left out.
+        (row number as a spreadsheet shows it, stripped cells by column) for every row that is not
+        empty, and a line for each value in a column without a name. Columns with neither name nor
+        value, which spreadsheets add, are left out.
 
     Raises:
-        ManifestError: If the file cannot be read as a table at all, or its columns are missing, doubled or misspelt.
+        ManifestError: If the file cannot be read as a table at all, or its columns are missing,
+            doubled or misspelt.
     """
     rows: Table = []
     errors: list[str] = []
@@ -102,14 +108,20 @@ def read_table(path: Path, required: Sequence[str], known: Sequence[str] = ()) -
             first, written = next(records, (1, []))
             names = _names(path, first, written, required, known)
             for number, values in records:
-                cells = [(name, value.strip()) for name, value in zip_longest(names, values, fillvalue="")]
+                cells = [
+                    (name, value.strip())
+                    for name, value in zip_longest(names, values, fillvalue="")
+                ]
                 for column, (name, value) in enumerate(cells, 1):
                     if value and not name:
                         errors.append(
-                            f"row {number}, column {column}: holds a value, and row {first} has no name for it"
+                            f"row {number}, column {column}: holds a value, and row {first} has no"
+                            " name for it"
                         )
                     elif value and _FAILED.fullmatch(value) and (name in known or name in required):
-                        errors.append(f"row {number}, {name}: {value} is a spreadsheet's error, no value")
+                        errors.append(
+                            f"row {number}, {name}: {value} is a spreadsheet's error, no value"
+                        )
                 rows.append((number, {name: value for name, value in cells if name}))
     except (OSError, UnicodeError, csv.Error) as error:
         raise ManifestError(f"{path.name}: cannot be read as a CSV in UTF-8 ({error})") from error
@@ -119,7 +131,9 @@ def read_table(path: Path, required: Sequence[str], known: Sequence[str] = ()) -
 def _encoding(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(1024)
-    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)) or (not head.startswith(_WIDE) and b"\0" in head):
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)) or (
+        not head.startswith(_WIDE) and b"\0" in head
+    ):
         raise ManifestError(f"{path.name}: is no text in UTF-8 or UTF-16; save it as “CSV UTF-8”")
     if head.startswith((b"PK\3\4", b"\xd0\xcf\x11\xe0")):
         raise ManifestError(f"{path.name}: is a workbook, not a CSV; save it as “CSV UTF-8”")
@@ -127,7 +141,9 @@ def _encoding(path: Path) -> str:
 
 
 @contextmanager
-def _records(path: Path, encoding: str, delimiter: str | None) -> Iterator[Iterator[tuple[int, list[str]]]]:
+def _records(
+    path: Path, encoding: str, delimiter: str | None
+) -> Iterator[Iterator[tuple[int, list[str]]]]:
     """The rows that hold a value, with their numbers; a line `sep=;` is no row, as in a spreadsheet."""
     with path.open(encoding=encoding, newline="") as file:
         said = _said(file)
@@ -161,7 +177,10 @@ def _delimiter(path: Path, encoding: str, required: Sequence[str], known: Sequen
         except csv.Error:
             continue
         plain = {_plain(name) for name in names}
-        shown = sum(_plain(name) in plain for name in dict.fromkeys([*required, *known])), len(names)
+        shown = (
+            sum(_plain(name) in plain for name in dict.fromkeys([*required, *known])),
+            len(names),
+        )
         if shown > most:
             best, most = delimiter, shown
     return best
@@ -171,7 +190,9 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name.casefold())
 
 
-def _names(path: Path, row: int, written: Sequence[str], required: Sequence[str], known: Sequence[str]) -> list[str]:
+def _names(
+    path: Path, row: int, written: Sequence[str], required: Sequence[str], known: Sequence[str]
+) -> list[str]:
     """The columns' names, ours as we write them.
 
     Raises:
@@ -197,5 +218,7 @@ def _names(path: Path, row: int, written: Sequence[str], required: Sequence[str]
         raise ManifestError(f"{path.name}: {text}")
     if known and near:
         facts = "; ".join(f"{theirs[:40]!r} is nearly {name}" for name, theirs in near.items())
-        raise ManifestError(f"{path.name}: row {row} has columns that look misspelt: {facts}; rename them")
+        raise ManifestError(
+            f"{path.name}: row {row} has columns that look misspelt: {facts}; rename them"
+        )
     return names

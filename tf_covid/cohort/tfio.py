@@ -1,15 +1,16 @@
 """DICOM decoded inside a `tf.data` graph, by tensorflow-io. An extra: `pip install -e '.[tfio]'`, TensorFlow 2.16.
 
-`tfio.image.decode_dicom_image` gives what DCMTK would put on a screen: scaled to an unsigned range that follows from
-the header, rounded where the rescale slope is a fraction, windowed or inverted where the header asks for it. HU cannot
-always be recovered from that. So it never sees the header: each file's pixel data, as they are, are put behind a header
-of ours that says only how the bits lie. Without rescale, window, padding and palette, DCMTK's answer is the stored
-value less the least one that the bits can hold; slope and intercept of the file's own header make it HU, in the graph.
+`tfio.image.decode_dicom_image` gives what DCMTK would put on a screen: scaled to an unsigned range
+that follows from the header, rounded where the rescale slope is a fraction, windowed or inverted
+where the header asks for it. HU cannot always be recovered from that. So it never sees the header:
+each file's pixel data, as they are, are put behind a header of ours that says only how the bits
+lie. Without rescale, window, padding and palette, DCMTK's answer is the stored value less the least
+one that the bits can hold; slope and intercept of the file's own header make it HU, in the graph.
 
-What the graph cannot check is checked before it is built: headers, order, gaps and the whole length of every file by
-the code that reads scans everywhere else, and the first slice of each way of storing that a series uses against that
-code's pixels. DCMTK fills up what it cannot decode and says nothing; a stream damaged in the middle of a later file is
-found by neither.
+What the graph cannot check is checked before it is built: headers, order, gaps and the whole length
+of every file by the code that reads scans everywhere else, and the first slice of each way of
+storing that a series uses against that code's pixels. DCMTK fills up what it cannot decode and says
+nothing; a stream damaged in the middle of a later file is found by neither.
 """
 
 from __future__ import annotations
@@ -42,16 +43,20 @@ from tf_covid.scan.grid import check_size, orient
 from tf_covid.scan.limits import DEFAULT
 from tf_covid.scan.source import FileSource, workers
 
-#: Lossless transfer syntaxes that DCMTK and we decode alike. Of lossy ones, two decoders may round later slices apart.
+#: Lossless transfer syntaxes that DCMTK and we decode alike. Of lossy ones, two decoders may round
+#: later slices apart.
 SYNTAXES = frozenset(
     {
-        IMPLICIT, EXPLICIT, BIG_ENDIAN,
+        IMPLICIT,
+        EXPLICIT,
+        BIG_ENDIAN,
         "1.2.840.10008.1.2.5",  # RLE
-        "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70",  # JPEG lossless
+        "1.2.840.10008.1.2.4.57",
+        "1.2.840.10008.1.2.4.70",  # JPEG lossless
         "1.2.840.10008.1.2.4.80",  # JPEG-LS lossless
         "1.2.840.10008.1.2.4.90",  # JPEG 2000 lossless
     }
-)  # fmt: skip
+)
 _NATIVE = (IMPLICIT, EXPLICIT, BIG_ENDIAN)
 #: tensorflow-io 0.37.1, the last one, loads beside this TensorFlow only.
 _TENSORFLOW = "2.16."
@@ -93,26 +98,31 @@ class Series:
     flipped: tuple[bool, bool, bool]
 
 
-def dicom_dataset(series: Iterable[SeriesPath], *, parallel_slices: int | None = None) -> tf.data.Dataset:
+def dicom_dataset(
+    series: Iterable[SeriesPath], *, parallel_slices: int | None = None
+) -> tf.data.Dataset:
     """Volumes of DICOM series, decoded in the graph.
 
-    Headers are read, and the first slice is compared, before this returns: a refusal names its series then and not in
-    the middle of an epoch. Pixel data are read each time that the dataset is.
+    Headers are read, and the first slice is compared, before this returns: a refusal names its
+    series then and not in the middle of an epoch. Pixel data are read each time that the dataset
+    is.
 
     Args:
         series: A folder with one series each, or the files of one.
         parallel_slices: Slices decoded at a time; one for each core, at most 8, where None.
 
     Returns:
-        Of int16 tensors (D, H, W): HU in canonical order, bit-equal to `tf_covid.read(folder).hu`; one a series, in
-        the order given. Iterating raises `tf.errors.InvalidArgumentError` for a slice that DCMTK cannot read, or that
-        has another length or shape than when its header was read.
+        Of int16 tensors (D, H, W): HU in canonical order, bit-equal to `tf_covid.read(folder).hu`;
+        one a series, in the order given. Iterating raises `tf.errors.InvalidArgumentError` for a
+        slice that DCMTK cannot read, or that has another length or shape than when its header was
+        read.
 
     Raises:
         ExtraMissing: Without tensorflow-io, or with a TensorFlow that it does not load beside.
-        ScanRefused: As `tf_covid.read`, with its codes; `tfio_unsupported` for what only `tf_covid.read` reads (gaps,
-            doubled slices, lossy or deflated files, several frames a file, padding that reads as tissue);
-            `tfio_differs` if the first slice is not what our reader makes of it.
+        ScanRefused: As `tf_covid.read`, with its codes; `tfio_unsupported` for what only
+            `tf_covid.read` reads (gaps, doubled slices, lossy or deflated files, several frames a
+            file, padding that reads as tissue); `tfio_differs` if the first slice is not what our
+            reader makes of it.
     """
     _decoder()
     return _dataset([_prepare(one) for one in series], parallel_slices or workers())
@@ -125,13 +135,16 @@ def read_series_tfio(path: SeriesPath) -> np.ndarray:
         path: A folder with one series, or its files.
 
     Raises:
-        ExtraMissing, ScanRefused: See `dicom_dataset`; also `undecodable` for a slice that DCMTK cannot read, and what
-            `tf_covid.read` says of values that are no HU of a body.
+        ExtraMissing, ScanRefused: See `dicom_dataset`; also `undecodable` for a slice that DCMTK
+            cannot read, and what `tf_covid.read` says of values that are no HU of a body.
     """
     try:
         hu: np.ndarray = next(iter(dicom_dataset([path]))).numpy()
     except tf.errors.InvalidArgumentError:  # its text names the file
-        message = "tensorflow-io cannot decode a slice of the series, or a file changed while it was read."
+        message = (
+            "tensorflow-io cannot decode a slice of the series, or a file changed while it was"
+            " read."
+        )
         raise refusal("undecodable", message) from None
     quality_flags = checks.gate(hu)
     if any(flag.level == "error" for flag in quality_flags):
@@ -141,10 +154,14 @@ def read_series_tfio(path: SeriesPath) -> np.ndarray:
 
 def _decoder() -> Any:
     """`tfio.image.decode_dicom_image`, where it works."""
-    way = "pip install -e '.[tfio]' in the checkout, into a virtual environment of its own, or read with tf_covid.read"
+    way = (
+        "pip install -e '.[tfio]' in the checkout, into a virtual environment of its own, or read"
+        " with tf_covid.read"
+    )
     if not tf.__version__.startswith(_TENSORFLOW):
         raise ExtraMissing(
-            f"tensorflow-io loads beside TensorFlow {_TENSORFLOW}x only, and this is {tf.__version__}: {way}"
+            f"tensorflow-io loads beside TensorFlow {_TENSORFLOW}x only, and this is"
+            f" {tf.__version__}: {way}"
         )
     try:
         return importlib.import_module("tensorflow_io").image.decode_dicom_image
@@ -161,13 +178,28 @@ def _prepare(path: SeriesPath) -> Series:
     for count, what in (
         (len(stack.missing), "slice(s) are missing"),
         (sum(len(slot) > 1 for slot in stack.slots), "position(s) hold more than one slice"),
-        (sum(len(place.instance.frames) > 1 for place in best.places), "slice(s) share a file with others"),
-        (sum(place.instance.transfer_syntax not in SYNTAXES for place in best.places), "file(s) are lossy or deflated"),
-        (sum(place.instance.bits_allocated not in (8, 16) for place in best.places), "file(s) have 32 bits a pixel"),
-        (sum(_padding_is_tissue(place) for place in best.places), "file(s) have padding that reads as tissue"),
+        (
+            sum(len(place.instance.frames) > 1 for place in best.places),
+            "slice(s) share a file with others",
+        ),
+        (
+            sum(place.instance.transfer_syntax not in SYNTAXES for place in best.places),
+            "file(s) are lossy or deflated",
+        ),
+        (
+            sum(place.instance.bits_allocated not in (8, 16) for place in best.places),
+            "file(s) have 32 bits a pixel",
+        ),
+        (
+            sum(_padding_is_tissue(place) for place in best.places),
+            "file(s) have padding that reads as tissue",
+        ),
     ):
         if count:
-            message = f"{count} {what}; tensorflow-io is not given such series: read them with tf_covid.read."
+            message = (
+                f"{count} {what}; tensorflow-io is not given such series: read them with"
+                " tf_covid.read."
+            )
             raise refusal("tfio_unsupported", message, count)
     places = [slot[0] for slot in stack.slots]
     first = places[0].instance
@@ -183,7 +215,9 @@ def _prepare(path: SeriesPath) -> Series:
         heads=tuple(_head(place.instance) for place in places),
         sizes=tuple(sources[place.instance.name].size for place in places),
         offsets=tuple(place.instance.pixel_offset for place in places),
-        lows=tuple(-(2.0 ** (p.instance.bits_stored - 1)) if p.instance.signed else 0.0 for p in places),
+        lows=tuple(
+            -(2.0 ** (p.instance.bits_stored - 1)) if p.instance.signed else 0.0 for p in places
+        ),
         slopes=tuple(place.frame.slope for place in places),
         intercepts=tuple(place.frame.intercept for place in places),
         matrix=(first.rows, first.columns),
@@ -202,20 +236,31 @@ def _instances(path: SeriesPath) -> tuple[tuple[Instance, ...], dict[str, Path]]
         if errors:
             raise ScanRefused(errors)
         if len(cases) > 1:
-            raise refusal("several_cases", f"The input holds {len(cases)} cases; give the folder of one.", len(cases))
+            raise refusal(
+                "several_cases",
+                f"The input holds {len(cases)} cases; give the folder of one.",
+                len(cases),
+            )
         (case,) = cases
         if not case.instances or (case.members and not case.path.is_dir()):
-            message = "tensorflow-io reads DICOM files in a folder; read volume files and archives with tf_covid.read."
+            message = (
+                "tensorflow-io reads DICOM files in a folder; read volume files and archives with"
+                " tf_covid.read."
+            )
             raise refusal("tfio_unsupported", message)
         folder = case.path if case.path.is_dir() else case.path.parent
         return case.instances, {one.name: folder / one.name for one in case.instances}
     found: dict[str, Path] = {}
     instances = []
     for number, file in enumerate(map(Path, path)):
-        source = FileSource(file, f"{number}/{file.name}", file.stat().st_size)  # names of two folders may be the same
+        source = FileSource(
+            file, f"{number}/{file.name}", file.stat().st_size
+        )  # names of two folders may be the same
         instance = read_header(source)
         if instance is None:
-            raise refusal("no_scan", f"File {number + 1} of the series is no DICOM image.", number + 1)
+            raise refusal(
+                "no_scan", f"File {number + 1} of the series is no DICOM image.", number + 1
+            )
         instances.append(instance)
         found[instance.name] = file
     if not instances:
@@ -226,7 +271,9 @@ def _instances(path: SeriesPath) -> tuple[tuple[Instance, ...], dict[str, Path]]
 def _padding_is_tissue(place: Place) -> bool:
     if place.instance.padding is None:
         return False
-    return place.instance.padding[0] * place.frame.slope + place.frame.intercept >= _PADDING_AS_AIR_HU
+    return (
+        place.instance.padding[0] * place.frame.slope + place.frame.intercept >= _PADDING_AS_AIR_HU
+    )
 
 
 def _is_whole(instance: Instance, source: FileSource) -> bool:
@@ -238,7 +285,9 @@ def _is_whole(instance: Instance, source: FileSource) -> bool:
         if len(head) < 8 or struct.unpack(order + "HH", head[:4]) != (0x7FE0, 0x0010):
             return False
         if instance.transfer_syntax in _NATIVE:
-            needed = instance.rows * instance.columns * instance.samples * instance.bits_allocated // 8
+            needed = (
+                instance.rows * instance.columns * instance.samples * instance.bits_allocated // 8
+            )
             return source.size - stream.tell() >= needed
         while len(item := stream.read(8)) == 8:
             tag, length = struct.unpack("<4sI", item)
@@ -281,13 +330,17 @@ def _check_first(series: Series, places: Sequence[Place], sources: dict[str, Fil
         try:
             theirs = table.slice_hu(tf.constant(number, tf.int64)).numpy()
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, NotImplementedError):
-            message = "tensorflow-io cannot decode the first slice of the series; read it with tf_covid.read."
+            message = (
+                "tensorflow-io cannot decode the first slice of the series; read it with"
+                " tf_covid.read."
+            )
             raise refusal("undecodable", message, one.transfer_syntax) from None
         apart = np.abs(ours.astype(np.int32) - theirs)
         if apart.any():
             message = (
-                f"tensorflow-io reads slice {number + 1} otherwise than our reader: {np.count_nonzero(apart)} of "
-                f"{apart.size} pixels differ, by up to {apart.max()} HU; read the series with tf_covid.read."
+                f"tensorflow-io reads slice {number + 1} otherwise than our reader:"
+                f" {np.count_nonzero(apart)} of {apart.size} pixels differ, by up to {apart.max()}"
+                " HU; read the series with tf_covid.read."
             )
             raise refusal("tfio_differs", message, int(apart.max()))
 
@@ -301,7 +354,9 @@ class _Table:
 
     def __init__(self, all_series: Sequence[Series]) -> None:
         def flat(name: str, dtype: tf.DType) -> tf.Tensor:
-            return tf.constant([value for series in all_series for value in getattr(series, name)], dtype)
+            return tf.constant(
+                [value for series in all_series for value in getattr(series, name)], dtype
+            )
 
         self.files, self.heads = flat("files", tf.string), flat("heads", tf.string)
         self.sizes, self.offsets = flat("sizes", tf.int64), flat("offsets", tf.int64)
@@ -316,14 +371,23 @@ class _Table:
         data = tf.io.read_file(self.files[number])
         size = tf.strings.length(data)
         offset = tf.cast(self.offsets[number], tf.int32)
-        changed = tf.debugging.assert_equal(tf.cast(size, tf.int64), self.sizes[number], "the file changed")
+        changed = tf.debugging.assert_equal(
+            tf.cast(size, tf.int64), self.sizes[number], "the file changed"
+        )
         with tf.control_dependencies([changed]):
-            data = tf.strings.join([self.heads[number], tf.strings.substr(data, offset, size - offset)])
-        shown = self.decode(data, color_dim=True, on_error="strict", scale="preserve", dtype=tf.uint32)
+            data = tf.strings.join(
+                [self.heads[number], tf.strings.substr(data, offset, size - offset)]
+            )
+        shown = self.decode(
+            data, color_dim=True, on_error="strict", scale="preserve", dtype=tf.uint32
+        )
         matrix = self.matrices[number]
         shape = tf.concat([[1], matrix, [1]], 0)
-        with tf.control_dependencies([tf.debugging.assert_equal(tf.shape(shown), shape, "another shape")]):
-            # Doubles hold all products of whole numbers that can occur, and round the others as our reader does.
+        with tf.control_dependencies(
+            [tf.debugging.assert_equal(tf.shape(shown), shape, "another shape")]
+        ):
+            # Doubles hold all products of whole numbers that can occur, and round the others as our
+            # reader does.
             stored = tf.cast(tf.reshape(shown, matrix), tf.float64) + self.lows[number]
         hu = tf.math.rint(stored * self.slopes[number] + self.intercepts[number])
         return tf.cast(tf.clip_by_value(hu, _INT16.min, _INT16.max), tf.int16)
@@ -336,7 +400,8 @@ def _dataset(all_series: Sequence[Series], parallel_slices: int) -> tf.data.Data
     table = _Table(all_series)
     counts = [len(series.files) for series in all_series]
     starts = tf.constant(np.cumsum([0, *counts]), tf.int64)
-    # From the stored (columns, rows, slices) back to (D, H, W): the inverse of `SourceGrid.from_canonical`.
+    # From the stored (columns, rows, slices) back to (D, H, W): the inverse of
+    # `SourceGrid.from_canonical`.
     orders = tf.constant(np.array([np.argsort(series.axes) for series in all_series]), tf.int32)
     flips = tf.constant([series.flipped for series in all_series], tf.bool)
 
@@ -347,7 +412,9 @@ def _dataset(all_series: Sequence[Series], parallel_slices: int) -> tf.data.Data
     def volume(number: tf.Tensor) -> tf.data.Dataset:
         slices = tf.data.Dataset.range(starts[number], starts[number + 1])
         slices = slices.map(table.slice_hu, num_parallel_calls=parallel_slices, deterministic=True)
-        return slices.batch(starts[number + 1] - starts[number]).map(lambda stack: canonical(stack, number))
+        return slices.batch(starts[number + 1] - starts[number]).map(
+            lambda stack: canonical(stack, number)
+        )
 
     volumes = tf.data.Dataset.range(len(all_series)).flat_map(volume)
     return volumes.apply(tf.data.experimental.assert_cardinality(len(all_series)))

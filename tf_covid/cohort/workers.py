@@ -42,15 +42,16 @@ def results(work: Callable[[Item], Found], items: Sequence[Item], workers: int) 
                 pool.shutdown(wait=True, cancel_futures=True)
     except BrokenProcessPool as error:
         raise CohortError(
-            "a process that reads scans was killed, most likely for want of memory; what it made is kept: "
-            "use fewer workers and start again"
+            "a process that reads scans was killed, most likely for want of memory; what it made is"
+            " kept: use fewer workers and start again"
         ) from error
 
 
 def end_with_parent() -> None:
     """Let this process end as soon as the one that started it is gone, even by SIGKILL.
 
-    A worker of a pool waits for work at a pipe that it holds open itself, so that nothing else would wake it.
+    A worker of a pool waits for work at a pipe that it holds open itself, so that nothing else
+    would wake it.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -58,7 +59,8 @@ def end_with_parent() -> None:
 
 
 def _outlive(parent: Any) -> None:
-    # Waits at a pipe that the parent alone holds open: the system closes it, whatever the parent died of.
+    # Waits at a pipe that the parent alone holds open: the system closes it, whatever the parent
+    # died of.
     parent.join()
     os._exit(1)
 

@@ -71,7 +71,11 @@ def render(report: Report) -> str:
     marks = {True: "ok  ", False: "FAIL", None: "    "}
     lines = []
     for section in report.sections:
-        lines += [section.title, *(f"  {marks[row.ok]} {row.name:{width}}  {row.value}" for row in section.rows), ""]
+        lines += [
+            section.title,
+            *(f"  {marks[row.ok]} {row.name:{width}}  {row.value}" for row in section.rows),
+            "",
+        ]
     lines.append("All is there." if report.ok else "Missing or broken:")
     lines += [f"  {complaint}" for complaint in report.complaints]
     return "\n".join(line.rstrip() for line in lines) + "\n"
@@ -99,7 +103,11 @@ def _requirements(extra: str = "") -> list[Requirement]:
     default = [requirement for requirement in needed if applies(requirement, "")]
     if not extra:
         return default
-    return [requirement for requirement in needed if applies(requirement, extra) and requirement not in default]
+    return [
+        requirement
+        for requirement in needed
+        if applies(requirement, extra) and requirement not in default
+    ]
 
 
 def _installed(requirement: Requirement) -> tuple[str, bool]:
@@ -125,7 +133,11 @@ def _extras() -> Iterator[Row]:
     except importlib.metadata.PackageNotFoundError:
         return
     for extra in sorted(extras):
-        missing = [requirement.name for requirement in _requirements(extra) if not _installed(requirement)[1]]
+        missing = [
+            requirement.name
+            for requirement in _requirements(extra)
+            if not _installed(requirement)[1]
+        ]
         yield Row(extra, f"not installed: {', '.join(missing)}" if missing else "installed")
 
 
@@ -144,7 +156,11 @@ def _tensorflow() -> Iterator[Row]:
         return
     backend = keras.backend.backend()
     fits = backend == "tensorflow"
-    yield Row("Keras backend", backend if fits else f"{backend}, but KERAS_BACKEND=tensorflow is needed", fits)
+    yield Row(
+        "Keras backend",
+        backend if fits else f"{backend}, but KERAS_BACKEND=tensorflow is needed",
+        fits,
+    )
     devices = tensorflow.config.list_logical_devices()
     yield Row("devices", ", ".join(device.name.removeprefix("/device:") for device in devices))
     threading = tensorflow.config.threading
@@ -195,10 +211,19 @@ def _loaded(name: str, digests: dict[str, str]) -> Row:
         return Row(name, _first_line(error), ok=False)
     behind = model.contract.lungs_sha256
     if behind is not None and behind not in digests.values():
-        return Row(name, f"was trained behind a lung model that is not shipped (sha256 {behind})", ok=False)
+        return Row(
+            name, f"was trained behind a lung model that is not shipped (sha256 {behind})", ok=False
+        )
     count = model.network.count_params()
-    return Row(name, f"{model.contract.task}, {count / 1e6:.2f} M weights, sha256 {digests[name][:12]}…", ok=True)
+    return Row(
+        name,
+        f"{model.contract.task}, {count / 1e6:.2f} M weights, sha256 {digests[name][:12]}…",
+        ok=True,
+    )
 
 
 def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    return (
+        f"{type(error).__name__}:"
+        f" {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    )

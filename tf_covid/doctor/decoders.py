@@ -17,9 +17,19 @@ from pydicom.uid import CTImageStorage, generate_uid
 
 from tf_covid.scan.dicom import header, pixels
 
-#: What a codec or the reader raises where it does not work; imagecodecs' own errors are RuntimeErrors.
+#: What a codec or the reader raises where it does not work; imagecodecs' own errors are
+#: RuntimeErrors.
 ERRORS = (
-    *(RuntimeError, ValueError, TypeError, AttributeError, ImportError, LookupError, OSError, struct.error),
+    *(
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        OSError,
+        struct.error,
+    ),
     *(header.Damaged, pixels.Truncated, pixels.Undecodable),
 )
 
@@ -30,7 +40,8 @@ class Syntax:
 
     Args:
         name, uid: What it is.
-        encode: Makes the pixel data of one unsigned frame: the bytes themselves, or one code stream.
+        encode: Makes the pixel data of one unsigned frame: the bytes themselves, or one code
+            stream.
         bits: Stored bits of the frame.
         error: Largest difference of a stored value that its losses explain.
     """
@@ -69,7 +80,9 @@ def _rle(frame: np.ndarray) -> bytes:
     rows, columns = frame.shape
     described = {"rows": rows, "columns": columns, "samples_per_pixel": 1, "number_of_frames": 1}
     stored = {"bits_allocated": 16, "bits_stored": 12, "pixel_representation": 0}
-    return RLELosslessEncoder.encode(_raw(frame), photometric_interpretation="MONOCHROME2", **described, **stored)
+    return RLELosslessEncoder.encode(
+        _raw(frame), photometric_interpretation="MONOCHROME2", **described, **stored
+    )
 
 
 def _codec(name: str, **options: Any) -> Callable[[np.ndarray], bytes]:
@@ -86,11 +99,23 @@ SYNTAXES = (
     Syntax("RLE", f"{_ROOT}.5", _rle),
     Syntax("JPEG baseline", f"{_JPEG}.50", _codec("jpeg8", level=95), bits=8, error=6),
     Syntax("JPEG extended", f"{_JPEG}.51", _codec("jpeg8", level=95, bitspersample=12), error=24),
-    Syntax("JPEG lossless", f"{_JPEG}.57", _codec("jpeg8", lossless=True, predictor=6, bitspersample=12)),
-    Syntax("JPEG lossless SV1", f"{_JPEG}.70", _codec("jpeg8", lossless=True, predictor=1, bitspersample=12)),
+    Syntax(
+        "JPEG lossless",
+        f"{_JPEG}.57",
+        _codec("jpeg8", lossless=True, predictor=6, bitspersample=12),
+    ),
+    Syntax(
+        "JPEG lossless SV1",
+        f"{_JPEG}.70",
+        _codec("jpeg8", lossless=True, predictor=1, bitspersample=12),
+    ),
     Syntax("JPEG-LS", f"{_JPEG}.80", _codec("jpegls")),
     Syntax("JPEG-LS near-lossless", f"{_JPEG}.81", _codec("jpegls", level=2), error=2),
-    Syntax("JPEG 2000 lossless", f"{_JPEG}.90", _codec("jpeg2k", codecformat="j2k", level=0, reversible=True)),
+    Syntax(
+        "JPEG 2000 lossless",
+        f"{_JPEG}.90",
+        _codec("jpeg2k", codecformat="j2k", level=0, reversible=True),
+    ),
     Syntax("JPEG 2000", f"{_JPEG}.91", _codec("jpeg2k", codecformat="j2k", level=90), error=16),
     Syntax("HTJ2K lossless", f"{_JPEG}.201", _codec("htj2k")),
 )
@@ -111,7 +136,9 @@ def _broken(syntax: Syntax) -> str:
     ramp = np.arange(16) * (2**syntax.bits // 32)
     expected = np.add.outer(ramp, ramp)
     try:
-        source = _InMemory(_dicom_file(syntax, expected.astype(np.uint8 if syntax.bits == 8 else np.uint16)))
+        source = _InMemory(
+            _dicom_file(syntax, expected.astype(np.uint8 if syntax.bits == 8 else np.uint16))
+        )
         instance = header.read_header(source)
         if instance is None:
             return "not seen as an image"
@@ -131,12 +158,18 @@ def _dicom_file(syntax: Syntax, frame: np.ndarray) -> bytes:
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
     dataset.file_meta, dataset.Modality = meta, "CT"
     dataset.Rows, dataset.Columns = frame.shape
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PixelRepresentation = 1, "MONOCHROME2", 0
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PixelRepresentation = (
+        1,
+        "MONOCHROME2",
+        0,
+    )
     dataset.BitsAllocated, dataset.BitsStored = 8 * frame.itemsize, syntax.bits
     dataset.HighBit = syntax.bits - 1
     data = syntax.encode(frame)
     compressed = meta.TransferSyntaxUID.is_encapsulated
-    dataset.add_new("PixelData", "OB" if compressed else "OW", encapsulate([data]) if compressed else data)
+    dataset.add_new(
+        "PixelData", "OB" if compressed else "OW", encapsulate([data]) if compressed else data
+    )
     dataset["PixelData"].is_undefined_length = compressed
     buffer = io.BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)

@@ -22,18 +22,25 @@ from tf_covid.weights.contract import check_trained
 
 
 def evaluate(
-    sources: Sequence[str | Path], manifest: Path, out: Path, *, max_skipped: int = 0, workers: int = 1,
-    say: Callable[[str], None], progress: cache.Progress | None = None,
-) -> Path:  # fmt: skip
+    sources: Sequence[str | Path],
+    manifest: Path,
+    out: Path,
+    *,
+    max_skipped: int = 0,
+    workers: int = 1,
+    say: Callable[[str], None],
+    progress: cache.Progress | None = None,
+) -> Path:
     """Measure frozen models; several of severity or covid answer with the mean of their probabilities.
 
-    Cases that a model was trained on are answered as well, and the study says how many they are; and where a file does
-    not say what it was trained on, the study says that.
+    Cases that a model was trained on are answered as well, and the study says how many they are;
+    and where a file does not say what it was trained on, the study says that.
 
     Args:
         sources: Shipped names or `.keras` files, of one task.
         manifest: The cohort, with what is true of it.
-        out: Folder of `study.json`, `study.html`, `predictions.csv` and the cache, which a killed call goes on with.
+        out: Folder of `study.json`, `study.html`, `predictions.csv` and the cache, which a killed
+            call goes on with.
         max_skipped: How many scans may be unusable.
         workers: Processes that read scans.
         say: Hears of each step, in a line.
@@ -48,7 +55,10 @@ def evaluate(
         OutputError: If something cannot be written.
     """
     if (out / "run.json").exists():
-        raise OutputError(f"{out}: holds a run of tfcovid fit, whose study would be written over; choose another --out")
+        raise OutputError(
+            f"{out}: holds a run of tfcovid fit, whose study would be written over; choose another"
+            " --out"
+        )
     models = _models(sources)
     task = models[0].contract.task
     rows = read_manifest(manifest)
@@ -63,7 +73,12 @@ def evaluate(
     skipped: dict[str, str] = {}
     for model in models:
         filled = cache.fill(
-            rows, out / "cache", _wanted(model, rows), workers=workers, max_skipped=max_skipped, progress=progress
+            rows,
+            out / "cache",
+            _wanted(model, rows),
+            workers=workers,
+            max_skipped=max_skipped,
+            progress=progress,
         )
         skipped |= filled.skipped
         members.append(_answers(model, rows, labels, filled.entries))
@@ -76,10 +91,15 @@ def evaluate(
     for sentence in seen_sentences(known):
         say(f"warning: {sentence}")
     study = build_study(
-        found, model=" + ".join(model.name for model in models), init="frozen",
-        config={"models": [model.sha256 for model in models], "skipped": skipped}, seconds=None, versions=versions(),
-        note=" ".join(dict.fromkeys(model.contract.note for model in models)), seen_in_training=known,
-    )  # fmt: skip
+        found,
+        model=" + ".join(model.name for model in models),
+        init="frozen",
+        config={"models": [model.sha256 for model in models], "skipped": skipped},
+        seconds=None,
+        versions=versions(),
+        note=" ".join(dict.fromkeys(model.contract.note for model in models)),
+        seen_in_training=known,
+    )
     write_predictions(found, out / "predictions.csv")
     write_study(study, found, {}, out)
     return out / "study.html"
@@ -91,13 +111,18 @@ def _models(sources: Sequence[str | Path]) -> list[LoadedModel]:
         check_trained(model.name, model.contract)
     tasks = sorted({model.contract.task for model in models})
     if len(tasks) > 1 or tasks[0] not in MODELS:
-        raise ModelError(f"models of one task, {', '.join(MODELS)}, are needed, not {', '.join(tasks)}")
+        raise ModelError(
+            f"models of one task, {', '.join(MODELS)}, are needed, not {', '.join(tasks)}"
+        )
     if tasks[0] in ("severity", "covid"):
         LocalModels(sources)  # that they go together, and with our lung model
     elif tasks[0] == "slices" and models[0].contract.lungs_sha256 not in (None, load(LUNGS).sha256):
         raise ModelError(f"{models[0].name} was trained behind another lung model than {LUNGS}")
     if tasks[0] in ("slices", "lungs") and len(models) > 1:
-        raise ModelError(f"several models of the task {tasks[0]} do not answer together; evaluate them one by one")
+        raise ModelError(
+            f"several models of the task {tasks[0]} do not answer together; evaluate them one"
+            " by one"
+        )
     return models
 
 
@@ -105,16 +130,25 @@ def _wanted(model: LoadedModel, rows: Sequence[Row]) -> cache.CacheSpec:
     """Records on the network's own grid: the clip is the one that `infer` makes."""
     contract = model.contract
     shape = model.network.input_shape
-    grid = shape[1:4] if contract.task in ("severity", "covid") else (cache.LARGEST_GRID[0], *shape[1:3])
+    grid = (
+        shape[1:4]
+        if contract.task in ("severity", "covid")
+        else (cache.LARGEST_GRID[0], *shape[1:3])
+    )
     d, h, w = grid
     planes = contract.task == "lungs"
     lesions = all(row.lesions for row in rows) if planes else contract.task == "slices"
     sha256 = quarantine.sha256(catalog.find(LUNGS))
-    return cache.CacheSpec("planes" if planes else "clips", (d, h, w), contract.preprocessing, LUNGS, sha256, lesions)
+    return cache.CacheSpec(
+        "planes" if planes else "clips", (d, h, w), contract.preprocessing, LUNGS, sha256, lesions
+    )
 
 
 def _answers(
-    model: LoadedModel, rows: Sequence[Row], labels: Mapping[str, int], entries: Mapping[str, cache.CacheRecord]
+    model: LoadedModel,
+    rows: Sequence[Row],
+    labels: Mapping[str, int],
+    entries: Mapping[str, cache.CacheRecord],
 ) -> AnyPredictions:
     used = [row for row in rows if row.case in entries]
     if not used:
@@ -124,8 +158,14 @@ def _answers(
     clip = shape[1:4] if len(shape) == 5 else (1, *shape[1:3])
     settings = Settings(clip=clip)
     lesson = lesson_for(
-        model.contract.task, model.contract.model, used, labels, settings, model.contract.preprocessing, shape[-1],
+        model.contract.task,
+        model.contract.model,
+        used,
+        labels,
+        settings,
+        model.contract.preprocessing,
+        shape[-1],
         wanted.grid,
-    )  # fmt: skip
+    )
     answers = lesson.answers(model.network, [entries[row.case] for row in used])
     return as_predictions(model.contract.task, used, labels, answers, 0)

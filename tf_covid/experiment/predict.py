@@ -8,12 +8,21 @@ from typing import Any
 import numpy as np
 
 from tf_covid.cohort.manifest import Row
-from tf_covid.study.predictions import AnyPredictions, LungPredictions, Predictions, SlicePredictions
+from tf_covid.study.predictions import (
+    AnyPredictions,
+    LungPredictions,
+    Predictions,
+    SlicePredictions,
+)
 from tf_covid.training.tasks import score_of
 
 
 def as_predictions(
-    task: str, rows: Sequence[Row], labels: Mapping[str, int], answers: Mapping[str, np.ndarray], fold: int
+    task: str,
+    rows: Sequence[Row],
+    labels: Mapping[str, int],
+    answers: Mapping[str, np.ndarray],
+    fold: int,
 ) -> AnyPredictions:
     """Answers of `Lesson.answers` with what is known of their cases.
 
@@ -28,10 +37,15 @@ def as_predictions(
     if task == "slices":
         owner = answers["record"].astype(int)
         return SlicePredictions(
-            cases=tuple(cases[number] for number in owner), patients=tuple(patients[number] for number in owner),
-            folds=np.full(len(owner), fold), slices=answers["slice"], truth=answers["truth"],
-            probability=answers["probability"], share=answers["share"], predicted_share=answers["predicted_share"],
-        )  # fmt: skip
+            cases=tuple(cases[number] for number in owner),
+            patients=tuple(patients[number] for number in owner),
+            folds=np.full(len(owner), fold),
+            slices=answers["slice"],
+            truth=answers["truth"],
+            probability=answers["probability"],
+            share=answers["share"],
+            predicted_share=answers["predicted_share"],
+        )
     known: dict[str, Any] = {
         "cases": cases,
         "patients": patients,
@@ -44,6 +58,10 @@ def as_predictions(
         return LungPredictions(dice=answers["dice"], **known)
     kind: Any = task
     return Predictions(
-        task=kind, truth=np.array([labels[case] for case in cases]), probabilities=answers["probabilities"],
-        ct_score=np.array([score_of(row) for row in rows]), predicted_score=answers["ct_score"], **known,
-    )  # fmt: skip
+        task=kind,
+        truth=np.array([labels[case] for case in cases]),
+        probabilities=answers["probabilities"],
+        ct_score=np.array([score_of(row) for row in rows]),
+        predicted_score=answers["ct_score"],
+        **known,
+    )

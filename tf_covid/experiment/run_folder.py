@@ -41,7 +41,8 @@ class FitRequest:
         max_skipped: How many scans may be unusable.
         mirrored: Train on all devices.
         note: What the model files say of their training data.
-        patient_fingerprints: Whether they keep salted fingerprints of the patients' ids beside those of the scans.
+        patient_fingerprints: Whether they keep salted fingerprints of the patients' ids beside
+            those of the scans.
     """
 
     manifest: Path
@@ -67,7 +68,13 @@ class FitRequest:
             "task": self.task,
             "model": self.model,
             "init": quarantine.sha256(catalog.find(self.init)) if self.init else "scratch",
-            "folds": quarantine.sha256(self.folds_file) if self.folds_file else "site" if self.by_site else self.folds,
+            "folds": (
+                quarantine.sha256(self.folds_file)
+                if self.folds_file
+                else "site"
+                if self.by_site
+                else self.folds
+            ),
             "lungs_sha256": quarantine.sha256(catalog.find(self.lungs)),
             "mirrored": self.mirrored,
             "settings": self.settings.model_dump(mode="json"),
@@ -115,17 +122,25 @@ def exclusive_run_folder(
 
 
 def _same_question(
-    wish: FitRequest, question: dict[str, Any], there: Sequence[Path], *, workers: int, goes_on: bool,
+    wish: FitRequest,
+    question: dict[str, Any],
+    there: Sequence[Path],
+    *,
+    workers: int,
+    goes_on: bool,
     say: Callable[[str], None],
-) -> None:  # fmt: skip
+) -> None:
     known, here = wish.out / "run.json", resume.environment()
     if not there:
-        # A record is the same whoever made it, so that a run may go on with another number of workers.
+        # A record is the same whoever made it, so that a run may go on with another number of
+        # workers.
         facts = {"question": question, "environment": here, "workers": workers}
         write_text(json.dumps(facts, indent=1), known)
         return
     if not goes_on:
-        raise OutputError(f"{wish.out} is not empty: --resume goes on with a run of the same settings")
+        raise OutputError(
+            f"{wish.out} is not empty: --resume goes on with a run of the same settings"
+        )
     try:
         before = json.loads(known.read_text("utf-8"))
         asked, where = before["question"], before["environment"]
@@ -134,6 +149,11 @@ def _same_question(
     question = json.loads(json.dumps(question))
     if asked != question:
         other = sorted(key for key in {*asked, *question} if asked.get(key) != question.get(key))
-        raise TrainingError(f"{wish.out}: the run there differs in {', '.join(other)}; choose another --out")
+        raise TrainingError(
+            f"{wish.out}: the run there differs in {', '.join(other)}; choose another --out"
+        )
     if other := resume.differences(where, here):
-        say(f"warning: the run began with other {', '.join(other)}: its weights will not be the same bit for bit")
+        say(
+            f"warning: the run began with other {', '.join(other)}: its weights will not be the"
+            " same bit for bit"
+        )

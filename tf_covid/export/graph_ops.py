@@ -8,7 +8,8 @@ from typing import Any
 
 from tf_covid.errors import ServingError
 
-#: Run Python, read or write files, or call other machines, wherever they stand in a file. `Experimental` may precede.
+#: Run Python, read or write files, or call other machines, wherever they stand in a file.
+#: `Experimental` may precede.
 _NEVER = re.compile(
     r"""(Experimental)?(
       (Eager)?PyFunc(Stateless)? | ReadFile | WriteFile | MatchingFiles(Dataset)?
@@ -31,8 +32,8 @@ _SAVERS_OWN = re.compile(r"__inference__?traced_(save|restore)_\d+")
 def check(meta_graph: Any) -> None:
     """Refuse a graph that may touch files, run Python or call other machines.
 
-    The saver's own Save and Restore operations are allowed where TensorFlow puts them: in functions of their own,
-    which neither a signature nor any function that can be called by name leads to.
+    The saver's own Save and Restore operations are allowed where TensorFlow puts them: in functions
+    of their own, which neither a signature nor any function that can be called by name leads to.
 
     Args:
         meta_graph: `MetaGraphDef` of a SavedModel.
@@ -43,12 +44,16 @@ def check(meta_graph: Any) -> None:
     graph = meta_graph.graph_def
     functions = {function.signature.name: function.node_def for function in graph.library.function}
     savers = {name for name in functions if _SAVERS_OWN.fullmatch(name)}
-    savers -= set(meta_graph.object_graph_def.concrete_functions) | _reached_by_signatures(meta_graph, functions)
+    savers -= set(meta_graph.object_graph_def.concrete_functions) | _reached_by_signatures(
+        meta_graph, functions
+    )
     bad = set(_denied(graph.node, saver=False))
     for name, nodes in functions.items():
         bad.update(_denied(nodes, saver=name in savers))
     if bad:
-        raise ServingError(f"its graph holds operations that are not served: {', '.join(sorted(bad)[:10])}")
+        raise ServingError(
+            f"its graph holds operations that are not served: {', '.join(sorted(bad)[:10])}"
+        )
 
 
 def _denied(nodes: Iterable[Any], *, saver: bool) -> Iterator[str]:
@@ -72,7 +77,11 @@ def _called(node: Any) -> Iterator[str]:
 def _reached_by_signatures(meta_graph: Any, functions: dict[str, Any]) -> set[str]:
     """Names of the functions that a call of any signature may run."""
     nodes = {node.name: node for node in meta_graph.graph_def.node}
-    tensors = [info.name for signature in meta_graph.signature_def.values() for info in signature.outputs.values()]
+    tensors = [
+        info.name
+        for signature in meta_graph.signature_def.values()
+        for info in signature.outputs.values()
+    ]
     waiting, seen, reached = [_node_of(name) for name in tensors], set[str](), set[str]()
     called: list[str] = []
     while waiting:

@@ -36,7 +36,8 @@ max_enqueued_batches { value: 8 }
 #: Names that a URL and a server's folder can hold.
 SERVABLE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,150}")
 
-#: Files of ours in an export, under `assets.extra`, which the format keeps for what is not part of the graph.
+#: Files of ours in an export, under `assets.extra`, which the format keeps for what is not part of
+#: the graph.
 EXTRA = "assets.extra"
 
 
@@ -69,13 +70,18 @@ def export(source: str | Path, out: Path, version: int | None = None) -> Exporte
     warmup.require()
     out = out.absolute()
     if not SERVABLE.fullmatch(out.name):
-        raise OutputError(f"{out}: a server has no model of this name; letters, digits, - and _ will do")
+        raise OutputError(
+            f"{out}: a server has no model of this name; letters, digits, - and _ will do"
+        )
     clip_out = out.with_name(out.name + CLIP_SUFFIX)
     number = version or 1 + max([0, *versions_in(out), *versions_in(clip_out)])
     places = Exported(out / str(number), clip_out / str(number))
     for place in (places.road, places.clip):
         if place.exists():
-            raise OutputError(f"{place}: this version is there already; a server may be using it. Take another number")
+            raise OutputError(
+                f"{place}: this version is there already; a server may be using it. Take another"
+                " number"
+            )
     models = LocalModels([source])
     road = ServingModule(models)
     extra = _papers(models, road)
@@ -83,7 +89,14 @@ def export(source: str | Path, out: Path, version: int | None = None) -> Exporte
     chest = warmup.requests(signatures, tuple(road.clip_signature().inputs[0].shape[1:]))
     clip = {"serving_default": road.clip_signature()}
     with _made(places.clip) as part, _made(places.road) as whole:
-        write(part, road.clip_weights, clip, extra, {"serving_default": chest["classify_clip"]}, places.clip)
+        write(
+            part,
+            road.clip_weights,
+            clip,
+            extra,
+            {"serving_default": chest["classify_clip"]},
+            places.clip,
+        )
         (part / BATCHING).write_text(_BATCHING, encoding="utf-8")
         write(whole, road.weights, signatures, extra, chest, places.road)
     return places
@@ -110,7 +123,9 @@ def versions_in(folder: Path) -> Iterable[int]:
     if not folder.is_dir():
         return []
     return [
-        int(path.name) for path in folder.iterdir() if path.name.isascii() and path.name.isdecimal() and path.is_dir()
+        int(path.name)
+        for path in folder.iterdir()
+        if path.name.isascii() and path.name.isdecimal() and path.is_dir()
     ]
 
 
@@ -136,8 +151,10 @@ def write(
     module = tf.Module()
     module.weights = weights
     functions = {
-        name: tf.function(one.function, autograph=False).get_concrete_function(
-            **{str(spec.name): spec for spec in one.inputs}
+        name: (
+            tf.function(one.function, autograph=False).get_concrete_function(
+                **{str(spec.name): spec for spec in one.inputs}
+            )
         )
         for name, one in signatures.items()
     }
@@ -152,18 +169,28 @@ def write(
 def _papers(models: LocalModels, road: ServingModule) -> dict[str, str]:
     """Model card, input contract and labels."""
     model = models.members[0].model
-    labels = model.contract.classes or (severity.LABELS if models.task == "severity" else ("negative", "positive"))
+    labels = model.contract.classes or (
+        severity.LABELS if models.task == "severity" else ("negative", "positive")
+    )
     card = json.loads(road.card)
     contract = {
         "inputs": {
-            "hu": "int16 (N, D, H, W) Hounsfield units; D from head to feet, H from anterior to posterior, W from the "
-            "patient's right to left; D, H and W are free, shorter scans are padded at the end",
+            "hu": (
+                "int16 (N, D, H, W) Hounsfield units; D from head to feet, H from anterior to"
+                " posterior, W from the patient's right to left; D, H and W are free, shorter scans"
+                " are padded at the end"
+            ),
             "depth": "int32 (N), true slices of each scan",
             "hu_bytes": "string (N), the same as little-endian int16 in C order",
             "shape": "int32 (N, 3), slices, height and width of hu_bytes",
-            "clip": f"float32 (N, {', '.join(map(str, card['clip']))}), windowed, masked and scaled",
+            "clip": (
+                f"float32 (N, {', '.join(map(str, card['clip']))}), windowed, masked and scaled"
+            ),
         },
-        "refuse": f"slices_kept below {LEAST_SLICES}: too little lung for an answer; at 0 all answers are NaN",
+        "refuse": (
+            f"slices_kept below {LEAST_SLICES}: too little lung for an answer; at 0 all answers"
+            " are NaN"
+        ),
         "preprocessing": card["preprocessing"],
     }
     return {

@@ -1,6 +1,7 @@
 """The road as functions for a SavedModel: int16 HU in, answers out, in ops of a stock TF Serving.
 
-Every function takes and gives tensors with names, and answers each scan of a batch as if it had come alone.
+Every function takes and gives tensors with names, and answers each scan of a batch as if it had
+come alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from tf_covid.attention.grid import centre_weights
 from tf_covid.local import LUNGS, EnsembleMember, LocalModels
 from tf_covid.pipeline import versions
 
-#: Most slices of a request, padding included, most pixels along a side of one, and most clips. A request of some bytes
+#: Most slices of a request, padding included, most pixels along a side of one, and most clips. A
+#: request of some bytes
 #: must not be able to ask for hours: 4,000 slices of 512×512 are what a message of gRPC holds.
 MOST_SLICES, MOST_PIXELS, MOST_CLIPS = 4096, 4096, 64
 
@@ -45,17 +47,22 @@ class ServingModule:
     Args:
         models: One network behind its lung model.
 
-    N is the number of scans, D the slices of the longest, (h, w) the grid of the U-Net, (D', H', W') the clip, (d, f,
-    g) the grid of the explained layer. Where no slice is kept, `slices_kept` is 0 and every answer is NaN.
+    N is the number of scans, D the slices of the longest, (h, w) the grid of the U-Net, (D', H',
+    W') the clip, (d, f, g) the grid of the explained layer. Where no slice is kept, `slices_kept`
+    is 0 and every answer is NaN.
     """
 
     def __init__(self, models: LocalModels) -> None:
         member: EnsembleMember = models.members[0]
         self._member, self._stratifier = member, member.stratifier
         network = member.model.network
-        #: Plain TensorFlow variables: what a SavedModel of the clip network, and of the whole road, must hold.
+        #: Plain TensorFlow variables: what a SavedModel of the clip network, and of the whole road,
+        #: must hold.
         self.clip_weights = [variable.value for variable in network.variables]
-        self.weights = [*self.clip_weights, *(variable.value for variable in models.lungs.network.variables)]
+        self.weights = [
+            *self.clip_weights,
+            *(variable.value for variable in models.lungs.network.variables),
+        ]
         self._clip = tuple(network.input_shape[1:4])
         self._finds_disease = models.finds_disease
         cells = member.split.backbone.output_shape[1:4]
@@ -75,20 +82,23 @@ class ServingModule:
             depth: int32 (N,), true slices of each scan; later ones are padding.
 
         Returns:
-            `probabilities` and `logits` float32 (N, classes), `ct_score` float32 (N,) where the network has one,
-            `slices_kept` int32 (N,).
+            `probabilities` and `logits` float32 (N, classes), `ct_score` float32 (N,) where the
+            network has one, `slices_kept` int32 (N,).
         """
         prepared = self._prepared(hu, self._segment(hu, depth)["lungs"])
-        return self._answers(self._member.model.network(prepared["clip"], training=False), prepared["keep"])
+        return self._answers(
+            self._member.model.network(prepared["clip"], training=False), prepared["keep"]
+        )
 
     def explain(self, hu: Any, depth: Any) -> dict[str, Any]:
         """`explain`: the same, with the attention map and what brings it back onto the scan.
 
         Returns:
-            What `answer` gives; `attention` float32 (N, D', H', W') ≥ 0 on the clip, 0 outside the lungs;
-            `attention_cells` (N, d, f, g), the map as the layer has it; `attention_axes` (N, 3, 2), step and first
-            centre of its cells in clip voxels, for D, H, W; `keep` bool (N, D), the slices of the scan that lie one
-            behind the other in the clip; `box` (N, 4), top, bottom, left, right of the clip as shares of the image.
+            What `answer` gives; `attention` float32 (N, D', H', W') ≥ 0 on the clip, 0 outside the
+            lungs; `attention_cells` (N, d, f, g), the map as the layer has it; `attention_axes` (N,
+            3, 2), step and first centre of its cells in clip voxels, for D, H, W; `keep` bool (N,
+            D), the slices of the scan that lie one behind the other in the clip; `box` (N, 4), top,
+            bottom, left, right of the clip as shares of the image.
         """
         found = self._segment(hu, depth)
         return self._explained(hu, found["lungs"])
@@ -97,8 +107,8 @@ class ServingModule:
         """`segment`: the lungs on the grid of the U-Net.
 
         Returns:
-            `mask` uint8 (N, D, h, w), 1 in the lungs; `lungs` float32 of the same shape, their probability; `disease`,
-            that of diseased lung, where the U-Net finds it.
+            `mask` uint8 (N, D, h, w), 1 in the lungs; `lungs` float32 of the same shape, their
+            probability; `disease`, that of diseased lung, where the U-Net finds it.
         """
         found = self._segment(hu, depth)
         return {"mask": tf.cast(found["lungs"] > 0.5, tf.uint8), **found}
@@ -108,7 +118,8 @@ class ServingModule:
 
         Args:
             hu_bytes: string (N,), little-endian int16 HU of each scan, C order.
-            shape: int32 (N, 3), its slices, height and width; all scans of a request have the same plane.
+            shape: int32 (N, 3), its slices, height and width; all scans of a request have the same
+                plane.
         """
         return self.answer(*_from_bytes(hu_bytes, shape))
 
@@ -116,16 +127,19 @@ class ServingModule:
         """`infer_bytes`: all that `tfcovid infer --server` needs for one scan, in one call.
 
         Returns:
-            What `explain` gives but its `attention`; `lungs_bytes` and, where found, `disease_bytes`, string (N,):
-            serialized TensorProtos of what `segment` gives, float32 (D, h, w), since REST writes numbers as text;
-            `card_bytes` string (N,), JSON: which model this is.
+            What `explain` gives but its `attention`; `lungs_bytes` and, where found,
+            `disease_bytes`, string (N,): serialized TensorProtos of what `segment` gives, float32
+            (D, h, w), since REST writes numbers as text; `card_bytes` string (N,), JSON: which
+            model this is.
         """
         hu, depth = _from_bytes(hu_bytes, shape)
         found = self._segment(hu, depth)
         answers = self._explained(hu, found["lungs"])
         del answers["attention"]
         masks = {f"{name}_bytes": _serialized(values) for name, values in found.items()}
-        return answers | masks | {"card_bytes": tf.repeat(tf.constant([self.card]), tf.shape(hu)[0])}
+        return (
+            answers | masks | {"card_bytes": tf.repeat(tf.constant([self.card]), tf.shape(hu)[0])}
+        )
 
     def classify_clip(self, clip: Any) -> dict[str, Any]:
         """`classify_clip`: a clip that was windowed, masked and scaled by the caller.
@@ -137,11 +151,14 @@ class ServingModule:
             `probabilities`, `logits`, and `ct_score` where the network has one.
         """
         most = f"at most {MOST_CLIPS} clips in a request"
-        # A server that is not ours does not look, and "no findings" is what a network says about NaN.
+        # A server that is not ours does not look, and "no findings" is what a network says about
+        # NaN.
         finite = tf.reduce_all(tf.math.is_finite(clip))
         checks = [
             tf.debugging.assert_less_equal(tf.shape(clip)[0], MOST_CLIPS, most),
-            tf.debugging.assert_equal(finite, True, "every number of a clip is finite, none is NaN"),
+            tf.debugging.assert_equal(
+                finite, True, "every number of a clip is finite, none is NaN"
+            ),
         ]
         with tf.control_dependencies([check for check in checks if check is not None]):
             clip = tf.identity(clip)
@@ -165,14 +182,19 @@ class ServingModule:
     def clip_signature(self) -> Signature:
         """The only one that is worth batching, since scans of unequal depth do not stack."""
         channels = self._member.model.network.input_shape[-1]
-        return Signature(self.classify_clip, (tf.TensorSpec([None, *self._clip, channels], tf.float32, name="clip"),))
+        return Signature(
+            self.classify_clip,
+            (tf.TensorSpec([None, *self._clip, channels], tf.float32, name="clip"),),
+        )
 
     def _segment(self, hu: Any, depth: Any) -> dict[str, Any]:
         size = tf.shape(hu)
         checks = [
             # A 3D convolution ends with an unkind error where there is no scan.
             tf.debugging.assert_positive(size, "each scan needs slices, height and width above 0"),
-            tf.debugging.assert_positive(depth, "depth holds one number a scan, from 1 to its number of slices"),
+            tf.debugging.assert_positive(
+                depth, "depth holds one number a scan, from 1 to its number of slices"
+            ),
             *_bounded(size[0], size[1], size[2:]),
         ]
         with tf.control_dependencies([check for check in checks if check is not None]):
@@ -184,12 +206,15 @@ class ServingModule:
 
     def _explained(self, hu: Any, lungs: Any) -> dict[str, Any]:
         prepared = self._prepared(hu, lungs)
-        features = tf.cast(self._member.split.backbone(prepared["clip"], training=False), tf.float32)
+        features = tf.cast(
+            self._member.split.backbone(prepared["clip"], training=False), tf.float32
+        )
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(features)
             outputs = self._member.split.fair_head(features, training=False)
             score = attention.expected_class(outputs["logits"])
-        # Grad-CAM (Selvaraju 2017): each feature counts as its mean gradient says; what lowers the target is cut.
+        # Grad-CAM (Selvaraju 2017): each feature counts as its mean gradient says; what lowers the
+        # target is cut.
         gradient = tape.gradient(score, features)
         weight = tf.reduce_mean(gradient, axis=(1, 2, 3), keepdims=True)
         cells = tf.nn.relu(tf.reduce_sum(features * weight, axis=-1))
@@ -201,7 +226,9 @@ class ServingModule:
         return answers | {
             "attention": _or_nan(whole * inside, answers["slices_kept"]),
             "attention_cells": _or_nan(cells, answers["slices_kept"]),
-            "attention_axes": tf.repeat(tf.constant(self._axes)[tf.newaxis], tf.shape(hu)[0], axis=0),
+            "attention_axes": tf.repeat(
+                tf.constant(self._axes)[tf.newaxis], tf.shape(hu)[0], axis=0
+            ),
             "keep": kept,
             "box": prepared["box"],
         }
@@ -258,7 +285,10 @@ def _bounded(scans: Any, slices: Any, plane: Any) -> list[Any]:
     """Checks that a request of `scans` scans of `slices` slices each is none that would take all memory."""
     # Whole numbers of 64 bits: a product must not wrap around.
     total = tf.cast(scans, tf.int64) * tf.cast(slices, tf.int64)
-    rules = f"at most {MOST_SLICES} slices in a request, padding included, of at most {MOST_PIXELS} pixels a side"
+    rules = (
+        f"at most {MOST_SLICES} slices in a request, padding included, of at most {MOST_PIXELS}"
+        " pixels a side"
+    )
     return [
         tf.debugging.assert_less_equal(total, tf.constant(MOST_SLICES, tf.int64), rules),
         tf.debugging.assert_less_equal(plane, MOST_PIXELS, rules),
@@ -267,12 +297,19 @@ def _bounded(scans: Any, slices: Any, plane: Any) -> list[Any]:
 
 def _from_bytes(texts: Any, shape: Any) -> tuple[Any, Any]:
     """int16 (N, D, H, W), shorter scans padded with zeros, and their depth (N,)."""
-    rules = "each scan needs slices, height and width above 0; all scans of a request have the same height and width"
+    rules = (
+        "each scan needs slices, height and width above 0; all scans of a request have the same"
+        " height and width"
+    )
     first = shape[:1, 1:]
     checks = [
-        tf.debugging.assert_equal(tf.shape(texts)[0], tf.shape(shape)[0], "hu_bytes and shape hold one row a scan"),
+        tf.debugging.assert_equal(
+            tf.shape(texts)[0], tf.shape(shape)[0], "hu_bytes and shape hold one row a scan"
+        ),
         tf.debugging.assert_positive(shape, rules),
-        tf.debugging.assert_equal(shape[:, 1:], tf.repeat(first, tf.shape(shape)[0], axis=0), rules),
+        tf.debugging.assert_equal(
+            shape[:, 1:], tf.repeat(first, tf.shape(shape)[0], axis=0), rules
+        ),
         *_bounded(tf.shape(shape)[0], tf.reduce_max(shape[:, 0]), shape[:, 1:]),
     ]
     with tf.control_dependencies([check for check in checks if check is not None]):
@@ -286,11 +323,18 @@ def _from_bytes(texts: Any, shape: Any) -> tuple[Any, Any]:
         return tf.pad(volume, [[0, deepest - size[0]], [0, 0], [0, 0]])
 
     # One after the other: a copy of each would be in memory at once.
-    hu = tf.map_fn(one, (texts, shape), fn_output_signature=tf.TensorSpec([None] * 3, tf.int16), parallel_iterations=1)
+    hu = tf.map_fn(
+        one,
+        (texts, shape),
+        fn_output_signature=tf.TensorSpec([None] * 3, tf.int16),
+        parallel_iterations=1,
+    )
     return hu, shape[:, 0]
 
 
 def _serialized(values: Any) -> Any:
     """float32 (N, D, h, w) as strings (N,), a TensorProto each."""
     text = tf.TensorSpec([], tf.string)
-    return tf.map_fn(tf.io.serialize_tensor, values, fn_output_signature=text, parallel_iterations=1)
+    return tf.map_fn(
+        tf.io.serialize_tensor, values, fn_output_signature=text, parallel_iterations=1
+    )

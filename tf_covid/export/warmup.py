@@ -15,7 +15,8 @@ from tf_covid.extras import optional_import
 #: TF Serving reads this file of `assets.extra`, a TFRecord of `PredictionLog`.
 NAME = "tf_serving_warmup_requests"
 
-#: Slices, height and width of the warm-up's chest: small, since no kernel depends on the size of a scan.
+#: Slices, height and width of the warm-up's chest: small, since no kernel depends on the size of a
+#: scan.
 _CHEST = (24, 128, 128)
 
 
@@ -34,10 +35,14 @@ def chest() -> np.ndarray:
     d, h, w = np.ogrid[-1 : 1 : depth * 1j, -1 : 1 : height * 1j, -1 : 1 : width * 1j]
     body = (h / 0.75) ** 2 + (w / 0.95) ** 2 <= 1
     lungs = ((h / 0.5) ** 2 + ((np.abs(w) - 0.45) / 0.33) ** 2 + (d / 1.2) ** 2) <= 1
-    return np.where(lungs, -850, np.where(body, 40, -1000)).astype(np.int16) + np.zeros(_CHEST, np.int16)
+    return np.where(lungs, -850, np.where(body, 40, -1000)).astype(np.int16) + np.zeros(
+        _CHEST, np.int16
+    )
 
 
-def requests(signatures: Mapping[str, Signature], clip: tuple[int, ...]) -> dict[str, dict[str, Any]]:
+def requests(
+    signatures: Mapping[str, Signature], clip: tuple[int, ...]
+) -> dict[str, dict[str, Any]]:
     """One request for each signature: name → inputs as NumPy arrays (bytes for strings)."""
     hu = chest()[np.newaxis]
     inputs = {
@@ -47,7 +52,10 @@ def requests(signatures: Mapping[str, Signature], clip: tuple[int, ...]) -> dict
         "shape": np.array([hu.shape[1:]], np.int32),
         "clip": np.zeros((1, *clip), np.float32),
     }
-    return {name: {str(spec.name): inputs[str(spec.name)] for spec in one.inputs} for name, one in signatures.items()}
+    return {
+        name: {str(spec.name): inputs[str(spec.name)] for spec in one.inputs}
+        for name, one in signatures.items()
+    }
 
 
 def write(folder: Path, requests: Mapping[str, Mapping[str, Any]], served_as: Path) -> None:

@@ -16,18 +16,20 @@ class LungSegmenter(keras.layers.Layer):
     """Lung probability of every slice on the coarse grid of the U-Net, and that of diseased lung where it has one.
 
     Args:
-        unet: Network from slices (n, h, w, 1) in [0, 1] to `{"logits": (n, h, w, outputs)}`; h and w are known and
-            are the mask grid. Output 0 is lung; output 1, if there is one, is diseased lung.
+        unet: Network from slices (n, h, w, 1) in [0, 1] to `{"logits": (n, h, w, outputs)}`; h and
+            w are known and are the mask grid. Output 0 is lung; output 1, if there is one, is
+            diseased lung.
         level_hu: Window centre, in HU.
         width_hu: Window width, in HU.
         chunk: Slices at a time; memory grows with it, not with the number of slices.
 
-    Input: int16 HU (N, D, H, W), and `depth` int32 (N,), the number of true slices of each scan: later ones are
-    padding. Output: float32 (N, D, h, w, outputs) in [0, 1], the sigmoid of each logit; 0 in padding slices.
+    Input: int16 HU (N, D, H, W), and `depth` int32 (N,), the number of true slices of each scan:
+    later ones are padding. Output: float32 (N, D, h, w, outputs) in [0, 1], the sigmoid of each
+    logit; 0 in padding slices.
 
     Raises:
-        ValueError: If the U-Net's input has no fixed size or more than one channel, or if it has neither one nor two
-            outputs.
+        ValueError: If the U-Net's input has no fixed size or more than one channel, or if it has
+            neither one nor two outputs.
     """
 
     def __init__(
@@ -41,10 +43,15 @@ class LungSegmenter(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         height, width, channels = unet.input_shape[1:]
         if height is None or width is None or channels != 1:
-            raise ValueError(f"the lung U-Net needs a fixed input of one channel, not {unet.input_shape[1:]}")
+            raise ValueError(
+                f"the lung U-Net needs a fixed input of one channel, not {unet.input_shape[1:]}"
+            )
         outputs = unet.output["logits"].shape[-1]
         if outputs not in (1, 2):
-            raise ValueError(f"the lung U-Net needs one output (lung) or two (lung, diseased lung), not {outputs}")
+            raise ValueError(
+                "the lung U-Net needs one output (lung) or two (lung, diseased lung), not"
+                f" {outputs}"
+            )
         self.unet, self.chunk = unet, int(chunk)
         self.grid, self.outputs = (int(height), int(width)), int(outputs)
         self.window = HUWindow(level_hu, width_hu, dtype="float32")
@@ -72,11 +79,17 @@ class LungSegmenter(keras.layers.Layer):
             logits = self.unet(self.window(small)[..., tf.newaxis], training=False)["logits"]
             keep = tf.cast(numbers >= 0, tf.float32)[:, tf.newaxis, tf.newaxis, tf.newaxis]
             probability = tf.sigmoid(tf.cast(logits, tf.float32)) * keep
-            return tf.tensor_scatter_nd_add(written, tf.maximum(numbers, 0)[:, tf.newaxis], probability)
+            return tf.tensor_scatter_nd_add(
+                written, tf.maximum(numbers, 0)[:, tf.newaxis], probability
+            )
 
-        flat = over_chunks(count, self.chunk, body, tf.zeros(tf.stack([tf.maximum(count, 1), *grid, outputs])))
+        flat = over_chunks(
+            count, self.chunk, body, tf.zeros(tf.stack([tf.maximum(count, 1), *grid, outputs]))
+        )
         # An empty batch of slices has one row that is in nobody's place.
-        return tf.scatter_nd(valid, flat[:count], tf.cast(tf.concat([shape[:2], [*grid, outputs]], 0), valid.dtype))
+        return tf.scatter_nd(
+            valid, flat[:count], tf.cast(tf.concat([shape[:2], [*grid, outputs]], 0), valid.dtype)
+        )
 
     def compute_output_spec(self, hu: Any, depth: Any) -> keras.KerasTensor:
         """(N, D, h, w, outputs), float32."""
@@ -104,20 +117,25 @@ class LungBox(keras.layers.Layer):
     """The box in the plane around the lungs of the kept slices, as shares of the image.
 
     Args:
-        box: "lungs" for the box of the mask plus a margin; "none" for the full frame, as in the paper.
+        box: "lungs" for the box of the mask plus a margin; "none" for the full frame, as in the
+            paper.
         margin: Share of the box's side added on each side, cut at the image's border.
-        noise: A row or column belongs to the box when it holds at least this share of the fullest one's lung:
-            a stray pixel of the mask must not move the box.
+        noise: A row or column belongs to the box when it holds at least this share of the fullest
+            one's lung: a stray pixel of the mask must not move the box.
 
-    Input: lung probability (N, D, h, w), and `keep` bool (N, D). Output: float32 (N, 4): top, bottom, left, right as
-    shares of height and width, 0 … 1; the full frame where nothing is kept.
+    Input: lung probability (N, D, h, w), and `keep` bool (N, D). Output: float32 (N, 4): top,
+    bottom, left, right as shares of height and width, 0 … 1; the full frame where nothing is kept.
 
     Raises:
         ValueError: If `box` is neither, or a share is not within [0, 1).
     """
 
     def __init__(
-        self, box: Literal["lungs", "none"] = "lungs", margin: float = 0.04, noise: float = 0.02, **kwargs: Any
+        self,
+        box: Literal["lungs", "none"] = "lungs",
+        margin: float = 0.04,
+        noise: float = 0.02,
+        **kwargs: Any,
     ) -> None:
         super().__init__(autocast=False, **kwargs)
         if box not in ("lungs", "none"):
@@ -131,7 +149,10 @@ class LungBox(keras.layers.Layer):
         if self.box == "none":
             full = tf.constant([0.0, 1.0, 0.0, 1.0])
             return tf.repeat(full[tf.newaxis], tf.shape(probability)[0], axis=0)
-        inside = tf.cast(probability > 0.5, tf.float32) * tf.cast(keep, tf.float32)[:, :, tf.newaxis, tf.newaxis]
+        inside = (
+            tf.cast(probability > 0.5, tf.float32)
+            * tf.cast(keep, tf.float32)[:, :, tf.newaxis, tf.newaxis]
+        )
         sides = [self._extent(tf.reduce_sum(inside, axis=axes)) for axes in ((1, 3), (1, 2))]
         return tf.concat(sides, axis=1)
 

@@ -1,7 +1,7 @@
 """Resampling as matrix products: cell-centred, anti-aliased, with free sizes, on any device.
 
-`tf.image.resize(antialias=True)` has no GPU kernel and no crop; a product with a small matrix has both. Numbers of
-cells count from 0; cell j covers [j, j + 1).
+`tf.image.resize(antialias=True)` has no GPU kernel and no crop; a product with a small matrix has
+both. Numbers of cells count from 0; cell j covers [j, j + 1).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 import tensorflow as tf
 
-# Air and the top of a 12-bit scanner. Padding outside the field of view (−2000, −3024) and metal are clipped before
-# any averaging, so that they do not bleed into their neighbours.
+# Air and the top of a 12-bit scanner. Padding outside the field of view (−2000, −3024) and metal
+# are clipped before any averaging, so that they do not bleed into their neighbours.
 LOWEST_HU, HIGHEST_HU = -1024.0, 3071.0
 
 
@@ -24,14 +24,16 @@ def clipped_hu(hu: Any) -> Any:
 def triangle_matrix(start: Any, stop: Any, size_out: Any, positions: Any) -> Any:
     """Weights that resample a row of cells onto `size_out` cells spread over [start, stop).
 
-    The kernel is a triangle: linear interpolation when enlarging, and as wide as an output cell when reducing
-    (`tf.image.resize(method="bilinear", antialias=True)`). Beyond the outermost cells their value continues.
+    The kernel is a triangle: linear interpolation when enlarging, and as wide as an output cell
+    when reducing (`tf.image.resize(method="bilinear", antialias=True)`). Beyond the outermost cells
+    their value continues.
 
     Args:
         start: (N,) float32, edge of the first output cell.
         stop: (N,) float32, edge of the last output cell.
         size_out: Number of output cells.
-        positions: (N, M) float32, edge (not centre) of each input cell; −inf where a cell takes no part.
+        positions: (N, M) float32, edge (not centre) of each input cell; −inf where a cell takes no
+            part.
 
     Returns:
         (N, size_out, M) float32; each row sums to 1, or to 0 where no cell takes part.
@@ -53,7 +55,9 @@ def axis_matrix(start: Any, stop: Any, size_out: Any, size_in: Any) -> Any:
 def full_axis_matrix(size_out: Any, size_in: Any) -> Any:
     """`axis_matrix` from a whole axis onto another size; (1, size_out, size_in)."""
     # Not [tf.newaxis]: OpenVINO reads a scalar's new axis from the wrong place.
-    return axis_matrix(tf.zeros([1]), tf.reshape(tf.cast(size_in, tf.float32), [1]), size_out, size_in)
+    return axis_matrix(
+        tf.zeros([1]), tf.reshape(tf.cast(size_in, tf.float32), [1]), size_out, size_in
+    )
 
 
 def in_plane(rows: Any, planes: Any, columns: Any) -> Any:
@@ -64,9 +68,10 @@ def in_plane(rows: Any, planes: Any, columns: Any) -> Any:
 def over_chunks(count: Any, chunk: int, body: Callable[[Any, Any], Any], state: Any) -> Any:
     """`state = body(numbers, state)` for `chunk` numbers of 0 … count − 1 at a time, one chunk after another.
 
-    The last chunk repeats number 0 as −1-marked padding: `numbers` always has `chunk` entries, padding is −1. A fixed
-    size keeps one compiled kernel and lets runtimes without ragged shapes run the graph. An explicit while loop, since
-    ExportArchive does not run autograph; `parallel_iterations=1`, so that memory does not grow with the slices.
+    The last chunk repeats number 0 as −1-marked padding: `numbers` always has `chunk` entries,
+    padding is −1. A fixed size keeps one compiled kernel and lets runtimes without ragged shapes
+    run the graph. An explicit while loop, since ExportArchive does not run autograph;
+    `parallel_iterations=1`, so that memory does not grow with the slices.
     """
     chunks = (count + chunk - 1) // chunk
 
@@ -74,4 +79,6 @@ def over_chunks(count: Any, chunk: int, body: Callable[[Any, Any], Any], state: 
         numbers = index * chunk + tf.range(chunk)
         return index + 1, body(tf.where(numbers < count, numbers, -1), state)
 
-    return tf.while_loop(lambda index, _: index < chunks, step, (tf.constant(0), state), parallel_iterations=1)[1]
+    return tf.while_loop(
+        lambda index, _: index < chunks, step, (tf.constant(0), state), parallel_iterations=1
+    )[1]

@@ -17,7 +17,8 @@ class SliceRule(keras.layers.Layer):
     Args:
         minimum: The least share of the image, 0 … 1, that is lung.
 
-    Input: lung probability (N, D, h, w). Output: bool (N, D); padding slices hold no lung and are not kept.
+    Input: lung probability (N, D, h, w). Output: bool (N, D); padding slices hold no lung and are
+    not kept.
 
     Raises:
         ValueError: If `minimum` is not within (0, 1).
@@ -49,26 +50,35 @@ class SliceRule(keras.layers.Layer):
 class ClipSampler(keras.layers.Layer):
     """Resample the kept slices inside the box onto the clip grid.
 
-    The kept slices are put one behind the other, whatever lay between them, and resampled along depth as in the
-    plane: linearly when enlarging, averaged over an output cell when reducing, so that a scan of 1 mm slices and one
-    of 8 mm look alike.
+    The kept slices are put one behind the other, whatever lay between them, and resampled along
+    depth as in the
+    plane: linearly when enlarging, averaged over an output cell when reducing, so that a scan of 1
+    mm slices and one of 8 mm look alike.
 
     Args:
         frames, height, width: Size of the clip.
         chunk: Slices at a time; memory grows with it, not with the number of slices.
 
-    Input: a volume (N, D, H, W), HU or any other; `keep` bool (N, D); `box` (N, 4) as shares of the image. Output:
-    float32 (N, frames, height, width); 0 where no slice is kept. HU outside −1024 … 3071 are clipped first.
+    Input: a volume (N, D, H, W), HU or any other; `keep` bool (N, D); `box` (N, 4) as shares of the
+    image. Output: float32 (N, frames, height, width); 0 where no slice is kept. HU outside −1024 …
+    3071 are clipped first.
 
     Raises:
         ValueError: If a size is not positive.
     """
 
-    def __init__(self, frames: int, height: int, width: int, chunk: int = 16, **kwargs: Any) -> None:
+    def __init__(
+        self, frames: int, height: int, width: int, chunk: int = 16, **kwargs: Any
+    ) -> None:
         super().__init__(autocast=False, **kwargs)
         if min(frames, height, width, chunk) < 1:
             raise ValueError(f"sizes must be positive, not {(frames, height, width, chunk)}")
-        self.frames, self.height, self.width, self.chunk = int(frames), int(height), int(width), int(chunk)
+        self.frames, self.height, self.width, self.chunk = (
+            int(frames),
+            int(height),
+            int(width),
+            int(chunk),
+        )
 
     def call(self, volume: Any, keep: Any, box: Any) -> Any:
         """Volume → clip."""
@@ -85,10 +95,16 @@ class ClipSampler(keras.layers.Layer):
             small = in_plane(tf.gather(rows, owner), planes, tf.gather(columns, owner))
             weights = tf.gather_nd(along, places) * tf.cast(numbers >= 0, tf.float32)[:, tf.newaxis]
             owners = tf.one_hot(owner, shape[0], dtype=tf.float32)
-            spread = tf.reshape(owners[:, :, tf.newaxis] * weights[:, tf.newaxis, :], [self.chunk, -1])
-            return clip + tf.matmul(spread, tf.reshape(small, [self.chunk, cells]), transpose_a=True)
+            spread = tf.reshape(
+                owners[:, :, tf.newaxis] * weights[:, tf.newaxis, :], [self.chunk, -1]
+            )
+            return clip + tf.matmul(
+                spread, tf.reshape(small, [self.chunk, cells]), transpose_a=True
+            )
 
-        clip = over_chunks(tf.shape(kept)[0], self.chunk, body, tf.zeros([shape[0] * self.frames, cells]))
+        clip = over_chunks(
+            tf.shape(kept)[0], self.chunk, body, tf.zeros([shape[0] * self.frames, cells])
+        )
         return tf.reshape(clip, [shape[0], self.frames, self.height, self.width])
 
     def _plane(self, box: Any, shape: Any) -> tuple[Any, Any]:
@@ -99,11 +115,18 @@ class ClipSampler(keras.layers.Layer):
 
     def compute_output_spec(self, volume: Any, keep: Any, box: Any) -> keras.KerasTensor:
         """(N, frames, height, width), float32."""
-        return keras.KerasTensor((volume.shape[0], self.frames, self.height, self.width), dtype="float32")
+        return keras.KerasTensor(
+            (volume.shape[0], self.frames, self.height, self.width), dtype="float32"
+        )
 
     def get_config(self) -> dict[str, Any]:
         """Arguments that rebuild the layer."""
-        sizes = {"frames": self.frames, "height": self.height, "width": self.width, "chunk": self.chunk}
+        sizes = {
+            "frames": self.frames,
+            "height": self.height,
+            "width": self.width,
+            "chunk": self.chunk,
+        }
         return {**super().get_config(), **sizes}
 
 

@@ -22,14 +22,16 @@ class HUWindow(keras.layers.Layer):
         level_hu: Window centre, in HU.
         width_hu: Window width, in HU; positive.
 
-    Input: any shape, HU, any numeric type. Output: the same shape, in [0, 1]; computed in float32, then cast to the
-    compute dtype.
+    Input: any shape, HU, any numeric type. Output: the same shape, in [0, 1]; computed in float32,
+    then cast to the compute dtype.
 
     Raises:
         ValueError: If `width_hu` is not positive.
     """
 
-    def __init__(self, level_hu: float = LEVEL_HU, width_hu: float = WIDTH_HU, **kwargs: Any) -> None:
+    def __init__(
+        self, level_hu: float = LEVEL_HU, width_hu: float = WIDTH_HU, **kwargs: Any
+    ) -> None:
         # Autocasting would bring HU to bfloat16 first, whose steps are 4 HU wide at −1000.
         super().__init__(autocast=False, **kwargs)
         if not width_hu > 0:
@@ -53,8 +55,10 @@ class HUWindow(keras.layers.Layer):
 
 def input_scaling(scale: Sequence[float], offset: Sequence[float]) -> keras.layers.Rescaling:
     """The last layer before a network: `scale × x + offset`, one number for all channels or one for each."""
-    return keras.layers.Rescaling(*(value[0] if len(value) == 1 else list(value) for value in (scale, offset)),
-                                  dtype="float32")  # fmt: skip
+    return keras.layers.Rescaling(
+        *(value[0] if len(value) == 1 else list(value) for value in (scale, offset)),
+        dtype="float32",
+    )
 
 
 @keras.saving.register_keras_serializable("tf_covid")
@@ -64,8 +68,8 @@ class MaskedClip(keras.layers.Layer):
     Args:
         channels: Number of equal channels; three for networks that came from natural images.
 
-    Input: a windowed clip (N, D, H, W) in [0, 1], and the lung share of its voxels, same shape, in [0, 1]; a voxel is
-    lung from a share of one half. Output: (N, D, H, W, channels), compute dtype.
+    Input: a windowed clip (N, D, H, W) in [0, 1], and the lung share of its voxels, same shape, in
+    [0, 1]; a voxel is lung from a share of one half. Output: (N, D, H, W, channels), compute dtype.
 
     Raises:
         ValueError: If `channels` is not positive.
@@ -80,7 +84,9 @@ class MaskedClip(keras.layers.Layer):
     def call(self, clip: Any, lungs: Any) -> Any:
         """Clip × (lungs ≥ ½)."""
         inside = tf.cast(lungs >= 0.5, clip.dtype)
-        return tf.cast(tf.repeat((clip * inside)[..., tf.newaxis], self.channels, axis=-1), self.compute_dtype)
+        return tf.cast(
+            tf.repeat((clip * inside)[..., tf.newaxis], self.channels, axis=-1), self.compute_dtype
+        )
 
     def compute_output_spec(self, clip: Any, lungs: Any) -> keras.KerasTensor:
         """The clip's shape with channels."""

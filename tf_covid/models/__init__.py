@@ -27,7 +27,8 @@ class Network:
     Args:
         build: Builds the network from its arguments.
         rank: 3 takes clips, 2 takes slices.
-        endpoint: Layer whose output Grad-CAM explains, given the arguments; None where there is none.
+        endpoint: Layer whose output Grad-CAM explains, given the arguments; None where there is
+            none.
     """
 
     build: Callable[..., keras.Model]

@@ -19,9 +19,15 @@ _GLOBAL_POOL = {2: layers.GlobalAveragePooling2D, 3: layers.GlobalAveragePooling
 
 
 def conv_unit(
-    x: Any, name: str, filters: int, kernel: int | Sequence[int], stride: int | Sequence[int] = 1, *,
-    padding: str = "same", dtype: Any = None,
-) -> Any:  # fmt: skip
+    x: Any,
+    name: str,
+    filters: int,
+    kernel: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    *,
+    padding: str = "same",
+    dtype: Any = None,
+) -> Any:
     """Convolution, batch normalisation without scale, ReLU: the unit of Inception-v1 and I3D.
 
     Args:
@@ -46,7 +52,9 @@ def conv_unit(
         name=f"{name}_conv",
         dtype=dtype,
     )(x)
-    x = layers.BatchNormalization(scale=False, epsilon=INCEPTION_EPSILON, name=f"{name}_bn", dtype=dtype)(x)
+    x = layers.BatchNormalization(
+        scale=False, epsilon=INCEPTION_EPSILON, name=f"{name}_bn", dtype=dtype
+    )(x)
     return layers.ReLU(name=name, dtype=dtype)(x)
 
 
@@ -56,10 +64,17 @@ def zero_pad(x: Any, name: str, pixels: int, dtype: Any = None) -> Any:
 
 
 def max_pool(
-    x: Any, name: str, size: int | Sequence[int], stride: int | Sequence[int], padding: str = "same", dtype: Any = None
+    x: Any,
+    name: str,
+    size: int | Sequence[int],
+    stride: int | Sequence[int],
+    padding: str = "same",
+    dtype: Any = None,
 ) -> Any:
     """Max-pooling in two or three dimensions, by the rank of `x`."""
-    return _MAX_POOL[len(x.shape) - 2](size, strides=stride, padding=padding, name=name, dtype=dtype)(x)
+    return _MAX_POOL[len(x.shape) - 2](
+        size, strides=stride, padding=padding, name=name, dtype=dtype
+    )(x)
 
 
 def classifier(
@@ -67,8 +82,8 @@ def classifier(
 ) -> dict[str, Any]:
     """Global average pooling, dropout and dense outputs: `logits` (N, classes), and what else is asked for.
 
-    The outputs are float32 under any policy; `ct_score` (N, 1) is bounded to 0–25 by a scaled sigmoid, `share` (N, 1)
-    to 0–1 by a sigmoid.
+    The outputs are float32 under any policy; `ct_score` (N, 1) is bounded to 0–25 by a scaled
+    sigmoid, `share` (N, 1) to 0–1 by a sigmoid.
     """
     rank = len(x.shape) - 2
     x = _GLOBAL_POOL[rank](name="global_pool", dtype=dtype)(x)
@@ -78,7 +93,9 @@ def classifier(
     return outputs
 
 
-def dense_outputs(x: Any, classes: int, *, dropout: float, ct_score: bool, dtype: Any = None) -> dict[str, Any]:
+def dense_outputs(
+    x: Any, classes: int, *, dropout: float, ct_score: bool, dtype: Any = None
+) -> dict[str, Any]:
     """Dropout, then `logits` (N, classes) and, if asked for, `ct_score` (N, 1), from features (N, C)."""
     x = layers.Dropout(dropout, name="dropout", dtype=dtype)(x)
     outputs = {"logits": layers.Dense(classes, name="logits", dtype="float32")(x)}

@@ -28,11 +28,12 @@ def I3D(
     """Inflated 3D Inception-v1.
 
     Args:
-        input_shape: (D, H, W, C) of a clip; sides that are given are at least 8×32×32 (16×224×224 with the
-            "kinetics" head, whose pooling window is 2×7×7 after strides of 8 and 32).
+        input_shape: (D, H, W, C) of a clip; sides that are given are at least 8×32×32 (16×224×224
+            with the "kinetics" head, whose pooling window is 2×7×7 after strides of 8 and 32).
         classes: Number of logits.
-        head: "global" pools all features once. "kinetics" is the published head: average pooling 2×7×7, a 1×1×1
-            convolution and the mean over time; for networks imported with their Kinetics classes.
+        head: "global" pools all features once. "kinetics" is the published head: average pooling
+            2×7×7, a 1×1×1 convolution and the mean over time; for networks imported with their
+            Kinetics classes.
         ct_score: Add the second output `ct_score` (N, 1), 0–25; only with the "global" head.
         dropout: Share of features dropped before the logits, in training.
         stem: Padding of the first convolution, see `inception.trunk`.
@@ -50,8 +51,13 @@ def I3D(
     shortest = {"global": (8, 32, 32), "kinetics": (16, 224, 224)}.get(head)
     if shortest is None:
         raise ValueError(f'head must be "global" or "kinetics", not {head!r}')
-    if any(side is not None and side < least for side, least in zip(input_shape, shortest, strict=False)):
-        raise ValueError(f"I3D with the {head} head needs a clip of at least {shortest}, not {input_shape[:3]}")
+    if any(
+        side is not None and side < least
+        for side, least in zip(input_shape, shortest, strict=False)
+    ):
+        raise ValueError(
+            f"I3D with the {head} head needs a clip of at least {shortest}, not {input_shape[:3]}"
+        )
     if ct_score and head == "kinetics":
         raise ValueError("the kinetics head has no ct_score")
     inputs = keras.Input(input_shape, name="clip")
@@ -59,9 +65,9 @@ def I3D(
     if head == "global":
         outputs = classifier(features, classes, dropout=dropout, ct_score=ct_score, dtype=dtype)
     else:
-        x = layers.AveragePooling3D((2, 7, 7), strides=1, padding="valid", name="AvgPool3d_6a_7x7", dtype=dtype)(
-            features
-        )
+        x = layers.AveragePooling3D(
+            (2, 7, 7), strides=1, padding="valid", name="AvgPool3d_6a_7x7", dtype=dtype
+        )(features)
         x = layers.Dropout(dropout, name="dropout", dtype=dtype)(x)
         x = layers.Conv3D(classes, 1, name="Conv3d_0c_1x1", dtype="float32")(x)
         outputs = {"logits": layers.GlobalAveragePooling3D(name="logits", dtype="float32")(x)}

@@ -33,7 +33,8 @@ class Row:
 
 
 # Carreira & Zisserman 2017, figure 3; the released kinetics-i3d has the same numbers.
-# The first two pools leave time alone: too much temporal pooling early loses the motion (the paper's section 2.4).
+# The first two pools leave time alone: too much temporal pooling early loses the motion (the
+# paper's section 2.4).
 ROWS = (
     Row("1a_7x7", "conv", (64,), 7, 2),
     Row("2a_3x3", "pool", kernel=3, stride=2, time=(1, 1)),
@@ -57,7 +58,11 @@ ROWS = (
 def endpoint_names(rank: int) -> tuple[str, ...]:
     """Names of the endpoints, first to last, as published for 2D ("Conv2d_1a_7x7") or 3D ("Conv3d_1a_7x7")."""
     # TF-Slim's 2D pools are "MaxPool_2a_3x3", the I3D paper's 3D pools "MaxPool3d_2a_3x3".
-    prefix = {"conv": f"Conv{rank}d_", "pool": "MaxPool3d_" if rank == 3 else "MaxPool_", "mixed": "Mixed_"}
+    prefix = {
+        "conv": f"Conv{rank}d_",
+        "pool": "MaxPool3d_" if rank == 3 else "MaxPool_",
+        "mixed": "Mixed_",
+    }
     return tuple(prefix[row.kind] + row.suffix for row in ROWS)
 
 
@@ -67,7 +72,8 @@ def trunk(x: Any, dtype: Any = None, stem: str = "same") -> Any:
     Args:
         x: (N, H, W, C) or (N, D, H, W, C).
         dtype: Keras dtype policy.
-        stem: Padding of the first convolution: "same", or "symmetric" with three zeros on every side, as torchvision's.
+        stem: Padding of the first convolution: "same", or "symmetric" with three zeros on every
+            side, as torchvision's.
 
     Output: 1024 channels; the plane is 32 times smaller, time 8 times (rounded up).
     """
@@ -96,12 +102,14 @@ def _mixed(x: Any, name: str, filters: tuple[int, ...], dtype: Any) -> Any:
     conv, pool = f"Conv{rank}d", "MaxPool3d" if rank == 3 else "MaxPool"
 
     def unit(source: Any, branch: int, suffix: str, width: int, kernel: int) -> Any:
-        return conv_unit(source, f"{name}_Branch_{branch}_{conv}_{suffix}", width, kernel, dtype=dtype)
+        return conv_unit(
+            source, f"{name}_Branch_{branch}_{conv}_{suffix}", width, kernel, dtype=dtype
+        )
 
     branch_0 = unit(x, 0, "0a_1x1", filters[0], 1)
     branch_1 = unit(unit(x, 1, "0a_1x1", filters[1], 1), 1, "0b_3x3", filters[2], 3)
-    # 3×3, not the paper's 5×5: the released weights use 3×3. Their misprint in Mixed_5b ("0a_3x3") is the
-    # converter's business; our layer names follow the pattern.
+    # 3×3, not the paper's 5×5: the released weights use 3×3. Their misprint in Mixed_5b ("0a_3x3")
+    # is the converter's business; our layer names follow the pattern.
     branch_2 = unit(unit(x, 2, "0a_1x1", filters[3], 1), 2, "0b_3x3", filters[4], 3)
     pooled = max_pool(x, f"{name}_Branch_3_{pool}_0a_3x3", 3, 1, dtype=dtype)
     branch_3 = unit(pooled, 3, "0b_1x1", filters[5], 1)

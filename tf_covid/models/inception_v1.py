@@ -45,5 +45,7 @@ def InceptionV1(
         raise ValueError(f"Inception-v1 needs at least 32×32 pixels, not {input_shape[:2]}")
     inputs = keras.Input(input_shape, name="slice")
     features = trunk(inputs, dtype, stem)
-    outputs = classifier(features, classes, dropout=dropout, ct_score=ct_score, share=share, dtype=dtype)
+    outputs = classifier(
+        features, classes, dropout=dropout, ct_score=ct_score, share=share, dtype=dtype
+    )
     return functional(inputs, outputs, name)

@@ -9,10 +9,17 @@ from keras import layers
 
 from tf_covid.models.blocks import dense_outputs, functional, max_pool
 
-# A row is a stage: its convolutions (name, filters), then one pool. The first pool leaves time alone.
+# A row is a stage: its convolutions (name, filters), then one pool. The first pool leaves time
+# alone.
 TRUNKS: dict[str, tuple[tuple[tuple[str, int], ...], ...]] = {
     # Varol et al. 2018, section 3.1.
-    "ltc": ((("conv1", 64),), (("conv2", 128),), (("conv3", 256),), (("conv4", 256),), (("conv5", 256),)),
+    "ltc": (
+        (("conv1", 64),),
+        (("conv2", 128),),
+        (("conv3", 256),),
+        (("conv4", 256),),
+        (("conv5", 256),),
+    ),
     # Tran et al. 2015: the layers of the Sports-1M weights.
     "c3d": (
         (("conv1a", 64),),
@@ -41,8 +48,9 @@ def LTC(
     """Long-term convolutions: 3×3×3 convolutions, five max-pools, two dense layers with dropout.
 
     Args:
-        input_shape: (D, H, W, C) of a clip, at least 16×32×32: every side is known, since the dense layers depend
-            on it (at 64×224×224 the first one alone has 103 M weights with `dense=2048`). The pools leave out what
+        input_shape: (D, H, W, C) of a clip, at least 16×32×32: every side is known, since the dense
+            layers depend on it (at 64×224×224 the first one alone has 103 M weights with
+            `dense=2048`). The pools leave out what
             does not fill a window: sides in multiples of 16×32×32 are seen whole.
         classes: Number of logits.
         trunk: "ltc" has Varol's five convolutions 64-128-256-256-256; "c3d" the eight of C3D.
@@ -56,14 +64,19 @@ def LTC(
         A model from clips (N, D, H, W, C) to `{"logits": (N, classes)}`.
 
     Raises:
-        ValueError: If the clip is too short for the five pools, a side is unknown, or the trunk does not exist.
+        ValueError: If the clip is too short for the five pools, a side is unknown, or the trunk
+            does not exist.
 
     Source: Varol, Laptev & Schmid 2018 (arXiv 1604.04494); C3D: Tran et al. 2015 (arXiv 1412.0767).
     """
     if trunk not in TRUNKS:
         raise ValueError(f"trunk must be one of {sorted(TRUNKS)}, not {trunk!r}")
-    if any(side is None or side < least for side, least in zip(input_shape, (16, 32, 32), strict=False)):
-        raise ValueError(f"LTC needs a clip of known size, at least 16×32×32, not {input_shape[:3]}")
+    if any(
+        side is None or side < least for side, least in zip(input_shape, (16, 32, 32), strict=False)
+    ):
+        raise ValueError(
+            f"LTC needs a clip of known size, at least 16×32×32, not {input_shape[:3]}"
+        )
     inputs = keras.Input(input_shape, name="clip")
     x = inputs
     for number, stage in enumerate(TRUNKS[trunk], 1):
@@ -80,7 +93,13 @@ def LTC(
         size = (1, 2, 2) if number == 1 else (2, 2, 2)
         x = max_pool(x, f"pool{number}", size, size, padding="valid", dtype=dtype)
     x = layers.Flatten(name="flatten", dtype=dtype)(x)
-    x = layers.Dense(dense, activation="relu", kernel_initializer="he_normal", name="fc6", dtype=dtype)(x)
+    x = layers.Dense(
+        dense, activation="relu", kernel_initializer="he_normal", name="fc6", dtype=dtype
+    )(x)
     x = layers.Dropout(dropout, name="dropout6", dtype=dtype)(x)
-    x = layers.Dense(dense, activation="relu", kernel_initializer="he_normal", name="fc7", dtype=dtype)(x)
-    return functional(inputs, dense_outputs(x, classes, dropout=dropout, ct_score=ct_score, dtype=dtype), name)
+    x = layers.Dense(
+        dense, activation="relu", kernel_initializer="he_normal", name="fc7", dtype=dtype
+    )(x)
+    return functional(
+        inputs, dense_outputs(x, classes, dropout=dropout, ct_score=ct_score, dtype=dtype), name
+    )

@@ -24,7 +24,8 @@ def UNet(
     Args:
         input_shape: (H, W, C) of a slice; sides that are given are multiples of 2**depth.
         depth: Number of down-samplings (Ronneberger: 4).
-        filters: Channels of the first level; doubled at each down-sampling (Ronneberger: 64; the coarse default 16).
+        filters: Channels of the first level; doubled at each down-sampling (Ronneberger: 64; the
+            coarse default 16).
         outputs: Number of mask logits for each pixel.
         dtype: Keras dtype policy, e.g. "mixed_bfloat16".
         name: Name of the model.
@@ -35,10 +36,14 @@ def UNet(
     Raises:
         ValueError: If a side is not a multiple of 2**depth.
 
-    Source: Ronneberger, Fischer & Brox 2015 (arXiv 1505.04597); "same" padding, so that the mask fits the slice.
+    Source: Ronneberger, Fischer & Brox 2015 (arXiv 1505.04597); "same" padding, so that the mask
+    fits the slice.
     """
     if any(side is not None and side % 2**depth for side in input_shape[:2]):
-        raise ValueError(f"a U-Net of depth {depth} needs sides in multiples of {2**depth}, not {input_shape[:2]}")
+        raise ValueError(
+            f"a U-Net of depth {depth} needs sides in multiples of {2**depth}, not"
+            f" {input_shape[:2]}"
+        )
     inputs = keras.Input(input_shape, name="slice")
     x, skips = inputs, []
     for level in range(depth):
@@ -48,7 +53,12 @@ def UNet(
     x = _double_conv(x, "bottom", filters * 2**depth, dtype)
     for level in reversed(range(depth)):
         x = layers.Conv2DTranspose(
-            filters * 2**level, 2, strides=2, kernel_initializer="he_normal", name=f"up{level}", dtype=dtype
+            filters * 2**level,
+            2,
+            strides=2,
+            kernel_initializer="he_normal",
+            name=f"up{level}",
+            dtype=dtype,
         )(x)
         x = layers.Concatenate(name=f"up{level}_skip", dtype=dtype)([skips[level], x])
         x = _double_conv(x, f"up{level}", filters * 2**level, dtype)

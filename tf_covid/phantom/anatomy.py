@@ -24,8 +24,8 @@ class Anatomy:
     Args:
         p: What was drawn, in mm unless a name says otherwise.
         lattice: The grid of the fields.
-        fields: Distance in mm to each surface, negative inside, float32 (U, Y, X); "fluid" is pleural
-            fluid that reaches beyond the lungs as well.
+        fields: Distance in mm to each surface, negative inside, float32 (U, Y, X); "fluid" is
+            pleural fluid that reaches beyond the lungs as well.
     """
 
     p: Draws
@@ -59,13 +59,23 @@ def build(p: Draws, lattice: Grid, rng: np.random.Generator) -> Anatomy:
     spine_y = torso.spine_y(p, q)
     spine = organs.vertebrae(p, q, spine_y)
     dome = torso.diaphragm(p, q, wall)
-    path = [(-100.0, p["carina_y_mm"] + 8, 3.0), (p["carina_mm"], p["spine_front_mm"] - 9.0, 5.0),
-            (p["dome_depth_mm"], p["spine_front_mm"] - 14.0, 8.0), (p["stomach_u_mm"] + 15.0, -5.0, 30.0)]  # fmt: skip
+    path = [
+        (-100.0, p["carina_y_mm"] + 8, 3.0),
+        (p["carina_mm"], p["spine_front_mm"] - 9.0, 5.0),
+        (p["dome_depth_mm"], p["spine_front_mm"] - 14.0, 8.0),
+        (p["stomach_u_mm"] + 15.0, -5.0, 30.0),
+    ]
     parts = {
-        "wall": wall, "centre": centre, "spine_y": spine_y, "diaphragm": dome, "vertebra": spine["body"],
-        "airway": torso.airways(p, q), "blood": torso.vessels(p, q), "heart": torso.heart(p, q),
+        "wall": wall,
+        "centre": centre,
+        "spine_y": spine_y,
+        "diaphragm": dome,
+        "vertebra": spine["body"],
+        "airway": torso.airways(p, q),
+        "blood": torso.vessels(p, q),
+        "heart": torso.heart(p, q),
         "oesophagus": tube(q, path, 7.0),
-    }  # fmt: skip
+    }
     parts["heart"] = np.maximum(parts["heart"], dome + 1.0)
     parts["mediastinum"] = torso.mediastinum(p, q, parts)
     pleura = torso.lungs(p, q, parts)
@@ -74,23 +84,38 @@ def build(p: Draws, lattice: Grid, rng: np.random.Generator) -> Anatomy:
     arm = organs.arms(p, q)
     fat = organs.fat_thickness(p, q, centre) + organs.breasts(p, q, centre)
     body = np.minimum(muscle - fat, arm)
-    # What is not lung within the cage is fat, but for the neck above it and the muscles behind the spine.
+    # What is not lung within the cage is fat, but for the neck above it and the muscles behind the
+    # spine.
     hollow = np.maximum(np.maximum(wall, -8.0 - q.u), q.y - spine_y - 10.0)
     hollow = np.maximum(hollow, np.minimum(np.abs(q.x) - 50.0, 0.6 * p["cap_height_mm"] - q.u))
     fields = {
-        "body": body, "muscle": np.minimum(muscle, arm + 0.5 * p["fat_mm"] * 0.6 + 3.0), "arm": arm, "wall": wall,
-        "lungs": lungs, "pleura": pleura, "fluid": fluid,
-        "side": q.x - p["junction_x_mm"] + 0.0 * lungs, "diaphragm": dome,
-        "airway": parts["airway"], "blood": parts["blood"], "heart": parts["heart"],
-        "oesophagus": parts["oesophagus"], "column": spine["column"], "canal": spine["canal"],
-        "bones": organs.bones(p, q, wall, centre), "ribs": organs.rib_phase(p, q, centre),
-        "rib_end": organs.rib_end(p, q, centre), "hollow": hollow,
+        "body": body,
+        "muscle": np.minimum(muscle, arm + 0.5 * p["fat_mm"] * 0.6 + 3.0),
+        "arm": arm,
+        "wall": wall,
+        "lungs": lungs,
+        "pleura": pleura,
+        "fluid": fluid,
+        "side": q.x - p["junction_x_mm"] + 0.0 * lungs,
+        "diaphragm": dome,
+        "airway": parts["airway"],
+        "blood": parts["blood"],
+        "heart": parts["heart"],
+        "oesophagus": parts["oesophagus"],
+        "column": spine["column"],
+        "canal": spine["canal"],
+        "bones": organs.bones(p, q, wall, centre),
+        "ribs": organs.rib_phase(p, q, centre),
+        "rib_end": organs.rib_end(p, q, centre),
+        "hollow": hollow,
         "front": (q.y - centre) / p["chest_half_depth_mm"],
-    }  # fmt: skip
+    }
     fields |= {f"{name}_fissure": field for name, field in torso.fissures(p, q, centre).items()}
     fields |= organs.abdomen(p, q, wall, dome)
     fields |= organs.bowel(p, q, np.maximum(wall + 6.0, -dome + 6.0))
     shape = lattice.shape
     return Anatomy(
-        p, lattice, {k: np.array(np.broadcast_to(v, shape), np.float32, order="C") for k, v in fields.items()}
+        p,
+        lattice,
+        {k: np.array(np.broadcast_to(v, shape), np.float32, order="C") for k, v in fields.items()},
     )

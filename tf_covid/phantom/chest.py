@@ -29,19 +29,20 @@ class Chest:
 
     Args:
         hu: int16 Hounsfield units.
-        lungs: uint8, 0 outside, 1 right, 2 left; consolidated lung and the vessels within are inside, trachea, main
-            bronchi, hila, mediastinum and pleural fluid outside.
+        lungs: uint8, 0 outside, 1 right, 2 left; consolidated lung and the vessels within are
+            inside, trachea, main bronchi, hila, mediastinum and pleural fluid outside.
         lobes: uint8, 0 outside, 1–5 in the order of `severity.LOBES`.
-        lesions: bool, the voxels with glass or consolidation of COVID, lobar pneumonia or oedema (lung that collapsed
-            beside fluid or lies dependent is none), all within `lungs`: where disease
-            fills at least half of the way from healthy lung to the lesion's own density.
+        lesions: bool, the voxels with glass or consolidation of COVID, lobar pneumonia or oedema
+            (lung that collapsed beside fluid or lies dependent is none), all within `lungs`: where
+            disease fills at least half of the way from healthy lung to the lesion's own density.
         spacing_mm: Voxel size along (D, H, W).
         affine: (4, 4) LPS: (d, h, w, 1) → mm.
         lobe_involvement_percent: Diseased share of each lobe, counted from the voxels.
         lobe_scores: Score, 0–5, of each lobe.
         ct_score: Their sum, 0–25.
         severity: The class, 0–4, of the CT score.
-        covid: Whether the opacities are COVID's; lobar pneumonia and oedema score alike and are not.
+        covid: Whether the opacities are COVID's; lobar pneumonia and oedema score alike and are
+            not.
         settings: What was drawn, for a look at what a network finds hard.
     """
 
@@ -89,7 +90,9 @@ class _Painter:
         if found is not None:
             inner, place = found
             inside = occupancy(inner.read("lungs"), inner.width_mm)
-            hu[place] += inside * (lungs_hu(self._patient, inner, self._healthy, self._lesions) - hu[place])
+            hu[place] += inside * (
+                lungs_hu(self._patient, inner, self._healthy, self._lesions) - hu[place]
+            )
         insert(hu, slab, self._patient.devices)
         return hu
 
@@ -103,7 +106,9 @@ def _slabs(shape: tuple[int, int, int], parts: int) -> Iterator[slice]:
 class _Truth:
     """Lobes and lesions on the scan's own grid."""
 
-    def __init__(self, patient: Patient, shape: tuple[int, int, int], grid: Grid, extents: Extents) -> None:
+    def __init__(
+        self, patient: Patient, shape: tuple[int, int, int], grid: Grid, extents: Extents
+    ) -> None:
         self._patient, self._shape, self._grid, self._extents = patient, shape, grid, extents
         self._up = Upsampler(patient.anatomy.lattice, grid)
 
@@ -125,8 +130,9 @@ class _Truth:
     def settle(self) -> tuple[np.ndarray, np.ndarray]:
         """The masks, once every lobe has the score that it was drawn to have.
 
-        The shares are set on the lattice; where a coarse grid counts them into another score, the disease grows or
-        shrinks a little, in the patient's field itself, so that image and truth still agree.
+        The shares are set on the lattice; where a coarse grid counts them into another score, the
+        disease grows or shrinks a little, in the patient's field itself, so that image and truth
+        still agree.
         """
         disease, anatomy = self._patient.disease, self._patient.anatomy
         lattice_lobes = regions(anatomy.fields.__getitem__)
@@ -137,7 +143,9 @@ class _Truth:
             missing = np.sign(np.array(disease.lobe_scores) - scores)
             if not missing.any():
                 break
-            anatomy.fields["excess"] += (step * np.concatenate([[0], missing]).astype(np.float32))[lattice_lobes]
+            anatomy.fields["excess"] += (step * np.concatenate([[0], missing]).astype(np.float32))[
+                lattice_lobes
+            ]
         return lobes, lesions
 
 
@@ -153,7 +161,8 @@ def draw_chest(
     Args:
         seed: Everything follows from it.
         shape: (D, H, W) voxels; the field of view is drawn, so the spacing follows.
-        severity: Class, 0–4, that the true CT score falls in; drawn uniformly if None. A grid too coarse to show all
+        severity: Class, 0–4, that the true CT score falls in; drawn uniformly if None. A grid too
+            coarse to show all
             five lobes may miss it: the returned `severity` is always what the voxels say.
         settings: Ranges of everything drawn.
     """
@@ -171,15 +180,21 @@ def draw_chest(
         # A thick slice is the mean of its sub-slices.
         slab = painter.hu(slice(slices.start * parts, slices.stop * parts))
         slab = slab.reshape(-1, parts, *slab.shape[1:]).mean(axis=1)
-        hu[slices] = scanner.examine(slab, Grid(grid.u[slices], grid.y, grid.x), protocol, patient.streams[1])
+        hu[slices] = scanner.examine(
+            slab, Grid(grid.u[slices], grid.y, grid.x), protocol, patient.streams[1]
+        )
     return _chest(hu, lobes, lesions, grid, patient, seed)
 
 
-def _chest(hu: np.ndarray, lobes: np.ndarray, lesions: np.ndarray, grid: Grid, patient: Patient, seed: int) -> Chest:
+def _chest(
+    hu: np.ndarray, lobes: np.ndarray, lesions: np.ndarray, grid: Grid, patient: Patient, seed: int
+) -> Chest:
     """The finished value: scores counted from the voxels, geometry from the grid."""
     involvement = involvement_percent(lobes, lesions)
     scores = tuple(lobe_score(share) for share in involvement)
-    d, h, w = (float((axis[-1] - axis[0]) / max(len(axis) - 1, 1)) for axis in (grid.u, grid.y, grid.x))
+    d, h, w = (
+        float((axis[-1] - axis[0]) / max(len(axis) - 1, 1)) for axis in (grid.u, grid.y, grid.x)
+    )
     affine = np.zeros((4, 4))
     affine[[2, 1, 0], [0, 1, 2]] = -d, h, w
     affine[:, 3] = float(grid.x[0]), float(grid.y[0]), -float(grid.u[0]), 1.0
@@ -195,5 +210,16 @@ def _chest(hu: np.ndarray, lobes: np.ndarray, lesions: np.ndarray, grid: Grid, p
     lungs = (lobes > 0).astype(np.uint8) + (lobes > 3)
     covid = total > 0 and patient.disease.pattern == "covid"
     return Chest(
-        hu, lungs, lobes, lesions, (d, h, w), affine, involvement, scores, total, severity_class(total), covid, drawn
+        hu,
+        lungs,
+        lobes,
+        lesions,
+        (d, h, w),
+        affine,
+        involvement,
+        scores,
+        total,
+        severity_class(total),
+        covid,
+        drawn,
     )

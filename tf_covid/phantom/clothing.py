@@ -38,12 +38,18 @@ def draw_things(protocol: Protocol, anatomy: Anatomy, rng: np.random.Generator) 
         cloth = {
             "gap_mm": float(rng.uniform(1.0, 14.0)),
             "fold_mm": float(rng.uniform(1.0, 9.0)) * (2.0 if p["tangle"] else 1.0),
-            "thick_mm": float(rng.uniform(1.0, 6.0)), "hu": float(rng.uniform(-960.0, -550.0)),
-        }  # fmt: skip
+            "thick_mm": float(rng.uniform(1.0, 6.0)),
+            "hu": float(rng.uniform(-960.0, -550.0)),
+        }
         folds = SplineNoise(rng, (120.0, 22.0, 22.0), protocol.low, protocol.high)
     wires = None
     if p["wires"] or p["tangle"]:
-        wires = together([_wire(anatomy, rng) for _ in range(int(rng.integers(1, 6)) + (8 if p["tangle"] else 0))])
+        wires = together(
+            [
+                _wire(anatomy, rng)
+                for _ in range(int(rng.integers(1, 6)) + (8 if p["tangle"] else 0))
+            ]
+        )
     return Things(sheets, cloth, folds, wires, float(rng.uniform(0.0, 2500.0)))
 
 
@@ -51,13 +57,26 @@ def _table(edge_mm: float, away: float, rng: np.random.Generator) -> list[Draws]
     """Shell, core, shell, and mostly a mattress; `away` is the direction in y from the body to the table."""
     level = edge_mm + away * float(rng.uniform(2.0, 14.0))
     bend = -away * float(rng.choice([0.0, 0.0009, 0.0016]))
-    thick, shell, reach = (float(rng.uniform(*ends)) for ends in ((15.0, 50.0), (1.0, 3.0), (190.0, 270.0)))
-    plan = [(0.0, shell, rng.uniform(-700.0, 50.0)), (0.5 * thick, thick, rng.uniform(-985.0, -900.0)),
-            (thick, shell, rng.uniform(-700.0, 50.0))]  # fmt: skip
+    thick, shell, reach = (
+        float(rng.uniform(*ends)) for ends in ((15.0, 50.0), (1.0, 3.0), (190.0, 270.0))
+    )
+    plan = [
+        (0.0, shell, rng.uniform(-700.0, 50.0)),
+        (0.5 * thick, thick, rng.uniform(-985.0, -900.0)),
+        (thick, shell, rng.uniform(-700.0, 50.0)),
+    ]
     if rng.random() < 0.5:
         plan.append((-7.0, 11.0, rng.uniform(-985.0, -880.0)))
-    return [{"level": level + away * offset, "bend": bend, "thick": width, "hu": float(hu), "reach": reach}
-            for offset, width, hu in plan]  # fmt: skip
+    return [
+        {
+            "level": level + away * offset,
+            "bend": bend,
+            "thick": width,
+            "hu": float(hu),
+            "reach": reach,
+        }
+        for offset, width, hu in plan
+    ]
 
 
 def _wire(anatomy: Anatomy, rng: np.random.Generator) -> Tree:
@@ -83,14 +102,20 @@ def dress(hu: Field, slab: Slab, things: Things) -> None:
     picture = np.full((len(slab.grid.y), len(slab.grid.x)), AIR_HU, np.float32)
     for sheet in things.sheets:
         gap = np.abs(y - sheet["level"] - sheet["bend"] * x**2) - 0.5 * sheet["thick"]
-        share = np.clip(0.5 - gap / width, 0.0, min(sheet["thick"] / width, 1.0)) * (np.abs(x) < sheet["reach"])
+        share = np.clip(0.5 - gap / width, 0.0, min(sheet["thick"] / width, 1.0)) * (
+            np.abs(x) < sheet["reach"]
+        )
         picture += share * (sheet["hu"] - picture)
     np.maximum(hu, picture, out=hu)
     outside = slab.read("body") > 0.0
     if things.cloth is not None and things.folds is not None:
         p = things.cloth
-        sheet_distance = np.abs(slab.read("body") - p["gap_mm"] - p["fold_mm"] * things.folds(slab.grid))
-        share = occupancy(sheet_distance - 0.5 * p["thick_mm"], slab.width_mm) * min(p["thick_mm"] / slab.width_mm, 1.0)
+        sheet_distance = np.abs(
+            slab.read("body") - p["gap_mm"] - p["fold_mm"] * things.folds(slab.grid)
+        )
+        share = occupancy(sheet_distance - 0.5 * p["thick_mm"], slab.width_mm) * min(
+            p["thick_mm"] / slab.width_mm, 1.0
+        )
         blend(hu, share * outside, p["hu"])
     if things.wires is not None and (share := paint_slab(slab.grid, things.wires)) is not None:
         blend(hu, share * outside, things.wires_hu)

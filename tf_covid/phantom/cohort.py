@@ -37,9 +37,11 @@ def write_cohort(
 ) -> Path:
     """Draw a cohort and write each case's scan, truth masks and row of the manifest.
 
-    A case is a folder `<case>/` with `dicom/` or `ct.nii.gz`, and `lungs.nii.gz` (0, 1 right, 2 left), `lobes.nii.gz`
-    (0, 1–5 in the order of `severity.LOBES`) and `lesions.nii.gz`. It is written under another name and renamed, and
-    kept when it is there: a killed run goes on where it was. Classes are spread evenly, or as `per_class` says.
+    A case is a folder `<case>/` with `dicom/` or `ct.nii.gz`, and `lungs.nii.gz` (0, 1 right, 2
+    left), `lobes.nii.gz` (0, 1–5 in the order of `severity.LOBES`) and `lesions.nii.gz`. It is
+    written under another name and renamed, and
+    kept when it is there: a killed run goes on where it was. Classes are spread evenly, or as
+    `per_class` says.
 
     Args:
         out: The cohort's folder; made if needed.
@@ -56,19 +58,30 @@ def write_cohort(
         The path of `manifest.csv`; its paths are relative to it.
 
     Raises:
-        OutputError: If a number or the format makes no sense, or `out` holds a cohort drawn otherwise.
+        OutputError: If a number or the format makes no sense, or `out` holds a cohort drawn
+            otherwise.
     """
     if format not in _FORMATS:
         raise OutputError(f"a cohort is written as {' or '.join(_FORMATS)}, not as {format!r}")
     if cases < 1 or size < 32 or (slices is not None and slices < 8):
-        raise OutputError(f"a cohort needs a case, 32 pixels and 8 slices at least, not {cases}, {size} and {slices}")
-    if per_class is not None and (len(per_class) != len(LABELS) or min(per_class) < 0 or sum(per_class) != cases):
-        raise OutputError(f"{len(LABELS)} numbers of patients that sum to {cases} are needed, not {list(per_class)}")
+        raise OutputError(
+            f"a cohort needs a case, 32 pixels and 8 slices at least, not {cases}, {size} and"
+            f" {slices}"
+        )
+    if per_class is not None and (
+        len(per_class) != len(LABELS) or min(per_class) < 0 or sum(per_class) != cases
+    ):
+        raise OutputError(
+            f"{len(LABELS)} numbers of patients that sum to {cases} are needed, not"
+            f" {list(per_class)}"
+        )
     classes = _classes(cases, seed, per_class)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     counts = f", {' '.join(map(str, per_class))} of each class" if per_class is not None else ""
-    _same_cohort(folder, f"seed {seed}, {size} pixels, {slices or 'drawn'} slices, {format}{counts}\n")
+    _same_cohort(
+        folder, f"seed {seed}, {size} pixels, {slices or 'drawn'} slices, {format}{counts}\n"
+    )
     numbers: Iterable[int] = range(cases)
     for number in progress(numbers) if progress else numbers:
         if not _case_folder(folder, number).is_dir():
@@ -94,26 +107,39 @@ def _classes(cases: int, seed: int, per_class: Sequence[int] | None) -> list[int
     if per_class is not None:
         wanted = np.repeat(np.arange(len(LABELS)), per_class)
         return [int(label) for label in np.random.default_rng([seed, 2]).permutation(wanted)]
-    # The order of the classes differs in each round of five, so that a prefix of the cohort is balanced, too.
+    # The order of the classes differs in each round of five, so that a prefix of the cohort is
+    # balanced, too.
     rounds = range(-(-cases // len(LABELS)))
     turns = [np.random.default_rng([seed, number, 1]).permutation(len(LABELS)) for number in rounds]
     return [int(label) for turn in turns for label in turn][:cases]
 
 
 def _draw(
-    number: int, seed: int, grid: tuple[int | None, int], severity: int, settings: PhantomSettings | None
+    number: int,
+    seed: int,
+    grid: tuple[int | None, int],
+    severity: int,
+    settings: PhantomSettings | None,
 ) -> tuple[Chest, int]:
     """A case's chest, and the random number that its header follows from."""
     rng = np.random.default_rng([seed, number])
     slices = grid[0] or int(rng.integers(100, 351))
     chest_seed = int(rng.integers(2**31))
-    return draw_chest(chest_seed, (slices, grid[1], grid[1]), severity=severity, settings=settings), chest_seed
+    return (
+        draw_chest(chest_seed, (slices, grid[1], grid[1]), severity=severity, settings=settings),
+        chest_seed,
+    )
 
 
 def _write_case(
-    folder: Path, number: int, seed: int, grid: tuple[int | None, int], severity: int, format: str,
+    folder: Path,
+    number: int,
+    seed: int,
+    grid: tuple[int | None, int],
+    severity: int,
+    format: str,
     settings: PhantomSettings | None,
-) -> None:  # fmt: skip
+) -> None:
     """Draw and write one case as a whole."""
     chest, chest_seed = _draw(number, seed, grid, severity, settings)
     final = _case_folder(folder, number)
@@ -123,13 +149,20 @@ def _write_case(
     row = _row(chest, final.name, number, chest_seed, format)
     if format == "dicom":
         facts = Facts(
-            patient_id=row["patient"], patient_name=f"PHANTOM^{number:04d}", sex=row["sex"],
-            birth_date=f"{2020 - int(row['age'])}0101", accession_number=f"PH{number:04d}",
-        )  # fmt: skip
+            patient_id=row["patient"],
+            patient_name=f"PHANTOM^{number:04d}",
+            sex=row["sex"],
+            birth_date=f"{2020 - int(row['age'])}0101",
+            accession_number=f"PH{number:04d}",
+        )
         write_dicom(chest.hu, chest.affine, part / "dicom", facts=facts, seed=chest_seed)
     else:
         write_nifti_volume(chest.hu, chest.affine, part / "ct.nii.gz")
-    for name, mask in (("lungs", chest.lungs), ("lobes", chest.lobes), ("lesions", chest.lesions.astype(np.uint8))):
+    for name, mask in (
+        ("lungs", chest.lungs),
+        ("lobes", chest.lobes),
+        ("lesions", chest.lesions.astype(np.uint8)),
+    ):
         write_nifti_volume(mask, chest.affine, part / f"{name}.nii.gz")
     (part / "row.json").write_text(json.dumps(row), encoding="utf-8")
     part.rename(final)
@@ -157,7 +190,10 @@ def _row(chest: Chest, case: str, number: int, chest_seed: int, format: str) -> 
 
 def _write_manifest(folder: Path, cases: int) -> Path:
     """Gather the cases' rows."""
-    texts = [(_case_folder(folder, number) / "row.json").read_text(encoding="utf-8") for number in range(cases)]
+    texts = [
+        (_case_folder(folder, number) / "row.json").read_text(encoding="utf-8")
+        for number in range(cases)
+    ]
     path = folder / "manifest.csv"
     write_manifest(map(json.loads, texts), path)
     return path

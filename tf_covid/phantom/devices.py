@@ -50,13 +50,25 @@ def _tubes(p: Draws, rng: np.random.Generator) -> Tree:
     carina, y, x = p["carina_mm"], p["carina_y_mm"], p["carina_x_mm"]
     back, k = p["spine_front_mm"], (p["carina_y_mm"] + p["chest_half_depth_mm"]) / 88.0
     shift = float(rng.uniform(-3.0, 3.0))
-    tracheal = _line([(-90.0, y - 10.0, 0.5 * x + shift), (carina - 25.0, y - 3.0, x + shift)], rng.uniform(1.5, 4.0))
+    tracheal = _line(
+        [(-90.0, y - 10.0, 0.5 * x + shift), (carina - 25.0, y - 3.0, x + shift)],
+        rng.uniform(1.5, 4.0),
+    )
     gastric = _line(
-        [(-100.0, y + 8.0, 3.0), (carina, back - 9.0, 5.0), (p["dome_depth_mm"], back - 14.0, 8.0),
-         (p["stomach_u_mm"] + 15.0, -5.0, 45.0)], rng.uniform(1.2, 2.5),
-    )  # fmt: skip
+        [
+            (-100.0, y + 8.0, 3.0),
+            (carina, back - 9.0, 5.0),
+            (p["dome_depth_mm"], back - 14.0, 8.0),
+            (p["stomach_u_mm"] + 15.0, -5.0, 45.0),
+        ],
+        rng.uniform(1.2, 2.5),
+    )
     central = _line(
-        [(-60.0, y - 20.0, -60.0), (carina - 40.0, y - 28.0 * k, -26.0), (carina + 25.0, y - 22.0 * k, -30.0)],
+        [
+            (-60.0, y - 20.0, -60.0),
+            (carina - 40.0, y - 28.0 * k, -26.0),
+            (carina + 25.0, y - 22.0 * k, -30.0),
+        ],
         rng.uniform(0.8, 1.6),
     )
     all_three = [tracheal, gastric, central]
@@ -69,19 +81,37 @@ def _metal(p: Draws, anatomy: Anatomy, rng: np.random.Generator) -> Tree:
     kind = rng.random()
     if kind < 0.45:
         at = (carina - 35.0, -0.62 * p["chest_half_depth_mm"] - p["muscle_mm"] - 4.0, 0.62 * width)
-        box = _line([(at[0] - 14.0, at[1], at[2] - 12.0), (at[0] + 14.0, at[1], at[2] + 12.0)], rng.uniform(4.0, 8.0))
-        lead = _line([at, (carina - 45.0, y - 30.0, 10.0), (carina + 20.0, y - 24.0, -28.0),
-                      (carina + 80.0, y - 40.0, 10.0)], rng.uniform(0.6, 1.3))  # fmt: skip
+        box = _line(
+            [(at[0] - 14.0, at[1], at[2] - 12.0), (at[0] + 14.0, at[1], at[2] + 12.0)],
+            rng.uniform(4.0, 8.0),
+        )
+        lead = _line(
+            [
+                at,
+                (carina - 45.0, y - 30.0, 10.0),
+                (carina + 20.0, y - 24.0, -28.0),
+                (carina + 80.0, y - 40.0, 10.0),
+            ],
+            rng.uniform(0.6, 1.3),
+        )
         return together([box, lead])
     if kind < 0.75:
-        start, behind = float(rng.uniform(-40.0, 120.0)), p["spine_front_mm"] + 2.0 * p["vertebra_mm"]
+        start, behind = (
+            float(rng.uniform(-40.0, 120.0)),
+            p["spine_front_mm"] + 2.0 * p["vertebra_mm"],
+        )
         stop = start + float(rng.uniform(60.0, 180.0))
-        rods = [_line([(start, behind, side), (stop, behind, side)], rng.uniform(2.0, 3.5)) for side in (-14.0, 14.0)]
+        rods = [
+            _line([(start, behind, side), (stop, behind, side)], rng.uniform(2.0, 3.5))
+            for side in (-14.0, 14.0)
+        ]
         return together(rods)
     outline = np.flatnonzero((anatomy.fields["body"] < 0.0).any(axis=(0, 2)))
     skin = float(anatomy.lattice.y[outline[0]]) + float(rng.uniform(-4.0, 8.0))
     u, side = float(rng.uniform(0.0, 200.0)), float(rng.uniform(-80.0, 80.0))
-    return _line([(u, skin, side), (u + 5.0, skin, side + rng.uniform(-25.0, 25.0))], rng.uniform(1.5, 4.0))
+    return _line(
+        [(u, skin, side), (u + 5.0, skin, side + rng.uniform(-25.0, 25.0))], rng.uniform(1.5, 4.0)
+    )
 
 
 def draw_devices(protocol: Protocol, anatomy: Anatomy, rng: np.random.Generator) -> Devices:
@@ -92,9 +122,14 @@ def draw_devices(protocol: Protocol, anatomy: Anatomy, rng: np.random.Generator)
     middle = np.zeros(3) if metal is None else 0.5 * (metal.start + metal.stop)[0]
     waves = np.stack([rng.normal(0.0, 1.0, 24), rng.uniform(0.0, 2.0 * np.pi, 24)])
     return Devices(
-        tubes, float(rng.uniform(0.0, 1500.0)), metal, (float(middle[1]), float(middle[2])), waves,
-        scan["star_hu"], float(rng.uniform(25.0, 110.0)),
-    )  # fmt: skip
+        tubes,
+        float(rng.uniform(0.0, 1500.0)),
+        metal,
+        (float(middle[1]), float(middle[2])),
+        waves,
+        scan["star_hu"],
+        float(rng.uniform(25.0, 110.0)),
+    )
 
 
 def insert(hu: Field, slab: Slab, devices: Devices) -> None:
@@ -108,5 +143,10 @@ def insert(hu: Field, slab: Slab, devices: Devices) -> None:
     y, x = slab.grid.y[:, None] - devices.centre[0], slab.grid.x[None, :] - devices.centre[1]
     angle, radius = np.arctan2(y, x), np.hypot(y, x)
     # Even multiples: a streak runs through the metal and out on the other side.
-    pattern = sum(a * np.cos(2 * n * angle + phase) for n, (a, phase) in enumerate(devices.star.T, 2)) / 3.5
-    hu += amount[:, None, None] * (devices.star_hu * pattern * np.exp(-radius / devices.reach_mm)).astype(np.float32)
+    pattern = (
+        sum(a * np.cos(2 * n * angle + phase) for n, (a, phase) in enumerate(devices.star.T, 2))
+        / 3.5
+    )
+    hu += amount[:, None, None] * (
+        devices.star_hu * pattern * np.exp(-radius / devices.reach_mm)
+    ).astype(np.float32)

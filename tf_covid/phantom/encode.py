@@ -70,7 +70,9 @@ def _jpeg2000(lossless: bool) -> Callable[[np.ndarray, int], Any]:
     def encode(stored: np.ndarray, bits: int) -> Any:
         # Level is the quality: PSNR in dB for the lossy kind.
         level = 0 if lossless else round(20 * math.log10(2**bits))
-        return imagecodecs.jpeg2k_encode(stored, level=level, codecformat="j2k", reversible=lossless)
+        return imagecodecs.jpeg2k_encode(
+            stored, level=level, codecformat="j2k", reversible=lossless
+        )
 
     return encode
 

@@ -1,8 +1,9 @@
 """Smooth scalar fields in patient millimetres: lattices, spline noise, distance functions, and their upsampling.
 
-Every coordinate triple is (u, y, x): u from head to feet, y from anterior to posterior, x from the patient's right to
-left, in mm, the canonical (D, H, W) directions of `tf_covid.scan`. u = 0 is the nominal apex of the lungs. A distance
-function is negative inside, positive outside, and about one per mm near its surface.
+Every coordinate triple is (u, y, x): u from head to feet, y from anterior to posterior, x from the
+patient's right to left, in mm, the canonical (D, H, W) directions of `tf_covid.scan`. u = 0 is the
+nominal apex of the lungs. A distance function is negative inside, positive outside, and about one
+per mm near its surface.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ Box = tuple[slice, slice, slice]
 class Upsampler:
     """Linear interpolation of lattice fields onto parts of a finer grid.
 
-    As matrix products, several times faster than `scipy.ndimage.map_coordinates` on a rectilinear grid.
+    As matrix products, several times faster than `scipy.ndimage.map_coordinates` on a rectilinear
+    grid.
     """
 
     def __init__(self, lattice: Grid, grid: Grid) -> None:
@@ -111,7 +113,11 @@ class SplineNoise:
     _DEVIATION = 0.3319
 
     def __init__(
-        self, rng: np.random.Generator, step_mm: float | Sequence[float], low: Sequence[float], high: Sequence[float]
+        self,
+        rng: np.random.Generator,
+        step_mm: float | Sequence[float],
+        low: Sequence[float],
+        high: Sequence[float],
     ) -> None:
         self._steps = np.broadcast_to(np.asarray(step_mm, float), (3,))
         self._starts = np.asarray(low, float) - 2 * self._steps
@@ -159,7 +165,9 @@ def ellipsoid(q: Points, centre: Sequence[float], radii: Sequence[float]) -> Fie
     return root * (root - 1.0) / np.sqrt(slope + 1e-12)
 
 
-def rotated(q: Points, centre: Sequence[float], about_u: float = 0.0, about_y: float = 0.0) -> Points:
+def rotated(
+    q: Points, centre: Sequence[float], about_u: float = 0.0, about_y: float = 0.0
+) -> Points:
     """Coordinates in a frame turned about u (in the axial plane), then about y (in the coronal plane), radians."""
     dy, dx, du = q.y - centre[1], q.x - centre[2], q.u - centre[0]
     c, s = np.cos(about_u), np.sin(about_u)
@@ -170,14 +178,19 @@ def rotated(q: Points, centre: Sequence[float], about_u: float = 0.0, about_y: f
 
 
 def tube(
-    q: Points, path: Sequence[Sequence[float]], radii: float | Sequence[float], reach_mm: float | None = 45.0
+    q: Points,
+    path: Sequence[Sequence[float]],
+    radii: float | Sequence[float],
+    reach_mm: float | None = 45.0,
 ) -> Field:
     """Distance to a chain of round cones through the points `path` (u, y, x) with the given radii, in mm.
 
     Distances are cut off at `reach_mm`, and nothing is computed farther away, unless it is None.
     """
     widths = np.broadcast_to(np.asarray(radii, np.float32), (len(path),))
-    nearest = np.full(np.broadcast_shapes(*(axis.shape for axis in q)), reach_mm or np.inf, np.float32)
+    nearest = np.full(
+        np.broadcast_shapes(*(axis.shape for axis in q)), reach_mm or np.inf, np.float32
+    )
     for start, stop, first, last in zip(path[:-1], path[1:], widths[:-1], widths[1:], strict=True):
         near = (slice(None),) * 3
         if reach_mm is not None:
@@ -200,9 +213,12 @@ def _near(q: Points, low: np.ndarray, high: np.ndarray) -> Box:
         return slice(None), slice(None), slice(None)
     found = []
     for number, axis in enumerate(q):
-        # Every third line is enough: the warp is smooth, and the reach far larger than what lies between.
+        # Every third line is enough: the warp is smooth, and the reach far larger than what lies
+        # between.
         lines = np.moveaxis(axis, number, 0)[:, ::3, ::3].reshape(axis.shape[number], -1)
-        inside = np.flatnonzero((lines.max(axis=1) > low[number] - 4.0) & (lines.min(axis=1) < high[number] + 4.0))
+        inside = np.flatnonzero(
+            (lines.max(axis=1) > low[number] - 4.0) & (lines.min(axis=1) < high[number] + 4.0)
+        )
         found.append(slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0))
     return found[0], found[1], found[2]
 

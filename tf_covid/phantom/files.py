@@ -22,9 +22,18 @@ from tf_covid.scan.nifti import save_stored
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _JPEG = "1.2.840.10008.1.2.4."
-#: Letter → canonical axis (0 D, 1 H, 2 W) and whether it runs against it. D runs to I, H to P, W to L.
-_LETTERS = {"I": (0, False), "S": (0, True), "P": (1, False), "A": (1, True), "L": (2, False), "R": (2, True)}
-#: How the images are stored: direction of a row, of a column, and in which slices follow each other.
+#: Letter → canonical axis (0 D, 1 H, 2 W) and whether it runs against it. D runs to I, H to P, W to
+#: L.
+_LETTERS = {
+    "I": (0, False),
+    "S": (0, True),
+    "P": (1, False),
+    "A": (1, True),
+    "L": (2, False),
+    "R": (2, True),
+}
+#: How the images are stored: direction of a row, of a column, and in which slices follow each
+#: other.
 ORIENTATIONS = {
     "axial": "LPS",
     "axial_head_first": "LPI",
@@ -42,7 +51,8 @@ ORIENTATIONS = {
 class Facts:
     """Who the synthetic patient is. Nothing here belongs to a person.
 
-    Name and id are words that no folder is called by: a case whose folder names its patient is shown as a hash.
+    Name and id are words that no folder is called by: a case whose folder names its patient is
+    shown as a hash.
     """
 
     patient_id: str = "MQ-000000"
@@ -118,8 +128,10 @@ def write_dicom(
         kernel: ConvolutionKernel.
         slice_thickness: In mm; the distance of the slices by default.
         series_number: SeriesNumber.
-        seed: Of the series and instance UIDs and of shuffled names; the same seed gives the same files.
-        study_seed: Of the study's UIDs; `seed` by default. Two series with one of these are one study.
+        seed: Of the series and instance UIDs and of shuffled names; the same seed gives the same
+            files.
+        study_seed: Of the study's UIDs; `seed` by default. Two series with one of these are one
+            study.
         shuffle_names: File names without order and extension, as archives export them.
 
     Returns:
@@ -131,7 +143,9 @@ def write_dicom(
     folder = Path(folder)
     pixels = pixels or _LOSSY_PIXELS.get(str(transfer_syntax)) or Pixels()
     stored, affine = _reorder(hu, affine_lps, orientation)
-    template = _template(affine, stored.shape, facts or Facts(), kernel, slice_thickness, series_number)
+    template = _template(
+        affine, stored.shape, facts or Facts(), kernel, slice_thickness, series_number
+    )
     _add_uids(template, seed, seed if study_seed is None else study_seed)
     _add_pixel_module(template, stored.shape, pixels, str(transfer_syntax))
     names = [f"IM{number:05d}.dcm" for number in range(1, len(stored) + 1)]
@@ -142,7 +156,9 @@ def write_dicom(
     try:
         part.mkdir(parents=True)
         for number, (name, slice_hu) in enumerate(zip(names, stored, strict=True)):
-            _write_instance(part / name, template, slice_hu, number, affine, pixels, UID(transfer_syntax), seed)
+            _write_instance(
+                part / name, template, slice_hu, number, affine, pixels, UID(transfer_syntax), seed
+            )
         part.rename(folder)  # fails on a folder that is not empty
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror}.") from error
@@ -152,7 +168,12 @@ def write_dicom(
 
 
 def write_nifti_volume(
-    volume: np.ndarray, affine_lps: np.ndarray, path: str | os.PathLike[str], *, order: str = "RAS", slope: float = 1.0
+    volume: np.ndarray,
+    affine_lps: np.ndarray,
+    path: str | os.PathLike[str],
+    *,
+    order: str = "RAS",
+    slope: float = 1.0,
 ) -> Path:
     """Write a canonical volume as NIfTI.
 
@@ -167,12 +188,18 @@ def write_nifti_volume(
         OutputError: If the file cannot be written.
     """
     transform = ornt_transform(axcodes2ornt(("I", "P", "L")), axcodes2ornt(tuple(order)))
-    affine = _LPS_TO_RAS @ np.asarray(affine_lps, dtype=np.float64) @ inv_ornt_aff(transform, volume.shape)
+    affine = (
+        _LPS_TO_RAS
+        @ np.asarray(affine_lps, dtype=np.float64)
+        @ inv_ornt_aff(transform, volume.shape)
+    )
     save_stored(Path(path), apply_orientation(volume, transform), affine, slope)
     return Path(path)
 
 
-def _reorder(hu: np.ndarray, affine_lps: np.ndarray, orientation: str) -> tuple[np.ndarray, np.ndarray]:
+def _reorder(
+    hu: np.ndarray, affine_lps: np.ndarray, orientation: str
+) -> tuple[np.ndarray, np.ndarray]:
     """(slices, rows, columns), and the affine (slice, row, column, 1) → LPS mm."""
     row, column, along = tuple(ORIENTATIONS[orientation])
     stored = hu
@@ -206,8 +233,12 @@ def _template(
     dataset = Dataset()
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
     dataset.SOPClassUID = CTImageStorage
-    dataset.StudyDate = dataset.SeriesDate = dataset.AcquisitionDate = dataset.ContentDate = facts.study_date
-    dataset.StudyTime = dataset.SeriesTime = dataset.AcquisitionTime = dataset.ContentTime = "120000"
+    dataset.StudyDate = dataset.SeriesDate = dataset.AcquisitionDate = dataset.ContentDate = (
+        facts.study_date
+    )
+    dataset.StudyTime = dataset.SeriesTime = dataset.AcquisitionTime = dataset.ContentTime = (
+        "120000"
+    )
     dataset.AccessionNumber = facts.accession_number
     dataset.Modality = "CT"
     dataset.Manufacturer = "tf_covid phantom"
@@ -222,7 +253,9 @@ def _template(
     dataset.PatientPosition = facts.patient_position
     dataset.StudyID = "1"
     dataset.SeriesNumber, dataset.AcquisitionNumber = series_number, 1
-    dataset.ImageOrientationPatient = [_decimal(value) for value in (*cosines[:, 2], *cosines[:, 1])]
+    dataset.ImageOrientationPatient = [
+        _decimal(value) for value in (*cosines[:, 2], *cosines[:, 1])
+    ]
     dataset.PositionReferenceIndicator = ""
     dataset.PixelSpacing = [_decimal(size[1]), _decimal(size[2])]
     dataset.Rows, dataset.Columns = shape[1], shape[2]
@@ -231,18 +264,27 @@ def _template(
 
 def _add_uids(dataset: Dataset, seed: int, study_seed: int) -> None:
     dataset.StudyInstanceUID = generate_uid(entropy_srcs=[f"tf_covid phantom study {study_seed}"])
-    dataset.FrameOfReferenceUID = generate_uid(entropy_srcs=[f"tf_covid phantom frame {study_seed}"])
-    dataset.SeriesInstanceUID = generate_uid(entropy_srcs=[f"tf_covid phantom series {study_seed} {seed}"])
+    dataset.FrameOfReferenceUID = generate_uid(
+        entropy_srcs=[f"tf_covid phantom frame {study_seed}"]
+    )
+    dataset.SeriesInstanceUID = generate_uid(
+        entropy_srcs=[f"tf_covid phantom series {study_seed} {seed}"]
+    )
 
 
-def _add_pixel_module(dataset: Dataset, shape: tuple[int, ...], pixels: Pixels, syntax: str) -> None:
+def _add_pixel_module(
+    dataset: Dataset, shape: tuple[int, ...], pixels: Pixels, syntax: str
+) -> None:
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
     dataset.BitsAllocated = 8 if pixels.bits <= 8 else 16
     dataset.BitsStored, dataset.HighBit = pixels.bits, pixels.bits - 1
     dataset.PixelRepresentation = int(pixels.signed)
     if pixels.padding is not None:
         dataset.add_new("PixelPaddingValue", "SS" if pixels.signed else "US", pixels.padding)
-    dataset.RescaleIntercept, dataset.RescaleSlope = _decimal(pixels.intercept), _decimal(pixels.slope)
+    dataset.RescaleIntercept, dataset.RescaleSlope = (
+        _decimal(pixels.intercept),
+        _decimal(pixels.slope),
+    )
     dataset.RescaleType = "HU"
     if syntax in _LOSSY_METHODS:
         dataset.LossyImageCompression = "01"
@@ -270,11 +312,15 @@ def _write_instance(
     instance.update(template)
     instance.SOPInstanceUID = uid
     instance.InstanceNumber = number + 1
-    instance.ImagePositionPatient = [_decimal(value) for value in affine[:3, 3] + number * affine[:3, 0]]
+    instance.ImagePositionPatient = [
+        _decimal(value) for value in affine[:3, 3] + number * affine[:3, 0]
+    ]
     data = encode_frame(pixels.stored(hu), str(syntax), pixels.bits)
     if syntax.is_encapsulated:
         data = encapsulate([data])
-    instance.add_new("PixelData", "OB" if syntax.is_encapsulated or pixels.bits <= 8 else "OW", _even(data))
+    instance.add_new(
+        "PixelData", "OB" if syntax.is_encapsulated or pixels.bits <= 8 else "OW", _even(data)
+    )
     instance["PixelData"].is_undefined_length = syntax.is_encapsulated
     instance.save_as(path, enforce_file_format=True)
 

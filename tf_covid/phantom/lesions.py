@@ -14,7 +14,8 @@ from tf_covid.phantom.slab import Slab
 from tf_covid.phantom.torso import hila
 from tf_covid.severity import CLASS_UPPER_SCORES, LOBES
 
-#: Bands of involvement, in percent, of the lobe scores 0–5, kept off their edges so that the grid cannot move a score.
+#: Bands of involvement, in percent, of the lobe scores 0–5, kept off their edges so that the grid
+#: cannot move a score.
 _BANDS = ((0.0, 0.0), (0.5, 4.0), (6.5, 23.0), (27.5, 47.5), (53.0, 72.0), (78.5, 98.0))
 
 
@@ -23,11 +24,12 @@ class Disease:
     """One patient's disease.
 
     Args:
-        pattern: "covid", "lobar" (pneumonia that fills lobes from one place, up to the fissure) or "oedema" (glass
-            around the hila of both lungs).
+        pattern: "covid", "lobar" (pneumonia that fills lobes from one place, up to the fissure) or
+            "oedema" (glass around the hila of both lungs).
         lobe_scores: The five scores that it was drawn to have.
         shares: The involved share (0–1) of each lobe that it was drawn to have.
-        potential: Where disease is likely, on the lattice: high first; in units of its own deviation.
+        potential: Where disease is likely, on the lattice: high first; in units of its own
+            deviation.
         thresholds: The potential from which each lobe is diseased; infinite where it is not.
     """
 
@@ -63,10 +65,15 @@ def _blobs(p: Draws, anatomy: Anatomy, lungs: np.ndarray, rng: np.random.Generat
         d, h, w = places[int(fraction * len(places))]
         centre = lattice.u[d], lattice.y[h], lattice.x[w]
         radii = np.exp(rng.uniform(np.log(7.0), np.log(38.0))) * rng.uniform(0.65, 1.5, 3)
-        box = lattice.box([c - r for c, r in zip(centre, radii, strict=True)],
-                          [c + r for c, r in zip(centre, radii, strict=True)])  # fmt: skip
-        r2 = (((q.u[box[0]] - centre[0]) / radii[0]) ** 2 + ((q.y[:, box[1]] - centre[1]) / radii[1]) ** 2
-              + ((q.x[:, :, box[2]] - centre[2]) / radii[2]) ** 2)  # fmt: skip
+        box = lattice.box(
+            [c - r for c, r in zip(centre, radii, strict=True)],
+            [c + r for c, r in zip(centre, radii, strict=True)],
+        )
+        r2 = (
+            ((q.u[box[0]] - centre[0]) / radii[0]) ** 2
+            + ((q.y[:, box[1]] - centre[1]) / radii[1]) ** 2
+            + ((q.x[:, :, box[2]] - centre[2]) / radii[2]) ** 2
+        )
         np.maximum(found[box], 1.0 - np.sqrt(np.minimum(r2, 1.0)), out=found[box])
     return found
 
@@ -92,7 +99,11 @@ def _from_seeds(anatomy: Anatomy, lobes: np.ndarray, rng: np.random.Generator) -
 
 
 def draw_disease(
-    settings: DiseaseSettings, severity: int, anatomy: Anatomy, lobes: np.ndarray, rng: np.random.Generator
+    settings: DiseaseSettings,
+    severity: int,
+    anatomy: Anatomy,
+    lobes: np.ndarray,
+    rng: np.random.Generator,
 ) -> Disease:
     """Draw a disease of the wanted severity class.
 
@@ -101,10 +112,13 @@ def draw_disease(
     """
     p = draw(settings, rng)
     pattern = "lobar" if p["lobar"] else "oedema" if p["oedema"] else "covid"
-    # Glass leads in COVID; lobar pneumonia is consolidation with sharp borders, oedema is glass with septal lines.
-    p["consolidated_share"] = {"covid": p["consolidated_share"] * float(rng.random()), "lobar": 1.3, "oedema": 0.2}[
-        pattern
-    ]
+    # Glass leads in COVID; lobar pneumonia is consolidation with sharp borders, oedema is glass
+    # with septal lines.
+    p["consolidated_share"] = {
+        "covid": p["consolidated_share"] * float(rng.random()),
+        "lobar": 1.3,
+        "oedema": 0.2,
+    }[pattern]
     if pattern == "lobar":
         p["edge_softness"] = min(p["edge_softness"], 0.2)
     if pattern == "oedema":
@@ -129,7 +143,9 @@ def draw_disease(
     thresholds = []
     for number, share in enumerate(shares, start=1):
         values = potential[lobes == number]
-        thresholds.append(float(np.quantile(values, 1.0 - share)) if share and len(values) else np.inf)
+        thresholds.append(
+            float(np.quantile(values, 1.0 - share)) if share and len(values) else np.inf
+        )
     return Disease(p, pattern, scores, shares, potential.astype(np.float32), tuple(thresholds))
 
 
@@ -144,7 +160,11 @@ class Texture:
     """What lesions look like, evaluated slab by slab on any grid."""
 
     def __init__(
-        self, disease: Disease, rng: np.random.Generator, low: tuple[float, ...], high: tuple[float, ...]
+        self,
+        disease: Disease,
+        rng: np.random.Generator,
+        low: tuple[float, ...],
+        high: tuple[float, ...],
     ) -> None:
         p = self._p = disease.p
         self._dense = SplineNoise(rng, 14.0, low, high)
@@ -160,8 +180,12 @@ class Texture:
         start = 2.4 - 3.2 * p["consolidated_share"]
         filled = smooth_step(level, start, start + p["consolidation_edge"])
         if self._net:
-            lines = np.exp(-((np.minimum(np.abs(self._net[0](grid)), np.abs(self._net[1](grid))) / 0.16) ** 2))
-            strength = p["crazy_paving"] * p["crazy_paving_hu"] + p["reticulation"] * p["reticulation_hu"]
+            lines = np.exp(
+                -((np.minimum(np.abs(self._net[0](grid)), np.abs(self._net[1](grid))) / 0.16) ** 2)
+            )
+            strength = (
+                p["crazy_paving"] * p["crazy_paving_hu"] + p["reticulation"] * p["reticulation_hu"]
+            )
             glass += strength * lines
         np.minimum(glass, -120.0, out=glass)
         return glass + filled * (p["consolidation_hu"] - glass)

@@ -19,10 +19,17 @@ def draw_organs(torso: Draws, rng: np.random.Generator) -> Draws:
     p = dict(torso)
     width = p["chest_half_width_mm"]
     p["fat_mm"] = torso["fat_mm"] ** 2 / 45.0 + 2.0  # most people are not obese
-    p["fat_front"], p["fat_side"], p["fat_back"] = between(0.5, 1.5), between(0.4, 1.3), between(0.4, 1.1)
+    p["fat_front"], p["fat_side"], p["fat_back"] = (
+        between(0.5, 1.5),
+        between(0.4, 1.3),
+        between(0.4, 1.1),
+    )
     p["belly"] = between(1.0, 2.2)
     p["breast_mm"] = between(18.0, 75.0) if p["female"] else between(0.0, 10.0)
-    p["breast_x_mm"], p["breast_u_mm"] = between(0.5, 0.68) * width, p["dome_depth_mm"] * between(0.5, 0.85)
+    p["breast_x_mm"], p["breast_u_mm"] = (
+        between(0.5, 0.68) * width,
+        p["dome_depth_mm"] * between(0.5, 0.85),
+    )
     p["shoulder_mm"] = width + between(35.0, 75.0)
     p["shoulder_u_mm"] = between(-5.0, 35.0) - (1.0 - p["arms_down"]) * between(20.0, 60.0)
     p["neck_mm"] = between(50.0, 68.0)
@@ -44,7 +51,9 @@ def muscle_thickness(p: Draws, q: Points, centre: Field) -> Field:
     turn = np.arctan2(q.y - centre, np.abs(q.x) + 1e-3)  # −π/2 front, 0 side, π/2 back
     height = smooth_step(q.u, 1.1 * p["dome_depth_mm"], 0.1 * p["dome_depth_mm"])
     base = p["muscle_mm"] + 12.0 * np.exp(-(((turn - 1.05) / 0.35) ** 2))
-    base += height * (9.0 * np.exp(-(((turn + 0.75) / 0.4) ** 2)) + 14.0 * np.exp(-(((turn - 0.35) / 0.5) ** 2)))
+    base += height * (
+        9.0 * np.exp(-(((turn + 0.75) / 0.4) ** 2)) + 14.0 * np.exp(-(((turn - 0.35) / 0.5) ** 2))
+    )
     return base
 
 
@@ -53,31 +62,59 @@ def fat_thickness(p: Draws, q: Points, centre: Field) -> Field:
     turn = np.arctan2(q.y - centre, np.abs(q.x) + 1e-3)
     share = p["fat_side"] + (p["fat_front"] - p["fat_side"]) * smooth_step(-turn, 0.2, 1.2)
     share = share + (p["fat_back"] - p["fat_side"]) * smooth_step(turn, 0.2, 1.2)
-    return p["fat_mm"] * share * (1.0 + (p["belly"] - 1.0) * smooth_step(q.u, 80.0, 1.3 * p["dome_depth_mm"]))
+    return (
+        p["fat_mm"]
+        * share
+        * (1.0 + (p["belly"] - 1.0) * smooth_step(q.u, 80.0, 1.3 * p["dome_depth_mm"]))
+    )
 
 
 def shoulders(p: Draws, q: Points) -> Field:
     """Distance to the muscle of shoulders and neck."""
     middle = p["carina_y_mm"] + 8.0
     u = p["shoulder_u_mm"]
-    girdle = tube(q, [(u, middle + 8.0, -p["shoulder_mm"]), (u - 25.0, middle, -40.0), (u - 25.0, middle, 40.0),
-                      (u, middle + 8.0, p["shoulder_mm"])], [46.0, 52.0, 52.0, 46.0], None)  # fmt: skip
-    return join(girdle, tube(q, [(-260.0, middle - 14.0, 0.0), (-20.0, middle, 0.0)], p["neck_mm"], None), 30.0)
+    girdle = tube(
+        q,
+        [
+            (u, middle + 8.0, -p["shoulder_mm"]),
+            (u - 25.0, middle, -40.0),
+            (u - 25.0, middle, 40.0),
+            (u, middle + 8.0, p["shoulder_mm"]),
+        ],
+        [46.0, 52.0, 52.0, 46.0],
+        None,
+    )
+    return join(
+        girdle,
+        tube(q, [(-260.0, middle - 14.0, 0.0), (-20.0, middle, 0.0)], p["neck_mm"], None),
+        30.0,
+    )
 
 
 def breasts(p: Draws, q: Points, centre: Field) -> Field:
     """Extra thickness in mm of the fat over the chest's front: two breasts, or little where there are none."""
     size = p["breast_mm"]
     reach = 26.0 + 0.75 * size
-    away = ((q.u - p["breast_u_mm"]) / (1.15 * reach)) ** 2 + ((np.abs(q.x) - p["breast_x_mm"]) / reach) ** 2
-    return size * np.exp(-(away**1.6)) * smooth_step(centre - q.y, 0.0, 0.7 * p["chest_half_depth_mm"])
+    away = ((q.u - p["breast_u_mm"]) / (1.15 * reach)) ** 2 + (
+        (np.abs(q.x) - p["breast_x_mm"]) / reach
+    ) ** 2
+    return (
+        size * np.exp(-(away**1.6)) * smooth_step(centre - q.y, 0.0, 0.7 * p["chest_half_depth_mm"])
+    )
 
 
 def arms(p: Draws, q: Points) -> Field:
     """Distance to both arms beside the chest; the humerus lies on the axis, so its distance is this plus `arm_mm`."""
     if not p["arms_down"]:
         return np.full(np.broadcast_shapes(*(axis.shape for axis in q)), 99.0, np.float32)
-    x = p["chest_half_width_mm"] + p["muscle_mm"] + 12.0 + p["fat_mm"] * p["fat_side"] + p["arm_gap_mm"] + p["arm_mm"]
+    x = (
+        p["chest_half_width_mm"]
+        + p["muscle_mm"]
+        + 12.0
+        + p["fat_mm"] * p["fat_side"]
+        + p["arm_gap_mm"]
+        + p["arm_mm"]
+    )
     y = p["carina_y_mm"] + 10.0
     mirrored = Points(q.u, q.y, np.abs(q.x))
     upper = (p["shoulder_u_mm"], y, p["shoulder_mm"])
@@ -104,7 +141,11 @@ def bones(p: Draws, q: Points, wall: Field, centre: Field) -> Field:
     """Distance to scapulae, sternum, clavicles and humeral heads, in the places where the ribs leave room."""
     dy = q.y - centre
     angle = np.arctan2(dy, np.abs(q.x) + 1e-3)
-    plate = np.abs(wall - 19.0 - 5.0 * np.sin(3.0 * angle)) - 2.2 - 4.0 * smooth_step(0.45 - angle, 0.0, 0.5)
+    plate = (
+        np.abs(wall - 19.0 - 5.0 * np.sin(3.0 * angle))
+        - 2.2
+        - 4.0 * smooth_step(0.45 - angle, 0.0, 0.5)
+    )
     reach = np.sqrt(((q.u - 62.0) / 75.0) ** 2 + ((angle - 0.5) / 0.55) ** 2) - 1.0
     scapula = np.maximum(plate, reach * 50.0)
     front = np.abs(q.x) - 15.0 - 6.0 * smooth_step(-q.u, -60.0, 0.0)
@@ -112,8 +153,15 @@ def bones(p: Draws, q: Points, wall: Field, centre: Field) -> Field:
     sternum = np.maximum(np.maximum(np.abs(wall - 8.0) - 5.5, front), np.maximum(height, dy))
     head = (p["shoulder_u_mm"] + 2.0, p["carina_y_mm"] + 12.0, p["shoulder_mm"] + 4.0)
     mirrored = Points(q.u, q.y, np.abs(q.x))
-    clavicle = tube(mirrored, [(16.0, p["carina_y_mm"] - 42.0, 16.0), (2.0, p["carina_y_mm"] - 38.0, 70.0),
-                               (head[0] - 16.0, head[1] - 14.0, head[2] - 14.0)], [8.0, 5.5, 6.5])  # fmt: skip
+    clavicle = tube(
+        mirrored,
+        [
+            (16.0, p["carina_y_mm"] - 42.0, 16.0),
+            (2.0, p["carina_y_mm"] - 38.0, 70.0),
+            (head[0] - 16.0, head[1] - 14.0, head[2] - 14.0),
+        ],
+        [8.0, 5.5, 6.5],
+    )
     joint = tube(mirrored, [head, (head[0] + 4.0, head[1], head[2] + 3.0)], 23.0)
     return np.minimum(np.minimum(scapula, sternum), np.minimum(clavicle, joint))
 
@@ -128,28 +176,44 @@ def rib_end(p: Draws, q: Points, centre: Field) -> Field:
     along = rib_phase(p, q, centre) / p["rib_step_mm"]
     last = 11.6 - 5.0 * smooth_step(rib_front(p, q, centre), 0.2, 0.8)
     beyond = np.maximum(-0.55 - along, along - last) * p["rib_step_mm"]
-    return np.maximum(beyond, np.where(q.y > centre, 24.0 - np.abs(q.x), -9.0))  # ribs end at the vertebrae
+    return np.maximum(
+        beyond, np.where(q.y > centre, 24.0 - np.abs(q.x), -9.0)
+    )  # ribs end at the vertebrae
 
 
 def rib_phase(p: Draws, q: Points, centre: Field) -> Field:
     """Height in mm along the chain of ribs at each point: whole multiples of `rib_step_mm` are ribs' middles."""
     front = rib_front(p, q, centre)
-    front = front - 0.9 * np.maximum(front - 0.75, 0.0)  # the cartilages rise again towards the sternum
+    front = front - 0.9 * np.maximum(
+        front - 0.75, 0.0
+    )  # the cartilages rise again towards the sternum
     return q.u - p["rib_fall_mm"] * front - p["rib_phase"] * p["rib_step_mm"]
 
 
 def abdomen(p: Draws, q: Points, wall: Field, diaphragm: Field) -> dict[str, Field]:
     """Distances to liver, spleen, stomach and kidneys, all under the diaphragm and inside the hollow."""
     inside = meet(wall + 4.0, -diaphragm + 2.5 + p["subphrenic_fat_mm"], 8.0)
-    right = meet(q.x - p["liver_reach_mm"] + 0.5 * (q.u - p["dome_depth_mm"]) + 0.4 * (q.y + 10.0),
-                 q.u - p["liver_floor_mm"] - 0.5 * q.x * 0.8, 25.0)  # fmt: skip
+    right = meet(
+        q.x - p["liver_reach_mm"] + 0.5 * (q.u - p["dome_depth_mm"]) + 0.4 * (q.y + 10.0),
+        q.u - p["liver_floor_mm"] - 0.5 * q.x * 0.8,
+        25.0,
+    )
     liver = meet(inside, right, 20.0)
     s = p["spleen_scale"]
-    turned = rotated(q, (p["spleen_u_mm"], 0.48 * p["chest_half_depth_mm"], 0.72 * p["chest_half_width_mm"]), 0.5, 0.2)
+    turned = rotated(
+        q,
+        (p["spleen_u_mm"], 0.48 * p["chest_half_depth_mm"], 0.72 * p["chest_half_width_mm"]),
+        0.5,
+        0.2,
+    )
     spleen = meet(inside, ellipsoid(turned, (0.0, 0.0, 0.0), (55.0 * s, 42.0 * s, 30.0 * s)), 4.0)
     size = p["stomach_mm"]
     u = p["stomach_u_mm"]
-    bag = tube(q, [(u, -4.0, 62.0), (u + 35.0, -28.0, 55.0), (u + 75.0, -42.0, 5.0)], [size, size * 0.85, size * 0.6])
+    bag = tube(
+        q,
+        [(u, -4.0, 62.0), (u + 35.0, -28.0, 55.0), (u + 75.0, -42.0, 5.0)],
+        [size, size * 0.85, size * 0.6],
+    )
     stomach = meet(meet(bag, inside, 6.0), -np.minimum(liver, spleen) + 1.5, 6.0)
     gas = np.maximum(stomach + 4.0, (q.y - p["stomach_level_mm"]) * (1.0 - 2.0 * p["prone"]))
     mirrored = Points(q.u + 12.0 * (q.x < 0) * -1.0, q.y, np.abs(q.x))
@@ -157,7 +221,13 @@ def abdomen(p: Draws, q: Points, wall: Field, diaphragm: Field) -> dict[str, Fie
     turned = rotated(mirrored, (depth, p["spine_front_mm"] + 8.0, 52.0), 0.5, 0.15)
     kidney = np.maximum(ellipsoid(turned, (0.0, 0.0, 0.0), (52.0, 28.0, 24.0)), inside)
     kidney = np.maximum(kidney, 1.0 - np.minimum(np.minimum(liver, spleen), stomach))
-    return {"liver": liver, "spleen": spleen, "stomach": stomach, "stomach_gas": gas, "kidney": kidney}
+    return {
+        "liver": liver,
+        "spleen": spleen,
+        "stomach": stomach,
+        "stomach_gas": gas,
+        "kidney": kidney,
+    }
 
 
 def bowel(p: Draws, q: Points, inside: Field) -> dict[str, Field]:
@@ -167,13 +237,27 @@ def bowel(p: Draws, q: Points, inside: Field) -> dict[str, Field]:
     loops: Field | None = None
     gas: Field | None = None
     for number in range(6):
-        start = (dome + rng.uniform(25.0, 150.0), rng.uniform(-70.0, 0.0), rng.uniform(0.1, 0.75) * width)
+        start = (
+            dome + rng.uniform(25.0, 150.0),
+            rng.uniform(-70.0, 0.0),
+            rng.uniform(0.1, 0.75) * width,
+        )
         if number == 0:  # the splenic flexure, right under the left dome
-            start = (dome + rng.uniform(18.0, 50.0), rng.uniform(-55.0, 10.0), rng.uniform(0.45, 0.75) * width)
+            start = (
+                dome + rng.uniform(18.0, 50.0),
+                rng.uniform(-55.0, 10.0),
+                rng.uniform(0.45, 0.75) * width,
+            )
         path: Path = [start]
         for _ in range(2):
             u, y, x = path[-1]
-            path.append((u + rng.uniform(-15.0, 50.0), y + rng.uniform(-30.0, 25.0), x + rng.uniform(-45.0, 35.0)))
+            path.append(
+                (
+                    u + rng.uniform(-15.0, 50.0),
+                    y + rng.uniform(-30.0, 25.0),
+                    x + rng.uniform(-45.0, 35.0),
+                )
+            )
         size = rng.uniform(10.0, 21.0)
         loop = tube(q, path, [size, size * 0.8, size])
         level = path[1][1] + rng.uniform(-1.0, 1.2) * size

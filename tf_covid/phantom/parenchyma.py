@@ -16,7 +16,12 @@ class Parenchyma:
     """Aerated lung: gravity, patchiness, texture, and what imitates disease without being it."""
 
     def __init__(
-        self, lung: Draws, prone: bool, rng: np.random.Generator, low: tuple[float, ...], high: tuple[float, ...]
+        self,
+        lung: Draws,
+        prone: bool,
+        rng: np.random.Generator,
+        low: tuple[float, ...],
+        high: tuple[float, ...],
     ) -> None:
         self._p = lung
         self._down = -1.0 if prone else 1.0
@@ -86,7 +91,11 @@ def _branches(hu: Field, patient: Patient, grid: Grid) -> None:
     bronchi = patient.bronchi
     thick = bronchi.radius * (1.0 + patient.lung["airway_wall"]) + 0.3
     wall = Tree(bronchi.start, bronchi.stop, thick, bronchi.level)
-    for tree, value in ((patient.vessels, patient.tissue["blood_hu"]), (wall, 20.0), (bronchi, -960.0)):
+    for tree, value in (
+        (patient.vessels, patient.tissue["blood_hu"]),
+        (wall, 20.0),
+        (bronchi, -960.0),
+    ):
         share = paint_slab(grid, tree)
         if share is not None:
             blend(hu, share, value)

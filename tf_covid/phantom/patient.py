@@ -49,7 +49,9 @@ class Patient:
 def regions(read: Callable[[str], Field]) -> np.ndarray:
     """The lobe number, 1–5 in the order of `severity.LOBES`, that each point has if it is lung; uint8."""
     one = np.uint8(1)
-    right = np.where(read("right_fissure") > 0.0, np.uint8(3), one + (read("horizontal_fissure") > 0.0))
+    right = np.where(
+        read("right_fissure") > 0.0, np.uint8(3), one + (read("horizontal_fissure") > 0.0)
+    )
     left = np.uint8(4) + (read("left_fissure") > 0.0)
     return np.where(read("side") > 0.0, left, right)
 
@@ -61,27 +63,37 @@ def _targets(anatomy: Anatomy, left: bool, count: int, rng: np.random.Generator)
     chosen = places[(rng.random(count) * len(places)).astype(int)]
     lattice = anatomy.lattice
     start = np.array([lattice.u[0], lattice.y[0], lattice.x[0]])
-    index = np.stack(np.unravel_index(chosen, inside.shape), axis=1) + rng.uniform(-0.5, 0.5, (count, 3))
+    index = np.stack(np.unravel_index(chosen, inside.shape), axis=1) + rng.uniform(
+        -0.5, 0.5, (count, 3)
+    )
     return (start + index * LATTICE_MM).astype(np.float32)
 
 
-def _plumbing(anatomy: Anatomy, lung: Draws, settings: LungSettings, rng: np.random.Generator) -> tuple[Tree, Tree]:
+def _plumbing(
+    anatomy: Anatomy, lung: Draws, settings: LungSettings, rng: np.random.Generator
+) -> tuple[Tree, Tree]:
     """Blood vessels (arteries and veins) and bronchi of both lungs."""
     vessels, bronchi = [], []
     for side, hilum in hila(anatomy.p).items():
         root = np.array(hilum)
         for shift in (np.array([-2.0, -3.0, 0.0]), np.array([14.0, -6.0, 0.0])):
             targets = _targets(anatomy, side == "left", 1024, rng)
-            vessels.append(grow(root + shift, targets, lung["vessel_root_mm"], lung["vessel_exponent"], rng))
+            vessels.append(
+                grow(root + shift, targets, lung["vessel_root_mm"], lung["vessel_exponent"], rng)
+            )
         targets = _targets(anatomy, side == "left", 128, rng)
-        bronchi.append(grow(root + np.array([2.0, 6.0, 0.0]), targets, lung["airway_root_mm"], 2.4, rng))
+        bronchi.append(
+            grow(root + np.array([2.0, 6.0, 0.0]), targets, lung["airway_root_mm"], 2.4, rng)
+        )
         nodules = _targets(anatomy, side == "left", 8, rng)
         if lung["nodules"]:
             vessels.append(_dots(nodules, *settings.nodule_mm, rng))
         centres = _targets(anatomy, side == "left", int(rng.integers(4, 40)), rng)
         if lung["buds"]:
             # Tree-in-bud: each twig ends in a tuft of dots.
-            tuft = np.repeat(centres, 9, axis=0) + rng.normal(0.0, 4.0, (9 * len(centres), 3)).astype(np.float32)
+            tuft = np.repeat(centres, 9, axis=0) + rng.normal(
+                0.0, 4.0, (9 * len(centres), 3)
+            ).astype(np.float32)
             vessels.append(_dots(tuft, *settings.bud_mm, rng))
     return together(vessels), together(bronchi)
 
@@ -97,16 +109,22 @@ def _carve_hila(anatomy: Anatomy, vessels: Tree) -> None:
     lattice, lungs = anatomy.lattice, anatomy.fields["lungs"]
     thick = vessels.select((vessels.level < 2) & (vessels.radius > 3.2))
     for start, stop, radius in zip(thick.start, thick.stop, thick.radius, strict=True):
-        box = lattice.box(np.minimum(start, stop) - radius - 10.0, np.maximum(start, stop) + radius + 10.0)
+        box = lattice.box(
+            np.minimum(start, stop) - radius - 10.0, np.maximum(start, stop) + radius + 10.0
+        )
         part = Grid(lattice.u[box[0]], lattice.y[box[1]], lattice.x[box[2]])
         if lungs[box].size:
-            lungs[box] = meet(lungs[box], -tube(part.points(), [start, stop], float(radius) + 0.5), 4.0)
+            lungs[box] = meet(
+                lungs[box], -tube(part.points(), [start, stop], float(radius) + 0.5), 4.0
+            )
 
 
 def _lattice(protocol: scanner.Protocol) -> Grid:
     """The lattice that covers a scan, whatever its voxels."""
-    axes = [np.arange(low - LATTICE_MM, high + 2 * LATTICE_MM, LATTICE_MM, dtype=np.float32)
-            for low, high in zip(protocol.low, protocol.high, strict=True)]  # fmt: skip
+    axes = [
+        np.arange(low - LATTICE_MM, high + 2 * LATTICE_MM, LATTICE_MM, dtype=np.float32)
+        for low, high in zip(protocol.low, protocol.high, strict=True)
+    ]
     return Grid(*axes)
 
 
@@ -122,10 +140,19 @@ def draw_patient(seed: int, severity: int | None, settings: PhantomSettings) -> 
     vessels, bronchi = _plumbing(anatomy, lung, settings.lung, streams[3])
     _carve_hila(anatomy, vessels)
     lobes = regions(anatomy.fields.__getitem__)
-    disease = draw_disease(settings.disease, severity, anatomy, lobes * (anatomy.fields["lungs"] < 0.0), streams[4])
+    disease = draw_disease(
+        settings.disease, severity, anatomy, lobes * (anatomy.fields["lungs"] < 0.0), streams[4]
+    )
     anatomy.fields["excess"] = excess(disease, lobes)
     return Patient(
-        anatomy, protocol, tissue.draw_tissue(body, protocol.p, streams[2]), lung, disease, vessels, bronchi,
-        clothing.draw_things(protocol, anatomy, streams[5]), devices.draw_devices(protocol, anatomy, streams[5]),
+        anatomy,
+        protocol,
+        tissue.draw_tissue(body, protocol.p, streams[2]),
+        lung,
+        disease,
+        vessels,
+        bronchi,
+        clothing.draw_things(protocol, anatomy, streams[5]),
+        devices.draw_devices(protocol, anatomy, streams[5]),
         streams[6:],
-    )  # fmt: skip
+    )

@@ -60,7 +60,9 @@ def _kernel(slices: Field, p: Draws, step_mm: float) -> None:
             ndimage.gaussian_filter(one, sigma, output=one, truncate=2.5)
     if p["sharp"]:
         for one in slices:
-            one += p["sharpening"] * (one - ndimage.gaussian_filter(one, 1.2 / step_mm, truncate=2.5))
+            one += p["sharpening"] * (
+                one - ndimage.gaussian_filter(one, 1.2 / step_mm, truncate=2.5)
+            )
 
 
 def _noise(shape: tuple[int, ...], p: Draws, step_mm: float, rng: np.random.Generator) -> Field:
@@ -80,7 +82,12 @@ def _noise(shape: tuple[int, ...], p: Draws, step_mm: float, rng: np.random.Gene
 def _breathe(slices: Field, grid: Grid, p: Draws) -> None:
     """Double contours where the chest moved during the rotation: more in some slices than in others; in place."""
     shift = max(1, round(p["breathing_mm"] / float(grid.y[1] - grid.y[0])))
-    share = 0.5 * np.clip(np.sin(grid.u / 19.0 + p["off_centre_mm"]), 0.0, 1.0).astype(np.float32)[:, None, None]
+    share = (
+        0.5
+        * np.clip(np.sin(grid.u / 19.0 + p["off_centre_mm"]), 0.0, 1.0).astype(np.float32)[
+            :, None, None
+        ]
+    )
     moved = slices[:, shift:] - slices[:, :-shift]
     slices[:, :-shift] += share * moved
 
@@ -90,7 +97,9 @@ def _shade(slices: Field, grid: Grid, p: Draws) -> None:
     turn = float(grid.u.mean()) / 60.0 + p["off_centre_mm"]
     half = 0.5 * p["field_of_view_mm"]
     y, x = (grid.y / half)[:, None], (grid.x / half)[None, :]
-    slices += p["shading_hu"] * (np.cos(turn) * x + np.sin(turn) * y + np.sin(1.7 * turn) * (x * x + y * y - 0.5))
+    slices += p["shading_hu"] * (
+        np.cos(turn) * x + np.sin(turn) * y + np.sin(1.7 * turn) * (x * x + y * y - 0.5)
+    )
 
 
 def examine(slices: Field, grid: Grid, protocol: Protocol, rng: np.random.Generator) -> np.ndarray:
@@ -102,7 +111,8 @@ def examine(slices: Field, grid: Grid, protocol: Protocol, rng: np.random.Genera
     _kernel(slices, p, step)
     slices += _noise(slices.shape, p, step, rng)
     if p["streaks"]:
-        # Along the rows: photon starvation through shoulders and arms; it changes from row to row and slice to slice.
+        # Along the rows: photon starvation through shoulders and arms; it changes from row to row
+        # and slice to slice.
         rows = rng.standard_normal((len(slices), slices.shape[1], 1), dtype=np.float32)
         load = np.maximum(np.mean(slices > -200.0, axis=2, keepdims=True) - 0.45, 0.0) ** 1.5
         slices += p["streak_hu"] * rows * load * 4.0

@@ -22,7 +22,10 @@ class Extents:
             for lines in (np.any(near, axis=2), np.any(near, axis=1)):
                 empty = ~lines.any(axis=1)
                 first = np.where(empty, lines.shape[1], lines.argmax(axis=1))
-                found += [first, np.where(empty, -1, lines.shape[1] - 1 - lines[:, ::-1].argmax(axis=1))]
+                found += [
+                    first,
+                    np.where(empty, -1, lines.shape[1] - 1 - lines[:, ::-1].argmax(axis=1)),
+                ]
             self._known[name] = np.stack(found, axis=1)
         return self._known[name]
 
@@ -30,12 +33,19 @@ class Extents:
         """The box, within some slices of a grid, that holds a field's inside; None if there is none."""
         u = np.interp(grid.u[slices], self._lattice.u, np.arange(len(self._lattice.u)))
         rows = self._of(name)[int(u[0]) : int(np.ceil(u[-1])) + 1]
-        first_y, last_y, first_x, last_x = rows[:, 0].min(), rows[:, 1].max(), rows[:, 2].min(), rows[:, 3].max()
+        first_y, last_y, first_x, last_x = (
+            rows[:, 0].min(),
+            rows[:, 1].max(),
+            rows[:, 2].min(),
+            rows[:, 3].max(),
+        )
         if first_y > last_y:
             return None
         axes = self._lattice.y, self._lattice.x
-        ends = [(float(axis[a]) - self._reach, float(axis[b]) + self._reach)
-                for axis, a, b in zip(axes, (first_y, first_x), (last_y, last_x), strict=True)]  # fmt: skip
+        ends = [
+            (float(axis[a]) - self._reach, float(axis[b]) + self._reach)
+            for axis, a, b in zip(axes, (first_y, first_x), (last_y, last_x), strict=True)
+        ]
         _, height, width = grid.box((0.0, ends[0][0], ends[1][0]), (0.0, ends[0][1], ends[1][1]))
         return (slices, height, width) if grid.y[height].size and grid.x[width].size else None
 
@@ -51,10 +61,20 @@ class Slab:
         box: What of the grid this slab holds.
     """
 
-    def __init__(self, fields: dict[str, Field], extents: Extents, up: Upsampler, grid: Grid, box: Box) -> None:
-        self._fields, self._extents, self._up, self._whole, self._box = fields, extents, up, grid, box
+    def __init__(
+        self, fields: dict[str, Field], extents: Extents, up: Upsampler, grid: Grid, box: Box
+    ) -> None:
+        self._fields, self._extents, self._up, self._whole, self._box = (
+            fields,
+            extents,
+            up,
+            grid,
+            box,
+        )
         self.grid = Grid(grid.u[box[0]], grid.y[box[1]], grid.x[box[2]])
-        self.width_mm = max(float(grid.x[1] - grid.x[0]), 0.6)  # the width of every edge: no scanner resolves less
+        self.width_mm = max(
+            float(grid.x[1] - grid.x[0]), 0.6
+        )  # the width of every edge: no scanner resolves less
         self._known: dict[str, Field] = {}
 
     def read(self, name: str) -> Field:
@@ -74,13 +94,23 @@ class Slab:
             spans.append(slice(max(inner.start, whole.start), min(inner.stop, whole.stop)))
         if any(span.start >= span.stop for span in spans):
             return None
-        inner_slab = Slab(self._fields, self._extents, self._up, self._whole, (self._box[0], spans[0], spans[1]))
+        inner_slab = Slab(
+            self._fields, self._extents, self._up, self._whole, (self._box[0], spans[0], spans[1])
+        )
         offsets = [self._box[1].start or 0, self._box[2].start or 0]
-        place = [slice(span.start - o, span.stop - o) for span, o in zip(spans, offsets, strict=True)]
+        place = [
+            slice(span.start - o, span.stop - o) for span, o in zip(spans, offsets, strict=True)
+        ]
         return inner_slab, (slice(None), place[0], place[1])
 
     def paint(
-        self, hu: Field, name: str, value: Field | float, *, inset_mm: float = 0.0, edge_mm: float | None = None
+        self,
+        hu: Field,
+        name: str,
+        value: Field | float,
+        *,
+        inset_mm: float = 0.0,
+        edge_mm: float | None = None,
     ) -> None:
         """Paint `value` over the inside of a field, made smaller by `inset_mm`; in place."""
         found = self.part(name)

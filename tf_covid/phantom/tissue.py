@@ -38,7 +38,9 @@ def draw_tissue(body: Draws, scan: Draws, rng: np.random.Generator) -> Draws:
 class Marbling:
     """Slow HU variations of soft tissue, so that no organ is flat; one noise for all."""
 
-    def __init__(self, rng: np.random.Generator, low: tuple[float, ...], high: tuple[float, ...]) -> None:
+    def __init__(
+        self, rng: np.random.Generator, low: tuple[float, ...], high: tuple[float, ...]
+    ) -> None:
         self._fine = SplineNoise(rng, 6.0, low, high)
         self._slow = SplineNoise(rng, 16.0, low, high)
 
@@ -65,7 +67,9 @@ def _body(hu: Field, p: Draws, slab: Slab, spots: Field) -> None:
     blend(hu, occupancy(body, width), p["muscle_hu"] - 25.0)  # skin
     under_skin = fat
     if p["female"]:
-        glands = smooth_step(spots, 0.9 - p["gland_share"], 1.8 - p["gland_share"]) * (slab.read("front") < -1.15)
+        glands = smooth_step(spots, 0.9 - p["gland_share"], 1.8 - p["gland_share"]) * (
+            slab.read("front") < -1.15
+        )
         under_skin = fat + 120.0 * glands
     blend(hu, occupancy(body + 2.2, width), under_skin)
     # Muscles lie in layers with fat between them, wavy, and not everywhere.
@@ -78,7 +82,12 @@ def _body(hu: Field, p: Draws, slab: Slab, spots: Field) -> None:
     slab.paint(hu, "oesophagus", p["muscle_hu"] - 12.0)
     if p["oesophagus_air"]:
         slab.paint(hu, "oesophagus", -900.0, inset_mm=4.5)
-    slab.paint(hu, "blood", np.where(spots > p["plaque_level"], 700.0, p["muscle_hu"] - 10.0), inset_mm=-1.5)
+    slab.paint(
+        hu,
+        "blood",
+        np.where(spots > p["plaque_level"], 700.0, p["muscle_hu"] - 10.0),
+        inset_mm=-1.5,
+    )
     slab.paint(hu, "heart", p["heart_hu"] + 3.0 * spots)
     slab.paint(hu, "heart", p["blood_hu"], inset_mm=9.0, edge_mm=6.0)
     slab.paint(hu, "blood", p["blood_hu"])

@@ -11,7 +11,9 @@ from tf_covid.phantom.settings import Draws
 FAR_MM = 99.0
 
 
-def radial(dy: Field, dx: Field, half_depth: Field, half_width: Field, roundness: float | Field) -> Field:
+def radial(
+    dy: Field, dx: Field, half_depth: Field, half_width: Field, roundness: float | Field
+) -> Field:
     """Distance, along the ray from the centre, to a superellipse in each axial slice."""
     level = (np.abs(dx) / half_width) ** roundness + (np.abs(dy) / half_depth) ** roundness + 1e-6
     return np.sqrt(dx * dx + dy * dy + 1e-3) * (1.0 - level ** (-1.0 / roundness))
@@ -27,25 +29,37 @@ def cage(p: Draws, q: Points) -> Field:
     """Distance to the inner surface of the rib cage."""
     grow = smooth_step(q.u, -70.0, 0.6 * p["dome_depth_mm"])
     half_width = p["chest_half_width_mm"] * (0.58 + 0.42 * grow)
-    half_depth = p["chest_half_depth_mm"] * (0.55 + 0.45 * smooth_step(q.u, -60.0, 0.75 * p["dome_depth_mm"]))
+    half_depth = p["chest_half_depth_mm"] * (
+        0.55 + 0.45 * smooth_step(q.u, -60.0, 0.75 * p["dome_depth_mm"])
+    )
     dy = q.y - chest_centre(p, q)
     back = smooth_step(dy, -0.4 * p["chest_half_depth_mm"], 0.4 * p["chest_half_depth_mm"])
-    # Each half bulges backwards beside the spine, while the front is narrower than an ellipse with that back.
-    bulge = p["gutter_mm"] * back * np.exp(-(((np.abs(q.x) - 0.5 * half_width) / (0.33 * half_width)) ** 2))
+    # Each half bulges backwards beside the spine, while the front is narrower than an ellipse with
+    # that back.
+    bulge = (
+        p["gutter_mm"]
+        * back
+        * np.exp(-(((np.abs(q.x) - 0.5 * half_width) / (0.33 * half_width)) ** 2))
+    )
     roundness = p["front_roundness"] + (p["chest_roundness"] - p["front_roundness"]) * back
     return radial(dy - bulge, q.x, half_depth, half_width, roundness)
 
 
 def spine_y(p: Draws, q: Points) -> Field:
     """y of the vertebral bodies' centres at each height."""
-    half_depth = p["chest_half_depth_mm"] * (0.55 + 0.45 * smooth_step(q.u, -60.0, 0.75 * p["dome_depth_mm"]))
+    half_depth = p["chest_half_depth_mm"] * (
+        0.55 + 0.45 * smooth_step(q.u, -60.0, 0.75 * p["dome_depth_mm"])
+    )
     return chest_centre(p, q) + half_depth - p["spine_inset_mm"]
 
 
 def diaphragm(p: Draws, q: Points, wall: Field) -> Field:
     """Signed distance to the diaphragm: negative above it. Steep beside the ribs."""
-    # Behind, the diaphragm falls slowly: the recess there is a wide crescent, at the sides a thin sliver.
-    behind = smooth_step(q.y - chest_centre(p, q), -0.1 * p["chest_half_depth_mm"], 0.9 * p["chest_half_depth_mm"])
+    # Behind, the diaphragm falls slowly: the recess there is a wide crescent, at the sides a thin
+    # sliver.
+    behind = smooth_step(
+        q.y - chest_centre(p, q), -0.1 * p["chest_half_depth_mm"], 0.9 * p["chest_half_depth_mm"]
+    )
     reach = p["dome_reach_mm"] * (1.0 + p["recess_reach_back"] * behind)
     inside = np.clip(-wall / reach, 0.0, 1.0)
     rise = 1.0 - (1.0 - inside) ** p["dome_steepness"]
@@ -54,9 +68,15 @@ def diaphragm(p: Draws, q: Points, wall: Field) -> Field:
     crest = crest - p["high_right_mm"] * (1.0 - side) - p["high_left_mm"] * side
     ahead = np.clip(0.5 - 0.5 * (q.y - chest_centre(p, q)) / p["chest_half_depth_mm"], 0.0, 1.0)
     edge = p["dome_depth_mm"] + p["recess_depth_mm"] * (1.0 - p["recess_tilt"] * ahead)
-    seat = np.exp(-(((q.x - 12.0) / 42.0) ** 2)) * smooth_step(chest_centre(p, q) + 25.0 - q.y, 0.0, 50.0)
-    level = edge + (crest - edge) * rise + p["heart_seat_mm"] * seat  # the heart presses the middle down
-    return (q.u - level) / np.sqrt(1.0 + (0.9 * (1.0 - rise) * p["recess_depth_mm"] / reach * 2.0) ** 2)
+    seat = np.exp(-(((q.x - 12.0) / 42.0) ** 2)) * smooth_step(
+        chest_centre(p, q) + 25.0 - q.y, 0.0, 50.0
+    )
+    level = (
+        edge + (crest - edge) * rise + p["heart_seat_mm"] * seat
+    )  # the heart presses the middle down
+    return (q.u - level) / np.sqrt(
+        1.0 + (0.9 * (1.0 - rise) * p["recess_depth_mm"] / reach * 2.0) ** 2
+    )
 
 
 def airway_paths(p: Draws) -> list[tuple[list[tuple[float, float, float]], list[float]]]:
@@ -66,11 +86,23 @@ def airway_paths(p: Draws) -> list[tuple[list[tuple[float, float, float]], list[
     top = (-90.0, y - 12.0 + p["anterior_slope_mm"] * 0.3, 0.5 * x)
     return [
         ([top, (0.5 * carina, y - 5.0, 0.8 * x), (carina, y, x)], [r, r, 1.05 * r]),
-        ([(carina - 3.0, y, x), (carina + 22.0, y + 4.0, x - 24.0), (carina + 34.0, y + 6.0, x - 40.0)],
-         [0.85 * r, 0.72 * r, 0.6 * r]),
-        ([(carina - 3.0, y, x), (carina + 25.0, y + 6.0, x + 30.0), (carina + 42.0, y + 9.0, x + 48.0)],
-         [0.8 * r, 0.62 * r, 0.52 * r]),
-    ]  # fmt: skip
+        (
+            [
+                (carina - 3.0, y, x),
+                (carina + 22.0, y + 4.0, x - 24.0),
+                (carina + 34.0, y + 6.0, x - 40.0),
+            ],
+            [0.85 * r, 0.72 * r, 0.6 * r],
+        ),
+        (
+            [
+                (carina - 3.0, y, x),
+                (carina + 25.0, y + 6.0, x + 30.0),
+                (carina + 42.0, y + 9.0, x + 48.0),
+            ],
+            [0.8 * r, 0.62 * r, 0.52 * r],
+        ),
+    ]
 
 
 def hila(p: Draws) -> dict[str, tuple[float, float, float]]:
@@ -92,13 +124,26 @@ def airways(p: Draws, q: Points) -> Field:
 def _vessel_paths(p: Draws) -> list[tuple[list[tuple[float, float, float]], list[float]]]:
     """Great vessels: (u, y, x) paths, and radii before scaling, in mm."""
     c, y, back, dome = p["carina_mm"], p["carina_y_mm"], p["spine_front_mm"], p["dome_depth_mm"]
-    k = (y + p["chest_half_depth_mm"]) / 88.0  # room between carina and sternum: the vessels in front share it
+    k = (
+        y + p["chest_half_depth_mm"]
+    ) / 88.0  # room between carina and sternum: the vessels in front share it
     confluence = (c - 40.0, y - 28.0 * k, -26.0)
     return [
         # aorta
-        ([(c + 55, y - 34 * k, 2.0), (c + 10, y - 38 * k, -16.0), (c - 22, y - 28 * k, -10.0), (c - 30, y - 8, 8.0),
-          (c - 22, back - 2, 22.0), (c + 10, back + 4, 24.0), (c + 80, back, 18.0), (dome + 20, back - 8, 6.0),
-          (dome + 300, back - 8, 3.0)], [15, 15, 14, 13, 12.5, 12, 11.5, 10.5, 8.5]),
+        (
+            [
+                (c + 55, y - 34 * k, 2.0),
+                (c + 10, y - 38 * k, -16.0),
+                (c - 22, y - 28 * k, -10.0),
+                (c - 30, y - 8, 8.0),
+                (c - 22, back - 2, 22.0),
+                (c + 10, back + 4, 24.0),
+                (c + 80, back, 18.0),
+                (dome + 20, back - 8, 6.0),
+                (dome + 300, back - 8, 3.0),
+            ],
+            [15, 15, 14, 13, 12.5, 12, 11.5, 10.5, 8.5],
+        ),
         # its branches: to the right arm and head, the head, the left arm
         ([(c - 32, y - 20 * k, -4.0), (-70.0, y - 14 * k, -26.0)], [6, 4.5]),
         ([(c - 32, y - 12, 6.0), (-70.0, y - 10, 24.0)], [4.5, 3.5]),
@@ -107,12 +152,25 @@ def _vessel_paths(p: Draws) -> list[tuple[list[tuple[float, float, float]], list
         ([(-40.0, y - 24 * k, -36.0), confluence, (c + 60, y - 22 * k, -30.0)], [6, 9, 10]),
         ([confluence, (c - 52, y - 42 * k, 8.0), (-30.0, y - 26 * k, 40.0)], [7, 6.5, 5]),
         # pulmonary trunk into the left artery, and the right artery
-        ([(c + 50, y - 48 * k, 22.0), (c + 18, y - 36 * k, 24.0), (c + 12, y - 14 * k, 34.0), (c + 16, y, 46.0)],
-         [14, 13.5, 11, 9]),
-        ([(c + 18, y - 30 * k, 18.0), (c + 22, y - 16 * k, -12.0), (c + 28, y - 6, -42.0)], [12, 10.5, 8.5]),
+        (
+            [
+                (c + 50, y - 48 * k, 22.0),
+                (c + 18, y - 36 * k, 24.0),
+                (c + 12, y - 14 * k, 34.0),
+                (c + 16, y, 46.0),
+            ],
+            [14, 13.5, 11, 9],
+        ),
+        (
+            [(c + 18, y - 30 * k, 18.0), (c + 22, y - 16 * k, -12.0), (c + 28, y - 6, -42.0)],
+            [12, 10.5, 8.5],
+        ),
         # inferior vena cava
-        ([(c + 90, y - 8, -22.0), (dome + 30, y - 2, -18.0), (dome + 200, back - 6, -16.0)], [11, 11, 11]),
-    ]  # fmt: skip
+        (
+            [(c + 90, y - 8, -22.0), (dome + 30, y - 2, -18.0), (dome + 200, back - 6, -16.0)],
+            [11, 11, 11],
+        ),
+    ]
 
 
 def vessels(p: Draws, q: Points) -> Field:
@@ -137,7 +195,11 @@ def heart(p: Draws, q: Points) -> Field:
     ahead = front + deep
     turned = rotated(q, (middle + 8.0, ahead, 28.0), p["heart_turn"], p["heart_lean"])
     shape = ellipsoid(turned, (0.0, 0.0, 0.0), (tall * 1.02, deep, 52.0 * s))
-    shape = join(shape, ellipsoid(q, (middle + 2.0, ahead + 3.0, -18.0), (tall * 0.85, 0.85 * deep, 32.0 * s)), 14.0)
+    shape = join(
+        shape,
+        ellipsoid(q, (middle + 2.0, ahead + 3.0, -18.0), (tall * 0.85, 0.85 * deep, 32.0 * s)),
+        14.0,
+    )
     return join(shape, ellipsoid(q, (c + 58.0, y - 2.0, 4.0), (28.0, 22.0 * s, 38.0 * s)), 12.0)
 
 
@@ -197,7 +259,9 @@ def fissures(p: Draws, q: Points, centre: Field) -> dict[str, Field]:
         slope = p[f"{side}_fissure_slope"]
         level = p[f"{side}_fissure_mm"] - slope * y + bend
         found[side] = (q.u - level) / np.sqrt(1.0 + slope**2)
-    across = p["horizontal_fissure_mm"] + 0.15 * (y + 40.0) + 0.05 * (np.abs(q.x) - 60.0) + 0.3 * bend
+    across = (
+        p["horizontal_fissure_mm"] + 0.15 * (y + 40.0) + 0.05 * (np.abs(q.x) - 60.0) + 0.3 * bend
+    )
     found["horizontal"] = q.u - across
     return found
 

@@ -31,14 +31,21 @@ class Tree:
 
 def together(trees: list[Tree]) -> Tree:
     """Several trees as one."""
-    return Tree(*(np.concatenate([getattr(t, name) for t in trees]) for name in ("start", "stop", "radius", "level")))
+    return Tree(
+        *(
+            np.concatenate([getattr(t, name) for t in trees])
+            for name in ("start", "stop", "radius", "level")
+        )
+    )
 
 
-def grow(root: np.ndarray, targets: np.ndarray, root_mm: float, exponent: float, rng: np.random.Generator) -> Tree:
+def grow(
+    root: np.ndarray, targets: np.ndarray, root_mm: float, exponent: float, rng: np.random.Generator
+) -> Tree:
     """Grow a tree from `root` towards `targets`, (2**k, 3): each branch serves the half of its targets on its side.
 
-    Every generation splits each group across its longest direction and walks part of the way to the new groups'
-    centres; radii follow Murray's law, r**exponent conserved over a bifurcation.
+    Every generation splits each group across its longest direction and walks part of the way to the
+    new groups' centres; radii follow Murray's law, r**exponent conserved over a bifurcation.
     """
     groups = targets[None].astype(np.float32)
     tips = root[None].astype(np.float32)
@@ -65,10 +72,14 @@ def grow(root: np.ndarray, targets: np.ndarray, root_mm: float, exponent: float,
         spread = groups - centres[:, None]
         axes = np.linalg.eigh(np.einsum("gni,gnj->gij", spread, spread))[1][:, :, 2]
         order = np.argsort(np.einsum("gni,gi->gn", spread, axes), axis=1)
-        groups = np.take_along_axis(groups, order[:, :, None], axis=1).reshape(count * 2, size // 2, 3)
+        groups = np.take_along_axis(groups, order[:, :, None], axis=1).reshape(
+            count * 2, size // 2, 3
+        )
         tips = np.repeat(ends, 2, axis=0)
         level += 1
-    return Tree(np.concatenate(starts), np.concatenate(stops), np.concatenate(radii), np.concatenate(levels))
+    return Tree(
+        np.concatenate(starts), np.concatenate(stops), np.concatenate(radii), np.concatenate(levels)
+    )
 
 
 def _paint_thin(volume: Field, grid: Grid, tree: Tree) -> None:

@@ -8,7 +8,8 @@ words.py     the sentences and number formats that both share
 files.py     the case folder, atomically
 summary.py   summary.csv, a row a case
 
-Importing this package is cheap: NumPy, Pillow, matplotlib and Jinja are imported by the functions that draw.
+Importing this package is cheap: NumPy, Pillow, matplotlib and Jinja are imported by the functions
+that draw.
 """
 
 from tf_covid.report.files import write_case

@@ -23,9 +23,15 @@ _WIDTH_PX, _HEIGHT_PX = 1600.0, 900.0
 
 _PAGE, _INK, _SOFT, _TRACK = "#0d1115", "#eef2f5", "#9daab6", "#27303a"
 _ACCENT, _CAUTION, _LETTER = "#58b0f0", "#ffcf87", "#ffe9a8"
-#: The colours of the classes, as in the report: from blue to dark purple, each darker than the one before.
-_RANKS = (("#3f74a8", "#ffffff"), ("#f2c14e", "#231a00"), ("#ee8a2a", "#231200"), ("#c6491c", "#ffffff"),
-          ("#6d1a52", "#ffffff"))  # fmt: skip
+#: The colours of the classes, as in the report: from blue to dark purple, each darker than the one
+#: before.
+_RANKS = (
+    ("#3f74a8", "#ffffff"),
+    ("#f2c14e", "#231a00"),
+    ("#ee8a2a", "#231200"),
+    ("#c6491c", "#ffffff"),
+    ("#6d1a52", "#ffffff"),
+)
 
 _SLICES = 6
 
@@ -59,10 +65,28 @@ def montage(result: Result, scan: Scan, views: Views | None = None) -> Figure:
     return figure
 
 
-def _text(page: Axes, x: float, y: float, text: str, size_px: float = 17, color: str = _INK, **options: Any) -> None:
+def _text(
+    page: Axes,
+    x: float,
+    y: float,
+    text: str,
+    size_px: float = 17,
+    color: str = _INK,
+    **options: Any,
+) -> None:
     """Write text as it is: a name with dollar signs is no formula, and a letter that the font lacks is a "?"."""
     points = size_px * 72 / DPI
-    page.text(x, y, _drawable(text), fontsize=points, color=color, parse_math=False, va="baseline", zorder=4, **options)
+    page.text(
+        x,
+        y,
+        _drawable(text),
+        fontsize=points,
+        color=color,
+        parse_math=False,
+        va="baseline",
+        zorder=4,
+        **options,
+    )
 
 
 def _drawable(text: str) -> str:
@@ -95,7 +119,9 @@ def _headline(page: Axes, result: Result) -> None:
     ground, letter = (_TRACK, _INK) if answer.rank is None else _RANKS[answer.rank]
     _text(page, 40, 46, _shortened(result.case, 40), 24, weight="bold")
     _text(page, 40, 70, f"{words.task(result)} · {words.status(result)}", 15, _SOFT)
-    page.add_patch(FancyBboxPatch((40, 92), 104, 88, "round,pad=0,rounding_size=14", facecolor=ground, lw=0))
+    page.add_patch(
+        FancyBboxPatch((40, 92), 104, 88, "round,pad=0,rounding_size=14", facecolor=ground, lw=0)
+    )
     _text(page, 92, 158, answer.number, 60, letter, ha="center", weight="bold")
     _text(page, 164, 138, answer.label, 40, weight="bold")
     _text(page, 164, 168, answer.question, 16, _SOFT)
@@ -110,7 +136,15 @@ def _probabilities(page: Axes, result: Result) -> None:
         _text(page, 560, y + 14, bar.name, 17, weight=weight)
         _rectangle(page, left, y, width, 16, _TRACK)
         _rectangle(page, left, y, width * bar.probability, 16, _ACCENT if bar.chosen else "#6d7a86")
-        _text(page, left + width + 74, y + 14, words.percent(bar.probability), 17, weight=weight, ha="right")
+        _text(
+            page,
+            left + width + 74,
+            y + 14,
+            words.percent(bar.probability),
+            17,
+            weight=weight,
+            ha="right",
+        )
 
 
 def _facts(page: Axes, result: Result) -> None:
@@ -138,8 +172,17 @@ def _facts(page: Axes, result: Result) -> None:
         _text(page, 1290, 74 + row * 25, _shortened(line, 32), 17, _CAUTION if worst else _INK)
 
 
-def _show(page: Axes, result: Result, scan: Scan, axis: int, index: int, box: Box, frame: tuple[float, ...],
-          coloured: bool, letters: str) -> tuple[float, float, float, float]:  # fmt: skip
+def _show(
+    page: Axes,
+    result: Result,
+    scan: Scan,
+    axis: int,
+    index: int,
+    box: Box,
+    frame: tuple[float, ...],
+    coloured: bool,
+    letters: str,
+) -> tuple[float, float, float, float]:
     """Draw a plane into a frame (x, y, width, height), as large as fits; where it went, the same way.
 
     `letters` are those at the left and the right edge.
@@ -156,12 +199,30 @@ def _show(page: Axes, result: Result, scan: Scan, axis: int, index: int, box: Bo
     picture = pictures.overlay(plane, px_per_mm) if coloured else pictures.plain(plane, px_per_mm)
     width, height = picture.size
     x, y = round(frame[0] + (frame[2] - width) / 2), round(frame[1] + (frame[3] - height) / 2)
-    page.imshow(picture, cmap="gray", vmin=0, vmax=255, extent=(x, x + width, y + height, y), aspect="auto",
-                interpolation="nearest", zorder=2)  # fmt: skip
+    page.imshow(
+        picture,
+        cmap="gray",
+        vmin=0,
+        vmax=255,
+        extent=(x, x + width, y + height, y),
+        aspect="auto",
+        interpolation="nearest",
+        zorder=2,
+    )
     # Drawing a picture moves the limits of the page to it.
     page.set(xlim=(0, _WIDTH_PX), ylim=(_HEIGHT_PX, 0))
     for letter, at, side in ((letters[0], x + 6, "left"), (letters[1], x + width - 6, "right")):
-        _text(page, at, y + height / 2, letter, 15, _LETTER, ha=side, weight="bold", path_effects=dark_rim)
+        _text(
+            page,
+            at,
+            y + height / 2,
+            letter,
+            15,
+            _LETTER,
+            ha=side,
+            weight="bold",
+            path_effects=dark_rim,
+        )
     return x, y, width, height
 
 
@@ -193,15 +254,40 @@ def _planes(page: Axes, result: Result, scan: Scan, views: Views) -> None:
     left, top, width, height, gap = 1010, 200, 272, 288, 6
     for column, coloured in enumerate((False, True)):
         x = left + column * (width + gap)
-        drawn = _show(page, result, scan, 1, views.place[1], views.box, (x, top, width, height), coloured, "RL")
+        drawn = _show(
+            page,
+            result,
+            scan,
+            1,
+            views.place[1],
+            views.box,
+            (x, top, width, height),
+            coloured,
+            "RL",
+        )
         if coloured:
             per_slice = drawn[3] / (views.box[0].stop - views.box[0].start)
             for chosen in _spread(views):
                 y = drawn[1] + (chosen.index + 0.5 - views.box[0].start) * per_slice
-                page.plot((drawn[0], drawn[0] + drawn[2]), (y, y), color=_LETTER, linewidth=0.7, alpha=0.7, zorder=3,
-                          linestyle=(0, (3, 4)))  # fmt: skip
+                page.plot(
+                    (drawn[0], drawn[0] + drawn[2]),
+                    (y, y),
+                    color=_LETTER,
+                    linewidth=0.7,
+                    alpha=0.7,
+                    zorder=3,
+                    linestyle=(0, (3, 4)),
+                )
     _text(page, left + 2, top + height + 19, "coronal", 15, weight="bold")
-    _text(page, left + 2 * width + gap, top + height + 19, "lines: the slices shown", 14, _SOFT, ha="right")
+    _text(
+        page,
+        left + 2 * width + gap,
+        top + height + 19,
+        "lines: the slices shown",
+        14,
+        _SOFT,
+        ha="right",
+    )
     _curves(page, result, scan, views)
 
 
@@ -221,12 +307,22 @@ def _curves(page: Axes, result: Result, scan: Scan, views: Views) -> None:
     height = 0.29 / len(panels)
     for row, (title, values) in enumerate(panels):
         bottom = 0.105 + (len(panels) - 1 - row) * (height + 0.012)
-        panel = page.figure.add_axes((1044 / _WIDTH_PX, bottom, 516 / _WIDTH_PX, height - 0.03), facecolor=_PAGE)
+        panel = page.figure.add_axes(
+            (1044 / _WIDTH_PX, bottom, 516 / _WIDTH_PX, height - 0.03), facecolor=_PAGE
+        )
         shown = values[first:last]
         panel.fill_between(mm, shown, color=_ACCENT, alpha=0.2, linewidth=0)
         panel.plot(mm, shown, color=_ACCENT, linewidth=1.6)
-        panel.fill_between(mm, 0, 1, where=result.maps.kept[first:last], color=_ACCENT, alpha=0.10, linewidth=0,
-                           transform=panel.get_xaxis_transform())  # fmt: skip
+        panel.fill_between(
+            mm,
+            0,
+            1,
+            where=result.maps.kept[first:last],
+            color=_ACCENT,
+            alpha=0.10,
+            linewidth=0,
+            transform=panel.get_xaxis_transform(),
+        )
         panel.set(xlim=(first * scan.spacing_mm[0], last * scan.spacing_mm[0]), ylim=(0, None))
         panel.set_title(title, fontsize=10.5, color=_INK, loc="left", pad=4)
         panel.tick_params(colors=_SOFT, labelsize=9, labelbottom=row == len(panels) - 1)
@@ -234,7 +330,9 @@ def _curves(page: Axes, result: Result, scan: Scan, views: Views) -> None:
         for side in panel.spines.values():
             side.set_color(_TRACK)
         if row == len(panels) - 1:
-            panel.set_xlabel("mm below the top of the scan; shaded: slices used", fontsize=10, color=_SOFT)
+            panel.set_xlabel(
+                "mm below the top of the scan; shaded: slices used", fontsize=10, color=_SOFT
+            )
 
 
 def _footer(page: Axes, result: Result) -> None:
@@ -246,7 +344,9 @@ def _footer(page: Axes, result: Result) -> None:
     if result.attention is None:
         return
     colours = pictures.attention_scale_rgb(64)
-    page.imshow(colours[None], extent=(56, 206, 856, 844), aspect="auto", interpolation="nearest", zorder=2)
+    page.imshow(
+        colours[None], extent=(56, 206, 856, 844), aspect="auto", interpolation="nearest", zorder=2
+    )
     page.set(xlim=(0, _WIDTH_PX), ylim=(_HEIGHT_PX, 0))
     _text(page, 40, 856, "0", 14, _SOFT)
     _text(page, 214, 856, f"1   {words.ATTENTION_SCALE}", 14, _SOFT)

@@ -1,7 +1,7 @@
 """The folder of one case, written so that whoever looks finds a whole answer: the new one or the one before.
 
-Everything goes into a hidden sibling folder first, which then takes the name of the case. What a killed run leaves
-behind is put right at the next write of the same case, or by `recover`.
+Everything goes into a hidden sibling folder first, which then takes the name of the case. What a
+killed run leaves behind is put right at the next write of the same case, or by `recover`.
 """
 
 from __future__ import annotations
@@ -29,38 +29,51 @@ if TYPE_CHECKING:
 
 #: Everything that this project writes into the folder of a case.
 CASE_FILES = (
-    "result.json", "report.html", "montage.png",
-    "lungs.nii.gz", "attention.nii.gz",
-    "lungs.dcm", "attention.dcm", "report.dcm",
-)  # fmt: skip
+    "result.json",
+    "report.html",
+    "montage.png",
+    "lungs.nii.gz",
+    "attention.nii.gz",
+    "lungs.dcm",
+    "attention.dcm",
+    "report.dcm",
+)
 
-#: Files that nobody misses: what macOS leaves in every folder, and what a killed writer of ours left.
-_LITTER = re.compile(r"\.DS_Store|\._.*|\.(" + "|".join(map(re.escape, CASE_FILES)) + r")\.[0-9a-f]{8}\.part")
-#: Another host's leftovers are put right after this long; whether their writer still runs cannot be asked, in seconds.
+#: Files that nobody misses: what macOS leaves in every folder, and what a killed writer of ours
+#: left.
+_LITTER = re.compile(
+    r"\.DS_Store|\._.*|\.(" + "|".join(map(re.escape, CASE_FILES)) + r")\.[0-9a-f]{8}\.part"
+)
+#: Another host's leftovers are put right after this long; whether their writer still runs cannot be
+#: asked, in seconds.
 _ABANDONED_S = 86_400
 
 #: NIfTI slope of the attention map: stored 0–255, read back as 0–1.
 _ATTENTION_SLOPE = 1.0 / 255.0
 
 
-def write_case(result: Result, scan: Scan | None, folder: Path, *, since: float | None = None) -> Result:
+def write_case(
+    result: Result, scan: Scan | None, folder: Path, *, since: float | None = None
+) -> Result:
     """Write every file of one case, all or nothing.
 
-    A refused case gets `result.json` and `report.html`; an answered one also `montage.png`, `lungs.nii.gz` and,
-    with an attention map, `attention.nii.gz`. An older answer in `folder` is replaced.
+    A refused case gets `result.json` and `report.html`; an answered one also `montage.png`,
+    `lungs.nii.gz` and, with an attention map, `attention.nii.gz`. An older answer in `folder` is
+    replaced.
 
     Args:
         result: The answer, with its maps unless it is a refusal.
         scan: The scan behind it; None for a refusal only.
         folder: Where to; its name is the name of the case. Missing parents are made.
-        since: When the work on this case began (`time.perf_counter`): the answer then states the time of the writing
-            and the total.
+        since: When the work on this case began (`time.perf_counter`): the answer then states the
+            time of the writing and the total.
 
     Returns:
         The result as it was written.
 
     Raises:
-        OutputError: If it cannot be written, or if `folder` holds anything that is not an answer of ours.
+        OutputError: If it cannot be written, or if `folder` holds anything that is not an answer of
+            ours.
         ValueError: If an answered case comes without its scan or its maps.
     """
     with _replacing(folder) as partial:
@@ -93,8 +106,14 @@ def recover(folder: Path) -> None:
 
 def _timed(result: Result, start: float, since: float) -> Result:
     now = time.perf_counter()
-    stages = {stage: seconds for stage, seconds in result.timings_s.items() if stage not in ("write", "total")}
-    return dataclasses.replace(result, timings_s=stages | {"write": now - start, "total": now - since})
+    stages = {
+        stage: seconds
+        for stage, seconds in result.timings_s.items()
+        if stage not in ("write", "total")
+    }
+    return dataclasses.replace(
+        result, timings_s=stages | {"write": now - start, "total": now - since}
+    )
 
 
 def _write_evidence(result: Result, scan: Scan | None, folder: Path) -> dict[str, Any]:
@@ -110,7 +129,9 @@ def _write_evidence(result: Result, scan: Scan | None, folder: Path) -> dict[str
         jobs = [pool.submit(write_nifti, maps.lungs, scan, folder / "lungs.nii.gz", slope=1.0)]
         if maps.attention is not None:
             path = folder / "attention.nii.gz"
-            jobs.append(pool.submit(write_nifti, maps.attention, scan, path, slope=_ATTENTION_SLOPE))
+            jobs.append(
+                pool.submit(write_nifti, maps.attention, scan, path, slope=_ATTENTION_SLOPE)
+            )
         views = choose(result, scan)
         figures.montage(result, scan, views).savefig(folder / "montage.png", dpi=figures.DPI)
         drawn = html.draw(result, scan, views)
@@ -147,7 +168,10 @@ def _refuse_foreign(folder: Path) -> None:
     """Stop before replacing a folder that holds more than an answer: it may be somebody's input."""
     with _as_output_error(folder):
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-            raise OutputError(f"{folder}: exists and is not a folder; move it away or choose another output folder")
+            raise OutputError(
+                f"{folder}: exists and is not a folder; move it away or choose another output"
+                " folder"
+            )
         paths = sorted(folder.iterdir()) if folder.exists() else []
         foreign = [path.name for path in paths if not (_is_ours(path.name) and path.is_file())]
     if foreign:
@@ -172,7 +196,9 @@ def _sibling(folder: Path, kind: str) -> Path:
 
 def _leftovers(folder: Path) -> list[tuple[Path, str]]:
     """What earlier runs left beside `folder`, old answers first, as (path, "old" or "partial")."""
-    pattern = re.compile(re.escape(f".{folder.name}.") + r"([A-Za-z0-9-]+)\.(\d+)\.[0-9a-f]{8}\.(old|partial)")
+    pattern = re.compile(
+        re.escape(f".{folder.name}.") + r"([A-Za-z0-9-]+)\.(\d+)\.[0-9a-f]{8}\.(old|partial)"
+    )
     if not folder.parent.is_dir():
         return []
     found = []
@@ -182,7 +208,8 @@ def _leftovers(folder: Path) -> list[tuple[Path, str]]:
             continue
         with contextlib.suppress(FileNotFoundError):  # another host has put it right meanwhile
             status = path.stat()
-            # Setting an old answer aside changes the time of its entry only, not that of its content.
+            # Setting an old answer aside changes the time of its entry only, not that of its
+            # content.
             age = time.time() - max(status.st_mtime, status.st_ctime)
             if not _runs_elsewhere(int(match[2])) if match[1] == _host() else age > _ABANDONED_S:
                 found.append((status.st_mtime, path, match[3]))

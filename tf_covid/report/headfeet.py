@@ -114,9 +114,12 @@ def layout(result: Result, scan: Scan, views: Views, has_attention: bool) -> Hea
 def involvement(result: Result, scan: Scan) -> np.ndarray:
     """(D,) involved share of the lung in percent, cut off at a round number above that of every kept slice.
 
-    Above and below the kept slices a few voxels of lung are easily "100 % involved": they must not set the scale.
+    Above and below the kept slices a few voxels of lung are easily "100 % involved": they must not
+    set the scale.
     """
-    percent = np.asarray(result.lungs.involvement_per_slice if result.lungs else np.zeros(scan.shape[0]))
+    percent = np.asarray(
+        result.lungs.involvement_per_slice if result.lungs else np.zeros(scan.shape[0])
+    )
     return np.minimum(percent, nice_top(float(percent[_kept(result, scan)].max(initial=0.0)), 10.0))
 
 
@@ -128,7 +131,9 @@ def nice_top(highest: float, least: float) -> float:
     """A round number (1, 2 or 5 times a power of ten) that is not below `highest` nor below `least`."""
     wanted = max(highest, least)
     power = 10.0 ** np.floor(np.log10(wanted))
-    return float(next(step * power for step in (1.0, 2.0, 5.0, 10.0) if step * power >= wanted * (1 - 1e-9)))
+    return float(
+        next(step * power for step in (1.0, 2.0, 5.0, 10.0) if step * power >= wanted * (1 - 1e-9))
+    )
 
 
 def _curve(title: str, left: float, values: np.ndarray, step: float, least: float) -> Curve:
@@ -146,9 +151,13 @@ def _mm_ticks(first_mm: float, last_mm: float, scale: float) -> tuple[tuple[floa
     return tuple(((mm - first_mm) * scale, f"{mm:.0f}") for mm in ticks)
 
 
-def _slice_ticks(first: int, last: int, y: Callable[[float], float]) -> tuple[tuple[float, str], ...]:
+def _slice_ticks(
+    first: int, last: int, y: Callable[[float], float]
+) -> tuple[tuple[float, str], ...]:
     step = max(1, int(nice_top((last - first) / 10.0, 1.0)))
-    numbers = [number for number in range(first + 1, last + 1) if number % step == 0 or number == first + 1]
+    numbers = [
+        number for number in range(first + 1, last + 1) if number % step == 0 or number == first + 1
+    ]
     # The first number of the picture is shown unless it would touch its neighbour.
     if len(numbers) > 1 and numbers[1] - numbers[0] < step / 2:
         numbers = numbers[1:]

@@ -50,11 +50,14 @@ def render(result: Result, scan: Scan | None, drawn: Mapping[str, Any] | None = 
 def _template() -> jinja2.Template:
     import jinja2
 
-    # Names of cases, models and tags come from files that anybody may have written: everything is escaped.
+    # Names of cases, models and tags come from files that anybody may have written: everything is
+    # escaped.
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string(resources.files("tf_covid.report").joinpath("report.html.j2").read_text("utf-8"))
+    return environment.from_string(
+        resources.files("tf_covid.report").joinpath("report.html.j2").read_text("utf-8")
+    )
 
 
 def draw(result: Result, scan: Scan, views: Views | None = None) -> dict[str, Any]:
@@ -77,7 +80,11 @@ def draw(result: Result, scan: Scan, views: Views | None = None) -> dict[str, An
         "notes": words.notes(result),
         "has_attention": has_attention,
         "scale": pictures.attention_scale(),
-        "window": f"level {pictures.WINDOW_LEVEL_HU} HU, width {pictures.WINDOW_WIDTH_HU} HU".replace("-", "−"),
+        "window": (
+            f"level {pictures.WINDOW_LEVEL_HU} HU, width {pictures.WINDOW_WIDTH_HU} HU".replace(
+                "-", "−"
+            )
+        ),
         "slices": _axial_pictures(result, scan, views),
         "figure": headfeet.layout(result, scan, views, has_attention),
         "coronal": _picture_pair(result, scan, views, axis=1),
@@ -99,7 +106,8 @@ def _axial_pictures(result: Result, scan: Scan, views: Views) -> list[dict[str, 
                 "number": index + 1,
                 "reason": chosen.reason,
                 "below_top_mm": (index + 0.5) * scan.spacing_mm[0],
-                # The z of LPS, as the source file gives it: what a viewing station shows as slice location.
+                # The z of LPS, as the source file gives it: what a viewing station shows as slice
+                # location.
                 "z_mm": float(scan.affine[2] @ (index, 0.0, 0.0, 1.0)),
                 "involvement": involvement[index] if involvement else None,
                 "made_up": index in scan.interpolated,
@@ -108,11 +116,15 @@ def _axial_pictures(result: Result, scan: Scan, views: Views) -> list[dict[str, 
     return shown
 
 
-def _picture_pair(result: Result, scan: Scan, views: Views, axis: int, index: int | None = None) -> dict[str, Any]:
+def _picture_pair(
+    result: Result, scan: Scan, views: Views, axis: int, index: int | None = None
+) -> dict[str, Any]:
     from tf_covid.report import pictures
 
     assert result.maps is not None
-    plane = pictures.cut(scan, result.maps, axis, views.place[axis] if index is None else index, views.box)
+    plane = pictures.cut(
+        scan, result.maps, axis, views.place[axis] if index is None else index, views.box
+    )
     height_mm, width_mm = plane.size_mm
     px_per_mm = _PICTURE_PX / max(height_mm, width_mm)
     return {

@@ -1,8 +1,10 @@
 """One plane of the scan as a picture: true proportions in mm, lung window, lung contour, attention.
 
-Pictures carry no text: the report and the montage write theirs beside or over them, in their own type.
-Radiological convention: axial and coronal planes show the patient's right at the left of the picture, which is the
-canonical order of the columns already; sagittal planes show anterior at the left.
+Pictures carry no text: the report and the montage write theirs beside or over them, in their own
+type.
+Radiological convention: axial and coronal planes show the patient's right at the left of the
+picture, which is the canonical order of the columns already; sagittal planes show anterior at the
+left.
 """
 
 from __future__ import annotations
@@ -22,11 +24,13 @@ if TYPE_CHECKING:
     from tf_covid.result import Maps
     from tf_covid.scan.scan import Scan
 
-#: The lung window of the pictures, in HU. For the eye only; the networks' window is `tf_covid.layers`.
+#: The lung window of the pictures, in HU. For the eye only; the networks' window is
+#: `tf_covid.layers`.
 WINDOW_LEVEL_HU = -400
 WINDOW_WIDTH_HU = 1400
 
-#: Sky blue: apart from grey and from every colour of the attention map, for every kind of colour vision.
+#: Sky blue: apart from grey and from every colour of the attention map, for every kind of colour
+#: vision.
 CONTOUR_RGB = (74, 201, 255)
 
 #: The attention map's colours: dark purple to yellow, of steadily growing lightness.
@@ -91,7 +95,8 @@ def overlay(plane: Plane, px_per_mm: float) -> Image.Image:
         colours, opacity = attention_colours()
         value = np.round(level).astype(np.uint8)
         picture += (colours[value] - picture) * opacity[value][..., None]
-    # Side by side lungs touch in front of the heart: one contour each keeps the border between them visible.
+    # Side by side lungs touch in front of the heart: one contour each keeps the border between them
+    # visible.
     for side in (1, 2):
         line = _outline(plane.lungs == side, size)[..., None]
         picture += (np.array(CONTOUR_RGB, np.float32) - picture) * line
@@ -104,7 +109,8 @@ def attention_colours() -> tuple[np.ndarray, np.ndarray]:
     from matplotlib import colormaps
 
     value = np.linspace(0.0, 1.0, 256)
-    # The darkest part would hide in the grey of the lung; opacity tells low values from none instead.
+    # The darkest part would hide in the grey of the lung; opacity tells low values from none
+    # instead.
     colours = colormaps[ATTENTION_COLOURS](0.3 + 0.7 * value)[:, :3] * 255.0
     return colours.astype(np.float32), (_ATTENTION_OPACITY * value**0.8).astype(np.float32)
 
@@ -119,7 +125,10 @@ def attention_scale_rgb(steps: int) -> np.ndarray:
 
 def attention_scale(steps: int = 12) -> list[str]:
     """The colour bar as CSS colours."""
-    return [f"rgb({red:.0f},{green:.0f},{blue:.0f})" for red, green, blue in attention_scale_rgb(steps) * 255.0]
+    return [
+        f"rgb({red:.0f},{green:.0f},{blue:.0f})"
+        for red, green, blue in attention_scale_rgb(steps) * 255.0
+    ]
 
 
 def data_uri(picture: Image.Image, quality: int = 82) -> str:
@@ -150,7 +159,9 @@ def _resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """float32 (height, width): smooth where enlarged, averaged where shrunk."""
     from PIL import Image
 
-    return np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
+    return np.asarray(
+        Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+    )
 
 
 def _outline(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -160,7 +171,8 @@ def _outline(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if not mask.any():
         return np.zeros(size[::-1], np.float32)
     soft = Image.fromarray((mask * 255.0).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    # About a voxel of blur takes the stairs out of coarse masks; at least a pixel or so, for a slope that is defined.
+    # About a voxel of blur takes the stairs out of coarse masks; at least a pixel or so, for a
+    # slope that is defined.
     blur = max(1.4, 0.35 * size[0] / mask.shape[1])
     level = np.asarray(soft.filter(ImageFilter.GaussianBlur(blur)), np.float32) / 255.0
     rows, columns = np.gradient(level)

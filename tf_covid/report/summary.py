@@ -59,7 +59,8 @@ def write_summary(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
 def row(result: Result | Mapping[str, Any]) -> dict[str, Any]:
     """One row of the table; what was not computed is empty.
 
-    A COVID answer fills the same columns: class 0 or 1, label "negative" or "positive", and the probabilities of both.
+    A COVID answer fills the same columns: class 0 or 1, label "negative" or "positive", and the
+    probabilities of both.
     """
     values = result if isinstance(result, Mapping) else result.as_dict()
     severity, covid = values.get("severity"), values.get("covid")
@@ -74,15 +75,25 @@ def row(result: Result | Mapping[str, Any]) -> dict[str, Any]:
         "seconds": (values.get("timings_s") or {}).get("total"),
     }
     if severity:
-        cells |= {"class": severity["class"], "label": severity["label"], "ct_score": severity["ct_score"]}
+        cells |= {
+            "class": severity["class"],
+            "label": severity["label"],
+            "ct_score": severity["ct_score"],
+        }
         probabilities = severity["probabilities"]
     elif covid:
-        cells |= {"class": int(covid["positive"]), "label": "positive" if covid["positive"] else "negative"}
+        cells |= {
+            "class": int(covid["positive"]),
+            "label": "positive" if covid["positive"] else "negative",
+        }
         probabilities = (1.0 - covid["probability"], covid["probability"])
     else:
         probabilities = ()
     cells |= {f"probability_{number}": value for number, value in enumerate(probabilities)}
-    return {name: round(value, 6) if isinstance(value, float) else value for name, value in cells.items()}
+    return {
+        name: round(value, 6) if isinstance(value, float) else value
+        for name, value in cells.items()
+    }
 
 
 def _harmless(text: str) -> str:

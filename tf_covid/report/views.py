@@ -71,11 +71,19 @@ def choose(result: Result, scan: Scan, count: int = 8) -> Views:
     maps = _maps(result)
     depth = scan.shape[0]
     spacing = scan.spacing_mm
-    lung_area_cm2 = np.array([np.count_nonzero(plane) for plane in maps.lungs]) * spacing[1] * spacing[2] / 100.0
+    lung_area_cm2 = (
+        np.array([np.count_nonzero(plane) for plane in maps.lungs])
+        * spacing[1]
+        * spacing[2]
+        / 100.0
+    )
     percent = _per_slice(result.lungs.involvement_per_slice if result.lungs else (), depth)
-    # Area, not percent: at the apex a few voxels of lung are easily "80 % involved" and tell nothing.
+    # Area, not percent: at the apex a few voxels of lung are easily "80 % involved" and tell
+    # nothing.
     involved = lung_area_cm2 * percent / 100.0
-    attention = _per_slice(result.attention.per_slice if result.attention and maps.attention is not None else (), depth)
+    attention = _per_slice(
+        result.attention.per_slice if result.attention and maps.attention is not None else (), depth
+    )
     kept = np.flatnonzero(maps.kept)
     if not len(kept):
         kept = np.arange(depth)
@@ -101,7 +109,8 @@ def telling_slices(
         candidates: Numbers of the slices to choose from, ascending.
         count: How many at most.
 
-    Where neither says anything (no attention, healthy lungs) the slices are spread evenly over the candidates.
+    Where neither says anything (no attention, healthy lungs) the slices are spread evenly over the
+    candidates.
     """
     apart = max(1, round((candidates[-1] - candidates[0]) / (1.25 * count)))
     rankings = [
@@ -143,7 +152,9 @@ def lung_box(lungs: np.ndarray, spacing_mm: tuple[float, float, float]) -> Box:
             return slice(0, lungs.shape[0]), slice(0, lungs.shape[1]), slice(0, lungs.shape[2])
         length_mm = (inside[-1] + 1 - inside[0]) * spacing
         margin = int(np.ceil(max(margin_mm, (_SMALLEST_BOX_MM - length_mm) / 2.0) / spacing))
-        sides.append(slice(max(0, int(inside[0]) - margin), min(size, int(inside[-1]) + 1 + margin)))
+        sides.append(
+            slice(max(0, int(inside[0]) - margin), min(size, int(inside[-1]) + 1 + margin))
+        )
     return sides[0], sides[1], sides[2]
 
 
@@ -173,16 +184,21 @@ def _place(
 ) -> tuple[tuple[int, int, int], str]:
     """The voxel to cut through, and why: most attention within the lungs, else the most involved slice."""
     if maps.attention is not None and attention.max() > 0:
-        # Slice by slice: a masked copy of the whole volume would cost as much memory as the map itself.
+        # Slice by slice: a masked copy of the whole volume would cost as much memory as the map
+        # itself.
         planes = zip(maps.lungs, maps.attention, strict=True)
         peaks = [int(np.where(lungs, values, 0).max()) for lungs, values in planes]
         if max(peaks) > 0:
             d = int(np.argmax(peaks))
-            h, w = np.unravel_index(np.argmax(np.where(maps.lungs[d], maps.attention[d], 0)), maps.lungs[d].shape)
+            h, w = np.unravel_index(
+                np.argmax(np.where(maps.lungs[d], maps.attention[d], 0)), maps.lungs[d].shape
+            )
             return (d, int(h), int(w)), "the highest attention within the lungs"
     use_involved = involved.max() > 0
     d = int(np.argmax(involved if use_involved else lung_area))
-    reason = "the slice with the most involved lung" if use_involved else "the slice with the most lung"
+    reason = (
+        "the slice with the most involved lung" if use_involved else "the slice with the most lung"
+    )
     sides = [np.argwhere(maps.lungs[d] == side) for side in (1, 2)]
     inside = max(sides, key=len)
     if not len(inside):

@@ -32,25 +32,42 @@ _INVOLVED_BY = {
 
 _INVOLVEMENT_MEANING = {
     "lesion_mask": (
-        "Involvement: share of the lung that the lung model marked as diseased (ground glass or consolidation). The "
-        "mask was learned from examples: it may miss disease or mark healthy lung."
+        "Involvement: share of the lung that the lung model marked as diseased (ground glass or"
+        " consolidation). The mask was learned from examples: it may miss disease or mark healthy"
+        " lung."
     ),
-    "hu_rule": "Involvement: share of the lung above −700 HU, vessels removed. It is measured from density alone.",
+    "hu_rule": (
+        "Involvement: share of the lung above −700 HU, vessels removed. It is measured from density"
+        " alone."
+    ),
 }
 
 ATTENTION_SCALE = "attention, relative to this scan's maximum; does not compare patients"
 
-_ORIGINAL = "Give the axial slices of one chest CT, all of them, from above the lungs to below them."
+_ORIGINAL = (
+    "Give the axial slices of one chest CT, all of them, from above the lungs to below them."
+)
 _AGAIN = "Export or copy the series again: a part of it is missing or damaged."
-_VALUES = "Export the original values in Hounsfield units, not a windowed picture, a capture or another modality."
-_MASK = "Make the lung mask on the grid of the scan, with at least some lung in it, or leave it out."
+_VALUES = (
+    "Export the original values in Hounsfield units, not a windowed picture, a capture or another"
+    " modality."
+)
+_MASK = (
+    "Make the lung mask on the grid of the scan, with at least some lung in it, or leave it out."
+)
 
 #: The way out of a refusal, by the code of the flag.
 _WAY_OUT = {
     **dict.fromkeys(("not_ct", "not_hu", "not_scalar"), _VALUES),
     **dict.fromkeys(("no_slices", "no_scan", "single_slice", "not_3d", "several_cases"), _ORIGINAL),
-    **dict.fromkeys(("missing_slices", "truncated_file", "empty_file", "blank_slices", "archive_damaged"), _AGAIN),
-    **dict.fromkeys(("damaged_file", "length_mismatch", "pixel_length", "unfilled_slices", "frame_count"), _AGAIN),
+    **dict.fromkeys(
+        ("missing_slices", "truncated_file", "empty_file", "blank_slices", "archive_damaged"),
+        _AGAIN,
+    ),
+    **dict.fromkeys(
+        ("damaged_file", "length_mismatch", "pixel_length", "unfilled_slices", "frame_count"),
+        _AGAIN,
+    ),
     **dict.fromkeys(("mask_grid", "mask_empty", "mask_type", "mask_values", "mask_labels"), _MASK),
     **dict.fromkeys(("mask_inverted", "mask_not_lung", "mask_outside", "lung_volume"), _MASK),
     **dict.fromkeys(
@@ -58,18 +75,25 @@ _WAY_OUT = {
         "Write the file again from its source: its header contradicts itself or the format.",
     ),
     "archive_encrypted": "Unpack the archive with its password, and give what is in it.",
-    **dict.fromkeys(("archive_too_large", "archive_unsafe"), "Unpack the archive, and give the folder of one series."),
+    **dict.fromkeys(
+        ("archive_too_large", "archive_unsafe"),
+        "Unpack the archive, and give the folder of one series.",
+    ),
     "detached_data": "Give the data file beside its header, under the name that the header states.",
     "input_changed": "Wait until the files are copied completely.",
     **dict.fromkeys(
         ("mixed_geometry", "irregular_spacing"),
-        "Give one series alone: slices of different position, size or direction do not make one volume.",
+        "Give one series alone: slices of different position, size or direction do not make one"
+        " volume.",
     ),
     "gantry_tilt": "Ask for a reconstruction without gantry tilt; tilted stacks are not read.",
-    "undecodable": "Export the series without compression; “tfcovid doctor” lists the decoders that work here.",
+    "undecodable": (
+        "Export the series without compression; “tfcovid doctor” lists the decoders that work here."
+    ),
     **dict.fromkeys(
         ("no_lung", "few_slices"),
-        "Look whether the series covers the lungs. If it does, give your own lung mask by “--lungs”.",
+        "Look whether the series covers the lungs. If it does, give your own lung mask by"
+        " “--lungs”.",
     ),
 }
 
@@ -104,7 +128,9 @@ def headline(result: Result) -> Headline:
     """The answer of a case that was not refused."""
     if result.severity is not None:
         severity = result.severity
-        return Headline("Severity class, 0 to 4", str(severity.number), severity.label, severity.number)
+        return Headline(
+            "Severity class, 0 to 4", str(severity.number), severity.label, severity.number
+        )
     if result.covid is not None:
         label = "positive" if result.covid.positive else "negative"
         rank = 3 if result.covid.positive else 0
@@ -123,7 +149,11 @@ def status(result: Result) -> str:
 
 def task(result: Result) -> str:
     """What this is an answer about, for the line beside the name of the case."""
-    return "chest CT, COVID-19 yes or no" if result.covid and not result.severity else "chest CT, COVID-19 severity"
+    return (
+        "chest CT, COVID-19 yes or no"
+        if result.covid and not result.severity
+        else "chest CT, COVID-19 severity"
+    )
 
 
 def bars(result: Result) -> list[Bar]:
@@ -136,7 +166,10 @@ def bars(result: Result) -> list[Bar]:
         ]
     if result.covid is not None:
         probability, positive = result.covid.probability, result.covid.positive
-        return [Bar("COVID-19", probability, positive), Bar("no COVID-19", 1.0 - probability, not positive)]
+        return [
+            Bar("COVID-19", probability, positive),
+            Bar("no COVID-19", 1.0 - probability, not positive),
+        ]
     return []
 
 
@@ -150,7 +183,10 @@ def what_to_do(result: Result) -> list[str]:
     """The way out of a refusal, each step once."""
     codes = [flag.code for flag in result.quality_flags if flag.level == "error"]
     steps = list(dict.fromkeys(_WAY_OUT[code] for code in codes if code in _WAY_OUT))
-    return [*(steps or [_ORIGINAL]), "Then run this case again. It has no other effect on the cases beside it."]
+    return [
+        *(steps or [_ORIGINAL]),
+        "Then run this case again. It has no other effect on the cases beside it.",
+    ]
 
 
 def score_ranges() -> list[tuple[str, int, int]]:
@@ -197,10 +233,12 @@ def involvement_meaning(lungs: Lungs) -> str:
 def attention_caution(result: Result) -> str:
     """What must be said beside the colours where the answer is that nothing was found; else nothing.
 
-    A map that is not empty fills its scale: in a clean scan whatever raised the answer a little is as bright as a
-    lesion. It is no promise that there is none: mild disease is missed.
+    A map that is not empty fills its scale: in a clean scan whatever raised the answer a little is
+    as bright as a lesion. It is no promise that there is none: mild disease is missed.
     """
-    if headline(result).rank != 0 or any(flag.code == "attention_empty" for flag in result.quality_flags):
+    if headline(result).rank != 0 or any(
+        flag.code == "attention_empty" for flag in result.quality_flags
+    ):
         return ""
     answer = "Negative" if result.covid is not None and result.severity is None else "No findings"
     return f"{answer}: bright colours need not mean disease."
@@ -213,6 +251,7 @@ def attention_meaning(attention: Attention) -> str:
         "class": "what speaks for the predicted class",
     }.get(attention.target, f"what speaks for “{attention.target}”")
     return (
-        f"Colours show where the network found {target} ({attention.method}). The map is coarse: it points to a "
-        "region, not to a lesion, and says nothing about the lung that it leaves uncoloured."
+        f"Colours show where the network found {target} ({attention.method}). The map is coarse: it"
+        " points to a region, not to a lesion, and says nothing about the lung that it leaves"
+        " uncoloured."
     )

@@ -1,8 +1,8 @@
 """Zip archives, read in place: no member is ever written under its own name.
 
-A zip is checked from its end record, its directory and the head of every member before anything is unpacked. Python's
-reader then never gives out more bytes of a member than the directory declares, and its check sum tells when a member
-held more or less.
+A zip is checked from its end record, its directory and the head of every member before anything is
+unpacked. Python's reader then never gives out more bytes of a member than the directory declares,
+and its check sum tells when a member held more or less.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from tf_covid.scan.limits import DEFAULT, Limits
 from tf_covid.scan.source import Source
 
 #: What a damaged archive raises while it is read.
-ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, NotImplementedError, UnicodeDecodeError)
+ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    struct.error,
+    NotImplementedError,
+    UnicodeDecodeError,
+)
 #: What `zipfile` raises, besides, on a directory that makes no sense.
 _DIRECTORY_ERRORS = (*ERRORS, IndexError, ValueError, OverflowError, KeyError, OSError)
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -96,7 +103,9 @@ def open_zip(path: Path, limits: Limits = DEFAULT) -> Iterator[Members]:
     try:
         archive = zipfile.ZipFile(path)
     except _DIRECTORY_ERRORS:
-        raise refusal("archive_damaged", "The file is not a zip archive, or its directory is damaged.") from None
+        raise refusal(
+            "archive_damaged", "The file is not a zip archive, or its directory is damaged."
+        ) from None
     with archive:
         infos = archive.infolist()
         _check_members(infos, directory, limits)
@@ -105,8 +114,12 @@ def open_zip(path: Path, limits: Limits = DEFAULT) -> Iterator[Members]:
         files = [info for info in infos if not _is_folder(info) and not _is_link(info)]
         files.sort(key=lambda info: (info.filename, info.header_offset))
         names = unique_names([info.filename.rstrip("/") for info in files])
-        same = sum(name != info.filename.rstrip("/") for name, info in zip(names, files, strict=True))
-        sources: list[Source] = [MemberSource(archive, info, name) for name, info in zip(names, files, strict=True)]
+        same = sum(
+            name != info.filename.rstrip("/") for name, info in zip(names, files, strict=True)
+        )
+        sources: list[Source] = [
+            MemberSource(archive, info, name) for name, info in zip(names, files, strict=True)
+        ]
         yield Members(sources, Left(same_names=same, member_links=len(links), unlisted=unlisted))
 
 
@@ -149,30 +162,52 @@ def _check_directory(path: Path, limits: Limits) -> _Directory:
         tail = stream.read()
     begin = tail.rfind(_END)
     if begin < 0 or len(tail) < begin + _END_BYTES:
-        raise refusal("archive_damaged", "The file is not a zip archive, or it is cut off: it has no end record.")
-    _, disk, _, _, count, length, offset, comment = struct.unpack("<4s4H2LH", tail[begin : begin + _END_BYTES])
+        raise refusal(
+            "archive_damaged",
+            "The file is not a zip archive, or it is cut off: it has no end record.",
+        )
+    _, disk, _, _, count, length, offset, comment = struct.unpack(
+        "<4s4H2LH", tail[begin : begin + _END_BYTES]
+    )
     end, wide = first + begin + _END_BYTES + comment, False
     locator = tail[max(0, begin - _LOCATOR64_BYTES) : begin]
-    record = tail[max(0, begin - _LOCATOR64_BYTES - _END64_BYTES) : max(0, begin - _LOCATOR64_BYTES)]
+    record = tail[
+        max(0, begin - _LOCATOR64_BYTES - _END64_BYTES) : max(0, begin - _LOCATOR64_BYTES)
+    ]
     after = first + begin
     if locator[:4] == _LOCATOR64 and record[:4] == _END64 and len(record) == _END64_BYTES:
-        count, length, offset = struct.unpack("<3Q", record[32:56])  # zip64: its record wins, as in `zipfile`
+        count, length, offset = struct.unpack(
+            "<3Q", record[32:56]
+        )  # zip64: its record wins, as in `zipfile`
         wide, after = True, after - _LOCATOR64_BYTES - _END64_BYTES
-    if (count == 0xFFFF and limits.archive_members < 0xFFFF) or length > limits.archive_members * _ENTRY_BYTES:
-        raise refusal("archive_too_large", f"The zip has more than {limits.archive_members} members.")
+    if (
+        count == 0xFFFF and limits.archive_members < 0xFFFF
+    ) or length > limits.archive_members * _ENTRY_BYTES:
+        raise refusal(
+            "archive_too_large", f"The zip has more than {limits.archive_members} members."
+        )
     if disk not in (0, 0xFFFF):
-        raise refusal("archive_damaged", "The zip is one part of a split archive; join its parts and unpack them.")
+        raise refusal(
+            "archive_damaged",
+            "The zip is one part of a split archive; join its parts and unpack them.",
+        )
     if after - length < offset:
-        message = f"The directory of the zip should begin at byte {offset}, and there is no room for it: it is damaged."
+        message = (
+            f"The directory of the zip should begin at byte {offset}, and there is no room for it:"
+            " it is damaged."
+        )
         raise refusal("archive_damaged", message, offset)
     return _Directory(count, wide, after - length, min(end, size))
 
 
 def _check_members(infos: Sequence[zipfile.ZipInfo], directory: _Directory, limits: Limits) -> None:
-    listed = len(infos) if directory.wide else len(infos) & 0xFFFF  # old writers count modulo 65,536
+    listed = (
+        len(infos) if directory.wide else len(infos) & 0xFFFF
+    )  # old writers count modulo 65,536
     if listed != directory.count:
         message = (
-            f"The zip's end record counts {directory.count} members, its directory lists {len(infos)}: it is damaged."
+            f"The zip's end record counts {directory.count} members, its directory lists"
+            f" {len(infos)}: it is damaged."
         )
         raise refusal("archive_damaged", message, len(infos))
     if len(infos) > limits.archive_members:
@@ -185,7 +220,9 @@ def _check_members(infos: Sequence[zipfile.ZipInfo], directory: _Directory, limi
     if any(info.flag_bits & 1 for info in infos):
         raise refusal("archive_encrypted", "The zip is encrypted; unpack it first.")
     if any(info.compress_type not in _METHODS for info in infos):
-        raise refusal("archive_damaged", "The zip uses a compression other than deflate; pack it again.")
+        raise refusal(
+            "archive_damaged", "The zip uses a compression other than deflate; pack it again."
+        )
     check_names([info.filename for info in infos], "zip")
 
 
@@ -197,14 +234,23 @@ def _check_layout(path: Path, infos: Sequence[zipfile.ZipInfo], directory: _Dire
             begin = info.header_offset
             if begin < at:
                 raise refusal(
-                    "archive_damaged", "Members of the zip overlap: its directory is damaged, or made to harm."
+                    "archive_damaged",
+                    "Members of the zip overlap: its directory is damaged, or made to harm.",
                 )
             unlisted += _heads(stream, at, begin)
             stream.seek(begin)
             head = stream.read(_LOCAL_BYTES)
-            at = begin + _LOCAL_BYTES + sum(struct.unpack("<2H", head[26:30].ljust(4, b"\0"))) + info.compress_size
+            at = (
+                begin
+                + _LOCAL_BYTES
+                + sum(struct.unpack("<2H", head[26:30].ljust(4, b"\0")))
+                + info.compress_size
+            )
             if head[:4] != _LOCAL or len(head) < _LOCAL_BYTES or at > directory.begin:
-                message = "A member of the zip does not lie where its directory says: the zip is cut off or damaged."
+                message = (
+                    "A member of the zip does not lie where its directory says: the zip is cut off"
+                    " or damaged."
+                )
                 raise refusal("archive_damaged", message)
         unlisted += _heads(stream, at, directory.begin)
         size = stream.seek(0, 2)
@@ -225,7 +271,9 @@ def _heads(stream: BinaryIO, begin: int, end: int) -> int:
         while 0 <= at <= len(data) - _LOCAL_BYTES:
             version, _, method = struct.unpack("<3H", data[at + 4 : at + 10])
             name_bytes = int.from_bytes(data[at + 26 : at + 28], "little")
-            found += version <= _MOST_VERSION and method in _METHODS and 0 < name_bytes < _ENTRY_BYTES
+            found += (
+                version <= _MOST_VERSION and method in _METHODS and 0 < name_bytes < _ENTRY_BYTES
+            )
             at = data.find(_LOCAL, at + 4)
         kept = data[-(_LOCAL_BYTES - 1) :]
     return found

@@ -40,10 +40,11 @@ class Case:
     """One patient's study, or one volume file. Nothing is decoded before `read`.
 
     Args:
-        name: Safe as a folder name, unique among the cases found together, without any identifier of the patient.
+        name: Safe as a folder name, unique among the cases found together, without any identifier
+            of the patient.
         path: The input: a file, a folder or an archive.
-        members: Names of the files that belong to this case, in `path` or, if that is a header, beside it; empty if
-            `path` is the only file.
+        members: Names of the files that belong to this case, in `path` or, if that is a header,
+            beside it; empty if `path` is the only file.
         instances: Their DICOM headers; empty for volume files.
         quality_flags: What was noticed while looking; with an error among them, `read` refuses.
         limits: Bounds on sizes and repairs.
@@ -85,11 +86,19 @@ class Case:
             raise ScanRefused((*error.quality_flags, *self.quality_flags)) from None
         except (OSError, *archive.ERRORS):
             message = "The input could not be read to its end: it is damaged, or it went away."
-            raise ScanRefused((QualityFlag("truncated_file", "error", message), *self.quality_flags)) from None
+            raise ScanRefused(
+                (QualityFlag("truncated_file", "error", message), *self.quality_flags)
+            ) from None
         except MemoryError:
             message = "There is not enough memory for this scan."
-            raise ScanRefused((QualityFlag("too_large", "error", message), *self.quality_flags)) from None
-        quality_flags = self.quality_flags + reading.quality_flags + checks.gate(reading.hu, self._slice_axis(reading))
+            raise ScanRefused(
+                (QualityFlag("too_large", "error", message), *self.quality_flags)
+            ) from None
+        quality_flags = (
+            self.quality_flags
+            + reading.quality_flags
+            + checks.gate(reading.hu, self._slice_axis(reading))
+        )
         if any(flag.level == "error" for flag in quality_flags):
             raise ScanRefused(quality_flags)
         return Scan(
@@ -110,7 +119,9 @@ class Case:
         if self.instances:
             return stored_last
         spacing = np.linalg.norm(reading.affine[:3, :3], axis=0)
-        return int(np.argmax(spacing)) if spacing.max() > 1.01 * spacing[stored_last] else stored_last
+        return (
+            int(np.argmax(spacing)) if spacing.max() > 1.01 * spacing[stored_last] else stored_last
+        )
 
     @contextmanager
     def _sources(self) -> Iterator[list[Source]]:
@@ -125,7 +136,10 @@ class Case:
             with _open_archive(self.path, self.limits) as members:
                 found = {source.name: source for source in members.sources}
                 if not found.keys() >= set(self.members):
-                    raise refusal("input_changed", "The archive has changed since its cases were found; start again.")
+                    raise refusal(
+                        "input_changed",
+                        "The archive has changed since its cases were found; start again.",
+                    )
                 yield [found[name] for name in self.members]
         else:
             folder = self.path if self.path.is_dir() else self.path.parent
@@ -133,7 +147,9 @@ class Case:
 
     def _reading(self, sources: Sequence[Source]) -> Reading:
         if self.instances:
-            return dicom.read_study(self.instances, {source.name: source for source in sources}, self.limits)
+            return dicom.read_study(
+                self.instances, {source.name: source for source in sources}, self.limits
+            )
         return read_volume(sources, self.limits)
 
 
@@ -141,8 +157,8 @@ def find_cases(path: str | os.PathLike[str], limits: Limits = DEFAULT) -> list[C
     """The cases in a path, from headers only.
 
     Args:
-        path: A DICOM folder, file or DICOMDIR, a volume file (NIfTI, NRRD, MetaImage), a zip or tar of those, or a
-            folder of any of them.
+        path: A DICOM folder, file or DICOMDIR, a volume file (NIfTI, NRRD, MetaImage), a zip or tar
+            of those, or a folder of any of them.
         limits: Bounds on sizes and repairs.
 
     Returns:
@@ -160,21 +176,30 @@ def find_cases(path: str | os.PathLike[str], limits: Limits = DEFAULT) -> list[C
         message = "The input cannot be read: it is damaged, or it went away."
     except MemoryError:
         return [
-            _refused(path, (QualityFlag("too_large", "error", "There is not enough memory for this input."),), limits)
+            _refused(
+                path,
+                (QualityFlag("too_large", "error", "There is not enough memory for this input."),),
+                limits,
+            )
         ]
     return [_refused(path, (QualityFlag("unreadable", "error", message),), limits)]
 
 
 def _find(path: Path, limits: Limits) -> list[Case]:
     if not path.exists():
-        what = "The path is a link to nothing." if path.is_symlink() else "There is no such file or folder."
+        what = (
+            "The path is a link to nothing."
+            if path.is_symlink()
+            else "There is no such file or folder."
+        )
         raise refusal("not_found", what)
     if path.is_dir():
         return _in_folder(path, limits)
     if not stat.S_ISREG(path.stat().st_mode):
         raise refusal("not_found", "The path is neither a regular file nor a folder.")
     if path.name.upper() == "DICOMDIR":
-        # The index is not believed: the folder it lies in is searched, which finds everything it points to and more.
+        # The index is not believed: the folder it lies in is searched, which finds everything it
+        # points to and more.
         return _in_folder(path.parent, limits)
     if path.stat().st_size == 0:
         raise refusal("empty_file", "The file is empty.")
@@ -189,7 +214,11 @@ def _find(path: Path, limits: Limits) -> list[Case]:
     source = FileSource.of(path)
     contents = look([source], Left())
     if not contents.studies:
-        raise _nothing(contents.left, 1) if contents.left.damaged else refusal("no_scan", what_it_is(source), 1)
+        raise (
+            _nothing(contents.left, 1)
+            if contents.left.damaged
+            else refusal("no_scan", what_it_is(source), 1)
+        )
     (study,) = contents.studies
     return [Case(case_names(path, [""], [study])[0], path, (), study, (), limits)]
 
@@ -216,7 +245,9 @@ def _open_archive(path: Path, limits: Limits) -> Iterator[Members]:
     named_tar = path.name.lower().endswith(ARCHIVE_NAMES) and not path.name.lower().endswith(".zip")
     tar = _is_tar(path, head) or (named_tar and not looks_like_zip(head))
     if tar and head[:2] != b"\x1f\x8b" and not looks_like_tar(head):
-        raise refusal("archive_damaged", "The file is not a tar archive, or its first head is damaged.")
+        raise refusal(
+            "archive_damaged", "The file is not a tar archive, or its first head is damaged."
+        )
     with open_tar(path, limits) if tar else open_zip(path, limits) as members:
         yield members
 
@@ -224,7 +255,10 @@ def _open_archive(path: Path, limits: Limits) -> Iterator[Members]:
 def _volume_file(path: Path, limits: Limits) -> Case:
     """A volume file by itself; its data file, if it has one, lies beside it."""
     source = FileSource.of(path)
-    volume = volume_of(source, lambda: {one.name: FileSource.of(one) for one in path.parent.iterdir() if one.is_file()})
+    volume = volume_of(
+        source,
+        lambda: {one.name: FileSource.of(one) for one in path.parent.iterdir() if one.is_file()},
+    )
     members = volume.members if len(volume.members) > 1 else ()
     return Case(case_names(path, [""], [()])[0], path, members, (), volume.quality_flags, limits)
 
@@ -242,12 +276,17 @@ def _in_folder(path: Path, limits: Limits) -> list[Case]:
     left = contents.left
     for source in archives:
         found = find_cases(source.path, limits)
-        codes = {flag.code for case in found for flag in case.quality_flags if flag.level == "error"}
+        codes = {
+            flag.code for case in found for flag in case.quality_flags if flag.level == "error"
+        }
         if codes == _NO_SCAN:
             left += Left(foreign=1)
         elif all(case.refused for case in found):
             broken += found
-        elif all(case.instances and known.issuperset(one.sop_uid for one in case.instances) for case in found):
+        elif all(
+            case.instances and known.issuperset(one.sop_uid for one in case.instances)
+            for case in found
+        ):
             left += Left(copies=1)
         else:
             inner += found
@@ -267,7 +306,11 @@ def _in_folder(path: Path, limits: Limits) -> list[Case]:
 
 def _is_archive_of_cases(source: FileSource) -> bool:
     name = PurePosixPath(source.name)
-    return name.name.lower().endswith(ARCHIVE_NAMES) and not name.name.startswith("._") and _is_archive(source.path)
+    return (
+        name.name.lower().endswith(ARCHIVE_NAMES)
+        and not name.name.startswith("._")
+        and _is_archive(source.path)
+    )
 
 
 def _cases(path: Path, contents: Contents, limits: Limits) -> list[Case]:
@@ -279,7 +322,9 @@ def _cases(path: Path, contents: Contents, limits: Limits) -> list[Case]:
     flags = contents.left.flags()
     studies = [
         Case(name, path, tuple(one.name for one in study), study, (*torn, *flags), limits)
-        for name, study, torn in zip(names, contents.studies, torn_flags(contents.studies), strict=False)
+        for name, study, torn in zip(
+            names, contents.studies, torn_flags(contents.studies), strict=False
+        )
     ]
     volumes = [
         Case(name, path, volume.members, (), (*volume.quality_flags, *flags), limits)
@@ -298,11 +343,15 @@ def _folder(names: Sequence[str]) -> str:
 def _nothing(left: Left, count: int) -> ScanRefused:
     if left.damaged:
         message = (
-            f"No DICOM header could be read: {left.damaged} of {count} file(s) are cut off, damaged or not accessible."
+            f"No DICOM header could be read: {left.damaged} of {count} file(s) are cut off, damaged"
+            " or not accessible."
         )
         return refusal("truncated_file", message, left.damaged)
     reasons = left.reasons()
-    message = f"There is no scan among the {count} file(s) of the input{f': {reasons}' if reasons else ''}."
+    message = (
+        f"There is no scan among the {count} file(s) of the"
+        f" input{f': {reasons}' if reasons else ''}."
+    )
     return refusal("no_scan", message, count)
 
 
@@ -317,7 +366,10 @@ def only_case(cases: Sequence[Case]) -> Case | None:
     studies = [case for case in cases if case.instances]
     if len(studies) != 1 or any(case.path != studies[0].path for case in cases):
         return None
-    message = f"{len(cases) - 1} volume file(s) beside the DICOM study were left alone; name them to read them."
+    message = (
+        f"{len(cases) - 1} volume file(s) beside the DICOM study were left alone; name them to read"
+        " them."
+    )
     flag = QualityFlag("volumes_beside", "warning", message, len(cases) - 1)
     return dataclasses.replace(studies[0], quality_flags=(*studies[0].quality_flags, flag))
 
@@ -333,7 +385,9 @@ def read(path: str | os.PathLike[str], limits: Limits = DEFAULT) -> Scan:
     if case is not None:
         return case.read()
     counts = Counter("study" if case.instances else "file" for case in cases)
-    kinds = " and ".join(f"{count} {kind}{'s' * (count > 1)}" for kind, count in sorted(counts.items())).replace(
-        "studys", "studies"
+    kinds = " and ".join(
+        f"{count} {kind}{'s' * (count > 1)}" for kind, count in sorted(counts.items())
+    ).replace("studys", "studies")
+    raise refusal(
+        "several_cases", f"The input holds {kinds}; find_cases() gives each of them.", len(cases)
     )
-    raise refusal("several_cases", f"The input holds {kinds}; find_cases() gives each of them.", len(cases))

@@ -41,8 +41,12 @@ class Checked:
         if self.shape is not None and self.spacing_mm is not None:
             size = " x ".join(str(number) for number in self.shape)
             parts.append(f"{size} voxels of {' x '.join(f'{mm:.2f}' for mm in self.spacing_mm)} mm")
-        parts += [f"{flag.code} ({flag.level})" for flag in self.quality_flags if flag.level != "error"]
-        errors = [f"{flag.code}: {flag.message}" for flag in self.quality_flags if flag.level == "error"]
+        parts += [
+            f"{flag.code} ({flag.level})" for flag in self.quality_flags if flag.level != "error"
+        ]
+        errors = [
+            f"{flag.code}: {flag.message}" for flag in self.quality_flags if flag.level == "error"
+        ]
         parts[0] = " ".join([f"{self.status}:", "; ".join(errors)]) if errors else self.status
         return f"{self.case}: {', '.join(parts)} ({self.seconds:.1f} s)"
 

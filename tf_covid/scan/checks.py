@@ -10,7 +10,8 @@ from tf_covid.errors import ScanRefused
 from tf_covid.result import Level, QualityFlag
 from tf_covid.scan.neighbours import neighbour_flags
 
-#: Bands in HU. Lung parenchyma counts as air: a field of view cropped to the lungs holds no air around the body.
+#: Bands in HU. Lung parenchyma counts as air: a field of view cropped to the lungs holds no air
+#: around the body.
 AIR_HU = (-1100, -700)
 SOFT_TISSUE_HU = (-150, 150)
 #: Between lung and fat there is little in a chest. The band ends where ground glass begins.
@@ -20,15 +21,18 @@ PEAK_OVER_VALLEY = 1.25
 #: Least share of the voxels (padding excluded) in each band.
 AIR_SHARE = 0.01
 SOFT_TISSUE_SHARE = 0.02
-#: Values below are padding outside the field of view (−2000, −3024), not tissue. −1024 is air in many scanners.
+#: Values below are padding outside the field of view (−2000, −3024), not tissue. −1024 is air in
+#: many scanners.
 PADDING_BELOW_HU = -1100
 #: Share of the image that is lung in the first or last slice from which the lungs count as cut off.
 CUT_OFF_SHARE = 0.01
 #: Voxel edges of a chest CT, in mm: smaller or larger ones are another unit, or no CT of a person.
 VOXEL_MM = (0.2, 12.0)
-#: Lung volumes outside of this range, in ml, are no adult's: of a mask of something else, or of a wrong voxel size.
+#: Lung volumes outside of this range, in ml, are no adult's: of a mask of something else, or of a
+#: wrong voxel size.
 POSSIBLE_VOLUME_ML = (300.0, 15_000.0)
-#: The pixels of a CT are square, also after resampling for display: two edges of a voxel differ by no more than this.
+#: The pixels of a CT are square, also after resampling for display: two edges of a voxel differ by
+#: no more than this.
 EVEN_RATIO = 1.5
 #: Fewer kept slices than this are not a chest that can be scored.
 LEAST_SLICES = 8
@@ -55,12 +59,16 @@ def geometry_flags(spacing_mm: Sequence[float] | np.ndarray) -> tuple[QualityFla
     low, high = VOXEL_MM
     sizes = "×".join(f"{size:.4g}" for size in spacing_mm)
     if not all(low * 0.999 <= size <= high * 1.001 for size in spacing_mm):
-        message = f"The voxels are {sizes} mm; those of a chest CT are {low:g} to {high:g} mm. Check spacing and unit."
+        message = (
+            f"The voxels are {sizes} mm; those of a chest CT are {low:g} to {high:g} mm. Check"
+            " spacing and unit."
+        )
         return (QualityFlag("voxel_size", "error", message, sizes),)
     small, middle, large = sorted(float(size) for size in spacing_mm)
     if min(middle / small, large / middle) > EVEN_RATIO:
         message = (
-            f"The voxels are {sizes} mm: no two of their edges are alike, as the pixels of a CT are. Check spacing."
+            f"The voxels are {sizes} mm: no two of their edges are alike, as the pixels of a CT"
+            " are. Check spacing."
         )
         return (QualityFlag("voxels_uneven", "warning", message, sizes),)
     return ()
@@ -83,8 +91,9 @@ def gate(hu: np.ndarray, axis: int = 0) -> tuple[QualityFlag, ...]:
 def hu_flags(hu: np.ndarray) -> tuple[QualityFlag, ...]:
     """Whether the values are Hounsfield units of a body in air.
 
-    A CT of a chest has a peak of air or lung (−1100 to −700 HU) and one of soft tissue (−150 to 150 HU) with less
-    between them. Stored values without their rescale, windowed 8-bit images, PET and MR do not.
+    A CT of a chest has a peak of air or lung (−1100 to −700 HU) and one of soft tissue (−150 to 150
+    HU) with less between them. Stored values without their rescale, windowed 8-bit images, PET and
+    MR do not.
 
     Args:
         hu: int16 (D, H, W).
@@ -92,7 +101,9 @@ def hu_flags(hu: np.ndarray) -> tuple[QualityFlag, ...]:
     Returns:
         An error `not_hu` with the measured peaks, or nothing.
     """
-    step = max(1, int(np.ceil(hu.size / _SAMPLE)) | 1)  # odd, so that it does not beat with the rows
+    step = max(
+        1, int(np.ceil(hu.size / _SAMPLE)) | 1
+    )  # odd, so that it does not beat with the rows
     sample = hu.reshape(-1)[::step]
     sample = sample[sample >= PADDING_BELOW_HU]
     edges = np.arange(_RANGE_HU[0], _RANGE_HU[1] + _BIN_HU, _BIN_HU)
@@ -114,8 +125,13 @@ def hu_flags(hu: np.ndarray) -> tuple[QualityFlag, ...]:
     if not missing:
         return ()
     peaks = _peaks(sample)
-    hint = "; the values look like HU + 1024 (rescale intercept lost)" if _looks_shifted(peaks) else ""
-    message = f"The values are not Hounsfield units: {' and '.join(missing)}; measured peaks at {peaks}{hint}."
+    hint = (
+        "; the values look like HU + 1024 (rescale intercept lost)" if _looks_shifted(peaks) else ""
+    )
+    message = (
+        f"The values are not Hounsfield units: {' and '.join(missing)}; measured peaks at"
+        f" {peaks}{hint}."
+    )
     return (QualityFlag("not_hu", "error", message, peaks),)
 
 
@@ -166,7 +182,8 @@ def lung_flags(
     """What the lung mask says about the scan: no lung, too few slices with lung, lungs cut off.
 
     Args:
-        lung_fraction_per_slice: (D,), share of each slice's pixels that is lung, 0–1, from head to feet.
+        lung_fraction_per_slice: (D,), share of each slice's pixels that is lung, 0–1, from head to
+            feet.
         min_fraction: A slice is kept from this share on (the 5 % rule).
         spacing_mm: Distance of the slices, or the scan's `spacing_mm` (D, H, W).
         cut_off_share: Lung in the first or last slice counts as cut off from this share on.
@@ -181,7 +198,9 @@ def lung_flags(
         message = f"No {rule} among {len(fractions)}; the most is {most:.1f} %."
         quality_flags.append(QualityFlag("no_lung", "error", message, 0))
     elif kept < LEAST_SLICES:
-        message = f"Only {kept} {rule} ({kept * spacing:.0f} mm); at least {LEAST_SLICES} are needed."
+        message = (
+            f"Only {kept} {rule} ({kept * spacing:.0f} mm); at least {LEAST_SLICES} are needed."
+        )
         quality_flags.append(QualityFlag("few_slices", "error", message, kept))
     cut = [
         end
@@ -190,7 +209,10 @@ def lung_flags(
     ]
     if cut:
         where = "both" if len(cut) == 2 else cut[0]
-        text = " and ".join(f"{end} ({100 * fractions[0 if end == 'apex' else -1]:.1f} % of the image)" for end in cut)
+        text = " and ".join(
+            f"{end} ({100 * fractions[0 if end == 'apex' else -1]:.1f} % of the image)"
+            for end in cut
+        )
         message = f"The lungs are cut off at the {text}: the score is partial."
         quality_flags.append(QualityFlag("lungs_cut_off", "warning", message, where))
     return tuple(quality_flags)

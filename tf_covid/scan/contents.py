@@ -70,7 +70,9 @@ def look(sources: Sequence[Source], left: Left) -> Contents:
     """
     by_name = {source.name: source for source in sources}
     volumes = [
-        volume_of(source, lambda: by_name) for source in sources if is_volume(source.name) and not _hidden(source.name)
+        volume_of(source, lambda: by_name)
+        for source in sources
+        if is_volume(source.name) and not _hidden(source.name)
     ]
     data_files = {name for volume in volumes for name in volume.members[1:]}
     volumes = [volume for volume in volumes if volume.members[0] not in data_files]
@@ -89,7 +91,9 @@ def look(sources: Sequence[Source], left: Left) -> Contents:
             continue
         if instance is not None:
             instances.append(instance)
-        elif source.name.lower().endswith((*ARCHIVE_NAMES, *PACKED_NAMES)) and not _hidden(source.name):
+        elif source.name.lower().endswith((*ARCHIVE_NAMES, *PACKED_NAMES)) and not _hidden(
+            source.name
+        ):
             left += Left(archives=1)
         else:
             foreign.append(source)
@@ -113,14 +117,17 @@ def volume_of(source: Source, beside: Callable[[], Mapping[str, Source]]) -> Vol
 
     Args:
         source: The volume file or header.
-        beside: Gives the files that may be its data file, by name; asked only if the header names one.
+        beside: Gives the files that may be its data file, by name; asked only if the header names
+            one.
     """
     try:
         data = data_file_of(source)
     except ScanRefused as error:
         return Volume((source.name,), error.quality_flags)
     except (OSError, *archive.ERRORS):
-        flag = QualityFlag("truncated_file", "error", "The header cannot be read: it is damaged, or it went away.")
+        flag = QualityFlag(
+            "truncated_file", "error", "The header cannot be read: it is damaged, or it went away."
+        )
         return Volume((source.name,), (flag,))
     if data is None:
         return Volume((source.name,))
@@ -132,7 +139,9 @@ def volume_of(source: Source, beside: Callable[[], Mapping[str, Source]]) -> Vol
     found = by_name.get(name)
     if found is None or (isinstance(found, FileSource) and found.path.is_symlink()):
         what = "is missing" if found is None else "is a link, which is not followed"
-        message = f"The data file that the header names {what}; it belongs into the folder of the header."
+        message = (
+            f"The data file that the header names {what}; it belongs into the folder of the header."
+        )
         return Volume((source.name,), (QualityFlag("data_file_missing", "error", message),))
     return Volume((source.name, name))
 
@@ -152,13 +161,18 @@ def _was_slice(source: Source, among_slices: bool, same_size: bool) -> bool:
             head = stream.read(_HEAD_BYTES)
     except (OSError, *archive.ERRORS):
         return True
-    if _DIRECTORY_CLASS in head[:_META_BYTES] or PurePosixPath(source.name).name.upper() == "DICOMDIR":
+    if (
+        _DIRECTORY_CLASS in head[:_META_BYTES]
+        or PurePosixPath(source.name).name.upper() == "DICOMDIR"
+    ):
         return False  # whose records name the classes of images
     if head[128:132] == b"DICM":
         named = _STORED_CLASS.search(head, 0, _META_BYTES)
         if named is None or named[1].decode("latin-1").strip(" \0") not in UID_dictionary:
             return among_slices  # its header is gone, or damaged: no class of DICOM
-        return _CT_CLASS.search(head, 0, _META_BYTES) is not None  # a CT image without Rows was cut off
+        return (
+            _CT_CLASS.search(head, 0, _META_BYTES) is not None
+        )  # a CT image without Rows was cut off
     if all(tag in head for tag in (_SERIES_UID_TAG, _ROWS_TAG)):
         return True
     # A copy that failed leaves nothing, a stump or zeros.
@@ -187,14 +201,17 @@ def _studies(instances: Iterable[dicom.Instance]) -> tuple[tuple[dicom.Instance,
     groups: dict[tuple[str, ...], list[dicom.Instance]] = {}
     for instance in instances:
         groups.setdefault(_whose(instance), []).append(instance)
-    return tuple(tuple(group) for group in sorted(groups.values(), key=lambda group: min(one.name for one in group)))
+    return tuple(
+        tuple(group)
+        for group in sorted(groups.values(), key=lambda group: min(one.name for one in group))
+    )
 
 
 def _whose(instance: dicom.Instance) -> tuple[str, ...]:
     """What tells patients and studies apart.
 
-    An anonymiser may have emptied every id: then a series is a case of its own, and without its UID so is a folder;
-    two patients must never become one.
+    An anonymiser may have emptied every id: then a series is a case of its own, and without its UID
+    so is a folder; two patients must never become one.
     """
     patient = instance.patient_id or instance.patient_name or instance.birth_date
     if instance.study_uid:

@@ -21,8 +21,8 @@ _HALF_WRITTEN = re.compile(r"\..+\.\d+\.[0-9a-f]{8}\.(old|partial)")
 def walk(folder: Path) -> tuple[list[FileSource], Left]:
     """Every regular file below, in order of its name, without our own answers, whole or half-written.
 
-    Links to files are followed, links to folders are not: they may run in circles or through a whole disk. One that
-    leads to a place below the folder leaves nothing out, any other is counted.
+    Links to files are followed, links to folders are not: they may run in circles or through a
+    whole disk. One that leads to a place below the folder leaves nothing out, any other is counted.
     """
     found: list[FileSource] = []
     left = Left()
@@ -38,7 +38,9 @@ def walk(folder: Path) -> tuple[list[FileSource], Left]:
                 raise  # the input itself
             left += Left(no_access=1)
             continue
-        answer = _is_answer([entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)])
+        answer = _is_answer(
+            [entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)]
+        )
         below: list[Path] = []
         for entry in entries:
             path = here / entry.name

@@ -24,7 +24,10 @@ def disagreement(taken: np.ndarray, other: np.ndarray, *, size_only: bool = Fals
     """
     size, other_size = (np.linalg.norm(affine[:3, :3], axis=0) for affine in (taken, other))
     if (np.abs(other_size - size) > _SIZE_SHARE * size).any():
-        return f"its voxels are {_times(size)} mm, and {_times(other_size)} mm by another field of the header"
+        return (
+            f"its voxels are {_times(size)} mm, and {_times(other_size)} mm by another field of the"
+            " header"
+        )
     if size_only:
         return ""
     if np.linalg.det(taken[:3, :3]) * np.linalg.det(other[:3, :3]) < 0:
@@ -39,7 +42,8 @@ def disagreement(taken: np.ndarray, other: np.ndarray, *, size_only: bool = Fals
 def no_position() -> QualityFlag:
     """Said of a header that places its voxels nowhere, though it orients them."""
     message = (
-        "The header does not say where its first voxel lies; (0, 0, 0) mm is assumed. The answer needs no position."
+        "The header does not say where its first voxel lies; (0, 0, 0) mm is assumed. The answer"
+        " needs no position."
     )
     return QualityFlag("position_unknown", "info", message)
 
@@ -53,7 +57,10 @@ def position_flags(affine: np.ndarray) -> tuple[QualityFlag, ...]:
     farthest = float(np.abs(affine[:3, 3]).max())
     if farthest <= _FARTHEST_MM:
         return ()
-    message = f"The header places the scan {farthest / 1000:.3g} m from the origin: its position is not to be trusted."
+    message = (
+        f"The header places the scan {farthest / 1000:.3g} m from the origin: its position is not"
+        " to be trusted."
+    )
     return (QualityFlag("position_unlikely", "warning", message, farthest),)
 
 
@@ -66,8 +73,13 @@ def in_millimetres(unit: str, factor: float) -> tuple[np.ndarray, tuple[QualityF
     """
     if factor == 1.0:
         return np.eye(4), ()
-    message = f"The header measures in {unit}; its numbers were converted to mm, which some programs do not do."
-    return np.diag([factor, factor, factor, 1.0]), (QualityFlag("units_converted", "warning", message, unit),)
+    message = (
+        f"The header measures in {unit}; its numbers were converted to mm, which some programs do"
+        " not do."
+    )
+    return np.diag([factor, factor, factor, 1.0]), (
+        QualityFlag("units_converted", "warning", message, unit),
+    )
 
 
 def _times(size: np.ndarray) -> str:

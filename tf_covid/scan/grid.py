@@ -1,7 +1,8 @@
 """One mechanism for every format: an affine in, the canonical order out.
 
-A reader states the affine of the array as it is stored; nibabel's orientations say how its axes run along the
-canonical ones. The canonical array is filled through a view in stored order, so nothing is copied twice.
+A reader states the affine of the array as it is stored; nibabel's orientations say how its axes run
+along the canonical ones. The canonical array is filled through a view in stored order, so nothing
+is copied twice.
 """
 
 from __future__ import annotations
@@ -33,15 +34,21 @@ def orient(affine_ras: np.ndarray, shape: tuple[int, int, int]) -> tuple[SourceG
         shape: Of the stored array.
 
     Raises:
-        ScanRefused: `bad_affine` if the affine is not finite or singular, `gantry_tilt` if its axes are sheared.
+        ScanRefused: `bad_affine` if the affine is not finite or singular, `gantry_tilt` if its axes
+            are sheared.
     """
     affine_ras = np.array(affine_ras, dtype=np.float64)
     spacing = np.linalg.norm(affine_ras[:3, :3], axis=0)
     if not np.isfinite(affine_ras).all() or (spacing < _NO_SPACING_MM).any():
-        raise refusal("bad_affine", "The orientation in the header is not usable (not finite, or no spacing).")
+        raise refusal(
+            "bad_affine", "The orientation in the header is not usable (not finite, or no spacing)."
+        )
     cosines = affine_ras[:3, :3] / spacing
     if abs(np.linalg.det(cosines)) < 0.1:
-        raise refusal("bad_affine", "The orientation in the header is not usable (its axes are not independent).")
+        raise refusal(
+            "bad_affine",
+            "The orientation in the header is not usable (its axes are not independent).",
+        )
     tilt = max(
         abs(90.0 - float(np.degrees(np.arccos(np.clip(cosines[:, a] @ cosines[:, b], -1.0, 1.0)))))
         for a, b in ((0, 1), (0, 2), (1, 2))
@@ -80,7 +87,11 @@ def check_size(shape: tuple[int, ...], limits: Limits) -> None:
     for size in shape:
         voxels *= int(size)
     if voxels > limits.voxels:
-        raise refusal("too_large", f"{_times(shape)} voxels are more than the {limits.voxels} that are read.", voxels)
+        raise refusal(
+            "too_large",
+            f"{_times(shape)} voxels are more than the {limits.voxels} that are read.",
+            voxels,
+        )
 
 
 def one_volume(sizes: Sequence[int]) -> tuple[int, int, int]:
@@ -98,7 +109,9 @@ def one_volume(sizes: Sequence[int]) -> tuple[int, int, int]:
     if len(shape) < 3:
         raise refusal("single_slice", "The image has one slice only; a scan is a volume.", 1)
     if len(shape) > 3:
-        raise refusal("not_3d", f"The image has {len(shape)} dimensions; one volume is read.", len(shape))
+        raise refusal(
+            "not_3d", f"The image has {len(shape)} dimensions; one volume is read.", len(shape)
+        )
     return shape[0], shape[1], shape[2]
 
 

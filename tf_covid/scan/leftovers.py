@@ -55,12 +55,14 @@ class Left:
         linked_folders: Links to folders outside the input.
         broken_links: Links to nothing.
         special: Sockets, pipes and devices.
-        archives: Archives that are not looked into: within another archive, or of another kind than zip and tar.
+        archives: Archives that are not looked into: within another archive, or of another kind than
+            zip and tar.
         unread_archives: Zips and tars beside the scan that cannot be read.
         copies: Archives that hold files of the scan beside them once more.
         same_names: Members of an archive with the name of another member.
         member_links: Links, devices, sparse files and folders with data in an archive.
-        unlisted: Members that lie in a zip without standing in its directory, or behind the end of a tar.
+        unlisted: Members that lie in a zip without standing in its directory, or behind the end of
+            a tar.
         trailing: Archives with bytes behind their end, or in the padding of a tar.
         endless: Tars without the two empty blocks at their end.
         listed_images: Images that a DICOMDIR lists and that are not there.
@@ -89,44 +91,134 @@ class Left:
     def flags(self) -> tuple[QualityFlag, ...]:
         """A flag for each kind that there is."""
         counts = ((code, level, text, getattr(self, field)) for field, code, level, text in _FLAGS)
-        return tuple(QualityFlag(code, level, f"{count} {text}", count) for code, level, text, count in counts if count)
+        return tuple(
+            QualityFlag(code, level, f"{count} {text}", count)
+            for code, level, text, count in counts
+            if count
+        )
 
     def reasons(self) -> str:
         """The same in one line, for a refusal; "" if nothing was left out for a reason of its own."""
-        names = [(field, text) for field, _, _, text in _FLAGS if field not in ("foreign", "copies")]
-        found = [f"{count} {text.rstrip('.')}" for field, text in names if (count := getattr(self, field))]
+        names = [
+            (field, text) for field, _, _, text in _FLAGS if field not in ("foreign", "copies")
+        ]
+        found = [
+            f"{count} {text.rstrip('.')}"
+            for field, text in names
+            if (count := getattr(self, field))
+        ]
         return "; ".join(found)
 
 
 #: Field of `Left` → code, level and text of its flag.
 _FLAGS: tuple[tuple[str, str, Level, str], ...] = (
     ("foreign", "foreign_files", "info", "other file(s) in the input were left alone."),
-    ("copies", "archive_copies", "info", "archive(s) hold files of this scan once more; they were not read twice."),
-    ("special", "special_files", "info", "socket(s), pipe(s) or device(s) in the input were left alone."),
-    ("damaged", "unreadable_files", "warning",
-     "DICOM file(s) have a header that cannot be read; they were left out, and may be part of the series."),
-    ("no_access", "no_access", "warning",
-     "file(s) or folder(s) of the input may not be read (access denied); slices may be missing."),
-    ("linked_folders", "linked_folders", "warning",
-     "link(s) to folders outside the input were not followed; give those folders as inputs of their own."),
-    ("broken_links", "broken_links", "warning", "link(s) in the input lead to nothing; slices may be missing."),
-    ("archives", "packed_files", "warning",
-     "archive(s) or packed file(s) in the input were not looked into; unpack them and give them as inputs."),
-    ("unread_archives", "unreadable_archives", "warning",
-     "zip(s) or tar(s) beside the scan cannot be read (damaged, encrypted or too large)."),
-    ("same_names", "same_names", "warning",
-     "member(s) of the archive have the name of another; each was taken as a file of its own."),
-    ("member_links", "archive_links", "warning",
-     "link(s), device(s), sparse file(s) or folder(s) with data in the archive were left out."),
-    ("unlisted", "archive_leftovers", "warning",
-     "member(s) lie in the archive without being listed; they were left out. Pack it again if slices are missing."),
-    ("trailing", "trailing_bytes", "warning",
-     "tar archive has bytes where none should be (behind its end or in its padding): some may have been lost."),
-    ("endless", "archive_no_end", "warning",
-     "tar archive without an end marker: it may have been cut off between two files. Pack it again."),
-    ("listed_images", "dicomdir_missing", "warning",
-     "image(s) that the DICOMDIR lists are not in the input; slices may be missing. Copy the whole medium again."),
-)  # fmt: skip
+    (
+        "copies",
+        "archive_copies",
+        "info",
+        "archive(s) hold files of this scan once more; they were not read twice.",
+    ),
+    (
+        "special",
+        "special_files",
+        "info",
+        "socket(s), pipe(s) or device(s) in the input were left alone.",
+    ),
+    (
+        "damaged",
+        "unreadable_files",
+        "warning",
+        (
+            "DICOM file(s) have a header that cannot be read; they were left out, and may be part"
+            " of the series."
+        ),
+    ),
+    (
+        "no_access",
+        "no_access",
+        "warning",
+        "file(s) or folder(s) of the input may not be read (access denied); slices may be missing.",
+    ),
+    (
+        "linked_folders",
+        "linked_folders",
+        "warning",
+        (
+            "link(s) to folders outside the input were not followed; give those folders as inputs"
+            " of their own."
+        ),
+    ),
+    (
+        "broken_links",
+        "broken_links",
+        "warning",
+        "link(s) in the input lead to nothing; slices may be missing.",
+    ),
+    (
+        "archives",
+        "packed_files",
+        "warning",
+        (
+            "archive(s) or packed file(s) in the input were not looked into; unpack them and give"
+            " them as inputs."
+        ),
+    ),
+    (
+        "unread_archives",
+        "unreadable_archives",
+        "warning",
+        "zip(s) or tar(s) beside the scan cannot be read (damaged, encrypted or too large).",
+    ),
+    (
+        "same_names",
+        "same_names",
+        "warning",
+        "member(s) of the archive have the name of another; each was taken as a file of its own.",
+    ),
+    (
+        "member_links",
+        "archive_links",
+        "warning",
+        "link(s), device(s), sparse file(s) or folder(s) with data in the archive were left out.",
+    ),
+    (
+        "unlisted",
+        "archive_leftovers",
+        "warning",
+        (
+            "member(s) lie in the archive without being listed; they were left out. Pack it again"
+            " if slices are missing."
+        ),
+    ),
+    (
+        "trailing",
+        "trailing_bytes",
+        "warning",
+        (
+            "tar archive has bytes where none should be (behind its end or in its padding): some"
+            " may have been lost."
+        ),
+    ),
+    (
+        "endless",
+        "archive_no_end",
+        "warning",
+        (
+            "tar archive without an end marker: it may have been cut off between two files. Pack it"
+            " again."
+        ),
+    ),
+    (
+        "listed_images",
+        "dicomdir_missing",
+        "warning",
+        (
+            "image(s) that the DICOMDIR lists are not in the input; slices may be missing. Copy the"
+            " whole medium again."
+        ),
+    ),
+)
 
 
 def what_it_is(source: Source) -> str:
@@ -135,8 +227,15 @@ def what_it_is(source: Source) -> str:
         head = stream.read(_HEAD_BYTES)
     for kind, at, begin in _BEGINS:
         if head[at : at + len(begin)] == begin:
-            way_out = " Unpack it, and give what is in it." if any(word in kind for word in _PACKED) else ""
+            way_out = (
+                " Unpack it, and give what is in it."
+                if any(word in kind for word in _PACKED)
+                else ""
+            )
             return f"The file is {kind}, and no scan.{way_out} {TAKES}."
     if source.name.lower().endswith(_BARE_NAMES):
-        return f"The file holds voxels without a header; give the .hdr, .mhd or .nhdr beside it. {TAKES}."
+        return (
+            "The file holds voxels without a header; give the .hdr, .mhd or .nhdr beside it."
+            f" {TAKES}."
+        )
     return f"The file is no scan of a known format. {TAKES}."

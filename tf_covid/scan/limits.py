@@ -13,7 +13,8 @@ class Limits:
         voxels: Most voxels of one scan; the default is 4 GiB of int16.
         archive_bytes: Most bytes that the members of a zip may have together, unpacked.
         archive_members: Most members of a zip.
-        gap_mm: Widest distance between two neighbouring slices that is repaired by interpolation, in mm.
+        gap_mm: Widest distance between two neighbouring slices that is repaired by interpolation,
+            in mm.
     """
 
     voxels: int = 2**31

@@ -13,7 +13,14 @@ from tf_covid.result import QualityFlag
 from tf_covid.scan.checks import refusal
 from tf_covid.scan.grid import allocate, orient
 from tf_covid.scan.limits import DEFAULT, Limits
-from tf_covid.scan.mask_check import MaskValues, accept, check_labels, check_lungs, inside, missing_labels
+from tf_covid.scan.mask_check import (
+    MaskValues,
+    accept,
+    check_labels,
+    check_lungs,
+    inside,
+    missing_labels,
+)
 from tf_covid.scan.quiet import quiet
 from tf_covid.scan.scan import Scan
 from tf_covid.scan.source import FileSource
@@ -30,8 +37,8 @@ def user_lungs(
     """A user's own lung mask, checked in its values, its grid and what lies under it.
 
     Args:
-        given: A path (see `read_mask`), or an array (D, H, W) in canonical order: bool, or numbers as `read_mask`
-            takes them.
+        given: A path (see `read_mask`), or an array (D, H, W) in canonical order: bool, or numbers
+            as `read_mask` takes them.
         scan: The scan it belongs to.
         labels: The values that stand for lung.
         limits: Bounds on sizes.
@@ -50,7 +57,9 @@ def user_lungs(
     return mask, missing_labels(values, wanted) + check_lungs(mask, scan)
 
 
-def array_mask(given: Any, scan: Scan, *, may_be_empty: bool = False, labels: Sequence[int] = ()) -> np.ndarray:
+def array_mask(
+    given: Any, scan: Scan, *, may_be_empty: bool = False, labels: Sequence[int] = ()
+) -> np.ndarray:
     """A mask that is an array already.
 
     Args:
@@ -63,8 +72,8 @@ def array_mask(given: Any, scan: Scan, *, may_be_empty: bool = False, labels: Se
         bool (D, H, W); the array itself where it is bool.
 
     Raises:
-        ScanRefused: `mask_type` if it is no array of numbers, `mask_grid` if it has another shape, or what
-            `mask_check.accept` finds.
+        ScanRefused: `mask_type` if it is no array of numbers, `mask_grid` if it has another shape,
+            or what `mask_check.accept` finds.
     """
     return _of_array(given, scan, check_labels(labels), lesions=may_be_empty)[0]
 
@@ -76,8 +85,14 @@ def _of_array(
     if array.shape != scan.shape:
         hint = ""
         if sorted(array.shape) == sorted(scan.shape):
-            hint = " Its axes are in another order: head to feet, front to back, right to left are needed."
-        message = f"The mask has {_times(array.shape)} voxels (D×H×W), the scan {_times(scan.shape)}.{hint}"
+            hint = (
+                " Its axes are in another order: head to feet, front to back, right to left are"
+                " needed."
+            )
+        message = (
+            f"The mask has {_times(array.shape)} voxels (D×H×W), the scan"
+            f" {_times(scan.shape)}.{hint}"
+        )
         raise refusal("mask_grid", message)
     values = MaskValues()
     for plane in array:
@@ -88,16 +103,26 @@ def _of_array(
 
 def _as_array(given: Any) -> np.ndarray:
     if not isinstance(given, (list, tuple)) and not hasattr(given, "__array__"):
-        message = f"A {type(given).__name__} is no mask: give an array (D, H, W) or the path of a file."
+        message = (
+            f"A {type(given).__name__} is no mask: give an array (D, H, W) or the path of a file."
+        )
         raise refusal("mask_type", message)
     if isinstance(given, np.ma.MaskedArray):
-        raise refusal("mask_type", "A masked array is no mask: fill it, so that each voxel is 0 or 1.")
+        raise refusal(
+            "mask_type", "A masked array is no mask: fill it, so that each voxel is 0 or 1."
+        )
     try:
         array = np.asarray(given)
     except (TypeError, ValueError, OverflowError, RuntimeError):
-        raise refusal("mask_type", "The mask is no array of numbers; its lists may be ragged.") from None
+        raise refusal(
+            "mask_type", "The mask is no array of numbers; its lists may be ragged."
+        ) from None
     if array.dtype.kind not in "buif":
-        raise refusal("mask_type", f"The mask holds {array.dtype.name}, not bool or real numbers.", array.dtype.name)
+        raise refusal(
+            "mask_type",
+            f"The mask holds {array.dtype.name}, not bool or real numbers.",
+            array.dtype.name,
+        )
     return array
 
 
@@ -105,8 +130,8 @@ def mask_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
     """The files that a mask is made of: itself, and the data file that its header names, if any.
 
     Raises:
-        ScanRefused: `not_found`, `mask_grid` if it is no file of volumes, `detached_data` if its data file is not there
-            as a file of its own, or what is wrong with its header.
+        ScanRefused: `not_found`, `mask_grid` if it is no file of volumes, `detached_data` if its
+            data file is not there as a file of its own, or what is wrong with its header.
     """
     path = Path(path)
     if not path.is_file():
@@ -118,7 +143,10 @@ def mask_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
         return (path,)
     data = path.with_name(name)
     if data.is_symlink() or not data.is_file():
-        raise refusal("detached_data", "The header names a data file that is not beside it as a file of its own.")
+        raise refusal(
+            "detached_data",
+            "The header names a data file that is not beside it as a file of its own.",
+        )
     return path, data
 
 
@@ -135,19 +163,21 @@ def read_mask(
     What lies under the mask is looked at by `mask_check.check_lungs` and `check_lesions`, not here.
 
     Args:
-        path: NIfTI, NRRD or MHA on the grid of the scan, in any order of its axes: 0 outside, one value inside; or 1
-            right and 2 left, as `lungs.nii.gz` has them; or whole numbers of which `labels` are lung.
+        path: NIfTI, NRRD or MHA on the grid of the scan, in any order of its axes: 0 outside, one
+            value inside; or 1 right and 2 left, as `lungs.nii.gz` has them; or whole numbers of
+            which `labels` are lung.
         scan: The scan it belongs to.
         limits: Bounds on sizes.
-        may_be_empty: It is a lesion mask: that of a healthy patient is empty, and 1 and 2 are no sides.
+        may_be_empty: It is a lesion mask: that of a healthy patient is empty, and 1 and 2 are no
+            sides.
         labels: The values that stand for lung; every voxel that is not 0, if none is given.
 
     Returns:
         bool (D, H, W) in the scan's canonical order.
 
     Raises:
-        ScanRefused: `mask_grid` if it is not on the scan's grid, `mask_values`, `mask_labels` or `mask_empty` for what
-            it holds, `not_found`, or what is wrong with the file.
+        ScanRefused: `mask_grid` if it is not on the scan's grid, `mask_values`, `mask_labels` or
+            `mask_empty` for what it holds, `not_found`, or what is wrong with the file.
     """
     return _of_file(Path(path), scan, limits, check_labels(labels), lesions=may_be_empty)[0]
 
@@ -160,17 +190,25 @@ def _of_file(
     with quiet(), open_volume(sources, limits) as stored:
         mask, affine = _filled(stored, labels, values)
     if mask.shape != scan.shape:
-        message = f"The mask has {_times(mask.shape)} voxels (D×H×W), the scan {_times(scan.shape)}."
+        message = (
+            f"The mask has {_times(mask.shape)} voxels (D×H×W), the scan {_times(scan.shape)}."
+        )
         raise refusal("mask_grid", message)
-    corners = np.array(np.meshgrid(*[(0, size - 1) for size in scan.shape], [1.0], indexing="ij")).reshape(4, -1)
+    corners = np.array(
+        np.meshgrid(*[(0, size - 1) for size in scan.shape], [1.0], indexing="ij")
+    ).reshape(4, -1)
     off = float(np.linalg.norm(((affine - scan.affine) @ corners)[:3], axis=0).max())
     if off > CORNER_SHARE * min(scan.spacing_mm):
-        raise refusal("mask_grid", f"The mask's grid lies up to {off:.2f} mm off the scan's.", round(off, 2))
+        raise refusal(
+            "mask_grid", f"The mask's grid lies up to {off:.2f} mm off the scan's.", round(off, 2)
+        )
     accept(values, labels, lesions=lesions)
     return mask, values
 
 
-def _filled(stored: Stored, labels: tuple[float, ...], values: MaskValues) -> tuple[np.ndarray, np.ndarray]:
+def _filled(
+    stored: Stored, labels: tuple[float, ...], values: MaskValues
+) -> tuple[np.ndarray, np.ndarray]:
     """bool (D, H, W) in canonical order, and its LPS affine; the values are collected."""
     source, affine = orient(stored.affine_ras, stored.shape)
     mask, view = allocate(source, np.bool_)
@@ -179,12 +217,17 @@ def _filled(stored: Stored, labels: tuple[float, ...], values: MaskValues) -> tu
         values.add(slab)
         view[:, :, number] = inside(slab, labels)
         count = number + 1
-    behind = [flag for flag in getattr(stored.slabs, "quality_flags", ()) if flag.level == "warning"]
+    behind = [
+        flag for flag in getattr(stored.slabs, "quality_flags", ()) if flag.level == "warning"
+    ]
     if behind:
-        # Of a scan that is a warning, since its picture shows it; nobody looks at a mask before it is used.
+        # Of a scan that is a warning, since its picture shows it; nobody looks at a mask before it
+        # is used.
         raise refusal(behind[0].code, f"The mask: {behind[0].message}", behind[0].value)
     if count != stored.shape[2]:
-        raise refusal("truncated_file", f"The mask ends in slice {count + 1} of {stored.shape[2]}.", count)
+        raise refusal(
+            "truncated_file", f"The mask ends in slice {count + 1} of {stored.shape[2]}.", count
+        )
     return mask, affine
 
 

@@ -14,25 +14,30 @@ from tf_covid.scan.scan import Scan
 
 #: The values of our own `lungs.nii.gz`: 0 outside, 1 right, 2 left. Both are lung.
 OWN_LABELS = frozenset({0.0, 1.0, 2.0})
-#: Air around the body: in its slice joined to the border of the image through voxels below this. Lung is denser.
+#: Air around the body: in its slice joined to the border of the image through voxels below this.
+#: Lung is denser.
 OUTSIDE_HU = -900
-#: Share of a mask in the air around the body from which it is refused, and from which it is pointed out.
+#: Share of a mask in the air around the body from which it is refused, and from which it is pointed
+#: out.
 MOSTLY, PARTLY = 0.5, 0.1
-#: Share of a lesion mask in the air around the body from which it is refused: a border drawn loosely has less.
+#: Share of a lesion mask in the air around the body from which it is refused: a border drawn
+#: loosely has less.
 LOOSE = 0.1
-#: Above this no voxel is aerated lung; a mask with hardly any voxel below is not of lungs, not even of "white" ones,
-#: whose bronchi and apices still hold air.
+#: Above this no voxel is aerated lung; a mask with hardly any voxel below is not of lungs, not even
+#: of "white" ones, whose bronchi and apices still hold air.
 AERATED_HU = -300
 LEAST_AERATED = 0.005
-#: A mask with less aerated lung than this is pointed out: white lungs, or a mask that is flipped or of another scan.
-#: Right masks of synthetic chests of all classes have more than 0.7; flipped and transposed ones mostly less than 0.6.
+#: A mask with less aerated lung than this is pointed out: white lungs, or a mask that is flipped or
+#: of another scan. Right masks of synthetic chests of all classes have more than 0.7; flipped and
+#: transposed ones mostly less than 0.6.
 USUAL_AERATED = 0.6
 
 #: Most different values that are told apart: more than any table of organs has.
 _MOST_VALUES = 1000
 #: Most values that are named one by one.
 _NAMED = 8
-#: What lies under a mask is looked at on about so many pixels a side: the answer is a share, not a border.
+#: What lies under a mask is looked at on about so many pixels a side: the answer is a share, not a
+#: border.
 _SIDE = 128
 
 
@@ -61,7 +66,10 @@ class MaskValues:
             if nan.any():
                 self.nan, rest = True, rest[~nan]
         if rest.size:
-            self.low, self.high = min(self.low, float(rest.min())), max(self.high, float(rest.max()))
+            self.low, self.high = (
+                min(self.low, float(rest.min())),
+                max(self.high, float(rest.max())),
+            )
         if len(self.found) <= _NAMED:  # most masks: no sorting
             for value in self.found:
                 rest = rest[rest != value]
@@ -73,7 +81,9 @@ class MaskValues:
         """The values for a person: "0, 1, 3" or "117 values, 0 … 116"."""
         values = sorted(self.found | ({0.0} if self.zero else set()))
         if self.many:
-            low, high = (min(self.low, 0.0), max(self.high, 0.0)) if self.zero else (self.low, self.high)
+            low, high = (
+                (min(self.low, 0.0), max(self.high, 0.0)) if self.zero else (self.low, self.high)
+            )
             text = f"more than {_MOST_VALUES} values, {low:g} … {high:g}"
         elif len(values) > _NAMED:
             text = f"{len(values)} values, {values[0]:g} … {values[-1]:g}"
@@ -89,11 +99,17 @@ def check_labels(labels: Sequence[int]) -> tuple[float, ...]:
         ScanRefused: `mask_labels` if one is no whole number above 0.
     """
     try:
-        whole = [not isinstance(label, (bool, np.bool_)) and int(label) == label and label > 0 for label in labels]
+        whole = [
+            not isinstance(label, (bool, np.bool_)) and int(label) == label and label > 0
+            for label in labels
+        ]
     except (TypeError, ValueError, OverflowError):
         whole = [False]
     if not all(whole):
-        raise refusal("mask_labels", "The labels of the lungs are whole numbers above 0, such as 10, 11, 12, 13, 14.")
+        raise refusal(
+            "mask_labels",
+            "The labels of the lungs are whole numbers above 0, such as 10, 11, 12, 13, 14.",
+        )
     return tuple(float(label) for label in labels)
 
 
@@ -108,8 +124,9 @@ def inside(slab: np.ndarray, labels: Sequence[float]) -> np.ndarray:
 def accept(values: MaskValues, labels: Sequence[float] = (), *, lesions: bool = False) -> None:
     """Refuse the values of what is no mask.
 
-    Accepted are: nothing but 0; 0 (or NaN, where there is no 0) and one value above it (1, 255, 0.7); 0, 1, 2 for
-    lungs, as `lungs.nii.gz` has them; whole numbers where `labels` says which of them are lung.
+    Accepted are: nothing but 0; 0 (or NaN, where there is no 0) and one value above it (1, 255,
+    0.7); 0, 1, 2 for lungs, as `lungs.nii.gz` has them; whole numbers where `labels` says which of
+    them are lung.
 
     Args:
         values: Of all voxels.
@@ -117,15 +134,19 @@ def accept(values: MaskValues, labels: Sequence[float] = (), *, lesions: bool = 
         lesions: It is a mask of lesions, not of lungs.
 
     Raises:
-        ScanRefused: `mask_values` with the values found, `mask_labels` if no label is in a voxel, `mask_empty` if a
-            lung mask has no voxel inside.
+        ScanRefused: `mask_values` with the values found, `mask_labels` if no label is in a voxel,
+            `mask_empty` if a lung mask has no voxel inside.
     """
     found = values.found
     if labels:
         _accept_labels(values, labels)
     elif not found:
         if not values.zero:
-            raise refusal("mask_values", f"The mask holds {values}: no voxel is inside or outside.", str(values))
+            raise refusal(
+                "mask_values",
+                f"The mask holds {values}: no voxel is inside or outside.",
+                str(values),
+            )
         if values.nan:
             raise _not_a_mask(values, lesions)
         if not lesions:
@@ -134,7 +155,9 @@ def accept(values: MaskValues, labels: Sequence[float] = (), *, lesions: bool = 
         message = f"The mask holds {values} everywhere: nothing is outside of it."
         raise refusal("mask_values", message, str(values))
     else:
-        one = len(found) == 1 and 0 < next(iter(found)) < np.inf and not (values.zero and values.nan)
+        one = (
+            len(found) == 1 and 0 < next(iter(found)) < np.inf and not (values.zero and values.nan)
+        )
         own = not lesions and not values.nan and values.zero and found | {0.0} == OWN_LABELS
         if not (one or own):
             raise _not_a_mask(values, lesions)
@@ -142,11 +165,15 @@ def accept(values: MaskValues, labels: Sequence[float] = (), *, lesions: bool = 
 
 def _accept_labels(values: MaskValues, labels: Sequence[float]) -> None:
     if values.many or values.nan or not all(value.is_integer() for value in values.found):
-        message = f"The mask holds {values}: labels are whole numbers, at most {_MOST_VALUES} of them."
+        message = (
+            f"The mask holds {values}: labels are whole numbers, at most {_MOST_VALUES} of them."
+        )
         raise refusal("mask_values", message, str(values))
     if values.found.isdisjoint(labels):
         raise refusal(
-            "mask_labels", f"The mask has no voxel of the labels of the lungs; it holds {values}.", str(values)
+            "mask_labels",
+            f"The mask has no voxel of the labels of the lungs; it holds {values}.",
+            str(values),
         )
 
 
@@ -167,11 +194,17 @@ def _not_a_mask(values: MaskValues, lesions: bool) -> Exception:
     if values.nan or values.low < 0 or values.high == np.inf:
         hint = "A map of distances or scores is no mask: write which voxels are inside"
     elif values.many or not all(value.is_integer() for value in found):
-        hint = "Probabilities, and masks smoothed by resampling, need a threshold first (resample by nearest neighbour)"
+        hint = (
+            "Probabilities, and masks smoothed by resampling, need a threshold first (resample by"
+            " nearest neighbour)"
+        )
     elif lesions:
         hint = "Write the labels that are lesions as 1, and all others as 0"
     else:
-        hint = "Write the labels that are lung as 1, or name them: infer --lungs-labels N,N, lungs_labels in Python"
+        hint = (
+            "Write the labels that are lung as 1, or name them: infer --lungs-labels N,N,"
+            " lungs_labels in Python"
+        )
     return refusal("mask_values", f"The mask holds {values}, but {what}. {hint}.", str(values))
 
 
@@ -183,11 +216,12 @@ def check_lungs(mask: np.ndarray, scan: Scan) -> tuple[QualityFlag, ...]:
         scan: The scan it belongs to.
 
     Returns:
-        A warning `mask_doubtful` where the mask is partly in the air around the body, or has little aerated lung.
+        A warning `mask_doubtful` where the mask is partly in the air around the body, or has little
+        aerated lung.
 
     Raises:
-        ScanRefused: `lung_volume`, `mask_outside` (mostly in the air around the body), `mask_inverted` (body inside,
-            lung outside), `mask_not_lung` (no aerated lung in it).
+        ScanRefused: `lung_volume`, `mask_outside` (mostly in the air around the body),
+            `mask_inverted` (body inside, lung outside), `mask_not_lung` (no aerated lung in it).
     """
     if not mask.any():
         raise refusal("mask_empty", "The mask is empty.")
@@ -202,18 +236,28 @@ def check_lungs(mask: np.ndarray, scan: Scan) -> tuple[QualityFlag, ...]:
     body = ~air
     under, beside = hu[chosen & body], hu[~chosen & body]
     if under.size and beside.size and np.median(under) > AERATED_HU and np.median(beside) < -500:
-        message = "The mask holds the body and leaves the lungs out: it is inverted. Write 1 where lung is."
+        message = (
+            "The mask holds the body and leaves the lungs out: it is inverted. Write 1 where"
+            " lung is."
+        )
         raise refusal("mask_inverted", message)
     aerated = np.count_nonzero(hu[chosen] < AERATED_HU) / total
     if aerated < LEAST_AERATED:
-        message = f"{100 * aerated:.1f} % of the mask are below {AERATED_HU} HU: what it covers is not lung."
+        message = (
+            f"{100 * aerated:.1f} % of the mask are below {AERATED_HU} HU: what it covers is not"
+            " lung."
+        )
         raise refusal("mask_not_lung", message, round(100 * aerated, 1))
     if share > PARTLY:
-        message = f"{100 * share:.0f} % of the mask are in the air around the body; does it belong to this scan?"
+        message = (
+            f"{100 * share:.0f} % of the mask are in the air around the body; does it belong to"
+            " this scan?"
+        )
         return (QualityFlag("mask_doubtful", "warning", message, round(100 * share)),)
     if aerated < USUAL_AERATED:
         message = (
-            f"Only {100 * aerated:.0f} % of the mask are below {AERATED_HU} HU; is it of these lungs, and not flipped?"
+            f"Only {100 * aerated:.0f} % of the mask are below {AERATED_HU} HU; is it of these"
+            " lungs, and not flipped?"
         )
         return (QualityFlag("mask_doubtful", "warning", message, round(100 * aerated)),)
     return ()
@@ -228,8 +272,8 @@ def check_lesions(mask: np.ndarray, scan: Scan, lungs: np.ndarray | None = None)
         lungs: bool (D, H, W), if known.
 
     Raises:
-        ScanRefused: `lung_volume` if it is larger than lungs are, `mask_outside` if it lies in the air around the body,
-            `lesions_outside` if most of it lies outside of the lungs.
+        ScanRefused: `lung_volume` if it is larger than lungs are, `mask_outside` if it lies in the
+            air around the body, `lesions_outside` if most of it lies outside of the lungs.
     """
     count = int(np.count_nonzero(mask))
     if not count:
@@ -237,7 +281,10 @@ def check_lesions(mask: np.ndarray, scan: Scan, lungs: np.ndarray | None = None)
     volume = count * float(np.prod(scan.spacing_mm)) / 1000.0
     most = POSSIBLE_VOLUME_ML[1]
     if volume > most:
-        message = f"The lesions measure {volume / 1000:.1f} l; not even the lungs have more than {most / 1000:g} l."
+        message = (
+            f"The lesions measure {volume / 1000:.1f} l; not even the lungs have more than"
+            f" {most / 1000:g} l."
+        )
         raise refusal("lung_volume", message, round(volume))
     _, chosen, air = _sampled(mask, scan)
     share = np.count_nonzero(chosen & air) / max(int(np.count_nonzero(chosen)), 1)
@@ -251,7 +298,10 @@ def check_lesions(mask: np.ndarray, scan: Scan, lungs: np.ndarray | None = None)
 
 
 def _outside(share: float, what: str) -> Exception:
-    message = f"{100 * share:.0f} % of the {what} are in the air around the body: it is inverted or of another scan."
+    message = (
+        f"{100 * share:.0f} % of the {what} are in the air around the body: it is inverted or of"
+        " another scan."
+    )
     return refusal("mask_outside", message, round(100 * share))
 
 

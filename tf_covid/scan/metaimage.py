@@ -1,7 +1,8 @@
 """MetaImage (`.mha`; `.mhd` with its data file): header and voxels, by the format's documentation.
 
-https://itk.org/Wiki/ITK/MetaIO/Documentation. MetaIO's own parser takes the next line as part of a list of numbers that
-is too short, and honours a second `ElementDataFile`: here a line ends where it ends, and a field is stated once.
+https://itk.org/Wiki/ITK/MetaIO/Documentation. MetaIO's own parser takes the next line as part of a
+list of numbers that is too short, and honours a second `ElementDataFile`: here a line ends where it
+ends, and a field is stated once.
 """
 
 from __future__ import annotations
@@ -27,7 +28,14 @@ NAMES = (".mha", ".mhd")
 HEADER_BYTES = 1 << 20
 
 _TYPES = {
-    **{"MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4"},
+    **{
+        "MET_CHAR": "i1",
+        "MET_UCHAR": "u1",
+        "MET_SHORT": "i2",
+        "MET_USHORT": "u2",
+        "MET_INT": "i4",
+        "MET_UINT": "u4",
+    },
     **{"MET_LONG": "i4", "MET_ULONG": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8"},
     **{"MET_FLOAT": "f4", "MET_DOUBLE": "f8"},
 }
@@ -36,7 +44,14 @@ _OFFSET = ("offset", "position", "origin")
 _MATRIX = ("rotation", "orientation", "transformmatrix")
 _BYTE_ORDER = ("elementbyteordermsb", "binarydatabyteordermsb")
 #: Letters of AnatomicalOrientation: where an axis comes from, as LPS directions.
-_LETTERS = {"R": (0, 1.0), "L": (0, -1.0), "A": (1, 1.0), "P": (1, -1.0), "I": (2, 1.0), "S": (2, -1.0)}
+_LETTERS = {
+    "R": (0, 1.0),
+    "L": (0, -1.0),
+    "A": (1, 1.0),
+    "P": (1, -1.0),
+    "I": (2, 1.0),
+    "S": (2, -1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +78,9 @@ class MetaHeader:
         if not words or not all(re.fullmatch(r"\d{1,7}", word) for word in words):
             raise refusal("bad_header", "The MetaImage header states no usable DimSize.")
         if self.fields.get("ndims") != str(len(words)):
-            raise refusal("bad_header", f"DimSize has {len(words)} numbers; NDims is missing or another.")
+            raise refusal(
+                "bad_header", f"DimSize has {len(words)} numbers; NDims is missing or another."
+            )
         return tuple(int(word) for word in words)
 
     def true(self, *names: str, default: bool = False) -> bool:
@@ -76,7 +93,10 @@ class MetaHeader:
         if not found:
             return default
         if found[-1] not in ("true", "t", "1", "yes", "false", "f", "0", "no"):
-            raise refusal("bad_header", "The MetaImage header has a field that should be True or False and is neither.")
+            raise refusal(
+                "bad_header",
+                "The MetaImage header has a field that should be True or False and is neither.",
+            )
         return found[-1] in ("true", "t", "1", "yes")
 
     def numbers(self, name: str, count: int) -> np.ndarray | None:
@@ -95,7 +115,10 @@ class MetaHeader:
         if len(numbers) != count or "_" in text:
             raise refusal("bad_header", f"The MetaImage header's {name} are not {count} numbers.")
         if not np.isfinite(numbers).all():
-            raise refusal("bad_affine", f"The MetaImage header's {name} hold a number that is none (NaN or infinity).")
+            raise refusal(
+                "bad_affine",
+                f"The MetaImage header's {name} hold a number that is none (NaN or infinity).",
+            )
         return np.array(numbers)
 
 
@@ -113,14 +136,17 @@ def parse(head: bytes) -> MetaHeader:
     found = re.search(b"elementdatafile", head, re.IGNORECASE)
     if not found:
         if len(head) >= HEADER_BYTES:
-            raise refusal("bad_header", f"The MetaImage header does not end within {HEADER_BYTES} bytes.")
+            raise refusal(
+                "bad_header", f"The MetaImage header does not end within {HEADER_BYTES} bytes."
+            )
         raise refusal("not_mha", "The file is not a MetaImage: its header has no ElementDataFile.")
     begin, end = head.rfind(b"\n", 0, found.start()) + 1, head.find(b"\n", found.start()) + 1
     last = head[begin : end or len(head)].decode("latin-1")
     line = re.fullmatch(r"\s*ElementDataFile\s*=\s*([^\r\n]*?)\s*", last)
     if not line:
         raise refusal(
-            "detached_data", "The MetaImage header names its data file in a way that readers take differently."
+            "detached_data",
+            "The MetaImage header names its data file in a way that readers take differently.",
         )
     fields: dict[str, str] = {}
     for text in head[:begin].decode("latin-1").splitlines():
@@ -129,7 +155,9 @@ def parse(head: bytes) -> MetaHeader:
             continue
         name = key.strip().lower()
         if fields.get(name, value.strip()) != value.strip():
-            raise refusal("bad_header", "The MetaImage header states a field twice, and differently.")
+            raise refusal(
+                "bad_header", "The MetaImage header states a field twice, and differently."
+            )
         fields[name] = value.strip()
     if fields.get("objecttype", "Image").lower() != "image":
         raise refusal("not_mha", "The MetaImage header describes no image (ObjectType).")
@@ -156,7 +184,9 @@ def _header(source: Source) -> MetaHeader:
 
 
 @contextmanager
-def open_metaimage(source: Source, data: Source | None = None, limits: Limits = DEFAULT) -> Iterator[Stored]:
+def open_metaimage(
+    source: Source, data: Source | None = None, limits: Limits = DEFAULT
+) -> Iterator[Stored]:
     """The volume in an MHA file, or in an MHD header and its data file.
 
     Args:
@@ -165,12 +195,16 @@ def open_metaimage(source: Source, data: Source | None = None, limits: Limits = 
         limits: Bounds on sizes.
 
     Raises:
-        ScanRefused: `empty_file`, `not_mha`, `bad_header`, `bad_affine`, `detached_data`, `truncated_file`,
-            `damaged_file`, `length_mismatch`, `too_large`, `not_3d`, `not_scalar`, `single_slice`.
+        ScanRefused: `empty_file`, `not_mha`, `bad_header`, `bad_affine`, `detached_data`,
+            `truncated_file`, `damaged_file`, `length_mismatch`, `too_large`, `not_3d`,
+            `not_scalar`, `single_slice`.
     """
     header = _header(source)
     if header.data_file and data is None:
-        message = "The header points to data in another file, which is read for .mhd only, from its own folder."
+        message = (
+            "The header points to data in another file, which is read for .mhd only, from its own"
+            " folder."
+        )
         raise refusal("detached_data", message)
     shape = _shape(header, limits)
     if not header.true("binarydata", default=True):
@@ -180,7 +214,12 @@ def open_metaimage(source: Source, data: Source | None = None, limits: Limits = 
     held_by, begin = (data, 0) if data is not None and header.data_file else (source, header.length)
     begin, from_the_end = _begin(header, begin)
     held, beyond = _packed_bytes(header, coding, held_by.size - begin)
-    layout = Layout(shape, _dtype(header, held if coding == "raw" else 0, shape), coding, -1 if from_the_end else 0)
+    layout = Layout(
+        shape,
+        _dtype(header, held if coding == "raw" else 0, shape),
+        coding,
+        -1 if from_the_end else 0,
+    )
     layout.check(held)
     if from_the_end:
         if coding != "raw":
@@ -188,7 +227,10 @@ def open_metaimage(source: Source, data: Source | None = None, limits: Limits = 
         before = held - layout.needed
         layout = Layout(shape, layout.dtype, coding, before)
         if before:
-            message = f"The header has {before} bytes before the voxels passed over (HeaderSize −1), whatever they are."
+            message = (
+                f"The header has {before} bytes before the voxels passed over (HeaderSize −1),"
+                " whatever they are."
+            )
             flags += (QualityFlag("length_unchecked", "warning", message, before),)
     with held_by.open() as raw:
         raw.seek(begin)
@@ -199,7 +241,9 @@ def _shape(header: MetaHeader, limits: Limits) -> tuple[int, int, int]:
     sizes = header.sizes()
     channels = header.fields.get("elementnumberofchannels", "1")
     if channels != "1":
-        raise refusal("not_scalar", "The voxels are colours or vectors (ElementNumberOfChannels), not HU.")
+        raise refusal(
+            "not_scalar", "The voxels are colours or vectors (ElementNumberOfChannels), not HU."
+        )
     check_size(sizes, limits)
     return one_volume(sizes)
 
@@ -208,7 +252,9 @@ def _dtype(header: MetaHeader, held: int, shape: tuple[int, int, int]) -> np.dty
     """The type of a stored voxel. LONG has 4 bytes, but 8 where old 64-bit programs wrote it: the length tells."""
     name = header.fields.get("elementtype", "")
     if name not in _TYPES:
-        raise refusal("bad_header", "The MetaImage header states no known ElementType of one number.")
+        raise refusal(
+            "bad_header", "The MetaImage header states no known ElementType of one number."
+        )
     code = _TYPES[name]
     if name in ("MET_LONG", "MET_ULONG") and held == shape[0] * shape[1] * shape[2] * 8:
         code = code[0] + "8"
@@ -222,7 +268,11 @@ def _begin(header: MetaHeader, local: int) -> tuple[int, bool]:
         raise refusal("bad_header", "The MetaImage header states a HeaderSize that is none.")
     size = int(text)
     if size > 0 and local and size != local:
-        raise refusal("bad_header", f"HeaderSize is {size}, but the header with its voxels has {local} bytes.", size)
+        raise refusal(
+            "bad_header",
+            f"HeaderSize is {size}, but the header with its voxels has {local} bytes.",
+            size,
+        )
     return (local if size <= 0 else size), size < 0
 
 
@@ -232,7 +282,9 @@ def _packed_bytes(header: MetaHeader, coding: Coding, held: int) -> tuple[int, i
     if coding == "raw" or not text or text == "0":
         return held, 0
     if not re.fullmatch(r"\d{1,12}", text):
-        raise refusal("bad_header", "The MetaImage header states a CompressedDataSize that is none.")
+        raise refusal(
+            "bad_header", "The MetaImage header states a CompressedDataSize that is none."
+        )
     if int(text) > held:
         message = f"CompressedDataSize is {text}; the file ends {int(text) - held} bytes earlier."
         raise refusal("truncated_file", message, held)
@@ -248,7 +300,9 @@ def _affine(header: MetaHeader) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:
     flags += unlike + unlike_too
     letters = header.fields.get("anatomicalorientation", "").upper()
     if matrix is None and letters != "RAI":
-        message = "The header states no TransformMatrix; left, posterior, superior (LPS) is assumed."
+        message = (
+            "The header states no TransformMatrix; left, posterior, superior (LPS) is assumed."
+        )
         flags += (QualityFlag("orientation_unknown", "warning", message),)
     affine = np.eye(4)
     # The file lists one axis after the other: its rows are the columns of the matrix.
@@ -256,7 +310,10 @@ def _affine(header: MetaHeader) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:
     lengths = np.linalg.norm(directions[:3, :3], axis=0)
     affine[:3, :3] = directions[:3, :3] * spacing[:3]
     if (np.abs(lengths - 1) > 0.01).any():
-        message = "TransformMatrix is no rotation; the voxels were sized by both it and ElementSpacing, as ITK does."
+        message = (
+            "TransformMatrix is no rotation; the voxels were sized by both it and ElementSpacing,"
+            " as ITK does."
+        )
         flags += (QualityFlag("affine_disagree", "warning", message),)
     if offset is not None:
         affine[:3, 3] = offset[:3]
@@ -270,9 +327,14 @@ def _affine(header: MetaHeader) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:
 
 def _spacing(header: MetaHeader, count: int) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:
     """ElementSpacing, as ITK takes it; ElementSize where that is missing; else 1 mm."""
-    spacing, size = _positive(header, "ElementSpacing", count), _positive(header, "ElementSize", count)
+    spacing, size = (
+        _positive(header, "ElementSpacing", count),
+        _positive(header, "ElementSize", count),
+    )
     if spacing is None and size is None:
-        message = "The header states no ElementSpacing; 1 mm is assumed, so every volume may be wrong."
+        message = (
+            "The header states no ElementSpacing; 1 mm is assumed, so every volume may be wrong."
+        )
         return np.ones(count), (QualityFlag("spacing_unknown", "warning", message),)
     if spacing is None:
         spacing = size
@@ -292,7 +354,10 @@ def _positive(header: MetaHeader, title: str, count: int) -> np.ndarray | None:
     sizes = header.numbers(title.lower(), count)
     if sizes is not None and (sizes[:3] <= 0).any():
         stated = " ".join(f"{size:g}" for size in sizes)
-        message = f"The MetaImage header's {title} is {stated}: a distance between voxels is above zero. Write it anew."
+        message = (
+            f"The MetaImage header's {title} is {stated}: a distance between voxels is above zero."
+            " Write it anew."
+        )
         raise refusal("bad_affine", message)
     return sizes
 
@@ -306,13 +371,19 @@ def _one_of(
         return None, ()
     if all(np.allclose(numbers, found[-1]) for numbers in found):
         return found[-1], ()
-    message = f"{title} is stated under several names with different numbers; the one that MetaIO takes was taken."
+    message = (
+        f"{title} is stated under several names with different numbers; the one that MetaIO takes"
+        " was taken."
+    )
     return found[-1], (QualityFlag("affine_disagree", "warning", message),)
 
 
 def _against(letters: str, affine: np.ndarray) -> str:
     """How AnatomicalOrientation ("RAI": the axes come from right, front and below) contradicts the matrix."""
-    if len(letters) != 3 or len({_LETTERS[letter][0] for letter in letters if letter in _LETTERS}) != 3:
+    if (
+        len(letters) != 3
+        or len({_LETTERS[letter][0] for letter in letters if letter in _LETTERS}) != 3
+    ):
         return ""
     other = np.zeros((4, 4))
     for axis, letter in enumerate(letters):
@@ -321,4 +392,7 @@ def _against(letters: str, affine: np.ndarray) -> str:
     size = np.linalg.norm(affine[:3, :3], axis=0)
     if (size <= 0).any() or ((affine[:3, :3] / size * other[:3, :3]).sum(axis=0) > 0.5).all():
         return ""
-    return disagreement(affine, np.hstack([other[:, :3] * [*size], np.zeros((4, 1))])) or "it is turned"
+    return (
+        disagreement(affine, np.hstack([other[:, :3] * [*size], np.zeros((4, 1))]))
+        or "it is turned"
+    )

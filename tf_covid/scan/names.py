@@ -13,8 +13,20 @@ from tf_covid.scan.dicom.header import Instance
 from tf_covid.scan.dicom.identity import Secrets
 
 _SUFFIXES = (
-    ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".zip", ".tar.gz", ".tgz", ".tar", ".dcm",
-)  # fmt: skip
+    ".nii.gz",
+    ".nii",
+    ".nrrd",
+    ".nhdr",
+    ".mha",
+    ".mhd",
+    ".hdr",
+    ".img",
+    ".zip",
+    ".tar.gz",
+    ".tgz",
+    ".tar",
+    ".dcm",
+)
 _MOST_LETTERS = 80
 
 
@@ -27,9 +39,11 @@ def case_names(path: Path, parts: Sequence[str], groups: Sequence[Sequence[Insta
         groups: For each case, its DICOM headers.
 
     Returns:
-        The base alone for one case, else the base with the case's folder or number. Wherever that holds a name, id,
-        birth date, accession number or UID of any patient in the input, a short hash of the case's SOP Instance UIDs
-        instead: they are long and random, so the hash cannot be turned back by trying, as a patient id could.
+        The base alone for one case, else the base with the case's folder or number. Wherever that
+        holds a name, id, birth date, accession number or UID of any patient in the input, a short
+        hash of the case's SOP Instance UIDs
+        instead: they are long and random, so the hash cannot be turned back by trying, as a patient
+        id could.
     """
     own = path.name if path.name not in ("", "..") else os.path.basename(os.path.realpath(path))
     base = _safe(_stem(own)) or "case"
@@ -44,7 +58,9 @@ def case_names(path: Path, parts: Sequence[str], groups: Sequence[Sequence[Insta
     secrets = Secrets.of(instance for group in groups for instance in group)
     named = []
     for name, original, group in zip(names, raw, groups, strict=True):
-        told = secrets.told(original) or secrets.told(_safe(original))  # what is left out may join letters to a name
+        told = secrets.told(original) or secrets.told(
+            _safe(original)
+        )  # what is left out may join letters to a name
         named.append(_hashed(group) if told else name[:_MOST_LETTERS])
     return unique(named)
 
@@ -65,7 +81,10 @@ def _safe(name: str) -> str:
 
 def _hashed(group: Sequence[Instance]) -> str:
     uids = sorted(instance.sop_uid or instance.name for instance in group)
-    return "case-" + hashlib.sha256("\n".join(uids).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    return (
+        "case-"
+        + hashlib.sha256("\n".join(uids).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    )
 
 
 def unique(names: Sequence[str]) -> list[str]:

@@ -8,14 +8,15 @@ from tf_covid.result import QualityFlag
 
 #: Samples along a side of a slice: enough for a median, and cheap.
 _SAMPLES = 64
-#: Where soft tissue and air lie, in HU; narrower than the gate's bands, so that a median moves with the values.
+#: Where soft tissue and air lie, in HU; narrower than the gate's bands, so that a median moves with
+#: the values.
 _TISSUE_HU, _AIR_HU = (-200, 300), (-1100, -900)
 #: A median that moves by more than this from one slice to the next is no anatomy, in HU.
 _SHIFT_HU = 120.0
 #: Values are clipped to this before contents are compared: padding and metal do not count, in HU.
 _CLIP_HU = (-1000, 400)
-#: A slice differs in content if it is this many HU away from both neighbours on average, and this many times further
-#: than they are from each other.
+#: A slice differs in content if it is this many HU away from both neighbours on average, and this
+#: many times further than they are from each other.
 _APART_HU, _APART_TIMES = 90.0, 2.0
 #: The same for slices that are not axial: one may lie in the table.
 _APART_BESIDE_HU = 250.0
@@ -28,8 +29,9 @@ _LEAST = 40
 def neighbour_flags(hu: np.ndarray, axis: int = 0) -> tuple[QualityFlag, ...]:
     """Slices whose values or whose content do not fit between their neighbours.
 
-    Air and soft tissue lie where they lay in the slice before: a slice whose rescale was lost moves both. A slice whose
-    neighbours look like each other and not like it was swapped, scrambled or damaged.
+    Air and soft tissue lie where they lay in the slice before: a slice whose rescale was lost moves
+    both. A slice whose neighbours look like each other and not like it was swapped, scrambled or
+    damaged.
 
     Args:
         hu: int16 (D, H, W).
@@ -40,8 +42,14 @@ def neighbour_flags(hu: np.ndarray, axis: int = 0) -> tuple[QualityFlag, ...]:
     """
     slices = np.moveaxis(hu, axis, 0)
     rows, columns = (max(1, size // _SAMPLES) for size in slices.shape[1:])
-    sample = slices[:, rows // 2 :: rows, columns // 2 :: columns].reshape(len(slices), -1).astype(np.float32)
-    told = np.flatnonzero(sample.min(axis=1) != sample.max(axis=1))  # blank slices are named by the gate
+    sample = (
+        slices[:, rows // 2 :: rows, columns // 2 :: columns]
+        .reshape(len(slices), -1)
+        .astype(np.float32)
+    )
+    told = np.flatnonzero(
+        sample.min(axis=1) != sample.max(axis=1)
+    )  # blank slices are named by the gate
     sample = sample[told]
     again = _repeated(slices, told, sample)
     if len(sample) < 3:
@@ -52,19 +60,23 @@ def neighbour_flags(hu: np.ndarray, axis: int = 0) -> tuple[QualityFlag, ...]:
     shifted = _shifted(sample, next_one)
     least = np.minimum(next_one[:-1], next_one[1:])
     least_hu = _APART_BESIDE_HU if axis else _APART_HU
-    apart = {int(told[number + 1]) for number in np.flatnonzero((least > least_hu) & (least > _APART_TIMES * over_one))}
+    apart = {
+        int(told[number + 1])
+        for number in np.flatnonzero((least > least_hu) & (least > _APART_TIMES * over_one))
+    }
     apart |= {int(told[end]) for end in _odd_ends(next_one)}
     flags: list[QualityFlag] = []
     if shifted:
         message = (
-            f"The values of air or soft tissue jump by up to {max(shifted):.0f} HU between neighbouring slices, at "
-            f"{len(shifted)} place(s): the rescale (0028,1052 and 0028,1053) of some slices is missing or wrong."
+            f"The values of air or soft tissue jump by up to {max(shifted):.0f} HU between"
+            f" neighbouring slices, at {len(shifted)} place(s): the rescale (0028,1052 and"
+            " 0028,1053) of some slices is missing or wrong."
         )
         flags.append(QualityFlag("slice_values", "error", message, len(shifted)))
     elif apart:
         message = (
-            f"{len(apart)} slice(s) look unlike both of their neighbours, which look like each other: they are "
-            "swapped, damaged or of another scan."
+            f"{len(apart)} slice(s) look unlike both of their neighbours, which look like each"
+            " other: they are swapped, damaged or of another scan."
         )
         flags.append(QualityFlag("slice_content", "warning", message, len(apart)))
     return (*flags, *again)
@@ -86,8 +98,8 @@ def _repeated(slices: np.ndarray, told: np.ndarray, sample: np.ndarray) -> tuple
     if not count:
         return ()
     message = (
-        f"{count} slice(s) hold exactly the voxels of another slice at another place: copies, or a scan whose slices "
-        "were repeated when it was resampled."
+        f"{count} slice(s) hold exactly the voxels of another slice at another place: copies, or a"
+        " scan whose slices were repeated when it was resampled."
     )
     return (QualityFlag("repeated_slices", "warning", message, int(count)),)
 
@@ -96,7 +108,9 @@ def _shifted(sample: np.ndarray, next_one: np.ndarray) -> list[float]:
     """The jumps, in HU, between neighbours whose air and tissue both moved, or of one slice against two like ones."""
     jumps: list[float] = []
     # Medians are dear: only where the slices differ more than most do.
-    looked = np.flatnonzero(next_one > np.clip(1.3 * np.median(next_one), _SHIFT_HU / 8, _SHIFT_HU / 2))
+    looked = np.flatnonzero(
+        next_one > np.clip(1.3 * np.median(next_one), _SHIFT_HU / 8, _SHIFT_HU / 2)
+    )
     for number in looked:
         one, other = sample[number], sample[number + 1]
         jump = max(_common_shift(one, other), _common_shift(other, one))

@@ -1,7 +1,7 @@
 """NIfTI (`.nii`, `.nii.gz`, `.hdr` with `.img`) and Analyze 7.5 in, and label or map volumes out on the source's grid.
 
-The voxels are streamed: a compressed file is never unpacked beyond what its header declares, and a float64 file costs
-one slab more than the int16 scan.
+The voxels are streamed: a compressed file is never unpacked beyond what its header declares, and a
+float64 file costs one slab more than the int16 scan.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ _GZIP = b"\x1f\x8b"
 
 
 @contextmanager
-def open_nifti(source: Source, data: Source | None = None, limits: Limits = DEFAULT) -> Iterator[Stored]:
+def open_nifti(
+    source: Source, data: Source | None = None, limits: Limits = DEFAULT
+) -> Iterator[Stored]:
     """The volume in a NIfTI-1 or -2 file, or in a header (NIfTI or Analyze 7.5) and its `.img`.
 
     Args:
@@ -42,8 +44,9 @@ def open_nifti(source: Source, data: Source | None = None, limits: Limits = DEFA
         limits: Bounds on sizes.
 
     Raises:
-        ScanRefused: `empty_file`, `not_nifti`, `truncated_file`, `damaged_file`, `length_mismatch`, `too_large`,
-            `bad_header`, `bad_affine`, `not_3d`, `single_slice`, `not_scalar`, `detached_data`.
+        ScanRefused: `empty_file`, `not_nifti`, `truncated_file`, `damaged_file`, `length_mismatch`,
+            `too_large`, `bad_header`, `bad_affine`, `not_3d`, `single_slice`, `not_scalar`,
+            `detached_data`.
     """
     with _unpacked(source) as stream:
         header = read_header(stream)
@@ -59,11 +62,15 @@ def open_nifti(source: Source, data: Source | None = None, limits: Limits = DEFA
             yield Stored(shape, affine, Slabs(stream, layout), flags + odd)
             return
     if header.kind == "analyze" and not source.name.lower().endswith(".hdr"):
-        message = "The file is not NIfTI: its magic (byte 344) is missing. Analyze 7.5 is read from .hdr and .img."
+        message = (
+            "The file is not NIfTI: its magic (byte 344) is missing. Analyze 7.5 is read from .hdr"
+            " and .img."
+        )
         raise refusal("not_nifti", message)
     if data is None:
         message = (
-            "The header says that its voxels lie in an .img file beside it (NIfTI pair, Analyze); it is not there."
+            "The header says that its voxels lie in an .img file beside it (NIfTI pair, Analyze);"
+            " it is not there."
         )
         raise refusal("detached_data", message)
     with _unpacked(data) as stream:
@@ -101,7 +108,9 @@ def read_header(stream: Unpacked) -> NiftiHeader:
     """
     block = stream.read(348)
     if len(block) < 348:
-        raise refusal("truncated_file", f"The file ends after {len(block)} bytes, within its header.")
+        raise refusal(
+            "truncated_file", f"The file ends after {len(block)} bytes, within its header."
+        )
     if (header := parse(block)) is not None:
         return header
     if (header := parse(block + stream.read(HEADER_BYTES - 348))) is not None:
@@ -124,14 +133,19 @@ def _skip_to(stream: Unpacked, header: NiftiHeader, offset: int) -> None:
         if size % 16 or not 16 <= size <= 1 << 26:
             break  # no extension after all: the length of the file still tells
         if used - 4 + size > offset:
-            message = f"vox_offset is {offset}: within an extension of the header that ends at {used - 4 + size}."
+            message = (
+                f"vox_offset is {offset}: within an extension of the header that ends at"
+                f" {used - 4 + size}."
+            )
             raise refusal("bad_header", message, offset)
         stream.skip(size - 4)
         used += size - 4
     stream.skip(offset - used)
 
 
-def write_nifti(volume: np.ndarray, scan: Scan, path: str | os.PathLike[str], slope: float = 1.0) -> None:
+def write_nifti(
+    volume: np.ndarray, scan: Scan, path: str | os.PathLike[str], slope: float = 1.0
+) -> None:
     """Write a canonical volume on the grid of the scan's source file.
 
     Args:
@@ -145,7 +159,9 @@ def write_nifti(volume: np.ndarray, scan: Scan, path: str | os.PathLike[str], sl
         OutputError: If the file cannot be written.
     """
     if volume.shape != scan.shape or volume.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"expected uint8 or uint16 of shape {scan.shape}, got {volume.dtype} of {volume.shape}")
+        raise ValueError(
+            f"expected uint8 or uint16 of shape {scan.shape}, got {volume.dtype} of {volume.shape}"
+        )
     save_stored(Path(path), scan.source.from_canonical(volume), scan.source.affine_ras, slope)
 
 

@@ -1,6 +1,7 @@
 """The headers of NIfTI-1, NIfTI-2 and Analyze 7.5: sizes, voxel type, scaling, and where the patient lies.
 
-The NIfTI-1 standard (nifti1.h) decides; where ITK and nibabel read a field differently, a quality flag says so.
+The NIfTI-1 standard (nifti1.h) decides; where ITK and nibabel read a field differently, a quality
+flag says so.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from tf_covid.scan.grid import one_volume
 HEADER_BYTES = 540
 _LENGTH = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _MAGICS = {348: {b"n+1": "single", b"ni1": "pair"}, 540: {b"n+2": "single", b"ni2": "pair"}}
-#: First byte of the voxels in a file of its own header: behind it and the four bytes that announce extensions.
+#: First byte of the voxels in a file of its own header: behind it and the four bytes that announce
+#: extensions.
 _LEAST_OFFSET = {348: 352, 540: 544}
 #: Where the voxels may begin at the latest; extensions in between are skipped, not parsed.
 _MOST_OFFSET = 1 << 26
@@ -44,7 +46,8 @@ class NiftiHeader:
 
     Args:
         fields: nibabel's header, used as a table of fields only.
-        kind: `single`: the voxels follow; `pair`: they lie in an `.img`; `analyze`: that too, without orientation.
+        kind: `single`: the voxels follow; `pair`: they lie in an `.img`; `analyze`: that too,
+            without orientation.
         length: Bytes that the header itself takes.
     """
 
@@ -60,11 +63,15 @@ class NiftiHeader:
         """
         dim = [int(size) for size in self.fields["dim"]]
         if not 1 <= dim[0] <= 7:
-            raise refusal("bad_header", f"dim[0] is {dim[0]}; a NIfTI image has 1 to 7 axes.", dim[0])
+            raise refusal(
+                "bad_header", f"dim[0] is {dim[0]}; a NIfTI image has 1 to 7 axes.", dim[0]
+            )
         shape = dim[1 : dim[0] + 1]
         if any(size < 1 for size in shape):
             sizes = "×".join(map(str, shape))
-            raise refusal("bad_header", f"The header declares an impossible size: dim says {sizes}.")
+            raise refusal(
+                "bad_header", f"The header declares an impossible size: dim says {sizes}."
+            )
         return one_volume(shape)
 
     def dtype(self) -> np.dtype:
@@ -77,12 +84,18 @@ class NiftiHeader:
         try:
             dtype = self.fields.get_data_dtype()
         except (HeaderDataError, KeyError):
-            raise refusal("bad_header", f"The header declares an unknown voxel type: datatype {code}.", code) from None
+            raise refusal(
+                "bad_header", f"The header declares an unknown voxel type: datatype {code}.", code
+            ) from None
         if dtype.kind not in "iuf" or not 1 <= dtype.itemsize <= 8:
-            raise refusal("not_scalar", "The voxels are colours, complex, bits or of more than 64 bits: not HU.")
+            raise refusal(
+                "not_scalar",
+                "The voxels are colours, complex, bits or of more than 64 bits: not HU.",
+            )
         if bits not in (0, 8 * dtype.itemsize):
             message = (
-                f"The header contradicts itself: datatype {code} has {8 * dtype.itemsize} bits, bitpix says {bits}."
+                f"The header contradicts itself: datatype {code} has {8 * dtype.itemsize} bits,"
+                f" bitpix says {bits}."
             )
             raise refusal("bad_header", message, bits)
         return dtype
@@ -91,21 +104,30 @@ class NiftiHeader:
         """scl_slope, scl_inter, and what is odd about them; a slope of 0 or NaN means that nothing is scaled.
 
         Raises:
-            ScanRefused: `bad_header` if one of them is infinite, or the intercept of a slope is no number.
+            ScanRefused: `bad_header` if one of them is infinite, or the intercept of a slope is no
+                number.
         """
         slope, inter = float(self.fields["scl_slope"]), float(self.fields["scl_inter"])
         if self.kind == "analyze":
             return 1.0, 0.0, self._analyze_scaling(slope)
-        if np.isinf(slope) or np.isinf(inter) or (slope != 0 and np.isfinite(slope) and np.isnan(inter)):
+        if (
+            np.isinf(slope)
+            or np.isinf(inter)
+            or (slope != 0 and np.isfinite(slope) and np.isnan(inter))
+        ):
             message = (
-                f"scl_slope {slope:g} and scl_inter {inter:g} are no scaling; the stored numbers cannot be made HU."
+                f"scl_slope {slope:g} and scl_inter {inter:g} are no scaling; the stored numbers"
+                " cannot be made HU."
             )
             raise refusal("bad_header", message)
         if np.isfinite(slope) and slope != 0:
             return slope, inter, ()
         if np.isnan(inter) or inter == 0:
             return 1.0, 0.0, ()
-        message = f"scl_slope is {slope:g}: nothing is scaled (NIfTI standard), though scl_inter is {inter:g}."
+        message = (
+            f"scl_slope is {slope:g}: nothing is scaled (NIfTI standard), though scl_inter is"
+            f" {inter:g}."
+        )
         return 1.0, 0.0, (QualityFlag("scaling_unclear", "warning", message, inter),)
 
     @staticmethod
@@ -113,7 +135,8 @@ class NiftiHeader:
         if not np.isfinite(factor) or factor in (0.0, 1.0):
             return ()
         message = (
-            f"The Analyze header holds a scale factor of {factor:g}, which SPM applies and ITK does not; it was not."
+            f"The Analyze header holds a scale factor of {factor:g}, which SPM applies and ITK does"
+            " not; it was not."
         )
         return (QualityFlag("scaling_unclear", "warning", message, factor),)
 
@@ -125,10 +148,15 @@ class NiftiHeader:
         """
         offset = float(self.fields["vox_offset"])
         if not 0 <= offset <= _MOST_OFFSET or offset != int(offset):
-            raise refusal("bad_header", f"vox_offset is {offset:g}: no place where voxels begin.", offset)
+            raise refusal(
+                "bad_header", f"vox_offset is {offset:g}: no place where voxels begin.", offset
+            )
         least = _LEAST_OFFSET[self.length] if self.kind == "single" else 0
         if 0 < offset < least:
-            message = f"vox_offset is {offset:g}: within the header, whose voxels begin at {least} at the earliest."
+            message = (
+                f"vox_offset is {offset:g}: within the header, whose voxels begin at {least} at the"
+                " earliest."
+            )
             raise refusal("bad_header", message, offset)
         return int(offset) or least
 
@@ -147,19 +175,38 @@ class NiftiHeader:
                 qform = self._qform(needed=not usable)
             if sform is not None and not usable:
                 if qform is None:
-                    raise refusal("bad_affine", "The sform in the header is not usable (zero, not finite, or flat).")
-                message = "The sform in the header is not usable (zero, not finite, or flat); the qform was taken."
+                    raise refusal(
+                        "bad_affine",
+                        "The sform in the header is not usable (zero, not finite, or flat).",
+                    )
+                message = (
+                    "The sform in the header is not usable (zero, not finite, or flat); the qform"
+                    " was taken."
+                )
                 flags += (QualityFlag("affine_disagree", "warning", message),)
                 sform = None
         if sform is None and qform is None:
-            message = "The header states no orientation; left, right, head and feet are assumed from the storage order."
-            return scale @ self._base(), (*flags, QualityFlag("orientation_unknown", "warning", message))
+            message = (
+                "The header states no orientation; left, right, head and feet are assumed from the"
+                " storage order."
+            )
+            return scale @ self._base(), (
+                *flags,
+                QualityFlag("orientation_unknown", "warning", message),
+            )
         affine = cast(np.ndarray, sform if sform is not None else qform)
         if sform is not None:
             flags += self._against(sform, qform)
         elif (qfac := float(self.fields["pixdim"][0])) not in (-1.0, 0.0, 1.0):
-            message = f"qfac (pixdim[0]) is {qfac:g}, not 1 or -1: the side that the slices run to is a guess."
-            flags += (QualityFlag("affine_disagree", "warning", message, qfac if np.isfinite(qfac) else None),)
+            message = (
+                f"qfac (pixdim[0]) is {qfac:g}, not 1 or -1: the side that the slices run to is a"
+                " guess."
+            )
+            flags += (
+                QualityFlag(
+                    "affine_disagree", "warning", message, qfac if np.isfinite(qfac) else None
+                ),
+            )
         return scale @ affine, flags
 
     def _sform(self) -> np.ndarray:
@@ -173,14 +220,18 @@ class NiftiHeader:
         square = float(vector @ vector)
         if not (np.isfinite(size).all() and (size > 0).all() and square <= 1 + _LONG_QUATERNION):
             if needed:
-                message = "The qform in the header is not usable: its quaternion is too long, or pixdim not above zero."
+                message = (
+                    "The qform in the header is not usable: its quaternion is too long, or pixdim"
+                    " not above zero."
+                )
                 raise refusal("bad_affine", message)
             return None
         if square > 1 - _ROUNDING:  # half a turn: its fourth number is zero, but for rounding
             vector, square = vector / np.sqrt(square), 1.0
         affine = np.eye(4)
         affine[:3, :3] = quat2mat([np.sqrt(max(0.0, 1 - square)), *vector]) * size
-        # The standard says that a qfac of 0 is 1; its reference reader takes the sign of any other number.
+        # The standard says that a qfac of 0 is 1; its reference reader takes the sign of any other
+        # number.
         affine[:3, 2] *= -1.0 if float(self.fields["pixdim"][0]) < 0 else 1.0
         affine[:3, 3] = [self.fields[f"qoffset_{axis}"] for axis in "xyz"]
         return affine
@@ -205,7 +256,10 @@ class NiftiHeader:
             text = "the qform is not usable"
         if not text:
             return () if qform is None else _apart(sform, qform)
-        message = f"The sform in the header was taken, but {text}; other programs may show the scan differently."
+        message = (
+            f"The sform in the header was taken, but {text}; other programs may show the scan"
+            " differently."
+        )
         return (QualityFlag("affine_disagree", "warning", message),)
 
     def _units(self) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:
@@ -215,9 +269,12 @@ class NiftiHeader:
         code = int(self.fields["xyzt_units"]) & 7
         if code not in _UNITS:
             message = (
-                f"The header does not say in which unit its voxels are measured (xyzt_units {code}); taken for mm."
+                "The header does not say in which unit its voxels are measured (xyzt_units"
+                f" {code}); taken for mm."
             )
-            return np.eye(4), (QualityFlag("units_unknown", "warning" if code else "info", message, code),)
+            return np.eye(4), (
+                QualityFlag("units_unknown", "warning" if code else "info", message, code),
+            )
         return in_millimetres(*_UNITS[code])
 
 
@@ -226,9 +283,17 @@ def _apart(sform: np.ndarray, qform: np.ndarray) -> tuple[QualityFlag, ...]:
     if distance <= np.linalg.norm(sform[:3, :3], axis=0).min():
         return ()
     message = (
-        f"The qform places the scan {distance:.4g} mm (or units of the header) away from the sform, which was taken."
+        f"The qform places the scan {distance:.4g} mm (or units of the header) away from the sform,"
+        " which was taken."
     )
-    return (QualityFlag("affine_disagree", "info", message, round(distance, 3) if np.isfinite(distance) else None),)
+    return (
+        QualityFlag(
+            "affine_disagree",
+            "info",
+            message,
+            round(distance, 3) if np.isfinite(distance) else None,
+        ),
+    )
 
 
 def _regular(affine: np.ndarray) -> bool:

@@ -1,7 +1,7 @@
 """NRRD (`.nrrd`; `.nhdr` with its data file): header and voxels, by the format's definition.
 
-http://teem.sourceforge.net/nrrd/format.html decides; what ITK makes of files that say too little is made of them too,
-and flagged.
+http://teem.sourceforge.net/nrrd/format.html decides; what ITK makes of files that say too little is
+made of them too, and flagged.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ HEADER_BYTES = 1 << 20
 #: Most lines between header and voxels that are passed over, and the longest of them.
 _MOST_LINES = 10_000
 _LONGEST_LINE = 1 << 16
-#: A number of voxels in a header has at most seven digits: longer ones are no image, and cost time to multiply.
+#: A number of voxels in a header has at most seven digits: longer ones are no image, and cost time
+#: to multiply.
 _SIZE = re.compile(r"\d{1,7}")
 
 _CODINGS: dict[str, Coding] = {
@@ -42,12 +43,23 @@ _CODINGS: dict[str, Coding] = {
 _TYPES = {
     **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
     **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), "u1"),
-    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), "i2"),
+    **dict.fromkeys(
+        ("short", "short int", "signed short", "signed short int", "int16", "int16_t"), "i2"
+    ),
     **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), "u2"),
     **dict.fromkeys(("int", "signed int", "int32", "int32_t"), "i4"),
     **dict.fromkeys(("uint", "unsigned int", "uint32", "uint32_t"), "u4"),
     **dict.fromkeys(
-        ("longlong", "long long", "long long int", "signed long long", "signed long long int", "int64", "int64_t"), "i8"
+        (
+            "longlong",
+            "long long",
+            "long long int",
+            "signed long long",
+            "signed long long int",
+            "int64",
+            "int64_t",
+        ),
+        "i8",
     ),
     **dict.fromkeys(
         ("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"),
@@ -59,7 +71,17 @@ _TYPES = {
 #: All fields of the format, without their spaces; other lines are an error to its reference reader.
 _FIELDS = frozenset(
     (
-        *("type", "blocksize", "dimension", "spacedimension", "space", "sizes", "spacings", "thicknesses", "axismins"),
+        *(
+            "type",
+            "blocksize",
+            "dimension",
+            "spacedimension",
+            "space",
+            "sizes",
+            "spacings",
+            "thicknesses",
+            "axismins",
+        ),
         *(
             "axismaxs",
             "centerings",
@@ -73,7 +95,16 @@ _FIELDS = frozenset(
             "max",
             "oldmin",
         ),
-        *("oldmax", "datafile", "lineskip", "byteskip", "sampleunits", "spaceunits", "spaceorigin", "spacedirections"),
+        *(
+            "oldmax",
+            "datafile",
+            "lineskip",
+            "byteskip",
+            "sampleunits",
+            "spaceunits",
+            "spaceorigin",
+            "spacedirections",
+        ),
         *("measurementframe", "number"),
     )
 )
@@ -125,13 +156,18 @@ def parse(head: bytes) -> NrrdHeader:
         name = re.sub(r"[\s_-]", "", key).lower()
         if value.startswith("="):
             if "datafile" in name:
-                raise refusal("detached_data", "The NRRD header names a data file in a form that is not a field.")
+                raise refusal(
+                    "detached_data",
+                    "The NRRD header names a data file in a form that is not a field.",
+                )
             continue
         name = {"centers": "centerings"}.get(name, name)
         unknown += not colon or name not in _FIELDS
         if fields.get(name, value.strip()) != value.strip():
             shown = name if name in _FIELDS else "one that the format does not have"
-            raise refusal("bad_header", f"The NRRD header states a field twice, and differently: {shown}.")
+            raise refusal(
+                "bad_header", f"The NRRD header states a field twice, and differently: {shown}."
+            )
         fields[name] = value.strip()
     return NrrdHeader(fields, end.end() if end else len(head), end is not None, unknown)
 
@@ -153,7 +189,9 @@ def _header(source: Source) -> NrrdHeader:
 
 
 @contextmanager
-def open_nrrd(source: Source, data: Source | None = None, limits: Limits = DEFAULT) -> Iterator[Stored]:
+def open_nrrd(
+    source: Source, data: Source | None = None, limits: Limits = DEFAULT
+) -> Iterator[Stored]:
     """The volume in an NRRD file, or in a detached header and its data file.
 
     Args:
@@ -162,29 +200,39 @@ def open_nrrd(source: Source, data: Source | None = None, limits: Limits = DEFAU
         limits: Bounds on sizes.
 
     Raises:
-        ScanRefused: `empty_file`, `not_nrrd`, `bad_header`, `bad_affine`, `detached_data`, `truncated_file`,
-            `damaged_file`, `length_mismatch`, `too_large`, `not_3d`, `not_scalar`, `single_slice`, `undecodable`.
+        ScanRefused: `empty_file`, `not_nrrd`, `bad_header`, `bad_affine`, `detached_data`,
+            `truncated_file`, `damaged_file`, `length_mismatch`, `too_large`, `not_3d`,
+            `not_scalar`, `single_slice`, `undecodable`.
     """
     header = _header(source)
     detached = "datafile" in header.fields
     if detached and data is None:
-        message = "The NRRD header points to data in another file, which is read for .nhdr only, from its own folder."
+        message = (
+            "The NRRD header points to data in another file, which is read for .nhdr only, from its"
+            " own folder."
+        )
         raise refusal("detached_data", message)
     if not detached and not header.ended:
-        raise refusal("detached_data", "The NRRD header has no end: its data lie in another file, or it is damaged.")
+        raise refusal(
+            "detached_data",
+            "The NRRD header has no end: its data lie in another file, or it is damaged.",
+        )
     sizes, axes = _axes(header.fields)
     check_size(sizes, limits)
     affine, flags = nrrd_affine(header.fields, sizes, axes)
     if header.unknown:
         message = (
-            f"{header.unknown} line(s) of the header are no field of NRRD and were passed over; one may be misspelt."
+            f"{header.unknown} line(s) of the header are no field of NRRD and were passed over; one"
+            " may be misspelt."
         )
         flags += (QualityFlag("unknown_fields", "warning", message, header.unknown),)
     shape = (sizes[axes[0]], sizes[axes[1]], sizes[axes[2]])
     coding, skip = _coding(header.fields), _whole(header.fields, "byteskip")
     held_by = data if data is not None and detached else source
     with held_by.open() as raw:
-        begin = _skip_lines(raw, 0 if detached else header.length, _whole(header.fields, "lineskip"))
+        begin = _skip_lines(
+            raw, 0 if detached else header.length, _whole(header.fields, "lineskip")
+        )
         held = held_by.size - begin
         layout = Layout(shape, _dtype(header.fields, coding), coding, skip)
         layout.check(held)
@@ -201,7 +249,10 @@ def _from_the_end(layout: Layout, held: int) -> tuple[int, tuple[QualityFlag, ..
     before = held - layout.needed
     if not before:
         return 0, ()
-    message = f"The header has {before} bytes before the voxels passed over (byte skip −1), whatever they are."
+    message = (
+        f"The header has {before} bytes before the voxels passed over (byte skip −1), whatever they"
+        " are."
+    )
     return before, (QualityFlag("length_unchecked", "warning", message, before),)
 
 
@@ -216,7 +267,10 @@ def _axes(fields: dict[str, str]) -> tuple[tuple[int, ...], tuple[int, int, int]
         raise refusal("bad_header", "The NRRD header states no usable sizes.")
     sizes = tuple(int(word) for word in words)
     if fields.get("dimension") != str(len(sizes)):
-        raise refusal("bad_header", f"The NRRD header has {len(sizes)} sizes; its dimension is missing or another.")
+        raise refusal(
+            "bad_header",
+            f"The NRRD header has {len(sizes)} sizes; its dimension is missing or another.",
+        )
     kinds = fields.get("kinds", "").lower().split()
     vectors = re.findall(r"none|\([^()]*\)", fields.get("spacedirections", "").lower())
     numbers = list(range(len(sizes)))
@@ -226,7 +280,10 @@ def _axes(fields: dict[str, str]) -> tuple[tuple[int, ...], tuple[int, int, int]
         if sizes[number] > 1 and not (spatial and placed):
             kind = kinds[number] if number < len(kinds) else ""
             code = "not_3d" if kind in ("time", "list", "") or spatial else "not_scalar"
-            message = f"The image has an axis of {sizes[number]} that is not in space (colours, vectors or times)."
+            message = (
+                f"The image has an axis of {sizes[number]} that is not in space (colours, vectors"
+                " or times)."
+            )
             raise refusal(code, message, sizes[number])
         if len(numbers) > 3 and sizes[number] == 1 and not (spatial and placed):
             numbers.remove(number)
@@ -236,7 +293,9 @@ def _axes(fields: dict[str, str]) -> tuple[tuple[int, ...], tuple[int, int, int]
     if len(numbers) < 3:
         raise refusal("single_slice", "The image has one slice only; a scan is a volume.", 1)
     if len(numbers) > 3:
-        raise refusal("not_3d", f"The image has {len(numbers)} dimensions; one volume is read.", len(numbers))
+        raise refusal(
+            "not_3d", f"The image has {len(numbers)} dimensions; one volume is read.", len(numbers)
+        )
     return sizes, (numbers[0], numbers[1], numbers[2])
 
 
@@ -259,7 +318,10 @@ def _dtype(fields: dict[str, str], coding: Coding) -> np.dtype:
         return dtype
     order = fields.get("endian", "").lower()
     if order not in ("little", "big"):
-        message = f"The NRRD header does not say in which order (endian) the {dtype.itemsize} bytes of a voxel are."
+        message = (
+            f"The NRRD header does not say in which order (endian) the {dtype.itemsize} bytes of a"
+            " voxel are."
+        )
         raise refusal("bad_header", message)
     return dtype.newbyteorder("<" if order == "little" else ">")
 
@@ -275,11 +337,18 @@ def _whole(fields: dict[str, str], name: str) -> int:
 def _skip_lines(raw: BinaryIO, begin: int, lines: int) -> int:
     """Pass over lines behind `begin`; where the voxels begin."""
     if lines > _MOST_LINES:
-        raise refusal("bad_header", f"line skip is {lines}; at most {_MOST_LINES} lines are passed over.", lines)
+        raise refusal(
+            "bad_header",
+            f"line skip is {lines}; at most {_MOST_LINES} lines are passed over.",
+            lines,
+        )
     raw.seek(begin)
     for _ in range(lines):
         line = raw.readline(_LONGEST_LINE)
         if not line.endswith(b"\n"):
-            raise refusal("bad_header", "The lines that the NRRD header wants passed over (line skip) are not there.")
+            raise refusal(
+                "bad_header",
+                "The lines that the NRRD header wants passed over (line skip) are not there.",
+            )
         begin += len(line)
     return begin

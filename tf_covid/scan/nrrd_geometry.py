@@ -29,7 +29,9 @@ _UNITS = {
     **dict.fromkeys(("mm", "millimeter", "millimeters", "millimetre", "millimetres"), ("mm", 1.0)),
     **dict.fromkeys(("cm", "centimeter", "centimeters"), ("cm", 10.0)),
     **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), ("m", 1000.0)),
-    **dict.fromkeys(("um", "µm", "âµm", "micron", "microns", "micrometer", "micrometers"), ("µm", 0.001)),
+    **dict.fromkeys(
+        ("um", "µm", "âµm", "micron", "microns", "micrometer", "micrometers"), ("µm", 0.001)
+    ),
 }
 _UNSTATED = ("", "???", "none")
 
@@ -55,7 +57,10 @@ def nrrd_affine(
         spacings, found = _spacings(fields, sizes, axes)
         affine[:3, :3] = np.diag(spacings)
         if not any(flag.code == "orientation_unknown" for flag in flags):
-            message = "The header states no space directions; the axes are assumed to run along those of its space."
+            message = (
+                "The header states no space directions; the axes are assumed to run along those of"
+                " its space."
+            )
             flags += (QualityFlag("orientation_unknown", "warning", message),)
         flags += found
     affine[:3, 3] = _origin(fields)
@@ -71,7 +76,11 @@ def _space(fields: dict[str, str]) -> tuple[tuple[float, float, float], tuple[Qu
         return {**_SPACES, **_TIMED}[name], ()
     if name and name.removesuffix("-time") not in _NAMELESS:
         raise refusal("bad_header", "The NRRD header states a space that the format does not have.")
-    what = f"The space of the header ({name}) names no axes of the patient" if name else "The header states no space"
+    what = (
+        f"The space of the header ({name}) names no axes of the patient"
+        if name
+        else "The header states no space"
+    )
     message = f"{what}; left, posterior, superior (LPS) is assumed."
     return _LPS, (QualityFlag("orientation_unknown", "warning", message),)
 
@@ -80,7 +89,9 @@ def _directions(text: str, count: int, axes: tuple[int, int, int]) -> np.ndarray
     """One column for each axis in space."""
     words = re.findall(r"none|\([^()]*\)", text.lower())
     if len(words) != count or re.sub(r"none|\([^()]*\)|\s", "", text.lower()):
-        raise refusal("bad_header", f"The NRRD header has {count} axes, but not as many space directions.")
+        raise refusal(
+            "bad_header", f"The NRRD header has {count} axes, but not as many space directions."
+        )
     columns = [_vector(words[axis], "space directions") for axis in axes]
     return np.array(columns).T
 
@@ -98,7 +109,9 @@ def _vector(word: str, name: str) -> np.ndarray:
     if len(numbers) not in (3, 4) or "_" in word:
         raise refusal("bad_header", f"The NRRD header's {name} are not made of three numbers.")
     if not np.isfinite(numbers).all():
-        raise refusal("bad_affine", f"The NRRD header's {name} hold a number that is none (NaN or infinity).")
+        raise refusal(
+            "bad_affine", f"The NRRD header's {name} hold a number that is none (NaN or infinity)."
+        )
     return np.array(numbers[:3])
 
 
@@ -121,16 +134,26 @@ def _spacings(
         if np.isfinite(used).all() and min(used) > 0:
             return used, ()
         if not np.isnan(used).all():
-            raise refusal("bad_affine", "The NRRD header's spacings hold zero or no number for an axis in space.")
+            raise refusal(
+                "bad_affine",
+                "The NRRD header's spacings hold zero or no number for an axis in space.",
+            )
     low, high = (_numbers(fields, name, len(sizes)) for name in ("axismins", "axismaxs"))
     if low is not None and high is not None:
         centers = fields.get("centerings", "").lower().split()
         gaps = [sizes[axis] - (axis < len(centers) and centers[axis] == "node") for axis in axes]
-        used = [abs(high[axis] - low[axis]) / max(1, gap) for axis, gap in zip(axes, gaps, strict=True)]
+        used = [
+            abs(high[axis] - low[axis]) / max(1, gap) for axis, gap in zip(axes, gaps, strict=True)
+        ]
         if np.isfinite(used).all() and min(used) > 0:
-            message = "The header states axis mins and maxs but no spacings; they were computed, which ITK does not."
+            message = (
+                "The header states axis mins and maxs but no spacings; they were computed, which"
+                " ITK does not."
+            )
             return used, (QualityFlag("spacing_unknown", "warning", message),)
-    message = "The header states no size of its voxels; 1 mm is assumed, so every volume may be wrong."
+    message = (
+        "The header states no size of its voxels; 1 mm is assumed, so every volume may be wrong."
+    )
     return [1.0, 1.0, 1.0], (QualityFlag("spacing_unknown", "warning", message),)
 
 
@@ -146,7 +169,9 @@ def _numbers(fields: dict[str, str], name: str, count: int) -> list[float] | Non
     return numbers
 
 
-def _units(fields: dict[str, str], axes: tuple[int, int, int]) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:
+def _units(
+    fields: dict[str, str], axes: tuple[int, int, int]
+) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:
     """`space units` belong to `space directions`, `units` to `spacings`; one unit for all three axes."""
     directed = "spacedirections" in fields
     words = re.findall(r'"([^"]*)"', fields.get("spaceunits" if directed else "units", ""))
@@ -157,6 +182,9 @@ def _units(fields: dict[str, str], axes: tuple[int, int, int]) -> tuple[np.ndarr
     found = {_UNITS.get(word) for word in stated}
     unit = found.pop()
     if unit is None or found:
-        message = "The header measures its voxels in a unit that is not known, or in several; they were taken for mm."
+        message = (
+            "The header measures its voxels in a unit that is not known, or in several; they were"
+            " taken for mm."
+        )
         return np.eye(4), (QualityFlag("units_unknown", "warning", message),)
     return in_millimetres(*unit)

@@ -1,7 +1,9 @@
 """The voxels of a NIfTI, NRRD or MetaImage file: unpacked slab by slab, counted, and checked to their last byte.
 
-Nothing is unpacked beyond what the header declares, but for the few bytes that tell whether there is more. Every
-checksum and end marker is looked at: zlib compares CRC32 and length (gzip) or Adler-32 (zlib), bzip2 its own CRCs.
+Nothing is unpacked beyond what the header declares, but for the few bytes that tell whether there
+is more. Every
+checksum and end marker is looked at: zlib compares CRC32 and length (gzip) or Adler-32 (zlib),
+bzip2 its own CRCs.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ Coding = Literal["raw", "gzip", "zlib", "bzip2", "hex", "text"]
 
 #: Packed bytes that are read at a time.
 _CHUNK = 1 << 17
-#: Most bytes of voxels, and of their zlib stream, that are unpacked in one piece: 512 slices of 512 × 512.
+#: Most bytes of voxels, and of their zlib stream, that are unpacked in one piece: 512 slices of 512
+#: × 512.
 _AT_ONCE, _PACKED_AT_ONCE = 1 << 28, 1 << 27
-#: Most bytes behind the voxels that may be there: padding to a block, all zero or told with a warning.
+#: Most bytes behind the voxels that may be there: padding to a block, all zero or told with a
+#: warning.
 _PADDING = 512
 #: deflate packs at most 1032:1; a header that declares more than that lies.
 _MOST_RATIO = 1100
@@ -72,7 +76,9 @@ class _Zlib:
 
 _UNPACKERS: dict[str, Callable[[], _Unpacker]] = {
     "gzip": lambda: _Zlib(31),
-    "zlib": lambda: _Zlib(47),  # MetaIO finds out by itself whether it is zlib or gzip, and so does 47
+    "zlib": lambda: _Zlib(
+        47
+    ),  # MetaIO finds out by itself whether it is zlib or gzip, and so does 47
     "bzip2": lambda: cast(_Unpacker, bz2.BZ2Decompressor()),
 }
 _MAGICS = {"gzip": (b"\x1f\x8b",), "zlib": (), "bzip2": (b"BZh",)}
@@ -99,8 +105,9 @@ class Unpacked:
     def unpack_at_once(self, size: int) -> bytearray | None:
         """Unpack a zlib stream of exactly `size` bytes with libdeflate, in half of zlib's time, where memory allows.
 
-        libdeflate says neither what is wrong with a stream nor what lies behind it: anything but a whole stream with
-        its checksum at the very end gives None, and is left to be read piece by piece.
+        libdeflate says neither what is wrong with a stream nor what lies behind it: anything but a
+        whole stream with its checksum at the very end gives None, and is left to be read piece by
+        piece.
         """
         if self.coding != "zlib" or not 0 < size <= _AT_ONCE or self._held > _PACKED_AT_ONCE:
             return None
@@ -122,7 +129,8 @@ class Unpacked:
         """Fill `view` as far as there are bytes; how many there were.
 
         Raises:
-            ScanRefused: `truncated_file` if a packed stream ends early, `damaged_file` if it or its checksum is wrong.
+            ScanRefused: `truncated_file` if a packed stream ends early, `damaged_file` if it or its
+                checksum is wrong.
         """
         if self._unpacker is None:
             return self._fill_raw(view[: max(0, min(len(view), self._held))])
@@ -171,12 +179,17 @@ class Unpacked:
         unpacker = cast(_Unpacker, self._unpacker)
         data = self._more() if unpacker.needs_input else b""
         if not data and unpacker.needs_input:
-            raise refusal("truncated_file", f"The {self.coding} data end early: their end marker is missing.")
+            raise refusal(
+                "truncated_file", f"The {self.coding} data end early: their end marker is missing."
+            )
         try:
             block = unpacker.decompress(data, most)
         except _BREAKS as error:
             reason = "its checksum is wrong" if "incorrect" in str(error) else "it is damaged"
-            message = f"The {self.coding} stream of the voxels cannot be unpacked: {reason}; get the file again."
+            message = (
+                f"The {self.coding} stream of the voxels cannot be unpacked: {reason}; get the file"
+                " again."
+            )
             raise refusal("damaged_file", message) from None
         if unpacker.eof:
             self._next_stream(unpacker.unused_data)
@@ -199,7 +212,8 @@ class Layout:
         shape: The sizes of the three stored axes, the fastest first.
         dtype: One voxel, with its byte order.
         coding: How they are packed.
-        skip: Bytes of the unpacked stream before the first voxel; −1: the voxels are the last bytes.
+        skip: Bytes of the unpacked stream before the first voxel; −1: the voxels are the last
+            bytes.
         slope: What the stored numbers are multiplied by.
         inter: What is added then.
     """
@@ -226,13 +240,23 @@ class Layout:
             ScanRefused: `truncated_file`, `too_large`.
         """
         if self.shape[0] * self.shape[1] > _PLANE:
-            message = f"One plane of {self.shape[0]}×{self.shape[1]} voxels is larger than any CT's."
+            message = (
+                f"One plane of {self.shape[0]}×{self.shape[1]} voxels is larger than any CT's."
+            )
             raise refusal("too_large", message, self.shape[0] * self.shape[1])
         needed = self.needed + max(0, self.skip)
-        most = {"raw": held, "gzip": held * _MOST_RATIO, "zlib": held * _MOST_RATIO, "hex": held // 2}
+        most = {
+            "raw": held,
+            "gzip": held * _MOST_RATIO,
+            "zlib": held * _MOST_RATIO,
+            "hex": held // 2,
+        }
         most["text"] = held * self.dtype.itemsize
         if needed > most.get(self.coding, needed):
-            message = f"The header declares {needed} bytes of voxels; the {held} bytes of the file cannot hold them."
+            message = (
+                f"The header declares {needed} bytes of voxels; the {held} bytes of the file cannot"
+                " hold them."
+            )
             raise refusal("truncated_file", message, held)
         if self.coding == "raw" and self.skip >= 0:
             self.check_excess(held - needed)
@@ -252,8 +276,9 @@ class Layout:
         if excess > self.tolerated:
             size = "×".join(map(str, self.shape))
             message = (
-                f"The file holds more voxels than its header declares: {self.needed} bytes for {size} voxels of "
-                f"{self.dtype.itemsize} bytes are followed by {excess} or more. The sizes in the header are wrong."
+                f"The file holds more voxels than its header declares: {self.needed} bytes for"
+                f" {size} voxels of {self.dtype.itemsize} bytes are followed by {excess} or more."
+                " The sizes in the header are wrong."
             )
             raise refusal("length_mismatch", message, excess)
 
@@ -282,13 +307,21 @@ class Slabs(Iterator[np.ndarray]):
         source.skip(max(0, layout.skip))
         for number in range(layout.shape[2]):
             if whole is not None:
-                plane = np.frombuffer(whole, layout.dtype, count, number * count * layout.dtype.itemsize)
-            elif reader((plane := np.empty(count, layout.dtype)).view(np.uint8).data) < plane.nbytes:
+                plane = np.frombuffer(
+                    whole, layout.dtype, count, number * count * layout.dtype.itemsize
+                )
+            elif (
+                reader((plane := np.empty(count, layout.dtype)).view(np.uint8).data) < plane.nbytes
+            ):
                 message = f"The file ends in slice {number + 1} of {layout.shape[2]}."
                 raise refusal("truncated_file", message, number)
             if number + 1 == layout.shape[2]:
-                if layout.coding in ("hex", "text") and reader(memoryview(bytearray(layout.dtype.itemsize))):
-                    layout.check_excess(layout.needed)  # at least one number more; how many is not counted
+                if layout.coding in ("hex", "text") and reader(
+                    memoryview(bytearray(layout.dtype.itemsize))
+                ):
+                    layout.check_excess(
+                        layout.needed
+                    )  # at least one number more; how many is not counted
                 self.quality_flags = self._behind()
             slab = plane.reshape(layout.shape[:2], order="F")
             if (layout.slope, layout.inter) != (1.0, 0.0):
@@ -305,13 +338,20 @@ class Slabs(Iterator[np.ndarray]):
             tail = tail.strip()  # digits and numbers may end in blanks and lines
         if tail.strip(b"\0"):
             message = (
-                f"{left} bytes that are not all zero follow the voxels: something was put in, or left behind. The "
-                "voxels may be shifted; get the file again from where it came."
+                f"{left} bytes that are not all zero follow the voxels: something was put in, or"
+                " left behind. The voxels may be shifted; get the file again from where it came."
             )
             found.append(QualityFlag("trailing_bytes", "warning", message, left))
         elif left:
-            found.append(QualityFlag("padding_bytes", "info", f"{left} bytes behind the voxels were not read.", left))
+            found.append(
+                QualityFlag(
+                    "padding_bytes", "info", f"{left} bytes behind the voxels were not read.", left
+                )
+            )
         if source.behind:
-            message = f"{source.behind} bytes behind the compressed voxels were not read; the voxels are complete."
+            message = (
+                f"{source.behind} bytes behind the compressed voxels were not read; the voxels are"
+                " complete."
+            )
             found.append(QualityFlag("trailing_bytes", "warning", message, source.behind))
         return tuple(found)

@@ -1,7 +1,7 @@
 """The reader in a process of its own, which may crash, hang or eat memory alone: a case that it dies of is refused.
 
-The process is a fresh interpreter that imports the scan room only, never TensorFlow. Voxels come back through a file
-without a name in shared memory; everything else is small.
+The process is a fresh interpreter that imports the scan room only, never TensorFlow. Voxels come
+back through a file without a name in shared memory; everything else is small.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ from tf_covid.scan.scan import Scan
 if TYPE_CHECKING:
     import numpy as np
 
-#: Address space of the reader above what it has after its imports and what the largest scan takes, in bytes. Threads
-#: and allocators reserve much more than they use.
+#: Address space of the reader above what it has after its imports and what the largest scan takes,
+#: in bytes. Threads and allocators reserve much more than they use.
 _MEMORY_BYTES = 3 * 2**30
-#: Processor time for one job, in seconds, and more for each MB of its files: JPEG-LS takes a tenth of that.
+#: Processor time for one job, in seconds, and more for each MB of its files: JPEG-LS takes a tenth
+#: of that.
 _CPU_S, _CPU_S_PER_MB = 120, 1.0
 #: Longest wait for one job, in seconds; a network drive may be slow.
 _WAIT_S = 3600.0
@@ -57,8 +58,8 @@ serve(int(sys.argv[2]), int(sys.argv[3]))
 class Reader:
     """Finds and reads cases in a child process, which is started again when it has died.
 
-    One thread at a time may use it. It is closed at the end of a `with` block; the child ends with this process,
-    however that ends.
+    One thread at a time may use it. It is closed at the end of a `with` block; the child ends with
+    this process, however that ends.
 
     Args:
         wait_s: Longest wait for one job, in seconds.
@@ -84,15 +85,28 @@ class Reader:
             return
         self.close()  # what died between two jobs died of none
         ours, theirs = socket.socketpair()
-        ended, alive = os.pipe()  # never written to: the child sees its end when this process is gone
+        ended, alive = (
+            os.pipe()
+        )  # never written to: the child sees its end when this process is gone
         # -P: the folder that we work in may hold an upload, and is no place to import from.
-        command = [sys.executable, "-P", "-c", _PROGRAM, json.dumps(sys.path), str(theirs.fileno()), str(ended)]
+        command = [
+            sys.executable,
+            "-P",
+            "-c",
+            _PROGRAM,
+            json.dumps(sys.path),
+            str(theirs.fileno()),
+            str(ended),
+        ]
         with theirs:
             try:
                 self._child = subprocess.Popen(
-                    [*command, str(self._memory_bytes)], pass_fds=(theirs.fileno(), ended), stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                )  # fmt: skip
+                    [*command, str(self._memory_bytes)],
+                    pass_fds=(theirs.fileno(), ended),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
             finally:
                 os.close(ended)
         ours.settimeout(self._wait_s)
@@ -117,7 +131,9 @@ class Reader:
             found, _ = self._ask("find", (path, limits))
         except _Lost as lost:
             flag = QualityFlag("reader_failed", "error", str(lost))
-            return [Case(case_names(path, [""], [()])[0], path, quality_flags=(flag,), limits=limits)]
+            return [
+                Case(case_names(path, [""], [()])[0], path, quality_flags=(flag,), limits=limits)
+            ]
         return cast("list[Case]", found)
 
     def fingerprint(self, case: Case) -> str:
@@ -136,7 +152,9 @@ class Reader:
         try:
             scan, voxels = self._ask("read", case)
         except _Lost as lost:
-            raise ScanRefused([QualityFlag("reader_failed", "error", str(lost)), *case.quality_flags]) from None
+            raise ScanRefused(
+                [QualityFlag("reader_failed", "error", str(lost)), *case.quality_flags]
+            ) from None
         if isinstance(scan, ScanRefused):
             raise scan
         return dataclasses.replace(scan, hu=voxels)
@@ -158,14 +176,18 @@ class Reader:
             answer, file = _receive(line)
         except TimeoutError:
             self.close()
-            raise _Lost(f"The reader was ended after {self._wait_s:.0f} s without an answer.") from None
+            raise _Lost(
+                f"The reader was ended after {self._wait_s:.0f} s without an answer."
+            ) from None
         except (OSError, EOFError):
             code = self._end_of_child()
             raise _Lost(_how_it_ended(code)) from None
         if isinstance(answer, _Failed):
             if file is not None:
                 os.close(file)
-            raise _Lost(f"The reader stopped at a fault of the program ({answer.where}); please report it.")
+            raise _Lost(
+                f"The reader stopped at a fault of the program ({answer.where}); please report it."
+            )
         return answer, None if file is None else _voxels(answer, file)
 
     def _end_of_child(self) -> int:
@@ -197,7 +219,10 @@ def _how_it_ended(code: int) -> str:
         return "The reader was killed by the system, most likely for want of memory."
     if code < 0:
         with contextlib.suppress(ValueError):
-            return f"The reader died of this input ({signal.Signals(-code).name}); the file is damaged or made to harm."
+            return (
+                f"The reader died of this input ({signal.Signals(-code).name}); the file is damaged"
+                " or made to harm."
+            )
     return f"The reader ended at this input (code {code}); the file is damaged or made to harm."
 
 
@@ -278,9 +303,14 @@ def _work(job: str, about: Any) -> tuple[Any, np.ndarray | None]:
         scan = about.read()
     except ScanRefused as refused:
         return refused, None
-    except Exception as error:  # the outermost layer of this process: whatever it is, one case is refused
+    except (
+        Exception
+    ) as error:  # the outermost layer of this process: whatever it is, one case is refused
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        return _Failed(f"{type(error).__name__} at {Path(frame.filename).stem}:{frame.lineno}"), None
+        return (
+            _Failed(f"{type(error).__name__} at {Path(frame.filename).stem}:{frame.lineno}"),
+            None,
+        )
     return dataclasses.replace(scan, hu=np.empty((0, 0, 0), np.int16)), scan.hu
 
 
@@ -303,7 +333,9 @@ def _shared(voxels: np.ndarray) -> Any:
 def _limit(job: str, about: Any, memory_bytes: int) -> None:
     """Bound address space and processor time for the next job."""
     limits = about[1] if job == "find" else about.limits
-    with contextlib.suppress(OSError):  # no such file on macOS, whose limits of address space mean nothing
+    with contextlib.suppress(
+        OSError
+    ):  # no such file on macOS, whose limits of address space mean nothing
         used = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
         _lower(resource.RLIMIT_AS, used + 2 * limits.voxels + memory_bytes)
     usage = resource.getrusage(resource.RUSAGE_SELF)

@@ -1,7 +1,8 @@
 """The value that every reader returns: int16 HU in one canonical order, with its geometry and its history.
 
-Canonical order (D, H, W): D from head to feet, H from anterior to posterior, W from the patient's right to left
-(highdicom's F-P-L). Millimetres are DICOM's LPS everywhere inside; RAS exists only inside NIfTI files.
+Canonical order (D, H, W): D from head to feet, H from anterior to posterior, W from the patient's
+right to left (highdicom's F-P-L). Millimetres are DICOM's LPS everywhere inside; RAS exists only
+inside NIfTI files.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Scan:
         quality_flags: What was noticed; none of level "error" (that is a `ScanRefused`).
         interpolated: Numbers of the slices that were made up by gap repair.
         chosen_because: Why this series and no other, for a human.
-        identifiers: Names, ids and UIDs from the header; they leave the program only by `--keep-identifiers`.
+        identifiers: Names, ids and UIDs from the header; they leave the program only by
+            `--keep-identifiers`.
     """
 
     case: str

@@ -17,7 +17,8 @@ _CHUNK = 1 << 20
 class Source(Protocol):
     """The bytes of one input file.
 
-    `name` is its relative path, with forward slashes; it may hold a patient's name, so it goes into no message.
+    `name` is its relative path, with forward slashes; it may hold a patient's name, so it goes into
+    no message.
     """
 
     @property

@@ -1,7 +1,8 @@
 """Tar archives, plain or in gzip, read in place: no member is ever written under its own name.
 
-A `.tar.gz` is unpacked once, as the one tar that it holds, into a temporary file without a name. Its check sum and its
-end are asked for; a plain tar has neither, but for the check sum of each head and the two empty blocks at its end.
+A `.tar.gz` is unpacked once, as the one tar that it holds, into a temporary file without a name.
+Its check sum and its end are asked for; a plain tar has neither, but for the check sum of each head
+and the two empty blocks at its end.
 """
 
 from __future__ import annotations
@@ -24,10 +25,19 @@ from tf_covid.scan.limits import DEFAULT, Limits
 from tf_covid.scan.source import Source
 
 #: What `tarfile` raises on heads that make no sense.
-_HEAD_ERRORS = (tarfile.TarError, ValueError, OverflowError, IndexError, KeyError, RecursionError, EOFError)
+_HEAD_ERRORS = (
+    tarfile.TarError,
+    ValueError,
+    OverflowError,
+    IndexError,
+    KeyError,
+    RecursionError,
+    EOFError,
+)
 _CHUNK = 1 << 20
 _BLOCK = 512
-#: Most bytes of one extended head (a long name, a set of attributes): none is longer unless it was made to harm.
+#: Most bytes of one extended head (a long name, a set of attributes): none is longer unless it was
+#: made to harm.
 _MOST_HEAD_BYTES = 1 << 20
 #: Heads and padding of a member besides its data, in bytes, where the whole of a tar is bounded.
 _HEADS_BYTES = 4 * _BLOCK
@@ -89,7 +99,9 @@ class _Heads(io.BufferedReader):
     def read(self, size: int | None = -1) -> bytes:
         if size is None or size < 0 or size > _MOST_HEAD_BYTES:
             raise refusal(
-                "archive_unsafe", "The tar has a head of more than 1 MB: it is damaged, or made to harm.", size
+                "archive_unsafe",
+                "The tar has a head of more than 1 MB: it is damaged, or made to harm.",
+                size,
             )
         return super().read(size)
 
@@ -144,7 +156,10 @@ def _unpack(path: Path, out: BinaryIO, limits: Limits) -> bool:
             begun = True
             total += len(block)
             if total > most:
-                message = f"The tar unpacks to more than {most} bytes; at most {limits.archive_bytes} are read."
+                message = (
+                    f"The tar unpacks to more than {most} bytes; at most {limits.archive_bytes} are"
+                    " read."
+                )
                 raise refusal("archive_too_large", message, most)
             out.write(block)
             data = unpacker.unused_data if unpacker.eof else unpacker.unconsumed_tail
@@ -162,7 +177,9 @@ def _unpack(path: Path, out: BinaryIO, limits: Limits) -> bool:
     if begun and not unpacker.eof:
         out.write(unpacker.flush())  # a repeat may be pending although every byte was taken in
     if begun and not unpacker.eof:
-        raise refusal("archive_damaged", f"The gzip file is cut off after {total} unpacked bytes.", total)
+        raise refusal(
+            "archive_damaged", f"The gzip file is cut off after {total} unpacked bytes.", total
+        )
     return False
 
 
@@ -181,23 +198,32 @@ def _members(stream: BinaryIO, limits: Limits) -> Members:
                     total += info.size if info.isreg() else 0
                     _check_size(len(infos), total, limits)
                     if info.isreg() and not info.issparse() and info.offset_data + info.size > size:
-                        raise refusal("archive_damaged", "The tar is cut off within a file.", info.offset_data)
+                        raise refusal(
+                            "archive_damaged", "The tar is cut off within a file.", info.offset_data
+                        )
                 end = tar.offset
         except _HEAD_ERRORS:
             raise refusal("archive_damaged", damaged) from None
     check_names([info.name for info in infos], "tar")
     endless, behind = _end(stream, end, size)
     if endless and end < size:
-        raise refusal("archive_damaged", damaged, end)  # `tarfile` stops in silence at a head with a wrong check sum
-    files = sorted((info for info in infos if info.isreg() and not info.issparse()), key=lambda info: info.name)
+        raise refusal(
+            "archive_damaged", damaged, end
+        )  # `tarfile` stops in silence at a head with a wrong check sum
+    files = sorted(
+        (info for info in infos if info.isreg() and not info.issparse()), key=lambda info: info.name
+    )
     names = unique_names([info.name for info in files])
     same = sum(name != info.name for name, info in zip(names, files, strict=True))
     number = stream.fileno()
     sources: list[Source] = [
-        PartSource(number, name, info.offset_data, info.size) for name, info in zip(names, files, strict=True)
+        PartSource(number, name, info.offset_data, info.size)
+        for name, info in zip(names, files, strict=True)
     ]
     odd = size % _BLOCK != 0 or _padding_is_used(stream, files)
-    left = Left(same_names=same, member_links=_strays(infos), unlisted=behind, trailing=odd, endless=endless)
+    left = Left(
+        same_names=same, member_links=_strays(infos), unlisted=behind, trailing=odd, endless=endless
+    )
     return Members(sources, left)
 
 
@@ -212,9 +238,13 @@ def _padding_is_used(stream: BinaryIO, files: Sequence[tarfile.TarInfo]) -> bool
 
 def _check_size(count: int, total: int, limits: Limits) -> None:
     if count > limits.archive_members:
-        raise refusal("archive_too_large", f"The tar has more than {limits.archive_members} members.", count)
+        raise refusal(
+            "archive_too_large", f"The tar has more than {limits.archive_members} members.", count
+        )
     if total > limits.archive_bytes:
-        message = f"The tar unpacks to more than {limits.archive_bytes} bytes, which are read at most."
+        message = (
+            f"The tar unpacks to more than {limits.archive_bytes} bytes, which are read at most."
+        )
         raise refusal("archive_too_large", message, total)
 
 
@@ -227,7 +257,9 @@ def _end(stream: BinaryIO, end: int, size: int) -> tuple[bool, int]:
     while blocks := stream.read(_CHUNK):
         if blocks.count(0) < len(blocks):
             starts = range(0, len(blocks) - _BLOCK + 1, _BLOCK)
-            found += sum(blocks[at] != 0 and _sum_is_right(blocks[at : at + _BLOCK]) for at in starts)
+            found += sum(
+                blocks[at] != 0 and _sum_is_right(blocks[at : at + _BLOCK]) for at in starts
+            )
     return False, found
 
 
@@ -248,6 +280,10 @@ def _strays(infos: Sequence[tarfile.TarInfo]) -> int:
         if (info.isdir() and not info.size) or info.name in regular:
             continue
         base = PurePosixPath(info.name).parent if info.issym() else PurePosixPath()
-        target = os.path.normpath((base / info.linkname).as_posix()) if info.issym() or info.islnk() else ""
+        target = (
+            os.path.normpath((base / info.linkname).as_posix())
+            if info.issym() or info.islnk()
+            else ""
+        )
         count += target not in regular and os.path.normpath(info.linkname or "/") not in regular
     return count

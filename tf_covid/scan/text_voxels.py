@@ -52,7 +52,9 @@ def _hex_parts(read: Read) -> Iterator[bytes]:
         try:
             yield bytes.fromhex(digits[:even].decode("ascii"))
         except ValueError:
-            raise refusal("bad_header", "The voxels are declared as hexadecimal digits, but hold others.") from None
+            raise refusal(
+                "bad_header", "The voxels are declared as hexadecimal digits, but hold others."
+            ) from None
 
 
 def _text_parts(read: Read, dtype: np.dtype) -> Iterator[bytes]:
@@ -78,4 +80,6 @@ def _numbers(words: list[bytes], dtype: np.dtype) -> bytes:
             raise ValueError  # older NumPy would wrap it around
         return np.array(numbers, dtype).tobytes()
     except (ValueError, OverflowError):
-        raise refusal("bad_header", "The voxels are declared as text, but hold no such numbers.") from None
+        raise refusal(
+            "bad_header", "The voxels are declared as text, but hold no such numbers."
+        ) from None

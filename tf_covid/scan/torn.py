@@ -9,15 +9,17 @@ import numpy as np
 from tf_covid.result import QualityFlag
 from tf_covid.scan.dicom import Instance
 
-#: Images of two parts closer than this lie at one place: two scans of one region, not two parts of one scan, in mm.
+#: Images of two parts closer than this lie at one place: two scans of one region, not two parts of
+#: one scan, in mm.
 _SAME_PLACE_MM = 0.05
 
 
 def torn_flags(studies: Sequence[Sequence[Instance]]) -> list[tuple[QualityFlag, ...]]:
     """For each case, an error where its series goes on in another case.
 
-    An anonymiser that gives all patients one SeriesInstanceUID leaves scans that lie over each other: those stay apart
-    and are answered. Parts of one series have one matrix and no place in common, and reach into each other.
+    An anonymiser that gives all patients one SeriesInstanceUID leaves scans that lie over each
+    other: those stay apart and are answered. Parts of one series have one matrix and no place in
+    common, and reach into each other.
 
     Args:
         studies: Headers of each case.
@@ -42,9 +44,9 @@ def torn_flags(studies: Sequence[Sequence[Instance]]) -> list[tuple[QualityFlag,
 
 def _flag(count: int) -> QualityFlag:
     message = (
-        f"The images of one series state {count} different patients or studies (PatientID (0010,0020), "
-        "StudyInstanceUID (0020,000D)), and this case is a part of it: its other slices lie in another case. Correct "
-        "these elements, or export the series again."
+        f"The images of one series state {count} different patients or studies (PatientID"
+        " (0010,0020), StudyInstanceUID (0020,000D)), and this case is a part of it: its other"
+        " slices lie in another case. Correct these elements, or export the series again."
     )
     return QualityFlag("torn_series", "error", message, count)
 
@@ -52,7 +54,12 @@ def _flag(count: int) -> QualityFlag:
 def _one_scan(parts: Sequence[Sequence[Instance]]) -> bool:
     """Whether parts of equal matrix and direction lie within or right behind each other, with no place in common."""
     alike = {
-        (one.rows, one.columns, one.frames[0].spacing, tuple(round(part, 3) for part in one.frames[0].orientation))
+        (
+            one.rows,
+            one.columns,
+            one.frames[0].spacing,
+            tuple(round(part, 3) for part in one.frames[0].orientation),
+        )
         for members in parts
         for one in members
     }
@@ -62,7 +69,11 @@ def _one_scan(parts: Sequence[Sequence[Instance]]) -> bool:
     normal = np.cross(orientation[:3], orientation[3:])
     places = [
         np.array(
-            [float(np.array(one.frames[0].position) @ normal) for one in members if len(one.frames[0].position) == 3]
+            [
+                float(np.array(one.frames[0].position) @ normal)
+                for one in members
+                if len(one.frames[0].position) == 3
+            ]
         )
         for members in parts
     ]
@@ -72,5 +83,6 @@ def _one_scan(parts: Sequence[Sequence[Instance]]) -> bool:
     steps = np.diff(every)
     if steps.size < 2 or steps.min() < _SAME_PLACE_MM:
         return False
-    # Together they are one even stack: two scans that happen to lie apart leave a gap or uneven steps.
+    # Together they are one even stack: two scans that happen to lie apart leave a gap or uneven
+    # steps.
     return bool(np.abs(steps - np.median(steps)).max() <= 0.1 * np.median(steps) + _SAME_PLACE_MM)

@@ -28,8 +28,9 @@ class Stored:
     Args:
         shape: Of the stored array, in its own axis order.
         affine_ras: (4, 4), stored index → RAS mm.
-        slabs: One (shape[0], shape[1]) array for each index of the last axis, already scaled; read once, in order.
-            A `payload.Slabs` has `quality_flags` of its own, complete after its last array.
+        slabs: One (shape[0], shape[1]) array for each index of the last axis, already scaled; read
+            once, in order. A `payload.Slabs` has `quality_flags` of its own, complete after its
+            last array.
         quality_flags: What the header says about itself.
     """
 

@@ -15,10 +15,15 @@ from tf_covid.scan.limits import DEFAULT, Limits
 from tf_covid.scan.source import FileSource, Source
 from tf_covid.scan.volume import Reading, Stored, read_stored
 
-#: How the names of volume files end, in lower case; the `.img`, `.raw` or `.zraw` of a header is no volume of its own.
+#: How the names of volume files end, in lower case; the `.img`, `.raw` or `.zraw` of a header is no
+#: volume of its own.
 VOLUME_NAMES = (*nifti.NAMES, *nrrd.NAMES, *metaimage.NAMES)
 
-_OPENERS = {"NIfTI": nifti.open_nifti, "NRRD": nrrd.open_nrrd, "MetaImage": metaimage.open_metaimage}
+_OPENERS = {
+    "NIfTI": nifti.open_nifti,
+    "NRRD": nrrd.open_nrrd,
+    "MetaImage": metaimage.open_metaimage,
+}
 _ENDINGS = {"NIfTI": nifti.NAMES, "NRRD": nrrd.NAMES, "MetaImage": metaimage.NAMES}
 #: Names of headers whose voxels lie in another file.
 _HEADERS = (".hdr", ".nhdr", ".mhd")
@@ -62,7 +67,11 @@ def data_file_of(source: Source) -> str | None:
     name = PurePosixPath(source.name).name
     lower = name.lower()
     if lower.endswith(".hdr"):
-        return f"{name[:-4]}{'.IMG' if name.endswith('.HDR') else '.img'}" if nifti.is_pair(source) else None
+        return (
+            f"{name[:-4]}{'.IMG' if name.endswith('.HDR') else '.img'}"
+            if nifti.is_pair(source)
+            else None
+        )
     if lower.endswith(".nhdr"):
         return _bare(nrrd.data_file_field(source))
     if lower.endswith(".mhd"):
@@ -75,10 +84,16 @@ def _bare(name: str | None) -> str | None:
     if name is None:
         return None
     if name.upper().split()[:1] == ["LIST"] or "%" in name:
-        raise refusal("detached_data", "The header spreads its voxels over several files (list or pattern); join them.")
+        raise refusal(
+            "detached_data",
+            "The header spreads its voxels over several files (list or pattern); join them.",
+        )
     plain = name.removeprefix("./")
     if not plain or plain.startswith(".") or re.search(r"[/\\:\x00-\x1f]", plain):
-        message = "The header points to data outside of its own folder; put the data file beside it, by its bare name."
+        message = (
+            "The header points to data outside of its own folder; put the data file beside it, by"
+            " its bare name."
+        )
         raise refusal("detached_data", message)
     return plain
 
@@ -93,15 +108,21 @@ def _data(sources: Sequence[Source]) -> Source | None:
         if PurePosixPath(source.name) == folder / name:
             return _no_link(source)
     if isinstance(header, FileSource) and (path := header.path.with_name(name)).is_file():
-        return _no_link(replace(header, path=path, name=(folder / name).as_posix(), size=path.stat().st_size))
-    message = "The voxels lie in another file that the header names; it is not beside the header. Give both together."
+        return _no_link(
+            replace(header, path=path, name=(folder / name).as_posix(), size=path.stat().st_size)
+        )
+    message = (
+        "The voxels lie in another file that the header names; it is not beside the header. Give"
+        " both together."
+    )
     raise refusal("detached_data", message)
 
 
 def _no_link(source: Source) -> Source:
     if isinstance(source, FileSource) and source.path.is_symlink():
         raise refusal(
-            "detached_data", "The data file beside the header is a link to another place; links are not read."
+            "detached_data",
+            "The data file beside the header is a link to another place; links are not read.",
         )
     return source
 
@@ -126,7 +147,10 @@ def open_volume(sources: Sequence[Source], limits: Limits = DEFAULT) -> Iterator
         found = kind_of(stream.read(HEAD_BYTES), source.name)
     if named and found and found != named:
         ending = _ENDINGS[found][0]
-        message = f"The file is {found}, though its name ends like {named}'s; rename it to end in {ending}."
+        message = (
+            f"The file is {found}, though its name ends like {named}'s; rename it to end in"
+            f" {ending}."
+        )
         raise refusal(f"not_{'mha' if named == 'MetaImage' else named.lower()}", message)
     if (kind := named or found) is None:
         raise refusal("not_a_volume", "The file is none of NIfTI, NRRD and MetaImage.")

@@ -13,7 +13,14 @@ from concurrent.futures import TimeoutError as FutureTimeout
 
 import numpy as np
 
-from tf_covid.server.errors import ClientDisconnected, Failed, Fault, QueueFull, TooSlow, Unavailable
+from tf_covid.server.errors import (
+    ClientDisconnected,
+    Failed,
+    Fault,
+    QueueFull,
+    TooSlow,
+    Unavailable,
+)
 from tf_covid.server.servable import Arrays, SignatureRunner, Version
 
 _LOG = logging.getLogger("tf_covid.server")
@@ -31,7 +38,9 @@ class PendingRequest:
         deadline: `time.monotonic()` after which nobody wants the answer.
     """
 
-    def __init__(self, version: Version, entry: SignatureRunner, inputs: Arrays, deadline: float) -> None:
+    def __init__(
+        self, version: Version, entry: SignatureRunner, inputs: Arrays, deadline: float
+    ) -> None:
         self.version = version
         self.entry = entry
         self.inputs = inputs
@@ -54,9 +63,13 @@ class Batcher:
     """
 
     def __init__(
-        self, queue: int, workers: int = 1, batch: int = 16, batch_wait_s: float = 0.005,
+        self,
+        queue: int,
+        workers: int = 1,
+        batch: int = 16,
+        batch_wait_s: float = 0.005,
         observe: Callable[[float], None] = lambda rows: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._most = queue
         self._batch = batch
         self._batch_wait_s = batch_wait_s
@@ -66,7 +79,9 @@ class Batcher:
         self._changed = threading.Condition()
         self._closing = self._closed = self._hurried = False
         for number in range(workers):
-            threading.Thread(target=self._work, name=f"tfcovid-engine-{number}", daemon=True).start()
+            threading.Thread(
+                target=self._work, name=f"tfcovid-engine-{number}", daemon=True
+            ).start()
 
     @property
     def depth(self) -> int:
@@ -78,7 +93,9 @@ class Batcher:
         """Requests that are being computed."""
         return len(self._running)
 
-    def submit(self, version: Version, entry: SignatureRunner, inputs: Arrays, deadline: float) -> PendingRequest:
+    def submit(
+        self, version: Version, entry: SignatureRunner, inputs: Arrays, deadline: float
+    ) -> PendingRequest:
         """Put a request into the queue. The caller holds a lease on its version.
 
         Raises:
@@ -89,7 +106,9 @@ class Batcher:
             if self._closing:
                 raise Unavailable("the server is stopping")
             if len(self._waiting) >= self._most:
-                raise QueueFull(f"{len(self._waiting)} requests are waiting already; ask again later")
+                raise QueueFull(
+                    f"{len(self._waiting)} requests are waiting already; ask again later"
+                )
             work = PendingRequest(version, entry, inputs, deadline)
             self._waiting.append(work)
             self._changed.notify_all()
@@ -121,7 +140,8 @@ class Batcher:
     def close(self, grace_s: float) -> bool:
         """Take no more requests, and finish those that are here; False if that took longer than the grace time.
 
-        A computation cannot be interrupted: whoever waits for one that goes on hears that the server is stopping.
+        A computation cannot be interrupted: whoever waits for one that goes on hears that the
+        server is stopping.
         """
 
         def is_over() -> bool:
@@ -195,7 +215,8 @@ class Batcher:
                 outputs = work.entry.run(work.inputs)
             except Fault as fault:
                 _settle(work, fault)
-            except Exception as error:  # the thread's outermost layer: it must live, and the client must hear something
+            # the thread's outermost layer: it must live, and the client must hear something
+            except Exception as error:
                 _LOG.error("a computation failed: %s", type(error).__name__)
                 _settle(work, Failed(f"the computation failed ({type(error).__name__})"))
             else:
@@ -210,7 +231,9 @@ class Batcher:
             outputs = batch[0].entry.run(
                 {name: np.concatenate([work.inputs[name] for work in batch]) for name in names}
             )
-        except Exception:  # whoever spoils a batch hears of it when asked alone; the others must not
+        except (
+            Exception
+        ):  # whoever spoils a batch hears of it when asked alone; the others must not
             return False
         if any(not array.ndim or len(array) != rows for array in outputs.values()):
             return False  # not one row an input row: whose is what cannot be told
@@ -248,9 +271,15 @@ def too_slow() -> TooSlow:
     return TooSlow("the time limit of this request is over")
 
 
-def _kind(version: Version, entry: SignatureRunner, inputs: Arrays) -> tuple[int, tuple[object, ...] | None]:
+def _kind(
+    version: Version, entry: SignatureRunner, inputs: Arrays
+) -> tuple[int, tuple[object, ...] | None]:
     """Rows of a request, and what it must share with another to be computed together; None: nothing will do."""
     rows = {len(array) if array.ndim else -1 for array in inputs.values()}
     if len(rows) != 1 or not entry.batchable or not (count := rows.pop()) > 0:
         return 1, None
-    return count, (id(version), entry.name, *((name, inputs[name].shape[1:]) for name in sorted(inputs)))
+    return count, (
+        id(version),
+        entry.name,
+        *((name, inputs[name].shape[1:]) for name in sorted(inputs)),
+    )

@@ -27,7 +27,8 @@ class ServerContext:
         engine: Its queue.
         metrics: Its counters.
         stopping: Set once it is to end: it is not ready any more, and takes no scans.
-        closed: Set once it takes no more requests; until then a scan in flight may ask for its answers.
+        closed: Set once it takes no more requests; until then a scan in flight may ask for its
+            answers.
     """
 
     settings: Settings

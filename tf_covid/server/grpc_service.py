@@ -20,7 +20,14 @@ from tf_covid.server import context as shared
 from tf_covid.server import tensor_proto as protos
 from tf_covid.server.batcher import too_slow
 from tf_covid.server.context import ServerContext
-from tf_covid.server.errors import ClientDisconnected, Failed, Fault, InvalidArgument, NoSignature, QueueFull
+from tf_covid.server.errors import (
+    ClientDisconnected,
+    Failed,
+    Fault,
+    InvalidArgument,
+    NoSignature,
+    QueueFull,
+)
 from tf_covid.server.http.middleware import is_token
 from tf_covid.server.metrics import UNKNOWN
 
@@ -29,7 +36,8 @@ _LOG = logging.getLogger("tf_covid.server")
 #: Calls beyond those that wait or are computed, so that one too many hears so at once.
 _SPARE = 8
 
-#: Milliseconds after which a connection that nobody uses is closed, and a used one is told to come anew.
+#: Milliseconds after which a connection that nobody uses is closed, and a used one is told to come
+#: anew.
 _IDLE_MS, _AGE_MS = 600_000, 3_600_000
 
 
@@ -66,7 +74,9 @@ def start(parts: ServerContext, address: str) -> tuple[Any, int]:
     try:
         port = server.add_insecure_port(f"{host}:{settings.grpc_port}")
     except RuntimeError as error:
-        raise ServingError(f"{host}:{settings.grpc_port}: gRPC cannot listen there; is it in use?") from error
+        raise ServingError(
+            f"{host}:{settings.grpc_port}: gRPC cannot listen there; is it in use?"
+        ) from error
     server.start()
     return server, port
 
@@ -77,16 +87,23 @@ class AuthInterceptor(grpc.ServerInterceptor):
     def __init__(self, token: str) -> None:
         self._token = token
 
-    def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
+    def intercept_service(
+        self, continuation: Callable[[Any], Any], handler_call_details: Any
+    ) -> Any:
         given = dict(handler_call_details.invocation_metadata).get("authorization", b"")
         header = given.encode("utf-8", "replace") if isinstance(given, str) else given
         if is_token(header, self._token):
             return continuation(handler_call_details)
 
         def refuse(requests: Any, context: Any) -> None:
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, "a token is needed: metadata authorization: Bearer …")
+            context.abort(
+                grpc.StatusCode.UNAUTHENTICATED,
+                "a token is needed: metadata authorization: Bearer …",
+            )
 
-        return grpc.stream_unary_rpc_method_handler(refuse)  # a unary one would wait for the message
+        return grpc.stream_unary_rpc_method_handler(
+            refuse
+        )  # a unary one would wait for the message
 
 
 class _Reader:
@@ -140,8 +157,8 @@ class _Reader:
 def _handlers(parts: ServerContext) -> tuple[Any, ...]:
     """The two services.
 
-    Their calls are served as streams of one message, which looks the same to clients: a handler for one message would
-    wait for it without an end.
+    Their calls are served as streams of one message, which looks the same to clients: a handler for
+    one message would wait for it without an end.
     """
     reader = _Reader(parts.settings.most_bytes, parts.settings.read_limit_s)
     prediction, models = _Prediction(parts, reader), _Models(parts, reader)
@@ -193,7 +210,9 @@ class _Prediction:
             response = _guarded(lambda: self._read_and_predict(messages, context, labels))
             code = "OK" if not isinstance(response, Fault) else response.grpc
         finally:
-            self._parts.metrics.count(labels.model, labels.signature, "grpc", code, time.monotonic() - asked)
+            self._parts.metrics.count(
+                labels.model, labels.signature, "grpc", code, time.monotonic() - asked
+            )
         return _sent(response, context)
 
     def _read_and_predict(self, messages: Iterator[bytes], context: Any, labels: _Labels) -> Any:
@@ -203,9 +222,12 @@ class _Prediction:
     def _predict(self, request: Any, context: Any, labels: _Labels) -> Any:
         parts = self._parts
         parts.check_open()
-        # A client without a deadline has all the time in the world, which gRPC tells as None or as a huge number.
+        # A client without a deadline has all the time in the world, which gRPC tells as None or as
+        # a huge number.
         theirs = context.time_remaining()
-        limit = min(parts.settings.time_limit_s, parts.settings.time_limit_s if theirs is None else theirs)
+        limit = min(
+            parts.settings.time_limit_s, parts.settings.time_limit_s if theirs is None else theirs
+        )
         deadline = time.monotonic() + limit
         with parts.repository.lease(*_asked(request.model_spec)) as version:
             labels.model = version.name
@@ -236,9 +258,13 @@ class _Prediction:
         """Answer a `GetModelMetadataRequest`."""
 
         def tell() -> Any:
-            with self._reader.read(get_model_metadata_pb2.GetModelMetadataRequest, messages, context) as request:
+            with self._reader.read(
+                get_model_metadata_pb2.GetModelMetadataRequest, messages, context
+            ) as request:
                 if not request.metadata_field:
-                    raise InvalidArgument("GetModelMetadataRequest must specify at least one metadata_field")
+                    raise InvalidArgument(
+                        "GetModelMetadataRequest must specify at least one metadata_field"
+                    )
                 for field in request.metadata_field:
                     if field != "signature_def":
                         raise InvalidArgument(f"Metadata field {field[:100]} is not supported")
@@ -257,7 +283,9 @@ class _Models:
         """Answer a `GetModelStatusRequest`."""
 
         def tell() -> Any:
-            with self._reader.read(get_model_status_pb2.GetModelStatusRequest, messages, context) as request:
+            with self._reader.read(
+                get_model_status_pb2.GetModelStatusRequest, messages, context
+            ) as request:
                 return self._parts.status(*_asked(request.model_spec))
 
         return _sent(_guarded(tell), context)
@@ -269,7 +297,9 @@ def _guarded(call: Callable[[], Any]) -> Any:
         return call()
     except Fault as fault:
         return fault
-    except Exception as error:  # the outermost layer: gRPC would log a traceback, and send the text of any error
+    except (
+        Exception
+    ) as error:  # the outermost layer: gRPC would log a traceback, and send the text of any error
         _LOG.error("a call failed: %s", type(error).__name__)
         return Failed("internal error")
 

@@ -23,28 +23,48 @@ class Metrics:
     """
 
     def __init__(
-        self, queue_depth: Callable[[], float], running: Callable[[], float], versions: Callable[[], float]
+        self,
+        queue_depth: Callable[[], float],
+        running: Callable[[], float],
+        versions: Callable[[], float],
     ) -> None:
         self.registry = CollectorRegistry()
         labels = ("model", "signature", "protocol")
         self._requests = Counter(
-            "tfcovid_requests", "Predictions that were asked for.", (*labels, "code"), registry=self.registry
+            "tfcovid_requests",
+            "Predictions that were asked for.",
+            (*labels, "code"),
+            registry=self.registry,
         )
         self._seconds = Histogram(
-            "tfcovid_request_seconds", "Seconds from a request to its answer.", labels,
-            buckets=_SECONDS, registry=self.registry,
-        )  # fmt: skip
-        self.batch_rows = Histogram(
-            "tfcovid_batch_rows", "Rows that were computed together.", buckets=(1, 2, 4, 8, 16, 32, 64),
+            "tfcovid_request_seconds",
+            "Seconds from a request to its answer.",
+            labels,
+            buckets=_SECONDS,
             registry=self.registry,
-        )  # fmt: skip
-        self.scans = Counter(
-            "tfcovid_scans", "Scans that were asked for, by HTTP status.", ("code",), registry=self.registry
         )
-        Gauge("tfcovid_queue_depth", "Requests that wait.", registry=self.registry).set_function(queue_depth)
-        Gauge("tfcovid_running", "Requests that are being computed.", registry=self.registry).set_function(running)
+        self.batch_rows = Histogram(
+            "tfcovid_batch_rows",
+            "Rows that were computed together.",
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=self.registry,
+        )
+        self.scans = Counter(
+            "tfcovid_scans",
+            "Scans that were asked for, by HTTP status.",
+            ("code",),
+            registry=self.registry,
+        )
+        Gauge("tfcovid_queue_depth", "Requests that wait.", registry=self.registry).set_function(
+            queue_depth
+        )
         Gauge(
-            "tfcovid_model_versions_available", "Model versions that are served.", registry=self.registry
+            "tfcovid_running", "Requests that are being computed.", registry=self.registry
+        ).set_function(running)
+        Gauge(
+            "tfcovid_model_versions_available",
+            "Model versions that are served.",
+            registry=self.registry,
         ).set_function(versions)
 
     def count(self, model: str, signature: str, protocol: str, code: str, seconds: float) -> None:

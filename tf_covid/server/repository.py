@@ -62,9 +62,10 @@ class _Model:
 class Repository:
     """The models in a folder, watched by a thread.
 
-    A new version is loaded and warmed up beside the old one, then takes its place; the old one is dropped when the
-    last request on it is finished. A version that cannot be loaded is not tried again until its folder changes. As in
-    TF Serving, a version whose files change while it is served is not loaded again: new weights are a new version.
+    A new version is loaded and warmed up beside the old one, then takes its place; the old one is
+    dropped when the last request on it is finished. A version that cannot be loaded is not tried
+    again until its folder changes. As in TF Serving, a version whose files change while it is
+    served is not loaded again: new weights are a new version.
 
     Args:
         folder: `folder/<name>/<version>/saved_model.pb`.
@@ -91,7 +92,9 @@ class Repository:
         """Stop watching, and unload every model when its last request is finished."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(self._poll_s + 5)  # a model that is being loaded cannot be interrupted
+            self._thread.join(
+                self._poll_s + 5
+            )  # a model that is being loaded cannot be interrupted
         for name in list(self._models):
             self._unload(name)
 
@@ -103,7 +106,11 @@ class Repository:
     def available(self) -> dict[str, Version]:
         """The version that is served of each model that is, by name."""
         with self._changed:
-            return {name: model.current for name, model in self._models.items() if model.current is not None}
+            return {
+                name: model.current
+                for name, model in self._models.items()
+                if model.current is not None
+            }
 
     def statuses(self, name: str, version: int | None = None) -> list[Status]:
         """What is known of a model's versions, or of one of them, the newest first.
@@ -113,10 +120,18 @@ class Repository:
         """
         with self._changed:
             states = self._models[name].states if name in self._models else {}
-            found = [states[number] for number in sorted(states, reverse=True) if version in (None, number)]
+            found = [
+                states[number]
+                for number in sorted(states, reverse=True)
+                if version in (None, number)
+            ]
         if not found:
             asked = f"model {name}" if version is None else f"version {version} of model {name}"
-            raise NotFound(f"Could not find any versions of {asked}" if version is None else f"Could not find {asked}")
+            raise NotFound(
+                f"Could not find any versions of {asked}"
+                if version is None
+                else f"Could not find {asked}"
+            )
         return found
 
     @contextmanager
@@ -124,7 +139,8 @@ class Repository:
         """The version that is served, which stays loaded while the block runs.
 
         Raises:
-            NotFound: If there is no such model, or another version than the one that is asked for is served.
+            NotFound: If there is no such model, or another version than the one that is asked for
+                is served.
         """
         with self._changed:
             model = self._models.get(name)
@@ -151,7 +167,9 @@ class Repository:
                     return
                 try:
                     self._update(name)
-                except Exception as error:  # one model that cannot be looked at must not hide the others
+                except (
+                    Exception
+                ) as error:  # one model that cannot be looked at must not hide the others
                     odd.add(name)
                     if name not in self._odd:  # once, not at every look
                         _LOG.warning("model %s cannot be looked at: %s", name, type(error).__name__)
@@ -162,7 +180,8 @@ class Repository:
         while True:
             try:
                 self.poll()
-            except Exception as error:  # the thread's outermost layer: the next look must happen, whatever this one met
+            # the thread's outermost layer: the next look must happen, whatever this one met
+            except Exception as error:
                 _LOG.error("looking for models failed: %s", type(error).__name__)
             if self._stop.wait(self._poll_s):
                 return
@@ -188,14 +207,21 @@ class Repository:
             for number in [number for number in model.states if number not in numbers]:
                 model.broken.pop(number, None)
 
-    def _load(self, model: _Model, name: str, number: int, print_now: Fingerprint) -> Version | None:
+    def _load(
+        self, model: _Model, name: str, number: int, print_now: Fingerprint
+    ) -> Version | None:
         self._tell(model, Status(number, "LOADING"))
         try:
             version = servable.load(name, number, self._folder / name / str(number))
         except ServingError as error:
             # What was there before it was read: a copy that went on meanwhile is a change.
             model.broken[number] = print_now
-            self._tell(model, Status(number, "END", f"{name} version {number}: {self._without_paths(str(error))}"))
+            self._tell(
+                model,
+                Status(
+                    number, "END", f"{name} version {number}: {self._without_paths(str(error))}"
+                ),
+            )
             _LOG.warning("model %s version %d is refused: %s", name, number, error)
             return None
         model.broken.pop(number, None)
@@ -228,7 +254,9 @@ class Repository:
             self._tell(model, Status(number, "END"))
 
     def _unload(self, name: str) -> None:
-        if (model := self._models.get(name)) is not None:  # `stop` does not wait for ever for a look to end
+        if (
+            model := self._models.get(name)
+        ) is not None:  # `stop` does not wait for ever for a look to end
             self._switch(model, None)
 
     def _tell(self, model: _Model, status: Status) -> None:
@@ -250,13 +278,18 @@ class Repository:
                         del model.states[number]
         if self._dropped.is_set():
             self._dropped.clear()
-            gc.collect()  # TensorFlow's functions hold each other in circles, and a model's variables with them
+            # TensorFlow's functions hold each other in circles, and a model's variables with them
+            gc.collect()
 
 
 def _names(folder: Path) -> set[str] | None:
     """Names of the folders that may be models; None if the folder cannot be read."""
     try:
-        return {entry.name for entry in os.scandir(folder) if _NAME.fullmatch(entry.name) and _may_be_folder(entry)}
+        return {
+            entry.name
+            for entry in os.scandir(folder)
+            if _NAME.fullmatch(entry.name) and _may_be_folder(entry)
+        }
     except OSError:
         return None
 

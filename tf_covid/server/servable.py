@@ -59,10 +59,15 @@ class SignatureRunner:
     @property
     def batchable(self) -> bool:
         """Whether rows of several requests may be computed together: those of a clip, each for itself."""
-        clips = self.name == "classify_clip" or (self.name == DEFAULT and set(self.inputs) == {"clip"})
-        # An output of unknown rank may do; whether it has a row for each input row is seen when it is there.
+        clips = self.name == "classify_clip" or (
+            self.name == DEFAULT and set(self.inputs) == {"clip"}
+        )
+        # An output of unknown rank may do; whether it has a row for each input row is seen when it
+        # is there.
         takes = all(spec.shape and spec.shape[0] is None for spec in self.inputs.values())
-        gives = all(spec.shape is None or spec.shape[:1] == (None,) for spec in self.outputs.values())
+        gives = all(
+            spec.shape is None or spec.shape[:1] == (None,) for spec in self.outputs.values()
+        )
         return clips and bool(self.inputs) and takes and gives
 
     def check(self, inputs: Arrays) -> None:
@@ -74,8 +79,8 @@ class SignatureRunner:
         if set(inputs) != set(self.inputs):
             extra, missing = set(inputs) - set(self.inputs), set(self.inputs) - set(inputs)
             raise InvalidArgument(
-                f"input size does not match signature: {len(inputs)}!={len(self.inputs)}. Sent extra: "
-                f"{{{_listed(extra)}}}. Missing but required: {{{_listed(missing)}}}."
+                f"input size does not match signature: {len(inputs)}!={len(self.inputs)}. Sent"
+                f" extra: {{{_listed(extra)}}}. Missing but required: {{{_listed(missing)}}}."
             )
         for name, spec in self.inputs.items():
             spec.check(inputs[name])
@@ -90,10 +95,17 @@ class SignatureRunner:
             Failed: If it fails otherwise.
         """
         try:
-            tensors = {name: tf.constant(array, self.inputs[name].dtype) for name, array in inputs.items()}
+            tensors = {
+                name: tf.constant(array, self.inputs[name].dtype) for name, array in inputs.items()
+            }
             answer = self.function(**tensors)
             return {name: _as_array(answer[name]) for name in self.outputs}
-        except (tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError, TypeError, ValueError) as error:
+        except (
+            tf.errors.InvalidArgumentError,
+            tf.errors.OutOfRangeError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise InvalidArgument(_first_line(error)) from error
         except (tf.errors.ResourceExhaustedError, MemoryError) as error:
             raise OutOfMemory(_first_line(error)) from error
@@ -142,7 +154,9 @@ class Version:
         """
         name = signature or DEFAULT
         if name not in self._entries:
-            raise InvalidArgument(f'Serving signature name: "{name[:200]}" not found in signature def')
+            raise InvalidArgument(
+                f'Serving signature name: "{name[:200]}" not found in signature def'
+            )
         return self._entries[name]
 
     @contextmanager
@@ -203,7 +217,9 @@ def load(name: str, number: int, folder: Path) -> Version:
         _check_head(folder / CARD)
         loaded = tf.saved_model.load(str(folder), tags=["serve"])
         definitions = dict(graphs[0].signature_def)
-        entries = {key: _entry(key, definitions[key], loaded.signatures[key]) for key in loaded.signatures}
+        entries = {
+            key: _entry(key, definitions[key], loaded.signatures[key]) for key in loaded.signatures
+        }
         if not entries:
             raise ServingError("it has no signatures")
         version = Version(name, number, entries, definitions, loaded)
@@ -213,8 +229,11 @@ def load(name: str, number: int, folder: Path) -> Version:
         raise
     except DecodeError as error:
         raise ServingError("saved_model.pb is damaged") from error
-    except Exception as error:  # TensorFlow's loader raises nearly anything for a damaged file; the old one must stay
-        raise ServingError(f"cannot be loaded: {type(error).__name__}: {_first_line(error)}") from error
+    # TensorFlow's loader raises nearly anything for a damaged file; the old one must stay
+    except Exception as error:
+        raise ServingError(
+            f"cannot be loaded: {type(error).__name__}: {_first_line(error)}"
+        ) from error
 
 
 def _check_head(card: Path) -> None:
@@ -240,7 +259,9 @@ def _warm_up(version: Version, path: Path) -> None:
     """Answer the requests that the export brought along, so that the first client does not wait for compilers."""
     if not path.is_file():
         return
-    for number, record in enumerate(tf.data.TFRecordDataset(str(path)).take(MOST_WARMUPS).as_numpy_iterator()):
+    for number, record in enumerate(
+        tf.data.TFRecordDataset(str(path)).take(MOST_WARMUPS).as_numpy_iterator()
+    ):
         log = prediction_log_pb2.PredictionLog.FromString(record)
         if log.WhichOneof("log_type") != "predict_log":
             raise ServingError(f"warm-up request {number} is no predict_log")
@@ -264,12 +285,22 @@ def _listed(names: set[str]) -> str:
 
 
 #: Lines of TensorFlow's errors that tell where in somebody's code, not what.
-_WHERE = ("Graph execution error", "Detected at node", "Stack trace for op", "in user code", "File ", "[[", "<stack")
+_WHERE = (
+    "Graph execution error",
+    "Detected at node",
+    "Stack trace for op",
+    "in user code",
+    "File ",
+    "[[",
+    "<stack",
+)
 
 
 def _first_line(error: Exception) -> str:
     """What went wrong, without TensorFlow's trace through the code of whoever made the model."""
     text = error.message if isinstance(error, tf.errors.OpError) else str(error)
     lines = [line for line in text.splitlines() if line.strip()]
-    said = [line for line in lines if not line[0].isspace() and not line.startswith(_WHERE)] or lines[-1:]
+    said = [
+        line for line in lines if not line[0].isspace() and not line.startswith(_WHERE)
+    ] or lines[-1:]
     return (said[0].strip() if said else type(error).__name__)[:500]

@@ -28,18 +28,26 @@ _START_S = 30.0
 class Server:
     """A running server; use it as a context manager.
 
-    Models are loaded in the background: it answers `/healthz` at once, and `/readyz` with 503 until one is served.
+    Models are loaded in the background: it answers `/healthz` at once, and `/readyz` with 503 until
+    one is served.
 
     Args:
         settings: How it is set up.
-        command: For tests: gives the command line that answers a scan, from upload, output folder and model.
+        command: For tests: gives the command line that answers a scan, from upload, output folder
+            and model.
 
     Raises:
         ServingError: If a library is missing, the folder of models is none, or a port is taken.
     """
 
     def __init__(self, settings: Settings, command: Any = None) -> None:
-        for module in ("fastapi", "grpc", "prometheus_client", "tensorflow_serving.apis.predict_pb2", "uvicorn"):
+        for module in (
+            "fastapi",
+            "grpc",
+            "prometheus_client",
+            "tensorflow_serving.apis.predict_pb2",
+            "uvicorn",
+        ):
             optional_import(module)
         if not settings.models.is_dir():
             raise ServingError(f"{settings.models}: is no folder of models")
@@ -69,16 +77,24 @@ class Server:
         port = self._socket.getsockname()[1]
         self.rest_url = f"http://{_bracketed(self._address)}:{port}"
         repository = Repository(settings.models, settings.poll_s)
-        metrics = Metrics(lambda: engine.depth, lambda: engine.running, lambda: len(repository.available()))
+        metrics = Metrics(
+            lambda: engine.depth, lambda: engine.running, lambda: len(repository.available())
+        )
         engine = Batcher(
-            settings.queue, settings.workers, settings.batch, settings.batch_wait_ms / 1000, metrics.batch_rows.observe
+            settings.queue,
+            settings.workers,
+            settings.batch,
+            settings.batch_wait_ms / 1000,
+            metrics.batch_rows.observe,
         )
         self.repository, self.engine, self.metrics = repository, engine, metrics
         self._parts = ServerContext(settings, repository, engine, metrics)
         try:
             self._grpc, grpc_port = rpc.start(self._parts, self._address)
             self.grpc_address = f"{_bracketed(self._address)}:{grpc_port}"
-            self._scans = Scans(self._parts, self._command or infer_command(lambda: self._own_url(port)))
+            self._scans = Scans(
+                self._parts, self._command or infer_command(lambda: self._own_url(port))
+            )
             self._rest = Rest(self._parts, self._scans)
             self._start_rest()
         except BaseException:
@@ -88,7 +104,10 @@ class Server:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Stop: see `stop`."""
         self.stop()
@@ -172,7 +191,9 @@ class Server:
         self._uvicorn.startup = startup
         # A thread of its own: uvicorn then leaves the signals to `serve`.
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._uvicorn.serve([self._socket])), name="tfcovid-rest", daemon=True
+            target=lambda: asyncio.run(self._uvicorn.serve([self._socket])),
+            name="tfcovid-rest",
+            daemon=True,
         )
         self._thread.start()
         if not started.wait(_START_S):
@@ -204,12 +225,17 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
     def on_signal(number: int, frame: object) -> None:
         (hurry if stop.is_set() else stop).set()
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    before = {
+        number: signal.signal(number, on_signal)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    }
     try:
         with Server(settings) as server:
             say(f"REST  {server.rest_url}")
             say(f"gRPC  {server.grpc_address}")
-            while not stop.wait(1):  # in steps: a wait without an end keeps Python from handling a signal
+            while not stop.wait(
+                1
+            ):  # in steps: a wait without an end keeps Python from handling a signal
                 pass
             say("stopping: finishing what is in flight (once more to stop at once)")
             ended = threading.Thread(target=server.stop, daemon=True)
@@ -231,7 +257,9 @@ def _listen(address: str, port: int) -> socket.socket:
         listener.bind((address, port))
     except OSError as error:
         listener.close()
-        raise ServingError(f"{_bracketed(address)}:{port}: cannot listen there ({error.strerror})") from error
+        raise ServingError(
+            f"{_bracketed(address)}:{port}: cannot listen there ({error.strerror})"
+        ) from error
     return listener
 
 

@@ -24,11 +24,14 @@ class Settings(BaseModel):
         host: Address to listen at. One that others can reach needs a token.
         port: Of REST; 0: any free one.
         grpc_port: Of gRPC; 0: any free one.
-        token: Asked for as `Authorization: Bearer …` everywhere but `/healthz`; None: nobody is asked.
+        token: Asked for as `Authorization: Bearer …` everywhere but `/healthz`; None: nobody is
+            asked.
         queue: Requests that may wait; the next one is refused.
-        workers: Requests, or batches, that are computed at once. TensorFlow uses all cores for each.
+        workers: Requests, or batches, that are computed at once. TensorFlow uses all cores for
+            each.
         time_limit_s: Of a request, from its arrival, in seconds.
-        read_limit_s: Within which the headers, and then the body, of a request must arrive, in seconds.
+        read_limit_s: Within which the headers, and then the body, of a request must arrive, in
+            seconds.
         message_mb: Largest request and answer, in MB (2²⁰ bytes).
         poll_s: Seconds between two looks at the folder of models.
         batch: Most rows that are computed together.
@@ -41,7 +44,8 @@ class Settings(BaseModel):
         scan_kept: Most answers that are kept; the oldest is deleted.
 
     Raises:
-        ServingError: If others could reach `host` and there is no token, `host` is unknown, or the token is none.
+        ServingError: If others could reach `host` and there is no token, `host` is unknown, or the
+            token is none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -71,7 +75,9 @@ class Settings(BaseModel):
     def _is_sendable(cls, token: str | None) -> str | None:
         if token is not None and not re.fullmatch(r"[!-~]{8,512}", token):
             # Not a ValueError, whose text pydantic would show together with the token.
-            raise ServingError("TFCOVID_TOKEN: a token has 8 to 512 visible ASCII characters and no spaces")
+            raise ServingError(
+                "TFCOVID_TOKEN: a token has 8 to 512 visible ASCII characters and no spaces"
+            )
         return token
 
     @model_validator(mode="after")
@@ -91,7 +97,9 @@ class Settings(BaseModel):
             ServingError: If others could reach it and there is no token, or the name is unknown.
         """
         try:
-            found = socket.getaddrinfo(self.host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            found = socket.getaddrinfo(
+                self.host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
         except (OSError, UnicodeError) as error:
             raise ServingError(f"--host {self.host}: is no address of this machine") from error
         addresses = [str(entry[4][0]) for entry in found]

@@ -18,35 +18,51 @@ if TYPE_CHECKING:
 #: Ranks above this are no tensors of ours; TensorFlow's own limit is 254.
 MOST_AXES = 32
 
-#: Most values that are sent in the fields of their type, as TF Serving does, so that clients which read `float_val`
-#: work; longer ones go as `tensor_content`, which `tf.make_ndarray` reads as well and which does not box each number.
+#: Most values that are sent in the fields of their type, as TF Serving does, so that clients which
+#: read `float_val` work; longer ones go as `tensor_content`, which `tf.make_ndarray` reads as well
+#: and which does not box each number.
 MOST_BOXED = 65_536
 
-#: Largest array that a message which leaves values out may unfold into, in bytes: few bytes must not ask for many.
+#: Largest array that a message which leaves values out may unfold into, in bytes: few bytes must
+#: not ask for many.
 _MOST_FILLED = 2**20
 
 #: Field of the values of each type.
 _FIELDS = {
-    tf.float16: "half_val", tf.bfloat16: "half_val", tf.float32: "float_val", tf.float64: "double_val",
-    tf.int8: "int_val", tf.int16: "int_val", tf.int32: "int_val", tf.uint8: "int_val", tf.uint16: "int_val",
-    tf.int64: "int64_val", tf.uint32: "uint32_val", tf.uint64: "uint64_val", tf.bool: "bool_val",
+    tf.float16: "half_val",
+    tf.bfloat16: "half_val",
+    tf.float32: "float_val",
+    tf.float64: "double_val",
+    tf.int8: "int_val",
+    tf.int16: "int_val",
+    tf.int32: "int_val",
+    tf.uint8: "int_val",
+    tf.uint16: "int_val",
+    tf.int64: "int64_val",
+    tf.uint32: "uint32_val",
+    tf.uint64: "uint64_val",
+    tf.bool: "bool_val",
     tf.string: "string_val",
-}  # fmt: skip
+}
 
 
-def to_arrays(inputs: Mapping[str, Any], specs: Mapping[str, Spec], most: int) -> dict[str, np.ndarray]:
+def to_arrays(
+    inputs: Mapping[str, Any], specs: Mapping[str, Spec], most: int
+) -> dict[str, np.ndarray]:
     """The inputs of a request, by name.
 
     Args:
         inputs: `TensorProto` by name.
-        specs: What the signature takes; names that it does not know are left to `SignatureRunner.check`, and not decoded.
+        specs: What the signature takes; names that it does not know are left to
+            `SignatureRunner.check`, and not decoded.
         most: Largest array that a message may unfold into, in bytes.
 
     Raises:
         InvalidArgument: If one of them is not what it says, or of another type.
     """
     return {
-        name: to_array(proto, specs[name], most) if name in specs else np.empty(0) for name, proto in inputs.items()
+        name: to_array(proto, specs[name], most) if name in specs else np.empty(0)
+        for name, proto in inputs.items()
     }
 
 
@@ -66,7 +82,11 @@ def to_array(proto: Any, spec: Spec, most: int) -> np.ndarray:
         return InvalidArgument(f"tensor parsing error: input '{spec.name}': {text}")
 
     if proto.dtype != spec.dtype.as_datatype_enum:
-        sent = tf.dtypes.as_dtype(proto.dtype).name if proto.dtype in _KNOWN else f"of unknown type {proto.dtype}"
+        sent = (
+            tf.dtypes.as_dtype(proto.dtype).name
+            if proto.dtype in _KNOWN
+            else f"of unknown type {proto.dtype}"
+        )
         raise wrong(f"is {sent}, but the signature wants {spec.dtype.name}")
     if spec.dtype not in _FIELDS:
         raise wrong(f"{spec.dtype.name} is not served")
@@ -77,7 +97,9 @@ def to_array(proto: Any, spec: Spec, most: int) -> np.ndarray:
     if proto.tensor_content and spec.dtype != tf.string:
         content = proto.tensor_content
         if len(content) != count * dtype.itemsize:
-            raise wrong(f"{len(content)} bytes do not fill shape {list(shape)} of {spec.dtype.name}")
+            raise wrong(
+                f"{len(content)} bytes do not fill shape {list(shape)} of {spec.dtype.name}"
+            )
         if spec.dtype == tf.bool and content.strip(b"\0\1"):
             raise wrong("a bool is 0 or 1")
         return np.frombuffer(content, dtype).reshape(shape)
@@ -106,7 +128,9 @@ def _boxed(values: Any, dtype: np.dtype, count: int, wrong: Any) -> np.ndarray:
         array[:] = list(values)
         filler: Any = values[-1] if len(values) else b""
     else:
-        is_half = dtype.itemsize == 2 and dtype.kind not in "iu"  # float16 and bfloat16 come as the bits of an integer
+        is_half = (
+            dtype.itemsize == 2 and dtype.kind not in "iu"
+        )  # float16 and bfloat16 come as the bits of an integer
         plain = np.dtype(np.uint16) if is_half else dtype
         if plain.kind in "iu":
             wide = np.fromiter(values, np.uint64 if plain == np.uint64 else np.int64, len(values))
@@ -142,7 +166,9 @@ def to_proto(array: np.ndarray, spec: Spec) -> Any:
         proto.tensor_content = np.ascontiguousarray(array).tobytes()
         return proto
     flat = array.ravel()
-    values: Iterable[Any] = (flat.view(np.uint16) if _FIELDS[spec.dtype] == "half_val" else flat).tolist()
+    values: Iterable[Any] = (
+        flat.view(np.uint16) if _FIELDS[spec.dtype] == "half_val" else flat
+    ).tolist()
     getattr(proto, _FIELDS[spec.dtype]).extend(values)
     return proto
 

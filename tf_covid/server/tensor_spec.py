@@ -29,7 +29,11 @@ class Spec:
     def of(cls, name: str, info: Any) -> Spec:
         """From a `TensorInfo`."""
         shape = tf.TensorShape(info.tensor_shape)
-        return cls(name, tf.dtypes.as_dtype(info.dtype), None if shape.rank is None else tuple(shape.as_list()))
+        return cls(
+            name,
+            tf.dtypes.as_dtype(info.dtype),
+            None if shape.rank is None else tuple(shape.as_list()),
+        )
 
     def check(self, array: np.ndarray) -> None:
         """Compare a shape with that of the signature.
@@ -45,7 +49,9 @@ class Spec:
         if not fits:
             wanted = ",".join("?" if size is None else str(size) for size in self.shape)
             got = ",".join(map(str, array.shape))
-            raise InvalidArgument(f"input '{self.name}': has shape [{got}], but the signature wants [{wanted}]")
+            raise InvalidArgument(
+                f"input '{self.name}': has shape [{got}], but the signature wants [{wanted}]"
+            )
 
     def check_numbers(self, array: np.ndarray) -> None:
         """That every number is one: a network answers NaN as if it had seen a scan.
@@ -57,4 +63,6 @@ class Spec:
             return
         wrong = array.size - int(np.count_nonzero(np.isfinite(array)))
         if wrong:
-            raise InvalidArgument(f"input '{self.name}': {wrong} of {array.size} numbers are NaN or infinite")
+            raise InvalidArgument(
+                f"input '{self.name}': {wrong} of {array.size} numbers are NaN or infinite"
+            )

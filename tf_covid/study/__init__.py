@@ -13,14 +13,21 @@ comparison.py   comparison.json, comparison.html: runs and the paper side by sid
 pages.py        both pages (with page.html.j2, study.html.j2, comparison.html.j2)
 wording.py      the words and number formats of both
 
-scikit-learn, SciPy, matplotlib and Jinja are imported by the functions that need them; TensorFlow by none of these.
+scikit-learn, SciPy, matplotlib and Jinja are imported by the functions that need them; TensorFlow
+by none of these.
 """
 
 from tf_covid.study.bootstrap import Bootstrap
 from tf_covid.study.comparison import compare
 from tf_covid.study.metrics import from_matrix
 from tf_covid.study.predictions import ensemble, join, read_predictions, select, write_predictions
-from tf_covid.study.records import AnyPredictions, LungPredictions, Predictions, SlicePredictions, StudyError
+from tf_covid.study.records import (
+    AnyPredictions,
+    LungPredictions,
+    Predictions,
+    SlicePredictions,
+    StudyError,
+)
 from tf_covid.study.study import build_study, write_study
 
 __all__ = [

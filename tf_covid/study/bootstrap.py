@@ -47,18 +47,23 @@ def estimate(
         statistic: Weights of the cases → values; a weight says how often a case is there.
         patients: N, whose case it is.
         bootstrap: Replicates, seed and level.
-        difference: Whether the values are differences, where an interval without width is an answer: there is none.
+        difference: Whether the values are differences, where an interval without width is an
+            answer: there is none.
 
     Returns:
-        By name `{"value", "ci95", "left_out"}`, or None where the metric is undefined. `left_out` counts the
-        replicates in which it is. `ci95` is None where it would be no answer: a single patient, hardly a replicate
-        left, or all replicates alike (a perfect result stays perfect however often it is drawn).
+        By name `{"value", "ci95", "left_out"}`, or None where the metric is undefined. `left_out`
+        counts the replicates in which it is. `ci95` is None where it would be no answer: a single
+        patient, hardly a replicate left, or all replicates alike (a perfect result stays perfect
+        however often it is drawn).
     """
     names, index = np.unique(np.asarray(patients), return_inverse=True)
     values = {name: float(value[0]) for name, value in statistic(np.ones((1, len(index)))).items()}
     draws = bootstrap.draws(len(names))
     step = max(1, _CHUNK_CELLS // len(index))
-    chunks = [statistic(draws[start : start + step, index].astype(np.float64)) for start in range(0, len(draws), step)]
+    chunks = [
+        statistic(draws[start : start + step, index].astype(np.float64))
+        for start in range(0, len(draws), step)
+    ]
     estimates: dict[str, dict[str, Any] | None] = {}
     for name, value in values.items():
         if not math.isfinite(value):
@@ -67,7 +72,11 @@ def estimate(
         replicates = np.concatenate([chunk[name] for chunk in chunks])
         interval = _interval(replicates[np.isfinite(replicates)], bootstrap.level, difference)
         left_out = int((~np.isfinite(replicates)).sum())
-        estimates[name] = {"value": value, "ci95": interval if len(names) > 1 else None, "left_out": left_out}
+        estimates[name] = {
+            "value": value,
+            "ci95": interval if len(names) > 1 else None,
+            "left_out": left_out,
+        }
     return estimates
 
 

@@ -18,7 +18,8 @@ DPI = 160
 INK, SOFT, LINE, ACCENT = "#16202b", "#5b6876", "#d6dbe1", "#0b64a8"
 #: The colours of the classes, as in the report of a case; of two classes the first and the fourth.
 RANKS = ("#3f74a8", "#f2c14e", "#ee8a2a", "#c6491c", "#6d1a52")
-#: Runs and folds, apart from each other for every kind of colour vision (Okabe and Ito, without yellow).
+#: Runs and folds, apart from each other for every kind of colour vision (Okabe and Ito, without
+#: yellow).
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 
 
@@ -50,7 +51,9 @@ def label(axes: Axes, x: str, y: str, title: str) -> None:
     """Name the axes and the figure."""
     axes.set_xlabel(x, fontsize=11, color=INK, labelpad=7)
     axes.set_ylabel(y, fontsize=11, color=INK, labelpad=7)
-    axes.set_title(drawable(title), fontsize=12, color=INK, weight="bold", loc="left", pad=10, parse_math=False)
+    axes.set_title(
+        drawable(title), fontsize=12, color=INK, weight="bold", loc="left", pad=10, parse_math=False
+    )
 
 
 def percent_ticks(axes: Axes) -> None:

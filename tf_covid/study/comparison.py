@@ -16,7 +16,13 @@ from tf_covid.atomic import write_text
 from tf_covid.study import groups, metrics, pages, paper
 from tf_covid.study.bootstrap import Bootstrap, estimate
 from tf_covid.study.predictions import read_predictions, select
-from tf_covid.study.records import CLASSES, AnyPredictions, Predictions, SlicePredictions, StudyError
+from tf_covid.study.records import (
+    CLASSES,
+    AnyPredictions,
+    Predictions,
+    SlicePredictions,
+    StudyError,
+)
 from tf_covid.study.seen import MODEL, START, seen_sentences
 from tf_covid.study.study import make_folder, plain, to_json
 
@@ -79,20 +85,22 @@ class _Run:
 def compare(runs: Sequence[Path], out: Path, bootstrap: Bootstrap | None = None) -> dict[str, Any]:
     """Write `comparison.json` and `comparison.html` of finished runs of one task.
 
-    Differences between two runs are taken on the cases that both have answered, with paired intervals: both runs are
-    measured on the same drawn patients.
+    Differences between two runs are taken on the cases that both have answered, with paired
+    intervals: both runs are measured on the same drawn patients.
 
     Args:
-        runs: Folders with `study.json` and `predictions.csv`; at least one, which then stands beside the paper alone.
+        runs: Folders with `study.json` and `predictions.csv`; at least one, which then stands
+            beside the paper alone.
         out: Folder of the comparison; made if it is not there.
         bootstrap: Replicates and seed of the intervals of the differences.
 
     Returns:
-        What `comparison.json` holds: `task`, `runs`, `paper` (None for slices and lungs), `differences`.
+        What `comparison.json` holds: `task`, `runs`, `paper` (None for slices and lungs),
+        `differences`.
 
     Raises:
-        StudyError: If a run is missing, unfinished, damaged or foreign, if tasks differ, or if two runs contradict
-            each other about a case that both have.
+        StudyError: If a run is missing, unfinished, damaged or foreign, if tasks differ, or if two
+            runs contradict each other about a case that both have.
         OutputError: If it cannot be written.
     """
     bootstrap = bootstrap or Bootstrap()
@@ -114,7 +122,11 @@ def compare(runs: Sequence[Path], out: Path, bootstrap: Bootstrap | None = None)
                 _difference(names[first], read[first], names[second], read[second], bootstrap)
                 for first, second in itertools.combinations(range(len(read)), 2)
             ],
-            "bootstrap": {"replicates": bootstrap.replicates, "seed": bootstrap.seed, "unit": "patient"},
+            "bootstrap": {
+                "replicates": bootstrap.replicates,
+                "seed": bootstrap.seed,
+                "unit": "patient",
+            },
         }
     )
     parts = [run.predictions for run in read]
@@ -130,7 +142,9 @@ def _read(folder: Path) -> _Run:
     if not folder.is_dir():
         raise StudyError(f"{folder}: there is no such folder")
     if not path.is_file():
-        raise StudyError(f"{folder}: has no study.json: either this is no run, or it is not finished (--resume)")
+        raise StudyError(
+            f"{folder}: has no study.json: either this is no run, or it is not finished (--resume)"
+        )
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise StudyError(f"{path}: is larger than any study")
@@ -140,7 +154,9 @@ def _read(folder: Path) -> _Run:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise StudyError(f"{path}: is not a study of ours ({where + ': ' if where else ''}{first['msg']})") from error
+        raise StudyError(
+            f"{path}: is not a study of ours ({where + ': ' if where else ''}{first['msg']})"
+        ) from error
     predictions = read_predictions(folder / "predictions.csv")
     _check(folder, study, predictions)
     return _Run(folder, study, predictions)
@@ -150,12 +166,20 @@ def _check(folder: Path, study: _Finished, predictions: AnyPredictions) -> None:
     """Refuse a study.json that was made of other predictions than those beside it."""
     apart = f"{folder}: study.json and predictions.csv are not of one run"
     if study.task != predictions.task:
-        raise StudyError(f"{apart}: one is of the task {study.task}, the other of {predictions.task}")
+        raise StudyError(
+            f"{apart}: one is of the task {study.task}, the other of {predictions.task}"
+        )
     if study.cases != len(set(predictions.cases)):
-        raise StudyError(f"{apart}: {study.cases} cases in one, {len(set(predictions.cases))} in the other")
-    for name, values in metrics.statistic_of(predictions)(np.ones((1, len(predictions.cases)))).items():
+        raise StudyError(
+            f"{apart}: {study.cases} cases in one, {len(set(predictions.cases))} in the other"
+        )
+    for name, values in metrics.statistic_of(predictions)(
+        np.ones((1, len(predictions.cases)))
+    ).items():
         written, found = getattr(study, name), float(values[0])
-        if (written is None) != np.isnan(found) or (written is not None and abs(written.value - found) > _SAME):
+        if (written is None) != np.isnan(found) or (
+            written is not None and abs(written.value - found) > _SAME
+        ):
             shown = "undefined" if written is None else f"{written.value:g}"
             raise StudyError(f"{apart}: {name} is {shown} in one, {found:g} from the other")
 
@@ -167,7 +191,10 @@ def _names(folders: Sequence[Path]) -> list[str]:
     if doubled:
         raise StudyError(f"{doubled[0]}: was given twice")
     alike = Counter(path.name for path in resolved)
-    return [path.name if alike[path.name] == 1 else f"{path.parent.name}/{path.name}" for path in resolved]
+    return [
+        path.name if alike[path.name] == 1 else f"{path.parent.name}/{path.name}"
+        for path in resolved
+    ]
 
 
 def _summary(name: str, run: _Run, bootstrap: Bootstrap) -> dict[str, Any]:
@@ -197,7 +224,11 @@ def _summary(name: str, run: _Run, bootstrap: Bootstrap) -> dict[str, Any]:
 def _note(study: _Finished) -> str:
     """What a reader must know first: the run's own note, and which of its cases had been trained on."""
     seen = study.seen_in_training.model_dump() if study.seen_in_training else None
-    return " ".join(filter(None, [study.note, *seen_sentences(seen, MODEL if study.init == "frozen" else START)]))
+    return " ".join(
+        filter(
+            None, [study.note, *seen_sentences(seen, MODEL if study.init == "frozen" else START)]
+        )
+    )
 
 
 def _roc(predictions: AnyPredictions) -> dict[str, Any] | None:
@@ -210,19 +241,34 @@ def _roc(predictions: AnyPredictions) -> dict[str, Any] | None:
 
 def _paper(task: str, bootstrap: Bootstrap) -> dict[str, Any] | None:
     if task == "severity":
-        below = [{"groups": [low, high], "p_below": p} for low, high, p in paper.SEVERITY_MANN_WHITNEY_BELOW]
+        below = [
+            {"groups": [low, high], "p_below": p}
+            for low, high, p in paper.SEVERITY_MANN_WHITNEY_BELOW
+        ]
         return {"source": paper.CITATION, "mann_whitney": below} | paper.severity_results(bootstrap)
     if task == "covid":
         rows = [
-            {"label": label, "column": column, "precision": triple[0], "recall": triple[1], "f1": triple[2]}
+            {
+                "label": label,
+                "column": column,
+                "precision": triple[0],
+                "recall": triple[1],
+                "f1": triple[2],
+            }
             for label, triples in paper.COVID_PERCENT.items()
             for column, triple in zip(paper.COVID_COLUMNS, triples, strict=True)
         ]
-        return {"source": paper.CITATION, "columns": list(paper.COVID_COLUMNS), "per_class_percent": rows}
+        return {
+            "source": paper.CITATION,
+            "columns": list(paper.COVID_COLUMNS),
+            "per_class_percent": rows,
+        }
     return None
 
 
-def _difference(name: str, run: _Run, other_name: str, other: _Run, bootstrap: Bootstrap) -> dict[str, Any]:
+def _difference(
+    name: str, run: _Run, other_name: str, other: _Run, bootstrap: Bootstrap
+) -> dict[str, Any]:
     """The second run minus the first, on the cases of both."""
     mine, theirs = _keys(run.predictions), _keys(other.predictions)
     shared = [key for key in mine if key in theirs]
@@ -253,7 +299,11 @@ def _difference(name: str, run: _Run, other_name: str, other: _Run, bootstrap: B
 
 def _keys(predictions: AnyPredictions) -> dict[tuple[str, int], int]:
     """Row of each case, or of each slice of it."""
-    slices = predictions.slices.tolist() if isinstance(predictions, SlicePredictions) else [0] * len(predictions.cases)
+    slices = (
+        predictions.slices.tolist()
+        if isinstance(predictions, SlicePredictions)
+        else [0] * len(predictions.cases)
+    )
     return {key: row for row, key in enumerate(zip(predictions.cases, slices, strict=True))}
 
 

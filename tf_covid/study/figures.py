@@ -1,6 +1,7 @@
 """The study's figures, as PNG or SVG bytes.
 
-They stand on white, also on a dark page, so that they can be copied onto a poster. Every function draws on a figure of
+They stand on white, also on a dark page, so that they can be copied onto a poster. Every function
+draws on a figure of
 its own: nothing global, and no window.
 """
 
@@ -25,7 +26,9 @@ Curves = Mapping[Any, Mapping[str, Sequence[float]]]
 _FEWEST_FOR_DENSITY = 5
 
 
-def confusion(matrix: np.ndarray, names: Sequence[str], *, title: str = "", form: canvas.Format = "png") -> bytes:
+def confusion(
+    matrix: np.ndarray, names: Sequence[str], *, title: str = "", form: canvas.Format = "png"
+) -> bytes:
     """Confusion matrix: counts, and under each its share of the true class in percent, which colours the cell.
 
     Args:
@@ -42,18 +45,32 @@ def confusion(matrix: np.ndarray, names: Sequence[str], *, title: str = "", form
     axes.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
     for (row, column), count in np.ndenumerate(counts):
         colour = "white" if share[row, column] > 0.55 else canvas.INK
-        axes.text(column, row - 0.08, f"{count}", ha="center", va="center", fontsize=14, color=colour,
-                  weight="bold" if row == column else "normal")  # fmt: skip
+        axes.text(
+            column,
+            row - 0.08,
+            f"{count}",
+            ha="center",
+            va="center",
+            fontsize=14,
+            color=colour,
+            weight="bold" if row == column else "normal",
+        )
         text = f"{share[row, column] * 100:.0f} %" if true[row] else "–"
         axes.text(column, row + 0.27, text, ha="center", va="center", fontsize=9.5, color=colour)
     labels = [canvas.numbered(number, name, classes) for number, name in enumerate(names)]
-    axes.set_xticks(range(classes), [f"{label}\nn = {n}" for label, n in zip(labels, predicted, strict=True)])
-    axes.set_yticks(range(classes), [f"{label}\nn = {n}" for label, n in zip(labels, true, strict=True)])
+    axes.set_xticks(
+        range(classes), [f"{label}\nn = {n}" for label, n in zip(labels, predicted, strict=True)]
+    )
+    axes.set_yticks(
+        range(classes), [f"{label}\nn = {n}" for label, n in zip(labels, true, strict=True)]
+    )
     axes.set_xticks(np.arange(classes - 1) + 0.5, minor=True)
     axes.set_yticks(np.arange(classes - 1) + 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=2)
     axes.tick_params(which="both", length=0)
-    canvas.label(axes, "predicted class", "true class", title or "Cases, and their share of the true class")
+    canvas.label(
+        axes, "predicted class", "true class", title or "Cases, and their share of the true class"
+    )
     return canvas.finished(figure, form)
 
 
@@ -90,21 +107,43 @@ def violins(
         if len(scores) >= _FEWEST_FOR_DENSITY and np.ptp(scores) > 0:
             _density(axes, scores, number, colours[number])
         aside = number + 0.11 * rng.uniform(-1.0, 1.0, len(scores))
-        axes.scatter(aside, scores, s=13, color=colours[number], edgecolors="white", linewidths=0.5, zorder=3)
+        axes.scatter(
+            aside, scores, s=13, color=colours[number], edgecolors="white", linewidths=0.5, zorder=3
+        )
         if len(scores):
             low, middle, high = np.percentile(scores, (25, 50, 75))
-            axes.plot((number, number), (low, high), color=canvas.INK, linewidth=3.5, alpha=0.75, zorder=4)
-            axes.plot((number - 0.2, number + 0.2), (middle, middle), color=canvas.INK, linewidth=2, zorder=4)
+            axes.plot(
+                (number, number), (low, high), color=canvas.INK, linewidth=3.5, alpha=0.75, zorder=4
+            )
+            axes.plot(
+                (number - 0.2, number + 0.2),
+                (middle, middle),
+                color=canvas.INK,
+                linewidth=2,
+                zorder=4,
+            )
         else:
-            axes.text(number, CLASS_UPPER_SCORES[-1] / 2, "no case", ha="center", color=canvas.SOFT, zorder=4)
+            axes.text(
+                number,
+                CLASS_UPPER_SCORES[-1] / 2,
+                "no case",
+                ha="center",
+                color=canvas.SOFT,
+                zorder=4,
+            )
     for row in tests:
         _bracket(axes, row)
     labels = [canvas.numbered(number, name, classes) for number, name in enumerate(names)]
-    axes.set_xticks(range(classes), [f"{label}\nn = {n}" for label, n in zip(labels, sizes, strict=True)])
+    axes.set_xticks(
+        range(classes), [f"{label}\nn = {n}" for label, n in zip(labels, sizes, strict=True)]
+    )
     axes.set(xlim=(-0.6, classes - 0.4), ylim=(-1.2, 30.5))
     axes.set_yticks([0, 5, 10, 15, 20, 25])
     canvas.label(
-        axes, "predicted class", "true Global CT Score (0–25 points)", title or "True CT score by predicted class"
+        axes,
+        "predicted class",
+        "true Global CT Score (0–25 points)",
+        title or "True CT score by predicted class",
     )
     return canvas.finished(figure, form)
 
@@ -113,7 +152,15 @@ def _class_bands(axes: Axes, names: Sequence[str]) -> None:
     """The range of scores of each class behind everything: a dot in the band of its own colour was classed rightly."""
     low = -0.5
     for number, upper in enumerate(CLASS_UPPER_SCORES):
-        axes.axhspan(low, upper + 0.5, xmax=1.0, color=canvas.RANKS[number], alpha=0.10, linewidth=0, zorder=0)
+        axes.axhspan(
+            low,
+            upper + 0.5,
+            xmax=1.0,
+            color=canvas.RANKS[number],
+            alpha=0.10,
+            linewidth=0,
+            zorder=0,
+        )
         low = upper + 0.5
 
 
@@ -124,16 +171,31 @@ def _density(axes: Axes, scores: np.ndarray, number: int, colour: str) -> None:
     grid = np.linspace(scores[0], scores[-1], 120)
     width = gaussian_kde(scores)(grid)
     width *= 0.36 / width.max()
-    axes.fill_betweenx(grid, number - width, number + width, color=colour, alpha=0.35, linewidth=0, zorder=2)
+    axes.fill_betweenx(
+        grid, number - width, number + width, color=colour, alpha=0.35, linewidth=0, zorder=2
+    )
 
 
 def _bracket(axes: Axes, row: Mapping[str, Any]) -> None:
     left, right = row["groups"][0] + 0.06, row["groups"][1] - 0.06
     # Neighbouring brackets share a group: every other one stands higher.
     height = 26.4 + 1.9 * (row["groups"][0] % 2)
-    axes.plot((left, left, right, right), (height - 0.4, height, height, height - 0.4), color=canvas.INK, linewidth=1)
+    axes.plot(
+        (left, left, right, right),
+        (height - 0.4, height, height, height - 0.4),
+        color=canvas.INK,
+        linewidth=1,
+    )
     text = "not tested" if row["p_holm"] is None else p_text(row["p_holm"])
-    axes.text((left + right) / 2, height + 0.15, text, ha="center", va="bottom", fontsize=10, color=canvas.INK)
+    axes.text(
+        (left + right) / 2,
+        height + 0.15,
+        text,
+        ha="center",
+        va="bottom",
+        fontsize=10,
+        color=canvas.INK,
+    )
 
 
 def p_text(p: float) -> str:
@@ -141,7 +203,9 @@ def p_text(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.0995 else f"p = {p:.2f}"
 
 
-def reliability(calibration: Mapping[str, Any], *, title: str = "", form: canvas.Format = "png") -> bytes:
+def reliability(
+    calibration: Mapping[str, Any], *, title: str = "", form: canvas.Format = "png"
+) -> bytes:
     """Reliability diagram: how often the answer is right, by the probability that it was given with.
 
     Args:
@@ -151,26 +215,53 @@ def reliability(calibration: Mapping[str, Any], *, title: str = "", form: canvas
     """
     figure, axes = canvas.new(5.2, 5.2)
     axes.plot((0, 1), (0, 1), color=canvas.SOFT, linewidth=1, linestyle=(0, (4, 4)))
-    axes.text(0.03, 0.075, "as it should be", rotation=45, color=canvas.SOFT, fontsize=9.5, rotation_mode="anchor")
+    axes.text(
+        0.03,
+        0.075,
+        "as it should be",
+        rotation=45,
+        color=canvas.SOFT,
+        fontsize=9.5,
+        rotation_mode="anchor",
+    )
     bins = calibration["bins"]
     most = max((row["n"] for row in bins), default=1)
     for row in bins:
         width = row["high"] - row["low"]
         axes.bar(
-            row["low"], 0.16 * row["n"] / most, width, align="edge", color=canvas.LINE, edgecolor="white", zorder=0
+            row["low"],
+            0.16 * row["n"] / most,
+            width,
+            align="edge",
+            color=canvas.LINE,
+            edgecolor="white",
+            zorder=0,
         )
         low, high = row["right_ci95"]
         axes.plot((row["probability"],) * 2, (low, high), color=canvas.ACCENT, linewidth=1.5)
-        axes.text(row["low"] + width / 2, 0.16 * row["n"] / most + 0.01, f"{row['n']}", ha="center", fontsize=9,
-                  color=canvas.SOFT)  # fmt: skip
+        axes.text(
+            row["low"] + width / 2,
+            0.16 * row["n"] / most + 0.01,
+            f"{row['n']}",
+            ha="center",
+            fontsize=9,
+            color=canvas.SOFT,
+        )
     axes.plot(
-        [row["probability"] for row in bins], [row["right"] for row in bins], "o-", color=canvas.ACCENT, markersize=7
+        [row["probability"] for row in bins],
+        [row["right"] for row in bins],
+        "o-",
+        color=canvas.ACCENT,
+        markersize=7,
     )
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     canvas.percent_ticks(axes)
     what = "probability of the predicted class\n(grey: number of cases)"
     canvas.label(
-        axes, what, "share of cases that were right (bars: 95 % interval)", title or "Can the probabilities be trusted?"
+        axes,
+        what,
+        "share of cases that were right (bars: 95 % interval)",
+        title or "Can the probabilities be trusted?",
     )
     return canvas.finished(figure, form)
 
@@ -204,8 +295,12 @@ def roc(
         legend = axes.legend(loc="lower right", fontsize=9.5, frameon=True, edgecolor=canvas.LINE)
         for entry in legend.get_texts():
             entry.set_parse_math(False)
-    canvas.label(axes, "false alarms: negative cases called positive (1 − specificity)",
-           "positive cases found (sensitivity)", title or "ROC curve")  # fmt: skip
+    canvas.label(
+        axes,
+        "false alarms: negative cases called positive (1 − specificity)",
+        "positive cases found (sensitivity)",
+        title or "ROC curve",
+    )
     return canvas.finished(figure, form)
 
 
@@ -220,8 +315,12 @@ def dice(values: np.ndarray, *, title: str = "", form: canvas.Format = "png") ->
     figure, axes = canvas.new(6.0, 3.6)
     # From a round value below the worst case: good masks all lie close to 1.
     low = min(0.95, math.floor(float(values.min()) * 20) / 20)
-    axes.hist(values, bins=np.linspace(low, 1.0, 26).tolist(), color=canvas.ACCENT, edgecolor="white")
-    axes.axvline(float(values.mean()), color=canvas.INK, linewidth=1.5, linestyle=(0, (4, 3)), label="mean")
+    axes.hist(
+        values, bins=np.linspace(low, 1.0, 26).tolist(), color=canvas.ACCENT, edgecolor="white"
+    )
+    axes.axvline(
+        float(values.mean()), color=canvas.INK, linewidth=1.5, linestyle=(0, (4, 3)), label="mean"
+    )
     axes.legend(frameon=False)
     axes.set(xlim=(low, 1.0))
     axes.yaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
@@ -233,7 +332,8 @@ def learning(curves: Curves, *, form: canvas.Format = "png") -> bytes | None:
     """Learning curves: a panel a quantity, a colour a fold; dashed on the training cases, solid on those held out.
 
     Args:
-        curves: By fold and name ("loss", "val_loss", …), a value an epoch; what is not finite is left out.
+        curves: By fold and name ("loss", "val_loss", …), a value an epoch; what is not finite is
+            left out.
         form: Of the bytes.
 
     Returns:
@@ -262,16 +362,35 @@ def learning(curves: Curves, *, form: canvas.Format = "png") -> bytes | None:
                 epochs = np.arange(1, len(values) + 1)
                 shown = np.where(np.isfinite(values), values, np.nan)
                 # A single epoch is a point: a line through it would not be seen.
-                axes.plot(epochs, shown, color=canvas.SERIES[folds.index(fold) % len(canvas.SERIES)], linewidth=1.6,
-                          linestyle="-" if held_out else (0, (3, 2)), alpha=1.0 if held_out else 0.65,
-                          marker="o" if len(values) == 1 else None)  # fmt: skip
+                axes.plot(
+                    epochs,
+                    shown,
+                    color=canvas.SERIES[folds.index(fold) % len(canvas.SERIES)],
+                    linewidth=1.6,
+                    linestyle="-" if held_out else (0, (3, 2)),
+                    alpha=1.0 if held_out else 0.65,
+                    marker="o" if len(values) == 1 else None,
+                )
         axes.xaxis.get_major_locator().set_params(integer=True)
         canvas.label(axes, "epoch", "", canvas.drawable(panel.replace("_", " ")))
-    lines = [Line2D([], [], color=canvas.SERIES[number % len(canvas.SERIES)], label=canvas.drawable(f"fold {fold}"))
-             for number, fold in enumerate(folds)]  # fmt: skip
+    lines = [
+        Line2D(
+            [],
+            [],
+            color=canvas.SERIES[number % len(canvas.SERIES)],
+            label=canvas.drawable(f"fold {fold}"),
+        )
+        for number, fold in enumerate(folds)
+    ]
     lines += [
         Line2D([], [], color=canvas.INK, label="held out"),
         Line2D([], [], color=canvas.INK, linestyle=(0, (3, 2)), label="training"),
     ]
-    figure.legend(handles=lines, loc="outside upper center", ncols=min(len(lines), 8), frameon=False, fontsize=9.5)
+    figure.legend(
+        handles=lines,
+        loc="outside upper center",
+        ncols=min(len(lines), 8),
+        frameon=False,
+        fontsize=9.5,
+    )
     return canvas.finished(figure, form)

@@ -27,23 +27,30 @@ def mann_whitney(predictions: Predictions) -> list[dict[str, Any]]:
         predictions: Cases without a true CT score are left out.
 
     Returns:
-        A row a neighbouring pair of predicted classes: `groups` (two class numbers); `n` (cases in each); `u`, the
-        number of pairs of a case of each group in which the higher group has the higher score, ties half; `p`;
-        `p_holm`, corrected over the pairs that were tested; `effect`, the rank-biserial correlation 2u/(n·n) − 1: 1
-        where every case of the higher group has more than every one of the lower, 0 where they do not differ. None,
-        all four, where a group is empty. The test takes cases as independent, also those of one patient.
+        A row a neighbouring pair of predicted classes: `groups` (two class numbers); `n` (cases in
+        each); `u`, the number of pairs of a case of each group in which the higher group has the
+        higher score, ties half; `p`; `p_holm`, corrected over the pairs that were tested; `effect`,
+        the rank-biserial correlation 2u/(n·n) − 1: 1 where every case of the higher group has more
+        than every one of the lower, 0 where they do not differ. None, all four, where a group is
+        empty. The test takes cases as independent, also those of one patient.
     """
     from scipy.stats import mannwhitneyu
 
     known = np.isfinite(predictions.ct_score)
     rows: list[dict[str, Any]] = []
     for lower in range(predictions.probabilities.shape[1] - 1):
-        below, above = (predictions.ct_score[known & (predictions.predicted == lower + step)] for step in (0, 1))
+        below, above = (
+            predictions.ct_score[known & (predictions.predicted == lower + step)] for step in (0, 1)
+        )
         row: dict[str, Any] = {"groups": [lower, lower + 1], "n": [len(below), len(above)]}
         row |= dict.fromkeys(("u", "p", "p_holm", "effect"))
         if len(below) and len(above):
             u, p = mannwhitneyu(above, below, alternative="two-sided")
-            row |= {"u": float(u), "p": float(p), "effect": 2.0 * float(u) / (len(below) * len(above)) - 1.0}
+            row |= {
+                "u": float(u),
+                "p": float(p),
+                "effect": 2.0 * float(u) / (len(below) * len(above)) - 1.0,
+            }
         rows.append(row)
     tested = [row for row in rows if row["p"] is not None]
     for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
@@ -75,9 +82,10 @@ def calibration(predictions: Predictions, bootstrap: Bootstrap, bins: int = 10) 
         bins: Equal steps from 0 to 1; a value on a border belongs to the lower one.
 
     Returns:
-        `ece`, the expected calibration error (mean distance of probability and share of right answers, weighted by
-        the cases of a bin); `brier`, the mean square of probability − right (1) or wrong (0); both as `{"value",
-        "ci95", …}`, the first without an interval, since drawing again only adds error to it. `bins`, those that hold
+        `ece`, the expected calibration error (mean distance of probability and share of right
+        answers, weighted by the cases of a bin); `brier`, the mean square of probability − right
+        (1) or wrong (0); both as `{"value", "ci95", …}`, the first without an interval, since
+        drawing again only adds error to it. `bins`, those that hold
         a case: `low`, `high`, `n`, `probability` (mean), `right` (share) and `right_ci95` (Wilson).
     """
     top = predictions.probabilities.max(axis=1)
@@ -94,7 +102,9 @@ def calibration(predictions: Predictions, bootstrap: Bootstrap, bins: int = 10) 
                 "n": int(inside.sum()),
                 "probability": float(top[inside].mean()),
                 "right": float(right[inside].mean()),
-                "right_ci95": wilson(float(right[inside].sum()), float(inside.sum()), bootstrap.level),
+                "right_ci95": wilson(
+                    float(right[inside].sum()), float(inside.sum()), bootstrap.level
+                ),
             }
         )
     error = sum(row["n"] * abs(row["probability"] - row["right"]) for row in rows) / len(top)
@@ -105,7 +115,9 @@ def calibration(predictions: Predictions, bootstrap: Bootstrap, bins: int = 10) 
     }
 
 
-def roc(truth: np.ndarray, score: np.ndarray, most: int = 500) -> dict[str, list[float | None]] | None:
+def roc(
+    truth: np.ndarray, score: np.ndarray, most: int = 500
+) -> dict[str, list[float | None]] | None:
     """Points of the ROC curve, or None where all cases are of one class.
 
     Args:
@@ -114,8 +126,8 @@ def roc(truth: np.ndarray, score: np.ndarray, most: int = 500) -> dict[str, list
         most: Points; a longer curve is thinned evenly.
 
     Returns:
-        `false_positive_rate`, `true_positive_rate` and `threshold`, of one length; the first threshold is None, above
-        every score.
+        `false_positive_rate`, `true_positive_rate` and `threshold`, of one length; the first
+        threshold is None, above every score.
     """
     from sklearn.metrics import roc_curve
 
@@ -136,8 +148,8 @@ def subgroups(predictions: Predictions | LungPredictions, bootstrap: Bootstrap) 
     """The metrics again by `sex`, `age` band and `site`; None for what is known of nobody.
 
     Returns:
-        For each a list of rows: `group`, `n` (cases), `patients`, then the metrics (`dice` for lungs). Those of whom
-        it is not known are the last row.
+        For each a list of rows: `group`, `n` (cases), `patients`, then the metrics (`dice` for
+        lungs). Those of whom it is not known are the last row.
     """
     groups = {
         "sex": [value or UNKNOWN for value in predictions.sex],
@@ -156,14 +168,21 @@ def _split(
 ) -> list[dict[str, Any]] | None:
     bands = [name for _, name in AGE_BANDS]
     # Age bands in their order, everything else by its letters.
-    names = sorted(set(values), key=lambda name: (name == UNKNOWN, bands.index(name) if name in bands else 0, name))
+    names = sorted(
+        set(values),
+        key=lambda name: (name == UNKNOWN, bands.index(name) if name in bands else 0, name),
+    )
     if names == [UNKNOWN]:
         return None
     rows = []
     for name in names:
         inside = np.array([value == name for value in values])
         part = select(predictions, inside)
-        row: dict[str, Any] = {"group": name, "n": int(inside.sum()), "patients": len(set(part.patients))}
+        row: dict[str, Any] = {
+            "group": name,
+            "n": int(inside.sum()),
+            "patients": len(set(part.patients)),
+        }
         row |= metrics.measure(part, bootstrap)
         rows.append(row)
     return rows

@@ -1,7 +1,8 @@
 """The study's figures of merit, each on weighted cases so that a bootstrap of thousands of replicates is one product.
 
-A weight says how often a case is there; tests hold every metric against scikit-learn on the cases themselves. Macro
-averages (balanced accuracy, macro F1, AUC of several classes) run over all classes of the task and are undefined as
+A weight says how often a case is there; tests hold every metric against scikit-learn on the cases
+themselves. Macro averages (balanced accuracy, macro F1, AUC of several classes) run over all
+classes of the task and are undefined as
 soon as one of them has no true case: an average over fewer classes would not compare with others.
 """
 
@@ -18,7 +19,8 @@ from tf_covid.study.records import AnyPredictions, LungPredictions, Predictions,
 #: Names of the metrics of a classification, in the order of every table.
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "quadratic_kappa", "within_one", "auc")
 
-#: Those that are the share of cases with some property; Wilson's interval holds for them where the bootstrap has none.
+#: Those that are the share of cases with some property; Wilson's interval holds for them where the
+#: bootstrap has none.
 PROPORTIONS = ("accuracy", "within_one")
 
 
@@ -26,13 +28,15 @@ def measure(predictions: AnyPredictions, bootstrap: Bootstrap) -> dict[str, dict
     """Every metric of a task, each as `{"value", "ci95", "left_out"}` over patients, or None where undefined.
 
     Args:
-        predictions: severity, covid: the metrics of `METRICS` and `mae`, of the CT score in points. slices: `auc` over
-            all slices of all cases and `mae`, of the diseased share. lungs: `dice`, the mean over cases.
+        predictions: severity, covid: the metrics of `METRICS` and `mae`, of the CT score in points.
+            slices: `auc` over all slices of all cases and `mae`, of the diseased share. lungs:
+                `dice`, the mean over cases.
         bootstrap: Replicates and seed.
 
     Returns:
-        `within_one` is None for two classes, where it says nothing. A share of cases that is 0 or 1 has Wilson's
-        interval, with the patients as its trials: drawing again what is all right cannot give anything else.
+        `within_one` is None for two classes, where it says nothing. A share of cases that is 0 or 1
+        has Wilson's interval, with the patients as its trials: drawing again what is all right
+        cannot give anything else.
     """
     found = estimate(statistic_of(predictions), predictions.patients, bootstrap)
     total = len(set(predictions.patients))
@@ -42,7 +46,11 @@ def measure(predictions: AnyPredictions, bootstrap: Bootstrap) -> dict[str, dict
             metric["ci95"] = wilson(metric["value"] * total, total, bootstrap.level)
     error = found.get("mae")
     if error is not None:
-        error["unit"] = "share of the slice's lung" if predictions.task == "slices" else "points of the CT score"
+        error["unit"] = (
+            "share of the slice's lung"
+            if predictions.task == "slices"
+            else "points of the CT score"
+        )
     return found
 
 
@@ -81,8 +89,8 @@ def matrix_metrics(matrices: np.ndarray) -> dict[str, np.ndarray]:
         matrices: float64 (R, C, C), cases by [truth, prediction].
 
     Returns:
-        By name float64 (R,); NaN where undefined: see the head of this file, kappa where truth and prediction are all
-        of one class, `within_one` for two classes.
+        By name float64 (R,); NaN where undefined: see the head of this file, kappa where truth and
+        prediction are all of one class, `within_one` for two classes.
     """
     classes = matrices.shape[-1]
     hits = np.diagonal(matrices, axis1=1, axis2=2)
@@ -90,9 +98,15 @@ def matrix_metrics(matrices: np.ndarray) -> dict[str, np.ndarray]:
     total = matrices.sum(axis=(1, 2))
     distance = np.abs(np.subtract.outer(np.arange(classes), np.arange(classes)))
     # Expected disagreement of two raters with these marginal counts who know nothing of each other.
-    chance = np.einsum("ri,ij,rj->r", true, distance**2, predicted) / np.where(total > 0, total, np.nan)
+    chance = np.einsum("ri,ij,rj->r", true, distance**2, predicted) / np.where(
+        total > 0, total, np.nan
+    )
     missing = (true == 0).any(axis=1)
-    near = (matrices * (distance <= 1)).sum(axis=(1, 2)) if classes > 2 else np.full(len(matrices), np.nan)
+    near = (
+        (matrices * (distance <= 1)).sum(axis=(1, 2))
+        if classes > 2
+        else np.full(len(matrices), np.nan)
+    )
     recall = _ratio(hits, true)
     f1 = _ratio(2.0 * hits, true + predicted)
     return {
@@ -105,7 +119,9 @@ def matrix_metrics(matrices: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=(whole > 0) & np.isfinite(part))
+    return np.divide(
+        part, whole, out=np.full(np.shape(part), np.nan), where=(whole > 0) & np.isfinite(part)
+    )
 
 
 def confusion_matrix(predictions: Predictions) -> np.ndarray:
@@ -124,12 +140,14 @@ def per_class(matrix: np.ndarray, names: tuple[str, ...]) -> list[dict[str, Any]
         names: C.
 
     Returns:
-        A row a class, in order: `class`, `label`, `precision` (None if it was never predicted), `recall` and `f1`
-        (None without a true case), `support` (true cases).
+        A row a class, in order: `class`, `label`, `precision` (None if it was never predicted),
+        `recall` and `f1` (None without a true case), `support` (true cases).
     """
     rows = []
     for number, name in enumerate(names):
-        hits, true, predicted = (float(part) for part in (matrix[number, number], *_margins(matrix, number)))
+        hits, true, predicted = (
+            float(part) for part in (matrix[number, number], *_margins(matrix, number))
+        )
         rows.append(
             {
                 "class": number,
@@ -157,7 +175,9 @@ def mean_class_error(matrix: np.ndarray) -> float:
     return float((matrix * np.abs(np.subtract.outer(numbers, numbers))).sum() / np.sum(matrix))
 
 
-def from_matrix(matrix: np.ndarray, names: tuple[str, ...], bootstrap: Bootstrap | None = None) -> dict[str, Any]:
+def from_matrix(
+    matrix: np.ndarray, names: tuple[str, ...], bootstrap: Bootstrap | None = None
+) -> dict[str, Any]:
     """All that a published confusion matrix tells, under the names of `study.json`.
 
     Args:
@@ -166,8 +186,10 @@ def from_matrix(matrix: np.ndarray, names: tuple[str, ...], bootstrap: Bootstrap
         bootstrap: Replicates and seed.
 
     Returns:
-        `cases`, `confusion_matrix`, `per_class`, `mean_class_error` and the metrics; `auc` is None. A matrix does not
-        tell whose its cases are: each counts as a patient of its own. Shares have Wilson's interval.
+        `cases`, `confusion_matrix`, `per_class`, `mean_class_error` and the metrics; `auc` is None.
+        A matrix does not
+        tell whose its cases are: each counts as a patient of its own. Shares have Wilson's
+        interval.
     """
     bootstrap = bootstrap or Bootstrap()
     matrix = np.asarray(matrix, np.int64)
@@ -196,7 +218,10 @@ def _class_auc(predictions: Predictions) -> Callable[[np.ndarray], np.ndarray]:
     """ROC AUC of two classes; of more, the mean over the classes of each against all others (macro one-vs-rest)."""
     classes = predictions.probabilities.shape[1]
     wanted = [1] if classes == 2 else range(classes)
-    parts = [BinaryAUC(predictions.truth == number, predictions.probabilities[:, number]) for number in wanted]
+    parts = [
+        BinaryAUC(predictions.truth == number, predictions.probabilities[:, number])
+        for number in wanted
+    ]
     return lambda weights: np.mean([part(weights) for part in parts], axis=0)
 
 
@@ -226,6 +251,8 @@ class BinaryAUC:
         return _ratio((positive * below).sum(axis=1), positive.sum(axis=1) * negative.sum(axis=1))
 
 
-def mean(values: np.ndarray, patients: Sequence[str], bootstrap: Bootstrap) -> dict[str, Any] | None:
+def mean(
+    values: np.ndarray, patients: Sequence[str], bootstrap: Bootstrap
+) -> dict[str, Any] | None:
     """The mean over rows, float64 (N,), with its interval over patients."""
     return estimate(_mean_of("mean", values), patients, bootstrap)["mean"]

@@ -46,7 +46,9 @@ def study_page(
         disclaimer=DISCLAIMER,
         classes=CLASSES.get(study["task"], ()),
         headline=wording.headline(study),
-        seen=seen_sentences(study["seen_in_training"], MODEL if study["init"] == "frozen" else START),
+        seen=seen_sentences(
+            study["seen_in_training"], MODEL if study["init"] == "frozen" else START
+        ),
         seen_in_short=seen_in_short(study["seen_in_training"]),
         pictures=_study_pictures(study, predictions, curves),
         cases=_cases(predictions),
@@ -54,7 +56,9 @@ def study_page(
     )
 
 
-def comparison_page(comparison: Mapping[str, Any], parts: Sequence[AnyPredictions], rocs: Sequence[Any]) -> str:
+def comparison_page(
+    comparison: Mapping[str, Any], parts: Sequence[AnyPredictions], rocs: Sequence[Any]
+) -> str:
     """The page of several runs, side by side.
 
     Args:
@@ -77,12 +81,19 @@ def comparison_page(comparison: Mapping[str, Any], parts: Sequence[AnyPrediction
         pictures["roc"] = _picture(figures.roc(curves), "ROC curves of all runs")
     paper = comparison["paper"]
     if paper and paper.get("confusion_matrix"):
-        drawn = figures.confusion(np.array(paper["confusion_matrix"]), CLASSES[task], title="The paper: I3D")
+        drawn = figures.confusion(
+            np.array(paper["confusion_matrix"]), CLASSES[task], title="The paper: I3D"
+        )
         pictures["paper"] = _picture(drawn, "confusion matrix of the paper")
     return _template("comparison.html.j2").render(
-        comparison=comparison, words=wording, disclaimer=DISCLAIMER, classes=CLASSES.get(task, ()), runs=runs,
-        pictures=pictures, paper=paper,
-    )  # fmt: skip
+        comparison=comparison,
+        words=wording,
+        disclaimer=DISCLAIMER,
+        classes=CLASSES.get(task, ()),
+        runs=runs,
+        pictures=pictures,
+        paper=paper,
+    )
 
 
 @functools.cache
@@ -92,7 +103,8 @@ def _template(name: str) -> jinja2.Template:
     def read(part: str) -> str:
         return resources.files("tf_covid.study").joinpath(part).read_text("utf-8")
 
-    # Names of cases, sites and models come from files that anybody may have written: everything is escaped.
+    # Names of cases, sites and models come from files that anybody may have written: everything is
+    # escaped.
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(read),
         autoescape=True,
@@ -112,7 +124,9 @@ def _picture(png: bytes, what: str) -> dict[str, Any]:
 
 
 def _study_pictures(
-    study: Mapping[str, Any], predictions: AnyPredictions, curves: Mapping[Any, Mapping[str, Sequence[float]]]
+    study: Mapping[str, Any],
+    predictions: AnyPredictions,
+    curves: Mapping[Any, Mapping[str, Sequence[float]]],
 ) -> dict[str, Any]:
     pictures = _run_pictures(study, predictions)
     if study["roc"]:
@@ -123,21 +137,29 @@ def _study_pictures(
     return pictures
 
 
-def _run_pictures(run: Mapping[str, Any], predictions: AnyPredictions, title: str = "") -> dict[str, Any]:
+def _run_pictures(
+    run: Mapping[str, Any], predictions: AnyPredictions, title: str = ""
+) -> dict[str, Any]:
     pictures: dict[str, Any] = dict.fromkeys(_PICTURES)
     if isinstance(predictions, Predictions):
         names = CLASSES[predictions.task]
         drawn = figures.confusion(np.array(run["confusion_matrix"]), names, title=title)
-        pictures["confusion"] = _picture(drawn, "confusion matrix; its numbers are in predictions.csv")
+        pictures["confusion"] = _picture(
+            drawn, "confusion matrix; its numbers are in predictions.csv"
+        )
         if np.isfinite(predictions.ct_score).any():
             drawn = figures.violins(
                 predictions.ct_score, predictions.predicted, run["mann_whitney"], names, title=title
             )
-            pictures["violins"] = _picture(drawn, "true CT score of the cases of each predicted class")
+            pictures["violins"] = _picture(
+                drawn, "true CT score of the cases of each predicted class"
+            )
         drawn = figures.reliability(run["calibration"], title=title)
         pictures["reliability"] = _picture(drawn, "reliability diagram")
     elif isinstance(predictions, LungPredictions):
-        pictures["dice"] = _picture(figures.dice(predictions.dice, title=title), "histogram of the Dice of the cases")
+        pictures["dice"] = _picture(
+            figures.dice(predictions.dice, title=title), "histogram of the Dice of the cases"
+        )
     return pictures
 
 
@@ -146,7 +168,11 @@ def _cases(predictions: AnyPredictions) -> dict[str, Any] | None:
     if isinstance(predictions, LungPredictions):
         order = np.argsort(predictions.dice, kind="stable")[:_WORST_MASKS]
         rows = [
-            {"case": predictions.cases[row], "fold": int(predictions.folds[row]), "dice": float(predictions.dice[row])}
+            {
+                "case": predictions.cases[row],
+                "fold": int(predictions.folds[row]),
+                "dice": float(predictions.dice[row]),
+            }
             | _person(predictions, row)
             for row in order
         ]
@@ -175,7 +201,11 @@ def _cases(predictions: AnyPredictions) -> dict[str, Any] | None:
 
 
 def _person(predictions: Predictions | LungPredictions, row: int) -> dict[str, Any]:
-    return {"sex": predictions.sex[row], "age": _known(predictions.age[row]), "site": predictions.site[row]}
+    return {
+        "sex": predictions.sex[row],
+        "age": _known(predictions.age[row]),
+        "site": predictions.site[row],
+    }
 
 
 def _known(value: float) -> float | None:

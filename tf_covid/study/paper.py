@@ -1,6 +1,7 @@
 """What the paper published, as data.
 
-Source: Rodríguez et al., ISBI 2021, pp. 1665–1668, doi 10.1109/ISBI48211.2021.9434154. Its patients are not those of
+Source: Rodríguez et al., ISBI 2021, pp. 1665–1668, doi 10.1109/ISBI48211.2021.9434154. Its patients
+are not those of
 any run here: its column stands beside a run's for the size of the numbers, not as a contest.
 """
 
@@ -15,8 +16,8 @@ from tf_covid.study.bootstrap import Bootstrap
 from tf_covid.study.metrics import from_matrix
 
 CITATION = (
-    "J. Rodríguez et al., A COVID-19 patient severity stratification using a 3D convolutional strategy on CT-scans, "
-    "IEEE ISBI 2021, pp. 1665–1668, doi 10.1109/ISBI48211.2021.9434154"
+    "J. Rodríguez et al., A COVID-19 patient severity stratification using a 3D convolutional"
+    " strategy on CT-scans, IEEE ISBI 2021, pp. 1665–1668, doi 10.1109/ISBI48211.2021.9434154"
 )
 
 #: Severity with I3D, accumulated over four folds: cases by [truth, prediction].
@@ -28,7 +29,8 @@ SEVERITY_MATRIX = (
     (0, 1, 3, 8, 25),
 )
 
-#: Mann–Whitney between neighbouring predicted classes on the true CT score: every p-value lies below its bound.
+#: Mann–Whitney between neighbouring predicted classes on the true CT score: every p-value lies
+#: below its bound.
 SEVERITY_MANN_WHITNEY_BELOW = ((0, 1, 1.2e-8), (1, 2, 1e-3), (2, 3, 8.3e-7), (3, 4, 1e-3))
 
 #: The four networks of the covid task.

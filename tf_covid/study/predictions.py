@@ -87,19 +87,40 @@ class _LungRow(_Row):
 
 def _class_header(task: str) -> tuple[str, ...]:
     shares = (f"p{number}" for number in range(len(CLASSES[task])))
-    return "case", "patient", "fold", "truth", "predicted", *shares, "ct_score", "predicted_score", "sex", "age", "site"
+    return (
+        "case",
+        "patient",
+        "fold",
+        "truth",
+        "predicted",
+        *shares,
+        "ct_score",
+        "predicted_score",
+        "sex",
+        "age",
+        "site",
+    )
 
 
 #: The header of each task's CSV and what a row of it holds; a file is known by its header.
 _TABLES: dict[str, tuple[tuple[str, ...], type[_Row]]] = {
     "severity": (_class_header("severity"), _ClassRow),
     "covid": (_class_header("covid"), _ClassRow),
-    "slices": (("case", "patient", "fold", "slice", "truth", "probability", "share", "predicted_share"), _SliceRow),
+    "slices": (
+        ("case", "patient", "fold", "slice", "truth", "probability", "share", "predicted_share"),
+        _SliceRow,
+    ),
     "lungs": (("case", "patient", "fold", "dice", "sex", "age", "site"), _LungRow),
 }
 
 #: Fields whose column has another name; the others have the name of their column.
-_COLUMN = {"cases": "case", "patients": "patient", "folds": "fold", "slices": "slice", "probabilities": "p"}
+_COLUMN = {
+    "cases": "case",
+    "patients": "patient",
+    "folds": "fold",
+    "slices": "slice",
+    "probabilities": "p",
+}
 
 
 def write_predictions(predictions: AnyPredictions, path: Path) -> None:
@@ -112,14 +133,19 @@ def write_predictions(predictions: AnyPredictions, path: Path) -> None:
     columns: dict[str, Sequence[Any]] = {}
     for field in dataclasses.fields(predictions):
         value = getattr(predictions, field.name)
-        columns[_COLUMN.get(field.name, field.name)] = value.tolist() if isinstance(value, np.ndarray) else value
+        columns[_COLUMN.get(field.name, field.name)] = (
+            value.tolist() if isinstance(value, np.ndarray) else value
+        )
     if isinstance(predictions, Predictions):
-        columns |= {f"p{number}": share for number, share in enumerate(predictions.probabilities.T.tolist())}
+        columns |= {
+            f"p{number}": share for number, share in enumerate(predictions.probabilities.T.tolist())
+        }
         columns["predicted"] = predictions.predicted.tolist()
     with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
-        # repr is the shortest text that reads back as the same float; NaN is the only value that differs from itself.
+        # repr is the shortest text that reads back as the same float; NaN is the only value that
+        # differs from itself.
         for row in zip(*(columns[name] for name in header), strict=True):
             writer.writerow(["" if value is None or value != value else value for value in row])
 
@@ -128,8 +154,8 @@ def read_predictions(path: Path) -> AnyPredictions:
     """What `write_predictions` wrote; the header tells the kind.
 
     Raises:
-        StudyError: If the file is missing, foreign, empty or damaged: with a line for each wrong cell, by row (as a
-            spreadsheet counts) and column.
+        StudyError: If the file is missing, foreign, empty or damaged: with a line for each wrong
+            cell, by row (as a spreadsheet counts) and column.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -159,7 +185,10 @@ def _parse(path: Path, reader: Iterator[list[str]]) -> AnyPredictions:
             row = model.model_validate(_cells(header, values))
         except ValidationError as error:
             # Parts of the probabilities are named by their number: ("p", 3) is the column p3.
-            errors += [f"row {number}, {''.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+            errors += [
+                f"row {number}, {''.join(map(str, item['loc']))}: {item['msg']}"
+                for item in error.errors()
+            ]
             continue
         errors += [f"row {number}, {text}" for text in _contradictions(row)]
         key = (row.case, getattr(row, "slice", None))
@@ -177,7 +206,9 @@ def _parse(path: Path, reader: Iterator[list[str]]) -> AnyPredictions:
 
 
 def _cells(header: Sequence[str], values: Sequence[str]) -> dict[str, Any]:
-    cells: dict[str, Any] = {name: value for name, value in zip(header, values, strict=True) if value != ""}
+    cells: dict[str, Any] = {
+        name: value for name, value in zip(header, values, strict=True) if value != ""
+    }
     shares = [name for name in header if name[0] == "p" and name[1:].isdigit()]
     if shares:
         cells["p"] = tuple(cells.pop(name, None) for name in shares)
@@ -218,8 +249,8 @@ def join(parts: Sequence[_Kind]) -> _Kind:
         parts: At least one; of the same kind and task.
 
     Raises:
-        StudyError: If the tasks differ, a case is in two parts, or a patient is in two folds: his network would have
-            been trained on him.
+        StudyError: If the tasks differ, a case is in two parts, or a patient is in two folds: his
+            network would have been trained on him.
     """
     _same_task(parts)
     owner: dict[str, int] = {}
@@ -227,9 +258,13 @@ def join(parts: Sequence[_Kind]) -> _Kind:
     for number, part in enumerate(parts):
         for case, patient, fold in zip(part.cases, part.patients, part.folds.tolist(), strict=True):
             if owner.setdefault(case, number) != number:
-                raise StudyError(f"case {case!r} was predicted twice, in fold {fold} and in another part")
+                raise StudyError(
+                    f"case {case!r} was predicted twice, in fold {fold} and in another part"
+                )
             if fold_of.setdefault(patient, fold) != fold:
-                raise StudyError(f"case {case!r}: its patient is in fold {fold_of[patient]} and in fold {fold}")
+                raise StudyError(
+                    f"case {case!r}: its patient is in fold {fold_of[patient]} and in fold {fold}"
+                )
     return _build(parts[0], lambda name: _concatenated([getattr(part, name) for part in parts]))
 
 
@@ -240,7 +275,8 @@ def ensemble(members: Sequence[Predictions]) -> Predictions:
         members: At least one; the same cases in any order.
 
     Returns:
-        The cases in the order of the first member, all in fold 0: none of them was trained on any of the cases.
+        The cases in the order of the first member, all in fold 0: none of them was trained on any
+        of the cases.
 
     Raises:
         StudyError: If members differ in task, in cases, or in what is true of them.
@@ -248,11 +284,17 @@ def ensemble(members: Sequence[Predictions]) -> Predictions:
     _same_task(members)
     first = members[0]
     rows = [_rows(first, member) for member in members]
-    shares = np.mean([member.probabilities[row] for member, row in zip(members, rows, strict=True)], axis=0)
-    scores = np.stack([member.predicted_score[row] for member, row in zip(members, rows, strict=True)])
+    shares = np.mean(
+        [member.probabilities[row] for member, row in zip(members, rows, strict=True)], axis=0
+    )
+    scores = np.stack(
+        [member.predicted_score[row] for member, row in zip(members, rows, strict=True)]
+    )
     known = np.isfinite(scores)
     total = np.where(known, scores, 0.0).sum(axis=0)
-    mean_score = np.divide(total, known.sum(axis=0), out=np.full(len(first.cases), np.nan), where=known.any(axis=0))
+    mean_score = np.divide(
+        total, known.sum(axis=0), out=np.full(len(first.cases), np.nan), where=known.any(axis=0)
+    )
     return dataclasses.replace(
         first, folds=np.zeros(len(first.cases)), probabilities=shares, predicted_score=mean_score
     )
@@ -269,7 +311,11 @@ def select(predictions: _Kind, rows: np.ndarray) -> _Kind:
 
     def part(name: str) -> Any:
         value = getattr(predictions, name)
-        return value[positions] if isinstance(value, np.ndarray) else tuple(value[row] for row in positions)
+        return (
+            value[positions]
+            if isinstance(value, np.ndarray)
+            else tuple(value[row] for row in positions)
+        )
 
     return _build(predictions, part)
 
@@ -287,14 +333,19 @@ def _rows(first: Predictions, other: Predictions) -> np.ndarray:
         if name == "ct_score":
             differs &= ~(np.isnan(mine) & np.isnan(theirs))
         if differs.any():
-            raise StudyError(f"case {first.cases[int(differs.argmax())]!r} has different {name} in two of the models")
+            raise StudyError(
+                f"case {first.cases[int(differs.argmax())]!r} has different {name} in two of the"
+                " models"
+            )
     return rows
 
 
 def _same_task(parts: Sequence[AnyPredictions]) -> None:
     tasks = {part.task for part in parts}
     if len(tasks) != 1:
-        raise StudyError(f"predictions of one task are needed, not of {', '.join(sorted(tasks)) or 'none'}")
+        raise StudyError(
+            f"predictions of one task are needed, not of {', '.join(sorted(tasks)) or 'none'}"
+        )
 
 
 def _build(like: _Kind, column: Callable[[str], Any]) -> _Kind:
@@ -303,4 +354,8 @@ def _build(like: _Kind, column: Callable[[str], Any]) -> _Kind:
 
 
 def _concatenated(values: list[Any]) -> Any:
-    return np.concatenate(values) if isinstance(values[0], np.ndarray) else tuple(itertools.chain(*values))
+    return (
+        np.concatenate(values)
+        if isinstance(values[0], np.ndarray)
+        else tuple(itertools.chain(*values))
+    )

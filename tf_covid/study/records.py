@@ -59,7 +59,8 @@ class Predictions(_Columns):
         patients: N; rows of one patient belong together.
         folds: int (N,), from 0.
         truth: int (N,), the class.
-        probabilities: float64 (N, C); rows sum to 1. The predicted class is the largest, the first of equal ones.
+        probabilities: float64 (N, C); rows sum to 1. The predicted class is the largest, the first
+            of equal ones.
         ct_score: float64 (N,), true Global CT Score, 0–25; NaN unknown.
         predicted_score: float64 (N,), NaN where the network has none.
         sex, site: N texts, or None where unknown.
@@ -91,7 +92,9 @@ class Predictions(_Columns):
             raise ValueError("a case stands there twice")
         classes = len(CLASSES[self.task])
         if self.probabilities.shape != (len(self.cases), classes):
-            raise ValueError(f"probabilities must be (N, {classes}), not {self.probabilities.shape}")
+            raise ValueError(
+                f"probabilities must be (N, {classes}), not {self.probabilities.shape}"
+            )
         self._check_range("folds", 0, np.inf)
         self._check_range("truth", 0, classes - 1)
         self._check_range("probabilities", 0, 1)

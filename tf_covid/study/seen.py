@@ -7,7 +7,8 @@ from typing import Any
 
 from tf_covid.weights.seen import Sighting
 
-#: Who had been trained on the cases: the models themselves, or the weights that a training started from.
+#: Who had been trained on the cases: the models themselves, or the weights that a training started
+#: from.
 MODEL, START = "the model", "the weights that training started from"
 
 
@@ -19,14 +20,17 @@ def as_seen(sightings: Sequence[Sighting], cases: int) -> dict[str, Any]:
         cases: Number of cases that were answered.
 
     Returns:
-        `cases`, their number; `seen`, those that at least one model was trained on; `patients_seen`, those whose
-        patient one was trained on, None where no file keeps patients; `unchecked`, model → what could not be checked.
+        `cases`, their number; `seen`, those that at least one model was trained on;
+        `patients_seen`, those whose patient one was trained on, None where no file keeps patients;
+        `unchecked`, model → what could not be checked.
     """
     kept = [one.patients for one in sightings if one.patients is not None]
     return {
         "cases": cases,
         "seen": list(dict.fromkeys(case for one in sightings for case in one.cases)),
-        "patients_seen": list(dict.fromkeys(case for part in kept for case in part)) if kept else None,
+        "patients_seen": (
+            list(dict.fromkeys(case for part in kept for case in part)) if kept else None
+        ),
         "unchecked": {one.model: list(one.unchecked) for one in sightings if one.unchecked},
     }
 
@@ -43,14 +47,16 @@ def seen_sentences(seen: Mapping[str, Any] | None, who: str = MODEL) -> list[str
     found, of = [], seen["cases"]
     if count := len(seen["seen"]):
         found.append(
-            f"{count} of {of} scans were in the training set of {who}: what it answers on them says nothing about new "
-            "patients."
+            f"{count} of {of} scans were in the training set of {who}: what it answers on them says"
+            " nothing about new patients."
         )
     others = [case for case in seen["patients_seen"] or () if case not in seen["seen"]]
     if others:
         found.append(f"{len(others)} more of {of} scans are of patients that {who} was trained on.")
     if seen["unchecked"]:
-        why = "; ".join(f"{model}: {', '.join(parts)}" for model, parts in seen["unchecked"].items())
+        why = "; ".join(
+            f"{model}: {', '.join(parts)}" for model, parts in seen["unchecked"].items()
+        )
         rest = "the others" if count else "these scans"
         found.append(f"Whether {who} had been trained on {rest} could not be checked ({why}).")
     return found
@@ -64,4 +70,8 @@ def seen_in_short(seen: Mapping[str, Any] | None) -> str:
         return f", trained on {count} of these scans"
     if others := len(seen["patients_seen"] or ()):
         return f", trained on patients of {others} of these scans"
-    return ", trained on what could not be checked" if seen["unchecked"] else ", not trained on these scans"
+    return (
+        ", trained on what could not be checked"
+        if seen["unchecked"]
+        else ", not trained on these scans"
+    )

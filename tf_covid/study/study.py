@@ -18,10 +18,29 @@ from tf_covid.study.records import CLASSES, AnyPredictions, LungPredictions, Pre
 
 #: Everything that `study.json` has, in its order; what a task does not have is null.
 KEYS = (
-    "task", "model", "init", "note", "seen_in_training", "folds", "cases", "patients", "confusion_matrix", "per_class",
-    *metrics.METRICS, "mae", "dice", "dice_per_case", "mann_whitney", "calibration", "roc", "subgroups", "bootstrap",
-    "config", "versions", "seconds",
-)  # fmt: skip
+    "task",
+    "model",
+    "init",
+    "note",
+    "seen_in_training",
+    "folds",
+    "cases",
+    "patients",
+    "confusion_matrix",
+    "per_class",
+    *metrics.METRICS,
+    "mae",
+    "dice",
+    "dice_per_case",
+    "mann_whitney",
+    "calibration",
+    "roc",
+    "subgroups",
+    "bootstrap",
+    "config",
+    "versions",
+    "seconds",
+)
 
 
 def build_study(
@@ -46,13 +65,13 @@ def build_study(
         seconds: Time of the training; None where nothing was trained.
         versions: Of the libraries.
         note: What a reader must know first, such as that the cohort is synthetic.
-        seen_in_training: Of `seen.as_seen`: which cases frozen models, or the weights that training started from, had
-            been trained on; None where training started at random.
+        seen_in_training: Of `seen.as_seen`: which cases frozen models, or the weights that training
+            started from, had been trained on; None where training started at random.
         bootstrap: Replicates and seed of the intervals.
 
     Returns:
-        JSON-serialisable, with exactly `KEYS`; None where something is undefined or not part of the task. `folds` is
-        the number of folds that have cases.
+        JSON-serialisable, with exactly `KEYS`; None where something is undefined or not part of the
+        task. `folds` is the number of folds that have cases.
     """
     bootstrap = bootstrap or Bootstrap()
     study: dict[str, Any] = dict.fromkeys(KEYS)
@@ -65,7 +84,11 @@ def build_study(
         "folds": len(np.unique(predictions.folds)),
         "cases": len(set(predictions.cases)),
         "patients": len(set(predictions.patients)),
-        "bootstrap": {"replicates": bootstrap.replicates, "seed": bootstrap.seed, "unit": "patient"},
+        "bootstrap": {
+            "replicates": bootstrap.replicates,
+            "seed": bootstrap.seed,
+            "unit": "patient",
+        },
         "config": config,
         "versions": versions,
         "seconds": seconds,
@@ -80,7 +103,9 @@ def build_study(
         if predictions.task == "covid":
             study["roc"] = groups.roc(predictions.truth, predictions.probabilities[:, 1])
     elif isinstance(predictions, LungPredictions):
-        study["dice_per_case"] = dict(zip(predictions.cases, predictions.dice.tolist(), strict=True))
+        study["dice_per_case"] = dict(
+            zip(predictions.cases, predictions.dice.tolist(), strict=True)
+        )
     else:
         study["roc"] = groups.roc(predictions.truth, predictions.probability)
     if isinstance(predictions, Predictions | LungPredictions):

@@ -11,21 +11,38 @@ from tf_covid.study.metrics import mean_class_error
 #: The metrics in the order of every table: name, whether in percent, and what it says.
 METRICS = {
     "accuracy": ("Accuracy", True, "Share of the cases that got the right class."),
-    "within_one": ("Within one class", True, "Share of the cases that got the right class or the one beside it."),
+    "within_one": (
+        "Within one class",
+        True,
+        "Share of the cases that got the right class or the one beside it.",
+    ),
     "balanced_accuracy": (
-        "Balanced accuracy", True, "Share that got the right class, mean over the classes: rare ones count as much.",
+        "Balanced accuracy",
+        True,
+        "Share that got the right class, mean over the classes: rare ones count as much.",
     ),
     "macro_f1": (
-        "Macro F1", False, "Mean over the classes of F1, which missed cases and false alarms lower. 1: perfect.",
+        "Macro F1",
+        False,
+        "Mean over the classes of F1, which missed cases and false alarms lower. 1: perfect.",
     ),
     "quadratic_kappa": (
-        "Quadratic weighted kappa", False,
+        "Quadratic weighted kappa",
+        False,
         "Agreement with the truth beyond chance; far misses count more. 1: perfect, 0: chance.",
     ),
     "auc": ("AUC", False, "How well the probabilities order the cases. 1: perfect, 0.5: chance."),
-    "mae": ("Mean absolute error", False, "How far the predicted amount lies from the true one, on average."),
-    "dice": ("Dice", False, "Overlap of predicted and true lung mask, mean over the cases. 1: the same."),
-}  # fmt: skip
+    "mae": (
+        "Mean absolute error",
+        False,
+        "How far the predicted amount lies from the true one, on average.",
+    ),
+    "dice": (
+        "Dice",
+        False,
+        "Overlap of predicted and true lung mask, mean over the cases. 1: the same.",
+    ),
+}
 
 #: What AUC means with more than two classes.
 MULTICLASS_AUC = "Mean over the classes of each one against all others."
@@ -46,7 +63,11 @@ PAPER_CAVEAT = "other patients, so not a contest"
 def metric_name(name: str, task: str) -> str:
     """The name of a metric in a table."""
     if name == "mae":
-        return "CT score, mean absolute error" if task == "severity" else "Diseased share, mean absolute error"
+        return (
+            "CT score, mean absolute error"
+            if task == "severity"
+            else "Diseased share, mean absolute error"
+        )
     return METRICS[name][0]
 
 
@@ -143,10 +164,17 @@ def headline(study: Mapping[str, Any]) -> list[str]:
         (true_negative, false_positive), (false_negative, true_positive) = matrix
         return [
             f"Of {true_positive + false_negative} cases with COVID-19, {true_positive} were found.",
-            f"Of {true_negative + false_positive} without it, {false_positive} were called positive.",
+            (
+                f"Of {true_negative + false_positive} without it, {false_positive} were called"
+                " positive."
+            ),
         ]
-    near = sum(count for row, counts in enumerate(matrix) for column, count in enumerate(counts)
-               if abs(row - column) <= 1)  # fmt: skip
+    near = sum(
+        count
+        for row, counts in enumerate(matrix)
+        for column, count in enumerate(counts)
+        if abs(row - column) <= 1
+    )
     far = cases - near
     return [
         f"Of {cases} cases, {right} got the right class, and {near - right} the one beside it.",

@@ -10,6 +10,7 @@ norms.py      the statistics of batch norms, taken anew before a network is judg
 fold.py       epochs, stages, early stopping
 resume.py     the state on disk, from which a killed run goes on bit for bit
 
-`python -m tf_covid.training.lungs` and `python -m tf_covid.training.severity` made the shipped weights from synthetic
-chests only; `saved_models/<name>/README.md` has the exact command and what came out.
+`python -m tf_covid.training.lungs` and `python -m tf_covid.training.severity` made the shipped
+weights from synthetic chests only; `saved_models/<name>/README.md` has the exact command and what
+came out.
 """

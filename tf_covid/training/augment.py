@@ -28,7 +28,9 @@ def slice_and_mask(hu: Any, masks: Any) -> tuple[Any, Any]:
     """
     draws, count, side = _draws(), tf.shape(hu)[0], hu.shape[1]
     matrices = affine_matrices(draws, count, degrees=20, scale=(0.72, 1.3), shift=0.1, side=side)
-    both = tf.concat([hu[..., tf.newaxis] + 1024.0, masks], axis=-1)  # the fill of all is 0: air, and no tissue
+    both = tf.concat(
+        [hu[..., tf.newaxis] + 1024.0, masks], axis=-1
+    )  # the fill of all is 0: air, and no tissue
     both = warp(both, matrices, 0.0)
     both = flip(flip(both, 2, draws.chance(count, 0.5)), 1, draws.chance(count, 0.15))
     hu, masks = both[..., 0] - 1024.0, both[..., 1:]
@@ -62,10 +64,15 @@ def clips(clip: Any, lungs: Any, lesions: Any) -> tuple[Any, Any]:
     # Time as channels: one warp for a whole clip and its masks.
     planes = tf.transpose(tf.concat([clip, lungs, lesions], axis=1), [0, 2, 3, 1])
     matrices = affine_matrices(draws, count, degrees=10, scale=(0.88, 1.12), shift=0.04, side=side)
-    planes = tf.transpose(flip(warp(planes, matrices, 0.0), 2, draws.chance(count, 0.5)), [0, 3, 1, 2])
+    planes = tf.transpose(
+        flip(warp(planes, matrices, 0.0), 2, draws.chance(count, 0.5)), [0, 3, 1, 2]
+    )
     # Shift and stretch along the body, by resampling with a random start and stop.
     length = tf.cast(frames, tf.float32)
-    start, stop = draws.uniform([count], -0.06, 0.06) * length, (1 + draws.uniform([count], -0.06, 0.06)) * length
+    start, stop = (
+        draws.uniform([count], -0.06, 0.06) * length,
+        (1 + draws.uniform([count], -0.06, 0.06)) * length,
+    )
     along = axis_matrix(tf.maximum(start, 0.0), tf.minimum(stop, length), frames, frames)
     clip, lungs, lesions = (
         tf.reshape(tf.matmul(along, tf.reshape(part, [count, frames, -1])), tf.shape(part))
@@ -85,7 +92,9 @@ def _worse_mask(draws: Draws, lungs: Any) -> Any:
     shape = [count, 1, 1, 1]
     pooled = tf.nn.avg_pool2d(tf.transpose(lungs, [0, 2, 3, 1]), 3, 1, "SAME")
     soft = tf.transpose(pooled, [0, 3, 1, 2])
-    changed = tf.where(draws.uniform(shape, 0, 1) < 0.5, soft + draws.uniform(shape, -0.3, 0.3), lungs)
+    changed = tf.where(
+        draws.uniform(shape, 0, 1) < 0.5, soft + draws.uniform(shape, -0.3, 0.3), lungs
+    )
     noise = draws.normal([count, *(size // 4 for size in lungs.shape[1:])])
     for axis in (1, 2, 3):
         noise = tf.repeat(noise, 4, axis=axis)

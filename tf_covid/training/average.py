@@ -1,9 +1,10 @@
 """The mean of the weights of lung U-Nets that were trained on from one another, as one lung U-Net.
 
-python -m tf_covid.training.average --part 0.5 first.keras --part 0.5 last.keras --cases build/cases --out DIR
+python -m tf_covid.training.average --part 0.5 first.keras --part 0.5 last.keras --cases build/cases
+--out DIR
 
-What is trained on for long follows the synthetic chests ever better, and scans that look like none of them worse. The
-mean of the weights before and after keeps much of both.
+What is trained on for long follows the synthetic chests ever better, and scans that look like none
+of them worse. The mean of the weights before and after keeps much of both.
 
 Source: Wortsman et al. 2022, “Robust fine-tuning of zero-shot models” (arXiv 2109.01903).
 """
@@ -36,13 +37,22 @@ def averaged(models: Sequence[LoadedModel], shares: Sequence[float]) -> keras.Mo
         ModelError: If architecture, task or preprocessing differ, or the shares do not sum to 1.
     """
     if any(share < 0 for share in shares) or not np.isclose(sum(shares), 1.0):
-        raise ModelError(f"shares of 0 … 1 that sum to 1 are needed, not {', '.join(map(str, shares))}")
-    kinds = [one.contract.model_dump(exclude={"origin", "note", "licence", "trained_on"}) for one in models]
+        raise ModelError(
+            f"shares of 0 … 1 that sum to 1 are needed, not {', '.join(map(str, shares))}"
+        )
+    kinds = [
+        one.contract.model_dump(exclude={"origin", "note", "licence", "trained_on"})
+        for one in models
+    ]
     if any(kind != kinds[0] for kind in kinds):
         raise ModelError("only models of one architecture, task and preprocessing have a mean")
     network = models[0].network
-    parts = [[np.asarray(value, np.float64) for value in one.network.get_weights()] for one in models]
-    network.set_weights([np.average(values, axis=0, weights=shares) for values in zip(*parts, strict=True)])
+    parts = [
+        [np.asarray(value, np.float64) for value in one.network.get_weights()] for one in models
+    ]
+    network.set_weights(
+        [np.average(values, axis=0, weights=shares) for values in zip(*parts, strict=True)]
+    )
     return network
 
 
@@ -55,11 +65,25 @@ def _together(models: Sequence[LoadedModel]) -> tuple[TrainedOn, ...] | None:
 
 
 @click.command()
-@click.option("--part", "parts", type=(float, click.Path(exists=True, path_type=Path)), multiple=True, required=True,
-              help="Share and file, once for each lung model.")  # fmt: skip
-@click.option("--cases", "folder", type=click.Path(path_type=Path), required=True, help="Where the chests are kept.")
+@click.option(
+    "--part",
+    "parts",
+    type=(float, click.Path(exists=True, path_type=Path)),
+    multiple=True,
+    required=True,
+    help="Share and file, once for each lung model.",
+)
+@click.option(
+    "--cases",
+    "folder",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Where the chests are kept.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The model's folder.")
-@click.option("--unseen", default=100, show_default=True, help="Chests to measure on: seeds 1000000 ….")
+@click.option(
+    "--unseen", default=100, show_default=True, help="Chests to measure on: seeds 1000000 …."
+)
 def main(parts: tuple[tuple[float, Path], ...], folder: Path, out: Path, unseen: int) -> None:
     """Average lung models."""
     setup(1, out)

@@ -10,7 +10,12 @@ from tf_covid.weights import catalog, quarantine, read_contract
 
 
 def write_card(
-    out: Path, *, task: str, command: str, curves: Mapping[str, Sequence[float]], figures: Mapping[str, str]
+    out: Path,
+    *,
+    task: str,
+    command: str,
+    curves: Mapping[str, Sequence[float]],
+    figures: Mapping[str, str],
 ) -> None:
     """Write `README.md` of a model's folder, from the file that ships and from what was measured on it.
 
@@ -23,8 +28,15 @@ def write_card(
     """
     path = out / catalog.MODEL
     contract = read_contract(path)
-    head = f"{path.stat().st_size / 1e6:.1f} MB, float16, {contract.licence}; sha256 `{quarantine.sha256(path)}`"
-    behind = f" Trained behind the lung model `{contract.lungs_sha256}`." if contract.lungs_sha256 else ""
+    head = (
+        f"{path.stat().st_size / 1e6:.1f} MB, float16, {contract.licence}; sha256"
+        f" `{quarantine.sha256(path)}`"
+    )
+    behind = (
+        f" Trained behind the lung model `{contract.lungs_sha256}`."
+        if contract.lungs_sha256
+        else ""
+    )
     lines = [
         f"# {out.name}",
         "",

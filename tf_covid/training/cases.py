@@ -1,8 +1,9 @@
 """Synthetic chests drawn once, on disk, for the training of the weights that ship.
 
-All shipped networks learn from the same cases: the U-Net from their slices, the others from the clips that the shipped
-U-Net makes of them. A case is a `.npz` of HU and truth; a killed run continues where it was. They lie in a folder that
-carries the mark of the phantom that drew them: those of another phantom are never met.
+All shipped networks learn from the same cases: the U-Net from their slices, the others from the
+clips that the shipped U-Net makes of them. A case is a `.npz` of HU and truth; a killed run
+continues where it was. They lie in a folder that carries the mark of the phantom that drew them:
+those of another phantom are never met.
 """
 
 from __future__ import annotations
@@ -95,10 +96,15 @@ def draw_cases(folder: Path, seeds: range, *, workers: int = 2) -> None:
     log.info("%d of %d cases are there", len(seeds) - len(missing), len(seeds))
     if not missing:
         return
-    # A process each, so one BLAS thread each; spawned, since TensorFlow may already run threads in this process.
+    # A process each, so one BLAS thread each; spawned, since TensorFlow may already run threads in
+    # this process.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=end_with_parent) as pool:
-        for number, _ in enumerate(pool.map(_draw, [folder] * len(missing), missing, chunksize=4), 1):
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=end_with_parent
+    ) as pool:
+        for number, _ in enumerate(
+            pool.map(_draw, [folder] * len(missing), missing, chunksize=4), 1
+        ):
             if number % 100 == 0:
                 log.info("drawn %d of %d", number, len(missing))
 
@@ -107,7 +113,11 @@ def read_case(folder: Path, seed: int) -> Case:
     """One case that `draw_cases` wrote."""
     with np.load(_path(folder, seed)) as file:
         shape = file["hu"].shape
-        masks = np.unpackbits(file["masks"], axis=1)[:, : int(np.prod(shape))].reshape(2, *shape).astype(bool)
+        masks = (
+            np.unpackbits(file["masks"], axis=1)[:, : int(np.prod(shape))]
+            .reshape(2, *shape)
+            .astype(bool)
+        )
         scores = tuple(int(score) for score in file["lobe_scores"])
         d, h, w = (float(side) for side in file["spacing_mm"])
         settings = json.loads(str(file["settings"]))
@@ -127,7 +137,9 @@ def drawn(train: int, init: str | Path | None) -> tuple[TrainedOn, ...]:
         train: Number of chests.
         init: What it started from.
     """
-    own = TrainedOn(unchecked=f"synthetic chests of tf_covid.phantom {phantom_mark()}, seeds 0 to {train - 1}")
+    own = TrainedOn(
+        unchecked=f"synthetic chests of tf_covid.phantom {phantom_mark()}, seeds 0 to {train - 1}"
+    )
     if init is None:
         return (own,)
     return (own, *seen.ancestors(catalog.name_of(init), read_contract(catalog.find(init))))
@@ -164,9 +176,19 @@ def _draw(folder: Path, seed: int) -> None:
 
 
 @click.command()
-@click.option("--out", "folder", type=click.Path(path_type=Path), required=True, help="Where the chests are kept.")
-@click.option("--train", default=1500, show_default=True, help="Chests to learn from: seeds 0 … train − 1.")
-@click.option("--unseen", default=100, show_default=True, help="Chests to measure on: seeds 1000000 ….")
+@click.option(
+    "--out",
+    "folder",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Where the chests are kept.",
+)
+@click.option(
+    "--train", default=1500, show_default=True, help="Chests to learn from: seeds 0 … train − 1."
+)
+@click.option(
+    "--unseen", default=100, show_default=True, help="Chests to measure on: seeds 1000000 …."
+)
 @click.option("--workers", default=2, show_default=True)
 def main(folder: Path, train: int, unseen: int, workers: int) -> None:
     """Draw the synthetic chests that the shipped networks learn from; a killed run continues."""

@@ -1,7 +1,8 @@
 """The state of a training, on disk: from it a killed run goes on as if nothing had happened, bit for bit.
 
-`model.keras` and Keras' own backups lack the state of the dropout's random generators, the order of the data and the
-callbacks' memory. All of it is here; what is drawn at random besides follows from the run's seed and the epoch.
+`model.keras` and Keras' own backups lack the state of the dropout's random generators, the order of
+the data and the callbacks' memory. All of it is here; what is drawn at random besides follows from
+the run's seed and the epoch.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ def restore(path: Path, variables: Sequence[Any]) -> Progress:
             progress = Progress(**json.loads(str(file["progress"])))
             values = [file[f"v{number}"] for number in range(len(file.files) - 1)]
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise TrainingError(f"{path}: the state is damaged; remove its folder to train this fold anew") from error
+        raise TrainingError(
+            f"{path}: the state is damaged; remove its folder to train this fold anew"
+        ) from error
     shapes = [tuple(variable.shape) for variable in variables]
     if [value.shape for value in values] != shapes:
         raise TrainingError(f"{path}: the state is of another network or optimizer")
@@ -88,7 +91,9 @@ def environment() -> dict[str, Any]:
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "numpy": np.__version__,
-        "intra_op_threads": tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count(),
+        "intra_op_threads": (
+            tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count()
+        ),
         "inter_op_threads": tf.config.threading.get_inter_op_parallelism_threads() or "default",
         "cpus": _cpus(),
         "device": _device(),
@@ -110,10 +115,16 @@ def _cpus() -> int | None:
 def _device() -> str:
     """Kind of the GPUs, or of the processor: kernels are chosen by what it can do."""
     if gpus := tf.config.list_physical_devices("GPU"):
-        return ", ".join(tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus)
+        return ", ".join(
+            tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus
+        )
     try:
         facts = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         facts = ""
-    names = (line.partition(":")[2].strip() for line in facts.splitlines() if line.startswith("model name"))
+    names = (
+        line.partition(":")[2].strip()
+        for line in facts.splitlines()
+        if line.startswith("model name")
+    )
     return next(names, platform.processor() or platform.machine())

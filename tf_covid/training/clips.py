@@ -25,7 +25,8 @@ class Clips:
     """What a classifier learns from.
 
     Args:
-        planes: uint8 (N, 3, T, H, W): windowed HU, not masked; share of lung; share of disease; each 0–255 for 0–1.
+        planes: uint8 (N, 3, T, H, W): windowed HU, not masked; share of lung; share of disease;
+            each 0–255 for 0–1.
         classes: int32 (N,), severity class.
         scores: float32 (N,), CT score.
     """
@@ -130,4 +131,9 @@ def batches(
     numbers = tf.data.Dataset.range(len(clips.classes)).shuffle(
         len(clips.classes), seed=seed, reshuffle_each_iteration=True
     )
-    return numbers.repeat().batch(batch, drop_remainder=True).map(take, num_parallel_calls=1).prefetch(4)
+    return (
+        numbers.repeat()
+        .batch(batch, drop_remainder=True)
+        .map(take, num_parallel_calls=1)
+        .prefetch(4)
+    )

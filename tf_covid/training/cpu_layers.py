@@ -30,7 +30,9 @@ class CpuMaxPool3D(layers.Layer):
             cells = x.shape[axis]
             out = -(-cells // stride)
             extra = max((out - 1) * stride + size - cells, 0)
-            x = tf.pad(x, [[extra // 2, extra - extra // 2] if n == axis else [0, 0] for n in range(5)])
+            x = tf.pad(
+                x, [[extra // 2, extra - extra // 2] if n == axis else [0, 0] for n in range(5)]
+            )
             taps = []
             for first in range(size):
                 cut = [slice(None)] * 5
@@ -49,9 +51,9 @@ class CpuMaxPool3D(layers.Layer):
 class CpuStem(layers.Layer):
     """The 7×7×7 convolution of stride 2 that I3D begins with, as one of stride 1: the same answer.
 
-    Its gradient on a CPU falls back to a kernel that is some hundred times slower for most sizes of a batch (19 s
-    where this takes 0.1 s, for four clips of 16×48×48). Two voxels along each axis become channels, and so do the
-    weights that meet them.
+    Its gradient on a CPU falls back to a kernel that is some hundred times slower for most sizes of
+    a batch (19 s where this takes 0.1 s, for four clips of 16×48×48). Two voxels along each axis
+    become channels, and so do the weights that meet them.
 
     Args:
         filters: Of the convolution.
@@ -83,8 +85,12 @@ class CpuStem(layers.Layer):
             [tf.shape(x)[0], depth // 2, height // 2, width // 2, 8 * channels],
         )
         kernel = tf.pad(tf.cast(self.kernel, x.dtype), [[0, 1], [0, 1], [0, 1], [0, 0], [0, 0]])
-        kernel = tf.transpose(tf.reshape(kernel, [4, 2, 4, 2, 4, 2, channels, self.filters]), [0, 2, 4, 1, 3, 5, 6, 7])
-        return tf.nn.conv3d(x, tf.reshape(kernel, [4, 4, 4, 8 * channels, self.filters]), [1] * 5, "VALID")
+        kernel = tf.transpose(
+            tf.reshape(kernel, [4, 2, 4, 2, 4, 2, channels, self.filters]), [0, 2, 4, 1, 3, 5, 6, 7]
+        )
+        return tf.nn.conv3d(
+            x, tf.reshape(kernel, [4, 4, 4, 8 * channels, self.filters]), [1] * 5, "VALID"
+        )
 
     def get_config(self) -> dict[str, Any]:
         """Arguments that rebuild the layer."""
@@ -96,8 +102,13 @@ def cpu_optimised(network: keras.Model) -> keras.Model:
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
         if isinstance(layer, layers.MaxPooling3D) and layer.padding == "same":
-            return CpuMaxPool3D(layer.pool_size, layer.strides, name=layer.name, dtype=layer.dtype_policy)
-        if isinstance(layer, layers.Conv3D) and (layer.kernel_size, layer.strides) == ((7, 7, 7), (2, 2, 2)):
+            return CpuMaxPool3D(
+                layer.pool_size, layer.strides, name=layer.name, dtype=layer.dtype_policy
+            )
+        if isinstance(layer, layers.Conv3D) and (layer.kernel_size, layer.strides) == (
+            (7, 7, 7),
+            (2, 2, 2),
+        ):
             return CpuStem(layer.filters, layer.padding, name=layer.name, dtype=layer.dtype_policy)
         return layer.__class__.from_config(layer.get_config())
 

@@ -1,7 +1,8 @@
 """A classifier with more teachers than it ships with: where the disease lies, at every cell of its features.
 
-The class of a chest is five numbers' worth of truth; the phantom knows each voxel. A 1×1×1 convolution on the features
-of an endpoint is asked for the diseased share of each cell; it is thrown away after training, the features stay.
+The class of a chest is five numbers' worth of truth; the phantom knows each voxel. A 1×1×1
+convolution on the features of an endpoint is asked for the diseased share of each cell; it is
+thrown away after training, the features stay.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ def add_deep_supervision(
         ValueError: If the cells of an endpoint do not fill the clip.
 
     Returns:
-        A model with the outputs of `network` and, for each endpoint, `disease_<endpoint>` (N, d, h, w, 1) logits; and
-        the cells (d, h, w) of those.
+        A model with the outputs of `network` and, for each endpoint, `disease_<endpoint>` (N, d, h,
+        w, 1) logits; and the cells (d, h, w) of those.
     """
     outputs = dict(network.output)
     grids: dict[str, tuple[int, int, int]] = {}
@@ -34,8 +35,13 @@ def add_deep_supervision(
         depth, height, width = (int(side) for side in features.shape[1:4])
         grids[name] = depth, height, width
         clip = network.input_shape[1:4]
-        if any(-(-side // -(-side // count)) != count for side, count in zip(clip, grids[name], strict=True)):
-            raise ValueError(f"the {depth}×{height}×{width} cells of {endpoint} do not fill a clip of {clip}")
+        if any(
+            -(-side // -(-side // count)) != count
+            for side, count in zip(clip, grids[name], strict=True)
+        ):
+            raise ValueError(
+                f"the {depth}×{height}×{width} cells of {endpoint} do not fill a clip of {clip}"
+            )
     return keras.Model(network.input, outputs, name=f"{network.name}_supervised"), grids
 
 

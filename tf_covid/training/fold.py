@@ -31,7 +31,8 @@ from tf_covid.weights.files import POLICIES
 
 #: Marks a value as a curve for TensorBoard.
 _SCALAR = SummaryMetadata(
-    plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"), data_class=DataClass.DATA_CLASS_SCALAR
+    plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"),
+    data_class=DataClass.DATA_CLASS_SCALAR,
 )
 
 #: Called with the epoch (from 0) and its values.
@@ -82,9 +83,14 @@ class Trained:
 
 
 def train(
-    plan: Plan, teaching: Sequence[CacheRecord], held_out: Sequence[CacheRecord], folder: Path, *, told: Told | None = None,
+    plan: Plan,
+    teaching: Sequence[CacheRecord],
+    held_out: Sequence[CacheRecord],
+    folder: Path,
+    *,
+    told: Told | None = None,
     board: Path | None = None,
-) -> Trained:  # fmt: skip
+) -> Trained:
     """Train a network, or go on with it.
 
     Args:
@@ -133,11 +139,16 @@ def train(
         with strategy.scope():
             _freeze(network, pupil, stage)
             losses, shares, metrics = plan.lesson.losses(cases)
-            # Each device has the mean of its share of the batch, and Keras adds up what the devices have.
+            # Each device has the mean of its share of the batch, and Keras adds up what the devices
+            # have.
             shares = {name: share / strategy.num_replicas_in_sync for name, share in shares.items()}
             # Keras would take XLA, whose 3D convolutions are several times slower on a CPU.
-            pupil.compile(optimizer, loss=losses, loss_weights=shares, metrics=metrics, jit_compile=False)
-        _fit(pupil, plan, teaching, held_out, progress, last, [Judged(pupil.network, census), keeper])
+            pupil.compile(
+                optimizer, loss=losses, loss_weights=shares, metrics=metrics, jit_compile=False
+            )
+        _fit(
+            pupil, plan, teaching, held_out, progress, last, [Judged(pupil.network, census), keeper]
+        )
     kept = progress.epoch - 1
     if settings.keep == "best" and progress.best_epoch >= 0:
         resume.restore(folder / "best.npz", weights)
@@ -150,13 +161,16 @@ def train(
 
 
 def _for_replicas(
-    settings: Settings, teaching: Sequence[CacheRecord], held_out: Sequence[CacheRecord], replicas: int
+    settings: Settings,
+    teaching: Sequence[CacheRecord],
+    held_out: Sequence[CacheRecord],
+    replicas: int,
 ) -> Sequence[CacheRecord]:
     """The held-out records that all devices get alike: an empty share of a batch is no batch."""
     if settings.batch % replicas or len(teaching) < settings.batch:
         raise TrainingError(
-            f"{replicas} devices need a batch that they share evenly, and as many records; the batch is "
-            f"{settings.batch}, and {len(teaching)} records teach"
+            f"{replicas} devices need a batch that they share evenly, and as many records; the"
+            f" batch is {settings.batch}, and {len(teaching)} records teach"
         )
     return held_out[: len(held_out) // replicas * replicas]
 
@@ -165,7 +179,9 @@ def _first_clips(plan: Plan, teaching: Sequence[CacheRecord]) -> np.ndarray:
     """What the network meets in the beginning, unchanged, (N, D, H, W, C)."""
     first = teaching[:64]
     data = plan.lesson.batches(first, order=np.arange(len(first))[np.newaxis], seed=plan.seed)
-    return np.concatenate([plan.lesson.prepare(inputs, targets, False)[0].numpy() for inputs, targets in data])
+    return np.concatenate(
+        [plan.lesson.prepare(inputs, targets, False)[0].numpy() for inputs, targets in data]
+    )
 
 
 def _build(plan: Plan) -> tuple[keras.Model, TrainerModel, str]:
@@ -183,7 +199,9 @@ def _build(plan: Plan) -> tuple[keras.Model, TrainerModel, str]:
     if isinstance(lesson, ClipLesson) and settings.disease_endpoints:
         names = {layer.name for layer in network.layers}
         if unknown := [name for name in settings.disease_endpoints if name not in names]:
-            raise TrainingError(f"disease_endpoints: {plan.model} has no layer {', '.join(unknown)}")
+            raise TrainingError(
+                f"disease_endpoints: {plan.model} has no layer {', '.join(unknown)}"
+            )
         try:
             network, lesson.cells = add_deep_supervision(network, settings.disease_endpoints)
         except ValueError as error:
@@ -196,9 +214,12 @@ def _build(plan: Plan) -> tuple[keras.Model, TrainerModel, str]:
 def _optimizer(settings: Settings, steps: int) -> keras.optimizers.Optimizer:
     warm = min(round(settings.warmup_epochs * steps), settings.epochs * steps - 1)
     schedule = keras.optimizers.schedules.CosineDecay(
-        0.0 if warm else settings.learning_rate, max(settings.epochs * steps - warm, 1),
-        warmup_target=settings.learning_rate if warm else None, warmup_steps=warm, alpha=0.01,
-    )  # fmt: skip
+        0.0 if warm else settings.learning_rate,
+        max(settings.epochs * steps - warm, 1),
+        warmup_target=settings.learning_rate if warm else None,
+        warmup_steps=warm,
+        alpha=0.01,
+    )
     optimizer = keras.optimizers.Adam(schedule, global_clipnorm=settings.clip_norm)
     float16 = settings.precision == "mixed" and tf.config.list_logical_devices("GPU")
     return keras.optimizers.LossScaleOptimizer(optimizer) if float16 else optimizer
@@ -227,7 +248,9 @@ def _freeze(network: keras.Model, pupil: keras.Model, stage: Stage | None) -> No
     if stage is None:
         first = 0
     elif stage.train_from == "head":
-        first = next(number for number, layer in enumerate(layers) if isinstance(layer, keras.layers.Dense))
+        first = next(
+            number for number, layer in enumerate(layers) if isinstance(layer, keras.layers.Dense)
+        )
     elif stage.train_from in names:
         first = names.index(stage.train_from)
     else:
@@ -237,11 +260,18 @@ def _freeze(network: keras.Model, pupil: keras.Model, stage: Stage | None) -> No
 
 
 def _fit(
-    pupil: TrainerModel, plan: Plan, teaching: Sequence[CacheRecord], held_out: Sequence[CacheRecord], progress: resume.Progress,
-    last: int, callbacks: Sequence[keras.callbacks.Callback],
-) -> None:  # fmt: skip
+    pupil: TrainerModel,
+    plan: Plan,
+    teaching: Sequence[CacheRecord],
+    held_out: Sequence[CacheRecord],
+    progress: resume.Progress,
+    last: int,
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> None:
     settings, lesson, start = plan.settings, plan.lesson, progress.epoch
-    order = np.stack([visits(len(teaching), epoch, plan.seed, settings.batch) for epoch in range(start, last)])
+    order = np.stack(
+        [visits(len(teaching), epoch, plan.seed, settings.batch) for epoch in range(start, last)]
+    )
     data = lesson.batches(teaching, order=order, seed=plan.seed, first_epoch=start)
     measured: dict[str, Any] = {}
     if held_out:
@@ -249,15 +279,21 @@ def _fit(
             held_out, order=np.arange(len(held_out))[np.newaxis], seed=plan.seed
         )
     pupil.fit(
-        data, initial_epoch=start, epochs=last, steps_per_epoch=lesson.steps(order.shape[1]), shuffle=False, verbose=0,
-        callbacks=list(callbacks), **measured,
-    )  # fmt: skip
+        data,
+        initial_epoch=start,
+        epochs=last,
+        steps_per_epoch=lesson.steps(order.shape[1]),
+        shuffle=False,
+        verbose=0,
+        callbacks=list(callbacks),
+        **measured,
+    )
 
 
 def _not_finite(what: str, epoch: int) -> str:
     return (
-        f"not_finite: {what} became NaN or infinite in epoch {epoch}; the state of the epoch before is kept; another "
-        "run with a lower learning_rate or clip_norm may help"
+        f"not_finite: {what} became NaN or infinite in epoch {epoch}; the state of the epoch before"
+        " is kept; another run with a lower learning_rate or clip_norm may help"
     )
 
 
@@ -265,11 +301,22 @@ class _Keeper(keras.callbacks.Callback):
     """Keeps the state at the end of each epoch, and knows when to stop."""
 
     def __init__(
-        self, settings: Settings, folder: Path, weights: Sequence[Any], variables: Sequence[Any],
-        progress: resume.Progress, told: Told | None, board: Path | None,
-    ) -> None:  # fmt: skip
+        self,
+        settings: Settings,
+        folder: Path,
+        weights: Sequence[Any],
+        variables: Sequence[Any],
+        progress: resume.Progress,
+        told: Told | None,
+        board: Path | None,
+    ) -> None:
         super().__init__()
-        self.settings, self.folder, self.weights, self.variables = settings, folder, weights, variables
+        self.settings, self.folder, self.weights, self.variables = (
+            settings,
+            folder,
+            weights,
+            variables,
+        )
         self.progress, self.told = progress, told
         self.board = tf.summary.create_file_writer(str(board)) if board else None
         self.since = time.monotonic()
@@ -303,7 +350,8 @@ class _Keeper(keras.callbacks.Callback):
         if self.board:
             with self.board.as_default(step=epoch):
                 for name, value in values.items():
-                    # `tf.summary.scalar` needs TensorBoard's package, which only its reader has to have.
+                    # `tf.summary.scalar` needs TensorBoard's package, which only its reader has to
+                    # have.
                     tf.summary.write(name, tf.constant(value, tf.float32), metadata=_SCALAR)
             self.board.flush()
         if self.told:

@@ -19,14 +19,18 @@ def inherited(init: str | Path | None) -> tuple[Preprocessing, int, dict[str, An
     """What a classifier that starts from a file must share with it, or the weights would meet another input.
 
     Returns:
-        Preprocessing with the file's HU window and input scaling, channels of the input, further arguments of the
-        builder.
+        Preprocessing with the file's HU window and input scaling, channels of the input, further
+        arguments of the builder.
     """
     if init is None:
         return Preprocessing(), 1, {}
     contract = read_contract(catalog.find(init))
-    kept = contract.preprocessing.model_dump(include={"level_hu", "width_hu", "input_scale", "input_offset"})
-    shared: dict[str, Any] = {key: contract.arguments[key] for key in ("stem", "trunk") if key in contract.arguments}
+    kept = contract.preprocessing.model_dump(
+        include={"level_hu", "width_hu", "input_scale", "input_offset"}
+    )
+    shared: dict[str, Any] = {
+        key: contract.arguments[key] for key in ("stem", "trunk") if key in contract.arguments
+    }
     return Preprocessing(**kept), int(contract.arguments["input_shape"][-1]), shared
 
 
@@ -46,30 +50,39 @@ def start_from(network: keras.Model, init: str | Path | None) -> str:
     taken = 0
     for layer in network.layers:
         values = weights.get(layer.name, [])
-        if values and [value.shape for value in values] == [tuple(weight.shape) for weight in layer.weights]:
+        if values and [value.shape for value in values] == [
+            tuple(weight.shape) for weight in layer.weights
+        ]:
             layer.set_weights(values)
             # Vectors alone, of batch norms that happen to be called alike, are no start.
             taken += any(value.ndim > 2 for value in values)
             del weights[layer.name]
     if not taken:
         raise ModelError(f"{init}: no convolution has the name and shape of one of {network.name}")
-    log.info("%d layers with weights start from %s; left there: %s", taken, init, ", ".join(weights) or "none")
+    log.info(
+        "%d layers with weights start from %s; left there: %s",
+        taken,
+        init,
+        ", ".join(weights) or "none",
+    )
     return f", started from the weights {source.sha256}"
 
 
 def centre(network: keras.Model, clips: np.ndarray) -> None:
     """Set what a network without batch normalisation starts from: each unit has mean 0 and variance 1 on `clips`.
 
-    A dense unit has few values to tell its variance by, one a clip, so that all units of its layer share theirs.
+    A dense unit has few values to tell its variance by, one a clip, so that all units of its layer
+    share theirs.
 
-    With He's rule alone the clips of two patients, mostly the same dark air, leave the last of LTC's layers nearly
-    alike, and its classes stay at chance for hundreds of steps.
+    With He's rule alone the clips of two patients, mostly the same dark air, leave the last of
+    LTC's layers nearly alike, and its classes stay at chance for hundreds of steps.
 
     Args:
         network: Changed in place, layer after layer; its last layers, without ReLU, are left.
         clips: float32 (N, D, H, W, C), as the network meets them.
 
-    Source: Krähenbühl, Doersch, Donahue & Darrell 2016 (arXiv 1511.06856), section 3.1, without its rescaling.
+    Source: Krähenbühl, Doersch, Donahue & Darrell 2016 (arXiv 1511.06856), section 3.1, without its
+    rescaling.
     """
     for layer in network.layers:
         if getattr(layer, "activation", None) is not keras.activations.relu:
@@ -77,11 +90,13 @@ def centre(network: keras.Model, clips: np.ndarray) -> None:
         before = keras.Model(network.input, layer.input)
         # Called, not `predict`: that would trace a graph for each layer.
         layer.activation = keras.activations.linear
-        # Sums over a few clips at a time, in float64: a layer's output of all clips may not fit into memory, and sums
-        # in bfloat16 stall.
+        # Sums over a few clips at a time, in float64: a layer's output of all clips may not fit
+        # into memory, and sums in bfloat16 stall.
         count, total, squares, rank = 0, np.zeros(1), np.zeros(1), 0
         for first in range(0, len(clips), 4):
-            found = layer(before(clips[first : first + 4], training=False)).numpy().astype(np.float64)
+            found = (
+                layer(before(clips[first : first + 4], training=False)).numpy().astype(np.float64)
+            )
             rank, axes = found.ndim, tuple(range(found.ndim - 1))
             count += found[..., 0].size
             total, squares = total + found.sum(axes), squares + np.square(found).sum(axes)

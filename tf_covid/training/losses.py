@@ -42,7 +42,9 @@ def ordinal(weights: Sequence[float]) -> Loss:
         beyond = tf.clip_by_value(tf.cumsum(shares, axis=1, reverse=True)[:, 1:], 1e-6, 1 - 1e-6)
         truth = tf.cast(label[:, tf.newaxis] > tf.range(classes - 1)[tf.newaxis], tf.float32)
         entropy = -(truth * tf.math.log(beyond) + (1 - truth) * tf.math.log1p(-beyond))
-        return tf.reduce_mean(tf.reduce_mean(entropy, axis=1) * tf.gather(tf.constant(weights, tf.float32), label))
+        return tf.reduce_mean(
+            tf.reduce_mean(entropy, axis=1) * tf.gather(tf.constant(weights, tf.float32), label)
+        )
 
     return loss
 
@@ -51,7 +53,9 @@ def score_loss(truth: Any, score: Any) -> Any:
     """Squared error of the CT score, in units of its range of 25; a score that is not known (NaN) counts nothing."""
     known = tf.math.is_finite(truth)
     off = tf.where(known, (score - tf.where(known, truth, 0.0)) / CLASS_UPPER_SCORES[-1], 0.0)
-    return tf.math.divide_no_nan(tf.reduce_sum(tf.square(off)), tf.reduce_sum(tf.cast(known, tf.float32)))
+    return tf.math.divide_no_nan(
+        tf.reduce_sum(tf.square(off)), tf.reduce_sum(tf.cast(known, tf.float32))
+    )
 
 
 def share_loss(truth: Any, share: Any) -> Any:
@@ -65,10 +69,13 @@ def mask_loss(mask: Any, logits: Any, *, found: Sequence[float] = (1.0,)) -> Any
     Args:
         mask: float32 (N, H, W, M), 0 or 1.
         logits: Of the same shape.
-        found: How much more a pixel within each mask weighs in the cross-entropy than one outside; one for all, or M.
+        found: How much more a pixel within each mask weighs in the cross-entropy than one outside;
+            one for all, or M.
     """
     logits = tf.cast(logits, tf.float32)
-    entropy = tf.reduce_mean(tf.nn.weighted_cross_entropy_with_logits(mask, logits, tf.constant(found, tf.float32)))
+    entropy = tf.reduce_mean(
+        tf.nn.weighted_cross_entropy_with_logits(mask, logits, tf.constant(found, tf.float32))
+    )
     share = tf.sigmoid(logits)
     inside = [tf.reduce_sum(part, axis=(0, 1, 2)) for part in (share * mask, share, mask)]
     overlap = (2 * inside[0] + 1) / (inside[1] + inside[2] + 1)
@@ -77,5 +84,7 @@ def mask_loss(mask: Any, logits: Any, *, found: Sequence[float] = (1.0,)) -> Any
 
 def disease_loss(share: Any, logits: Any) -> Any:
     """Cross-entropy of the diseased share of each cell, mean over the cells; diseased cells weigh more, being rare."""
-    entropy = tf.nn.sigmoid_cross_entropy_with_logits(labels=share, logits=tf.cast(logits, tf.float32))
+    entropy = tf.nn.sigmoid_cross_entropy_with_logits(
+        labels=share, logits=tf.cast(logits, tf.float32)
+    )
     return tf.reduce_mean(entropy * (1.0 + 3.0 * share))

@@ -33,17 +33,20 @@ from tf_covid.weights import Contract, load_model, save_model
 log = logging.getLogger(__name__)
 
 TASK = (
-    "2D U-Net: a slice in the study's lung window in; for each pixel the logit of “lung”, and that of “diseased lung” "
-    "(glass, consolidation), out."
+    "2D U-Net: a slice in the study's lung window in; for each pixel the logit of “lung”, and that"
+    " of “diseased lung” (glass, consolidation), out."
 )
 
 
-#: What a pixel of lung, and of disease, weighs against one outside. Pixels at the rim of glass are a matter of chance;
-#: trained on with equal weights, the involvement came out up to 3 points too low in lungs with disease.
+#: What a pixel of lung, and of disease, weighs against one outside. Pixels at the rim of glass are
+#: a matter of chance; trained on with equal weights, the involvement came out up to 3 points too
+#: low in lungs with disease.
 FOUND = (1.0, 2.0)
 
 
-def slices(folder: Path, seeds: range, *, side: int, each: int, batch: int, seed: int) -> tf.data.Dataset:
+def slices(
+    folder: Path, seeds: range, *, side: int, each: int, batch: int, seed: int
+) -> tf.data.Dataset:
     """Endless augmented batches: windowed slices (batch, side, side, 1), masks of lung and disease (…, 2)."""
 
     def draw(turn: np.ndarray, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -56,11 +59,16 @@ def slices(folder: Path, seeds: range, *, side: int, each: int, batch: int, seed
         hu, masks = tf.numpy_function(draw, [turn, number], [tf.float32, tf.float32])
         hu.set_shape([each, None, None])
         masks.set_shape([2, each, None, None])
-        return on_grid(clipped_hu(hu), side), tf.stack([on_grid(masks[n], side) for n in range(2)], axis=-1)
+        return on_grid(clipped_hu(hu), side), tf.stack(
+            [on_grid(masks[n], side) for n in range(2)], axis=-1
+        )
 
     window = HUWindow()
-    # White lungs, the hardest to tell from what surrounds them, three times as often: the class follows from the seed.
-    white = [number for number in seeds if number % len(severity.LABELS) == len(severity.LABELS) - 1]
+    # White lungs, the hardest to tell from what surrounds them, three times as often: the class
+    # follows from the seed.
+    white = [
+        number for number in seeds if number % len(severity.LABELS) == len(severity.LABELS) - 1
+    ]
     numbers = [*seeds, *white, *white]
 
     def change(hu: Any, mask: Any) -> tuple[Any, Any]:
@@ -94,32 +102,61 @@ def measure(network: keras.Model, folder: Path, seeds: range) -> tuple[list[floa
     dice, involved = [], []
     for case in read_cases(folder, seeds):
         slices = window(on_grid(clipped_hu(case.hu), side))[..., tf.newaxis]
-        mask, disease = np.moveaxis(network.predict(slices, batch_size=16, verbose=0)["logits"] > 0, -1, 0)
+        mask, disease = np.moveaxis(
+            network.predict(slices, batch_size=16, verbose=0)["logits"] > 0, -1, 0
+        )
         truth = on_grid(case.lungs.astype(np.float32), side).numpy() >= 0.5
         dice.append(float(2 * (mask & truth).sum() / max(mask.sum() + truth.sum(), 1)))
         involved.append(
-            (100 * (mask & disease).sum() / max(mask.sum(), 1), 100 * case.lesions.sum() / case.lungs.sum())
+            (
+                100 * (mask & disease).sum() / max(mask.sum(), 1),
+                100 * case.lesions.sum() / case.lungs.sum(),
+            )
         )
     return dice, np.transpose(involved)
 
 
 @click.command()
-@click.option("--cases", "folder", type=click.Path(path_type=Path), required=True, help="Where the chests are kept.")
+@click.option(
+    "--cases",
+    "folder",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Where the chests are kept.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The model's folder.")
 @click.option("--seed", default=1, show_default=True)
-@click.option("--train", default=1500, show_default=True, help="Chests to learn from: seeds 0 … train − 1.")
-@click.option("--unseen", default=100, show_default=True, help="Chests to measure on: seeds 1000000 ….")
+@click.option(
+    "--train", default=1500, show_default=True, help="Chests to learn from: seeds 0 … train − 1."
+)
+@click.option(
+    "--unseen", default=100, show_default=True, help="Chests to measure on: seeds 1000000 …."
+)
 @click.option("--side", default=128, show_default=True, help="Mask grid, in pixels.")
 @click.option("--filters", default=16, show_default=True)
 @click.option("--epochs", default=15, show_default=True, help="Epochs of --steps steps.")
 @click.option("--steps", default=100, show_default=True)
 @click.option("--batch", default=16, show_default=True)
 @click.option("--rate", default=2e-3, show_default=True, help="Peak learning rate.")
-@click.option("--init", type=click.Path(exists=True, path_type=Path), help="Weights to start from, a file of ours.")
+@click.option(
+    "--init",
+    type=click.Path(exists=True, path_type=Path),
+    help="Weights to start from, a file of ours.",
+)
 def main(
-    folder: Path, out: Path, seed: int, train: int, unseen: int, side: int, filters: int, epochs: int, steps: int,
-    batch: int, rate: float, init: Path | None,
-) -> None:  # fmt: skip
+    folder: Path,
+    out: Path,
+    seed: int,
+    train: int,
+    unseen: int,
+    side: int,
+    filters: int,
+    epochs: int,
+    steps: int,
+    batch: int,
+    rate: float,
+    init: Path | None,
+) -> None:
     """Train the lung U-Net on synthetic chests; a killed run continues."""
     order = setup(seed, out)
     held_out = range(UNSEEN, UNSEEN + unseen)
@@ -145,9 +182,15 @@ def main(
 
 
 def ship(
-    network: keras.Model, contract: Contract, out: Path, folder: Path, held_out: range, *, program: str,
+    network: keras.Model,
+    contract: Contract,
+    out: Path,
+    folder: Path,
+    held_out: range,
+    *,
+    program: str,
     curves: dict[str, list[float]],
-) -> None:  # fmt: skip
+) -> None:
     """Write a lung model's file and card, with its figures on the chests `held_out`.
 
     Args:
@@ -176,7 +219,9 @@ def figures(dice: Sequence[float], involved: np.ndarray) -> dict[str, str]:
         f"Dice, median of {kind}": f"{np.median(dice):.4f}",
         f"Dice, lowest of {kind}": f"{np.min(dice):.4f}",
         f"involvement, correlation with the truth, {kind}": f"{np.corrcoef(found, true)[0, 1]:.3f}",
-        f"involvement, mean error in percentage points, {kind}": f"{np.abs(found - true).mean():.2f}",
+        f"involvement, mean error in percentage points, {kind}": (
+            f"{np.abs(found - true).mean():.2f}"
+        ),
     }
 
 

@@ -1,11 +1,13 @@
 """The statistics of batch norms: a momentum that fits the run, and means and variances of the whole training set.
 
-In training a batch norm divides by what its batch has; afterwards by running statistics, which start at mean 0 and
-variance 1 and forget that by its momentum. With Keras' 0.99, 82 % of it is left after 20 steps: the network that is
-saved is not the one that was trained. So the momentum follows from the number of steps; and before a network is judged
-or saved its statistics are taken anew from its training set, unchanged and in one order.
+In training a batch norm divides by what its batch has; afterwards by running statistics, which
+start at mean 0 and variance 1 and forget that by its momentum. With Keras' 0.99, 82 % of it is left
+after 20 steps: the network that is saved is not the one that was trained. So the momentum follows
+from the number of steps; and before a network is judged or saved its statistics are taken anew from
+its training set, unchanged and in one order.
 
-Source: Wu & Johnson 2021, “Rethinking ‘Batch’ in BatchNorm” (arXiv 2105.07576), section 3, “PreciseBN”.
+Source: Wu & Johnson 2021, “Rethinking ‘Batch’ in BatchNorm” (arXiv 2105.07576), section 3,
+“PreciseBN”.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from tf_covid.training.tasks import Lesson
 #: The momentum of Keras, which long runs keep.
 SLOWEST = 0.99
 
-#: A run forgets what its batch norms started with to e^−10, 5·10⁻⁵ of it, where it has so many steps.
+#: A run forgets what its batch norms started with to e^−10, 5·10⁻⁵ of it, where it has so many
+#: steps.
 _TIMES = 10.0
 
 #: Clips, or slices, that statistics are taken from where a network is judged after each epoch.
@@ -55,8 +58,9 @@ def set_momentum(network: keras.Model, steps: int) -> None:
 class Census:
     """Takes the mean and variance of what reaches each batch norm over all clips that a network learned from.
 
-    Each batch is normalised by its own statistics, as in training; those of all batches together are exact for what
-    reaches a batch norm that way. Nothing is changed at random, and no dropout is in the way.
+    Each batch is normalised by its own statistics, as in training; those of all batches together
+    are exact for what reaches a batch norm that way. Nothing is changed at random, and no dropout
+    is in the way.
 
     Args:
         network: Without what was there for the training only; its weights are overwritten.
@@ -64,7 +68,9 @@ class Census:
         entries: The training set, in a fixed order.
     """
 
-    def __init__(self, network: keras.Model, lesson: Lesson, entries: Sequence[CacheRecord]) -> None:
+    def __init__(
+        self, network: keras.Model, lesson: Lesson, entries: Sequence[CacheRecord]
+    ) -> None:
         self.network, self._lesson, self._entries = network, lesson, entries
         self.norms = norms_of(network)
         self._graphs: dict[frozenset[str], Any] = {}
@@ -73,7 +79,8 @@ class Census:
         """Statistics of the network as it is now.
 
         Args:
-            learning: Names of the batch norms that learn; the others normalise by what they have, as in training.
+            learning: Names of the batch norms that learn; the others normalise by what they have,
+                as in training.
             most: Clips, or slices, to take them from, evenly chosen; None: all.
 
         Returns:
@@ -107,18 +114,24 @@ class Census:
             found[norm.name] = average.astype(np.float32), spread.astype(np.float32)
         return found
 
-    def _graph(self, names: frozenset[str], chosen: Sequence[keras.layers.BatchNormalization]) -> Any:
+    def _graph(
+        self, names: frozenset[str], chosen: Sequence[keras.layers.BatchNormalization]
+    ) -> Any:
         """Clips → (mean, variance) of what reaches each chosen layer; a graph for each set of layers that learn."""
         if names not in self._graphs:
             for norm in self.norms:
                 norm.trainable = norm.name in names
-            # No dropout lies before a batch norm: those of our networks stand before the dense layers.
+            # No dropout lies before a batch norm: those of our networks stand before the dense
+            # layers.
             reaching = keras.Model(self.network.input, [norm.input for norm in chosen])
 
             def moments(clips: Any) -> list[tuple[Any, Any]]:
                 found = reaching(clips, training=True)
                 parts = found if isinstance(found, list) else [found]
-                return [tf.nn.moments(tf.cast(part, tf.float32), [*range(len(part.shape) - 1)]) for part in parts]
+                return [
+                    tf.nn.moments(tf.cast(part, tf.float32), [*range(len(part.shape) - 1)])
+                    for part in parts
+                ]
 
             clip = tf.TensorSpec([None, *self.network.input_shape[1:]], tf.float32)
             self._graphs[names] = tf.function(moments, input_signature=[clip], jit_compile=False)
@@ -133,7 +146,10 @@ def learning(network: keras.Model) -> list[str]:
 
 def statistics_of(network: keras.Model) -> Statistics:
     """Mean and variance that the batch norms of a network have now."""
-    return {norm.name: (np.asarray(norm.moving_mean), np.asarray(norm.moving_variance)) for norm in norms_of(network)}
+    return {
+        norm.name: (np.asarray(norm.moving_mean), np.asarray(norm.moving_variance))
+        for norm in norms_of(network)
+    }
 
 
 def give(network: keras.Model, statistics: Statistics) -> None:
@@ -153,7 +169,8 @@ def copy_weights(trained: keras.Model, plain: keras.Model) -> None:
 class Judged(keras.callbacks.Callback):
     """Lets a network be measured with statistics of its training set, and go on with the running ones.
 
-    What training itself goes on with is never touched, so that a resumed run meets the same numbers.
+    What training itself goes on with is never touched, so that a resumed run meets the same
+    numbers.
 
     Args:
         network: The one in training.

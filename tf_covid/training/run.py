@@ -19,8 +19,8 @@ from tf_covid.training.initialise import log
 
 #: Stands in the file of every network that was trained here, and so in every result.
 NOTE = (
-    "Trained on synthetic chests only (tf_covid.phantom), on no patient. A demonstration of the method: "
-    "not validated on patients, not for clinical use."
+    "Trained on synthetic chests only (tf_covid.phantom), on no patient. A demonstration of the"
+    " method: not validated on patients, not for clinical use."
 )
 
 
@@ -45,13 +45,21 @@ class Log(keras.callbacks.Callback):
         }
         for what in (name for name, good in finite.items() if not good):
             # Before the backup of this epoch is made: that of the one before stays.
-            raise TrainingError(f"not_finite: the {what} became NaN or infinite in epoch {epoch + 1}; try a lower rate")
-        log.info("epoch %d: %s", epoch + 1, ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
+            raise TrainingError(
+                f"not_finite: the {what} became NaN or infinite in epoch {epoch + 1}; try a lower"
+                " rate"
+            )
+        log.info(
+            "epoch %d: %s",
+            epoch + 1,
+            ", ".join(f"{name} {value:.4f}" for name, value in found.items()),
+        )
         self.curves[epoch] = found
         write_text(json.dumps(self.curves), self.path)
 
 
-#: The curves so far, and beside them what a killed run continues from, until the training has ended.
+#: The curves so far, and beside them what a killed run continues from, until the training has
+#: ended.
 CURVES, BACKUP = "curves.json", "backup"
 
 
@@ -63,7 +71,8 @@ def setup(seed: int, out: Path) -> int:
         out: The model's folder.
 
     Returns:
-        The seed of this process: one that continues must not meet the batches of the first epochs once more.
+        The seed of this process: one that continues must not meet the batches of the first epochs
+        once more.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -111,14 +120,23 @@ def train_only(
     kept = network.fit(data, epochs=1, steps_per_epoch=steps, shuffle=False, verbose=0)
     loss_now = kept.history["loss"][-1]
     if not np.isfinite(loss_now):
-        raise TrainingError(f"not_finite: the loss of {', '.join(names)} became NaN or infinite; try a lower rate")
+        raise TrainingError(
+            f"not_finite: the loss of {', '.join(names)} became NaN or infinite; try a lower rate"
+        )
     log.info("%s train_only: loss %.4f", ", ".join(names), loss_now)
     for layer in network.layers:
         layer.trainable = before[layer.name]
 
 
 def fit(
-    network: keras.Model, data: tf.data.Dataset, out: Path, *, epochs: int, steps: int, rate: float, **compiled: Any
+    network: keras.Model,
+    data: tf.data.Dataset,
+    out: Path,
+    *,
+    epochs: int,
+    steps: int,
+    rate: float,
+    **compiled: Any,
 ) -> dict[str, list[float]]:
     """Train with Adam, one epoch of warm-up and cosine decay; a killed run continues at its last full epoch.
 
@@ -151,7 +169,9 @@ def fit(
         callbacks=[
             kept,
             # A kill while a backup is written leaves the one before.
-            keras.callbacks.BackupAndRestore(out / BACKUP, save_freq="epoch", double_checkpoint=True),
+            keras.callbacks.BackupAndRestore(
+                out / BACKUP, save_freq="epoch", double_checkpoint=True
+            ),
         ],
     )
     (out / CURVES).unlink(missing_ok=True)

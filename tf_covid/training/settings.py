@@ -21,7 +21,8 @@ class Stage(BaseModel):
 
     Args:
         epochs: How long.
-        train_from: Name of the first layer that learns, e.g. "Mixed_5b"; "head" for the dense layers only.
+        train_from: Name of the first layer that learns, e.g. "Mixed_5b"; "head" for the dense
+            layers only.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,8 +36,8 @@ class Settings(BaseModel):
 
     Args:
         clip: Frames, height and width of the network's input (slices: height and width count).
-        working_grid: The same of the cache; None: twice the clip, as far as the cache allows. A lung model keeps
-            `working_grid[0]` slices of each scan at the size of `clip`.
+        working_grid: The same of the cache; None: twice the clip, as far as the cache allows. A
+            lung model keeps `working_grid[0]` slices of each scan at the size of `clip`.
         epochs: How often each scan is seen.
         batch: Scans, or slices, a step.
         slices_per_scan: 2D tasks: slices drawn from each scan in an epoch.
@@ -45,9 +46,11 @@ class Settings(BaseModel):
         clip_norm: Largest norm of a step's gradient.
         loss: "cross_entropy", as in the paper; "ordinal" asks “worse than class k?” for each k.
         class_weights: Weigh cases against the frequency of their class.
-        ct_score_weight: Of the second output's loss; 0: no second output. Cases without a score do not count.
-        disease_endpoints: Layers of a 3D network that are asked for the diseased share of each of their cells as well
-            (needs lesion masks of all cases; the extra outputs are no part of the model file).
+        ct_score_weight: Of the second output's loss; 0: no second output. Cases without a score do
+            not count.
+        disease_endpoints: Layers of a 3D network that are asked for the diseased share of each of
+            their cells as well (needs lesion masks of all cases; the extra outputs are no part of
+            the model file).
         disease_weight: Of each of them.
         stages: First parts of the training in which not all layers learn.
         held_out: Share of the patients that a fold trains on which only tell when to stop.
@@ -56,8 +59,10 @@ class Settings(BaseModel):
         precision: "float32", or "mixed": float16 on a GPU, bfloat16 on a CPU.
         seed: Folds, weights, order and augmentation follow from it.
         dropout: Before the dense outputs; None: the network's own.
-        network: Further arguments of the network's builder, e.g. `dense = 1024` (LTC), `filters = 16` (U-Net).
-        slice_minimum, box, box_margin: See `Preprocessing`; the paper's full frame is `box = "none"`.
+        network: Further arguments of the network's builder, e.g. `dense = 1024` (LTC), `filters =
+            16` (U-Net).
+        slice_minimum, box, box_margin: See `Preprocessing`; the paper's full frame is `box =
+            "none"`.
         augmentation: See there.
     """
 
@@ -92,7 +97,10 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _together(self) -> Self:
         if not self.held_out and (self.patience or self.keep == "best"):
-            raise ValueError('patience and keep = "best" need held_out > 0: the test fold must not tell when to stop')
+            raise ValueError(
+                'patience and keep = "best" need held_out > 0: the test fold must not tell when to'
+                " stop"
+            )
         if sum(stage.epochs for stage in self.stages) > self.epochs:
             raise ValueError("the stages last longer than the epochs")
         return self
@@ -113,9 +121,12 @@ def read_settings(path: Path) -> Settings:
         return Settings.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         facts = "".join(
-            f"\n{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg'].removeprefix('Value error, ')}"
+            f"\n{'.'.join(map(str, item['loc'])) or 'settings'}:"
+            f" {item['msg'].removeprefix('Value error, ')}"
             for item in error.errors()
         )
-        raise TrainingError(f"{path.name}: {len(error.errors())} setting(s) are wrong{facts}") from error
+        raise TrainingError(
+            f"{path.name}: {len(error.errors())} setting(s) are wrong{facts}"
+        ) from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise TrainingError(f"{path.name}: cannot be read as TOML ({error})") from error

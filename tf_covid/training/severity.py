@@ -34,7 +34,8 @@ from tf_covid.weights.files import POLICIES
 
 log = logging.getLogger(__name__)
 
-#: Where Grad-CAM points best, by `benchmarks/attention.py`; the last endpoint where it is not named.
+#: Where Grad-CAM points best, by `benchmarks/attention.py`; the last endpoint where it is not
+#: named.
 ENDPOINTS = {"i3d": "Mixed_3c", "ltc": "conv3"}
 
 
@@ -51,7 +52,9 @@ def measure(network: keras.Model, clips: np.ndarray, truth: Clips) -> dict[str, 
         "accuracy": float((found == classes).mean()),
         "within_one": float((np.abs(found - classes) <= 1).mean()),
         "mild_recall": float((found[mild] == 1).mean()) if mild.any() else float("nan"),
-        "quadratic_kappa": float(cohen_kappa_score(classes, found, weights="quadratic", labels=range(5))),
+        "quadratic_kappa": float(
+            cohen_kappa_score(classes, found, weights="quadratic", labels=range(5))
+        ),
         "ct_score_mean_error": float(error.mean()),
         "ct_score_within_3": float((error <= 3.0).mean()),
         "ct_score_correlation": float(np.corrcoef(outputs["ct_score"][:, 0], truth.scores)[0, 1]),
@@ -80,26 +83,54 @@ class Recipe:
 
 RECIPES = {
     "i3d": Recipe(
-        I3D, {"dropout": 0.3}, (24, 96, 96), ("Mixed_3c", "Mixed_4f"),
-        "I3D: the kept slices of a chest CT, masked to the lungs, in; severity class and CT score out.",
+        I3D,
+        {"dropout": 0.3},
+        (24, 96, 96),
+        ("Mixed_3c", "Mixed_4f"),
+        "I3D: the kept slices of a chest CT, masked to the lungs, in; severity class and CT score"
+        " out.",
     ),
     "ltc": Recipe(
-        LTC, {"dense": 512, "dropout": 0.3}, (16, 64, 64), ("conv3", "conv4"),
-        "LTC: the kept slices of a chest CT, masked to the lungs, in; severity class and CT score out.",
+        LTC,
+        {"dense": 512, "dropout": 0.3},
+        (16, 64, 64),
+        ("conv3", "conv4"),
+        "LTC: the kept slices of a chest CT, masked to the lungs, in; severity class and CT score"
+        " out.",
     ),
-}  # fmt: skip
+}
 
 
 @click.command()
 @click.option("--model", "kind", type=click.Choice(list(RECIPES)), default="i3d", show_default=True)
-@click.option("--cases", "folder", type=click.Path(path_type=Path), required=True, help="Where the chests are kept.")
+@click.option(
+    "--cases",
+    "folder",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Where the chests are kept.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The model's folder.")
-@click.option("--lungs", default="lungs-unet", show_default=True, help="The lung model, by name or file.")
-@click.option("--init", type=click.Path(exists=True, path_type=Path), help="Weights to start from, a file of ours.")
+@click.option(
+    "--lungs", default="lungs-unet", show_default=True, help="The lung model, by name or file."
+)
+@click.option(
+    "--init",
+    type=click.Path(exists=True, path_type=Path),
+    help="Weights to start from, a file of ours.",
+)
 @click.option("--seed", default=1, show_default=True)
-@click.option("--train", default=800, show_default=True, help="Chests to learn from: seeds 0 … train − 1.")
-@click.option("--unseen", default=300, show_default=True, help="Chests to measure on: seeds 1000000 ….")
-@click.option("--clip", type=(int, int, int), help="Frames, height, width; i3d 24 96 96, ltc 16 64 64 if not given.")
+@click.option(
+    "--train", default=800, show_default=True, help="Chests to learn from: seeds 0 … train − 1."
+)
+@click.option(
+    "--unseen", default=300, show_default=True, help="Chests to measure on: seeds 1000000 …."
+)
+@click.option(
+    "--clip",
+    type=(int, int, int),
+    help="Frames, height, width; i3d 24 96 96, ltc 16 64 64 if not given.",
+)
 @click.option("--epochs", default=12, show_default=True, help="Epochs of --steps steps.")
 @click.option("--steps", default=50, show_default=True)
 @click.option("--batch", default=8, show_default=True)
@@ -112,13 +143,27 @@ RECIPES = {
     help="Of the training's arithmetic; weights, losses and what is measured are float32.",
 )
 def main(
-    kind: str, folder: Path, out: Path, lungs: str, init: Path | None, seed: int, train: int, unseen: int,
-    clip: tuple[int, int, int] | None, epochs: int, steps: int, batch: int, rate: float, precision: str,
-) -> None:  # fmt: skip
+    kind: str,
+    folder: Path,
+    out: Path,
+    lungs: str,
+    init: Path | None,
+    seed: int,
+    train: int,
+    unseen: int,
+    clip: tuple[int, int, int] | None,
+    epochs: int,
+    steps: int,
+    batch: int,
+    rate: float,
+    precision: str,
+) -> None:
     """Train a severity network on synthetic chests; a killed run continues."""
     if kind == "i3d" and precision == "bfloat16":
         # Seen on processors with avx512_bf16: see docs/training.md.
-        raise click.UsageError("the gradient of some of I3D's convolutions is no number in bfloat16 on a CPU")
+        raise click.UsageError(
+            "the gradient of some of I3D's convolutions is no number in bfloat16 on a CPU"
+        )
     order = setup(seed, out)
     recipe, held_out = RECIPES[kind], range(UNSEEN, UNSEEN + unseen)
     clip = clip or recipe.clip
@@ -129,8 +174,13 @@ def main(
     draw_cases(folder, range(train))
     unet = load(lungs)
     preprocessing, channels, shared = inherited(init)
-    arguments = {"input_shape": [*clip, channels], "classes": len(severity.LABELS), "ct_score": True,
-                 **recipe.arguments, **shared}  # fmt: skip
+    arguments = {
+        "input_shape": [*clip, channels],
+        "classes": len(severity.LABELS),
+        "ct_score": True,
+        **recipe.arguments,
+        **shared,
+    }
     network = recipe.build(**arguments)
     origin = start_from(network, init)
     road = Stratifier(network, unet.network, preprocessing)
@@ -142,9 +192,18 @@ def main(
     pupil = recipe.build(**arguments, dtype=POLICIES[precision])
     pupil.set_weights(network.get_weights())
     curves = teach(
-        pupil, recipe, road, seen, out, epochs=epochs, steps=steps, batch=batch,
-        rate=rate, seed=order, knows=init is not None,
-    )  # fmt: skip
+        pupil,
+        recipe,
+        road,
+        seen,
+        out,
+        epochs=epochs,
+        steps=steps,
+        batch=batch,
+        rate=rate,
+        seed=order,
+        knows=init is not None,
+    )
     network.set_weights(pupil.get_weights())
     contract = Contract(
         model=kind,
@@ -169,14 +228,24 @@ def main(
 
 
 def teach(
-    network: keras.Model, recipe: Recipe, road: Stratifier, clips: Clips, out: Path, *, epochs: int, steps: int,
-    batch: int, rate: float, seed: int, knows: bool = False,
-) -> dict[str, list[float]]:  # fmt: skip
+    network: keras.Model,
+    recipe: Recipe,
+    road: Stratifier,
+    clips: Clips,
+    out: Path,
+    *,
+    epochs: int,
+    steps: int,
+    batch: int,
+    rate: float,
+    seed: int,
+    knows: bool = False,
+) -> dict[str, list[float]]:
     """Train the network in place, with the disease at its endpoints as further teachers.
 
     Args:
-        knows: Whether the network has learned before. Its new disease outputs then learn train_only for an epoch: their
-            first gradients, of random weights, would undo what it knows.
+        knows: Whether the network has learned before. Its new disease outputs then learn train_only
+            for an epoch: their first gradients, of random weights, would undo what it knows.
 
     Returns:
         Name → one value an epoch.
@@ -189,10 +258,16 @@ def teach(
     if knows and not continues(out):
         train_only(pupil, tuple(grids), data, steps=steps, rate=3e-3, loss=losses)
     curves = fit(
-        pupil, data, out, epochs=epochs, steps=steps, rate=rate,
-        loss=losses, loss_weights={"logits": 1.0, "ct_score": 40.0} | dict.fromkeys(grids, 2.0),
+        pupil,
+        data,
+        out,
+        epochs=epochs,
+        steps=steps,
+        rate=rate,
+        loss=losses,
+        loss_weights={"logits": 1.0, "ct_score": 40.0} | dict.fromkeys(grids, 2.0),
         metrics={"logits": "accuracy"},
-    )  # fmt: skip
+    )
     for layer in network.layers:
         layer.set_weights(pupil.get_layer(layer.name).get_weights())
     return curves

@@ -22,10 +22,20 @@ from tf_covid.training.settings import Settings
 from tf_covid.weights import Preprocessing
 
 #: Task → labels of the logits.
-CLASSES = {"severity": severity.LABELS, "covid": ("negative", "positive"), "lungs": (), "slices": ("clear", "diseased")}
+CLASSES = {
+    "severity": severity.LABELS,
+    "covid": ("negative", "positive"),
+    "lungs": (),
+    "slices": ("clear", "diseased"),
+}
 
 #: Task → networks that can learn it.
-MODELS = {"severity": ("i3d", "ltc"), "covid": ("i3d", "ltc"), "lungs": ("unet",), "slices": ("inception_v1",)}
+MODELS = {
+    "severity": ("i3d", "ltc"),
+    "covid": ("i3d", "ltc"),
+    "lungs": ("unet",),
+    "slices": ("inception_v1",),
+}
 
 #: A slice counts as diseased from this share of its lung.
 DISEASED_SHARE = 0.005
@@ -45,7 +55,12 @@ def labels_of(rows: Sequence[Row], task: str) -> dict[str, int]:
         mask = {"lungs": "lungs", "slices": "lesions"}[task]
         found = {row.case: 0 if getattr(row, mask) else None for row in rows}
     if lacking := [case for case, label in found.items() if label is None]:
-        needs = {"severity": "severity or ct_score", "covid": "covid", "lungs": "lungs", "slices": "lesions"}[task]
+        needs = {
+            "severity": "severity or ct_score",
+            "covid": "covid",
+            "lungs": "lungs",
+            "slices": "lesions",
+        }[task]
         raise CohortError(
             f"{len(lacking)} of {len(rows)} rows have no {needs}, which the task {task} needs: "
             f"{', '.join(lacking[:5])}{' …' if len(lacking) > 5 else ''}"
@@ -67,8 +82,9 @@ def score_of(row: Row) -> float:
 class Lesson(Protocol):
     """What a task asks of a network.
 
-    `arguments` build the network; `each` is the number of its inputs that a record gives in an epoch; `targets` come
-    with each record; `batches` with `even` are as alike in size as they can be, and none larger than in training.
+    `arguments` build the network; `each` is the number of its inputs that a record gives in an
+    epoch; `targets` come with each record; `batches` with `even` are as alike in size as they can
+    be, and none larger than in training.
     """
 
     arguments: dict[str, Any]
@@ -82,15 +98,25 @@ class Lesson(Protocol):
         self, inputs: dict[str, Any], targets: dict[str, Any], training: bool
     ) -> tuple[Any, dict[str, Any]]: ...
 
-    def losses(self, cases: Sequence[str]) -> tuple[dict[str, losses.Loss], dict[str, float], dict[str, Any]]: ...
+    def losses(
+        self, cases: Sequence[str]
+    ) -> tuple[dict[str, losses.Loss], dict[str, float], dict[str, Any]]: ...
 
     def batches(
-        self, entries: Sequence[CacheRecord], *, order: np.ndarray, seed: int, first_epoch: int = 0, even: bool = False
+        self,
+        entries: Sequence[CacheRecord],
+        *,
+        order: np.ndarray,
+        seed: int,
+        first_epoch: int = 0,
+        even: bool = False,
     ) -> tf.data.Dataset: ...
 
     def steps(self, visits: int) -> int: ...
 
-    def answers(self, network: keras.Model, entries: Sequence[CacheRecord]) -> dict[str, np.ndarray]: ...
+    def answers(
+        self, network: keras.Model, entries: Sequence[CacheRecord]
+    ) -> dict[str, np.ndarray]: ...
 
 
 @dataclass
@@ -126,7 +152,11 @@ class ClipLesson:
             "ct_score": self.scored,
         }
         self.feed = ClipTrainingInput(
-            self.grid, self.settings.clip, self.preprocessing, self.channels, self.settings.augmentation
+            self.grid,
+            self.settings.clip,
+            self.preprocessing,
+            self.channels,
+            self.settings.augmentation,
         )
 
     @property
@@ -138,17 +168,25 @@ class ClipLesson:
         """Class and CT score of each case."""
         found = {"logits": np.array([self.labels[case] for case in cases], np.int32)}
         if self.scored:
-            found["ct_score"] = np.array([[score_of(self.rows[case])] for case in cases], np.float32)
+            found["ct_score"] = np.array(
+                [[score_of(self.rows[case])] for case in cases], np.float32
+            )
         return found
 
-    def prepare(self, inputs: dict[str, Any], targets: dict[str, Any], training: bool) -> tuple[Any, dict[str, Any]]:
+    def prepare(
+        self, inputs: dict[str, Any], targets: dict[str, Any], training: bool
+    ) -> tuple[Any, dict[str, Any]]:
         """A batch of records → clips and truths."""
         clip, lesions = self.feed(**inputs, training=training)
         return clip, targets | {name: pooled(lesions, cells) for name, cells in self.cells.items()}
 
-    def losses(self, cases: Sequence[str]) -> tuple[dict[str, losses.Loss], dict[str, float], dict[str, Any]]:
+    def losses(
+        self, cases: Sequence[str]
+    ) -> tuple[dict[str, losses.Loss], dict[str, float], dict[str, Any]]:
         """Losses, their weights, metrics."""
-        weights = class_weights([self.labels[case] for case in cases], len(CLASSES[self.task]), self.settings)
+        weights = class_weights(
+            [self.labels[case] for case in cases], len(CLASSES[self.task]), self.settings
+        )
         make = losses.ordinal if self.settings.loss == "ordinal" else losses.cross_entropy
         found: dict[str, losses.Loss] = {"logits": make(weights)}
         share = {"logits": 1.0}
@@ -159,22 +197,38 @@ class ClipLesson:
         return found, share, {"logits": keras.metrics.SparseCategoricalAccuracy(name="accuracy")}
 
     def batches(
-        self, entries: Sequence[CacheRecord], *, order: np.ndarray, seed: int, first_epoch: int = 0, even: bool = False
+        self,
+        entries: Sequence[CacheRecord],
+        *,
+        order: np.ndarray,
+        seed: int,
+        first_epoch: int = 0,
+        even: bool = False,
     ) -> tf.data.Dataset:
         """Batches of whole records."""
         targets = self.targets([entry.case for entry in entries])
-        size = _even(self.settings.batch, order.shape[1]) if even else min(self.settings.batch, len(entries))
+        size = (
+            _even(self.settings.batch, order.shape[1])
+            if even
+            else min(self.settings.batch, len(entries))
+        )
         paths = [entry.path for entry in entries]
-        return batches(paths, targets, self.grid, order=order, batch=size, seed=seed, first_epoch=first_epoch)
+        return batches(
+            paths, targets, self.grid, order=order, batch=size, seed=seed, first_epoch=first_epoch
+        )
 
     def steps(self, visits: int) -> int:
         """Batches of so many visits."""
         return -(-visits // self.settings.batch)
 
-    def answers(self, network: keras.Model, entries: Sequence[CacheRecord]) -> dict[str, np.ndarray]:
+    def answers(
+        self, network: keras.Model, entries: Sequence[CacheRecord]
+    ) -> dict[str, np.ndarray]:
         """`probabilities` (N, classes) and `ct_score` (N,), NaN where the network has none."""
         found: dict[str, list[np.ndarray]] = {"probabilities": [], "ct_score": []}
-        for inputs, targets in self.batches(entries, order=np.arange(len(entries))[np.newaxis], seed=0):
+        for inputs, targets in self.batches(
+            entries, order=np.arange(len(entries))[np.newaxis], seed=0
+        ):
             clip, _ = self.prepare(inputs, targets, False)
             outputs = network(clip, training=False)
             found["probabilities"].append(softmax(outputs["logits"].numpy()))
@@ -211,9 +265,13 @@ class SliceLesson:
 
     def _feed(self) -> SliceTrainingInput:
         return SliceTrainingInput(
-            self.grid[1:], self.settings.clip[1:], masked=self.masked, augmentation=self.settings.augmentation,
-            preprocessing=self.preprocessing, channels=self.channels,
-        )  # fmt: skip
+            self.grid[1:],
+            self.settings.clip[1:],
+            masked=self.masked,
+            augmentation=self.settings.augmentation,
+            preprocessing=self.preprocessing,
+            channels=self.channels,
+        )
 
     @property
     def each(self) -> int:
@@ -224,15 +282,22 @@ class SliceLesson:
         """None: the truth is in the records' masks."""
         return {}
 
-    def prepare(self, inputs: dict[str, Any], targets: dict[str, Any], training: bool) -> tuple[Any, dict[str, Any]]:
+    def prepare(
+        self, inputs: dict[str, Any], targets: dict[str, Any], training: bool
+    ) -> tuple[Any, dict[str, Any]]:
         """A batch of slices → pictures and truths."""
         parts = {name: inputs[name] for name in ("hu", "lungs", "lesions", "seed")}
         pictures, masks = self.feed(**parts, training=training)
         area = tf.reduce_sum(masks, axis=(1, 2))
         share = tf.math.divide_no_nan(area[:, 1:], area[:, :1])
-        return pictures, {"logits": tf.cast(share[:, 0] >= DISEASED_SHARE, tf.int32), "share": share}
+        return pictures, {
+            "logits": tf.cast(share[:, 0] >= DISEASED_SHARE, tf.int32),
+            "share": share,
+        }
 
-    def losses(self, cases: Sequence[str]) -> tuple[dict[str, losses.Loss], dict[str, float], dict[str, Any]]:
+    def losses(
+        self, cases: Sequence[str]
+    ) -> tuple[dict[str, losses.Loss], dict[str, float], dict[str, Any]]:
         """Losses, their weights, metrics. Slices are not weighed: half of them are diseased, more or less."""
         accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
         wanted: dict[str, losses.Loss] = {
@@ -242,20 +307,35 @@ class SliceLesson:
         return wanted, {"logits": 1.0, "share": 20.0}, {"logits": accuracy}
 
     def batches(
-        self, entries: Sequence[CacheRecord], *, order: np.ndarray, seed: int, first_epoch: int = 0, even: bool = False
+        self,
+        entries: Sequence[CacheRecord],
+        *,
+        order: np.ndarray,
+        seed: int,
+        first_epoch: int = 0,
+        even: bool = False,
     ) -> tf.data.Dataset:
         """Batches of some slices of each record, mixed."""
         paths, size = [entry.path for entry in entries], self.settings.batch
         size = _even(size, order.shape[1] * self.each) if even else size
         return batches(
-            paths, {}, self.grid, order=order, batch=size, seed=seed, first_epoch=first_epoch, slices=self.each
+            paths,
+            {},
+            self.grid,
+            order=order,
+            batch=size,
+            seed=seed,
+            first_epoch=first_epoch,
+            slices=self.each,
         )
 
     def steps(self, visits: int) -> int:
         """Batches of so many visits."""
         return -(-visits * self.settings.slices_per_scan // self.settings.batch)
 
-    def answers(self, network: keras.Model, entries: Sequence[CacheRecord]) -> dict[str, np.ndarray]:
+    def answers(
+        self, network: keras.Model, entries: Sequence[CacheRecord]
+    ) -> dict[str, np.ndarray]:
         """A row a slice: `record` and `slice`, their numbers; `truth`, `probability`, `share`, `predicted_share`."""
         names = ("truth", "probability", "share", "predicted_share")
         found: dict[str, list[np.ndarray]] = {name: [] for name in ("record", "slice", *names)}
@@ -273,7 +353,13 @@ class SliceLesson:
         """Record after record, all its slices, unchanged."""
         for number, entry in enumerate(entries):
             whole = batches(
-                [entry.path], {}, self.grid, order=np.zeros((1, 1), int), batch=self.grid[0], seed=0, slices=-1
+                [entry.path],
+                {},
+                self.grid,
+                order=np.zeros((1, 1), int),
+                batch=self.grid[0],
+                seed=0,
+                slices=-1,
             )
             for inputs, targets in whole:
                 yield number, inputs, *self.prepare(inputs, targets, False)
@@ -288,27 +374,41 @@ class LungLesson(SliceLesson):
     """
 
     def __init__(
-        self, masks: int, settings: Settings, preprocessing: Preprocessing, channels: int, grid: tuple[int, int, int]
+        self,
+        masks: int,
+        settings: Settings,
+        preprocessing: Preprocessing,
+        channels: int,
+        grid: tuple[int, int, int],
     ) -> None:
         self.masks = masks
         super().__init__(settings, preprocessing, channels, grid, masked=False)
 
     def __post_init__(self) -> None:
         """Build what the masks decide."""
-        self.arguments = {"input_shape": [*self.settings.clip[1:], self.channels], "outputs": self.masks}
+        self.arguments = {
+            "input_shape": [*self.settings.clip[1:], self.channels],
+            "outputs": self.masks,
+        }
         self.feed = self._feed()
 
-    def prepare(self, inputs: dict[str, Any], targets: dict[str, Any], training: bool) -> tuple[Any, dict[str, Any]]:
+    def prepare(
+        self, inputs: dict[str, Any], targets: dict[str, Any], training: bool
+    ) -> tuple[Any, dict[str, Any]]:
         """A batch of slices → pictures and masks."""
         parts = {name: inputs[name] for name in ("hu", "lungs", "lesions", "seed")}
         pictures, masks = self.feed(**parts, training=training)
         return pictures, {"logits": masks[..., : self.masks]}
 
-    def losses(self, cases: Sequence[str]) -> tuple[dict[str, losses.Loss], dict[str, float], dict[str, Any]]:
+    def losses(
+        self, cases: Sequence[str]
+    ) -> tuple[dict[str, losses.Loss], dict[str, float], dict[str, Any]]:
         """The loss of the masks."""
         return {"logits": losses.mask_loss}, {"logits": 1.0}, {}
 
-    def answers(self, network: keras.Model, entries: Sequence[CacheRecord]) -> dict[str, np.ndarray]:
+    def answers(
+        self, network: keras.Model, entries: Sequence[CacheRecord]
+    ) -> dict[str, np.ndarray]:
         """`dice` (N,) of the lungs over all slices of each record, on its grid."""
         dice = []
         for _, _, pictures, truth in self._each(entries):
@@ -319,9 +419,15 @@ class LungLesson(SliceLesson):
 
 
 def lesson_for(
-    task: str, model: str, rows: Sequence[Row], labels: Mapping[str, int], settings: Settings,
-    preprocessing: Preprocessing, channels: int, grid: tuple[int, int, int],
-) -> Lesson:  # fmt: skip
+    task: str,
+    model: str,
+    rows: Sequence[Row],
+    labels: Mapping[str, int],
+    settings: Settings,
+    preprocessing: Preprocessing,
+    channels: int,
+    grid: tuple[int, int, int],
+) -> Lesson:
     """The lesson of a task.
 
     Raises:
@@ -330,11 +436,17 @@ def lesson_for(
     if model not in MODELS[task]:
         raise TrainingError(f"the task {task} is for {' or '.join(MODELS[task])}, not for {model}")
     if settings.disease_endpoints and task not in ("severity", "covid"):
-        raise TrainingError(f"disease_endpoints are layers of a 3D network; the task {task} has none")
+        raise TrainingError(
+            f"disease_endpoints are layers of a 3D network; the task {task} has none"
+        )
     if task in ("severity", "covid"):
-        return ClipLesson(task, {row.case: row for row in rows}, labels, settings, preprocessing, channels, grid)
+        return ClipLesson(
+            task, {row.case: row for row in rows}, labels, settings, preprocessing, channels, grid
+        )
     if grid[1] * grid[2] % 8:
-        raise TrainingError(f"the task {task} needs slices of a multiple of 8 pixels, not {grid[1]}×{grid[2]}")
+        raise TrainingError(
+            f"the task {task} needs slices of a multiple of 8 pixels, not {grid[1]}×{grid[2]}"
+        )
     if task == "slices":
         return SliceLesson(settings, preprocessing, channels, grid)
     masks = 2 if all(row.lesions for row in rows) else 1

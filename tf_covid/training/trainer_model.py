@@ -16,7 +16,8 @@ class TrainerModel(keras.Model):
 
     Args:
         network: From clips or slices to a dict of outputs.
-        prepare: (inputs, targets, training) of a batch → the network's input and the truth of each of its outputs.
+        prepare: (inputs, targets, training) of a batch → the network's input and the truth of each
+            of its outputs.
     """
 
     def __init__(self, network: keras.Model, prepare: Prepare, **kwargs: Any) -> None:
@@ -39,9 +40,12 @@ class TrainerModel(keras.Model):
         return dict(super().test_step(self._prepare(inputs, targets, False)))
 
     def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        # Where there are several devices Keras builds its metrics from a made-up batch, all floats: it has to be of
-        # the types that leave the pipeline, and prepared.
+        # Where there are several devices Keras builds its metrics from a made-up batch, all floats:
+        # it has to be of the types that leave the pipeline, and prepared.
         inputs, targets = data_batch
         types = {"hu": tf.int16, "lungs": tf.uint8, "lesions": tf.uint8}
-        inputs = {name: tf.zeros(tf.shape(value), types.get(name, tf.int32)) for name, value in inputs.items()}
+        inputs = {
+            name: tf.zeros(tf.shape(value), types.get(name, tf.int32))
+            for name, value in inputs.items()
+        }
         super()._symbolic_build(data_batch=self._prepare(inputs, targets, False))

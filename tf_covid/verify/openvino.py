@@ -1,6 +1,7 @@
 """The same SavedModel in a runtime that shares no kernel with TensorFlow: OpenVINO, the extra `[openvino]`.
 
-It is read by OpenVINO's frontend itself, not by its converter tool, which would report its use to its makers.
+It is read by OpenVINO's frontend itself, not by its converter tool, which would report its use to
+its makers.
 """
 
 from __future__ import annotations
@@ -32,18 +33,28 @@ class OpenVino:
 
     def __init__(self, export: Path, signature: str) -> None:
         runtime = optional_import("openvino", "openvino")
-        frontend = optional_import("openvino.frontend", "openvino").FrontEndManager().load_by_framework("tf")
+        frontend = (
+            optional_import("openvino.frontend", "openvino")
+            .FrontEndManager()
+            .load_by_framework("tf")
+        )
         for extension in _gradients():
             frontend.add_extension(extension)
         with tempfile.TemporaryDirectory() as folder:
             # It sees only `serving_default`.
             loaded = tf.saved_model.load(str(export))
-            tf.saved_model.save(loaded, folder, signatures={"serving_default": loaded.signatures[signature]})
+            tf.saved_model.save(
+                loaded, folder, signatures={"serving_default": loaded.signatures[signature]}
+            )
             try:
                 model = frontend.convert(frontend.load(folder))
-                self._run = runtime.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+                self._run = runtime.Core().compile_model(
+                    model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+                )
             except RuntimeError as error:
-                raise ServingError(f"OpenVINO cannot run {signature}: {str(error)[:500]}") from error
+                raise ServingError(
+                    f"OpenVINO cannot run {signature}: {str(error)[:500]}"
+                ) from error
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Named outputs for named inputs."""
@@ -51,7 +62,9 @@ class OpenVino:
             found = self._run(inputs).to_dict()
         except RuntimeError as error:
             raise ServingError(f"OpenVINO failed: {str(error)[:500]}") from error
-        return {next(iter(output.get_names())): np.array(values) for output, values in found.items()}
+        return {
+            next(iter(output.get_names())): np.array(values) for output, values in found.items()
+        }
 
 
 def _gradients() -> list[Any]:
@@ -69,15 +82,22 @@ def _relu_grad(node: Any) -> list[Any]:
 
     gradient, features = node.get_input(0), node.get_input(1)
     zero = ops.convert_like(ops.constant(0.0, dtype=np.float32), features)
-    return [ops.multiply(gradient, ops.convert_like(ops.greater(features, zero), gradient)).output(0)]
+    return [
+        ops.multiply(gradient, ops.convert_like(ops.greater(features, zero), gradient)).output(0)
+    ]
 
 
 def _concat_offset(node: Any) -> list[Any]:
     """Where each of several concatenated tensors begins."""
     from openvino import opset14 as ops
 
-    axis, shapes = node.get_input(0), [node.get_input(number) for number in range(1, node.get_input_size())]
-    rank = ops.squeeze(ops.shape_of(shapes[0], output_type="i32"), ops.constant([0], dtype=np.int64))
+    axis, shapes = (
+        node.get_input(0),
+        [node.get_input(number) for number in range(1, node.get_input_size())],
+    )
+    rank = ops.squeeze(
+        ops.shape_of(shapes[0], output_type="i32"), ops.constant([0], dtype=np.int64)
+    )
     one, nothing = ops.constant(1, dtype=np.int32), ops.constant(0, dtype=np.int32)
     along = ops.equal(ops.range(nothing, rank, one, output_type="i32"), ops.convert(axis, "i32"))
     along = ops.convert_like(along, shapes[0])
@@ -97,11 +117,15 @@ def _strided_slice_grad(node: Any) -> list[Any]:
         node.get_attribute(f"{name}_mask", default_value=0, dtype=int)
         for name in ("ellipsis", "new_axis", "shrink_axis")
     ):
-        raise ServingError("a gradient of a slice that adds or drops an axis is not known to OpenVINO")
+        raise ServingError(
+            "a gradient of a slice that adds or drops an axis is not known to OpenVINO"
+        )
     size = begin.get_partial_shape()[0].get_length()
     # Where the mask has a bit the slice took the whole axis.
     whole = node.get_attribute("end_mask", default_value=0, dtype=int)
     open_end = ops.constant([whole >> axis & 1 for axis in range(size)], dtype=bool)
     end = ops.select(open_end, ops.convert_like(ops.constant(2**31 - 1, dtype=np.int32), end), end)
     nothing = ops.convert_like(ops.constant(0.0, dtype=np.float32), gradient)
-    return [ops.slice_scatter(ops.broadcast(nothing, shape), gradient, begin, end, strides).output(0)]
+    return [
+        ops.slice_scatter(ops.broadcast(nothing, shape), gradient, begin, end, strides).output(0)
+    ]

@@ -12,8 +12,8 @@ from tf_covid import attention
 from tf_covid.attention.grid import centre_weights
 from tf_covid.local import EnsembleMember, LocalModels
 
-#: An export agrees where no value differs by more. Probabilities and masks as they are, logits against the largest of
-#: the scan, the CT score against 25, attention against its maximum.
+#: An export agrees where no value differs by more. Probabilities and masks as they are, logits
+#: against the largest of the scan, the CT score against 25, attention against its maximum.
 TOLERANCE = 1e-4
 
 
@@ -51,11 +51,18 @@ def reference(models: LocalModels, name: str, hu: np.ndarray) -> Reference:
     answers: dict[str, Any] = {"probabilities": answer.probabilities, "logits": logits}
     if answer.ct_score is not None:
         answers["ct_score"] = np.float32(answer.ct_score)
-    cells = attention.attention_map(member.split.explained, answer.features, attention.expected_class)
+    cells = attention.attention_map(
+        member.split.explained, answer.features, attention.expected_class
+    )
     on_clip = _on_clip(cells, member) * (cut["lungs"].numpy()[0] >= 0.5)
     road = {**answers, "slices_kept": np.int32(answer.keep.sum())}
     axes = np.array([[axis.step, axis.first] for axis in member.axes])
-    looked = {"attention_cells": cells, "attention_axes": axes, "keep": answer.keep, "box": answer.box}
+    looked = {
+        "attention_cells": cells,
+        "attention_axes": axes,
+        "keep": answer.keep,
+        "box": answer.box,
+    }
     masks = {"lungs": segmentation.probability}
     if segmentation.disease is not None:
         masks["disease"] = segmentation.disease
@@ -65,16 +72,23 @@ def reference(models: LocalModels, name: str, hu: np.ndarray) -> Reference:
     return Reference(
         name,
         inputs={
-            "serving_default": scan, "explain": scan, "segment": scan, "serving_bytes": octets, "infer_bytes": octets,
+            "serving_default": scan,
+            "explain": scan,
+            "segment": scan,
+            "serving_bytes": octets,
+            "infer_bytes": octets,
             "classify_clip": {"clip": np.asarray(clip, np.float32)},
         },
         right={
-            "serving_default": road, "explain": {**road, **looked, "attention": on_clip},
+            "serving_default": road,
+            "explain": {**road, **looked, "attention": on_clip},
             "segment": {**masks, "mask": segmentation.probability > 0.5},
-            "serving_bytes": road, "infer_bytes": {**road, **looked, **masks}, "classify_clip": answers,
+            "serving_bytes": road,
+            "infer_bytes": {**road, **looked, **masks},
+            "classify_clip": answers,
         },
         marks=(member.model.sha256, models.lungs.sha256),
-    )  # fmt: skip
+    )
 
 
 def largest_difference(right: dict[str, np.ndarray], answer: dict[str, Any]) -> tuple[float, str]:

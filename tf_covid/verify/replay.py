@@ -64,7 +64,9 @@ def main(export: str, questions: str, answers: str) -> None:
     loaded = tf.saved_model.load(export)
     found = []
     for signature, inputs in unpack(Path(questions)):
-        outputs = loaded.signatures[signature](**{name: tf.constant(values) for name, values in inputs.items()})
+        outputs = loaded.signatures[signature](
+            **{name: tf.constant(values) for name, values in inputs.items()}
+        )
         found.append((signature, {name: values.numpy() for name, values in outputs.items()}))
     pack(Path(answers), found)
 

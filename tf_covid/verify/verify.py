@@ -71,16 +71,20 @@ class Check:
 
 
 def verify(
-    source: str | Path, export: Path, servers: Sequence[str] = (), scans: Sequence[Path] = (),
-    say: Callable[[str], None] = lambda text: None, token: str | None = None,
-) -> Iterator[Check]:  # fmt: skip
+    source: str | Path,
+    export: Path,
+    servers: Sequence[str] = (),
+    scans: Sequence[Path] = (),
+    say: Callable[[str], None] = lambda text: None,
+    token: str | None = None,
+) -> Iterator[Check]:
     """Compare, one check after the other.
 
     Args:
         source: The model: a shipped name or a `.keras` file.
         export: Its export, `…/NAME` (the newest version) or `…/NAME/VERSION`.
-        servers: URLs of servers that have the model under the name of the export's folder; none: the embedded server
-            is started over the export, and asked by REST and gRPC.
+        servers: URLs of servers that have the model under the name of the export's folder; none:
+            the embedded server is started over the export, and asked by REST and gRPC.
         scans: Chest CTs; none: a synthetic patient, as DICOM and as NIfTI.
         say: Told what is going on.
         token: Of the servers.
@@ -128,7 +132,9 @@ def version_folder(export: Path) -> Path:
     paths = export.glob("*/saved_model.pb")
     found = [path for path in paths if path.parent.name.isascii() and path.parent.name.isdecimal()]
     if not found:
-        raise ServingError(f"{export}: no export is there; `tfcovid export MODEL --out {export}` writes one")
+        raise ServingError(
+            f"{export}: no export is there; `tfcovid export MODEL --out {export}` writes one"
+        )
     return max(found, key=lambda path: int(path.parent.name)).parent
 
 
@@ -141,7 +147,9 @@ def _check_safe(folder: Path) -> None:
         for graph in saved.meta_graphs:
             safety.check(graph)
     except (DecodeError, OSError) as error:
-        raise ServingError(f"{folder}: saved_model.pb cannot be read ({type(error).__name__})") from error
+        raise ServingError(
+            f"{folder}: saved_model.pb cannot be read ({type(error).__name__})"
+        ) from error
     except ServingError as error:
         raise ServingError(f"{folder}: {error}") from error
 
@@ -150,7 +158,10 @@ def _references(models: LocalModels, scans: Sequence[Path], folder: Path) -> Ite
     if not scans:
         for kind in ("dicom", "nifti"):
             write_cohort(folder / kind, 1, seed=7, size=192, slices=48, format=kind)
-        scans = [next((folder / "dicom").glob("*/dicom")), next((folder / "nifti").glob("*/ct.nii.gz"))]
+        scans = [
+            next((folder / "dicom").glob("*/dicom")),
+            next((folder / "nifti").glob("*/ct.nii.gz")),
+        ]
     for path in scans:
         for case in find_cases(path):
             yield reference(models, case.name, case.read().hu)
@@ -167,7 +178,9 @@ def _formats(dicom: Reference, nifti: Reference) -> Check:
 def _check(way: str, question: Reference, signature: str, answer: dict[str, Any]) -> Check:
     if signature == "infer_bytes" and card_marks(answer, way) != question.marks:
         return Check(way, question.name, signature, float("inf"), "card_bytes")
-    return Check(way, question.name, signature, *largest_difference(question.right[signature], answer))
+    return Check(
+        way, question.name, signature, *largest_difference(question.right[signature], answer)
+    )
 
 
 def _replayed(
@@ -186,7 +199,12 @@ def _clip_entry(clip: Path, asked: Sequence[Reference], folder: Path) -> Iterato
         return
     questions = [("serving_default", one.inputs["classify_clip"]) for one in asked]
     for one, answer in zip(asked, _ask_alone(clip, questions, folder), strict=True):
-        yield Check("clip entry", one.name, "serving_default", *largest_difference(one.right["classify_clip"], answer))
+        yield Check(
+            "clip entry",
+            one.name,
+            "serving_default",
+            *largest_difference(one.right["classify_clip"], answer),
+        )
 
 
 def _ask_alone(
@@ -197,12 +215,16 @@ def _ask_alone(
     replay.pack(files[0], questions)
     command = [sys.executable, "-m", "tf_covid.verify.replay", str(export), *map(str, files)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_REPLAY_S, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_REPLAY_S, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise ServingError(f"{export}: no answer in {_REPLAY_S:.0f} s") from error
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no further text"])[-1]
-        raise ServingError(f"{export}: the SavedModel fails in a process of its own: {reason[:500]}")
+        raise ServingError(
+            f"{export}: the SavedModel fails in a process of its own: {reason[:500]}"
+        )
     return [answer for _, answer in replay.unpack(files[1])]
 
 
@@ -220,7 +242,9 @@ def _with_openvino(export: Path, asked: Sequence[Reference]) -> Iterator[Check]:
             yield _check("OpenVINO", one, signature, runtime(one.inputs[signature]))
 
 
-def _with_server(server: RestServer | GrpcServer, export: Path, asked: Sequence[Reference]) -> Iterator[Check]:
+def _with_server(
+    server: RestServer | GrpcServer, export: Path, asked: Sequence[Reference]
+) -> Iterator[Check]:
     name, version = export.parent.name, int(export.name)
     rest = isinstance(server, RestServer)
     for one in asked:
@@ -235,7 +259,9 @@ def _embedded(export: Path, folder: Path) -> Iterator[Sequence[str]]:
     place = folder / "models" / export.parent.name
     place.mkdir(parents=True)
     os.symlink(export.resolve(), place / export.name, target_is_directory=True)
-    with Server(Settings(models=folder / "models", port=0, grpc_port=0, time_limit_s=_REPLAY_S)) as server:
+    with Server(
+        Settings(models=folder / "models", port=0, grpc_port=0, time_limit_s=_REPLAY_S)
+    ) as server:
         if not server.wait_until_ready(_REPLAY_S, export.parent.name):
             raise ServingError(f"{export}: the embedded server cannot load it")
         yield [server.rest_url, f"grpc://{server.grpc_address}"]

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 from tf_covid.weights.contract import Contract, Preprocessing
 
 if TYPE_CHECKING:
-    from tf_covid.weights.files import LoadedModel, contract_of, load, load_model, read_contract, save_model
+    from tf_covid.weights.files import (
+        LoadedModel,
+        contract_of,
+        load,
+        load_model,
+        read_contract,
+        save_model,
+    )
 
 __all__ = [
     "Contract",

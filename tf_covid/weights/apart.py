@@ -34,7 +34,8 @@ class Variable:
     Args:
         path: Its place in the file, e.g. "layers/conv3d/vars/0".
         layer: The text "name" that its group bears; None where there is none.
-        values: Its numbers, float32 or the file's integers; zeros that take no memory where only names were read.
+        values: Its numbers, float32 or the file's integers; zeros that take no memory where only
+            names were read.
     """
 
     path: str
@@ -80,16 +81,23 @@ def hdf5(path: Path, name: str, *, numbers: bool = True) -> Store:
         numbers: Whether its numbers are read, or its names and shapes only.
 
     Raises:
-        UnsafeFile: As `hdf5.checked` and `chunks.write`; if the reader crashed, or ran out of its memory or time.
+        UnsafeFile: As `hdf5.checked` and `chunks.write`; if the reader crashed, or ran out of its
+            memory or time.
     """
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         wish = "numbers" if numbers else "names"
         run(_READER, [str(path.absolute()), made, name, wish], folder, name, "HDF5", _MOST_SECONDS)
         said = answer(folder / hdf5_child.ANSWER, name, "HDF5")
-        texts = {key: (folder / key).read_text("utf-8") for key in hdf5_child.TEXTS if (folder / key).is_file()}
+        texts = {
+            key: (folder / key).read_text("utf-8")
+            for key in hdf5_child.TEXTS
+            if (folder / key).is_file()
+        }
         variables = []
-        with open(folder / hdf5_child.NUMBERS, "rb") if numbers else contextlib.nullcontext() as file:
+        with (
+            open(folder / hdf5_child.NUMBERS, "rb") if numbers else contextlib.nullcontext()
+        ) as file:
             for one in said["variables"]:
                 kind, shape = np.dtype(one["type"]), one["shape"]
                 if file is None:
@@ -100,7 +108,9 @@ def hdf5(path: Path, name: str, *, numbers: bool = True) -> Store:
     return Store(tuple(variables), frozenset(said["layers"]), texts)
 
 
-def run(module: str, arguments: Sequence[str], folder: Path, name: str, whose: str, seconds: float) -> None:
+def run(
+    module: str, arguments: Sequence[str], folder: Path, name: str, whose: str, seconds: float
+) -> None:
     """Run a module of ours until it ends.
 
     Args:
@@ -114,19 +124,29 @@ def run(module: str, arguments: Sequence[str], folder: Path, name: str, whose: s
     Raises:
         UnsafeFile: If it crashed, or ran out of its memory or time.
     """
-    # -P: not from the folder that the user stands in, where the file may have come with Python files.
+    # -P: not from the folder that the user stands in, where the file may have come with Python
+    # files.
     command = [sys.executable, "-P", "-m", module, *arguments]
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TF_CPP_MIN_LOG_LEVEL": "3",
-        "CUDA_VISIBLE_DEVICES": "-1", "HDF5_PLUGIN_PRELOAD": "::", "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "HDF5_PLUGIN_PRELOAD": "::",
+        "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+    }
     with (folder / "errors.txt").open("w+b") as said:
         try:
             code = subprocess.run(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
-                cwd=folder, timeout=seconds, check=False,
-            ).returncode  # fmt: skip
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                cwd=folder,
+                timeout=seconds,
+                check=False,
+            ).returncode
         except subprocess.TimeoutExpired as error:
             raise UnsafeFile("reader_failed", f"{name}: was not read within {seconds} s") from error
         if code:
@@ -134,7 +154,8 @@ def run(module: str, arguments: Sequence[str], folder: Path, name: str, whose: s
             last = said.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
             how = signal.Signals(-code).name if code < 0 else last or f"exit code {code}"
             raise UnsafeFile(
-                "reader_failed", f"{name}: {whose}'s reader crashed or ran out of its memory or time ({how})"
+                "reader_failed",
+                f"{name}: {whose}'s reader crashed or ran out of its memory or time ({how})",
             )
 
 
@@ -146,10 +167,14 @@ def answer(path: Path, name: str, whose: str) -> dict[str, Any]:
     """
     try:
         if path.stat().st_size > _MOST_ANSWER:
-            raise UnsafeFile("hdf5_items", f"{name}: its names are longer than {_MOST_ANSWER} bytes")
+            raise UnsafeFile(
+                "hdf5_items", f"{name}: its names are longer than {_MOST_ANSWER} bytes"
+            )
         said: dict[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise UnsafeFile("reader_failed", f"{name}: {whose}'s reader left no answer ({error})") from error
+        raise UnsafeFile(
+            "reader_failed", f"{name}: {whose}'s reader left no answer ({error})"
+        ) from error
     if "code" in said:
         raise UnsafeFile(str(said["code"]), str(said["facts"]))
     return said

@@ -1,7 +1,8 @@
 """TensorFlow's own reader of its checkpoints, in a process of its own: it is C++ that reads what somebody else wrote.
 
-`foreign.py` runs `python -m tf_covid.weights.bundle PREFIX FOLDER` and looks at what it left there as at any file. The
-memory, processor time and output that it may use follow from the size of the checkpoint's files.
+`foreign.py` runs `python -m tf_covid.weights.bundle PREFIX FOLDER` and looks at what it left there
+as at any file. The memory, processor time and output that it may use follow from the size of the
+checkpoint's files.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def limit(size: int, seconds: int = 10) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (mapped + 500_000_000 + 5 * size,) * 2)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000 + 3 * size,) * 2)
     allowed = math.ceil(used.ru_utime + used.ru_stime) + seconds + size // 20_000_000
-    resource.setrlimit(resource.RLIMIT_CPU, (allowed, allowed + 1))  # the first ends it by a signal with a name
+    resource.setrlimit(
+        resource.RLIMIT_CPU, (allowed, allowed + 1)
+    )  # the first ends it by a signal with a name
 
 
 def read(prefix: Path, size: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -57,12 +60,20 @@ def read(prefix: Path, size: int) -> tuple[dict[str, np.ndarray], dict[str, str]
     try:
         reader = tf.compat.v1.train.NewCheckpointReader(str(prefix))
         shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
-        total = sum(math.prod(shape) * types[name].size for name, shape in shapes.items() if types[name].size)
+        total = sum(
+            math.prod(shape) * types[name].size
+            for name, shape in shapes.items()
+            if types[name].size
+        )
     except errors as error:
-        raise UnsafeFile("damaged", f"{prefix}: is no readable TensorFlow checkpoint ({_line(error)})") from error
+        raise UnsafeFile(
+            "damaged", f"{prefix}: is no readable TensorFlow checkpoint ({_line(error)})"
+        ) from error
     # Neither format packs, so that a checkpoint cannot hold more than its files.
     if total > min(size, MOST_WEIGHTS):
-        raise UnsafeFile("shape_bomb", f"{prefix}: its shapes ask for {total} bytes, its files hold {size}")
+        raise UnsafeFile(
+            "shape_bomb", f"{prefix}: its shapes ask for {total} bytes, its files hold {size}"
+        )
     tensors: dict[str, np.ndarray] = {}
     others: dict[str, str] = {}
     for name in sorted(shapes):
@@ -73,23 +84,33 @@ def read(prefix: Path, size: int) -> tuple[dict[str, np.ndarray], dict[str, str]
             with np.errstate(over="ignore"):
                 tensors[name] = np.asarray(reader.get_tensor(name), np.float32)
         except errors as error:
-            raise UnsafeFile("damaged", f"{prefix}: {name} cannot be read ({_line(error)})") from error
+            raise UnsafeFile(
+                "damaged", f"{prefix}: {name} cannot be read ({_line(error)})"
+            ) from error
     return tensors, others
 
 
 def main(prefix: Path, folder: Path) -> None:
     """Read a checkpoint within limits, and leave in a folder what was found."""
-    import tensorflow  # noqa: F401  before the limits: what it takes is not the file's doing
+    # Before the limits: what it takes is not the file's doing.
+    import tensorflow  # noqa: F401
     from safetensors.numpy import save_file
 
     shards = re.escape(prefix.name) + r"(\.index|\.data-\d{5}-of-\d{5})?"
-    size = sum(file.stat().st_size for file in prefix.parent.iterdir() if re.fullmatch(shards, file.name))
+    size = sum(
+        file.stat().st_size for file in prefix.parent.iterdir() if re.fullmatch(shards, file.name)
+    )
     limit(size)
     answer: dict[str, object]
     try:
         tensors, others = read(prefix, size)
-        save_file({str(number): np.ascontiguousarray(value) for number, value in enumerate(tensors.values())},
-                  folder / TENSORS)  # fmt: skip
+        save_file(
+            {
+                str(number): np.ascontiguousarray(value)
+                for number, value in enumerate(tensors.values())
+            },
+            folder / TENSORS,
+        )
         answer = {"names": list(tensors), "others": others}
     except UnsafeFile as error:
         answer = {"code": error.code, "facts": str(error).removeprefix(f"{error.code}: ")}

@@ -21,7 +21,8 @@ def folder() -> Path:
         with resources.as_file(resources.files("tf_covid.saved_models")) as path:
             return Path(path)
     except ModuleNotFoundError:
-        # `python cli.py` in a checkout that was not installed: the package is mapped at install time only.
+        # `python cli.py` in a checkout that was not installed: the package is mapped at install
+        # time only.
         checkout = Path(__file__).parents[2] / "saved_models"
         if (checkout / "__init__.py").is_file():
             return checkout
@@ -50,7 +51,10 @@ def find(source: str | Path) -> Path:
     path = Path(source)
     if path.is_file():
         return path
-    raise ModelError(f"{source}: neither a file nor a shipped model ({', '.join(shipped()) or 'none is installed'})")
+    raise ModelError(
+        f"{source}: neither a file nor a shipped model"
+        f" ({', '.join(shipped()) or 'none is installed'})"
+    )
 
 
 def name_of(source: str | Path) -> str:

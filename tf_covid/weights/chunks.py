@@ -1,7 +1,7 @@
 """Numbers of an HDF5 dataset, by our own code: its library finds where they lie, and unpacks nothing.
 
-HDF5 inflates a chunk until its stream ends, whatever the header promises. Here a chunk is inflated to the size that its
-shape gives, and must end there.
+HDF5 inflates a chunk until its stream ends, whatever the header promises. Here a chunk is inflated
+to the size that its shape gives, and must end there.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def write(path: Path, item: h5py.Dataset, target: BinaryIO, name: str) -> np.dty
         The type of what was written.
 
     Raises:
-        UnsafeFile: If the file holds fewer numbers than its shape says, or a chunk does not unpack to its size, or a
-            number is not finite in float32.
+        UnsafeFile: If the file holds fewer numbers than its shape says, or a chunk does not unpack
+            to its size, or a number is not finite in float32.
     """
     made = np.dtype("<f4") if item.dtype.kind == "f" else item.dtype.newbyteorder("<")
     for piece in _chunked(item, made, name) if item.chunks else _pieces(path, item, name):
@@ -71,14 +71,23 @@ def _chunked(item: h5py.Dataset, made: np.dtype, name: str) -> Iterator[np.ndarr
     values = np.zeros(item.shape, made)
     for found in hdf5.chunks_of(item):
         place = tuple(int(side) for side in found.chunk_offset)
-        if any(at >= side or at % step for at, side, step in zip(place, item.shape, item.chunks, strict=True)):
-            raise UnsafeFile("damaged", f"{name} has a chunk at {list(place)}, which is none of {list(item.shape)}")
+        if any(
+            at >= side or at % step
+            for at, side, step in zip(place, item.shape, item.chunks, strict=True)
+        ):
+            raise UnsafeFile(
+                "damaged",
+                f"{name} has a chunk at {list(place)}, which is none of {list(item.shape)}",
+            )
         mask, packed = item.id.read_direct_chunk(place)
         if mask:
-            raise UnsafeFile("unknown_packing", f"{name} has a chunk that skips filters (mask {mask})")
+            raise UnsafeFile(
+                "unknown_packing", f"{name} has a chunk that skips filters (mask {mask})"
+            )
         chunk = _unpacked(packed, item, name).reshape(item.chunks)
         region = tuple(
-            slice(at, min(at + step, side)) for at, step, side in zip(place, item.chunks, item.shape, strict=True)
+            slice(at, min(at + step, side))
+            for at, step, side in zip(place, item.chunks, item.shape, strict=True)
         )
         with np.errstate(over="ignore"):
             values[region] = chunk[tuple(slice(0, part.stop - part.start) for part in region)]
@@ -95,7 +104,10 @@ def _unpacked(packed: bytes, item: h5py.Dataset, name: str) -> np.ndarray:
         except zlib.error as error:
             raise UnsafeFile("damaged", f"{name}: a chunk cannot be inflated ({error})") from error
         if len(content) > size:
-            raise UnsafeFile("shape_bomb", f"{name}: a chunk of {len(packed)} bytes inflates to more than its {size}")
+            raise UnsafeFile(
+                "shape_bomb",
+                f"{name}: a chunk of {len(packed)} bytes inflates to more than its {size}",
+            )
         if not inflater.eof:
             raise UnsafeFile("damaged", f"{name}: a chunk ends early, or its checksum is missing")
     if len(content) != size:

@@ -18,9 +18,11 @@ class Preprocessing(BaseModel):
     Args:
         level_hu, width_hu: HU window that maps to [0, 1].
         slice_minimum: Least share of the image that must be lung for a slice to be kept.
-        box: "lungs" crops kept slices to the box of the mask plus a margin; "none" is the paper's full frame.
+        box: "lungs" crops kept slices to the box of the mask plus a margin; "none" is the paper's
+            full frame.
         box_margin: Share of the box's side added on each side.
-        input_scale, input_offset: `scale × x + offset` after window and mask; one number, or one for each channel.
+        input_scale, input_offset: `scale × x + offset` after window and mask; one number, or one
+            for each channel.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,8 +46,8 @@ class TrainedOn(BaseModel):
         salt: Stands before what is hashed; hex.
         scans: Fingerprint of the voxels of each scan, sorted.
         patients: Fingerprint of each patient's id, sorted; kept by option only.
-        unchecked: Scans of which there are no fingerprints, such as synthetic chests, or those of the weights that it
-            started from; "" if there are none.
+        unchecked: Scans of which there are no fingerprints, such as synthetic chests, or those of
+            the weights that it started from; "" if there are none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,8 +72,8 @@ class Contract(BaseModel):
         note: What it was trained on, and its limits; stands in every result.
         origin: Who made the weights, and how.
         licence: SPDX identifier.
-        untrained_head: Layers that answer were drawn at random and not trained yet: it is there to be trained, and
-            answers nothing. Absent in files of before.
+        untrained_head: Layers that answer were drawn at random and not trained yet: it is there to
+            be trained, and answers nothing. Absent in files of before.
         trained_on: Which scans it has seen; None where the file does not say.
     """
 
@@ -94,7 +96,11 @@ class Contract(BaseModel):
     @model_serializer(mode="wrap")
     def _sparse(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without what is as in files of before: older versions refuse fields that they do not know."""
-        return {key: value for key, value in write(self).items() if key not in _LATER or value not in (False, None)}
+        return {
+            key: value
+            for key, value in write(self).items()
+            if key not in _LATER or value not in (False, None)
+        }
 
 
 #: Fields that came after the first files.
@@ -117,6 +123,7 @@ def check_trained(name: str, contract: Contract) -> None:
     if contract.untrained_head or _UNTRAINED in contract.note:
         task = contract.task if contract.task != "pretrained" else "TASK"
         raise ModelError(
-            f"untrained_head: {name}: its last layers were drawn at random when it was imported, so that its answers "
-            f"mean nothing; train it: tfcovid fit MANIFEST --task {task} --model {contract.model} --init FILE --out RUN"
+            f"untrained_head: {name}: its last layers were drawn at random when it was imported, so"
+            f" that its answers mean nothing; train it: tfcovid fit MANIFEST --task {task} --model"
+            f" {contract.model} --init FILE --out RUN"
         )

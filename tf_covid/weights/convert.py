@@ -1,6 +1,7 @@
 """The one loop that fills a network of ours from a published checkpoint, along a table of names (`sources.py`).
 
-One-to-one or it fails: every weight of ours gets a tensor, and every tensor is used, or both are listed.
+One-to-one or it fails: every weight of ours gets a tensor, and every tensor is used, or both are
+listed.
 """
 
 from __future__ import annotations
@@ -34,20 +35,26 @@ class Conversion:
 
 
 def convert(
-    source: Source, tensors: Mapping[str, np.ndarray], others: Mapping[str, str], network: keras.Model,
-    *, drop: frozenset[str] = frozenset(),
-) -> Conversion:  # fmt: skip
+    source: Source,
+    tensors: Mapping[str, np.ndarray],
+    others: Mapping[str, str],
+    network: keras.Model,
+    *,
+    drop: frozenset[str] = frozenset(),
+) -> Conversion:
     """Fill a network in place.
 
     Args:
         source: How the tensors are named.
         tensors: Name → values.
         others: Name → what else the file holds.
-        network: Built by `tf_covid.models`; its input may have one channel where the source's has three equal ones.
+        network: Built by `tf_covid.models`; its input may have one channel where the source's has
+            three equal ones.
         drop: Layers of the network that keep their start, and whose tensors are left.
 
     Raises:
-        ModelError: If a weight stays unfilled, a tensor unused, or a shape differs; all of them are listed.
+        ModelError: If a weight stays unfilled, a tensor unused, or a shape differs; all of them are
+            listed.
     """
     layers = {layer.name: layer for layer in network.layers if layer.weights}
     book = _Book(source, tensors)
@@ -55,19 +62,34 @@ def convert(
         if name in source.units and name not in drop:
             book.fill(layer, layers.get(norm_of(name)) if norm_of(name) != name else None)
     dropped = {name for unit in drop & source.units.keys() for name in source.names(unit).values()}
-    rest = {name: f"{name} {list(value.shape)}" for name, value in tensors.items() if name not in book.used}
+    rest = {
+        name: f"{name} {list(value.shape)}"
+        for name, value in tensors.items()
+        if name not in book.used
+    }
     rest |= {name: f"{name} {kind}" for name, kind in others.items()}
     ignored = {name for name in rest if _matches(source.ignored, name)}
-    left = {name for name in rest.keys() - ignored if name in dropped or _matches(source.left, name)}
+    left = {
+        name for name in rest.keys() - ignored if name in dropped or _matches(source.left, name)
+    }
     unused = [text for name, text in rest.items() if name not in ignored | left]
     if book.missing or book.wrong or unused:
         parts = {"unfilled": book.missing, "of another shape": book.wrong, "unused": unused}
-        facts = "; ".join(f"{len(found)} {what}: {_shortened(found)}" for what, found in parts.items() if found)
+        facts = "; ".join(
+            f"{len(found)} {what}: {_shortened(found)}" for what, found in parts.items() if found
+        )
         raise ModelError(f"{source.title} into {network.name} is not one-to-one: {facts}")
     for layer, values in book.values:
         layer.set_weights(values)
-    fresh = tuple(name for name in layers if name in drop or _unit(name, layers) not in source.units)
-    return Conversion(tuple(book.mapped), tuple(sorted(ignored)), tuple(rest[name] for name in sorted(left)), fresh)
+    fresh = tuple(
+        name for name in layers if name in drop or _unit(name, layers) not in source.units
+    )
+    return Conversion(
+        tuple(book.mapped),
+        tuple(sorted(ignored)),
+        tuple(rest[name] for name in sorted(left)),
+        fresh,
+    )
 
 
 #: Entries of a list in an error.
@@ -110,12 +132,17 @@ class _Book:
             found["kernel"] = _laid_out(found["kernel"], self._source.layout, conv)
         wanted = _wanted(conv, norm)
         wrong = [
-            f"{conv.name}/{variable} {list(wanted[variable])} ← {held[variable]} {list(value.shape)}"
+            f"{conv.name}/{variable} {list(wanted[variable])} ← {held[variable]}"
+            f" {list(value.shape)}"
             for variable, value in found.items()
             if value.shape != wanted[variable]
         ]
         self.wrong += wrong
-        if norm is not None and not wrong and {"kernel", "moving_mean", "moving_variance"} <= found.keys():
+        if (
+            norm is not None
+            and not wrong
+            and {"kernel", "moving_mean", "moving_variance"} <= found.keys()
+        ):
             if found["moving_variance"].min() < 0:
                 raise ModelError(f"{held['moving_variance']} holds a negative variance")
             found = _folded(found, self._source.epsilon, norm)
@@ -125,9 +152,15 @@ class _Book:
                 self._take(layer, found, names, held, gone, complete=not wrong)
 
     def _take(
-        self, layer: keras.layers.Layer, found: Mapping[str, np.ndarray], names: Mapping[str, str],
-        held: Mapping[str, str], gone: set[str], *, complete: bool,
-    ) -> None:  # fmt: skip
+        self,
+        layer: keras.layers.Layer,
+        found: Mapping[str, np.ndarray],
+        names: Mapping[str, str],
+        held: Mapping[str, str],
+        gone: set[str],
+        *,
+        complete: bool,
+    ) -> None:
         values = []
         for weight in layer.weights:
             variable = weight.path.rsplit("/", 1)[1]
@@ -146,7 +179,9 @@ class _Book:
 _FOLDED = {"kernel": ("gamma",), "moving_mean": ("gamma", "bias")}
 
 
-def _wanted(conv: keras.layers.Layer, norm: keras.layers.Layer | None) -> dict[str, tuple[int, ...]]:
+def _wanted(
+    conv: keras.layers.Layer, norm: keras.layers.Layer | None
+) -> dict[str, tuple[int, ...]]:
     """Shapes, in our layout, of all that a unit may have."""
     kernel = tuple(int(side) for side in conv.kernel.shape)
     filters = (kernel[-2] if isinstance(conv, keras.layers.Conv2DTranspose) else kernel[-1],)
@@ -159,8 +194,12 @@ def _laid_out(kernel: np.ndarray, layout: str, conv: keras.layers.Layer) -> np.n
         kernel = np.transpose(kernel, (*range(2, kernel.ndim), 1, 0))
     shape = tuple(int(side) for side in conv.kernel.shape)
     if kernel.shape[: kernel.ndim - len(shape)] == (1,) * (kernel.ndim - len(shape)):
-        kernel = kernel.reshape(kernel.shape[max(kernel.ndim - len(shape), 0) :])  # a 1×1 convolution as a dense layer
-    elif kernel.ndim >= 2 and shape[: len(shape) - kernel.ndim] == (1,) * (len(shape) - kernel.ndim):
+        kernel = kernel.reshape(
+            kernel.shape[max(kernel.ndim - len(shape), 0) :]
+        )  # a 1×1 convolution as a dense layer
+    elif kernel.ndim >= 2 and shape[: len(shape) - kernel.ndim] == (1,) * (
+        len(shape) - kernel.ndim
+    ):
         kernel = kernel.reshape((1,) * (len(shape) - kernel.ndim) + kernel.shape)
     if kernel.ndim == len(shape) > 2 and (kernel.shape[-2], shape[-2]) == (3, 1):
         # Three equal channels with equal scaling: the same answer from one.
@@ -168,11 +207,14 @@ def _laid_out(kernel: np.ndarray, layout: str, conv: keras.layers.Layer) -> np.n
     return kernel
 
 
-def _folded(found: Mapping[str, np.ndarray], epsilon: float, norm: keras.layers.Layer) -> dict[str, np.ndarray]:
+def _folded(
+    found: Mapping[str, np.ndarray], epsilon: float, norm: keras.layers.Layer
+) -> dict[str, np.ndarray]:
     """What our unit has no variable for, folded into what it has; exact.
 
-    A batch normalisation γ·(x − μ)/√(σ² + ε) + β of the source is one of ours, without γ and with another ε, of γ'·x
-    and γ'·μ with γ' = γ·√((σ² + ε')/(σ² + ε)); a bias b of the convolution before it is μ − b.
+    A batch normalisation γ·(x − μ)/√(σ² + ε) + β of the source is one of ours, without γ and with
+    another ε, of γ'·x and γ'·μ with γ' = γ·√((σ² + ε')/(σ² + ε)); a bias b of the convolution
+    before it is μ − b.
     """
     new = dict(found)
     variance = new["moving_variance"].astype(np.float64)

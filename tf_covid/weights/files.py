@@ -28,7 +28,8 @@ from tf_covid.weights.contract import Contract
 #: Keras dtype policy of each precision.
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
-#: No side of a clip, width of a layer or number of classes of ours comes near; a file must not ask for more memory.
+#: No side of a clip, width of a layer or number of classes of ours comes near; a file must not ask
+#: for more memory.
 MOST_UNITS = 10_000
 
 #: Attribute of a loaded network that holds its contract.
@@ -57,14 +58,16 @@ def load_model(source: str | Path, *, precision: str = "float32") -> keras.Model
 
     Args:
         source: A shipped name, e.g. "severity-i3d", or a path.
-        precision: "float32", "bfloat16" or "float16" (the compute dtype; variables and logits stay float32).
+        precision: "float32", "bfloat16" or "float16" (the compute dtype; variables and logits stay
+            float32).
 
     Returns:
-        A model from clips (N, D, H, W, C), or slices (N, H, W, C) for 2D networks, to `{"logits": …}` and `ct_score`
-        where it was trained with one.
+        A model from clips (N, D, H, W, C), or slices (N, H, W, C) for 2D networks, to `{"logits":
+        …}` and `ct_score` where it was trained with one.
 
     Raises:
-        ModelError: If there is no such model, or the file is damaged, foreign or without its contract.
+        ModelError: If there is no such model, or the file is damaged, foreign or without its
+            contract.
     """
     return load(source, precision=precision).network
 
@@ -73,8 +76,14 @@ def load(source: str | Path, *, precision: str = "float32") -> LoadedModel:
     """`load_model` with name, contract and sha256."""
     path = catalog.find(source)
     digest = quarantine.sha256(path)
-    if isinstance(source, str) and source in catalog.shipped() and not catalog.vouched(path, digest):
-        raise ModelError(f"{path}: sha256 {digest} is not the one in its model card; reinstall tf-covid")
+    if (
+        isinstance(source, str)
+        and source in catalog.shipped()
+        and not catalog.vouched(path, digest)
+    ):
+        raise ModelError(
+            f"{path}: sha256 {digest} is not the one in its model card; reinstall tf-covid"
+        )
     contract = read_contract(path)
     with quarantine.opened(path) as archive, tempfile.TemporaryDirectory() as folder:
         config = quarantine.architecture(quarantine.as_json(archive, quarantine.CONFIG))
@@ -88,21 +97,32 @@ def load(source: str | Path, *, precision: str = "float32") -> LoadedModel:
         # `json`: the way through which the file's own config went.
         own = quarantine.architecture(json.loads(network.to_json()))
         if config != own:
-            first = next((pair for pair in zip(config, own, strict=False) if pair[0] != pair[1]), "their number")
-            raise ModelError(f"{path}: the architecture is not ours (first difference: {first}); see `tfcovid import`")
+            first = next(
+                (pair for pair in zip(config, own, strict=False) if pair[0] != pair[1]),
+                "their number",
+            )
+            raise ModelError(
+                f"{path}: the architecture is not ours (first difference: {first}); see `tfcovid"
+                " import`"
+            )
         if listed is None:
             with hdf5.checked(weights, weights.name):
                 pass
         else:
             _check_shapes(path, listed, network)
             weights = _read_apart(path, weights)
-        # Keras leaves a weight that the file lacks at its random start, with a warning; a NaN there is found below.
-        network.set_weights([np.full(value.shape, np.nan, np.float32) for value in network.get_weights()])
+        # Keras leaves a weight that the file lacks at its random start, with a warning; a NaN there
+        # is found below.
+        network.set_weights(
+            [np.full(value.shape, np.nan, np.float32) for value in network.get_weights()]
+        )
         try:
             with warnings.catch_warnings(action="ignore", category=UserWarning):
                 network.load_weights(weights)
         except (ValueError, KeyError, OSError, TypeError) as error:
-            raise ModelError(f"{path}: the weights do not fit the architecture ({error})") from error
+            raise ModelError(
+                f"{path}: the weights do not fit the architecture ({error})"
+            ) from error
     if any(not np.isfinite(value).all() for value in network.get_weights()):
         raise ModelError(f"{path}: a weight is missing or not a finite number")
     setattr(network, _ATTRIBUTE, contract)
@@ -119,7 +139,9 @@ def _backed(path: Path, model: str, given: Mapping[str, Any], held: int) -> None
         if model == "ltc":
             depth, height, width = given.get("input_shape", (64, 112, 112, 1))[:3]
             dense, last = given.get("dense", 2048), 512 if given.get("trunk") == "c3d" else 256
-            asked = (max(depth // 16, 1) * max(height // 32, 1) * max(width // 32, 1) * last + dense) * dense
+            asked = (
+                max(depth // 16, 1) * max(height // 32, 1) * max(width // 32, 1) * last + dense
+            ) * dense
         elif model == "unet":
             asked = 9 * (given.get("filters", 16) * 2 ** min(given.get("depth", 4), 16)) ** 2
         else:
@@ -127,7 +149,10 @@ def _backed(path: Path, model: str, given: Mapping[str, Any], held: int) -> None
     except TypeError as error:
         raise ModelError(f"{path}: its arguments are none of {model} ({error})") from error
     if 2 * asked > held:
-        raise ModelError(f"{path}: the weights do not fit the architecture (over {asked} of them, in {held} bytes)")
+        raise ModelError(
+            f"{path}: the weights do not fit the architecture (over {asked} of them, in {held}"
+            " bytes)"
+        )
 
 
 def _check_shapes(path: Path, listed: apart.Store, network: keras.Model) -> None:
@@ -140,7 +165,8 @@ def _check_shapes(path: Path, listed: apart.Store, network: keras.Model) -> None
     room = Counter(tuple(weight.shape) for weight in network.weights)
     for shape in (have - room) or (room - have):
         raise ModelError(
-            f"{path}: the weights do not fit the architecture ({have[shape]} of shape {list(shape)}, not {room[shape]})"
+            f"{path}: the weights do not fit the architecture ({have[shape]} of shape"
+            f" {list(shape)}, not {room[shape]})"
         )
 
 
@@ -167,15 +193,22 @@ def read_contract(path: Path) -> Contract:
     """
     with quarantine.opened(path) as archive:
         if quarantine.CONTRACT not in archive.namelist():
-            raise ModelError(f"{path}: holds no {quarantine.CONTRACT}: task, window and clip of this model are unknown")
+            raise ModelError(
+                f"{path}: holds no {quarantine.CONTRACT}: task, window and clip of this model are"
+                " unknown"
+            )
         try:
             return Contract.model_validate(quarantine.as_json(archive, quarantine.CONTRACT))
         except ValidationError as error:
-            facts = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+            facts = "; ".join(
+                f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
+            )
             raise ModelError(f"{path}: {quarantine.CONTRACT} is wrong: {facts}") from error
 
 
-def save_model(network: keras.Model, contract: Contract, path: Path, *, dtype: str = "float32") -> None:
+def save_model(
+    network: keras.Model, contract: Contract, path: Path, *, dtype: str = "float32"
+) -> None:
     """Write a `.keras` file that any Keras loads in safe mode, with its contract inside; atomically.
 
     Args:
@@ -194,12 +227,16 @@ def save_model(network: keras.Model, contract: Contract, path: Path, *, dtype: s
 
 def write(network: keras.Model, contract: Contract, path: Path, *, dtype: str = "float32") -> None:
     """`save_model` of a network that was just built from the contract's arguments, in float32 and not compiled."""
-    # Weights do not pack: a tenth of halves, which are there to be small, but a fourteenth of float32, for its time.
+    # Weights do not pack: a tenth of halves, which are there to be small, but a fourteenth of
+    # float32, for its time.
     packing = zipfile.ZIP_STORED if dtype == "float32" else zipfile.ZIP_DEFLATED
     with temporary_directory(path) as folder:
         plain, final = folder / "plain.keras", folder / "final.keras"
         network.save(plain)
-        with zipfile.ZipFile(plain) as source, zipfile.ZipFile(final, "w", zipfile.ZIP_DEFLATED) as target:
+        with (
+            zipfile.ZipFile(plain) as source,
+            zipfile.ZipFile(final, "w", zipfile.ZIP_DEFLATED) as target,
+        ):
             for name in source.namelist():
                 if name != quarantine.WEIGHTS:
                     target.writestr(name, source.read(name))
@@ -218,7 +255,9 @@ def _cast(weights: Path, dtype: str) -> Path:
                 made: Any = target.require_group(name)
             else:
                 value = item[()]
-                made = target.create_dataset(name, data=value.astype(dtype) if value.dtype.kind == "f" else value)
+                made = target.create_dataset(
+                    name, data=value.astype(dtype) if value.dtype.kind == "f" else value
+                )
             made.attrs.update(item.attrs)
 
         source.visititems(copy)
@@ -227,35 +266,48 @@ def _cast(weights: Path, dtype: str) -> Path:
 
 
 def build(
-    model: str, arguments: Mapping[str, Any], path: Path, *, precision: str = "float32", held: int | None = None
+    model: str,
+    arguments: Mapping[str, Any],
+    path: Path,
+    *,
+    precision: str = "float32",
+    held: int | None = None,
 ) -> keras.Model:
     """A network of ours from what a file says of it.
 
     Args:
         model: Row of the table of models.
-        arguments: Of its builder; data of a file, so that none that the builder does not document gets through.
+        arguments: Of its builder; data of a file, so that none that the builder does not document
+            gets through.
         path: The file, for errors.
         precision: A key of `POLICIES`.
         held: Bytes of the weights that are to fill it; None where they were looked at already.
 
     Raises:
-        ModelError: If there is no such network, it asks for more weights than there are, or it cannot be built from
-            these arguments.
+        ModelError: If there is no such network, it asks for more weights than there are, or it
+            cannot be built from these arguments.
     """
     if model not in NETWORKS:
         raise ModelError(f"{path}: unknown network {model!r}; known: {', '.join(NETWORKS)}")
     if precision not in POLICIES:
         raise ModelError(f"precision must be one of {', '.join(POLICIES)}, not {precision!r}")
     builder = NETWORKS[model].build
-    if strange := arguments.keys() - (inspect.signature(builder).parameters.keys() - {"dtype", "name"}):
+    if strange := arguments.keys() - (
+        inspect.signature(builder).parameters.keys() - {"dtype", "name"}
+    ):
         raise ModelError(f"{path}: {model} has no arguments {', '.join(sorted(strange))}")
     for key, value in arguments.items():
         default = inspect.signature(builder).parameters[key].default
         if not _alike(value, default):
             raise ModelError(
-                f"{path}: {model} cannot be built from its arguments: {key} is {value!r:.60}, not as {default}"
+                f"{path}: {model} cannot be built from its arguments: {key} is {value!r:.60}, not"
+                f" as {default}"
             )
-    widest = arguments.get("filters", 1) * 2 ** min(max(arguments.get("depth", 0), 0), 64) if model == "unet" else 1
+    widest = (
+        arguments.get("filters", 1) * 2 ** min(max(arguments.get("depth", 0), 0), 64)
+        if model == "unet"
+        else 1
+    )
     if any(number > MOST_UNITS for number in (widest, *_numbers(dict(arguments)))):
         raise ModelError(f"{path}: an argument of {model} is over {MOST_UNITS}")
     if held is not None:

@@ -1,7 +1,7 @@
 """Tensors of a checkpoint that somebody else wrote, by name, whatever its format; nothing in it is run.
 
-Every reader looks at names, types and shapes before it reads a number; `quarantine`, `hdf5` and `pickles` say what is
-refused.
+Every reader looks at names, types and shapes before it reads a number; `quarantine`, `hdf5` and
+`pickles` say what is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from tf_covid.errors import ModelError, UnsafeFile
 from tf_covid.weights import apart, bundle, quarantine
 from tf_covid.weights.pickles import check_pickle
 
-#: File name ending → format. A TensorFlow checkpoint is named by its prefix, its `.index` or its `.data-…`.
+#: File name ending → format. A TensorFlow checkpoint is named by its prefix, its `.index` or its
+#: `.data-…`.
 ENDINGS = {
     ".safetensors": "safetensors",
     ".pt": "torch",
@@ -41,8 +42,8 @@ MOST_HEADER = 4_000_000
 #: Bytes of a checkpoint's file: weights, and the optimizer's that a training keeps beside them.
 MOST_FILE = 4 * quarantine.MOST_WEIGHTS
 
-#: What reads a TensorFlow checkpoint and a file of torch, and how long it may take, the start of such a library on a
-#: busy machine included.
+#: What reads a TensorFlow checkpoint and a file of torch, and how long it may take, the start of
+#: such a library on a busy machine included.
 _READER, _TORCH, _MOST_SECONDS = "tf_covid.weights.bundle", "tf_covid.weights.torch_child", 300
 
 #: Names of a Keras layer's variables, in the order in which Keras 3 saves them, by kind and number.
@@ -53,9 +54,16 @@ _KERAS_3 = {
 
 _SHARDS = r"(\.index|\.data-\d{5}-of-\d{5})"
 _TYPES = {
-    "F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1",
+    "F16": "<f2",
+    "F32": "<f4",
+    "F64": "<f8",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
     "BOOL": "?",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,8 @@ class Checkpoint:
         format: A value of `ENDINGS`.
         tensors: Name → float32 values. A variable of Keras is called "layer/variable".
         others: Name → type and shape of all that are no floating-point tensors.
-        sha256: Of the file; of a TensorFlow checkpoint in several, of their digests in the order of their names.
+        sha256: Of the file; of a TensorFlow checkpoint in several, of their digests in the order of
+            their names.
         layers: Layers of a Keras file, those without variables too.
     """
 
@@ -105,7 +114,10 @@ def private(path: Path) -> Iterator[Path]:
 def _copy(file: Path, target: Path) -> None:
     try:
         # Without waiting: a pipe may have taken its place.
-        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as source, target.open("wb") as copy:
+        with (
+            open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as source,
+            target.open("wb") as copy,
+        ):
             facts = os.fstat(source.fileno())
             if not stat.S_ISREG(facts.st_mode):
                 raise UnsafeFile("unknown_format", f"{file}: is no regular file")
@@ -115,7 +127,9 @@ def _copy(file: Path, target: Path) -> None:
             if left <= 0:
                 raise UnsafeFile("shape_bomb", f"{file}: is larger than {MOST_FILE} bytes")
     except OSError as error:
-        raise ModelError(f"{file}: cannot be copied to {target.parent} ({error.strerror})") from error
+        raise ModelError(
+            f"{file}: cannot be copied to {target.parent} ({error.strerror})"
+        ) from error
 
 
 def list_checkpoint(path: Path) -> Checkpoint | None:
@@ -125,26 +139,31 @@ def list_checkpoint(path: Path) -> Checkpoint | None:
         path: As there.
 
     Returns:
-        Its answer with zeros for numbers, which take no memory, and no sha256; None for `.pt` and checkpoints of
-        TensorFlow, which name and read at once, and never unpack to more than they hold.
+        Its answer with zeros for numbers, which take no memory, and no sha256; None for `.pt` and
+        checkpoints of TensorFlow, which name and read at once, and never unpack to more than they
+        hold.
 
     Raises:
         UnsafeFile: As there.
     """
     kind, _ = _format(path)
-    return _checkpoint(path, kind, "", numbers=False) if kind in ("safetensors", "hdf5", "keras") else None
+    return (
+        _checkpoint(path, kind, "", numbers=False)
+        if kind in ("safetensors", "hdf5", "keras")
+        else None
+    )
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Every tensor of a file that nobody changes meanwhile, see `private`.
 
     Args:
-        path: A TensorFlow checkpoint (prefix, `.index`, `.data-…`, or the one file of the first format),
-            `.safetensors`, `.pt`, `.pth`, `.pickle`, `.h5`, `.weights.h5` or `.keras`.
+        path: A TensorFlow checkpoint (prefix, `.index`, `.data-…`, or the one file of the first
+            format), `.safetensors`, `.pt`, `.pth`, `.pickle`, `.h5`, `.weights.h5` or `.keras`.
 
     Raises:
-        UnsafeFile: If it is no such file, damaged, hostile, or holds a number that is not finite; its `code` says
-            which.
+        UnsafeFile: If it is no such file, damaged, hostile, or holds a number that is not finite;
+            its `code` says which.
     """
     kind, files = _format(path)
     digest = hashlib.sha256()
@@ -174,7 +193,9 @@ def _checkpoint(path: Path, kind: str, sha256: str, *, numbers: bool) -> Checkpo
             with np.errstate(over="ignore"):
                 tensors[name] = np.asarray(value, np.float32)
             if numbers and not np.isfinite(tensors[name]).all():
-                raise UnsafeFile("not_finite", f"{path}: {name} holds a number that is not finite in float32")
+                raise UnsafeFile(
+                    "not_finite", f"{path}: {name} holds a number that is not finite in float32"
+                )
         else:
             others[name] = f"{value.dtype} {list(value.shape)}"
     if not tensors:
@@ -198,24 +219,37 @@ def _format(path: Path) -> tuple[str, list[Path]]:
         known = ENDINGS.get(path.suffix.lower())
         prefix = _prefix(path)
         shards = sorted(
-            file for file in path.parent.iterdir() if re.fullmatch(re.escape(prefix.name) + _SHARDS, file.name)
+            file
+            for file in path.parent.iterdir()
+            if re.fullmatch(re.escape(prefix.name) + _SHARDS, file.name)
         )
         files = [path] if path.exists() and path == prefix else shards
         if known in (None, "tensorflow"):
             if path.exists() and path == prefix and known is None and not shards:
-                raise UnsafeFile("unknown_format", f"{path}: ends with none of {', '.join(ENDINGS)}, .index")
+                raise UnsafeFile(
+                    "unknown_format", f"{path}: ends with none of {', '.join(ENDINGS)}, .index"
+                )
             known, files = "tensorflow", shards or files
-        if not files or (known == "tensorflow" and shards and not any(f.suffix == ".index" for f in shards)):
-            raise UnsafeFile("no_file", f"{path}: no such file, and no TensorFlow checkpoint with an .index")
+        if not files or (
+            known == "tensorflow" and shards and not any(f.suffix == ".index" for f in shards)
+        ):
+            raise UnsafeFile(
+                "no_file", f"{path}: no such file, and no TensorFlow checkpoint with an .index"
+            )
         if not all(stat.S_ISREG(file.stat().st_mode) for file in files):
             raise UnsafeFile("unknown_format", f"{path}: is no regular file")
         if known == "tensorflow" and re.search(r"[][*?\\]", str(prefix)):
-            raise UnsafeFile("unknown_format", f"{path}: has a name that TensorFlow takes for a pattern; rename it")
+            raise UnsafeFile(
+                "unknown_format",
+                f"{path}: has a name that TensorFlow takes for a pattern; rename it",
+            )
         if known == "tensorflow" and prefix.is_dir():
             # TensorFlow would follow the file "checkpoint" in it, wherever that leads.
             raise UnsafeFile("unknown_format", f"{prefix}: is a folder, too")
     except (OSError, ValueError) as error:
-        raise UnsafeFile("no_file", f"{path}: {getattr(error, 'strerror', None) or error}") from error
+        raise UnsafeFile(
+            "no_file", f"{path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     return known, files
 
 
@@ -232,24 +266,35 @@ def _safetensors(path: Path, *, numbers: bool) -> Found:
             if header > min(MOST_HEADER, path.stat().st_size):
                 raise UnsafeFile("damaged", f"{path}: its header claims {header} bytes")
             if path.stat().st_size > quarantine.MOST_WEIGHTS:
-                raise UnsafeFile("shape_bomb", f"{path}: is larger than {quarantine.MOST_WEIGHTS} bytes")
+                raise UnsafeFile(
+                    "shape_bomb", f"{path}: is larger than {quarantine.MOST_WEIGHTS} bytes"
+                )
             listed = quarantine.parse(path, "its header", file.read(header))
             # Its reader checks that the tensors fill the file exactly; it copies none.
             with safetensors.safe_open(path, "numpy") as checked:
                 names = list(checked.keys())
             for name in names:
-                kind, shape, (start, _) = (listed[name][key] for key in ("dtype", "shape", "data_offsets"))
+                kind, shape, (start, _) = (
+                    listed[name][key] for key in ("dtype", "shape", "data_offsets")
+                )
                 if kind not in _TYPES and kind != "BF16":
                     yield name, f"{kind} {list(shape)}"
                 elif not numbers:
                     yield name, apart.stand_in(shape, np.dtype(_TYPES.get(kind, "<f4")))
                 else:
                     file.seek(8 + header + start)
-                    values = np.fromfile(file, np.dtype(_TYPES.get(kind, "<u2")), math.prod(shape)).reshape(shape)
+                    values = np.fromfile(
+                        file, np.dtype(_TYPES.get(kind, "<u2")), math.prod(shape)
+                    ).reshape(shape)
                     # BF16 is the upper half of a float32.
-                    yield name, (values.astype("<u4") << 16).view("<f4") if kind == "BF16" else values
+                    yield (
+                        name,
+                        ((values.astype("<u4") << 16).view("<f4") if kind == "BF16" else values),
+                    )
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise UnsafeFile("damaged", f"{path}: is no readable .safetensors file ({error})") from error
+        raise UnsafeFile(
+            "damaged", f"{path}: is no readable .safetensors file ({error})"
+        ) from error
 
 
 def _torch(path: Path) -> Found:
@@ -295,21 +340,29 @@ def _variables(path: Path, store: apart.Store, layers: set[str]) -> Found:
 def _keras_3(path: Path, store: apart.Store) -> Found:
     groups: dict[str, list[tuple[int, apart.Variable]]] = {}
     for one in store.variables:
-        group = re.fullmatch(r"(?:_layer_checkpoint_dependencies|layers)/([^/]+)/vars/([0-9]{1,3})", one.path)
+        group = re.fullmatch(
+            r"(?:_layer_checkpoint_dependencies|layers)/([^/]+)/vars/([0-9]{1,3})", one.path
+        )
         if group:
             groups.setdefault(group[1], []).append((int(group[2]), one))
         elif one.path.startswith(("optimizer", "vars/")) or "/seed_generator/" in one.path:
             yield one.path, one.facts
         else:
-            raise UnsafeFile("unknown_layout", f"{path}: {one.path} is no variable of a layer of a functional model")
+            raise UnsafeFile(
+                "unknown_layout",
+                f"{path}: {one.path} is no variable of a layer of a functional model",
+            )
     for place, items in groups.items():
         kind = re.sub(r"_\d+$", "", place)
         names = _KERAS_3.get((kind, len(items)), ("kernel", "bias"))
         if len(items) > len(names):
             raise UnsafeFile("unknown_layout", f"{path}: {place} has {len(items)} variables")
-        # Its name stands beside its variables; files of older Keras call a layer by its class and number only.
+        # Its name stands beside its variables; files of older Keras call a layer by its class and
+        # number only.
         layer = items[0][1].layer or place
-        for variable, (_, one) in zip(names, sorted(items, key=lambda entry: entry[0]), strict=False):
+        for variable, (_, one) in zip(
+            names, sorted(items, key=lambda entry: entry[0]), strict=False
+        ):
             yield f"{layer}/{variable}", one.values
 
 

@@ -12,13 +12,15 @@ import h5py
 
 from tf_covid.errors import UnsafeFile
 
-#: Bytes of all numbers in a file: the LTC of 64×224×224 with 2048-wide dense layers takes 0.5 GB in float32.
+#: Bytes of all numbers in a file: the LTC of 64×224×224 with 2048-wide dense layers takes 0.5 GB in
+#: float32.
 MOST_WEIGHTS = 1_000_000_000
 
 #: Groups and datasets; letters of all their names; nesting.
 MOST_ITEMS, MOST_NAMES, MOST_DEPTH = 10_000, 1_000_000, 32
 
-#: How many times more than it holds a packed dataset above 1 MB may give, and all above 50 MB: weights do not pack.
+#: How many times more than it holds a packed dataset above 1 MB may give, and all above 50 MB:
+#: weights do not pack.
 MOST_RATIO, FREE_ONE, FREE_ALL = 10, 1_000_000, 50_000_000
 
 #: Bytes of one chunk of numbers, which is unpacked whole; h5py's own choice is below 1 MB.
@@ -27,8 +29,9 @@ MOST_CHUNK = 128_000_000
 #: Bytes of a text attribute: a config, and the name of a layer.
 MOST_TEXT, MOST_NAME = 4_000_000, 1000
 
-#: Filters, each at most once and in this order: shuffle, deflate. `chunks.py` undoes both; HDF5 would look for one that
-#: it does not know among the libraries of the host, and crashes where Fletcher-32 lies on three bytes.
+#: Filters, each at most once and in this order: shuffle, deflate. `chunks.py` undoes both; HDF5
+#: would look for one that it does not know among the libraries of the host, and crashes where
+#: Fletcher-32 lies on three bytes.
 FILTERS = (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE)
 
 
@@ -41,8 +44,9 @@ def checked(path: Path, name: str) -> Iterator[h5py.File]:
         name: What it is called in a refusal.
 
     Raises:
-        UnsafeFile: On external, soft or repeated links, numbers outside the file, anything but plain numbers, shapes
-            that ask for more than the file holds or than the limit, and where reading fails, now or in the block.
+        UnsafeFile: On external, soft or repeated links, numbers outside the file, anything but
+            plain numbers, shapes that ask for more than the file holds or than the limit, and where
+            reading fails, now or in the block.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -96,13 +100,16 @@ class _Check:
             if len(self._seen) > MOST_ITEMS or self._letters > MOST_NAMES:
                 raise UnsafeFile(
                     "hdf5_items",
-                    f"{self._name}: over {MOST_ITEMS} groups and datasets, or {MOST_NAMES} letters of names",
+                    f"{self._name}: over {MOST_ITEMS} groups and datasets, or {MOST_NAMES} letters"
+                    " of names",
                 )
             if not isinstance(key, str) or not key.isprintable():  # bytes where they are no UTF-8
                 raise UnsafeFile("damaged", f"{self._name}: a name inside is no text ({key!a:.80})")
             if not isinstance(group.get(key, getlink=True), h5py.HardLink):
                 raise UnsafeFile(
-                    "hdf5_link", f"{self._name}: {key!r} is a soft or external link, which a weight file does not need"
+                    "hdf5_link",
+                    f"{self._name}: {key!r} is a soft or external link, which a weight file does"
+                    " not need",
                 )
             item = group[key]
             place = h5py.h5o.get_info(item.id).addr
@@ -117,17 +124,23 @@ class _Check:
 
     def _dataset(self, key: str, item: h5py.Dataset) -> None:
         if not isinstance(item, h5py.Dataset) or item.is_virtual or item.external:
-            raise UnsafeFile("hdf5_outside", f"{self._name}: {key!r} keeps its numbers outside the file")
+            raise UnsafeFile(
+                "hdf5_outside", f"{self._name}: {key!r} keeps its numbers outside the file"
+            )
         if item.shape is None or not _plain(item):
-            # Keras stores no text in a network of stock layers; object arrays are an attack or another library.
-            raise UnsafeFile("not_numbers", f"{self._name}: {key!r} holds {item.dtype}, not numbers")
+            # Keras stores no text in a network of stock layers; object arrays are an attack or
+            # another library.
+            raise UnsafeFile(
+                "not_numbers", f"{self._name}: {key!r} holds {item.dtype}, not numbers"
+            )
         made, size = item.id.get_create_plist(), item.dtype.itemsize
         filters = [made.get_filter(number)[0] for number in range(made.get_nfilters())]
         if filters != [one for one in FILTERS if one in filters]:
             raise UnsafeFile(
-                "unknown_packing", f"{self._name}: {key!r} is packed with HDF5's filters {filters}; gzip and shuffle "
-                "alone are read (save it without, as Keras does)"
-            )  # fmt: skip
+                "unknown_packing",
+                f"{self._name}: {key!r} is packed with HDF5's filters {filters}; gzip and shuffle "
+                "alone are read (save it without, as Keras does)",
+            )
         count, held = math.prod(item.shape), item.id.get_storage_size()
         # What it takes here: all floating-point numbers become float32.
         asked = count * (max(size, 4) if item.dtype.kind == "f" else size)
@@ -135,10 +148,16 @@ class _Check:
         # What datasets claim to hold adds up to the file at most, or they share their bytes.
         most = min(MOST_WEIGHTS, FREE_ALL + MOST_RATIO * self._held)
         if self._asked > most or self._held > self._size:
-            raise UnsafeFile("shape_bomb", f"{self._name}: shapes ask for more than the file, or {MOST_WEIGHTS} bytes")
+            raise UnsafeFile(
+                "shape_bomb",
+                f"{self._name}: shapes ask for more than the file, or {MOST_WEIGHTS} bytes",
+            )
         if count * size > held and (not filters or count * size > max(FREE_ONE, MOST_RATIO * held)):
             shape = list(item.shape)
-            raise UnsafeFile("shape_bomb", f"{self._name}: {key!r} {shape} asks for {count * size} bytes, holds {held}")
+            raise UnsafeFile(
+                "shape_bomb",
+                f"{self._name}: {key!r} {shape} asks for {count * size} bytes, holds {held}",
+            )
         self._chunks(key, item)
 
     def _chunks(self, key: str, item: h5py.Dataset) -> None:
@@ -148,13 +167,20 @@ class _Check:
                 self._runs.append((start, start + item.id.get_storage_size()))
             return
         if (one := math.prod(item.chunks) * item.dtype.itemsize) > MOST_CHUNK:
-            raise UnsafeFile("shape_bomb", f"{self._name}: {key!r} has chunks of {one} bytes; {MOST_CHUNK} are read")
-        wanted = math.prod(-(-side // step) for side, step in zip(item.shape, item.chunks, strict=True))
+            raise UnsafeFile(
+                "shape_bomb",
+                f"{self._name}: {key!r} has chunks of {one} bytes; {MOST_CHUNK} are read",
+            )
+        wanted = math.prod(
+            -(-side // step) for side, step in zip(item.shape, item.chunks, strict=True)
+        )
         found = chunks_of(item)
         if sorted(one.chunk_offset for one in found) != sorted({one.chunk_offset for one in found}):
             raise UnsafeFile("damaged", f"{self._name}: {key!r} holds one of its chunks twice")
         if len(found) != wanted:
-            raise UnsafeFile("damaged", f"{self._name}: {key!r} holds {len(found)} of its {wanted} chunks")
+            raise UnsafeFile(
+                "damaged", f"{self._name}: {key!r} holds {len(found)} of its {wanted} chunks"
+            )
         self._runs += [(one.byte_offset, one.byte_offset + one.size) for one in found]
 
     def apart(self) -> None:
@@ -179,6 +205,10 @@ def _plain(item: h5py.Dataset) -> bool:
     """Whether a dataset's numbers are those of the machine: no text, structure, odd precision or name for a number."""
     kind, size = item.dtype.kind, item.dtype.itemsize
     known = size in (2, 4, 8) if kind == "f" else size in (1, 2, 4, 8) and kind in "iub"
-    if not known or item.dtype.subdtype is not None or h5py.check_enum_dtype(item.dtype) is not None:
+    if (
+        not known
+        or item.dtype.subdtype is not None
+        or h5py.check_enum_dtype(item.dtype) is not None
+    ):
         return False
     return bool(h5py.h5t.py_create(item.dtype, logical=True).equal(item.id.get_type()))

@@ -1,7 +1,7 @@
 """HDF5's own library, in a process of its own: it is C that finds its way through what somebody else wrote.
 
-`apart.py` runs `python -m tf_covid.weights.hdf5_child FILE FOLDER NAME names|numbers` and looks at what it left in the
-folder as at any file. Memory, processor time and output are bounded.
+`apart.py` runs `python -m tf_covid.weights.hdf5_child FILE FOLDER NAME names|numbers` and looks at
+what it left in the folder as at any file. Memory, processor time and output are bounded.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ import h5py
 from tf_covid.errors import UnsafeFile
 from tf_covid.weights import chunks, hdf5
 
-#: What is left in the folder: what the file holds or what is wrong with it, the numbers, and the texts of its root.
+#: What is left in the folder: what the file holds or what is wrong with it, the numbers, and the
+#: texts of its root.
 ANSWER, NUMBERS, TEXTS = "answer.json", "numbers.raw", ("model_config", "training_config")
 
-#: Bytes above what Python and HDF5 take themselves: two chunks, packed and not; and seconds of processor time.
+#: Bytes above what Python and HDF5 take themselves: two chunks, packed and not; and seconds of
+#: processor time.
 MOST_MEMORY, MOST_SECONDS = 600_000_000, 5
 
 
@@ -38,7 +40,9 @@ def limit(size: int, memory: int = MOST_MEMORY, seconds: int = MOST_SECONDS) -> 
     resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, mapped + memory + hdf5.MOST_WEIGHTS))
     resource.setrlimit(resource.RLIMIT_FSIZE, (hdf5.MOST_WEIGHTS + 20_000_000,) * 2)
     allowed = math.ceil(used.ru_utime + used.ru_stime) + seconds + size // 20_000_000
-    resource.setrlimit(resource.RLIMIT_CPU, (allowed, allowed + 1))  # the first ends it by a signal with a name
+    resource.setrlimit(
+        resource.RLIMIT_CPU, (allowed, allowed + 1)
+    )  # the first ends it by a signal with a name
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
@@ -78,13 +82,23 @@ def read(path: Path, folder: Path, name: str, *, numbers: bool) -> dict[str, Any
         if numbers:
             # A dataset in chunks is put together whole; by now it is known to be worth it.
             soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-            largest = max((item.size * max(item.dtype.itemsize, 4) for _, item in found if item.chunks), default=0)
+            largest = max(
+                (item.size * max(item.dtype.itemsize, 4) for _, item in found if item.chunks),
+                default=0,
+            )
             if soft != resource.RLIM_INFINITY:
                 resource.setrlimit(resource.RLIMIT_AS, (min(soft + largest, hard), hard))
             with (folder / NUMBERS).open("wb") as target:
-                types = [chunks.write(path, item, target, f"{name}: {place}") for place, item in found]
-            variables = [{**one, "type": kind.str} for one, kind in zip(variables, types, strict=True)]
-        return {"variables": variables, "layers": list(layers) if isinstance(layers, h5py.Group) else []}
+                types = [
+                    chunks.write(path, item, target, f"{name}: {place}") for place, item in found
+                ]
+            variables = [
+                {**one, "type": kind.str} for one, kind in zip(variables, types, strict=True)
+            ]
+        return {
+            "variables": variables,
+            "layers": list(layers) if isinstance(layers, h5py.Group) else [],
+        }
 
 
 def main(path: Path, folder: Path, name: str, wish: str) -> None:

@@ -31,8 +31,8 @@ def import_weights(path: Path, wish: ImportRequest, out: Path) -> dict[str, Any]
         out: The new file; ends with `.keras`.
 
     Returns:
-        What was done, ready for JSON: `source`, `model`, `mapped`, `ignored`, `left`, `fresh`, `inflated`, `input`,
-        `classes`, `out`, `sha256`.
+        What was done, ready for JSON: `source`, `model`, `mapped`, `ignored`, `left`, `fresh`,
+        `inflated`, `input`, `classes`, `out`, `sha256`.
 
     Raises:
         UnsafeFile: If the file is damaged or hostile.
@@ -46,7 +46,9 @@ def import_weights(path: Path, wish: ImportRequest, out: Path) -> dict[str, Any]
     if wish.clip and len(wish.clip) < len(CLIPS[wish.model]):
         raise ModelError(f"{wish.model} takes clips of three sides, not {wish.clip}")
     if out.suffix != ".keras" or out.absolute() == path.absolute():
-        raise OutputError(f"{out}: the new file must end with .keras, and not be the one that is read")
+        raise OutputError(
+            f"{out}: the new file must end with .keras, and not be the one that is read"
+        )
     with private(path) as copy:
         return _import(copy, wish, out)
 
@@ -58,7 +60,10 @@ def _import(path: Path, wish: ImportRequest, out: Path) -> dict[str, Any]:
     read = read_checkpoint(path)
     plan, network, done = _fitted(path, read, wish, empty)
     if wish.inflate:
-        plan.arguments["input_shape"] = [*(wish.sides("i3d") or CLIPS["i3d"]), network.input_shape[-1]]
+        plan.arguments["input_shape"] = [
+            *(wish.sides("i3d") or CLIPS["i3d"]),
+            network.input_shape[-1],
+        ]
         parent, network = network, build("i3d", plan.arguments, path)
         inflate(parent, network)
     sha256 = _save(network, plan.contract_of(path, read.sha256, done, wish), out)
@@ -68,19 +73,26 @@ def _import(path: Path, wish: ImportRequest, out: Path) -> dict[str, Any]:
         "source": plan.source.title,
         "model": wish.model,
         "mapped": [
-            {"from": [names[name] for name in theirs], "to": ours.replace("Conv2d", "Conv3d") if wish.inflate else ours,
-             "shape": list(shape)}
+            {
+                "from": [names[name] for name in theirs],
+                "to": ours.replace("Conv2d", "Conv3d") if wish.inflate else ours,
+                "shape": list(shape),
+            }
             for theirs, ours, shape in done.mapped
         ],
         "ignored": [names[name] for name in done.ignored],
         "left": [names[text.split(" ")[0]] + " " + text.partition(" ")[2] for text in done.left],
         "fresh": list(done.fresh),
         "inflated": wish.inflate,
-        "input": {"channels": network.input_shape[-1], "scale": list(scale), "offset": list(offset)},
+        "input": {
+            "channels": network.input_shape[-1],
+            "scale": list(scale),
+            "offset": list(offset),
+        },
         "classes": plan.classes,
         "out": str(out),
         "sha256": sha256,
-    }  # fmt: skip
+    }
 
 
 def _fitted(
@@ -101,7 +113,8 @@ def _fitted(
     tensors = {plain[name]: value for name, value in _flat(read)}
     others = {plain[name]: kind for name, kind in read.others.items()}
     plan = Plan.make(path, replace(read, tensors=tensors, others=others), wish)
-    # How much of a slice is diseased: an output of the 2D parent that a network of volumes does not have.
+    # How much of a slice is diseased: an output of the 2D parent that a network of volumes does not
+    # have.
     flat_only = frozenset({"share"}) if wish.inflate else frozenset()
     for name in flat_only:
         plan.arguments.pop(name, None)
@@ -109,7 +122,9 @@ def _fitted(
     source = plan.source
     if plan.ours:
         # All that the network has must be there; so far the file was asked for its own names only.
-        source = replace(source, units=of_ours(wish.parent, (*source.units, *layers_of(network))).units)
+        source = replace(
+            source, units=of_ours(wish.parent, (*source.units, *layers_of(network))).units
+        )
     drop = flat_only if plan.keeps_head else HEADS | flat_only
     done = convert(source, plan.tensors, plan.others, network, drop=drop)
     return plan, network, done
@@ -144,4 +159,7 @@ def _plain_names(read: Checkpoint) -> dict[str, str]:
 def _flat(read: Checkpoint) -> list[tuple[str, np.ndarray]]:
     """Tensors; Sonnet keeps those of a batch normalisation as (1, …, 1, C)."""
     norm = re.compile(r"/(beta|gamma|moving_mean|moving_variance)$")
-    return [(name, value.reshape(-1) if norm.search(name) else value) for name, value in read.tensors.items()]
+    return [
+        (name, value.reshape(-1) if norm.search(name) else value)
+        for name, value in read.tensors.items()
+    ]

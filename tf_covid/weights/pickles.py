@@ -11,10 +11,12 @@ from typing import BinaryIO
 from tf_covid.errors import UnsafeFile
 from tf_covid.weights import quarantine
 
-#: Bytes of the part of a pickle that names its tensors, their numbers lie beside it: 60 KB for an I3D.
+#: Bytes of the part of a pickle that names its tensors, their numbers lie beside it: 60 KB for an
+#: I3D.
 MOST_PICKLE = 1_000_000
 
-#: All that a pickled state_dict calls: what makes tensors, by module and name; storages end in "Storage".
+#: All that a pickled state_dict calls: what makes tensors, by module and name; storages end in
+#: "Storage".
 _TENSOR_MAKERS = {
     ("collections", "OrderedDict"),
     ("torch._utils", "_rebuild_tensor"),
@@ -40,9 +42,12 @@ def check_pickle(path: Path) -> None:
     except OSError as error:
         raise UnsafeFile("damaged", f"{path}: cannot be read ({error.strerror})") from error
     if zipped != zipfile.is_zipfile(path):
-        raise UnsafeFile("unsafe_pickle", f"{path}: is a zip for one reader and a pickle for another")
+        raise UnsafeFile(
+            "unsafe_pickle", f"{path}: is a zip for one reader and a pickle for another"
+        )
     if not zipped:
-        # Before torch 1.6: magic number, protocol, system, the object and the storages' keys; then raw numbers.
+        # Before torch 1.6: magic number, protocol, system, the object and the storages' keys; then
+        # raw numbers.
         content = io.BytesIO(head)
         for _ in range(5):
             _check_calls(path, content)
@@ -55,9 +60,13 @@ def check_pickle(path: Path) -> None:
             raise UnsafeFile("zip_bomb", f"{path}: its files add up to more than it")
         pickles = [member for member in members if member.filename.lower().endswith(".pkl")]
         if len(pickles) != 1:
-            raise UnsafeFile("damaged", f"{path}: holds {len(pickles)} pickles; a file of torch.save holds one")
+            raise UnsafeFile(
+                "damaged", f"{path}: holds {len(pickles)} pickles; a file of torch.save holds one"
+            )
         if pickles[0].file_size > MOST_PICKLE:
-            raise UnsafeFile("unsafe_pickle", f"{path}: its pickle is longer than {MOST_PICKLE} bytes")
+            raise UnsafeFile(
+                "unsafe_pickle", f"{path}: its pickle is longer than {MOST_PICKLE} bytes"
+            )
         content = io.BytesIO()
         quarantine.unpack(archive, pickles[0].filename, content, MOST_PICKLE)
         content.seek(0)
@@ -79,7 +88,8 @@ def _check_calls(path: Path, pickled: BinaryIO) -> None:
             if not storage and (module, called) not in _TENSOR_MAKERS:
                 raise UnsafeFile(
                     "unsafe_pickle",
-                    f"{path}: its pickle calls {module}.{called}, which makes no tensor; save the state_dict alone",
+                    f"{path}: its pickle calls {module}.{called}, which makes no tensor; save the"
+                    " state_dict alone",
                 )
     except (ValueError, EOFError, IndexError, OverflowError, MemoryError) as error:
         raise UnsafeFile("damaged", f"{path}: its pickle is damaged ({error})") from error

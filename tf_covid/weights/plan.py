@@ -21,10 +21,14 @@ from tf_covid.weights.files import read_contract
 from tf_covid.weights.foreign import Checkpoint
 from tf_covid.weights.sources import SOURCES, Source, of_ours
 
-#: Clip (D, H, W) or slice (H, W) of an imported network where none is given: that of the published weights.
+#: Clip (D, H, W) or slice (H, W) of an imported network where none is given: that of the published
+#: weights.
 CLIPS: dict[str, tuple[int, ...]] = {
-    "i3d": (64, 224, 224), "ltc": (16, 112, 112), "inception_v1": (224, 224), "unet": (128, 128),
-}  # fmt: skip
+    "i3d": (64, 224, 224),
+    "ltc": (16, 112, 112),
+    "inception_v1": (224, 224),
+    "unet": (128, 128),
+}
 
 #: Our units that look at the input, and those that answer.
 _STEMS = ("Conv3d_1a_7x7_conv", "Conv2d_1a_7x7_conv", "conv1a", "conv1", "down0_conv1")
@@ -42,9 +46,11 @@ class ImportRequest:
 
     Args:
         model: Row of the table of models.
-        classes: Number of logits; if None, those of the source, or the five of severity for a new classifier.
+        classes: Number of logits; if None, those of the source, or the five of severity for a new
+            classifier.
         inflate: The file holds Inception-v1, and `model` is "i3d".
-        allow_missing_head: A new classifier is no error, for another number of classes or where the file has none.
+        allow_missing_head: A new classifier is no error, for another number of classes or where the
+            file has none.
         clip: (D, H, W) of clips, its last two for slices; the source's own, or `CLIPS`, if None.
         trunk: Of LTC: "c3d" or "ltc".
         rgb: Keep three input channels where one would give the same answer.
@@ -105,9 +111,13 @@ class Plan:
             arguments = dict(contract.arguments) if contract else _guess(path, model, read, wish)
             _backed(path, model, arguments, read.tensors)
             scaling = contract.preprocessing if contract else Preprocessing()
-            layers = {name.removesuffix("/kernel") for name in read.tensors if name.endswith("/kernel")}
-            source = replace(of_ours(model, layers | set(_NEEDED[model])),
-                             input=(scaling.input_scale, scaling.input_offset))  # fmt: skip
+            layers = {
+                name.removesuffix("/kernel") for name in read.tensors if name.endswith("/kernel")
+            }
+            source = replace(
+                of_ours(model, layers | set(_NEEDED[model])),
+                input=(scaling.input_scale, scaling.input_offset),
+            )
         else:
             source = _find(path, read, wish)
             arguments = dict(source.arguments)
@@ -117,15 +127,23 @@ class Plan:
         tensors = read.tensors
         theirs = _classes(source, tensors)
         channels = _channels(path, source, tensors, rgb=wish.rgb)
-        classes = wish.classes or (len(severity.LABELS) if wish.allow_missing_head or theirs is None else theirs)
+        classes = wish.classes or (
+            len(severity.LABELS) if wish.allow_missing_head or theirs is None else theirs
+        )
         keeps = theirs == classes
         c3d = model == "ltc" and not ours  # its dense layers fit no clip but its own
         if not keeps and not wish.allow_missing_head and not c3d:
             have = f"has {theirs} classes, not {classes}" if theirs else "has no classifier"
-            raise ModelError(f"{path}: {have}; --allow-missing-head starts a new one, which must be trained")
+            raise ModelError(
+                f"{path}: {have}; --allow-missing-head starts a new one, which must be trained"
+            )
         sides = wish.sides(model) or tuple(arguments.get("input_shape", (*CLIPS[model], 1)))[:-1]
-        if arguments.get("stem") == "symmetric" and any(side is None or side % 32 for side in sides[-2:]):
-            raise ModelError(f"{source.title} is exact in multiples of 32 pixels only, not {sides[-2:]}")
+        if arguments.get("stem") == "symmetric" and any(
+            side is None or side % 32 for side in sides[-2:]
+        ):
+            raise ModelError(
+                f"{source.title} is exact in multiples of 32 pixels only, not {sides[-2:]}"
+            )
         arguments |= {"input_shape": [*sides, channels], "classes": classes}
         if not keeps:
             arguments.pop("head", None)
@@ -135,21 +153,30 @@ class Plan:
 
     @classmethod
     def _of_unet(
-        cls, path: Path, read: Checkpoint, wish: ImportRequest, source: Source, arguments: dict[str, Any],
-        contract: Contract | None, ours: bool,
-    ) -> Plan:  # fmt: skip
+        cls,
+        path: Path,
+        read: Checkpoint,
+        wish: ImportRequest,
+        source: Source,
+        arguments: dict[str, Any],
+        contract: Contract | None,
+        ours: bool,
+    ) -> Plan:
         """A U-Net's plan: everything but its sides follows from its tensors."""
         tensors = dict(read.tensors)
         channels = _channels(path, source, tensors, rgb=wish.rgb)
         outputs = _classes(source, tensors)
         if outputs is None or wish.classes not in (None, outputs):
-            raise ModelError(f"{path}: has {outputs or 'no'} outputs, not {wish.classes}; a U-Net keeps its own")
+            raise ModelError(
+                f"{path}: has {outputs or 'no'} outputs, not {wish.classes}; a U-Net keeps its own"
+            )
         if source.layout == "torch":
             head = source.kernel("logits")
             bias = head.removesuffix("weight") + "bias"
             if outputs > 2:
                 raise ModelError(
-                    f"{path}: has {outputs} classes; which of them is lung is not known (1 or 2 are taken)"
+                    f"{path}: has {outputs} classes; which of them is lung is not known (1 or 2 are"
+                    " taken)"
                 )
             if outputs == 2 and bias in tensors:
                 # Softmax of background and lung is the sigmoid of their difference.
@@ -159,14 +186,30 @@ class Plan:
         stem = tensors[source.kernel("down0_conv1")]
         filters = int(stem.shape[0] if source.layout == "torch" else stem.shape[-1])
         sides = wish.sides("unet") or tuple(arguments.get("input_shape", (*CLIPS["unet"], 1)))[:-1]
-        arguments = {"input_shape": [*sides, channels], "depth": depth, "filters": filters, "outputs": outputs}
+        arguments = {
+            "input_shape": [*sides, channels],
+            "depth": depth,
+            "filters": filters,
+            "outputs": outputs,
+        }
         widest = tensors.get(source.kernel("bottom_conv2"))
-        ends = None if widest is None else widest.shape[:2] if source.layout == "torch" else widest.shape[2:]
+        ends = (
+            None
+            if widest is None
+            else widest.shape[:2]
+            if source.layout == "torch"
+            else widest.shape[2:]
+        )
         if ends != (filters * 2**depth,) * 2:
-            raise ModelError(f"{path}: {source.kernel('bottom_conv2')} does not fit {filters} filters, {depth} levels")
+            raise ModelError(
+                f"{path}: {source.kernel('bottom_conv2')} does not fit {filters} filters, {depth}"
+                " levels"
+            )
         return cls(source, tensors, read.others, arguments, outputs, True, contract, ours)
 
-    def contract_of(self, path: Path, sha256: str, done: Conversion, wish: ImportRequest) -> Contract:
+    def contract_of(
+        self, path: Path, sha256: str, done: Conversion, wish: ImportRequest
+    ) -> Contract:
         """What the new file says about itself; a file of ours keeps what it said."""
         old = self.contract
         if old is not None and self.keeps_head and not wish.inflate:
@@ -176,16 +219,26 @@ class Plan:
         task = _TASKS_2D.get(wish.model) or _TASKS.get(self.classes, "pretrained")
         if self.keeps_head and not self.ours and wish.model != "unet":
             task = "pretrained"
-        note = old.note if old else "" if self.ours else f"Imported from {self.source.title}; trained on no CT."
+        note = (
+            old.note
+            if old
+            else ""
+            if self.ours
+            else f"Imported from {self.source.title}; trained on no CT."
+        )
         if done.fresh:
-            note += f" Untrained: {', '.join(done.fresh)}; its answers mean nothing before training."
+            note += (
+                f" Untrained: {', '.join(done.fresh)}; its answers mean nothing before training."
+            )
         return Contract(
             model=wish.model,
             arguments=self.arguments,
             task=task,
             preprocessing=base.model_copy(update={"input_scale": scale, "input_offset": offset}),
             classes=severity.LABELS if task == "severity" else (),
-            note=(note or "Imported from weights of ours that came without their note.").strip()[:2000],
+            note=(note or "Imported from weights of ours that came without their note.").strip()[
+                :2000
+            ],
             origin=f"tfcovid import of {path.name}, sha256 {sha256}"[:2000],
             endpoint=old.endpoint if old and not wish.inflate else None,
             licence=old.licence if old else "" if self.ours else "that of the source",
@@ -201,22 +254,34 @@ def _find(path: Path, read: Checkpoint, wish: ImportRequest) -> Source:
     def score(source: Source) -> int:
         rank = NETWORKS[source.model].rank + 2
         kernels = {source.kernel(unit) for unit in source.units}
-        found = sum(name in read.tensors and read.tensors[name].ndim in (rank, 2) for name in kernels)
+        found = sum(
+            name in read.tensors and read.tensors[name].ndim in (rank, 2) for name in kernels
+        )
         return found if 2 * found >= len(kernels) else 0
 
-    rows = [source for source in SOURCES if source.model != "ltc" or source.arguments["trunk"] == wish.trunk]
+    rows = [
+        source
+        for source in SOURCES
+        if source.model != "ltc" or source.arguments["trunk"] == wish.trunk
+    ]
     best = max(rows, key=score)
     if best.model == wish.parent and score(best):
         return best
     if score(best):
-        hints = {("inception_v1", "i3d"): "--inflate makes an i3d of it", ("i3d", "inception_v1"): "not to be inflated"}
+        hints = {
+            ("inception_v1", "i3d"): "--inflate makes an i3d of it",
+            ("i3d", "inception_v1"): "not to be inflated",
+        }
         raise ModelError(
             f"{path}: holds {best.title}, for --model {best.model}; "
             + hints.get((best.model, wish.parent), f"not {wish.model}")
         )
     known = "; ".join(sorted({source.title for source in rows if source.model == wish.parent}))
     first = ", ".join(sorted(read.tensors)[:5])
-    raise ModelError(f"{path}: has the names of no checkpoint that we know for {wish.parent} ({known}); first: {first}")
+    raise ModelError(
+        f"{path}: has the names of no checkpoint that we know for {wish.parent} ({known}); first:"
+        f" {first}"
+    )
 
 
 def _own_contract(path: Path, model: str) -> Contract | None:
@@ -225,8 +290,14 @@ def _own_contract(path: Path, model: str) -> Contract | None:
             return None
     contract = read_contract(path)
     if contract.model != model:
-        hint = "; --inflate makes an i3d of it" if (contract.model, model) == ("inception_v1", "i3d") else ""
-        raise ModelError(f"{path}: is a file of ours that holds {contract.model}, not {model}{hint}")
+        hint = (
+            "; --inflate makes an i3d of it"
+            if (contract.model, model) == ("inception_v1", "i3d")
+            else ""
+        )
+        raise ModelError(
+            f"{path}: is a file of ours that holds {contract.model}, not {model}{hint}"
+        )
     return contract
 
 
@@ -239,8 +310,12 @@ _MARKS = {
 }
 
 #: Those whose shapes say what is to be built.
-_NEEDED = {"i3d": _MARKS["i3d"][1:], "inception_v1": _MARKS["inception_v1"][1:], "ltc": (),
-           "unet": ("down0_conv1", "bottom_conv2")}  # fmt: skip
+_NEEDED = {
+    "i3d": _MARKS["i3d"][1:],
+    "inception_v1": _MARKS["inception_v1"][1:],
+    "ltc": (),
+    "unet": ("down0_conv1", "bottom_conv2"),
+}
 
 
 def _looks_ours(model: str, read: Checkpoint) -> bool:
@@ -262,7 +337,12 @@ def _guess(path: Path, model: str, read: Checkpoint, wish: ImportRequest) -> dic
         if model == "unet":
             depth = sum(bool(re.fullmatch(r"down\d+_conv1/kernel", name)) for name in tensors)
             shape = [*sides, channels("down0_conv1")]
-            return {"input_shape": shape, "depth": depth, "filters": width("down0_conv1"), "outputs": width("logits")}
+            return {
+                "input_shape": shape,
+                "depth": depth,
+                "filters": width("down0_conv1"),
+                "outputs": width("logits"),
+            }
         if model == "ltc":
             trunk = "c3d" if "conv1a/kernel" in tensors else "ltc"
             shape = [*sides, channels("conv1a" if trunk == "c3d" else "conv1")]
@@ -273,14 +353,21 @@ def _guess(path: Path, model: str, read: Checkpoint, wish: ImportRequest) -> dic
             if f"zero_padding{rank}d" in read.layers:
                 found["stem"] = "symmetric"
         if "Conv3d_0c_1x1/kernel" in tensors:
-            return {"input_shape": shape, "classes": width("Conv3d_0c_1x1"), "head": "kinetics", **found}
+            return {
+                "input_shape": shape,
+                "classes": width("Conv3d_0c_1x1"),
+                "head": "kinetics",
+                **found,
+            }
         score = "ct_score_share/kernel" in tensors
         return {"input_shape": shape, "classes": width("logits"), "ct_score": score, **found}
     except (KeyError, IndexError) as error:
         raise ModelError(f"{path}: looks like a file of ours, but lacks {error}") from error
 
 
-def _backed(path: Path, model: str, arguments: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
+def _backed(
+    path: Path, model: str, arguments: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+) -> None:
     """Refuse arguments whose largest layers the file does not hold: what is built must be paid for in bytes.
 
     Raises:
@@ -298,14 +385,20 @@ def _backed(path: Path, model: str, arguments: Mapping[str, Any], tensors: Mappi
         elif model == "ltc":
             dense, (d, h, w, _) = arguments.get("dense", 2048), arguments["input_shape"]
             last = 512 if arguments.get("trunk") == "c3d" else 256
-            wanted = {"fc6": (math.prod((d // 16, h // 32, w // 32)) * last, dense), "fc7": (dense, dense)}
+            wanted = {
+                "fc6": (math.prod((d // 16, h // 32, w // 32)) * last, dense),
+                "fc7": (dense, dense),
+            }
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: its arguments are none of {model} ({error})") from error
     for layer, shape in wanted.items():
         held = tensors.get(f"{layer}/kernel")
         if held is None or held.shape != shape:
             have = "is missing" if held is None else f"is {list(held.shape)}"
-            raise ModelError(f"{path}: {layer}/kernel {have}, not {list(shape)}; --clip gives the clip it was made for")
+            raise ModelError(
+                f"{path}: {layer}/kernel {have}, not {list(shape)}; --clip gives the clip it was"
+                " made for"
+            )
 
 
 def _classes(source: Source, tensors: Mapping[str, np.ndarray]) -> int | None:
@@ -321,7 +414,9 @@ def _channels(path: Path, source: Source, tensors: Mapping[str, np.ndarray], *, 
     stem = next((unit for unit in _STEMS if unit in source.units), None)
     kernel = tensors.get(source.kernel(stem)) if stem else None
     if kernel is None or kernel.ndim < 4:
-        raise ModelError(f"{path}: has no first convolution {source.kernel(stem) if stem else ''}".rstrip())
+        raise ModelError(
+            f"{path}: has no first convolution {source.kernel(stem) if stem else ''}".rstrip()
+        )
     theirs = int(kernel.shape[1] if source.layout == "torch" else kernel.shape[-2])
     if theirs == 2:
         raise ModelError(f"{path}: takes two channels, optical flow; a CT has none")

@@ -1,11 +1,12 @@
 """Reading a model file that somebody else wrote, without running anything from it.
 
-A `.keras` file is a zip of `config.json` (an architecture that Keras would rebuild, code included) and
-`model.weights.h5` (HDF5, which can point at other files of the host); a `.pt` is a pickle, which is a program. We read
-the first as data only, the second after checking every link and shape (`hdf5.py`), and the third only if every name
-that it calls is one of those that make tensors (`pickles.py`). Known attacks: CVE-2024-3660, CVE-2025-1550,
-CVE-2025-8747, CVE-2025-9905, CVE-2025-9906, CVE-2025-12060, CVE-2025-32434, CVE-2026-0897, CVE-2026-1669. No switch
-turns this off.
+A `.keras` file is a zip of `config.json` (an architecture that Keras would rebuild, code included)
+and `model.weights.h5` (HDF5, which can point at other files of the host); a `.pt` is a pickle,
+which is a program. We read the first as data only, the second after checking every link and shape
+(`hdf5.py`), and the third only if every name that it calls is one of those that make tensors
+(`pickles.py`). Known attacks: CVE-2024-3660, CVE-2025-1550, CVE-2025-8747, CVE-2025-9905,
+CVE-2025-9906, CVE-2025-12060, CVE-2025-32434, CVE-2026-0897, CVE-2026-1669. No switch turns this
+off.
 """
 
 from __future__ import annotations
@@ -32,32 +33,96 @@ CONFIG, WEIGHTS, CONTRACT = "config.json", "model.weights.h5", "tf_covid.json"
 #: Limits, in bytes; the config of a large network of ours has 0.2 MB.
 MOST_JSON, MOST_WEIGHTS = 4_000_000, hdf5.MOST_WEIGHTS
 
-#: Members of an archive, bytes of its list of them, and how many times more than it holds a member may give.
+#: Members of an archive, bytes of its list of them, and how many times more than it holds a member
+#: may give.
 MOST_MEMBERS, MOST_LIST, MOST_RATIO = 10_000, 2_000_000, 200
 
 #: Where Keras' own classes that a config may name live: no functions among them.
 _CLASSES = {
-    "layers", "models", "engine", "initializers", "regularizers", "constraints", "activations", "optimizers", "losses",
-    "metrics", "dtype_policies", "mixed_precision",
-}  # fmt: skip
+    "layers",
+    "models",
+    "engine",
+    "initializers",
+    "regularizers",
+    "constraints",
+    "activations",
+    "optimizers",
+    "losses",
+    "metrics",
+    "dtype_policies",
+    "mixed_precision",
+}
 
-#: Keras' own objects that live in its root, and what a config of a network of stock layers may hold.
-_ROOT = {"DTypePolicy", "FloatDTypePolicy", "Model", "Sequential", "Functional", "InputSpec", "Variable"}
+#: Keras' own objects that live in its root, and what a config of a network of stock layers may
+#: hold.
+_ROOT = {
+    "DTypePolicy",
+    "FloatDTypePolicy",
+    "Model",
+    "Sequential",
+    "Functional",
+    "InputSpec",
+    "Variable",
+}
 
 #: Layers that are code, or that read a file of the host.
 _CODE = {"Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
 #: Stock layers that a network of pictures is made of.
 _STOCK = {
-    "Activation", "Add", "AlphaDropout", "Average", "BatchNormalization", "Concatenate", "Cropping2D", "Cropping3D",
-    "Dense", "DepthwiseConv2D", "Dropout", "ELU", "Flatten", "Functional", "GaussianDropout", "GaussianNoise",
-    "GroupNormalization", "InputLayer", "LayerNormalization", "LeakyReLU", "Maximum", "Minimum", "Model", "Multiply",
-    "Normalization", "PReLU", "Permute", "ReLU", "RepeatVector", "Rescaling", "Reshape", "Resizing", "SeparableConv2D",
-    "Sequential", "Softmax", "Subtract", "UnitNormalization",
-    *(f"{name}{rank}D" for name in (
-        "AveragePooling", "Conv", "Convolution", "GlobalAveragePooling", "GlobalMaxPooling", "MaxPooling",
-        "SpatialDropout", "UpSampling", "ZeroPadding") for rank in (2, 3)),
+    "Activation",
+    "Add",
+    "AlphaDropout",
+    "Average",
+    "BatchNormalization",
+    "Concatenate",
+    "Cropping2D",
+    "Cropping3D",
+    "Dense",
+    "DepthwiseConv2D",
+    "Dropout",
+    "ELU",
+    "Flatten",
+    "Functional",
+    "GaussianDropout",
+    "GaussianNoise",
+    "GroupNormalization",
+    "InputLayer",
+    "LayerNormalization",
+    "LeakyReLU",
+    "Maximum",
+    "Minimum",
+    "Model",
+    "Multiply",
+    "Normalization",
+    "PReLU",
+    "Permute",
+    "ReLU",
+    "RepeatVector",
+    "Rescaling",
+    "Reshape",
+    "Resizing",
+    "SeparableConv2D",
+    "Sequential",
+    "Softmax",
+    "Subtract",
+    "UnitNormalization",
+    *(
+        f"{name}{rank}D"
+        for name in (
+            "AveragePooling",
+            "Conv",
+            "Convolution",
+            "GlobalAveragePooling",
+            "GlobalMaxPooling",
+            "MaxPooling",
+            "SpatialDropout",
+            "UpSampling",
+            "ZeroPadding",
+        )
+        for rank in (2, 3)
+    ),
     *(f"Conv{rank}DTranspose" for rank in (2, 3)),
-}  # fmt: skip
+}
 _READERS = {"StringLookup", "IntegerLookup", "TextVectorization", "HashedCrossing"}
 
 
@@ -96,19 +161,32 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
             raise UnsafeFile("ambiguous_name", f"{path}: two of the files inside have one name")
         for member in members:
             posix, windows = PurePosixPath(member.filename), PureWindowsPath(member.filename)
-            if posix.is_absolute() or windows.drive or windows.root or ".." in (*posix.parts, *windows.parts):
-                raise UnsafeFile("archive_path", f"{path}: a file inside leads out of it ({member.filename!r})")
+            if (
+                posix.is_absolute()
+                or windows.drive
+                or windows.root
+                or ".." in (*posix.parts, *windows.parts)
+            ):
+                raise UnsafeFile(
+                    "archive_path", f"{path}: a file inside leads out of it ({member.filename!r})"
+                )
             if stat.S_ISLNK(member.external_attr >> 16):
                 raise UnsafeFile("archive_path", f"{path}: {member.filename!r} is a symbolic link")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 # bzip2 and LZMA take memory as their streams please; Keras writes neither.
                 raise UnsafeFile(
-                    "unknown_packing", f"{path}: {member.filename!r} is packed with zip's method "
-                    f"{member.compress_type}; 0 (stored) and 8 (deflated) are read"
-                )  # fmt: skip
-            if member.file_size > MOST_JSON and member.file_size > MOST_RATIO * member.compress_size:
+                    "unknown_packing",
+                    f"{path}: {member.filename!r} is packed with zip's method "
+                    f"{member.compress_type}; 0 (stored) and 8 (deflated) are read",
+                )
+            if (
+                member.file_size > MOST_JSON
+                and member.file_size > MOST_RATIO * member.compress_size
+            ):
                 raise UnsafeFile(
-                    "zip_bomb", f"{path}: {member.filename!r} claims {member.file_size} bytes of {member.compress_size}"
+                    "zip_bomb",
+                    f"{path}: {member.filename!r} claims {member.file_size} bytes of"
+                    f" {member.compress_size}",
                 )
         yield archive
 
@@ -141,14 +219,19 @@ def unpack(archive: zipfile.ZipFile, name: str, target: BinaryIO, most: int) -> 
             while piece := file.read(1 << 20):
                 written += len(piece)  # not the declared size: it may lie
                 if written > most:
-                    raise UnsafeFile("zip_bomb", f"{archive.filename}: {name} unpacks to more than {most} bytes")
+                    raise UnsafeFile(
+                        "zip_bomb", f"{archive.filename}: {name} unpacks to more than {most} bytes"
+                    )
                 target.write(piece)
     except KeyError as error:
         raise UnsafeFile(
-            "missing_member", f"{archive.filename}: holds no {name}; not a model file that tf_covid can use"
+            "missing_member",
+            f"{archive.filename}: holds no {name}; not a model file that tf_covid can use",
         ) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
-        raise UnsafeFile("damaged", f"{archive.filename}: {name} cannot be unpacked ({error})") from error
+        raise UnsafeFile(
+            "damaged", f"{archive.filename}: {name} cannot be unpacked ({error})"
+        ) from error
 
 
 def unpack_weights(archive: zipfile.ZipFile, target: BinaryIO) -> None:
@@ -196,7 +279,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def check_config(path: Path, config: Any) -> None:
     """Refuse a Keras config that names code: a Lambda layer, a pickled function, a class that is not Keras' own.
 
-    The config is data to us and its weights alone are read; but who sends code in it sends no honest weights.
+    The config is data to us and its weights alone are read; but who sends code in it sends no
+    honest weights.
 
     Raises:
         UnsafeFile: For each of these.
@@ -210,21 +294,27 @@ def check_config(path: Path, config: Any) -> None:
             continue
         waiting.extend(part.values())
         _check_layers(path, part.get("layers"))
-        kind, module, registered = part.get("class_name"), part.get("module"), part.get("registered_name")
+        kind, module, registered = (
+            part.get("class_name"),
+            part.get("module"),
+            part.get("registered_name"),
+        )
         if kind == "function" and module == "builtins" and str(part.get("config")).isidentifier():
             continue  # the name of an activation or a loss, as Keras writes it; we look none up
         if kind in _CODE or kind == "function" or "__lambda__" in part:
             raise UnsafeFile(
-                "lambda_layer", f"{path}: its config holds a {kind or 'lambda'}, code that it would have run; save its "
-                "weights alone (save_weights)"
-            )  # fmt: skip
+                "lambda_layer",
+                f"{path}: its config holds a {kind or 'lambda'}, code that it would have run; save"
+                " its weights alone (save_weights)",
+            )
         if kind is None:
             continue
         root, *inner = str(module or "keras.layers").replace("keras.src", "keras", 1).split(".")
         honest = root == "keras" and (inner[0] in _CLASSES if inner else kind in _ROOT)
         if not honest or kind in _READERS or ">" in str(registered or ""):
             raise UnsafeFile(
-                "unknown_class", f"{path}: its config names {registered or kind} of {module}, not of Keras"
+                "unknown_class",
+                f"{path}: its config names {registered or kind} of {module}, not of Keras",
             )
 
 
@@ -233,14 +323,31 @@ def _check_layers(path: Path, layers: Any) -> None:
     for layer in layers if isinstance(layers, list) else []:
         kind = layer.get("class_name") if isinstance(layer, dict) else None
         if kind is not None and kind not in _STOCK | _CODE and kind != "function":
-            raise UnsafeFile("unknown_class", f"{path}: its config holds a layer {kind}, which is none of Keras' own")
+            raise UnsafeFile(
+                "unknown_class",
+                f"{path}: its config holds a layer {kind}, which is none of Keras' own",
+            )
 
 
 #: Settings of a layer that change its answer without changing the shapes of its weights.
 _SETTINGS = (
-    "activation", "axis", "data_format", "dilation_rate", "epsilon", "groups", "interpolation", "kernel_size",
-    "offset", "padding", "pool_size", "scale", "size", "strides", "units", "use_bias",
-)  # fmt: skip
+    "activation",
+    "axis",
+    "data_format",
+    "dilation_rate",
+    "epsilon",
+    "groups",
+    "interpolation",
+    "kernel_size",
+    "offset",
+    "padding",
+    "pool_size",
+    "scale",
+    "size",
+    "strides",
+    "units",
+    "use_bias",
+)
 
 
 def architecture(config: Any) -> list[tuple[str, str, dict[str, Any]]]:
@@ -251,7 +358,10 @@ def architecture(config: Any) -> list[tuple[str, str, dict[str, Any]]]:
     """
     try:
         if config["class_name"] not in ("Functional", "Model"):
-            raise ModelError(f"the architecture is a {config['class_name']}, not a functional model of stock layers")
+            raise ModelError(
+                f"the architecture is a {config['class_name']}, not a functional model of stock"
+                " layers"
+            )
         layers = [(layer["class_name"], layer["config"]) for layer in config["config"]["layers"]]
         return [
             (kind, settings["name"], {key: settings[key] for key in _SETTINGS if key in settings})

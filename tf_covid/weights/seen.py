@@ -1,8 +1,8 @@
 """Which scans a network was trained on: salted fingerprints in its file, and whether a cohort has some of them.
 
-A fingerprint is a hash of a scan's voxels, int16 HU in the one order that `tf_covid.scan` reads them in, behind a salt
-that stands beside it. No scan follows from it; but who holds a scan can test whether it was in the training set
-(docs/training.md says so).
+A fingerprint is a hash of a scan's voxels, int16 HU in the one order that `tf_covid.scan` reads
+them in, behind a salt that stands beside it. No scan follows from it; but who holds a scan can test
+whether it was in the training set (docs/training.md says so).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from tf_covid.weights import catalog
 from tf_covid.weights.contract import Contract, TrainedOn
 
-#: Hex digits of a fingerprint, 64 bits: two of a million scans meet by chance with a probability of 3·10⁻⁸.
+#: Hex digits of a fingerprint, 64 bits: two of a million scans meet by chance with a probability of
+#: 3·10⁻⁸.
 _DIGITS = 16
 
 #: What a file of before the fingerprints, or of somebody else, leaves open.
@@ -47,8 +48,8 @@ def fingerprints(pixels: Iterable[str], patients: Iterable[str] = (), *, seed: i
     Args:
         pixels: sha256 (hex) of the voxels of each scan.
         patients: Id of each patient; kept by option only.
-        seed: Of the run. The salt follows from it and from the scans, so that a run that is resumed writes the same
-            file; without the scans nobody can foresee it.
+        seed: Of the run. The salt follows from it and from the scans, so that a run that is resumed
+            writes the same file; without the scans nobody can foresee it.
     """
     marks = sorted(set(pixels))
     salt = hashlib.sha256("\n".join([f"trained on, seed {seed}", *marks]).encode()).hexdigest()[:32]
@@ -67,10 +68,16 @@ def ancestors(name: str, contract: Contract) -> tuple[TrainedOn, ...]:
     """What a network that starts from a file keeps of it: its fingerprints, and what it leaves open."""
     if contract.trained_on is not None:
         return contract.trained_on
-    return (TrainedOn(unchecked=f"the weights that it started from ({name}): {_unsaid(name, contract)}"[:500]),)
+    return (
+        TrainedOn(
+            unchecked=f"the weights that it started from ({name}): {_unsaid(name, contract)}"[:500]
+        ),
+    )
 
 
-def look(name: str, contract: Contract, pixels: Mapping[str, str], patients: Mapping[str, str]) -> Sighting:
+def look(
+    name: str, contract: Contract, pixels: Mapping[str, str], patients: Mapping[str, str]
+) -> Sighting:
     """Whether a model was trained on scans of a cohort.
 
     Args:
@@ -91,10 +98,14 @@ def look(name: str, contract: Contract, pixels: Mapping[str, str], patients: Map
     return Sighting(name, cases, known if keeps else None, unchecked)
 
 
-def _among(held: Sequence[tuple[str, frozenset[str]]], kind: str, marks: Mapping[str, str]) -> tuple[str, ...]:
+def _among(
+    held: Sequence[tuple[str, frozenset[str]]], kind: str, marks: Mapping[str, str]
+) -> tuple[str, ...]:
     """Cases whose mark is among the fingerprints (salt, fingerprints)."""
     return tuple(
-        case for case, mark in marks.items() if any(_fingerprint(salt, kind, mark) in known for salt, known in held)
+        case
+        for case, mark in marks.items()
+        if any(_fingerprint(salt, kind, mark) in known for salt, known in held)
     )
 
 
@@ -111,4 +122,8 @@ def _seeds(name: str) -> str:
     card = path.with_name(catalog.CARD) if path else None
     text = card.read_text("utf-8") if card and card.is_file() else ""
     counts = [int(after.split()[0]) for after in text.split("--train ")[1:]]
-    return f"seeds 0 to {max(counts) - 1} (its model card has the commands)" if counts else "seeds of tf_covid.phantom"
+    return (
+        f"seeds 0 to {max(counts) - 1} (its model card has the commands)"
+        if counts
+        else "seeds of tf_covid.phantom"
+    )

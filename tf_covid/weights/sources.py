@@ -23,7 +23,8 @@ SPORTS: Input = ((255.0,), (-90.25, -97.66, -101.41))
 #: Our unit → what its convolution (or dense layer) and its batch normalisation are called there.
 Units = Mapping[str, tuple[str, str]]
 
-#: All variables that a unit can have there, and whose prefix each of them bears: the convolution's or the norm's.
+#: All variables that a unit can have there, and whose prefix each of them bears: the convolution's
+#: or the norm's.
 VARIABLES = {"kernel": 0, "bias": 0, "gamma": 1, "beta": 1, "moving_mean": 1, "moving_variance": 1}
 
 
@@ -62,7 +63,10 @@ class Source:
     def names(self, unit: str) -> dict[str, str]:
         """Each of `VARIABLES` → what it is called there, for one of our units."""
         units = self.units[unit]
-        return {one: units[place] + self.variables.get(one, f"/{one}") for one, place in VARIABLES.items()}
+        return {
+            one: units[place] + self.variables.get(one, f"/{one}")
+            for one, place in VARIABLES.items()
+        }
 
 
 def norm_of(conv: str) -> str:
@@ -71,7 +75,11 @@ def norm_of(conv: str) -> str:
 
 
 def _inception(
-    rank: int, stem: Mapping[str, str] | str, mixed: str, places: Sequence[str], blocks: Mapping[str, str] | None = None
+    rank: int,
+    stem: Mapping[str, str] | str,
+    mixed: str,
+    places: Sequence[str],
+    blocks: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Our convolutions of Inception-v1 → their units.
 
@@ -100,7 +108,9 @@ def _slashed(rank: int) -> list[str]:
     return [f"Branch_{place[0]}/Conv{rank}d_{place[2:]}" for place in PLACES]
 
 
-def _with_norm(units: Mapping[str, str], conv: str, norm: str, **heads: tuple[str, str]) -> dict[str, tuple[str, str]]:
+def _with_norm(
+    units: Mapping[str, str], conv: str, norm: str, **heads: tuple[str, str]
+) -> dict[str, tuple[str, str]]:
     return {ours: (theirs + conv, theirs + norm) for ours, theirs in units.items()} | heads
 
 
@@ -108,9 +118,13 @@ _KERAS = {name: f"/{name}" for name in VARIABLES}
 _SONNET = {**_KERAS, "kernel": "/w", "bias": "/b"}
 _SLIM = {**_KERAS, "kernel": "/weights", "bias": "/biases"}
 _TORCH = {
-    "kernel": ".weight", "bias": ".bias",
-    "gamma": ".weight", "beta": ".bias", "moving_mean": ".running_mean", "moving_variance": ".running_var",
-}  # fmt: skip
+    "kernel": ".weight",
+    "bias": ".bias",
+    "gamma": ".weight",
+    "beta": ".bias",
+    "moving_mean": ".running_mean",
+    "moving_variance": ".running_var",
+}
 _COUNTER = r".*\.num_batches_tracked"
 _SLOTS = r".*/(Momentum|RMSProp(_1)?|Adam(_1)?|ExponentialMovingAverage)|global_step|learning_rate|_CHECKPOINT.*"
 _LETTERS = ("b0", "b1a", "b1b", "b2a", "b2b", "b3b")
@@ -119,9 +133,11 @@ _VISION = ("branch1", "branch2.0", "branch2.1", "branch3.0", "branch3.1", "branc
 _KERAS_3D = ("0a_1x1", "1a_1x1", "1b_3x3", "2a_1x1", "2b_3x3", "3b_1x1")
 _KERAS_2D = ("0_a_1x1", "1_a_1x1", "1_b_3x3", "2_a_1x1", "2_b_3x3", "3_b_1x1")
 #: torchvision counts the mixed blocks from "a".
-_SHIFTED = {"3b": "3a", "3c": "3b"} | {f"4{block}": f"4{chr(ord(block) - 1)}" for block in "bcdef"} | {
-    "5b": "5a", "5c": "5b"
-}  # fmt: skip
+_SHIFTED = (
+    {"3b": "3a", "3c": "3b"}
+    | {f"4{block}": f"4{chr(ord(block) - 1)}" for block in "bcdef"}
+    | {"5b": "5a", "5c": "5b"}
+)
 
 
 def _kinetics(title: str, prefix: str) -> Source:
@@ -129,49 +145,92 @@ def _kinetics(title: str, prefix: str) -> Source:
     # The published name breaks the pattern here.
     units["Mixed_5b_Branch_2_Conv3d_0b_3x3_conv"] = f"{prefix}Mixed_5b/Branch_2/Conv3d_0a_3x3"
     head = (f"{prefix}Logits/Conv3d_0c_1x1/conv_3d", "")
-    return Source(title, "i3d", _with_norm(units, "/conv_3d", "/batch_norm", Conv3d_0c_1x1=head), _SONNET,
-                  ignored=(_SLOTS,), input=SIGNED)  # fmt: skip
+    return Source(
+        title,
+        "i3d",
+        _with_norm(units, "/conv_3d", "/batch_norm", Conv3d_0c_1x1=head),
+        _SONNET,
+        ignored=(_SLOTS,),
+        input=SIGNED,
+    )
 
 
 def _slim() -> Source:
-    units = _inception(2, "InceptionV1/Conv2d_{suffix}", "InceptionV1/Mixed_{block}/{place}", _slashed(2))
+    units = _inception(
+        2, "InceptionV1/Conv2d_{suffix}", "InceptionV1/Mixed_{block}/{place}", _slashed(2)
+    )
     units["Mixed_5b_Branch_2_Conv2d_0b_3x3_conv"] = "InceptionV1/Mixed_5b/Branch_2/Conv2d_0a_3x3"
     head = ("InceptionV1/Logits/Conv2d_0c_1x1", "")
     units_and_head = _with_norm(units, "", "/BatchNorm", logits=head)
-    return Source("TF-Slim's Inception-v1 on ImageNet", "inception_v1", units_and_head, _SLIM, ignored=(_SLOTS,),
-                  input=SIGNED)  # fmt: skip
+    return Source(
+        "TF-Slim's Inception-v1 on ImageNet",
+        "inception_v1",
+        units_and_head,
+        _SLIM,
+        ignored=(_SLOTS,),
+        input=SIGNED,
+    )
 
 
-def _torch_i3d(title: str, stem: str, mixed: str, places: Sequence[str], norm: str, head: str) -> Source:
-    units = _with_norm(_inception(3, stem, mixed, places), ".conv3d", norm, Conv3d_0c_1x1=(f"{head}.conv3d", ""))
-    # Kinetics was learned with an epsilon of 1e-3; an early version of one port took 1e-5, which was its mistake.
+def _torch_i3d(
+    title: str, stem: str, mixed: str, places: Sequence[str], norm: str, head: str
+) -> Source:
+    units = _with_norm(
+        _inception(3, stem, mixed, places), ".conv3d", norm, Conv3d_0c_1x1=(f"{head}.conv3d", "")
+    )
+    # Kinetics was learned with an epsilon of 1e-3; an early version of one port took 1e-5, which
+    # was its mistake.
     return Source(title, "i3d", units, _TORCH, layout="torch", ignored=(_COUNTER,), input=SIGNED)
 
 
 def _torchvision() -> Source:
     stem = {"1a_7x7": "conv1", "2b_1x1": "conv2", "2c_3x3": "conv3"}
     units = _inception(2, stem, "inception{block}.{place}", _VISION, _SHIFTED)
-    # Its first convolution pads three pixels on every side, which "same" does not. The input is [-1, 1]: to what
-    # torchvision's own transform gives, its `transform_input` adds what brings it there.
-    return Source("torchvision's GoogLeNet on ImageNet", "inception_v1",
-                  _with_norm(units, ".conv", ".bn", logits=("fc", "")), _TORCH, layout="torch", ignored=(_COUNTER,),
-                  left=(r"aux[12]\..*",), input=SIGNED, arguments={"stem": "symmetric"})  # fmt: skip
+    # Its first convolution pads three pixels on every side, which "same" does not. The input is
+    # [-1, 1]: to what torchvision's own transform gives, its `transform_input` adds what brings it
+    # there.
+    return Source(
+        "torchvision's GoogLeNet on ImageNet",
+        "inception_v1",
+        _with_norm(units, ".conv", ".bn", logits=("fc", "")),
+        _TORCH,
+        layout="torch",
+        ignored=(_COUNTER,),
+        left=(r"aux[12]\..*",),
+        input=SIGNED,
+        arguments={"stem": "symmetric"},
+    )
 
 
 def _keras(title: str, model: str, units: Mapping[str, str], head: str, theirs: str) -> Source:
-    return Source(title, model, _with_norm(units, "_conv", "_bn", **{head: (theirs, "")}), _KERAS, input=SIGNED)
+    return Source(
+        title,
+        model,
+        _with_norm(units, "_conv", "_bn", **{head: (theirs, "")}),
+        _KERAS,
+        input=SIGNED,
+    )
 
 
-def _c3d(title: str, names: Sequence[str], dense: str, *, torch: bool = True, input: Input = SPORTS) -> list[Source]:
+def _c3d(
+    title: str, names: Sequence[str], dense: str, *, torch: bool = True, input: Input = SPORTS
+) -> list[Source]:
     """C3D for the eight-convolution trunk, and for the five-convolution net, which has three of its shapes."""
     eight = dict(zip(_C3D, names, strict=True))
     five = {"conv1": eight["conv1a"], "conv2": eight["conv2a"], "conv3": eight["conv3a"]}
     rest = "|".join(re.escape(theirs) for theirs in eight.values() if theirs not in five.values())
 
     def one(trunk: str, units: Mapping[str, str], *left: str) -> Source:
-        return Source(title, "ltc", {ours: (theirs, "") for ours, theirs in units.items()}, _TORCH if torch else _KERAS,
-                      layout="torch" if torch else "keras", left=(dense, *left), input=input,
-                      arguments={"trunk": trunk})  # fmt: skip
+        return Source(
+            title,
+            "ltc",
+            {ours: (theirs, "") for ours, theirs in units.items()},
+            _TORCH if torch else _KERAS,
+            layout="torch" if torch else "keras",
+            left=(dense, *left),
+            input=input,
+            arguments={"trunk": trunk},
+        )
 
     return [one("c3d", eight), one("ltc", five, rf"({rest})[./].*")]
 
@@ -179,7 +238,9 @@ def _c3d(title: str, names: Sequence[str], dense: str, *, torch: bool = True, in
 def _unet(depth: int) -> Source:
     """A PyTorch U-Net of the common layout with transposed convolutions; it numbers its way up from the bottom."""
     units: dict[str, tuple[str, str]] = {"logits": ("outc.conv", "")}
-    places = {f"down{level}": f"down{level}.maxpool_conv.1.double_conv" for level in range(1, depth)}
+    places = {
+        f"down{level}": f"down{level}.maxpool_conv.1.double_conv" for level in range(1, depth)
+    }
     places |= {"down0": "inc.double_conv", "bottom": f"down{depth}.maxpool_conv.1.double_conv"}
     for level in range(depth):
         places[f"up{level}"] = f"up{depth - level}.conv.double_conv"
@@ -187,8 +248,15 @@ def _unet(depth: int) -> Source:
     for ours, theirs in places.items():
         for number, first in ((1, 0), (2, 3)):
             units[f"{ours}_conv{number}"] = (f"{theirs}.{first}", f"{theirs}.{first + 1}")
-    return Source(f"a PyTorch U-Net, {depth} levels", "unet", units, _TORCH, layout="torch",
-                  ignored=(_COUNTER, "mask_values"), epsilon=1e-5)  # fmt: skip
+    return Source(
+        f"a PyTorch U-Net, {depth} levels",
+        "unet",
+        units,
+        _TORCH,
+        layout="torch",
+        ignored=(_COUNTER, "mask_values"),
+        epsilon=1e-5,
+    )
 
 
 _C3D = tuple(conv for stage in TRUNKS["c3d"] for conv, _ in stage)
@@ -201,29 +269,57 @@ SOURCES: tuple[Source, ...] = (
     _kinetics("DeepMind's I3D on Kinetics-400, optical flow", "Flow/inception_i3d/"),
     _kinetics("DeepMind's I3D on Kinetics-600 (Sonnet names, no prefix)", ""),
     _torch_i3d(
-        "a PyTorch port of I3D (mixed_3b.branch_1.0)", "conv3d_{suffix}", "mixed_{block}.{place}", _BRANCHES,
-        ".batch3d", "conv3d_0c_1x1",
+        "a PyTorch port of I3D (mixed_3b.branch_1.0)",
+        "conv3d_{suffix}",
+        "mixed_{block}.{place}",
+        _BRANCHES,
+        ".batch3d",
+        "conv3d_0c_1x1",
     ),
     _torch_i3d(
-        "a PyTorch port of I3D (Mixed_3b.b1a)", "Conv3d_{suffix}", "Mixed_{block}.{place}", _LETTERS, ".bn", "logits"
+        "a PyTorch port of I3D (Mixed_3b.b1a)",
+        "Conv3d_{suffix}",
+        "Mixed_{block}.{place}",
+        _LETTERS,
+        ".bn",
+        "logits",
     ),
-    _keras("the Keras port of I3D on Kinetics", "i3d",
-           _inception(3, "Conv3d_{suffix}", "Conv3d_{block}_{place}", _KERAS_3D),
-           "Conv3d_0c_1x1", "Conv3d_6a_1x1_conv"),
+    _keras(
+        "the Keras port of I3D on Kinetics",
+        "i3d",
+        _inception(3, "Conv3d_{suffix}", "Conv3d_{block}_{place}", _KERAS_3D),
+        "Conv3d_0c_1x1",
+        "Conv3d_6a_1x1_conv",
+    ),
     _slim(),
-    _keras("the Keras port of Inception-v1 on ImageNet", "inception_v1",
-           _inception(2, "Conv2d_{suffix}", "Mixed_{block}_Branch_{place}", _KERAS_2D), "logits", "Logits"),
+    _keras(
+        "the Keras port of Inception-v1 on ImageNet",
+        "inception_v1",
+        _inception(2, "Conv2d_{suffix}", "Mixed_{block}_Branch_{place}", _KERAS_2D),
+        "logits",
+        "Logits",
+    ),
     _torchvision(),
     *_c3d("C3D on Sports-1M (Keras)", _C3D_NAMES, r"fc[678]/.*", torch=False),
     *_c3d("C3D on Sports-1M (PyTorch)", _C3D_NAMES, r"fc[678]\..*"),
-    *_c3d("C3D on UCF-101 (PyTorch, numbered layers)", _FEATURES, r"classifier\..*",
-          input=((255.0,), (-90.0, -98.0, -102.0))),
-    *_c3d("C3D on Sports-1M (MMAction2)", [f"{conv}.conv" for conv in _C3D], r"fc[67]\..*|cls_head\..*",
-          input=((255.0,), (-104.0, -117.0, -128.0))),
+    *_c3d(
+        "C3D on UCF-101 (PyTorch, numbered layers)",
+        _FEATURES,
+        r"classifier\..*",
+        input=((255.0,), (-90.0, -98.0, -102.0)),
+    ),
+    *_c3d(
+        "C3D on Sports-1M (MMAction2)",
+        [f"{conv}.conv" for conv in _C3D],
+        r"fc[67]\..*|cls_head\..*",
+        input=((255.0,), (-104.0, -117.0, -128.0)),
+    ),
     *(_unet(depth) for depth in (2, 3, 4, 5)),
-)  # fmt: skip
+)
 
 
 def of_ours(model: str, layers: Iterable[str]) -> Source:
     """The table of a file with our own layer names, for the layers of a network or of the file, norms aside."""
-    return Source("a file of ours", model, {layer: (layer, norm_of(layer)) for layer in layers}, _KERAS)
+    return Source(
+        "a file of ours", model, {layer: (layer, norm_of(layer)) for layer in layers}, _KERAS
+    )

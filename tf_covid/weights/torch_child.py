@@ -1,6 +1,7 @@
 """Torch's own reader, in a process of its own: its zips are read in C++, and what its pickles call is its own code.
 
-`foreign.py` runs `python -m tf_covid.weights.torch_child FILE FOLDER`, after `pickles.check_pickle`, and looks at what
+`foreign.py` runs `python -m tf_covid.weights.torch_child FILE FOLDER`, after
+`pickles.check_pickle`, and looks at what
 it left there as at any file: the same two files as `bundle.py`, within the same bounds.
 """
 
@@ -28,7 +29,8 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         Name → values, and name → type and shape of all that are no floating-point tensors.
 
     Raises:
-        UnsafeFile: If it is damaged, holds anything but named tensors, or promises more than it holds.
+        UnsafeFile: If it is damaged, holds anything but named tensors, or promises more than it
+            holds.
     """
     import torch
 
@@ -36,14 +38,18 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly everything
         facts = str(error).partition("\n")[0]
-        raise UnsafeFile("damaged", f"{path}: torch cannot read it as weights only ({facts})") from error
+        raise UnsafeFile(
+            "damaged", f"{path}: torch cannot read it as weights only ({facts})"
+        ) from error
     # Training scripts put the weights beside optimizer and epoch.
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
             break
     if not isinstance(state, dict):
-        raise UnsafeFile("unsafe_pickle", f"{path}: holds a {type(state).__name__}, not named tensors")
+        raise UnsafeFile(
+            "unsafe_pickle", f"{path}: holds a {type(state).__name__}, not named tensors"
+        )
     tensors: dict[str, np.ndarray] = {}
     others: dict[str, str] = {}
     for key, value in state.items():
@@ -65,7 +71,9 @@ def _plain(name: str, value: Any) -> np.ndarray | str:
     if str(value.layout) != "torch.strided" or value.is_quantized or value.device.type != "cpu":
         raise UnsafeFile("not_numbers", f"{name} is no plain tensor")
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise UnsafeFile("shape_bomb", f"{name} of shape {list(value.shape)} asks for more than the file holds")
+        raise UnsafeFile(
+            "shape_bomb", f"{name} of shape {list(value.shape)} asks for more than the file holds"
+        )
     value = value.detach()
     if not value.is_floating_point():
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
@@ -82,15 +90,21 @@ def main(path: Path, folder: Path) -> None:
 
         if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < (2, 6):
             # CVE-2025-32434: before 2.6 `weights_only=True` could be led to run code.
-            raise UnsafeFile("torch_too_old", f"{path}: the reader of torch {torch.__version__} is not safe; 2.6 is")
+            raise UnsafeFile(
+                "torch_too_old",
+                f"{path}: the reader of torch {torch.__version__} is not safe; 2.6 is",
+            )
         limit(path.stat().st_size)
         tensors, others = read(path)
-        save_file({str(number): value for number, value in enumerate(tensors.values())}, folder / TENSORS)
+        save_file(
+            {str(number): value for number, value in enumerate(tensors.values())}, folder / TENSORS
+        )
         answer = {"names": list(tensors), "others": others}
     except ImportError:
         facts = (
-            f"{path}: reading it needs torch (pip install -e '.[torch]' in the checkout); or save the same state_dict "
-            "as .safetensors where torch is installed (safetensors.torch.save_file), which needs nothing here"
+            f"{path}: reading it needs torch (pip install -e '.[torch]' in the checkout); or save"
+            " the same state_dict as .safetensors where torch is installed"
+            " (safetensors.torch.save_file), which needs nothing here"
         )
         answer = {"code": "torch_missing", "facts": facts}
     except UnsafeFile as error:

@@ -91,7 +91,9 @@ def test_the_time_limit_and_what_waits_longer_is_not_computed(gate: Any, until: 
     with pytest.raises(grpc.RpcError) as caught:
         running.predict.Predict(message(), 60)
     assert caught.value.code() == Code.DEADLINE_EXCEEDED
-    until(lambda: engine.depth == 0 and engine.running == 1)  # the first one, which cannot be interrupted
+    until(
+        lambda: engine.depth == 0 and engine.running == 1
+    )  # the first one, which cannot be interrupted
     running.open_gate(value=1.0)
     until(lambda: engine.running == 0)
     running.open_gate(value=5.0)  # nobody has used it up meanwhile
@@ -156,7 +158,10 @@ def small(start: Any, store: Any) -> Any:
 def test_too_large(small: Any) -> None:
     path = "/v1/models/m:predict"
     large = json.dumps({"inputs": [[1, 2, 3]] * 4000}).encode()
-    for length in ("99999999999999999999", str(len(large))):  # by what it says, before a byte of it is read
+    for length in (
+        "99999999999999999999",
+        str(len(large)),
+    ):  # by what it says, before a byte of it is read
         with raw(small) as connection:
             connection.sendall(heads(path, f"Content-Length: {length}"))
             assert answered(connection).startswith(b"HTTP/1.1 413")
@@ -187,7 +192,9 @@ def test_a_client_that_is_too_slow(small: Any) -> None:
 
 
 def test_packed_bodies_are_not_unpacked(small: Any) -> None:
-    response = small.http.post("/v1/models/m:predict", content=b"x", headers={"Content-Encoding": "gzip"})
+    response = small.http.post(
+        "/v1/models/m:predict", content=b"x", headers={"Content-Encoding": "gzip"}
+    )
     assert response.status_code == 415 and "gzip" in response.json()["error"]
 
 
@@ -197,7 +204,10 @@ def test_packed_bodies_are_not_unpacked(small: Any) -> None:
         b"\x00\xff\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
         b"POST /v1/models/m:predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -5\r\n\r\n",
-        b"POST /v1/models/m:predict HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        (
+            b"POST /v1/models/m:predict HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding:"
+            b" chunked\r\n\r\nzz\r\n"
+        ),
         b"GET /healthz HTTP/1.1\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
     ],
     ids=lambda garbage: garbage[:20].decode("latin-1"),
@@ -258,11 +268,15 @@ def test_pages_of_other_sites(running: Any, headers: dict[str, str], status: int
         assert "page" in response.json()["error"]
 
 
-def test_a_body_that_a_thread_still_holds_counts(start: Any, store: Any, until: Any, monkeypatch: Any) -> None:
+def test_a_body_that_a_thread_still_holds_counts(
+    start: Any, store: Any, until: Any, monkeypatch: Any
+) -> None:
     store.put("linear-1", "m")
     running = start(time_limit_s=0.5)
     reader, go = running.server._rest._reader, threading.Event()
-    monkeypatch.setattr("tf_covid.server.http.routes.tensors.question", lambda body, entry_of: go.wait(60))
+    monkeypatch.setattr(
+        "tf_covid.server.http.routes.tensors.question", lambda body, entry_of: go.wait(60)
+    )
     assert running.ask("m", {"inputs": [[1, 2, 3]]}).status_code == 504
     assert reader._here > 0
     go.set()
@@ -288,13 +302,23 @@ def test_without_the_token_nothing_is_answered(start: Any, store: Any) -> None:
     with httpx.Client(base_url=running.server.rest_url, trust_env=False) as stranger:
         assert stranger.get("/healthz").status_code == 200
         for method, path in asked:
-            for given in (None, "Bearer wrong-token", f"Basic {TOKEN}", f"Bearer {TOKEN}x", TOKEN, "Bearer"):
+            for given in (
+                None,
+                "Bearer wrong-token",
+                f"Basic {TOKEN}",
+                f"Bearer {TOKEN}x",
+                TOKEN,
+                "Bearer",
+            ):
                 headers = {} if given is None else {"Authorization": given}
                 response = stranger.request(method, path, headers=headers)
                 assert response.status_code == 401 and response.json()["error"]
                 assert response.headers["www-authenticate"] == "Bearer"
     ask = message("m", value=[[1, 2, 3]])
-    metadata, status = get_model_metadata_pb2.GetModelMetadataRequest(), get_model_status_pb2.GetModelStatusRequest()
+    metadata, status = (
+        get_model_metadata_pb2.GetModelMetadataRequest(),
+        get_model_status_pb2.GetModelStatusRequest(),
+    )
     status.model_spec.name = "m"
     right = (("authorization", f"Bearer {TOKEN}"),)
     for call, what in (
@@ -306,7 +330,9 @@ def test_without_the_token_nothing_is_answered(start: Any, store: Any) -> None:
             with pytest.raises(grpc.RpcError) as caught:
                 call(what, timeout=60, metadata=given)
             assert caught.value.code() == Code.UNAUTHENTICATED
-    assert running.predict.Predict(ask, timeout=60, metadata=right).outputs["version"].int_val[0] == 1
+    assert (
+        running.predict.Predict(ask, timeout=60, metadata=right).outputs["version"].int_val[0] == 1
+    )
     assert running.models.GetModelStatus(status, timeout=60, metadata=right).model_version_status
 
 
@@ -317,7 +343,9 @@ class Silent:
         self._end = threading.Event()
         # Connections of their own: one connection may have only so many calls.
         options = [("grpc.use_local_subchannel_pool", 1)]
-        self._channels = [grpc.insecure_channel(running.server.grpc_address, options) for _ in range(number)]
+        self._channels = [
+            grpc.insecure_channel(running.server.grpc_address, options) for _ in range(number)
+        ]
         method = "/tensorflow.serving.PredictionService/Predict"
         self.calls = [
             channel.stream_unary(method).future(self._never(), timeout=60, metadata=metadata)
@@ -342,13 +370,21 @@ def test_calls_without_a_message_and_a_token_are_refused_at_once(start: Any, sto
     running = start(token=TOKEN)  # they may take a minute to send it
     right = (("authorization", f"Bearer {TOKEN}"),)
     with Silent(running, 40) as silent:
-        assert {call.exception(20).code() for call in silent.calls} <= {Code.UNAUTHENTICATED, Code.RESOURCE_EXHAUSTED}
+        assert {call.exception(20).code() for call in silent.calls} <= {
+            Code.UNAUTHENTICATED,
+            Code.RESOURCE_EXHAUSTED,
+        }
         ask = message("m", value=[[1, 2, 3]])
-        assert running.predict.Predict(ask, timeout=20, metadata=right).outputs["version"].int_val[0] == 1
+        assert (
+            running.predict.Predict(ask, timeout=20, metadata=right).outputs["version"].int_val[0]
+            == 1
+        )
 
 
 @pytest.mark.parametrize("token", [None, TOKEN])
-def test_calls_that_do_not_send_their_message_in_time_are_cancelled(start: Any, store: Any, token: str | None) -> None:
+def test_calls_that_do_not_send_their_message_in_time_are_cancelled(
+    start: Any, store: Any, token: str | None
+) -> None:
     store.put("linear-1", "m")
     running = start(token=token, read_limit_s=1.0)
     right = () if token is None else (("authorization", f"Bearer {token}"),)
@@ -356,12 +392,17 @@ def test_calls_that_do_not_send_their_message_in_time_are_cancelled(start: Any, 
         codes = [call.exception(20).code() for call in silent.calls]
         assert Code.CANCELLED in codes and set(codes) <= {Code.CANCELLED, Code.RESOURCE_EXHAUSTED}
         ask = message("m", value=[[1, 2, 3]])
-        assert running.predict.Predict(ask, timeout=20, metadata=right).outputs["version"].int_val[0] == 1
+        assert (
+            running.predict.Predict(ask, timeout=20, metadata=right).outputs["version"].int_val[0]
+            == 1
+        )
 
 
 def test_messages_of_all_calls_together_have_a_limit(gate: Any, until: Any) -> None:
     running = gate(message_mb=0.01)
-    held = [running.predict.Predict.future(message(value=[1.0] * 2000), timeout=60) for _ in range(2)]
+    held = [
+        running.predict.Predict.future(message(value=[1.0] * 2000), timeout=60) for _ in range(2)
+    ]
     until(lambda: running.server.engine.running + running.server.engine.depth == 2)
     with pytest.raises(grpc.RpcError) as caught:
         running.predict.Predict(message(value=[1.0] * 2000), 60)
@@ -375,7 +416,15 @@ def test_messages_of_all_calls_together_have_a_limit(gate: Any, until: Any) -> N
 
 def test_tokens() -> None:
     assert is_token(b"Bearer abc", "abc") and is_token(b"bearer  abc ", "abc")
-    for wrong in (b"", b"abc", b"Bearer", b"Bearer ABC", b"Bearer ab", b"Bearer abcd", b"Bearer \xff\xfe"):
+    for wrong in (
+        b"",
+        b"abc",
+        b"Bearer",
+        b"Bearer ABC",
+        b"Bearer ab",
+        b"Bearer abcd",
+        b"Bearer \xff\xfe",
+    ):
         assert not is_token(wrong, "abc")
 
 
@@ -384,14 +433,18 @@ def test_hosts_that_nobody_else_can_reach(tmp_path: Path, host: str) -> None:
     assert is_loopback(Settings(models=tmp_path, host=host).address())
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "::ffff:127.0.0.1", "192.168.0.1", "8.8.8.8"])
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "10.1.2.3", "::ffff:127.0.0.1", "192.168.0.1", "8.8.8.8"]
+)
 def test_hosts_that_others_can_reach_need_a_token(tmp_path: Path, host: str) -> None:
     with pytest.raises(ServingError, match="token"):
         Settings(models=tmp_path, host=host)
     Settings(models=tmp_path, host=host, token=TOKEN)
 
 
-@pytest.mark.parametrize("token", ["", "short", "with space in it", "ümlaut-token", "line\nbreak-token"])
+@pytest.mark.parametrize(
+    "token", ["", "short", "with space in it", "ümlaut-token", "line\nbreak-token"]
+)
 def test_tokens_that_cannot_be_sent(tmp_path: Path, token: str) -> None:
     with pytest.raises(ServingError, match="token"):
         Settings(models=tmp_path, token=token)
@@ -403,7 +456,10 @@ def test_unknown_host_folder_and_taken_ports(tmp_path: Path, running: Any) -> No
     with pytest.raises(ServingError, match="no folder of models"):
         Server(Settings(models=tmp_path / "none"))
     taken = int(running.server.rest_url.rsplit(":", 1)[1])
-    with pytest.raises(ServingError, match=f"{taken}: cannot listen"), Server(Settings(models=tmp_path, port=taken)):
+    with (
+        pytest.raises(ServingError, match=f"{taken}: cannot listen"),
+        Server(Settings(models=tmp_path, port=taken)),
+    ):
         pass
     taken = int(running.server.grpc_address.rsplit(":", 1)[1])
     settings = Settings(models=tmp_path, port=0, grpc_port=taken)
@@ -416,4 +472,7 @@ def test_open_to_others_any_host_name_will_do(store: Any, start: Any) -> None:
     running = start(host="0.0.0.0", token=TOKEN)
     port = running.server.rest_url.rsplit(":", 1)[1]
     headers = {"Host": "ct.hospital.example", "Authorization": f"Bearer {TOKEN}"}
-    assert httpx.get(f"http://127.0.0.1:{port}/readyz", headers=headers, trust_env=False).status_code == 200
+    assert (
+        httpx.get(f"http://127.0.0.1:{port}/readyz", headers=headers, trust_env=False).status_code
+        == 200
+    )

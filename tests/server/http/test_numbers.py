@@ -21,7 +21,9 @@ SIZE = 6000  # so that a list of it stays text
 
 
 def entry(dtype: Any, *shape: int | None) -> SignatureRunner:
-    return SignatureRunner("serving_default", {"clip": Spec("clip", dtype, shape)}, {}, lambda: None)
+    return SignatureRunner(
+        "serving_default", {"clip": Spec("clip", dtype, shape)}, {}, lambda: None
+    )
 
 
 def by_json(values: np.ndarray, one: SignatureRunner, key: str) -> dict[str, np.ndarray]:
@@ -52,10 +54,14 @@ WAYS: dict[str, Callable[[np.ndarray, SignatureRunner], dict[str, np.ndarray]]] 
 }
 
 
-@pytest.mark.parametrize("dtype", [tf.float32, tf.float64, tf.float16, tf.bfloat16], ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize(
+    "dtype", [tf.float32, tf.float64, tf.float16, tf.bfloat16], ids=lambda dtype: dtype.name
+)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_clip_with_what_is_no_number_is_an_invalid_argument(way: str, value: float, dtype: Any) -> None:
+def test_a_clip_with_what_is_no_number_is_an_invalid_argument(
+    way: str, value: float, dtype: Any
+) -> None:
     values = np.full((2, SIZE), 0.5, dtype.as_numpy_dtype)
     one = entry(dtype, None, None)
     WAYS[way](values, one)
@@ -64,7 +70,9 @@ def test_a_clip_with_what_is_no_number_is_an_invalid_argument(way: str, value: f
         WAYS[way](values, one)
 
 
-@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e400", "-1e400", "null", '"1"', "1_0", "+1", "٣"])
+@pytest.mark.parametrize(
+    "text", ["NaN", "Infinity", "-Infinity", "1e400", "-1e400", "null", '"1"', "1_0", "+1", "٣"]
+)
 @pytest.mark.parametrize("count", [1, 3000])
 def test_json_that_is_no_number(text: str, count: int) -> None:
     body = '{"instances": [[' + "0.5," * count + text + "]]}"
@@ -72,7 +80,9 @@ def test_json_that_is_no_number(text: str, count: int) -> None:
         tensors.question(body.encode(), lambda name: entry(tf.float32, None, None))
 
 
-@pytest.mark.parametrize("text", ["1.0", "-1.5", "NaN", "1e2", "true", '"4"', "null", "2147483648", "1_0", "+3", "03"])
+@pytest.mark.parametrize(
+    "text", ["1.0", "-1.5", "NaN", "1e2", "true", '"4"', "null", "2147483648", "1_0", "+3", "03"]
+)
 def test_a_depth_that_is_no_whole_number(text: str) -> None:
     with pytest.raises(InvalidArgument):
         tensors.question(f'{{"inputs": [{text}]}}'.encode(), lambda name: entry(tf.int32, None))
@@ -85,6 +95,8 @@ def test_a_depth_of_another_type_is_named() -> None:
 
 
 def test_bytes_are_no_numbers_until_the_graph_reads_them() -> None:
-    body = json.dumps({"instances": [{"b64": base64.b64encode(np.float32([np.nan]).tobytes()).decode()}]})
+    body = json.dumps(
+        {"instances": [{"b64": base64.b64encode(np.float32([np.nan]).tobytes()).decode()}]}
+    )
     found = tensors.question(body.encode(), lambda name: entry(tf.string, None)).inputs
     assert found["clip"].dtype == object

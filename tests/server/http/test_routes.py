@@ -25,7 +25,10 @@ def test_rows_and_columns(running: Any) -> None:
     rows = running.ask("linear", {"instances": [[1, 2, 3], [4, 5, 6]]})
     assert (rows.status_code, rows.headers["content-type"]) == (200, "application/json")
     assert rows.json() == {
-        "predictions": [{"y": [2.0, 4.0, 6.0], "version": 2}, {"y": [8.0, 10.0, 12.0], "version": 2}]
+        "predictions": [
+            {"y": [2.0, 4.0, 6.0], "version": 2},
+            {"y": [8.0, 10.0, 12.0], "version": 2},
+        ]
     }
     columns = running.ask("linear", {"inputs": {"x": [[1, 2, 3]]}})
     assert columns.json() == {"outputs": {"y": [[2.0, 4.0, 6.0]], "version": [2]}}
@@ -51,7 +54,10 @@ def test_types(running: Any) -> None:
         {"length": 2, "same": "de", "same_bytes": {"b64": base64.b64encode(b"de").decode()}},
     ]
     assert ask("two", instances=[{"a": 1, "b": [2, 3]}])["predictions"] == [6.0]
-    assert ask("serving_default", inputs=[[[1, 2], [3, -4]]])["outputs"] == {"total": [2], "mean": 0.5}
+    assert ask("serving_default", inputs=[[[1, 2], [3, -4]]])["outputs"] == {
+        "total": [2],
+        "mean": 0.5,
+    }
     assert ask("invert", instances=[True, False])["predictions"] == [False, True]
     assert ask("half", inputs=[0.1, 1])["outputs"] == pytest.approx([0.2, 2.0], abs=1e-3)
     assert ask("huge", inputs=[2**64 - 1, 0])["outputs"] == [2**64 - 1, 0]
@@ -72,15 +78,25 @@ def test_versions(running: Any) -> None:
     body = {"inputs": [[1, 2, 3]]}
     assert running.http.post(path.format(7), json=body).json()["outputs"]["version"] == [2]
     wrong = running.http.post(path.format(8), json=body)
-    assert (wrong.status_code, error(wrong)) == (404, "Servable not found for request: Specific(linear, 8)")
+    assert (wrong.status_code, error(wrong)) == (
+        404,
+        "Servable not found for request: Specific(linear, 8)",
+    )
     unknown = running.ask("nobody", body)
-    assert (unknown.status_code, error(unknown)) == (404, "Servable not found for request: Latest(nobody)")
+    assert (unknown.status_code, error(unknown)) == (
+        404,
+        "Servable not found for request: Latest(nobody)",
+    )
 
 
 def test_status(running: Any) -> None:
     wanted = {
         "model_version_status": [
-            {"version": "7", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
+            {
+                "version": "7",
+                "state": "AVAILABLE",
+                "status": {"error_code": "OK", "error_message": ""},
+            }
         ]
     }
     assert running.http.get("/v1/models/linear").json() == wanted
@@ -155,7 +171,9 @@ def test_malformed_requests(running: Any, body: bytes) -> None:
 
 
 def test_a_graph_that_finds_fault_says_so_in_one_line(running: Any) -> None:
-    response = running.http.post("/v1/models/net-clip:predict", content=b'{"instances": [[1, NaN]]}')
+    response = running.http.post(
+        "/v1/models/net-clip:predict", content=b'{"instances": [[1, NaN]]}'
+    )
     assert response.status_code == 400
     assert "\n" not in error(response) and "NaN" in error(response)
 
@@ -217,8 +235,12 @@ def test_switch_of_versions_while_requests_run(start: Any, store: Any, until: An
     calls = [server.in_thread(ask) for _ in range(4)]
     for version in (2, 3):
         store.put(f"linear-{version}", "m", version)
-        assert server.server.repository.wait_for(lambda r, v=version: r.available()["m"].number == v, 60)
-    until(lambda: server.ask("m", {"instances": [[1, 2, 3]]}).json()["predictions"][0]["version"] == 3)
+        assert server.server.repository.wait_for(
+            lambda r, v=version: r.available()["m"].number == v, 60
+        )
+    until(
+        lambda: server.ask("m", {"instances": [[1, 2, 3]]}).json()["predictions"][0]["version"] == 3
+    )
     stop[0] = True
     for call in calls:
         seen = call.result()
@@ -231,7 +253,9 @@ def test_requests_that_come_together_each_get_their_own_rows(running: Any) -> No
         for value in range(start, start + 10):
             rows = [[value, column] for column in range(1 + value % 3)]
             response = running.ask("net-clip", {"instances": rows})
-            good &= response.json() == {"predictions": [[float(value + column)] for column in range(len(rows))]}
+            good &= response.json() == {
+                "predictions": [[float(value + column)] for column in range(len(rows))]
+            }
         return good
 
     calls = [running.in_thread(lambda start=start: ask(start)) for start in range(0, 600, 100)]

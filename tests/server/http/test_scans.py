@@ -26,9 +26,9 @@ from tf_covid.server.http.scan_process import FILES, infer_command
 
 TOKEN = "a-token-for-tests"
 
-#: A stand-in for `tfcovid infer`: a real program, which does as the upload's first word says. UPLOAD, OUT, MODEL.
-STAND_IN = textwrap.dedent(
-    """
+#: A stand-in for `tfcovid infer`: a real program, which does as the upload's first word says.
+#: UPLOAD, OUT, MODEL.
+STAND_IN = textwrap.dedent("""
     import json, os, pathlib, signal, sys, time, zipfile
     upload, out, model = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]
     word = zipfile.ZipFile(upload).read("word").decode() if upload.suffix == ".zip" else "answer"
@@ -68,8 +68,7 @@ STAND_IN = textwrap.dedent(
     elif word == "garbage":
         (out / "scan").mkdir(parents=True)
         (out / "scan/result.json").write_text("{")
-    """
-)
+    """)
 
 
 def command(upload: Path, out: Path, model: str) -> Sequence[str]:
@@ -98,7 +97,9 @@ def scans(start: Any, store: Any) -> Callable[..., Any]:
 
 
 def post(running: Any, content: bytes, model: str | None = None) -> httpx.Response:
-    return running.http.post("/v1/scans", content=content, params={} if model is None else {"model": model})
+    return running.http.post(
+        "/v1/scans", content=content, params={} if model is None else {"model": model}
+    )
 
 
 def left_behind(running: Any) -> list[Path]:
@@ -107,7 +108,11 @@ def left_behind(running: Any) -> list[Path]:
 
 @pytest.mark.parametrize(
     ("content", "name"),
-    [(saying("answer"), "scan.zip"), (nifti(), "scan.nii"), (gzip.compress(nifti()), "scan.nii.gz")],
+    [
+        (saying("answer"), "scan.zip"),
+        (nifti(), "scan.nii"),
+        (gzip.compress(nifti()), "scan.nii.gz"),
+    ],
 )
 def test_an_answer_and_its_files(scans: Any, content: bytes, name: str) -> None:
     running = scans(token=TOKEN)
@@ -115,7 +120,12 @@ def test_an_answer_and_its_files(scans: Any, content: bytes, name: str) -> None:
     assert response.status_code == 200
     result = response.json()
     facts = result["facts"]
-    assert (result["status"], facts["upload"], facts["model"], facts["token"]) == ("pass", name, "net", TOKEN)
+    assert (result["status"], facts["upload"], facts["model"], facts["token"]) == (
+        "pass",
+        name,
+        "net",
+        TOKEN,
+    )
     assert facts["mode"] == "0o700"
     assert stat.S_IMODE(running.server._scans._root.stat().st_mode) == 0o700
     assert not (Path(facts["folder"]) / name).exists()  # the upload is gone with the child
@@ -128,7 +138,13 @@ def test_an_answer_and_its_files(scans: Any, content: bytes, name: str) -> None:
     assert report.headers["content-type"].startswith("text/html")
     assert running.http.get(result["files"]["lungs.nii.gz"]).content == b"lungs"
     folder = result["files"]["report.html"].rsplit("/", 1)[0]
-    for path in ("secret.txt", "result.json", "attention.nii.gz", "..%2fresult.json", "%2e%2e/%2e%2e/etc/passwd"):
+    for path in (
+        "secret.txt",
+        "result.json",
+        "attention.nii.gz",
+        "..%2fresult.json",
+        "%2e%2e/%2e%2e/etc/passwd",
+    ):
         assert running.http.get(f"{folder}/{path}").status_code == 404
     assert running.http.get("/v1/scans/unknown/report.html").status_code == 404
     assert running.http.delete(folder).status_code == 204
@@ -165,7 +181,10 @@ def test_a_refused_scan(scans: Any) -> None:
     running = scans()
     response = post(running, saying("refuse"))
     assert response.status_code == 422
-    assert response.json()["quality_flags"] == [{"code": "few_slices"}] and response.json()["files"] == {}
+    assert (
+        response.json()["quality_flags"] == [{"code": "few_slices"}]
+        and response.json()["files"] == {}
+    )
     assert left_behind(running) == []
 
 
@@ -181,7 +200,10 @@ def test_models_that_are_not_there_or_cannot(scans: Any) -> None:
     running = scans()
     assert post(running, saying("answer"), "net").status_code == 200
     unknown = post(running, saying("answer"), "nobody")
-    assert (unknown.status_code, unknown.json()["error"]) == (404, "Servable not found for request: Latest(nobody)")
+    assert (unknown.status_code, unknown.json()["error"]) == (
+        404,
+        "Servable not found for request: Latest(nobody)",
+    )
     assert post(running, saying("answer"), "linear").status_code == 400
     assert post(running, saying("answer"), "--help").status_code == 404
 
@@ -209,7 +231,12 @@ def test_one_at_a_time_and_the_time_limit(scans: Any, until: Any) -> None:
 def test_the_child_of_a_client_that_has_gone_is_killed(scans: Any, until: Any) -> None:
     running = scans()
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{running.server.rest_url}/v1/scans", content=saying("wait"), trust_env=False, timeout=1.0)
+        httpx.post(
+            f"{running.server.rest_url}/v1/scans",
+            content=saying("wait"),
+            trust_env=False,
+            timeout=1.0,
+        )
     until(lambda: left_behind(running) == [])
     until(lambda: post(running, saying("answer")).status_code == 200)
 
@@ -245,7 +272,9 @@ def test_too_large_an_upload(scans: Any) -> None:
 def test_the_real_command_takes_these_options(tmp_path: Path) -> None:
     from tf_covid import cli
 
-    words = list(infer_command(lambda: "http://127.0.0.1:1")(tmp_path / "scan.zip", tmp_path / "out", "net"))
+    words = list(
+        infer_command(lambda: "http://127.0.0.1:1")(tmp_path / "scan.zip", tmp_path / "out", "net")
+    )
     assert words[1:5] == ["-P", "-m", "tf_covid.cli", "infer"]
     options = {name for parameter in cli.infer.params for name in parameter.opts}
     if "--server" not in options:
@@ -261,7 +290,14 @@ def test_several_cases_are_refused_before_any_is_answered(tmp_path: Path) -> Non
     (tmp_path / "scans").mkdir()
     for name in ("one.nii", "two.nii"):
         (tmp_path / "scans" / name).write_bytes(nifti())
-    words = [str(tmp_path / "scans"), "--out", str(tmp_path / "out"), "--one-case", "--server", "http://127.0.0.1:1"]
+    words = [
+        str(tmp_path / "scans"),
+        "--out",
+        str(tmp_path / "out"),
+        "--one-case",
+        "--server",
+        "http://127.0.0.1:1",
+    ]
     run = CliRunner().invoke(cli.infer, words)
     assert run.exit_code == 1 and "several_cases: the upload holds 2 cases" in run.output
     assert not (tmp_path / "out").exists()
@@ -271,7 +307,9 @@ def test_a_client_that_does_not_send_its_scan_keeps_nobody_out(scans: Any, until
     running = scans()
     host, port = running.server.rest_url.removeprefix("http://").rsplit(":", 1)
     with socket.create_connection((host, int(port)), timeout=60) as connection:
-        connection.sendall(b"POST /v1/scans HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\nPK")
+        connection.sendall(
+            b"POST /v1/scans HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\nPK"
+        )
         until(lambda: left_behind(running))
         assert post(running, saying("answer")).status_code == 200
 
@@ -292,8 +330,7 @@ def test_uploads_have_a_limit(scans: Any, until: Any, monkeypatch: Any) -> None:
     assert first.result().status_code == 503
 
 
-SERVER = textwrap.dedent(
-    """
+SERVER = textwrap.dedent("""
     import importlib.util, sys
     from pathlib import Path
     from tf_covid.server import server
@@ -304,26 +341,29 @@ SERVER = textwrap.dedent(
     real = server.Server
     server.Server = lambda settings: real(settings, stand_in.command)
     server.serve(Settings(models=Path(sys.argv[1]), port=0, grpc_port=0), lambda line: print(line, flush=True))
-    """
-)
+    """)
 
 
 @pytest.fixture
-def program(store: Any, tmp_path: Path) -> Iterator[Callable[[], tuple[subprocess.Popen[str], str]]]:
+def program(
+    store: Any, tmp_path: Path
+) -> Iterator[Callable[[], tuple[subprocess.Popen[str], str]]]:
     """Starts a server as a program of its own, with folders for uploads below `tmp_path/tmp`."""
     store.put("infers", "net")
     (tmp_path / "tmp").mkdir()
     (tmp_path / "stand_in.py").write_text(
-        f"import sys\nSTAND_IN = {STAND_IN!r}\n"
-        "def command(upload, out, model):\n    return (sys.executable, '-c', STAND_IN, str(upload), str(out), model)\n"
+        f"import sys\nSTAND_IN = {STAND_IN!r}\ndef command(upload, out, model):\n    return"
+        " (sys.executable, '-c', STAND_IN, str(upload), str(out), model)\n"
     )
     with ExitStack() as stack:
 
         def make() -> tuple[subprocess.Popen[str], str]:
             child = subprocess.Popen(
                 [sys.executable, "-c", SERVER, str(store.folder), str(tmp_path / "stand_in.py")],
-                stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
-            )  # fmt: skip
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
+            )
             stack.callback(child.wait)
             stack.callback(child.kill)
             assert child.stdout is not None
@@ -352,7 +392,9 @@ def test_what_a_killed_server_leaves(program: Any, tmp_path: Path, until: Any, l
     report = response.json()["files"]["report.html"]
     killed, other = program()
     until(lambda: ready(other))
-    call = later(lambda: httpx.post(f"{other}/v1/scans", content=saying("wait"), trust_env=False, timeout=60))
+    call = later(
+        lambda: httpx.post(f"{other}/v1/scans", content=saying("wait"), trust_env=False, timeout=60)
+    )
     until(lambda: list(tmp_path.glob("tmp/*/*/began")))
     (began,) = tmp_path.glob("tmp/*/*/began")
     until(lambda: began.read_text())
@@ -380,7 +422,10 @@ def test_the_real_command_finds_no_scan_in_a_zip_of_none(start: Any, store: Any)
     running = start()
     response = post(running, saying("no scan at all"))
     assert response.status_code in (400, 422), response.text
-    assert str(running.server._scans._root) not in response.text and os.sep + "tmp" not in response.text
+    assert (
+        str(running.server._scans._root) not in response.text
+        and os.sep + "tmp" not in response.text
+    )
     assert left_behind(running) == []
 
 

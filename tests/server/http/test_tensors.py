@@ -61,8 +61,13 @@ def test_several_inputs_by_name() -> None:
 def test_strings_plain_and_base64() -> None:
     data = spec(tf.string, None, name="data")
     encoded = base64.b64encode(b"\0\xff").decode()
-    assert read({"instances": [{"b64": encoded}, "ä"]}, data)["data"].tolist() == [b"\0\xff", "ä".encode()]
-    assert read({"inputs": {"data": [{"b64": encoded.rstrip("=")}]}}, data)["data"].tolist() == [b"\0\xff"]
+    assert read({"instances": [{"b64": encoded}, "ä"]}, data)["data"].tolist() == [
+        b"\0\xff",
+        "ä".encode(),
+    ]
+    assert read({"inputs": {"data": [{"b64": encoded.rstrip("=")}]}}, data)["data"].tolist() == [
+        b"\0\xff"
+    ]
     scalar = spec(tf.string, name="data")
     assert read({"inputs": {"b64": encoded}}, scalar)["data"].item() == b"\0\xff"
 
@@ -83,7 +88,9 @@ def test_long_lists_of_numbers_stay_text_and_are_the_same() -> None:
     got = read({"instances": floats.tolist()}, X)["x"]
     np.testing.assert_array_equal(got, floats)
     text = json.dumps([0.5] * 2000)
-    assert jsontext.parse(json.dumps({"inputs": text}).encode())["inputs"] == text  # in a string it is no list
+    assert (
+        jsontext.parse(json.dumps({"inputs": text}).encode())["inputs"] == text
+    )  # in a string it is no list
     mixed = [["NaN"] * 3, *[[1.5] * 3] * 2000]
     with pytest.raises(InvalidArgument, match="'x': 3 of 6003 numbers are NaN or infinite"):
         read(json.dumps({"inputs": mixed}).replace('"NaN"', "NaN").encode(), X)
@@ -128,12 +135,18 @@ def test_long_lists_of_numbers_stay_text_and_are_the_same() -> None:
         ("1" * 5000, tf.int64),
     ],
 )
-def test_a_value_that_does_not_fit_is_refused_and_the_input_is_named(value: str, dtype: Any, size: int) -> None:
+def test_a_value_that_does_not_fit_is_refused_and_the_input_is_named(
+    value: str, dtype: Any, size: int
+) -> None:
     good = {tf.string: '"a"', tf.bool: "true"}.get(dtype, "1")
     text = ",".join([good] * size + [value])
-    with pytest.raises(InvalidArgument, match=r"input 'x'|JSON Parse error|'instances' list|Unknown named input"):
+    with pytest.raises(
+        InvalidArgument, match=r"input 'x'|JSON Parse error|'instances' list|Unknown named input"
+    ):
         read(f'{{"instances": [{text}]}}'.encode(), spec(dtype, None))
-    with pytest.raises(InvalidArgument, match=r"input 'x'|JSON Parse error|Unknown named input|Missing named input"):
+    with pytest.raises(
+        InvalidArgument, match=r"input 'x'|JSON Parse error|Unknown named input|Missing named input"
+    ):
         read(f'{{"inputs": {{"x": [{text}]}}}}'.encode(), spec(dtype, None))
 
 
@@ -201,14 +214,23 @@ def test_malformed_json_is_refused(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", [b"[" * 4000 + b"x", b"[x", b"[1," * 1300 + b"x", b"[" + b"1" * 4000 + b"x", b"1, " * 1300 + b"x"]
+    "piece",
+    [
+        b"[" * 4000 + b"x",
+        b"[x",
+        b"[1," * 1300 + b"x",
+        b"[" + b"1" * 4000 + b"x",
+        b"1, " * 1300 + b"x",
+    ],
 )
 def test_each_byte_is_looked_at_once(piece: bytes) -> None:
     body = b'{"instances":' + piece * (4 * 2**20 // len(piece)) + b"}"
     start = time.monotonic()
     with pytest.raises(InvalidArgument):
         read(body, X)
-    assert time.monotonic() - start < 10  # half a minute, where every bracket starts a search of its own
+    assert (
+        time.monotonic() - start < 10
+    )  # half a minute, where every bracket starts a search of its own
 
 
 def test_rows_have_a_limit() -> None:
@@ -218,14 +240,19 @@ def test_rows_have_a_limit() -> None:
     for body in ({"inputs": [[7] * (most + 1)]}, {"inputs": [7] * (most + 1)}):
         with pytest.raises(InvalidArgument, match=f"more than {most} numbers"):
             read(body, row)
-    beside = b"1," * (jsontext.MOST_OBJECTS + 1)  # a word beside it keeps it from being read a row at a time
+    beside = b"1," * (
+        jsontext.MOST_OBJECTS + 1
+    )  # a word beside it keeps it from being read a row at a time
     with pytest.raises(InvalidArgument, match="values beside"):
         read(b'{"inputs": [[NaN], [' + beside + b"1]]}", spec(tf.float32, None, None))
 
 
 def test_what_is_ragged_asks_for_no_memory() -> None:
     with pytest.raises(InvalidArgument, match="ragged"):
-        read(b'{"inputs": [[' + b"1," * 60_000 + b"1]" + b",[]" * 1_000_000 + b"]}", spec(tf.float32, None, None))
+        read(
+            b'{"inputs": [[' + b"1," * 60_000 + b"1]" + b",[]" * 1_000_000 + b"]}",
+            spec(tf.float32, None, None),
+        )
 
 
 def test_a_plain_list_needs_one_input() -> None:
@@ -239,8 +266,12 @@ def test_a_plain_list_needs_one_input() -> None:
 
 def test_answers_in_rows_and_columns() -> None:
     y, z = np.array([[0.2, 1], [1e20, -3]], np.float32), np.array([1, 2], np.int64)
-    assert json.loads(answers.answer({"y": y}, rows=True)) == {"predictions": [[0.2, 1.0], [1e20, -3.0]]}
-    assert json.loads(answers.answer({"y": y}, rows=False)) == {"outputs": [[0.2, 1.0], [1e20, -3.0]]}
+    assert json.loads(answers.answer({"y": y}, rows=True)) == {
+        "predictions": [[0.2, 1.0], [1e20, -3.0]]
+    }
+    assert json.loads(answers.answer({"y": y}, rows=False)) == {
+        "outputs": [[0.2, 1.0], [1e20, -3.0]]
+    }
     assert json.loads(answers.answer({"y": y, "z": z}, rows=True)) == {
         "predictions": [{"y": [0.2, 1.0], "z": 1}, {"y": [1e20, -3.0], "z": 2}]
     }
@@ -273,7 +304,18 @@ def test_odd_values_are_written_as_tf_serving_does() -> None:
 
 @pytest.mark.parametrize(
     "dtype",
-    [tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.int8, tf.int16, tf.uint16, tf.int64, tf.uint64, tf.bool],
+    [
+        tf.float16,
+        tf.bfloat16,
+        tf.float32,
+        tf.float64,
+        tf.int8,
+        tf.int16,
+        tf.uint16,
+        tf.int64,
+        tf.uint64,
+        tf.bool,
+    ],
 )
 @pytest.mark.parametrize("boxed", [True, False])
 def test_messages_round_trip(dtype: Any, boxed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +340,9 @@ def test_strings_round_trip_in_messages() -> None:
 def test_as_in_tensorflow_the_last_value_stands_for_all_that_are_missing() -> None:
     message = tensor_pb2.TensorProto(dtype=types_pb2.DT_FLOAT, float_val=[1, 2])
     message.tensor_shape.dim.add(size=4)
-    np.testing.assert_array_equal(protos.to_array(message, spec(tf.float32, None), 1 << 20), tf.make_ndarray(message))
+    np.testing.assert_array_equal(
+        protos.to_array(message, spec(tf.float32, None), 1 << 20), tf.make_ndarray(message)
+    )
 
 
 def lie(dtype: int = types_pb2.DT_FLOAT, shape: tuple[int, ...] = (2,), **values: Any) -> Any:
@@ -351,9 +395,13 @@ def test_values_out_of_range_in_a_message() -> None:
         with pytest.raises(InvalidArgument, match="out of the range of int16"):
             protos.to_array(message, spec(tf.int16, None), 2**20)
     with pytest.raises(InvalidArgument, match="a bool is 0 or 1"):
-        protos.to_array(lie(dtype=types_pb2.DT_BOOL, tensor_content=b"\1\2"), spec(tf.bool, None), 2**20)
+        protos.to_array(
+            lie(dtype=types_pb2.DT_BOOL, tensor_content=b"\1\2"), spec(tf.bool, None), 2**20
+        )
     with pytest.raises(InvalidArgument, match="strings come in string_val"):
-        protos.to_array(lie(dtype=types_pb2.DT_STRING, tensor_content=b"\1\2"), spec(tf.string, None), 2**20)
+        protos.to_array(
+            lie(dtype=types_pb2.DT_STRING, tensor_content=b"\1\2"), spec(tf.string, None), 2**20
+        )
 
 
 def test_a_large_scan_is_not_copied() -> None:

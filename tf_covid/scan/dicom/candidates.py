@@ -19,9 +19,11 @@ from tf_covid.scan.dicom.remarks import content_flags
 from tf_covid.scan.dicom.stack import Place, Stack, build, strays
 from tf_covid.scan.grid import orient
 
-#: Share of a series' positions whose frames must agree in matrix and pixel spacing; the rest is left out.
+#: Share of a series' positions whose frames must agree in matrix and pixel spacing; the rest is
+#: left out.
 _AGREE_SHARE = 0.9
-#: From so many series of one image each on, they may be one whose images an anonymiser gave a UID each.
+#: From so many series of one image each on, they may be one whose images an anonymiser gave a UID
+#: each.
 _LEAST_LONE = 3
 
 
@@ -41,7 +43,8 @@ class Candidate:
         quality_flags: What was noticed.
         apart: Frames of the same group that are no slices of the stack.
         lung_ml: How much lung a look at some slices has shown, in ml; None without a look.
-        elsewhere: Whether it shows no lung, or little where others show much; by its words where nothing was looked at.
+        elsewhere: Whether it shows no lung, or little where others show much; by its words where
+            nothing was looked at.
     """
 
     series_uid: str
@@ -89,7 +92,10 @@ class Candidate:
             return f"{len(self.places)} slices that form no stack{less}"
         kind = "axial" if self.axial else "not axial"
         kernel = terms.kernel_text(self.kernel, hidden=secrets.told(self.kernel))
-        return f"{len(self.stack.slots)} {kind} slices, {self.stack.spacing_mm:.2f} mm apart, {kernel}{less}"
+        return (
+            f"{len(self.stack.slots)} {kind} slices, {self.stack.spacing_mm:.2f} mm apart,"
+            f" {kernel}{less}"
+        )
 
 
 #: How much lung a candidate shows, in ml; None where it cannot be told.
@@ -112,7 +118,9 @@ def _by_series(places: Sequence[Place]) -> list[tuple[list[Place], bool]]:
     sizes = Counter(place.instance.series_uid for place in places)
     lone = {uid for uid, size in sizes.items() if size == 1}
     merged = len(lone) >= _LEAST_LONE and len(lone) > len(places) / 2
-    numbers = {place.instance.series_number for place in places if place.instance.series_uid in lone}
+    numbers = {
+        place.instance.series_number for place in places if place.instance.series_uid in lone
+    }
     by_number = len(numbers) <= len(lone) / 2
     series: dict[tuple[object, ...], list[Place]] = {}
     for place in places:
@@ -128,15 +136,23 @@ def _by_series(places: Sequence[Place]) -> list[tuple[list[Place], bool]]:
 def _as_one(candidate: Candidate) -> Candidate:
     """A stack of images with a SeriesInstanceUID each: a whole one without doubles is believed, and said."""
     count = len(candidate.places)
-    said = f"{count} images have {count} SeriesInstanceUIDs (0020,000E), as an anonymiser leaves them"
+    said = (
+        f"{count} images have {count} SeriesInstanceUIDs (0020,000E), as an anonymiser leaves them"
+    )
     if candidate.refusal is not None:
         why = candidate.refusal.quality_flags[0]
         text = f"{said}, and form no single stack: {why.message}"
         return replace(candidate, refusal=refusal(why.code, text, why.value))
     if candidate.stack and any(len(slot) > 1 for slot in candidate.stack.slots):
-        text = f"{said}, and some of them lie at one place: which of them are one series cannot be told."
+        text = (
+            f"{said}, and some of them lie at one place: which of them are one series cannot be"
+            " told."
+        )
         return replace(candidate, stack=None, refusal=refusal("series_uid_per_image", text, count))
-    text = f"{said}; they were read as one series, because they share study, matrix and kernel and form one stack."
+    text = (
+        f"{said}; they were read as one series, because they share study, matrix and kernel and"
+        " form one stack."
+    )
     flag = QualityFlag("series_uid_per_image", "warning", text, count)
     return replace(candidate, quality_flags=(*candidate.quality_flags, flag))
 
@@ -182,14 +198,22 @@ def _candidate(places: Sequence[Place], gap_mm: float) -> Candidate:
     stack, refused, axial = None, None, False
     try:
         if not _parallel(kept):
-            raise refusal("mixed_geometry", "The images of the series lie in many different directions.", len(kept))
+            raise refusal(
+                "mixed_geometry",
+                "The images of the series lie in many different directions.",
+                len(kept),
+            )
         others = _other_matrix(places)
         if _spots(others) > (1 - _AGREE_SHARE) * _spots(places):
-            message = f"{len(others)} of {len(places)} images of the series have another matrix or pixel spacing."
+            message = (
+                f"{len(others)} of {len(places)} images of the series have another matrix or pixel"
+                " spacing."
+            )
             raise refusal("mixed_geometry", message, len(others))
         if not all(_has_rescale(place.frame) for place in kept):
             raise refusal(
-                "bad_header", "RescaleSlope (0028,1053) or RescaleIntercept (0028,1052) is zero or no number."
+                "bad_header",
+                "RescaleSlope (0028,1053) or RescaleIntercept (0028,1052) is zero or no number.",
             )
         if stray := _strays(kept):
             beside = set(map(id, stray))
@@ -200,7 +224,10 @@ def _candidate(places: Sequence[Place], gap_mm: float) -> Candidate:
         axial = orient(built.affine_ras, shape)[0].axes[2] == 0
         if built.missing and not axial:
             # What is made up is told as axial slices; here it would be a part of every one of them.
-            text = f"{len(built.missing)} slice(s) are missing, and only gaps between axial slices are repaired."
+            text = (
+                f"{len(built.missing)} slice(s) are missing, and only gaps between axial slices are"
+                " repaired."
+            )
             raise refusal("missing_slices", text, len(built.missing))
         stack = built
         quality_flags = stack.quality_flags + content_flags(stack, kept)
@@ -226,7 +253,11 @@ def _sorted_out(places: Sequence[Place]) -> tuple[list[Place], list[LeftOut]]:
     if 2 * len(placed) <= len(places):
         placed = list(places)
     there = set(map(id, placed))
-    apart = [LeftOut(place.instance, place.frame, NO_POSITION) for place in places if id(place) not in there]
+    apart = [
+        LeftOut(place.instance, place.frame, NO_POSITION)
+        for place in places
+        if id(place) not in there
+    ]
     other = set(map(id, _other_matrix(placed)))
     apart += [
         LeftOut(place.instance, place.frame, "with another matrix or pixel spacing")
@@ -244,14 +275,20 @@ def _other_matrix(places: Sequence[Place]) -> list[Place]:
     """Frames whose matrix is not the one at the most places; many frames at one place count once."""
     spots: dict[tuple[object, ...], set[object]] = {}
     for place in places:
-        spots.setdefault(matrix(place.instance, place.frame), set()).add(place.frame.position or id(place))
+        spots.setdefault(matrix(place.instance, place.frame), set()).add(
+            place.frame.position or id(place)
+        )
     usual = max(spots, key=lambda kind: len(spots[kind]))
     return [place for place in places if matrix(place.instance, place.frame) != usual]
 
 
 def _strays(places: Sequence[Place]) -> list[Place]:
     """Strays, if every frame has what their search needs."""
-    return strays(places) if all(map(_has_position, places)) and len(places[0].frame.orientation) == 6 else []
+    return (
+        strays(places)
+        if all(map(_has_position, places)) and len(places[0].frame.orientation) == 6
+        else []
+    )
 
 
 def _spots(places: Sequence[Place]) -> int:
@@ -266,6 +303,7 @@ def _has_rescale(frame: Frame) -> bool:
 def _parallel(places: Sequence[Place]) -> bool:
     first = places[0].frame.orientation
     return all(
-        len(place.frame.orientation) == len(first) and np.allclose(place.frame.orientation, first, rtol=0, atol=1e-3)
+        len(place.frame.orientation) == len(first)
+        and np.allclose(place.frame.orientation, first, rtol=0, atol=1e-3)
         for place in places
     )

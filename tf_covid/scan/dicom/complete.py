@@ -17,10 +17,13 @@ _NEEDED = 3
 _OTHER = bytes(np.random.default_rng(14).integers(0, 255, 4096, dtype=np.uint8))
 
 
-def is_complete(stream: CodeStream, pixels: np.ndarray, decode: Callable[[bytes], np.ndarray | None]) -> bool:
+def is_complete(
+    stream: CodeStream, pixels: np.ndarray, decode: Callable[[bytes], np.ndarray | None]
+) -> bool:
     """Whether the decoder found every sample in the stream.
 
-    A quick look at the end decides nearly always; where it does not, the stream is decoded once more with other bytes
+    A quick look at the end decides nearly always; where it does not, the stream is decoded once
+    more with other bytes
     behind it: a whole scan does not depend on them.
 
     Args:
@@ -34,9 +37,14 @@ def is_complete(stream: CodeStream, pixels: np.ndarray, decode: Callable[[bytes]
 
     def same(scan: bytes, behind: bytes = _OTHER) -> bool:
         again = decode(scan + (b"\0" if scan[-1:] == b"\xff" else b"") + behind + b"\xff\xd9")
-        return again is not None and again.shape == pixels.shape and bool(np.array_equal(again, pixels))
+        return (
+            again is not None
+            and again.shape == pixels.shape
+            and bool(np.array_equal(again, pixels))
+        )
 
-    # Damage in the middle makes the image longer or shorter than its scan: then its last bytes are not needed.
+    # Damage in the middle makes the image longer or shorter than its scan: then its last bytes are
+    # not needed.
     if not same(entropy) or _codes_left(stream, pixels):
         return False
     short = entropy[:-_NEEDED]
@@ -82,7 +90,8 @@ def _last_codes(stream: CodeStream, pixels: np.ndarray) -> tuple[str, str] | Non
     if differences is None:
         return None
     other = np.flatnonzero(differences)
-    # A filled-up end has no differences, so all of the samples without one are looked at, and some before them.
+    # A filled-up end has no differences, so all of the samples without one are looked at, and some
+    # before them.
     start = max(0, (int(other[-1]) if other.size else 0) + 1 - _LAST)
     same = differences.size - int(other[-1]) - 1 if other.size else differences.size
     head = [_coded(int(value), table) for value in differences[start : differences.size - same]]
@@ -170,4 +179,6 @@ def _coded(difference: int, table: dict[int, str]) -> str | None:
     code = table.get(size)
     if code is None or size in (0, 16):
         return code  # 32768 has no further bits
-    return code + format(difference if difference > 0 else difference + (1 << size) - 1, f"0{size}b")
+    return code + format(
+        difference if difference > 0 else difference + (1 << size) - 1, f"0{size}b"
+    )

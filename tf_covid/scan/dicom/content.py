@@ -14,11 +14,13 @@ SLICES_LOOKED_AT = 7
 _SIDE = 128
 #: Below this an area is air or lung, above the next one it is body.
 _AIR_HU, _BODY_HU = -500, -300
-#: A quarter of lung lies below some value above this; of bowel, stomach and trachea, which hold gas, below a lower one.
+#: A quarter of lung lies below some value above this; of bowel, stomach and trachea, which hold
+#: gas, below a lower one.
 _LUNG_HU = -940
 #: The same of an area that takes at least this share of the body: emphysema, not bowel.
 _LARGE_AREA, _LARGE_HU = 0.08, -975
-#: Least share of the body that one area must take, and that all of them take in the mean of the slices.
+#: Least share of the body that one area must take, and that all of them take in the mean of the
+#: slices.
 _LEAST_AREA, _LEAST_SHARE = 0.006, 0.015
 
 
@@ -35,7 +37,9 @@ def lung_ml(places: Sequence[Place], hu_of: Callable[[Place], np.ndarray | None]
     points = np.array([place.frame.position for place in places], dtype=np.float64)
     along = points @ _direction(points)
     order = np.argsort(along, kind="stable")
-    picks = np.unique(np.rint(np.linspace(0, len(order) - 1, SLICES_LOOKED_AT + 2)[1:-1]).astype(int))
+    picks = np.unique(
+        np.rint(np.linspace(0, len(order) - 1, SLICES_LOOKED_AT + 2)[1:-1]).astype(int)
+    )
     areas, shares = [], []
     for pick in picks:
         place = places[order[pick]]

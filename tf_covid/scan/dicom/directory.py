@@ -18,7 +18,8 @@ _MOST_BYTES = 64 << 20
 def missing_images(directory: Source, names: Sequence[str]) -> int:
     """How many images a DICOMDIR lists that are not in the input.
 
-    Names are compared without upper and lower case, and without the ending or version that a copy may add or lose.
+    Names are compared without upper and lower case, and without the ending or version that a copy
+    may add or lose.
 
     Args:
         directory: The DICOMDIR.

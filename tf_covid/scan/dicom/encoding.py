@@ -54,7 +54,9 @@ class Encoding:
         """Whether the label says another encoding than the bytes have."""
         if self.label in NATIVE:
             return self.syntax != self.label or (self.label == BIG_ENDIAN and self.implicit)
-        return bool(self.label) and (self.implicit or self.big_endian)  # compressed files are explicit little endian
+        return bool(self.label) and (
+            self.implicit or self.big_endian
+        )  # compressed files are explicit little endian
 
 
 def syntax_text(uid: str) -> str:
@@ -66,7 +68,8 @@ def syntax_text(uid: str) -> str:
 def find_encoding(stream: BinaryIO) -> Encoding | None:
     """Walk the meta information and look at the first element behind it; None if the file is not DICOM.
 
-    The meta group is walked here and not by pydicom, which would inflate a deflated file without a bound.
+    The meta group is walked here and not by pydicom, which would inflate a deflated file without a
+    bound.
 
     Raises:
         EOFError: If the file ends within its meta information.
@@ -99,7 +102,9 @@ def find_encoding(stream: BinaryIO) -> Encoding | None:
         stream.seek(at)
         element = Inflating(stream).read(8)
     explicit = element[4:6].isalpha() and element[4:6].isupper()
-    return Encoding(label, at, deflated, not explicit, element[:1] == b"\0" and element[1:2] != b"\0")
+    return Encoding(
+        label, at, deflated, not explicit, element[:1] == b"\0" and element[1:2] != b"\0"
+    )
 
 
 def _is_element(head: bytes) -> bool:
@@ -130,7 +135,9 @@ class Inflating(io.RawIOBase):
         self._stream = stream
         packed = stream.read(2)
         # The standard says no zlib header (PS3.5 A.5); some writers leave it there.
-        zlib_header = len(packed) == 2 and packed[0] == 0x78 and int.from_bytes(packed, "big") % 31 == 0
+        zlib_header = (
+            len(packed) == 2 and packed[0] == 0x78 and int.from_bytes(packed, "big") % 31 == 0
+        )
         self._unpacker = zlib.decompressobj(zlib.MAX_WBITS if zlib_header else -zlib.MAX_WBITS)
         self._packed = packed
         self._data = bytearray()

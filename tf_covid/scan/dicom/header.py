@@ -1,7 +1,7 @@
 """One DICOM file's header as plain values; the pixel data stay where they are.
 
-Numbers are taken from the raw bytes of an element: hospital files end values in NUL, pad them, or break the rules of
-their VR in ways that a validating parser warns about or refuses.
+Numbers are taken from the raw bytes of an element: hospital files end values in NUL, pad them, or
+break the rules of their VR in ways that a validating parser warns about or refuses.
 """
 
 from __future__ import annotations
@@ -25,35 +25,91 @@ from tf_covid.scan.source import Source
 
 #: What pydicom and the file system raise on damaged files.
 ERRORS = (
-    BytesLengthException, InvalidDicomError, NotImplementedError, OSError, EOFError, ValueError, KeyError, TypeError,
-    AttributeError, IndexError, OverflowError, RecursionError, struct.error, zlib.error, *archive.ERRORS,
-)  # fmt: skip
+    BytesLengthException,
+    InvalidDicomError,
+    NotImplementedError,
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    RecursionError,
+    struct.error,
+    zlib.error,
+    *archive.ERRORS,
+)
 _KEYWORDS = (
-    "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID",
-    "Modality", "AccessionNumber", "PatientName", "PatientID",
-    "PatientBirthDate", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber",
-    "AcquisitionNumber", "InstanceNumber", "SliceThickness", "ConvolutionKernel",
-    "ImagePositionPatient", "ImageOrientationPatient", "TemporalPositionIndex", "SamplesPerPixel",
-    "Rows", "Columns", "NumberOfFrames", "PixelSpacing",
-    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
-    "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleIntercept", "RescaleSlope",
-    "RescaleType", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
-    "SeriesDescription", "BodyPartExamined",
-)  # fmt: skip
+    "SpecificCharacterSet",
+    "ImageType",
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "Modality",
+    "AccessionNumber",
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "AcquisitionNumber",
+    "InstanceNumber",
+    "SliceThickness",
+    "ConvolutionKernel",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "TemporalPositionIndex",
+    "SamplesPerPixel",
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "PixelSpacing",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "RescaleIntercept",
+    "RescaleSlope",
+    "RescaleType",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+    "SeriesDescription",
+    "BodyPartExamined",
+)
 _TAGS = [tag for tag in map(tag_for_keyword, _KEYWORDS) if tag is not None]
 #: A data set that holds one of these twice, with different values, cannot be read honestly.
 DECIDING = {
     tag_for_keyword(keyword): keyword
     for keyword in (
-        "ImagePositionPatient", "ImageOrientationPatient", "SamplesPerPixel", "Rows", "Columns", "NumberOfFrames",
-        "PixelSpacing", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
-        "PixelPaddingRangeLimit", "RescaleIntercept", "RescaleSlope", "RescaleType",
-        "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "PixelData",
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "SamplesPerPixel",
+        "Rows",
+        "Columns",
+        "NumberOfFrames",
+        "PixelSpacing",
+        "BitsAllocated",
+        "BitsStored",
+        "HighBit",
+        "PixelRepresentation",
+        "PixelPaddingValue",
+        "PixelPaddingRangeLimit",
+        "RescaleIntercept",
+        "RescaleSlope",
+        "RescaleType",
+        "SharedFunctionalGroupsSequence",
+        "PerFrameFunctionalGroupsSequence",
+        "PixelData",
     )
-}  # fmt: skip
+}
 _PIXELS = 0x7FE00000
 _CT_CLASSES = "1.2.840.10008.5.1.4.1.1.2"
-#: A decimal string (PS3.5 6.2); the decimal comma of some writers is read as a point: a backslash parts the values.
+#: A decimal string (PS3.5 6.2); the decimal comma of some writers is read as a point: a backslash
+#: parts the values.
 _DECIMAL = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?|[+-]?(nan|inf)", re.IGNORECASE)
 _NUMBER_LIKE = re.compile(r"[0-9eE+.,\- ]{1,32}")
 
@@ -78,9 +134,10 @@ class Frame:
 class Instance:
     """A DICOM file with an image.
 
-    `name` finds its source again; `pixel_offset` is where the first element of group 7FE0 begins; `encoding` is what
-    its bytes are; `declared_frames` is NumberOfFrames; `twice` names the deciding elements that occur twice and differ;
-    `overlay` says that overlays lie in bits above the stored ones.
+    `name` finds its source again; `pixel_offset` is where the first element of group 7FE0 begins;
+    `encoding` is what its bytes are; `declared_frames` is NumberOfFrames; `twice` names the
+    deciding elements that occur twice and differ; `overlay` says that overlays lie in bits above
+    the stored ones.
     """
 
     name: str
@@ -172,7 +229,9 @@ def _read(stream: BinaryIO, encoding: Encoding, name: str) -> Instance | None:
         stream.seek(start)
         differ = _differing(stream, encoding)
     overlay = any(tag >> 16 & 0xFF01 == 0x6000 and tag & 0xFFFF == 0x0102 for tag in seen)
-    return _instance(dataset, name, encoding, offset, reached=reached, twice=differ, overlay=overlay)
+    return _instance(
+        dataset, name, encoding, offset, reached=reached, twice=differ, overlay=overlay
+    )
 
 
 def _differing(stream: BinaryIO, encoding: Encoding) -> tuple[str, ...]:
@@ -200,7 +259,10 @@ def _instance(
     rows, columns = _unsigned(dataset, "Rows"), _unsigned(dataset, "Columns")
     if not rows or not columns:
         if not reached and _text(dataset, "SOPClassUID").startswith(_CT_CLASSES):
-            raise Damaged("the file ends before its pixel data, and before Rows (0028,0010) or Columns (0028,0011)")
+            raise Damaged(
+                "the file ends before its pixel data, and before Rows (0028,0010) or Columns"
+                " (0028,0011)"
+            )
         return None
     signed = _unsigned(dataset, "PixelRepresentation") == 1
     allocated = _unsigned(dataset, "BitsAllocated") or 16
@@ -226,7 +288,9 @@ def _instance(
         samples=_unsigned(dataset, "SamplesPerPixel") or 1,
         bits_allocated=allocated,
         bits_stored=stored,
-        high_bit=_unsigned(dataset, "HighBit") if _raw(dataset, "HighBit") is not None else stored - 1,
+        high_bit=(
+            _unsigned(dataset, "HighBit") if _raw(dataset, "HighBit") is not None else stored - 1
+        ),
         signed=signed,
         padding=_padding(dataset, signed),
         frames=_frames(dataset),
@@ -243,10 +307,13 @@ def _frames(dataset: Dataset) -> tuple[Frame, ...]:
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
     if not per_frame:
         count = max(1, _whole(dataset, "NumberOfFrames", 1))
-        # A classic instance has one position; a multi-frame one without groups has none that can be trusted.
+        # A classic instance has one position; a multi-frame one without groups has none that can be
+        # trusted.
         return (_frame(dataset, {}, 0),) if count == 1 else ()
     common = _groups((dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0])
-    return tuple(_frame(dataset, common | _groups(item), index) for index, item in enumerate(per_frame))
+    return tuple(
+        _frame(dataset, common | _groups(item), index) for index, item in enumerate(per_frame)
+    )
 
 
 #: Functional group macro → its keywords that we need (PS3.3 C.7.6.16.2 and C.8.15.3).
@@ -285,7 +352,9 @@ def _frame(dataset: Dataset, groups: dict[str, Dataset], index: int) -> Frame:
         rescale_type=_text(place("RescaleType"), "RescaleType").upper(),
         kernel=_text(place("ConvolutionKernel"), "ConvolutionKernel").split("\\")[0].strip(),
         thickness=_lesser(place("SliceThickness"), "SliceThickness", 0.0),
-        image_type=tuple(part.strip().upper() for part in _text(place(type_keyword), type_keyword).split("\\")),
+        image_type=tuple(
+            part.strip().upper() for part in _text(place(type_keyword), type_keyword).split("\\")
+        ),
     )
 
 
@@ -318,7 +387,11 @@ def _numbers(dataset: Dataset, keyword: str) -> tuple[float, ...]:
         Damaged: If one of them is no number.
     """
     text = _text(dataset, keyword)
-    return tuple(_decimal(part.strip(" \0\t\r\n"), keyword) for part in text.split("\\")) if text else ()
+    return (
+        tuple(_decimal(part.strip(" \0\t\r\n"), keyword) for part in text.split("\\"))
+        if text
+        else ()
+    )
 
 
 def _decimal(text: str, keyword: str) -> float:
@@ -355,7 +428,9 @@ def _integer(dataset: Dataset, keyword: str, *, signed: bool) -> int | None:
     if element is None:
         return None
     if isinstance(element.value, bytes):
-        return int.from_bytes(element.value[:2], "little" if element.is_little_endian else "big", signed=signed)
+        return int.from_bytes(
+            element.value[:2], "little" if element.is_little_endian else "big", signed=signed
+        )
     return int(element.value)
 
 

@@ -33,7 +33,14 @@ class Secrets:
         texts: set[str] = set()
         for one in instances:
             names.add(one.patient_name)
-            texts |= {one.patient_id, one.birth_date, one.accession_number, one.study_uid, one.series_uid, one.sop_uid}
+            texts |= {
+                one.patient_id,
+                one.birth_date,
+                one.accession_number,
+                one.study_uid,
+                one.series_uid,
+                one.sop_uid,
+            }
         found = {_plain(text) for text in texts}
         for name in names:
             words = [word for part in re.split(r"[\^=\s,;._-]+", name) if (word := _plain(part))]
@@ -47,7 +54,9 @@ class Secrets:
         """Whether a text holds any of it."""
         plain = _plain(text)
         tokens = re.split(r"[\W_]+", unicodedata.normalize("NFKC", text))
-        return any(secret in plain for secret in self.parts) or any(_plain(token) in self.tokens for token in tokens)
+        return any(secret in plain for secret in self.parts) or any(
+            _plain(token) in self.tokens for token in tokens
+        )
 
 
 def _plain(text: str) -> str:

@@ -1,8 +1,9 @@
 """What of a study is no slice of the stack that is read, why, and whether the stack has a hole where it lay.
 
-A series may hold more than its slices: localizers, dose reports, reformatted and projected images, a second
-reconstruction. They are named. But where images that are left out lie at a missing slice, between every two slices or
-just beyond an end, the stack is a part of a series and not a whole one: that is an error.
+A series may hold more than its slices: localizers, dose reports, reformatted and projected images,
+a second reconstruction. They are named. But where images that are left out lie at a missing slice,
+between every two slices or just beyond an end, the stack is a part of a series and not a whole one:
+that is an error.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ import numpy as np
 
 from tf_covid.result import QualityFlag
 from tf_covid.scan.dicom.header import Frame, Instance
-from tf_covid.scan.dicom.stack import BESIDE_MM, CROWD, THICKNESS_SHARE, Place, Stack, usual_thickness
+from tf_covid.scan.dicom.stack import (
+    BESIDE_MM,
+    CROWD,
+    THICKNESS_SHARE,
+    Place,
+    Stack,
+    usual_thickness,
+)
 
 NO_POSITION = "without a usable ImagePositionPatient (0020,0032)"
 NO_FRAMES = "with NumberOfFrames (0028,0008) above 1 and no position of each frame"
@@ -25,7 +33,8 @@ BESIDE_GRID = "at a place beside the grid of the others"
 _AT_SLOT = 0.2
 #: How far beyond an end of the stack images still belong to it, in spacings.
 _BEYOND = 3.0 + _AT_SLOT
-#: Share of the gaps between slices that must be filled before images in between say that the stack was halved.
+#: Share of the gaps between slices that must be filled before images in between say that the stack
+#: was halved.
 _FILLED_GAPS = 0.25
 #: InstanceNumbers of neighbours differ by at most this much.
 _NEXT_NUMBER = 2
@@ -82,7 +91,9 @@ class Line:
             thickness=usual_thickness(places),
             matrix=matrix(first.instance, first.frame),
             series=frozenset(place.instance.series_uid for place in places),
-            numbers=np.array([slot[0].instance.number if slot else -1 for slot in stack.slots], dtype=np.float64),
+            numbers=np.array(
+                [slot[0].instance.number if slot else -1 for slot in stack.slots], dtype=np.float64
+            ),
             acquisitions=frozenset(place.instance.acquisition for place in places),
             corner=origin,
         )
@@ -90,7 +101,8 @@ class Line:
     def at(self, frames: Sequence[Frame]) -> np.ndarray:
         """Where frames lie, in slots; not a number where they have no position."""
         points = np.array(
-            [frame.position if len(frame.position) == 3 else (np.nan,) * 3 for frame in frames], dtype=np.float64
+            [frame.position if len(frame.position) == 3 else (np.nan,) * 3 for frame in frames],
+            dtype=np.float64,
         ).reshape(-1, 3)
         return (points @ self.normal - self.start) / self.spacing
 
@@ -98,7 +110,10 @@ class Line:
         """Whether the planes of frame and stack are parallel, to some degrees; a frame without orientation is."""
         if len(frame.orientation) != 6:
             return True
-        return abs(sum(a * b for a, b in zip(_normal(frame.orientation), self.normal, strict=True))) > _SAME_LINE
+        return (
+            abs(sum(a * b for a, b in zip(_normal(frame.orientation), self.normal, strict=True)))
+            > _SAME_LINE
+        )
 
     def touches(self, frame: Frame) -> bool:
         """Whether the corner of a frame lies on the line of the stack's corners."""
@@ -132,11 +147,14 @@ def counted(left_out: Iterable[LeftOut]) -> str:
     """For a message: how many for which reason, the most frequent first."""
     reasons = Counter(one.reason for one in left_out)
     return ", ".join(
-        f"{count} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+        f"{count} {reason}"
+        for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
     )
 
 
-def same_series(line: Line | None, left_out: Sequence[LeftOut], kept: int) -> tuple[QualityFlag, ...]:
+def same_series(
+    line: Line | None, left_out: Sequence[LeftOut], kept: int
+) -> tuple[QualityFlag, ...]:
     """What is said of images that belong to the chosen series and are no slices of the stack.
 
     Args:
@@ -147,13 +165,15 @@ def same_series(line: Line | None, left_out: Sequence[LeftOut], kept: int) -> tu
     if not left_out:
         return ()
     count = len(left_out)
-    message = f"{count} of {kept + count} images of the chosen series were left out: {counted(left_out)}."
+    message = (
+        f"{count} of {kept + count} images of the chosen series were left out: {counted(left_out)}."
+    )
     harm = sum(_harm(line, group) for group in _by_reason(left_out)) if line else 0
     if not harm:
         return (QualityFlag("left_out_slices", "warning", message, count),)
     message += (
-        f" {harm} of them lie where the stack has a hole, between its slices or at its ends: it is not whole. "
-        "Correct these elements, or export the series again."
+        f" {harm} of them lie where the stack has a hole, between its slices or at its ends: it is"
+        " not whole. Correct these elements, or export the series again."
     )
     return (QualityFlag("left_out_slices", "error", message, count),)
 
@@ -161,13 +181,19 @@ def same_series(line: Line | None, left_out: Sequence[LeftOut], kept: int) -> tu
 def other_series(line: Line, left_out: Sequence[LeftOut]) -> tuple[QualityFlag, ...]:
     """An error where the images of other series are the other half of the chosen one.
 
-    Two series of one patient may lie beside each other by chance (breathing in and out). Those that were one have the
-    same thickness, matrix and pixel spacing, no slice in common, and instance numbers that run through both.
+    Two series of one patient may lie beside each other by chance (breathing in and out). Those that
+    were one have the same thickness, matrix and pixel spacing, no slice in common, and instance
+    numbers that run through both.
     """
     series: dict[str, list[tuple[LeftOut, Frame]]] = {}
     for one in left_out:
         frame = one.frame
-        if frame and matrix(one.instance, frame) == line.matrix and line.as_thick(frame) and line.parallel(frame):
+        if (
+            frame
+            and matrix(one.instance, frame) == line.matrix
+            and line.as_thick(frame)
+            and line.parallel(frame)
+        ):
             series.setdefault(one.instance.series_uid, []).append((one, frame))
     slots: list[float] = []
     numbers: list[int] = []
@@ -179,16 +205,25 @@ def other_series(line: Line, left_out: Sequence[LeftOut]) -> tuple[QualityFlag, 
         if occupied.any() or not inside.any():
             continue
         slots += at[inside].tolist()
-        numbers += [one.instance.number for (one, _), is_inside in zip(members, inside, strict=True) if is_inside]
+        numbers += [
+            one.instance.number
+            for (one, _), is_inside in zip(members, inside, strict=True)
+            if is_inside
+        ]
         torn += 1
     holes, between, _, _ = _where(line, np.array(slots))
     gaps = len(np.unique(np.floor(np.array(slots)[between])))
     if not holes.any() and between.any() and gaps < _FILLED_GAPS * (len(line.occupied) - 1):
         return ()
-    if not slots or not _numbered_through(line, np.array(slots), np.array(numbers, dtype=np.float64)):
+    if not slots or not _numbered_through(
+        line, np.array(slots), np.array(numbers, dtype=np.float64)
+    ):
         return ()
     known = line.numbers[line.occupied]
-    if not (holes.any() or between.any()) and np.abs(np.subtract.outer(numbers, known)).min() > _NEXT_NUMBER:
+    if (
+        not (holes.any() or between.any())
+        and np.abs(np.subtract.outer(numbers, known)).min() > _NEXT_NUMBER
+    ):
         return ()  # the abdomen after the chest, numbered apart
     return (split_series(len(slots), torn),)
 
@@ -196,9 +231,10 @@ def other_series(line: Line, left_out: Sequence[LeftOut]) -> tuple[QualityFlag, 
 def split_series(images: int, series: int) -> QualityFlag:
     """What is said of a stack whose other slices lie in other series."""
     message = (
-        f"{images} images of {series} other series lie between the slices of the chosen one or right after them, with "
-        "the same geometry and instance numbers that run through both: one series was split over several "
-        "SeriesInstanceUIDs (0020,000E). Give the series under one UID."
+        f"{images} images of {series} other series lie between the slices of the chosen one or"
+        " right after them, with the same geometry and instance numbers that run through both: one"
+        " series was split over several SeriesInstanceUIDs (0020,000E). Give the series under one"
+        " UID."
     )
     return QualityFlag("split_series", "error", message, images)
 
@@ -235,15 +271,19 @@ def _harm(line: Line, group: Sequence[LeftOut]) -> int:
     if len(frames) < len(group) or group[0].reason == NO_POSITION:
         return _harm_by_number(line, group)
     if group[0].reason == BESIDE_GRID:
-        # Slices whose positions were lost look like frames at one place; those of the bolus are an acquisition apart.
+        # Slices whose positions were lost look like frames at one place; those of the bolus are an
+        # acquisition apart.
         same = [one for one in group if one.instance.acquisition in line.acquisitions]
-        return _harm_by_number(line, [one for one in same if one.frame and line.as_thick(one.frame)])
+        return _harm_by_number(
+            line, [one for one in same if one.frame and line.as_thick(one.frame)]
+        )
     holes, between, ends, occupied = _where(line, line.at(frames))
     if occupied.sum() >= _SHADOWS * len(frames):
         return 0
     at = line.at(frames)
     parallel = np.array([line.parallel(frame) for frame in frames])
-    # The corner of an image in another direction may lie anywhere; that of a slice with wrong cosines follows the line.
+    # The corner of an image in another direction may lie anywhere; that of a slice with wrong
+    # cosines follows the line.
     on_line = np.array([line.touches(frame) for frame in frames])
     if on_line.sum() >= _SHADOWS * len(frames):
         parallel |= on_line
@@ -269,7 +309,8 @@ def _crowded(at: np.ndarray) -> np.ndarray:
 def _harm_by_number(line: Line, group: Sequence[LeftOut]) -> int:
     """The same for images without a position, by their instance numbers.
 
-    Where those tell nothing, all CT slices of the same matrix are missed. Reports and captures follow after the last
+    Where those tell nothing, all CT slices of the same matrix are missed. Reports and captures
+    follow after the last
     slice: they are missed between slices only.
     """
     slice_like = bool(group) and group[0].reason in (NO_POSITION, NO_FRAMES, BESIDE_GRID)
@@ -283,17 +324,22 @@ def _harm_by_number(line: Line, group: Sequence[LeftOut]) -> int:
     slope, start = np.polyfit(numbers, slots, 1)
     if np.abs(slope * numbers + start - slots).max() > 0.5:
         return len(alike) if slice_like else 0
-    holes, between, ends, _ = _where(line, np.array([slope * one.instance.number + start for one in alike]))
+    holes, between, ends, _ = _where(
+        line, np.array([slope * one.instance.number + start for one in alike])
+    )
     return int((holes | between | (ends & slice_like)).sum())
 
 
 def _numbered_through(line: Line, at: np.ndarray, numbers: np.ndarray) -> bool:
     """Whether instance numbers grow, or fall, along the slices of the stack and these others together.
 
-    Where all numbers are the same, slices much thinner than their spacing say that every second one is elsewhere.
+    Where all numbers are the same, slices much thinner than their spacing say that every second one
+    is elsewhere.
     """
     slots = np.flatnonzero(line.occupied)
-    together = np.concatenate([line.numbers[slots], numbers])[np.argsort(np.concatenate([slots, at]), kind="stable")]
+    together = np.concatenate([line.numbers[slots], numbers])[
+        np.argsort(np.concatenate([slots, at]), kind="stable")
+    ]
     steps = np.diff(together)
     if not steps.any():
         return bool(0 < line.thickness <= 0.75 * line.spacing)

@@ -10,23 +10,37 @@ from tf_covid.result import Level, QualityFlag
 _TEXTS: dict[str, tuple[Level, str]] = {
     "transfer_syntax_wrong": (
         "warning",
-        "{count} file(s) are encoded otherwise than TransferSyntaxUID (0002,0010) says; they were read as their bytes "
-        "are. Export the series again if you can.",
+        (
+            "{count} file(s) are encoded otherwise than TransferSyntaxUID (0002,0010) says; they"
+            " were read as their bytes are. Export the series again if you can."
+        ),
     ),
     "no_end_marker": (
         "warning",
-        "{count} file(s) hold compressed images without an end marker (EOI); every sample was there.",
+        (
+            "{count} file(s) hold compressed images without an end marker (EOI); every sample was"
+            " there."
+        ),
     ),
     "no_delimiter": (
         "info",
-        "{count} file(s) end their pixel data without a sequence delimiter (FFFE,E0DD); the images were whole.",
+        (
+            "{count} file(s) end their pixel data without a sequence delimiter (FFFE,E0DD); the"
+            " images were whole."
+        ),
     ),
     "odd_bytes": (
         "warning",
-        "{count} file(s) hold bytes behind the pixels that are no padding: Rows (0028,0010) or Columns (0028,0011) may "
-        "be wrong, or bytes were put in before them, and the voxels may be shifted. Look at the images.",
+        (
+            "{count} file(s) hold bytes behind the pixels that are no padding: Rows (0028,0010) or"
+            " Columns (0028,0011) may be wrong, or bytes were put in before them, and the voxels"
+            " may be shifted. Look at the images."
+        ),
     ),
-    "extra_bytes": ("info", "{count} file(s) hold a few bytes more than PixelData (7FE0,0010) needs; they were left."),
+    "extra_bytes": (
+        "info",
+        "{count} file(s) hold a few bytes more than PixelData (7FE0,0010) needs; they were left.",
+    ),
 }
 
 
@@ -43,7 +57,9 @@ class Notes:
     def quality_flags(self) -> tuple[QualityFlag, ...]:
         """One flag for each code that was noticed, with the number of files."""
         return tuple(
-            QualityFlag(code, level, text.format(count=len(self.found[code])), len(self.found[code]))
+            QualityFlag(
+                code, level, text.format(count=len(self.found[code])), len(self.found[code])
+            )
             for code, (level, text) in _TEXTS.items()
             if self.found[code]
         )

@@ -58,7 +58,10 @@ def raw_frames(instance: Instance, source: Source, notes: Notes | None = None) -
             stream = body(opened, instance.encoding)
             yield from _frames(stream, instance, notes)
     except TooLarge:
-        message = "The deflated data set unpacks to more than its header promises: the file is damaged or hostile."
+        message = (
+            "The deflated data set unpacks to more than its header promises: the file is damaged or"
+            " hostile."
+        )
         raise refusal("pixel_length", message) from None
     except (EOFError, OSError, ValueError, struct.error, *archive.ERRORS):
         raise Truncated from None
@@ -67,12 +70,15 @@ def raw_frames(instance: Instance, source: Source, notes: Notes | None = None) -
 def _refuse_contradictions(instance: Instance) -> None:
     if instance.twice:
         names = ", ".join(instance.twice)
-        message = f"{names} occurs twice in one header with different values. Export the series again."
+        message = (
+            f"{names} occurs twice in one header with different values. Export the series again."
+        )
         raise refusal("duplicate_element", message, names)
     if instance.declared_frames != len(instance.frames):
         message = (
-            f"NumberOfFrames (0028,0008) is {instance.declared_frames}, but the header places {len(instance.frames)} "
-            "frame(s) (PerFrameFunctionalGroupsSequence). Export the series again."
+            f"NumberOfFrames (0028,0008) is {instance.declared_frames}, but the header places"
+            f" {len(instance.frames)} frame(s) (PerFrameFunctionalGroupsSequence). Export the"
+            " series again."
         )
         raise refusal("frame_count", message, instance.declared_frames)
 
@@ -82,7 +88,9 @@ def _frames(stream: BinaryIO, instance: Instance, notes: Notes) -> Iterator[byte
     frame = instance.rows * instance.columns * instance.samples * instance.bits_allocated // 8
     exact = frame * len(instance.frames)
     stream.seek(value.start)
-    if value.length != UNDEFINED and (value.length in (exact, exact + exact % 2) or instance.transfer_syntax in NATIVE):
+    if value.length != UNDEFINED and (
+        value.length in (exact, exact + exact % 2) or instance.transfer_syntax in NATIVE
+    ):
         start = stream.read(12)
         compressed = value.length != exact and (start[:4] == _ITEM or start.startswith(STARTS))
         if not compressed:
@@ -157,14 +165,17 @@ def wrong_length(instance: Instance, found: int, exact: int) -> NoReturn:
         ScanRefused: `pixel_length`.
     """
     message = (
-        f"PixelData (7FE0,0010) has {found} bytes, but Rows (0028,0010) {instance.rows} × Columns (0028,0011) "
-        f"{instance.columns} × {len(instance.frames)} frame(s) of {instance.bits_allocated} bits are {exact}: "
-        "one of them is wrong. Export the series again."
+        f"PixelData (7FE0,0010) has {found} bytes, but Rows (0028,0010) {instance.rows} × Columns"
+        f" (0028,0011) {instance.columns} × {len(instance.frames)} frame(s) of"
+        f" {instance.bits_allocated} bits are {exact}: one of them is wrong. Export the series"
+        " again."
     )
     raise refusal("pixel_length", message, found)
 
 
-def _native(stream: BinaryIO, instance: Instance, value: _Value, frame: int, notes: Notes) -> Iterator[bytes]:
+def _native(
+    stream: BinaryIO, instance: Instance, value: _Value, frame: int, notes: Notes
+) -> Iterator[bytes]:
     exact = frame * len(instance.frames)
     tolerance = max(_PADDING, frame // instance.rows)
     if isinstance(stream, Inflating):
@@ -219,7 +230,10 @@ def _look_behind(stream: BinaryIO, instance: Instance) -> bool:
         if element is None:
             return _is_padding(_at(stream, place, _PADDING))
         if keyword := DECIDING.get(element[0]):
-            message = f"{keyword} stands behind the pixel data, a second time or out of order. Export the series again."
+            message = (
+                f"{keyword} stands behind the pixel data, a second time or out of order. Export the"
+                " series again."
+            )
             raise refusal("duplicate_element", message, keyword)
         if element[0] <= 0x7FE00010:
             return _is_padding(_at(stream, place, _PADDING))
@@ -280,8 +294,8 @@ def _grouped(heads: Sequence[tuple[int, bool]], table: bytes, instance: Instance
 
 def _wrong_count(instance: Instance, found: int) -> NoReturn:
     message = (
-        f"PixelData (7FE0,0010) holds {found} compressed frame(s), but NumberOfFrames (0028,0008) is "
-        f"{len(instance.frames)}. Export the series again."
+        f"PixelData (7FE0,0010) holds {found} compressed frame(s), but NumberOfFrames (0028,0008)"
+        f" is {len(instance.frames)}. Export the series again."
     )
     raise refusal("frame_count", message, found)
 

@@ -22,7 +22,16 @@ from tf_covid.scan.dicom.notes import Notes
 from tf_covid.scan.dicom.pixeldata import Truncated, Undecodable, raw_frames, wrong_length
 from tf_covid.scan.dicom.streams import KINDS, RLE, CodeStream, Kind, code_stream
 
-__all__ = ["CodeStream", "Truncated", "Undecodable", "code_stream", "decode", "raw_frames", "stored_values", "to_hu"]
+__all__ = [
+    "CodeStream",
+    "Truncated",
+    "Undecodable",
+    "code_stream",
+    "decode",
+    "raw_frames",
+    "stored_values",
+    "to_hu",
+]
 
 _INT16 = np.iinfo(np.int16)
 #: pyjpegls runs for minutes on damaged streams, and is the same CharLS that imagecodecs has.
@@ -42,16 +51,18 @@ _CODEC_ERRORS = (
     struct.error,
 )
 
-#: Kind of stream → its decoder. Each was fed 3,000 damaged streams, but for JPEG-LS, which takes seconds for a damaged
-#: frame (250). Lossless JPEG goes to libjpeg-turbo because `ljpeg_decode` dies of a segmentation fault where a Huffman
-#: table is missing, and HTJ2K to OpenJPEG because `htj2k_decode` dies of a floating point exception.
+#: Kind of stream → its decoder. Each was fed 3,000 damaged streams, but for JPEG-LS, which takes
+#: seconds for a damaged frame (250). Lossless JPEG goes to libjpeg-turbo because `ljpeg_decode`
+#: dies of a segmentation fault where a Huffman table is missing, and HTJ2K to OpenJPEG because
+#: `htj2k_decode` dies of a floating point exception.
 _DECODERS: dict[Kind, str] = {
     "jpeg": "jpeg8_decode",
     "jpeg_lossless": "jpeg8_decode",
     "jpegls": "jpegls_decode",
     "jpeg2k": "jpeg2k_decode",
 }
-#: Neighbouring pixels that may by chance look like a value that rises through the highest stored bit.
+#: Neighbouring pixels that may by chance look like a value that rises through the highest stored
+#: bit.
 _CROSSINGS = 8
 #: Kind of stream → the transfer syntax under which pydicom's decoders take it.
 _UIDS: dict[Kind, str] = {
@@ -140,7 +151,8 @@ def _attempt(decoder: Callable[..., Any], *args: Any, **options: Any) -> np.ndar
 def _rle(data: bytes, instance: Instance, dtype: np.dtype) -> np.ndarray:
     """The pixels of an RLE frame (PS3.5 G): a segment for each byte of a sample, the high one first.
 
-    Decoders of whole frames stop where the image is full, whatever is left; so each segment is unpacked for itself.
+    Decoders of whole frames stop where the image is full, whatever is left; so each segment is
+    unpacked for itself.
 
     Raises:
         Truncated: If a segment is cut or damaged.
@@ -188,7 +200,14 @@ def _by_pydicom(data: bytes, instance: Instance) -> np.ndarray:
     for plugin in decoder.available_plugins:
         if plugin in _SHUNNED_PLUGINS:
             continue
-        pixels = _attempt(decoder.as_array, encapsulate([data]), index=0, raw=True, decoding_plugin=plugin, **options)
+        pixels = _attempt(
+            decoder.as_array,
+            encapsulate([data]),
+            index=0,
+            raw=True,
+            decoding_plugin=plugin,
+            **options,
+        )
         if pixels is not None and pixels.shape == (instance.rows, instance.columns):
             return pixels
     raise Undecodable(instance.transfer_syntax)
@@ -201,7 +220,8 @@ def stored_values(pixels: np.ndarray, precision: int, instance: Instance) -> np.
         ScanRefused: `bits_stored` if the bits above belong to the values.
     """
     bits = 8 * pixels.dtype.itemsize
-    # Decoders of JPEG, JPEG-LS and JPEG 2000 give values; what lies in bits of a word are native and RLE pixels.
+    # Decoders of JPEG, JPEG-LS and JPEG 2000 give values; what lies in bits of a word are native
+    # and RLE pixels.
     words = instance.transfer_syntax in NATIVE or instance.transfer_syntax == RLE
     shift = instance.high_bit + 1 - instance.bits_stored if words else 0
     if pixels.dtype.kind == "i":
@@ -235,13 +255,15 @@ def _check_high_bits(pixels: np.ndarray, values: np.ndarray, instance: Instance,
         full = (full ^ sign) - sign
     if np.array_equal(full, values):
         return
-    # Where values rise through the highest bit, neighbours are close with it and far without; an overlay never does so.
+    # Where values rise through the highest bit, neighbours are close with it and far without; an
+    # overlay never does so.
     changes = np.diff(full - values, axis=1) != 0
     close = changes & (np.abs(np.diff(full, axis=1)) < (1 << instance.bits_stored) // 4)
     if close.sum() > max(_CROSSINGS, 0.01 * changes.sum()):
         message = (
-            f"BitsStored (0028,0101) {instance.bits_stored} and HighBit (0028,0102) {instance.high_bit} are too small "
-            "for what is stored: the bits above belong to the values. Export the series again."
+            f"BitsStored (0028,0101) {instance.bits_stored} and HighBit (0028,0102)"
+            f" {instance.high_bit} are too small for what is stored: the bits above belong to the"
+            " values. Export the series again."
         )
         raise refusal("bits_stored", message, instance.bits_stored)
 
@@ -252,7 +274,9 @@ def to_hu(stored: np.ndarray, frame: Frame) -> np.ndarray:
         return stored
     if frame.slope.is_integer() and frame.intercept.is_integer() and abs(frame.slope) < 2**14:
         wide: Any = np.int32 if stored.dtype.itemsize <= 2 else np.int64
-        hu = stored.astype(wide) * wide(frame.slope) + wide(np.clip(frame.intercept, -(2**30), 2**30))
+        hu = stored.astype(wide) * wide(frame.slope) + wide(
+            np.clip(frame.intercept, -(2**30), 2**30)
+        )
     else:
         hu = np.rint(stored * np.float64(frame.slope) + np.float64(frame.intercept))
     return np.clip(hu, _INT16.min, _INT16.max).astype(np.int16)

@@ -1,19 +1,25 @@
 """Which stack of a study is read: written rules, so that the same folder always gives the same answer.
 
-1. Only CT images with one sample: no localizers, no projections (MIP and the like), no screen captures, no maps
-   whose rescale type is not HU. What is left out of the chosen series is said, and where the stack lacks it, refused.
+1. Only CT images with one sample: no localizers, no projections (MIP and the like), no screen
+captures, no maps
+   whose rescale type is not HU. What is left out of the chosen series is said, and where the stack
+   lacks it, refused.
 2. Frames that share series, kernel, orientation, matrix and pixel spacing are one candidate.
-3. Where there are several: those that show the lungs before those that show no lung, or less than 40 % of what another
-   shows, by a look at a few slices of each. Words (SeriesDescription, BodyPartExamined) count beside it: the chest
-   doubles, another region halves what was seen. Unseen, those whose words name no other region.
-4. Stacks that can be built (no tilt, no wide gap, no gap at all unless axial, even spacing) before those that cannot;
+3. Where there are several: those that show the lungs before those that show no lung, or less than
+40 % of what another
+   shows, by a look at a few slices of each. Words (SeriesDescription, BodyPartExamined) count
+   beside it: the chest doubles, another region halves what was seen. Unseen, those whose words name
+   no other region.
+4. Stacks that can be built (no tilt, no wide gap, no gap at all unless axial, even spacing) before
+those that cannot;
    but fewer than 8 slices do not stand in for a larger one that cannot.
 5. Plain slices before averages and slabs.
 6. Axial before others.
 7. Enough of them: at least 8 slices, and at least 80 % of the length of the longest such stack.
 8. Original before derived.
 9. The thinnest spacing (in steps of 0.1 mm).
-10. Words for the chest (SeriesDescription, BodyPartExamined) before none, none before another region.
+10. Words for the chest (SeriesDescription, BodyPartExamined) before none, none before another
+region.
 11. A lung kernel before others.
 12. Most slices; then the lowest series number and acquisition.
 """
@@ -30,14 +36,23 @@ from tf_covid.scan.checks import LEAST_SLICES
 from tf_covid.scan.dicom.candidates import Candidate, Look, candidates
 from tf_covid.scan.dicom.header import Instance
 from tf_covid.scan.dicom.identity import Secrets
-from tf_covid.scan.dicom.left_out import LeftOut, Line, counted, matrix, other_series, same_series, split_series
+from tf_covid.scan.dicom.left_out import (
+    LeftOut,
+    Line,
+    counted,
+    matrix,
+    other_series,
+    same_series,
+    split_series,
+)
 from tf_covid.scan.dicom.slices import slices
 from tf_covid.scan.dicom.stack import build
 
 _LENGTH_SHARE = 0.8
 #: A candidate shows the lungs if it shows at least this share of the lung that another shows.
 _LUNG_SHARE = 0.4
-#: What words are worth beside the look: bowel gas is taken for lung at times, and BodyPartExamined is often wrong.
+#: What words are worth beside the look: bowel gas is taken for lung at times, and BodyPartExamined
+#: is often wrong.
 _WORDS_WEIGH = {"chest": 2.0, "": 1.0, "elsewhere": 0.5}
 #: Most candidates that are looked at; the first ones by the other rules.
 _MOST_LOOKS = 12
@@ -68,12 +83,22 @@ def choose(
     best = ranked[0]
     quality_flags = list(best.quality_flags)
     if best.refusal is not None:
-        raise ScanRefused((*best.refusal.quality_flags, *(flag for flag in quality_flags if flag.level != "error")))
+        raise ScanRefused(
+            (
+                *best.refusal.quality_flags,
+                *(flag for flag in quality_flags if flag.level != "error"),
+            )
+        )
     secrets = Secrets.of(instances)
     if len(ranked) > 1:
         text = "; ".join(candidate.describe(secrets) for candidate in ranked[:10])
         quality_flags.append(
-            QualityFlag("series_candidates", "info", f"{len(ranked)} stacks, best first: {text}.", len(ranked))
+            QualityFlag(
+                "series_candidates",
+                "info",
+                f"{len(ranked)} stacks, best first: {text}.",
+                len(ranked),
+            )
         )
     if unrelated := [one for one in others if one.instance.series_uid not in best.series]:
         text = f"{len(unrelated)} images of other series are no CT slices: {counted(unrelated)}."
@@ -97,7 +122,9 @@ def _whole_ones_first(
         checked.add(first)
 
 
-def _whole(candidate: Candidate, found: Sequence[Candidate], others: Sequence[LeftOut], gap_mm: float) -> Candidate:
+def _whole(
+    candidate: Candidate, found: Sequence[Candidate], others: Sequence[LeftOut], gap_mm: float
+) -> Candidate:
     """The candidate with what is left out of its series; without its stack where that lacks it."""
     series = candidate.series
     mine = [one for one in others if one.instance.series_uid in series] + list(candidate.apart)
@@ -122,7 +149,9 @@ def _whole(candidate: Candidate, found: Sequence[Candidate], others: Sequence[Le
     return replace(candidate, quality_flags=candidate.quality_flags + said)
 
 
-def _split(candidate: Candidate, found: Sequence[Candidate], gap_mm: float) -> tuple[QualityFlag, ...]:
+def _split(
+    candidate: Candidate, found: Sequence[Candidate], gap_mm: float
+) -> tuple[QualityFlag, ...]:
     """An error where slices without a stack form a whole one together with those of other series, numbered through."""
     codes = {flag.code for flag in candidate.refusal.quality_flags} if candidate.refusal else set()
     if not codes & _BROKEN:
@@ -132,7 +161,8 @@ def _split(candidate: Candidate, found: Sequence[Candidate], gap_mm: float) -> t
     more = [
         place
         for other in found
-        if other is not candidate and not _difference(candidate, other).endswith(("Kernel", "Patient"))
+        if other is not candidate
+        and not _difference(candidate, other).endswith(("Kernel", "Patient"))
         for place in other.places
         if (matrix(place.instance, place.frame), place.frame.thickness) == kind
     ]
@@ -145,7 +175,11 @@ def _split(candidate: Candidate, found: Sequence[Candidate], gap_mm: float) -> t
         return ()
     numbers = [slot[0].instance.number for slot in stack.slots if len(slot) == 1]
     rising = all(a < b for a, b in pairwise(numbers)) or all(a > b for a, b in pairwise(numbers))
-    return (split_series(len(more), len(series)),) if rising and len(numbers) == len(stack.slots) else ()
+    return (
+        (split_series(len(more), len(series)),)
+        if rising and len(numbers) == len(stack.slots)
+        else ()
+    )
 
 
 def _difference(candidate: Candidate, other: Candidate) -> str:
@@ -153,7 +187,9 @@ def _difference(candidate: Candidate, other: Candidate) -> str:
     if candidate.kernel.upper() != other.kernel.upper():
         return "with another ConvolutionKernel"
     mine, theirs = candidate.places[0].frame.orientation, other.places[0].frame.orientation
-    if len(mine) != len(theirs) or any(abs(a - b) >= 1e-3 for a, b in zip(mine, theirs, strict=True)):
+    if len(mine) != len(theirs) or any(
+        abs(a - b) >= 1e-3 for a, b in zip(mine, theirs, strict=True)
+    ):
         return "with another ImageOrientationPatient"
     return "with another AcquisitionNumber"
 
@@ -182,13 +218,18 @@ def _looked_at(found: Sequence[Candidate], look: Look | None) -> list[Candidate]
 
 def _rank(found: Sequence[Candidate]) -> Callable[[Candidate], tuple[object, ...]]:
     """The sort key of the written rules, the best candidate first."""
-    large = [one for one in found if one.axial and not one.elsewhere and len(one.places) >= LEAST_SLICES]
+    large = [
+        one for one in found if one.axial and not one.elsewhere and len(one.places) >= LEAST_SLICES
+    ]
     longest = max((one.length_mm for one in large), default=0.0)
-    # A few slices are no answer for a study whose chest cannot be stacked: then it is said what is wrong with that.
+    # A few slices are no answer for a study whose chest cannot be stacked: then it is said what is
+    # wrong with that.
     broken = not any(one.stack for one in found if len(one.places) >= LEAST_SLICES)
 
     def rank(candidate: Candidate) -> tuple[object, ...]:
-        enough = len(candidate.places) >= LEAST_SLICES and candidate.length_mm >= _LENGTH_SHARE * longest
+        enough = (
+            len(candidate.places) >= LEAST_SLICES and candidate.length_mm >= _LENGTH_SHARE * longest
+        )
         return (
             candidate.elsewhere,
             broken and len(candidate.places) < LEAST_SLICES,
@@ -209,16 +250,31 @@ def _rank(found: Sequence[Candidate]) -> Callable[[Candidate], tuple[object, ...
 
 
 _REASONS = (
-    "it shows the lungs", "it is larger", "it can be stacked", "its slices are no slabs", "it is axial",
-    "it covers enough", "it is original", "it is the thinnest", "its words name the chest", "it has a lung kernel",
-    "it has the most slices", "it has the lowest series number", "its UID sorts first",
-)  # fmt: skip
+    "it shows the lungs",
+    "it is larger",
+    "it can be stacked",
+    "its slices are no slabs",
+    "it is axial",
+    "it covers enough",
+    "it is original",
+    "it is the thinnest",
+    "its words name the chest",
+    "it has a lung kernel",
+    "it has the most slices",
+    "it has the lowest series number",
+    "its UID sorts first",
+)
 
 
-def _because(ranked: Sequence[Candidate], rank: Callable[[Candidate], tuple[object, ...]], secrets: Secrets) -> str:
+def _because(
+    ranked: Sequence[Candidate], rank: Callable[[Candidate], tuple[object, ...]], secrets: Secrets
+) -> str:
     best = ranked[0]
     if len(ranked) == 1:
         return f"The only stack of CT slices: {best.describe(secrets)}."
     mine, next_best = rank(best), rank(ranked[1])
-    decided = next((reason for reason, a, b in zip(_REASONS, mine, next_best, strict=True) if a != b), _REASONS[-1])
+    decided = next(
+        (reason for reason, a, b in zip(_REASONS, mine, next_best, strict=True) if a != b),
+        _REASONS[-1],
+    )
     return f"Of {len(ranked)} stacks this one, because {decided}: {best.describe(secrets)}."

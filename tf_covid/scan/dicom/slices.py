@@ -63,8 +63,8 @@ def _nothing(others: Sequence[LeftOut]) -> ScanRefused:
     slabs = sum(one.slab for one in others)
     if slabs > len(others) / 2:
         text = (
-            f"{slabs} images are projections, not slices: {text}. Their values are not those of the tissue at one "
-            "place; give the thin slices that they were made of."
+            f"{slabs} images are projections, not slices: {text}. Their values are not those of the"
+            " tissue at one place; give the thin slices that they were made of."
         )
         return refusal("projection", text, slabs)
     text = f"{len(others)} images, but no slices of a CT in Hounsfield units: {text}."

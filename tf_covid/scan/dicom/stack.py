@@ -14,11 +14,13 @@ from tf_covid.scan.checks import refusal
 from tf_covid.scan.dicom.header import Frame, Instance
 from tf_covid.scan.grid import SHEAR_DEGREES
 
-#: Direction cosines this far from unit length or from a right angle are rounding; beyond, they are wrong.
+#: Direction cosines this far from unit length or from a right angle are rounding; beyond, they are
+#: wrong.
 COSINE_TOLERANCE = 0.01
 #: Positions closer than this are the same slice, in mm.
 SAME_POSITION_MM = 0.05
-#: How far a slice may lie from its place on the uniform grid: a share of the spacing, and at least this, in mm.
+#: How far a slice may lie from its place on the uniform grid: a share of the spacing, and at least
+#: this, in mm.
 GRID_SHARE, GRID_MM = 0.1, 0.06
 #: How far a slice may lie beside the line of the others, in mm.
 BESIDE_MM = 1.0
@@ -26,7 +28,8 @@ BESIDE_MM = 1.0
 MOST_MADE_UP = 0.5
 #: Thicknesses that differ by more than this share are two.
 THICKNESS_SHARE = 0.1
-#: So many frames at one place are a crowd; at most this share of the positions may be left out as strays.
+#: So many frames at one place are a crowd; at most this share of the positions may be left out as
+#: strays.
 CROWD, STRAY_SHARE = 3, 0.1
 _RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -44,8 +47,8 @@ class Stack:
     """Slices in order along the normal.
 
     Args:
-        slots: One for each slice of the uniform grid: the frames at that position (more than one where the position
-            is doubled), or none where the slice is missing.
+        slots: One for each slice of the uniform grid: the frames at that position (more than one
+            where the position is doubled), or none where the slice is missing.
         spacing_mm: Between slices.
         affine_ras: (4, 4), index (column, row, slice) → RAS mm.
         quality_flags: What was noticed in the geometry.
@@ -66,14 +69,20 @@ def directions(orientation: Sequence[float]) -> np.ndarray:
     """(3, 3) orthonormal rows: along a row, along a column, the slice normal; LPS.
 
     Raises:
-        ScanRefused: `bad_affine` if ImageOrientationPatient is missing or not two unit vectors at a right angle.
+        ScanRefused: `bad_affine` if ImageOrientationPatient is missing or not two unit vectors at a
+            right angle.
     """
     if len(orientation) != 6 or not np.isfinite(orientation).all():
-        raise refusal("bad_affine", "ImageOrientationPatient (0020,0037) is missing or not six numbers.")
+        raise refusal(
+            "bad_affine", "ImageOrientationPatient (0020,0037) is missing or not six numbers."
+        )
     row, column = np.reshape(np.asarray(orientation, dtype=np.float64), (2, 3))
     lengths = float(np.linalg.norm(row)), float(np.linalg.norm(column))
     if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(float(row @ column))) > COSINE_TOLERANCE:
-        raise refusal("bad_affine", "ImageOrientationPatient (0020,0037) is not two unit vectors at a right angle.")
+        raise refusal(
+            "bad_affine",
+            "ImageOrientationPatient (0020,0037) is not two unit vectors at a right angle.",
+        )
     row = row / lengths[0]
     column = column - (column @ row) * row
     column /= np.linalg.norm(column)
@@ -93,9 +102,18 @@ def build(places: Sequence[Place], gap_mm: float) -> Stack:
     """
     first = places[0].frame
     axes = directions(first.orientation)
-    if any(len(place.frame.position) != 3 or not np.isfinite(place.frame.position).all() for place in places):
-        bad = sum(len(place.frame.position) != 3 or not np.isfinite(place.frame.position).all() for place in places)
-        text = f"ImagePositionPatient (0020,0032) of {bad} of {len(places)} images is missing or not three numbers."
+    if any(
+        len(place.frame.position) != 3 or not np.isfinite(place.frame.position).all()
+        for place in places
+    ):
+        bad = sum(
+            len(place.frame.position) != 3 or not np.isfinite(place.frame.position).all()
+            for place in places
+        )
+        text = (
+            f"ImagePositionPatient (0020,0032) of {bad} of {len(places)} images is missing or not"
+            " three numbers."
+        )
         raise refusal("bad_affine", text, bad)
     if len(first.spacing) != 2 or not all(0.01 < float(size) < 100.0 for size in first.spacing):
         raise refusal("bad_affine", "PixelSpacing (0028,0030) is missing or impossible.")
@@ -119,7 +137,11 @@ def build(places: Sequence[Place], gap_mm: float) -> Stack:
     affine[:3, 3] = positions[heads[0]] + axes[2] * (start - along[heads[0]])
     made_up = sum(not slot for slot in slots)
     if made_up > MOST_MADE_UP * len(slots):
-        raise refusal("missing_slices", f"{made_up} of {len(slots)} slices are missing: too many to repair.", made_up)
+        raise refusal(
+            "missing_slices",
+            f"{made_up} of {len(slots)} slices are missing: too many to repair.",
+            made_up,
+        )
     quality_flags = (_repaired(along[heads], index, made_up, spacing),) if made_up else ()
     return Stack(tuple(slots), spacing, _RAS @ affine, quality_flags)
 
@@ -138,30 +160,40 @@ def _by_position(along: np.ndarray) -> list[list[int]]:
 def _one_position(places: Sequence[Place]) -> ScanRefused:
     """Why frames of one single position are no stack."""
     count = len(places)
-    if len({(place.instance.sop_uid or place.instance.name, place.frame.index) for place in places}) == 1:
+    if (
+        len(
+            {(place.instance.sop_uid or place.instance.name, place.frame.index) for place in places}
+        )
+        == 1
+    ):
         copies = f" ({count} copies of it)" if count > 1 else ""
         text = f"There is one slice only{copies}; give the folder or zip of the whole series."
         return refusal("single_slice", text, 1)
     points = np.array([place.frame.position for place in places], dtype=np.float64)
     if (apart := float(np.ptp(points, axis=0).max())) > BESIDE_MM:
         text = (
-            f"The positions of {count} images differ by up to {apart:.1f} mm and lie in one plane by "
-            "ImageOrientationPatient (0020,0037): it contradicts ImagePositionPatient (0020,0032). Correct one of them."
+            f"The positions of {count} images differ by up to {apart:.1f} mm and lie in one plane"
+            " by ImageOrientationPatient (0020,0037): it contradicts ImagePositionPatient"
+            " (0020,0032). Correct one of them."
         )
         return refusal("bad_affine", text, count)
     text = (
-        f"All {count} images state the same ImagePositionPatient (0020,0032): in which order they lie, and how far "
-        "apart, cannot be told. Export the series again with its geometry, or give the slices of the whole chest."
+        f"All {count} images state the same ImagePositionPatient (0020,0032): in which order they"
+        " lie, and how far apart, cannot be told. Export the series again with its geometry, or"
+        " give the slices of the whole chest."
     )
     return refusal("same_position", text, count)
 
 
-def _merits(places: Sequence[Place], along: np.ndarray, groups: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
+def _merits(
+    places: Sequence[Place], along: np.ndarray, groups: Sequence[Sequence[int]]
+) -> list[tuple[float, ...]]:
     """Sort keys for the frames of a doubled position, the best first.
 
-    The usual slice thickness, then the acquisition that covers the most positions, then the instance number that fits
-    those of the neighbours, then the lowest: the frames that wait for the bolus are thicker, or an acquisition at one
-    place, or numbered apart.
+    The usual slice thickness, then the acquisition that covers the most positions, then the
+    instance number that fits
+    those of the neighbours, then the lowest: the frames that wait for the bolus are thicker, or an
+    acquisition at one place, or numbered apart.
     """
     if len(groups) == len(places):
         return [()] * len(places)
@@ -193,14 +225,15 @@ def usual_thickness(places: Sequence[Place]) -> float:
 def strays(places: Sequence[Place]) -> list[Place]:
     """Frames that do not belong to the stack of the others: many at one place, or of another thickness at a few.
 
-    That is how a scanner watches the contrast arrive before the scan. Frames whose place the stack of the others needs
-    (one of its slots, or the next one at an end) are none.
+    That is how a scanner watches the contrast arrive before the scan. Frames whose place the stack
+    of the others needs (one of its slots, or the next one at an end) are none.
 
     Args:
         places: Frames of one orientation, matrix and pixel spacing.
 
     Returns:
-        What may be left out so that the others form a stack; empty if they do not, or if nothing stands out.
+        What may be left out so that the others form a stack; empty if they do not, or if nothing
+        stands out.
     """
     axes = directions(places[0].frame.orientation)
     along = np.array([place.frame.position for place in places], dtype=np.float64) @ axes[2]
@@ -208,8 +241,14 @@ def strays(places: Sequence[Place]) -> list[Place]:
     usual = usual_thickness(places)
     most = max(1, int(STRAY_SHARE * len(groups)))
     crowds = [group for group in groups if len(group) >= CROWD]
-    odd = [group for group in groups if all(_differs(places[one].frame.thickness, usual) for one in group)]
-    chosen = sorted({one for found in (crowds, odd) if len(found) <= most for group in found for one in group})
+    odd = [
+        group
+        for group in groups
+        if all(_differs(places[one].frame.thickness, usual) for one in group)
+    ]
+    chosen = sorted(
+        {one for found in (crowds, odd) if len(found) <= most for group in found for one in group}
+    )
     rest = sorted(set(range(len(places))) - set(chosen))
     if not chosen or len(rest) < 3:
         return []
@@ -244,10 +283,15 @@ def _check_line(positions: np.ndarray, axes: np.ndarray) -> None:
     beside = positions - positions[0] - share * step
     scatter = float(np.abs(beside @ axes[:2].T).max())
     if scatter > BESIDE_MM:
-        message = f"Slices lie up to {scatter:.1f} mm beside each other: the series mixes fields of view."
+        message = (
+            f"Slices lie up to {scatter:.1f} mm beside each other: the series mixes fields of view."
+        )
         raise refusal("mixed_geometry", message, scatter)
     if tilt > SHEAR_DEGREES and drift > BESIDE_MM:
-        message = f"The slices are tilted by {tilt:.1f} degrees against the table; only upright stacks are read."
+        message = (
+            f"The slices are tilted by {tilt:.1f} degrees against the table; only upright stacks"
+            " are read."
+        )
         raise refusal("gantry_tilt", message, round(tilt, 1))
 
 
@@ -283,8 +327,9 @@ def _repaired(along: np.ndarray, index: np.ndarray, made_up: int, spacing: float
     before = np.flatnonzero(np.diff(index) > 1)
     widest = float(np.diff(along)[before].max())
     message = (
-        f"{made_up} missing slice(s) were made up by interpolation: {len(before)} gap(s) of up to {widest:.1f} mm "
-        f"after {_places(along[before])} mm along the slice normal (spacing {spacing:.1f} mm)."
+        f"{made_up} missing slice(s) were made up by interpolation: {len(before)} gap(s) of up to"
+        f" {widest:.1f} mm after {_places(along[before])} mm along the slice normal (spacing"
+        f" {spacing:.1f} mm)."
     )
     return QualityFlag("missing_slices", "warning", message, made_up)
 

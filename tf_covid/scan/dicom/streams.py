@@ -26,7 +26,8 @@ KINDS: dict[str, Kind] = {
     f"{_ROOT}4.202": "jpeg2k",
     f"{_ROOT}4.203": "jpeg2k",
 }
-#: How streams begin; an RLE header begins with its number of segments, and the first one lies behind the header.
+#: How streams begin; an RLE header begins with its number of segments, and the first one lies
+#: behind the header.
 STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
 _EOI = b"\xff\xd9"
 #: Zeros behind an end marker are looked through up to here.
@@ -85,7 +86,11 @@ def code_stream(data: bytes) -> CodeStream | None:
 
 def is_rle(data: bytes) -> bool:
     """Whether the bytes begin like an RLE header (PS3.5 G.5): 1 to 15 segments, the first at byte 64."""
-    return len(data) >= 64 and 1 <= int.from_bytes(data[:4], "little") <= 15 and data[4:8] == b"\x40\0\0\0"
+    return (
+        len(data) >= 64
+        and 1 <= int.from_bytes(data[:4], "little") <= 15
+        and data[4:8] == b"\x40\0\0\0"
+    )
 
 
 def _jp2(data: bytes) -> CodeStream | None:
@@ -165,13 +170,32 @@ def _scanned(
     if not frame:
         return None
     precision, rows, columns, components = size
-    kind: Kind = "jpegls" if frame == 0xF7 else "jpeg_lossless" if frame in (0xC3, 0xC7, 0xCB, 0xCF) else "jpeg"
+    kind: Kind = (
+        "jpegls"
+        if frame == 0xF7
+        else "jpeg_lossless"
+        if frame in (0xC3, 0xC7, 0xCB, 0xCF)
+        else "jpeg"
+    )
     used = head[0]
     table, (predictor, _, approximation) = head[2], head[1 + 2 * used : 4 + 2 * used]
     end = _end(data, scan)
     point = approximation & 15
     return CodeStream(
-        kind, rows, columns, components, precision, data, scan, end, tables, frame, predictor, point, table, restart
+        kind,
+        rows,
+        columns,
+        components,
+        precision,
+        data,
+        scan,
+        end,
+        tables,
+        frame,
+        predictor,
+        point,
+        table,
+        restart,
     )
 
 

@@ -41,7 +41,9 @@ class _Duplicates:
     different: int
 
 
-def read_study(instances: Sequence[Instance], sources: Mapping[str, Source], limits: Limits = DEFAULT) -> Reading:
+def read_study(
+    instances: Sequence[Instance], sources: Mapping[str, Source], limits: Limits = DEFAULT
+) -> Reading:
     """Read the best stack of one study.
 
     Args:
@@ -69,12 +71,16 @@ def read_study(instances: Sequence[Instance], sources: Mapping[str, Source], lim
     _interpolate(view, missing)
     axis = source.axes[2]
     last = len(stack.slots) - 1
-    interpolated = tuple(sorted(last - number if source.flipped[2] else number for number in missing))
+    interpolated = tuple(
+        sorted(last - number if source.flipped[2] else number for number in missing)
+    )
     found = quality_flags + _duplicate_flags(duplicates, len(stack.slots)) + notes.quality_flags()
     if any(flag.level == "error" for flag in found):
         raise ScanRefused(found)
     if axis != 0:
-        message = "The slices were not acquired in axial planes; they were reordered, not resampled."
+        message = (
+            "The slices were not acquired in axial planes; they were reordered, not resampled."
+        )
         found += (QualityFlag("not_axial", "info", message),)
     return Reading(hu, affine, source, found, interpolated, because, _identifiers(best))
 
@@ -96,7 +102,9 @@ def _looking(sources: Mapping[str, Source]) -> Callable[[Candidate], float | Non
     return lambda candidate: lung_ml(candidate.places, one_frame)
 
 
-def _fill(view: np.ndarray, stack: Stack, sources: Mapping[str, Source], notes: Notes) -> _Duplicates:
+def _fill(
+    view: np.ndarray, stack: Stack, sources: Mapping[str, Source], notes: Notes
+) -> _Duplicates:
     """Decode every frame into `view` (columns, rows, slices), the first of each position last.
 
     Raises:
@@ -119,23 +127,33 @@ def _fill(view: np.ndarray, stack: Stack, sources: Mapping[str, Source], notes: 
         for _ in _each(wanted.values(), sources, put, notes):
             done += 1
     except Truncated:
-        message = f"A file of the series ends early or is damaged: {done} of {total} slices could be read."
+        message = (
+            f"A file of the series ends early or is damaged: {done} of {total} slices could be"
+            " read."
+        )
         raise refusal("truncated_file", message, done) from None
     except Undecodable as error:
         text = undecodable_text(error)
         message = (
-            f"No decoder reads the pixel data (transfer syntax {text}): the stream is damaged, of another size than "
-            "Rows (0028,0010) and Columns (0028,0011) say, or of a codec that is not supported."
+            f"No decoder reads the pixel data (transfer syntax {text}): the stream is damaged, of"
+            " another size than Rows (0028,0010) and Columns (0028,0011) say, or of a codec that"
+            " is not supported."
         )
         raise refusal("undecodable", message, text) from None
     expected = np.array([bool(slot) for slot in stack.slots], dtype=np.uint8)
     if not np.array_equal(filled, expected):
         raise _unfilled(int((filled != expected).sum()), total)
-    doubled = {_key(place): (number, place) for number, slot in enumerate(stack.slots) for place in slot[1:]}
+    doubled = {
+        _key(place): (number, place)
+        for number, slot in enumerate(stack.slots)
+        for place in slot[1:]
+    }
     equal: dict[tuple[str, int], bool] = {}
 
     def compare(place: Place, data: bytes) -> None:
-        equal[_key(place)] = bool(np.array_equal(hu_of(place, data).T, view[:, :, doubled[_key(place)][0]]))
+        equal[_key(place)] = bool(
+            np.array_equal(hu_of(place, data).T, view[:, :, doubled[_key(place)][0]])
+        )
 
     try:
         for _ in _each([place for _, place in doubled.values()], sources, compare, notes):
@@ -152,12 +170,18 @@ def _key(place: Place) -> tuple[str, int]:
 
 
 def _unfilled(count: int, total: int) -> ScanRefused:
-    message = f"{count} of {total} slices were not filled exactly once: several files of the input have one name."
+    message = (
+        f"{count} of {total} slices were not filled exactly once: several files of the input have"
+        " one name."
+    )
     return refusal("unfilled_slices", message, count)
 
 
 def _each(
-    places: Iterable[Place], sources: Mapping[str, Source], work: Callable[[Place, bytes], None], notes: Notes
+    places: Iterable[Place],
+    sources: Mapping[str, Source],
+    work: Callable[[Place, bytes], None],
+    notes: Notes,
 ) -> Iterator[None]:
     """Run `work` on every frame in a pool, with a bounded number of frames in flight."""
     files: dict[str, dict[int, Place]] = {}
@@ -198,11 +222,14 @@ def hu_of(place: Place, data: bytes, notes: Notes | None = None) -> np.ndarray:
     return _padding_to_air(hu, stored, place.instance, place.frame)
 
 
-def _padding_to_air(hu: np.ndarray, stored: np.ndarray, instance: Instance, frame: Frame) -> np.ndarray:
+def _padding_to_air(
+    hu: np.ndarray, stored: np.ndarray, instance: Instance, frame: Frame
+) -> np.ndarray:
     """Padding that would read as tissue becomes air, outside the field of view only.
 
-    Padding far below air stays as it is: the window layer clips it, and other formats of the same scan hold it too.
-    PixelPaddingValue is set by mistake in many files, so only padding connected to the border counts.
+    Padding far below air stays as it is: the window layer clips it, and other formats of the same
+    scan hold it too. PixelPaddingValue is set by mistake in many files, so only padding connected
+    to the border counts.
     """
     if instance.padding is None:
         return hu
@@ -237,7 +264,10 @@ def _interpolate(view: np.ndarray, missing: tuple[int, ...]) -> None:
 def _duplicate_flags(duplicates: _Duplicates, total: int) -> tuple[QualityFlag, ...]:
     quality_flags: list[QualityFlag] = []
     if same := duplicates.identical:
-        message = f"{same} position(s) hold a slice more than once with the same pixels; one of each was kept."
+        message = (
+            f"{same} position(s) hold a slice more than once with the same pixels; one of each was"
+            " kept."
+        )
         quality_flags.append(QualityFlag("duplicate_slices", "warning", message, same))
     if count := duplicates.different:
         many = count > _MOST_AMBIGUOUS * total
@@ -247,7 +277,9 @@ def _duplicate_flags(duplicates: _Duplicates, total: int) -> tuple[QualityFlag, 
             else "the one with the usual thickness, acquisition and instance number was kept"
         )
         message = f"{count} of {total} positions hold several slices with different pixels; {rule}."
-        quality_flags.append(QualityFlag("ambiguous_slices", "error" if many else "warning", message, count))
+        quality_flags.append(
+            QualityFlag("ambiguous_slices", "error" if many else "warning", message, count)
+        )
     return tuple(quality_flags)
 
 

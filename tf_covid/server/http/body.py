@@ -83,7 +83,9 @@ class Reader:
             Fault: If it is too large, too slow or packed, or the client goes.
         """
         if (encoding := request.headers.get("content-encoding", "identity")).lower() != "identity":
-            raise Unsupported(f"Content-Encoding {encoding[:20]} is not read; send the body as it is")
+            raise Unsupported(
+                f"Content-Encoding {encoding[:20]} is not read; send the body as it is"
+            )
         length = request.headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()) or int(length[:20]) > self._most:
             raise self._too_large()
@@ -115,7 +117,8 @@ async def gone(request: Request) -> None:
 def patient_protocol(limit_s: float) -> type[H11Protocol]:
     """uvicorn's protocol, which closes a connection whose request headers do not arrive in that time.
 
-    uvicorn itself waits for ever for the first request, so a few sleeping clients could use up all connections.
+    uvicorn itself waits for ever for the first request, so a few sleeping clients could use up all
+    connections.
     """
 
     class HeaderTimeoutProtocol(H11Protocol):

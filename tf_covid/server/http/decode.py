@@ -18,7 +18,8 @@ from tf_covid.server.servable import SignatureRunner
 from tf_covid.server.tensor_proto import MOST_AXES
 from tf_covid.server.tensor_spec import Spec
 
-#: Largest whole number up to which each float type holds all of them: TF Serving refuses larger ones.
+#: Largest whole number up to which each float type holds all of them: TF Serving refuses larger
+#: ones.
 _EXACT = {np.dtype(np.float32): 2**24 - 1, np.dtype(np.float64): 2**53 - 1}
 
 
@@ -45,12 +46,15 @@ def question(body: bytes | bytearray, entry_of: Callable[[str], SignatureRunner]
         entry_of: The signature of a name, "" for the default one.
 
     Raises:
-        InvalidArgument: If it is malformed, or not what the signature asks for; the text names the input.
+        InvalidArgument: If it is malformed, or not what the signature asks for; the text names the
+            input.
     """
     document = parse(body)
     name = document.get("signature_name", "")
     if not isinstance(name, str):
-        raise InvalidArgument("JSON Value: not formatted correctly. 'signature_name' key must be a string value.")
+        raise InvalidArgument(
+            "JSON Value: not formatted correctly. 'signature_name' key must be a string value."
+        )
     entry = entry_of(name)
     if ("instances" in document) == ("inputs" in document):
         raise InvalidArgument(
@@ -61,7 +65,9 @@ def question(body: bytes | bytearray, entry_of: Callable[[str], SignatureRunner]
     if not entry.inputs:
         raise InvalidArgument(f"Failed to get input map for signature: {name or 'DEFAULT'}")
     rows = "instances" in document
-    inputs = _of_rows(document["instances"], entry) if rows else _of_columns(document["inputs"], entry)
+    inputs = (
+        _of_rows(document["instances"], entry) if rows else _of_columns(document["inputs"], entry)
+    )
     entry.check(inputs)
     return Question(entry, inputs, rows)
 
@@ -74,8 +80,8 @@ def _of_rows(instances: Any, entry: SignatureRunner) -> dict[str, np.ndarray]:
     if isinstance(instances, Numbers) or not _is_named(instances[0]):
         if len(entry.inputs) > 1:
             raise InvalidArgument(
-                "instances is a plain list, but expecting list of objects as multiple input tensors required as per "
-                f"tensorinfo_map: {', '.join(entry.inputs)}"
+                "instances is a plain list, but expecting list of objects as multiple input"
+                f" tensors required as per tensorinfo_map: {', '.join(entry.inputs)}"
             )
         if isinstance(instances, list) and any(map(_is_named, instances)):
             raise InvalidArgument("Expecting value/list but got object in 'instances' list")
@@ -87,18 +93,22 @@ def _of_rows(instances: Any, entry: SignatureRunner) -> dict[str, np.ndarray]:
         if instance.keys() != entry.inputs.keys():
             wrong = sorted(instance.keys() ^ entry.inputs.keys())
             raise InvalidArgument(
-                f"Failed to process element: {number} of 'instances' list. JSON object: keys must be equal to: "
-                f"{','.join(entry.inputs)} (missing or unknown: {','.join(name[:100] for name in wrong[:20])})"
+                f"Failed to process element: {number} of 'instances' list. JSON object: keys must"
+                f" be equal to: {','.join(entry.inputs)} (missing or unknown:"
+                f" {','.join(name[:100] for name in wrong[:20])})"
             )
-    return {name: to_array([row[name] for row in instances], spec) for name, spec in entry.inputs.items()}
+    return {
+        name: to_array([row[name] for row in instances], spec)
+        for name, spec in entry.inputs.items()
+    }
 
 
 def _of_columns(inputs: Any, entry: SignatureRunner) -> dict[str, np.ndarray]:
     if not _is_named(inputs):
         if len(entry.inputs) > 1:
             raise InvalidArgument(
-                "inputs is a plain value/list, but expecting an object as multiple input tensors required as per "
-                f"tensorinfo_map: {', '.join(entry.inputs)}"
+                "inputs is a plain value/list, but expecting an object as multiple input tensors"
+                f" required as per tensorinfo_map: {', '.join(entry.inputs)}"
             )
         (spec,) = entry.inputs.values()
         return {spec.name: to_array(inputs, spec)}
@@ -107,14 +117,17 @@ def _of_columns(inputs: Any, entry: SignatureRunner) -> dict[str, np.ndarray]:
             raise InvalidArgument(f"Missing named input: {name} in 'inputs' object.")
     if unknown := sorted(set(inputs) - set(entry.inputs)):
         raise InvalidArgument(
-            f"Unknown named input: {', '.join(name[:100] for name in unknown[:20])} in 'inputs' object."
+            f"Unknown named input: {', '.join(name[:100] for name in unknown[:20])} in 'inputs'"
+            " object."
         )
     return {name: to_array(inputs[name], spec) for name, spec in entry.inputs.items()}
 
 
 def _is_named(value: Any) -> bool:
     """Whether a value is an object of named inputs, not one string in base64."""
-    return isinstance(value, dict) and not (value.keys() == {"b64"} and isinstance(value["b64"], str))
+    return isinstance(value, dict) and not (
+        value.keys() == {"b64"} and isinstance(value["b64"], str)
+    )
 
 
 def to_array(value: Any, spec: Spec) -> np.ndarray:
@@ -132,7 +145,9 @@ def to_array(value: Any, spec: Spec) -> np.ndarray:
     if isinstance(value, list) and value and all(type(part) is Numbers for part in value):
         parts = [_from_text(part, spec) for part in value]
         if len({part.shape for part in parts}) > 1:
-            raise InvalidArgument(f"input '{spec.name}': Encountered list at unexpected size: its lists are ragged")
+            raise InvalidArgument(
+                f"input '{spec.name}': Encountered list at unexpected size: its lists are ragged"
+            )
         return np.stack(parts)
     flat, shape = _flattened(value, spec)
     return _typed(flat, spec).reshape(shape)
@@ -141,17 +156,25 @@ def to_array(value: Any, spec: Spec) -> np.ndarray:
 def _from_text(numbers: Numbers, spec: Spec) -> np.ndarray:
     outline, outer = _flattened(numbers.outline(), spec)
     if any(place != "" for place in outline):
-        raise InvalidArgument(f"input '{spec.name}': JSON Value found at incorrect level: its lists are ragged")
+        raise InvalidArgument(
+            f"input '{spec.name}': JSON Value found at incorrect level: its lists are ragged"
+        )
     width, whole = -1, np.empty(0)
     for index, row in enumerate(numbers.rows()):
         if index == 0:
             width, first = len(row), _typed(row, spec)
-            if len(outline) * width > len(numbers.text):  # fewer bytes than numbers: memory for them is not asked for
-                raise InvalidArgument(f"input '{spec.name}': Encountered list at unexpected size: its lists are ragged")
+            if len(outline) * width > len(
+                numbers.text
+            ):  # fewer bytes than numbers: memory for them is not asked for
+                raise InvalidArgument(
+                    f"input '{spec.name}': Encountered list at unexpected size: its lists are"
+                    " ragged"
+                )
             whole = np.empty((len(outline), width), first.dtype)
         if len(row) != width:
             raise InvalidArgument(
-                f"input '{spec.name}': Encountered list at unexpected size: {len(row)} expected size: {width}"
+                f"input '{spec.name}': Encountered list at unexpected size: {len(row)} expected"
+                f" size: {width}"
             )
         whole[index] = _typed(row, spec)
     return whole.reshape((*outer, width))
@@ -165,16 +188,20 @@ def _flattened(value: Any, spec: Spec) -> tuple[list[Any], tuple[int, ...]]:
         if not lists:
             return level, tuple(shape)
         if lists != len(level):
-            raise InvalidArgument(f"input '{spec.name}': JSON Value found at incorrect level: its lists are ragged")
+            raise InvalidArgument(
+                f"input '{spec.name}': JSON Value found at incorrect level: its lists are ragged"
+            )
         if sum(part.objects() for part in level if isinstance(part, Numbers)) > MOST_OBJECTS:
             raise InvalidArgument(
-                f"input '{spec.name}': more than {MOST_OBJECTS} values beside some that are no plain numbers"
+                f"input '{spec.name}': more than {MOST_OBJECTS} values beside some that are no"
+                " plain numbers"
             )
         plain = [part.plain() if isinstance(part, Numbers) else part for part in level]
         sizes = set(map(len, plain))
         if len(sizes) > 1:
             raise InvalidArgument(
-                f"input '{spec.name}': Encountered list at unexpected size: lists of {min(sizes)} and {max(sizes)}"
+                f"input '{spec.name}': Encountered list at unexpected size: lists of {min(sizes)}"
+                f" and {max(sizes)}"
             )
         if len(shape) == MOST_AXES:
             raise InvalidArgument(f"input '{spec.name}': its lists are nested too deeply")
@@ -199,14 +226,21 @@ def _typed(values: list[Any], spec: Spec) -> np.ndarray:
     elif dtype.is_floating:
         allowed = {int, float}
     else:
-        raise InvalidArgument(f"input '{spec.name}': {dtype.name} is not served by REST; ask over gRPC")
+        raise InvalidArgument(
+            f"input '{spec.name}': {dtype.name} is not served by REST; ask over gRPC"
+        )
     if not kinds <= allowed:
         wrong = next(value for value in values if type(value) not in allowed)
-        raise InvalidArgument(f"input '{spec.name}': JSON Value: {_shown(wrong)} is not of expected type: {dtype.name}")
+        raise InvalidArgument(
+            f"input '{spec.name}': JSON Value: {_shown(wrong)} is not of expected type:"
+            f" {dtype.name}"
+        )
     target = np.dtype(dtype.as_numpy_dtype)
     if dtype.is_bool:
         return np.array(values, target)
-    return _floats(values, kinds, target, spec) if dtype.is_floating else _whole(values, target, spec)
+    return (
+        _floats(values, kinds, target, spec) if dtype.is_floating else _whole(values, target, spec)
+    )
 
 
 def _whole(values: list[int], target: np.dtype, spec: Spec) -> np.ndarray:
@@ -220,7 +254,9 @@ def _whole(values: list[int], target: np.dtype, spec: Spec) -> np.ndarray:
     except OverflowError:
         pass
     wrong = next(value for value in values if not limits.min <= value <= limits.max)
-    raise InvalidArgument(f"input '{spec.name}': JSON Value: {_shown(wrong)} is out of the range of {target.name}")
+    raise InvalidArgument(
+        f"input '{spec.name}': JSON Value: {_shown(wrong)} is out of the range of {target.name}"
+    )
 
 
 def _floats(values: list[float], kinds: set[type], target: np.dtype, spec: Spec) -> np.ndarray:
@@ -230,14 +266,17 @@ def _floats(values: list[float], kinds: set[type], target: np.dtype, spec: Spec)
         sizes = np.abs(wide)
         lost = np.isfinite(wide) & (sizes > largest)
         if exact is not None and int in kinds:
-            lost |= np.fromiter((type(value) is int and abs(value) > exact for value in values), bool, len(values))
+            lost |= np.fromiter(
+                (type(value) is int and abs(value) > exact for value in values), bool, len(values)
+            )
         if not lost.any():
             return wide.astype(target)
         wrong: Any = values[int(lost.argmax())]
     except OverflowError:
         wrong = max(values, key=abs)
     raise InvalidArgument(
-        f"input '{spec.name}': Cannot convert JSON value: {_shown(wrong)} to {target.name} without loss of precision."
+        f"input '{spec.name}': Cannot convert JSON value: {_shown(wrong)} to {target.name} without"
+        " loss of precision."
     )
 
 
@@ -249,12 +288,18 @@ def _as_bytes(value: Any, spec: Spec) -> bytes:
             text = value["b64"]
             return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise InvalidArgument(f"input '{spec.name}': Unable to base64 decode, or not UTF-8") from error
-    raise InvalidArgument(f"input '{spec.name}': JSON Value: {_shown(value)} is not of expected type: string")
+        raise InvalidArgument(
+            f"input '{spec.name}': Unable to base64 decode, or not UTF-8"
+        ) from error
+    raise InvalidArgument(
+        f"input '{spec.name}': JSON Value: {_shown(value)} is not of expected type: string"
+    )
 
 
 def _shown(value: Any) -> str:
     """A value that was sent, short: its digits where it is a number, otherwise only its kind."""
     if isinstance(value, (bool, float)) or (isinstance(value, int) and value.bit_length() < 200):
         return json.dumps(value)
-    return {int: "Number", dict: "Object", str: "String", type(None): "Null"}.get(type(value), "Array")
+    return {int: "Number", dict: "Object", str: "String", type(None): "Null"}.get(
+        type(value), "Array"
+    )

@@ -17,11 +17,12 @@ MOST_OBJECTS = 2_000_000
 #: Lists of numbers that are at least this long, in bytes, are left as text.
 LONG = 4096
 
-#: Most numbers of a row, a list without lists inside; each row becomes Python objects, one row at a time.
+#: Most numbers of a row, a list without lists inside; each row becomes Python objects, one row at a
+#: time.
 MOST_IN_ROW = 65_536
 
-#: From a bracket on: nothing but brackets, numbers and white space. Possessive, and it fits wherever a bracket stands,
-#: so that each byte is looked at once.
+#: From a bracket on: nothing but brackets, numbers and white space. Possessive, and it fits
+#: wherever a bracket stands, so that each byte is looked at once.
 _SPAN = re.compile(rb"\[[\[\]0-9eE+\-., \t\r\n]*+")
 _BRACKET = re.compile(rb"[\[\]]")
 _ROW = re.compile(rb"\[[^\[\]]*\]")
@@ -55,7 +56,9 @@ class Numbers:
         """
         for match in _ROW.finditer(self.text):
             if self.text.count(b",", match.start(), match.end()) >= MOST_IN_ROW:
-                raise InvalidArgument(f"JSON Parse error: a list of more than {MOST_IN_ROW} numbers")
+                raise InvalidArgument(
+                    f"JSON Parse error: a list of more than {MOST_IN_ROW} numbers"
+                )
             yield _loads(match[0].decode("ascii"))
 
     def objects(self) -> int:
@@ -87,7 +90,8 @@ def parse(body: bytes | bytearray) -> dict[str, Any]:
     spans: list[Numbers] = []
     end = 0
     for start, stop in _spans(body):
-        # In a string this would close it and be followed by a bare word, so it is seen that it was no list.
+        # In a string this would close it and be followed by a bare word, so it is seen that it was
+        # no list.
         pieces += [body[end:start], b'{"%s":%d}' % (mark.encode(), len(spans))]
         spans.append(Numbers(bytes(memoryview(body)[start:stop])))
         end = stop

@@ -55,7 +55,9 @@ class Guard:
             nonlocal status, finished
             if message["type"] == "http.response.start":
                 status = message["status"]
-            finished = message["type"] == "http.response.body" and not message.get("more_body", False)
+            finished = message["type"] == "http.response.body" and not message.get(
+                "more_body", False
+            )
             await send(message)
 
         try:
@@ -64,20 +66,29 @@ class Guard:
                 await self._app(scope, receive, watched)
             except Fault as fault:
                 await _refuse(watched, fault, started=bool(status))
-            except Exception as error:  # the outermost layer: uvicorn would log a traceback with what was asked
+            except (
+                Exception
+            ) as error:  # the outermost layer: uvicorn would log a traceback with what was asked
                 _LOG.error("an answer failed: %s", type(error).__name__)
-                if not finished:  # FastAPI may have said so already, before it raised the error again
+                if (
+                    not finished
+                ):  # FastAPI may have said so already, before it raised the error again
                     await _refuse(watched, Failed("internal error"), started=bool(status))
         finally:
             # FastAPI puts the route there; what does not fit one is not repeated in a log.
             route = getattr(scope.get("route"), "path", "unknown")
-            _LOG.info("%s %s %d %.3f s", scope["method"][:10], route, status, time.monotonic() - start)
+            _LOG.info(
+                "%s %s %d %.3f s", scope["method"][:10], route, status, time.monotonic() - start
+            )
 
     def _check(self, scope: _Scope) -> None:
         headers = dict(scope["headers"])
         if self._hosts is not None and _host_name(headers.get(b"host", b"")) not in self._hosts:
-            raise Forbidden("the Host header does not name this machine; ask 127.0.0.1 or localhost")
-        # A browser says which page asks; one of another site must not, even if it could not read the answer.
+            raise Forbidden(
+                "the Host header does not name this machine; ask 127.0.0.1 or localhost"
+            )
+        # A browser says which page asks; one of another site must not, even if it could not read
+        # the answer.
         own = scope.get("scheme", "http").encode("latin-1") + b"://" + headers.get(b"host", b"")
         if headers.get(b"origin", own).lower() != own.lower():
             raise Forbidden("the Origin header names a page of another site")

@@ -26,10 +26,12 @@ from tf_covid.server.servable import SignatureRunner
 
 _T = TypeVar("_T")
 
-#: Write fields that hold their default, too, as TF Serving does; protobuf renamed the option in 5.26.
+#: Write fields that hold their default, too, as TF Serving does; protobuf renamed the option in
+#: 5.26.
 _ALL_FIELDS = (
     "always_print_fields_with_no_presence"
-    if "always_print_fields_with_no_presence" in inspect.signature(json_format.MessageToJson).parameters
+    if "always_print_fields_with_no_presence"
+    in inspect.signature(json_format.MessageToJson).parameters
     else "including_default_value_fields"
 )
 
@@ -121,13 +123,18 @@ class Rest:
         """`GET /v1/models/{name}[/versions/{version}]/metadata`."""
         name, number = _asked(request)
         with self._parts.repository.lease(name, number) as version:
-            spec, signatures = _as_json(shared.metadata(version).model_spec), _as_json(shared.signature_map(version))
+            spec, signatures = (
+                _as_json(shared.metadata(version).model_spec),
+                _as_json(shared.signature_map(version)),
+            )
         # As TF Serving writes it: without the "@type" of an Any.
         return _json(f'{{"model_spec": {spec}, "metadata": {{"signature_def": {signatures}}}}}')
 
     async def metrics(self) -> Response:
         """`GET /metrics`."""
-        return Response(self._parts.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(
+            self._parts.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
 
     async def healthy(self) -> Response:
         """`GET /healthz`: the server is there."""
@@ -139,7 +146,11 @@ class Rest:
             return _json(error_body("the server is stopping"), 503)
         if not (models := self._parts.repository.available()):
             return _json(error_body("no model is available yet"), 503)
-        return _json(json.dumps({"status": "ready", "models": {name: v.number for name, v in models.items()}}))
+        return _json(
+            json.dumps(
+                {"status": "ready", "models": {name: v.number for name, v in models.items()}}
+            )
+        )
 
     async def _result(self, request: Request, work: PendingRequest) -> Outputs:
         """The outputs, unless the client goes or its time is over: then the work is dropped."""
@@ -174,7 +185,9 @@ def _asked(request: Request) -> tuple[str, int | None]:
         InvalidArgument: If the version is no number, or the name holds a verb.
     """
     name, version = request.path_params["name"], request.path_params.get("version")
-    if ":" in name or (version is not None and not (version.isascii() and version.isdigit() and len(version) < 19)):
+    if ":" in name or (
+        version is not None and not (version.isascii() and version.isdigit() and len(version) < 19)
+    ):
         raise InvalidArgument(_malformed(request))
     return name, None if version is None else int(version)
 
@@ -188,7 +201,9 @@ def _json(body: str | bytes, status: int = 200) -> Response:
 
 
 def _as_json(message: Any) -> str:
-    return json_format.MessageToJson(message, preserving_proto_field_name=True, **{_ALL_FIELDS: True})
+    return json_format.MessageToJson(
+        message, preserving_proto_field_name=True, **{_ALL_FIELDS: True}
+    )
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:
@@ -198,7 +213,9 @@ async def _on_fault(request: Request, error: Exception) -> Response:
 
 async def _on_no_route(request: Request, error: Exception) -> Response:
     path = request.url.path
-    if path.startswith("/v1/") and not path.startswith("/v1/scans"):  # as TF Serving; the scans are ours
+    if path.startswith("/v1/") and not path.startswith(
+        "/v1/scans"
+    ):  # as TF Serving; the scans are ours
         return _json(error_body(_malformed(request)), InvalidArgument.http)
     status, headers = getattr(error, "status_code", 404), getattr(error, "headers", None)
     return Response(error_body(_malformed(request)), status, headers, "application/json")

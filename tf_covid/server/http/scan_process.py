@@ -17,7 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tf_covid.server.errors import ClientDisconnected, Failed, Fault, InvalidArgument, OutOfMemory, TooSlow, Unavailable
+from tf_covid.server.errors import (
+    ClientDisconnected,
+    Failed,
+    Fault,
+    InvalidArgument,
+    OutOfMemory,
+    TooSlow,
+    Unavailable,
+)
 
 #: Files of an answer that are handed out, and what they are.
 FILES = {
@@ -36,11 +44,13 @@ _TICK_S = 0.05
 #: What `tfcovid infer --one-case` says of an upload with several.
 _SEVERAL = re.compile(r"several_cases: (.*)")
 
-#: What the child says when it is this server that did not answer it: its line is nothing for who sent the scan.
+#: What the child says when it is this server that did not answer it: its line is nothing for who
+#: sent the scan.
 _OWN = re.compile(r"https?://\S+ (does not answer|answered (5\d\d|429))")
 
-#: Becomes the command, which the system then kills as soon as this process is gone, whatever that died of. The signal
-#: outlives the exec; it comes with the end of the thread that started the child, and that one waits for it.
+#: Becomes the command, which the system then kills as soon as this process is gone, whatever that
+#: died of. The signal outlives the exec; it comes with the end of the thread that started the
+#: child, and that one waits for it.
 _ENDS_WITH_US = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
@@ -94,7 +104,17 @@ def infer_command(server: Callable[[], str]) -> Command:
     def command(upload: Path, out: Path, model: str) -> Sequence[str]:
         return (
             # -P: the folder that it works in, with the upload, is no place to import from.
-            *(sys.executable, "-P", "-m", "tf_covid.cli", "infer", str(upload), "--out", str(out), "--one-case"),
+            *(
+                sys.executable,
+                "-P",
+                "-m",
+                "tf_covid.cli",
+                "infer",
+                str(upload),
+                "--out",
+                str(out),
+                "--one-case",
+            ),
             *("--server", server(), "--model", model),
         )
 
@@ -102,7 +122,12 @@ def infer_command(server: Callable[[], str]) -> Command:
 
 
 def run(
-    command: Sequence[str], folder: Path, out: Path, token: str | None, limits: Limits, given_up: threading.Event
+    command: Sequence[str],
+    folder: Path,
+    out: Path,
+    token: str | None,
+    limits: Limits,
+    given_up: threading.Event,
 ) -> Answer:
     """Run a child until it has written its answer.
 
@@ -124,9 +149,14 @@ def run(
     words = folder / "words.txt"
     with words.open("wb") as said:
         child = subprocess.Popen(
-            (sys.executable, "-I", "-S", "-c", _ENDS_WITH_US, str(os.getpid()), *command), cwd=folder,
-            env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True,
-        )  # fmt: skip
+            (sys.executable, "-I", "-S", "-c", _ENDS_WITH_US, str(os.getpid()), *command),
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            start_new_session=True,
+        )
     try:
         _limit(child.pid, limits, folder)
         _wait(child, time.monotonic() + limits.seconds, given_up)
@@ -165,7 +195,11 @@ def _last_line(words: Path, folder: Path) -> str:
     with words.open("rb") as file:
         file.seek(max(size - _MOST_WORDS, 0))
         lines = file.read().decode("utf-8", "replace").strip().splitlines()
-    return (lines[-1] if lines else "").replace(f"{folder}{os.sep}", "").replace(str(folder), "")[:1000]
+    return (
+        (lines[-1] if lines else "")
+        .replace(f"{folder}{os.sep}", "")
+        .replace(str(folder), "")[:1000]
+    )
 
 
 def _answer(code: int, out: Path, line: str) -> Answer:

@@ -40,7 +40,9 @@ SIGNATURE = "infer_bytes"
 
 #: The report is one file that needs nothing from elsewhere, and runs nothing.
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox",
+    "Content-Security-Policy": (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox"
+    ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -159,14 +161,18 @@ class Scans:
         """The model that is to answer: the one that is asked for, or the first that can."""
         available = self._parts.repository.available()
         if asked is None:
-            able = sorted(name for name, version in available.items() if SIGNATURE in version.signatures)
+            able = sorted(
+                name for name, version in available.items() if SIGNATURE in version.signatures
+            )
             if not able:
                 raise NotFound(f"no model with a signature {SIGNATURE} is available")
             return able[0]
         if asked not in available:
             raise servable_not_found(asked[:200], None)
         if SIGNATURE not in available[asked].signatures:
-            raise InvalidArgument(f"model {asked} has no signature {SIGNATURE}, so it cannot answer whole scans")
+            raise InvalidArgument(
+                f"model {asked} has no signature {SIGNATURE}, so it cannot answer whole scans"
+            )
         return asked
 
     async def _answer(self, request: Request, model: str) -> Response:
@@ -179,7 +185,9 @@ class Scans:
                     answer = await self._child(request, upload, folder, model)
                 upload.unlink()
             refused = answer.values.get("status") == "refused"
-            links = {name: f"/v1/scans/{scan}/{name}" for name in answer.files} if not refused else {}
+            links = (
+                {name: f"/v1/scans/{scan}/{name}" for name in answer.files} if not refused else {}
+            )
             body = json.dumps({**answer.values, "files": links}, allow_nan=False)
             if links:
                 self._keep(scan, _Kept(folder, dict(answer.files), time.monotonic() + self._keep_s))
@@ -242,9 +250,12 @@ class Scans:
             self._running.add(given_up)
         if self._stop.is_set():
             given_up.set()
-        call: Callable[[], Answer] = lambda: run(  # noqa: E731
-            self._command(upload, out, model), folder, out, token, self._limits, given_up
-        )
+
+        def call() -> Answer:
+            return run(
+                self._command(upload, out, model), folder, out, token, self._limits, given_up
+            )
+
         left = asyncio.ensure_future(gone(request))
         left.add_done_callback(lambda done: None if done.cancelled() else given_up.set())
         try:
@@ -271,7 +282,11 @@ class Scans:
         while not self._stop.wait(min(self._keep_s / 4, 5)):
             now = time.monotonic()
             with self._lock:
-                old = [self._kept.pop(name) for name, kept in list(self._kept.items()) if kept.until <= now]
+                old = [
+                    self._kept.pop(name)
+                    for name, kept in list(self._kept.items())
+                    if kept.until <= now
+                ]
             for answer in old:
                 shutil.rmtree(answer.folder, ignore_errors=True)
 
@@ -312,7 +327,10 @@ def _suffix(head: bytes) -> str:
         return ".tar"
     if head[344:348] in (b"n+1\0", b"ni1\0") and head[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c"):
         return ".nii"
-    raise InvalidArgument("the upload is neither a zip or tar (.tar, .tar.gz) of DICOM files nor NIfTI (.nii, .nii.gz)")
+    raise InvalidArgument(
+        "the upload is neither a zip or tar (.tar, .tar.gz) of DICOM files nor NIfTI (.nii,"
+        " .nii.gz)"
+    )
 
 
 def _is_tar(head: bytes) -> bool:
