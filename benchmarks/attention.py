@@ -71,7 +71,8 @@ class Seen:
 @dataclass(frozen=True)
 class Look:
     """What a map found: hit within the tolerance, hit within a lesion, energy in lesions, that over an even map's,
-    and the share of the map within the lungs before it was cut to them."""
+    and the share of the map within the lungs before it was cut to them.
+    """
 
     near: float
     inside: float

@@ -47,7 +47,9 @@ def writer(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_what_a_killed_process_left_is_swept(writer: subprocess.Popen[str], tmp_path: Path) -> None:
     left = names(tmp_path)
-    assert len(left) == 2 and left[0].startswith(".a.txt.") and left[1].startswith(".b.keras.")
+    assert len(left) == 2
+    assert left[0].startswith(".a.txt.")
+    assert left[1].startswith(".b.keras.")
     atomic.remove_leftovers(tmp_path)
     assert names(tmp_path) == left, "its writer lives"
     writer.kill()
@@ -61,7 +63,9 @@ def test_what_a_killed_process_left_is_swept(writer: subprocess.Popen[str], tmp_
 def test_a_killed_process_that_nobody_asked_for_is_dead(
     writer: subprocess.Popen[str], tmp_path: Path
 ) -> None:
-    assert atomic.alive(writer.pid) and atomic.alive(os.getpid()) and not atomic.alive(2**70)
+    assert atomic.alive(writer.pid)
+    assert atomic.alive(os.getpid())
+    assert not atomic.alive(2**70)
     writer.kill()
     os.waitid(os.P_PID, writer.pid, os.WEXITED | os.WNOWAIT)
     assert not atomic.alive(writer.pid), "a zombie writes no more"
@@ -106,7 +110,8 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
         assert one != two
         one.write_text("one")
         two.write_text("two")
-    assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "one"
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_text() == "one"
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
@@ -115,7 +120,8 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
         with atomic.replacing(tmp_path / "a") as partial:
             partial.write_text("half")
             raise OSError(28, "a paragraph of HDF5 about it")
-    assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "whole"
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_text() == "whole"
     with pytest.raises(OutputError, match="cannot be written: No such file"):
         atomic.write_text("x", tmp_path / "nowhere" / "a")
     with (

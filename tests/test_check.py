@@ -46,7 +46,8 @@ def test_a_line_a_case(ward: Path) -> None:
         "gap: repaired",
         "volume: pass",
     ]
-    assert "96 x 64 x 64 voxels of" in lines[0] and "missing_slices (warning)" in lines[1]
+    assert "96 x 64 x 64 voxels of" in lines[0]
+    assert "missing_slices (warning)" in lines[1]
     assert result.stderr.splitlines() == ["check 1/3 whole", "check 2/3 gap", "check 3/3 volume"]
 
 
@@ -60,7 +61,8 @@ def test_json_lines_in_order_and_exit_1_for_a_refusal(ward: Path, workers: int) 
     assert all(
         set(one) == {"case", "status", "series", "quality_flags", "seconds"} for one in found
     )
-    assert found[0]["series"] is None and found[2]["series"]["shape"] == [96, 64, 64]
+    assert found[0]["series"] is None
+    assert found[2]["series"]["shape"] == [96, 64, 64]
     assert [flag["code"] for flag in found[1]["quality_flags"]] == ["missing_slices"]
     assert [flag["code"] for flag in found[3]["quality_flags"]] == ["not_found"]
 

@@ -55,5 +55,6 @@ def test_the_bar_begins_where_the_run_goes_on(
         clock[0] += 4.0
         step(7, "epoch 8/10")
     last = next(line for line in reversed(shown.getvalue().split("\r")) if "epoch" in line)
-    assert "fold [0] epoch 8/10" in last and "8 s left" in last
+    assert "fold [0] epoch 8/10" in last
+    assert "8 s left" in last
     assert last.count("━") == 32, "four fifths of the bar's forty columns"

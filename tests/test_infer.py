@@ -122,7 +122,8 @@ def test_attention_is_on_the_grid_and_only_in_kept_slices(answered):
     values = answer(out / "volume")
     attention = nibabel.load(out / "volume" / "attention.nii.gz")
     volume = np.asarray(attention.dataobj)
-    assert volume.min() == 0 and volume.max() == pytest.approx(1, abs=1e-6)
+    assert volume.min() == 0
+    assert volume.max() == pytest.approx(1, abs=1e-6)
     assert attention.get_data_dtype() == np.uint8
     assert len(values["attention"]["per_slice"]) == values["series"]["slices"]
     assert np.count_nonzero(values["attention"]["per_slice"]) <= values["lungs"]["slices_kept"]
@@ -211,9 +212,8 @@ def test_a_users_own_mask_is_used(patient, chest, answered, tmp_path):
         patient / "volume.nii.gz", "--out", tmp_path / "out", "--lungs", tmp_path / "mask.nii.gz"
     )
     values = answer(tmp_path / "out" / "volume")
-    assert "class" in result.stdout and "one_lung" in [
-        flag["code"] for flag in values["quality_flags"]
-    ]
+    assert "class" in result.stdout
+    assert "one_lung" in [flag["code"] for flag in values["quality_flags"]]
     assert values["lungs"]["volume_ml"] == pytest.approx(
         one_lung.sum() * np.prod(chest.spacing_mm) / 1000, rel=0.06
     )
@@ -229,7 +229,8 @@ def test_a_users_own_mask_is_used(patient, chest, answered, tmp_path):
             str(tmp_path / "mask.nii.gz"),
         ],
     )
-    assert two.exit_code == 2 and "mask of one scan" in two.output
+    assert two.exit_code == 2
+    assert "mask of one scan" in two.output
 
 
 def test_a_manifest_gives_its_names(patient, tmp_path):
@@ -295,15 +296,15 @@ def test_rubbish_gets_one_line_each_and_the_rest_is_done(patient, chest, tmp_pat
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == len(bad)
     rows = {row["case"]: row for row in csv.DictReader((tmp_path / "out" / "summary.csv").open())}
-    assert rows["volume"]["status"] == "pass" and rows["volume"]["class"] != ""
+    assert rows["volume"]["status"] == "pass"
+    assert rows["volume"]["class"] != ""
     for name, (_, code) in bad.items():
         case = name.split(".")[0]
         values = answer(tmp_path / "out" / case)
-        assert (
-            set(values) == {"case", "status", "quality_flags", "versions"}
-            and values["status"] == "refused"
-        )
-        assert rows[case]["status"] == "refused" and rows[case]["class"] == ""
+        assert set(values) == {"case", "status", "quality_flags", "versions"}
+        assert values["status"] == "refused"
+        assert rows[case]["status"] == "refused"
+        assert rows[case]["class"] == ""
         assert code is None or code in rows[case]["quality_flags"].split()
 
 
@@ -359,21 +360,22 @@ def test_debug_shows_the_traceback_and_nothing_else_does(tmp_path):
         str(tmp_path / "o"),
     ]
     plain = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (
-        plain.returncode == 1
-        and plain.stderr.count("\n") == 1
-        and plain.stderr.startswith("error: ")
-    )
+    assert plain.returncode == 1
+    assert plain.stderr.count("\n") == 1
+    assert plain.stderr.startswith("error: ")
     debug = subprocess.run([*command, "--debug"], capture_output=True, text=True, check=False)
-    assert debug.returncode == 1 and "Traceback" in debug.stderr
+    assert debug.returncode == 1
+    assert "Traceback" in debug.stderr
 
 
 def test_one_call_in_python(patient):
     result = tf_covid.stratify(tf_covid.read(patient / "volume.nii.gz"), attention="none")
-    assert result.severity is not None and result.attention is None
+    assert result.severity is not None
+    assert result.attention is None
     assert result.severity.label in tf_covid.severity.LABELS
     network = tf_covid.load_model("severity-i3d")
-    assert network.input_shape[0] is None and set(network.output) == {"logits", "ct_score"}
+    assert network.input_shape[0] is None
+    assert set(network.output) == {"logits", "ct_score"}
 
 
 def test_real_scan_in_three_formats_answers_alike(real_ct, tmp_path):
@@ -409,7 +411,8 @@ def test_lungs_of_the_real_scan(real_ct, tmp_path):
 def test_the_real_lung_base_gets_its_quality_flag(real_ct, tmp_path):
     result = run(real_ct / "totalsegmentator" / "example_ct.nii.gz", "--out", tmp_path, code=1)
     codes = [flag["code"] for flag in answer(tmp_path / "example_ct")["quality_flags"]]
-    assert "lungs_cut_off" in codes and ("few_slices" in codes or "no_lung" in codes)
+    assert "lungs_cut_off" in codes
+    assert "few_slices" in codes or "no_lung" in codes
     assert "Traceback" not in result.output
 
 

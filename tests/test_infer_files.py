@@ -114,14 +114,15 @@ def test_an_older_answer_is_known_and_never_overwritten_in_silence(
     out = tmp_path / "out"
     before = older(out, "scan")
     values = finished(out / "scan")
-    assert (
-        values is not None and values["quality_flags"] == [] and "request" not in values["versions"]
-    )
+    assert values is not None
+    assert values["quality_flags"] == []
+    assert "request" not in values["versions"]
     assert [*Summary(out).rows] == ["scan"]
     write_nifti_volume(chest.hu, chest.affine, tmp_path / "scan.nii.gz")
     (case,) = cases_of([tmp_path / "scan.nii.gz"])
     outcome = Run(out, Options(), remote=(None, ["m"])).answer(case)  # type: ignore[arg-type]
-    assert outcome.problem is not None and outcome.problem.startswith("name_taken: ")
+    assert outcome.problem is not None
+    assert outcome.problem.startswith("name_taken: ")
     assert (out / "scan" / "result.json").read_bytes() == before
 
 
@@ -133,9 +134,8 @@ def test_the_line_of_a_case_names_its_warnings(count: int) -> None:
     flags.append({"code": "series_candidates", "level": "info", "message": "."})
     line = Outcome("a", {**VALUES, "quality_flags": flags}, Path("out/a")).line()
     words = {0: "", 1: "; 1 warning: flag_0", 3: "; 3 warnings: flag_0, flag_1, flag_2"}[count]
-    assert (
-        f"12.0 % of the lungs involved{words} (1.0 s)" in line and "series_candidates" not in line
-    )
+    assert f"12.0 % of the lungs involved{words} (1.0 s)" in line
+    assert "series_candidates" not in line
 
 
 def test_the_status_of_an_answer_with_warnings() -> None:
@@ -162,8 +162,10 @@ def test_missing_inputs_are_named_whole_and_before_tensorflow(tmp_path: Path) ->
     gone = tmp_path / "ward 7" / "gone.nii.gz"
     command = [sys.executable, "-c", code, str(gone), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 1 and done.stdout == "False\n"
-    assert str(gone) in done.stderr and "not_found" in done.stderr
+    assert done.returncode == 1
+    assert done.stdout == "False\n"
+    assert str(gone) in done.stderr
+    assert "not_found" in done.stderr
     assert str(tmp_path) not in (tmp_path / "out" / "gone" / "result.json").read_text()
 
 
@@ -188,5 +190,7 @@ def test_an_input_that_the_reader_dies_of_does_not_end_the_run(
     result = CliRunner().invoke(main, ["check", "anything"])
     assert result.exit_code == 1
     lines = result.stdout.splitlines()
-    assert "bad: refused" in lines[0] and "reader_failed" in lines[0] and "SIGSEGV" in lines[0]
+    assert "bad: refused" in lines[0]
+    assert "reader_failed" in lines[0]
+    assert "SIGSEGV" in lines[0]
     assert lines[1].startswith("good: pass")

@@ -66,9 +66,8 @@ def test_a_separate_lobe_beside_touching_lungs_keeps_its_side():
     hu, probability = body(R, upper, lower, (slice(4, 6), slice(20, 24), slice(48, 72)))
     labels = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).labels
     assert (labels[2:18, 30:70, 12:46] == RIGHT).all()
-    assert (labels[2:9, 30:70, 74:108] == LEFT).all() and (
-        labels[11:18, 30:70, 74:108] == LEFT
-    ).all()
+    assert (labels[2:9, 30:70, 74:108] == LEFT).all()
+    assert (labels[11:18, 30:70, 74:108] == LEFT).all()
 
 
 def test_the_heart_between_lungs_that_touch_is_no_hole():
@@ -101,7 +100,8 @@ def test_involvement_does_not_jump_with_the_field_of_view():
 def test_one_lung_only_is_one_side():
     hu, probability = body(R)
     lungs = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).lungs
-    assert lungs.left_ml == 0 and lungs.right_ml > 0
+    assert lungs.left_ml == 0
+    assert lungs.right_ml > 0
 
 
 def test_involvement_is_the_dense_share_without_thin_vessels():
@@ -114,8 +114,10 @@ def test_involvement_is_the_dense_share_without_thin_vessels():
     truth = 100 * lesion.sum() / (2 * 16 * 60 * 40)
     assert reading.lungs.involvement_percent == pytest.approx(truth, abs=0.7)
     per_slice = np.array(reading.lungs.involvement_per_slice)
-    assert (per_slice[6:14] > 15).all() and (per_slice[[2, 3, 16, 17]] < 1.5).all()
-    assert len(per_slice) == SHAPE[0] and (per_slice[[0, 1, 18, 19]] == 0).all()
+    assert (per_slice[6:14] > 15).all()
+    assert (per_slice[[2, 3, 16, 17]] < 1.5).all()
+    assert len(per_slice) == SHAPE[0]
+    assert (per_slice[[0, 1, 18, 19]] == 0).all()
 
 
 def test_a_learned_mask_of_disease_is_counted_cell_by_cell_within_the_lungs_only():
@@ -147,18 +149,21 @@ def test_disease_is_cut_to_a_users_mask():
     probability = mask[:, ::2, ::2].astype(np.float32)
     reading = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0), mask, np.ones_like(probability))
     np.testing.assert_array_equal(reading.involved, probability > 0)
-    assert reading.lungs.involvement_percent == 100 and reading.lungs.left_ml == 0
+    assert reading.lungs.involvement_percent == 100
+    assert reading.lungs.left_ml == 0
 
 
 def test_no_disease_found_is_zero_and_not_the_rule_on_density():
     hu, probability = body(R, L, hu=-300)
     by_rule = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0))
     learned = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0), disease=np.zeros_like(probability))
-    assert by_rule.lungs.involvement_by == "hu_rule" and by_rule.lungs.involvement_percent > 90
+    assert by_rule.lungs.involvement_by == "hu_rule"
+    assert by_rule.lungs.involvement_percent > 90
     assert by_rule.lungs.involvement_percent == pytest.approx(
         100 * by_rule.involved.sum() / (probability > 0.5).sum()
     )
-    assert learned.lungs.involvement_by == "lesion_mask" and learned.lungs.involvement_percent == 0
+    assert learned.lungs.involvement_by == "lesion_mask"
+    assert learned.lungs.involvement_percent == 0
 
 
 def test_disease_on_another_grid_is_refused():
@@ -175,8 +180,9 @@ def test_healthy_lungs_have_no_involvement():
 def test_no_lung_at_all_is_zeros_not_a_crash():
     hu, probability = body()
     reading = read_lungs(hu, probability, ~KEEP, (5.0, 1.0, 1.0))
-    assert (
-        reading.lungs.volume_ml == 0 and reading.lungs.slices_kept == 0 and not reading.labels.any()
-    )
+    assert reading.lungs.volume_ml == 0
+    assert reading.lungs.slices_kept == 0
+    assert not reading.labels.any()
     ill = read_lungs(hu, probability, ~KEEP, (5.0, 1.0, 1.0), disease=np.ones_like(probability))
-    assert ill.lungs.involvement_percent == 0 and not ill.involved.any()
+    assert ill.lungs.involvement_percent == 0
+    assert not ill.involved.any()

@@ -68,13 +68,12 @@ def voxels(*parts):
 
 
 def test_a_lung_model_says_whether_it_finds_disease(finder, plain, scan):
-    assert finder.finds_disease and not plain.finds_disease
+    assert finder.finds_disease
+    assert not plain.finds_disease
     assert plain.segment(scan.hu).disease is None
     found = finder.segment(scan.hu)
-    assert (
-        found.disease.shape == found.probability.shape == (24, 64, 64)
-        and found.disease.dtype == np.float32
-    )
+    assert found.disease.shape == found.probability.shape == (24, 64, 64)
+    assert found.disease.dtype == np.float32
 
 
 def test_involvement_is_the_learned_masks_and_the_result_says_so(finder, scan):
@@ -94,7 +93,8 @@ def test_disease_is_looked_for_within_a_users_mask(finder, scan):
     mask = np.zeros(SHAPE, bool)
     mask[RIGHT] = True
     result = stratify(scan, finder, lungs=mask, attention="none")
-    assert result.lungs.left_ml == 0 and result.lungs.involvement_by == "lesion_mask"
+    assert result.lungs.left_ml == 0
+    assert result.lungs.involvement_by == "lesion_mask"
     assert result.lungs.involvement_percent == pytest.approx(100 * voxels(LESION) / voxels(RIGHT))
     assert 0 < result.timings_s["lungs"] <= result.timings_s["total"]
 
@@ -116,7 +116,8 @@ def test_a_users_mask_is_the_same_in_any_form(plain, scan):
     forms = [mask.astype(np.uint8), mask * 255, mask.astype(float), sides, mask.tolist()]
     for form, labels in [*((form, ()) for form in forms), (sides * 10, (10, 20))]:
         found = stratify(scan, plain, lungs=form, lungs_labels=labels, attention="none")
-        assert found.lungs == wanted.lungs and found.severity == wanted.severity
+        assert found.lungs == wanted.lungs
+        assert found.severity == wanted.severity
         np.testing.assert_array_equal(found.maps.lungs, wanted.maps.lungs)
 
 
@@ -164,7 +165,8 @@ def test_lungs_of_an_impossible_volume_are_refused(plain, scan, spacing_mm, says
         "refused",
         "lung_volume",
         "error",
-    ) and says in flag.message
+    )
+    assert says in flag.message
     mask = np.zeros(SHAPE, bool)
     mask[RIGHT] = mask[LEFT] = True
     with pytest.raises(ScanRefused, match=r"^lung_volume: "):
@@ -187,8 +189,10 @@ def test_a_score_of_another_class_is_a_quality_flag(finder, scan, monkeypatch, s
 
     monkeypatch.setattr(finder, "classify", classify)
     result = stratify(scan, finder, attention="none")
-    assert result.severity.number == 0 and result.severity.ct_score == pytest.approx(score)
+    assert result.severity.number == 0
+    assert result.severity.ct_score == pytest.approx(score)
     found = [flag for flag in result.quality_flags if flag.code == "score_class_mismatch"]
     assert [flag.level for flag in found] == [level] * (level is not None)
     if found:
-        assert found[0].value == round(score, 1) and "“no findings”" in found[0].message
+        assert found[0].value == round(score, 1)
+        assert "“no findings”" in found[0].message

@@ -75,7 +75,8 @@ def test_keys_are_the_contracts_in_its_order():
         "per_slice",
     ]
     assert list(values["models"][0]) == ["name", "sha256", "note", "probabilities", "ct_score"]
-    assert values["covid"] is None and values["severity"]["refer"] is None
+    assert values["covid"] is None
+    assert values["severity"]["refer"] is None
 
 
 def test_a_refusal_has_four_keys_and_nothing_else():

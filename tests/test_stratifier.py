@@ -74,7 +74,8 @@ def test_the_clip_is_the_windowed_lung_and_nothing_else(road):
     clip = prepared["clip"].numpy()[0, ..., 0]
     lung = clip[clip > 0]
     # −860 … −780 HU in the window −1100 … 300.
-    assert lung.min() > (-870 + 1100) / 1400 and lung.max() < 0.6
+    assert lung.min() > (-870 + 1100) / 1400
+    assert lung.max() < 0.6
     assert 0.4 < (clip > 0).mean() < 0.95
     np.testing.assert_allclose(prepared["box"].numpy()[0], [0.25, 0.75, 1 / 9, 8 / 9], atol=0.06)
 
@@ -97,13 +98,17 @@ def test_keras_file_round_trip(which, request, tmp_path):
 def test_the_second_output_is_a_mask_beside_the_lungs(road, road_with_disease):
     inputs = {"hu": scan()[None], "depth": np.array([13], np.int32)}
     lungs, both = road.segment(**inputs), road_with_disease.segment(**inputs)
-    assert list(lungs) == ["lungs"] and list(both) == ["lungs", "disease"]
+    assert list(lungs) == ["lungs"]
+    assert list(both) == ["lungs", "disease"]
     np.testing.assert_allclose(lungs["lungs"], both["lungs"], atol=1e-6)
-    assert both["disease"].shape == (1, 14, 32, 32) and both["disease"].dtype == "float32"
+    assert both["disease"].shape == (1, 14, 32, 32)
+    assert both["disease"].dtype == "float32"
     disease = both["disease"].numpy()[0] > 0.5
     # Lung at −860 … −780 HU is 0.17 … 0.23 of the window, soft tissue 0.79 and more; the last slice
     # is padding.
-    assert disease[:3].all() and not disease[13].any() and not disease[5, 10:22, 6:12].any()
+    assert disease[:3].all()
+    assert not disease[13].any()
+    assert not disease[5, 10:22, 6:12].any()
 
 
 def test_the_network_never_sees_the_disease(road, road_with_disease):
@@ -148,4 +153,5 @@ def test_networks_of_unknown_size_are_refused(unet):
 def test_shipped_names_join(tmp_path):
     joined = tf_covid.stratifier("severity-i3d", precision="bfloat16")
     answer = joined({"hu": scan(24)[None], "depth": np.array([24], np.int32)})
-    assert answer["logits"].dtype == "float32" and answer["logits"].shape == (1, 5)
+    assert answer["logits"].dtype == "float32"
+    assert answer["logits"].shape == (1, 5)

@@ -46,7 +46,7 @@ class Models(Protocol):
 
     @property
     def task(self) -> str:
-        """severity or covid."""
+        """Severity or covid."""
 
     @property
     def finds_disease(self) -> bool:

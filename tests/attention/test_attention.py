@@ -61,7 +61,9 @@ def test_every_method_gives_a_finite_map_that_is_never_negative(i3d, clip, metho
     raw = attention.attention_map(
         cut.explained, cut.backbone(clip), attention.expected_class, method
     )
-    assert raw.ndim == 3 and np.isfinite(raw).all() and (raw >= 0).all()
+    assert raw.ndim == 3
+    assert np.isfinite(raw).all()
+    assert (raw >= 0).all()
 
 
 def test_an_unknown_method_is_named(i3d, clip):
@@ -156,7 +158,8 @@ def test_a_spot_lights_the_cells_that_lie_around_it(stem):
     for axis, cells, place in zip(axes, seen, spot, strict=True):
         # Seven voxels are seen by three or four windows of stride two.
         positions = axis.first + axis.step * np.unique(cells)
-        assert len(positions) in (3, 4) and np.abs(positions - place).max() <= 3
+        assert len(positions) in (3, 4)
+        assert np.abs(positions - place).max() <= 3
         assert positions.mean() == pytest.approx(place, abs=0.5 if len(positions) == 4 else 0.01)
 
 
@@ -235,7 +238,8 @@ def test_the_maximum_is_that_within_the_lungs():
     volume, inside = attention.onto_scan(
         raw, SAME, (2, 4, 4), np.ones(2, bool), np.array([0, 1, 0, 1.0]), lungs
     )
-    assert volume[1, 3, 3] == 255 and volume.sum() == 255
+    assert volume[1, 3, 3] == 255
+    assert volume.sum() == 255
     assert inside == pytest.approx(0.2)
 
 
@@ -244,7 +248,9 @@ def test_an_empty_map_stays_empty():
     volume, inside = attention.onto_scan(
         raw, SAME, (2, 2, 2), np.ones(4, bool), full, np.ones((4, 8, 8))
     )
-    assert volume.shape == (4, 8, 8) and not volume.any() and inside is None
+    assert volume.shape == (4, 8, 8)
+    assert not volume.any()
+    assert inside is None
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])

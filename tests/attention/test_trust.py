@@ -80,9 +80,11 @@ def test_the_centre_of_the_lung_is_the_deepest_point_of_the_larger_one() -> None
     lungs[1:8, 1:8, 1:8] = 1  # 343 voxels around (4, 4, 4): four from the first voxel outside
     lungs[2:7, 2:7, 12:23] = 2  # 275 voxels, three deep
     found = centre_of_lung(lungs)
-    assert found.dtype == np.uint8 and found[4, 4, 4] == 255
+    assert found.dtype == np.uint8
+    assert found[4, 4, 4] == 255
     assert np.argwhere(found == 255).tolist() == [[4, 4, 4]]
-    assert found[1, 4, 4] == round(255 / 4) and found[2, 4, 4] == round(255 / 2)
+    assert found[1, 4, 4] == round(255 / 4)
+    assert found[2, 4, 4] == round(255 / 2)
     assert not found[lungs != 1].any()
 
 

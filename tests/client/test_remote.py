@@ -141,7 +141,8 @@ def test_a_server_that_is_not_there_is_asked_again_and_then_named(kind, monkeypa
     said = []
     with pytest.raises(ServingError, match=r"does not answer|UNAVAILABLE"):
         RemoteModels(connect(f"{kind}://127.0.0.1:9", timeout_s=5), ["small"], said.append)
-    assert len(said) == 2 and all("asking again" in line for line in said)
+    assert len(said) == 2
+    assert all("asking again" in line for line in said)
 
 
 def test_a_wrong_token_a_wrong_name_and_a_model_that_is_none_of_ours(url, server):
@@ -261,7 +262,8 @@ def test_logits_that_are_no_numbers_refuse_the_scan(server):
             return next(answers)
 
     result = stratify(made_scan(), RemoteModels(Odd(), ["small"]))
-    assert result.status == "refused" and result.quality_flags[0].code == "not_finite"
+    assert result.status == "refused"
+    assert result.quality_flags[0].code == "not_finite"
 
 
 @pytest.mark.parametrize(

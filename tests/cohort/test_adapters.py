@@ -169,8 +169,11 @@ def test_classes_of_involved_lung_are_never_severity_classes(masters, tmp_path):
         ("covid-ct-md", "finding"),
     ):
         for row in read_manifest(adapt(masters[kind], kind, tmp_path / f"{kind}.csv")):
-            assert row.severity is None and row.ct_score is None and row.lobe_scores is None
-            assert row.model_extra[column] != "" and row.model_extra["source"]
+            assert row.severity is None
+            assert row.ct_score is None
+            assert row.lobe_scores is None
+            assert row.model_extra[column] != ""
+            assert row.model_extra["source"]
     assert {row.covid for row in read_manifest(tmp_path / "mosmed.csv")} == {
         None
     }  # no test is told, in CT-0 neither
@@ -313,7 +316,8 @@ def test_covid_ct_md_without_labels_is_fine(copy, tmp_path):
     holds(lines, "Index.csv: is missing", "Slice-level-labels.npy: is missing")
     (folder / "Lobe-level-labels.npy").unlink()
     rows = read_manifest(adapt(folder, "covid-ct-md", tmp_path / "md.csv"))
-    assert len(rows) == 4 and "slice_labels" not in (rows[0].model_extra or {})
+    assert len(rows) == 4
+    assert "slice_labels" not in (rows[0].model_extra or {})
 
 
 def test_covid_ct_md_refuses_with_every_reason(copy, tmp_path):

@@ -159,7 +159,8 @@ def test_several_processes_make_the_same_records(
         for case, entry in alone.entries.items()
     }
     assert together.entries == moved
-    assert len(names(tmp_path / "one")) == 6 and names(tmp_path / "one") == names(tmp_path / "two")
+    assert len(names(tmp_path / "one")) == 6
+    assert names(tmp_path / "one") == names(tmp_path / "two")
     for name in names(tmp_path / "one"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), (
             name
@@ -212,7 +213,8 @@ def test_workers_end_with_a_killed_parent_and_leave_nothing_for_long(
         try:
             until(lambda: len(names(folder)) == 2)
             workers = [child.pid for child in psutil.Process(parent.pid).children()]
-            assert len(workers) >= 2 and all(map(running, workers))
+            assert len(workers) >= 2
+            assert all(map(running, workers))
             parent.kill()
             parent.wait()
             until(lambda: not any(map(running, workers)), 20.0)
@@ -220,7 +222,8 @@ def test_workers_end_with_a_killed_parent_and_leave_nothing_for_long(
             with suppress(ProcessLookupError):
                 os.killpg(parent.pid, signal.SIGKILL)
     left = names(folder)
-    assert len(left) == 2 and all(name.endswith(".partial") for name in left)
+    assert len(left) == 2
+    assert all(name.endswith(".partial") for name in left)
     entry = cache.fill(rows[:1], folder, wanted).entries[rows[0].case]
     assert names(folder) == sorted([entry.path.name, entry.path.with_suffix(".json").name])
 
@@ -236,7 +239,8 @@ def test_bad_scans_are_skipped_within_bounds(
         rows[2].model_copy(update={"lesions": broken}),
     ]
     filled = cache.fill(wrong, tmp_path / "cache", wanted, max_skipped=2)
-    assert list(filled.entries) == [rows[0].case] and list(filled.skipped) == [
+    assert list(filled.entries) == [rows[0].case]
+    assert list(filled.skipped) == [
         rows[1].case,
         rows[2].case,
     ]
@@ -286,9 +290,8 @@ def test_planes_hold_whole_slices_and_the_drawn_masks(
     ((inputs, _),) = batches(
         [entry.path], {}, planes.grid, order=np.zeros((1, 1), int), batch=99, seed=0, slices=-1
     )
-    assert inputs["hu"].shape == (12, 32, 32) and inputs["slice"].numpy().tolist() == list(
-        range(12)
-    )
+    assert inputs["hu"].shape == (12, 32, 32)
+    assert inputs["slice"].numpy().tolist() == list(range(12))
     scan = find_cases(rows[4].path)[0].read()
     chosen = np.linspace(0, len(scan.hu) - 1, 12).round().astype(int)
 
@@ -302,7 +305,8 @@ def test_planes_hold_whole_slices_and_the_drawn_masks(
         kept = np.unpackbits(inputs[name], axis=1).reshape(12, 32, 32).astype(bool)
         clear = np.abs(share - 0.5) > 1e-4
         np.testing.assert_array_equal(kept[clear], share[clear] >= 0.5)
-        assert 100 < kept[clear].sum() < kept.size / 4 and clear.mean() > 0.95
+        assert 100 < kept[clear].sum() < kept.size / 4
+        assert clear.mean() > 0.95
 
 
 def as_nifti(path: Path, like: Path, values: np.ndarray) -> Path:
@@ -316,7 +320,8 @@ def test_masks_that_are_none_are_not_trained_on(
 ) -> None:
     planes = dataclasses.replace(wanted, kind="planes", grid=(12, 32, 32))
     row = rows[4]
-    assert row.lungs is not None and row.lesions is not None
+    assert row.lungs is not None
+    assert row.lesions is not None
     lungs, lesions = (np.asarray(nib.load(path).dataobj) for path in (row.lungs, row.lesions))
     (tmp_path / "cache").mkdir()
     elsewhere = (lungs == 0) & (np.indices(lungs.shape)[2] < 2)
@@ -349,7 +354,8 @@ def test_masks_that_are_none_are_not_trained_on(
     right = np.where(lungs > 0, 255, 0).astype(np.uint8)
     path = as_nifti(tmp_path / "right.nii.gz", row.lungs, right)
     entry = cache.make(row.model_copy(update={"lungs": path}), tmp_path / "cache", planes)
-    assert isinstance(entry, cache.CacheRecord) and "mask_doubtful" not in entry.quality_flags
+    assert isinstance(entry, cache.CacheRecord)
+    assert "mask_doubtful" not in entry.quality_flags
 
 
 @pytest.mark.parametrize(

@@ -79,13 +79,15 @@ def test_an_epoch_does_not_depend_on_those_before(records: list[Path], slices: i
 def test_an_epochs_order_follows_from_its_number() -> None:
     assert np.array_equal(visits(10, 3, 1, 4), visits(10, 3, 1, 4))
     assert not np.array_equal(visits(10, 3, 1, 4), visits(10, 4, 1, 4))
-    assert len(visits(10, 0, 1, 4)) == 8 and sorted(visits(3, 0, 1, 8)) == [0, 1, 2]
+    assert len(visits(10, 0, 1, 4)) == 8
+    assert sorted(visits(3, 0, 1, 8)) == [0, 1, 2]
 
 
 def test_slices_are_drawn_mixed_and_keep_their_masks(records: list[Path]) -> None:
     found = read(records, order=visits(8, 0, 1, 8)[np.newaxis], batch=6, seed=1, slices=3)
     rows = {key: np.concatenate([inputs[key] for inputs, _ in found]) for key in found[0][0]}
-    assert rows["hu"].shape == (24, 16, 16) and rows["lungs"].shape == (24, plane_bytes(GRID))
+    assert rows["hu"].shape == (24, 16, 16)
+    assert rows["lungs"].shape == (24, plane_bytes(GRID))
     owner = np.concatenate([target["logits"] for _, target in found]) // 7
     assert (rows["hu"][:, 0, 0] == owner - 100 + 10 * rows["slice"]).all()
     ill = np.unpackbits(rows["lesions"], axis=1).sum(axis=1)
@@ -96,7 +98,8 @@ def test_slices_are_drawn_mixed_and_keep_their_masks(records: list[Path]) -> Non
 
 def test_all_slices_come_in_order(records: list[Path]) -> None:
     ((inputs, _),) = read(records, order=np.array([[8]]), batch=99, seed=0, slices=-1)
-    assert inputs["slice"].tolist() == list(range(6)) and not inputs["lesions"].any()
+    assert inputs["slice"].tolist() == list(range(6))
+    assert not inputs["lesions"].any()
 
 
 def test_planes_must_fill_bytes() -> None:
@@ -118,7 +121,8 @@ def test_without_changes_training_sees_what_testing_sees(records: list[Path]) ->
     np.testing.assert_allclose(
         plain.numpy()[1, 2, 4:12, 4:12, 0], (5 - 100 + 20 + 1100) / 1400, atol=1e-5
     )
-    assert plain.numpy()[:, :, :4].max() == 0 and same.numpy()[1, 5].sum() == 64
+    assert plain.numpy()[:, :, :4].max() == 0
+    assert same.numpy()[1, 5].sum() == 64
 
 
 def test_the_seed_decides_the_changes(records: list[Path]) -> None:
@@ -136,7 +140,8 @@ def test_hu_and_masks_move_together(records: list[Path]) -> None:
     clip, lesions = (part.numpy() for part in feed(moved)(**inputs, training=True))
     inside = clip[..., 0] > 0
     assert 0.02 < inside.mean() < 0.6
-    assert (lesions[~inside] == 0).all() and lesions.max() > 0.5
+    assert (lesions[~inside] == 0).all()
+    assert lesions.max() > 0.5
     # No HU is made up: all within the lungs is what the records hold, within rounding of the warp.
     assert clip[..., 0][inside].min() > (1100 - 100 + 1) / 1400 - 0.02
     assert clip[..., 0][inside].max() < (1100 - 100 + 56) / 1400 + 0.02
@@ -157,8 +162,10 @@ def test_slices_for_a_lung_model_are_not_masked(records: list[Path]) -> None:
     known = {"augmentation": STILL, "preprocessing": Preprocessing(), "channels": 1}
     seen, masks = SliceTrainingInput(GRID[1:], (16, 16), masked=False, **known)(**parts)
     cut, same = SliceTrainingInput(GRID[1:], (16, 16), masked=True, **known)(**parts)
-    assert seen.numpy()[:, 0, 0].min() > 0 and cut.numpy()[:, 0, 0].max() == 0
-    assert masks.shape == (6, 16, 16, 2) and masks.numpy()[..., 0].sum() == 6 * 64
+    assert seen.numpy()[:, 0, 0].min() > 0
+    assert cut.numpy()[:, 0, 0].max() == 0
+    assert masks.shape == (6, 16, 16, 2)
+    assert masks.numpy()[..., 0].sum() == 6 * 64
     assert masks.numpy()[..., 1].sum(axis=(1, 2)).tolist() == [0, 0, 64, 0, 0, 0]
     np.testing.assert_array_equal(masks, same)
 

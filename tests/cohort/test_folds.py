@@ -54,7 +54,8 @@ def test_scans_of_a_patient_stay_together() -> None:
     for row in rows:
         assert folds.test[row.case] == folds.test[row.case[:-1] + "0"]
     train, test = folds.split(2)
-    assert set(train) | set(test) == set(labels) and not set(train) & set(test)
+    assert set(train) | set(test) == set(labels)
+    assert not set(train) & set(test)
 
 
 def test_a_class_with_too_few_patients_is_named() -> None:
@@ -165,7 +166,8 @@ def test_a_class_keeps_somebody_who_teaches_it(seed: int) -> None:
     cases = [row.case for row in rows]
     for share in (0.2, 0.5, 0.89):
         teach, watched = held_out(cases, rows, labels, share, seed)
-        assert {labels[case] for case in teach} == {0, 1, 2} and watched
+        assert {labels[case] for case in teach} == {0, 1, 2}
+        assert watched
     # Where class 1 is of the one patient who would be held out, it stays.
     only = [case for case in cases if case not in ("worse0-0", "worse1-0")]
     teach, _ = held_out(only, rows, labels, 0.5, seed)
@@ -209,7 +211,8 @@ NEAR = [
 
 @pytest.mark.parametrize(("one", "other"), NEAR, ids=lambda text: ascii(text))
 def test_ids_that_are_near_equal(one: str, other: str) -> None:
-    assert one != other and near_key(one) == near_key(other)
+    assert one != other
+    assert near_key(one) == near_key(other)
 
 
 @pytest.mark.parametrize(
@@ -271,9 +274,8 @@ def test_near_equal_ids_share_a_fold_and_are_said(seed: int, tmp_path: Path) -> 
     assert read_folds(tmp_path / "folds.json") == folds
     train, _ = folds.split(0)
     teach, watched = held_out(train, rows, labels, 0.4, seed)
-    assert watched and all(
-        (one in teach) == (other in teach) for one, other in pairs if one in train
-    )
+    assert watched
+    assert all((one in teach) == (other in teach) for one, other in pairs if one in train)
 
 
 def test_folds_of_a_file_that_part_near_equal_ids_are_refused() -> None:

@@ -40,7 +40,8 @@ def test_round_trip_keeps_values_unknown_columns_and_resolves_paths(folder):
     ]
     write_manifest(rows, folder / "manifest.csv")
     first, second = read_manifest(folder / "manifest.csv")
-    assert first.path == folder / "a.nii.gz" and first.lungs == folder / "mask.nii.gz"
+    assert first.path == folder / "a.nii.gz"
+    assert first.lungs == folder / "mask.nii.gz"
     assert (first.ct_score, first.severity, first.covid, first.lobe_scores) == (
         11,
         2,
@@ -48,7 +49,8 @@ def test_round_trip_keeps_values_unknown_columns_and_resolves_paths(folder):
         (0, 1, 2, 3, 5),
     )
     assert first.model_extra == {"scanner": "X"}
-    assert second.ct_score is None and second.lobe_scores is None
+    assert second.ct_score is None
+    assert second.lobe_scores is None
 
 
 def test_a_byte_order_mark_is_fine(folder):
@@ -205,7 +207,8 @@ def test_tables_as_spreadsheets_write_them(folder, name, encoding):
     assert (first.case, first.patient, first.path) == ("a", "p1", folder / "a.nii.gz")
     assert (first.ct_score, first.severity, first.age, first.sex) == (11, 2, 61, "F")
     assert (second.case, second.patient, second.ct_score, second.severity) == ("b", "p 2", None, 0)
-    assert not first.model_extra and not second.model_extra
+    assert not first.model_extra
+    assert not second.model_extra
 
 
 def test_a_cell_may_hold_a_line_break_and_the_delimiter(folder):

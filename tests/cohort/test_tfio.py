@@ -150,7 +150,8 @@ def test_a_dataset_has_a_volume_for_each_series_in_order(write, chest):
     files = sorted(first.iterdir())
     random.Random(0).shuffle(files)
     data = dicom_dataset([first, second, files, str(second)], parallel_slices=3)
-    assert len(data) == 4 and data.element_spec.dtype == np.int16
+    assert len(data) == 4
+    assert data.element_spec.dtype == np.int16
     volumes = list(data.as_numpy_iterator())
     for volume, expected in zip(
         volumes, (chest.hu, chest.hu[:9, :40], chest.hu, chest.hu[:9, :40]), strict=True
@@ -167,7 +168,8 @@ def test_no_python_runs_in_the_graph(write):
 
     variant = tf.data.experimental.to_variant(dicom_dataset([write()]))
     graph = tf.raw_ops.DatasetToGraphV2(input_dataset=variant).numpy()
-    assert b"DecodeDICOMImage" in graph and b"PyFunc" not in graph
+    assert b"DecodeDICOMImage" in graph
+    assert b"PyFunc" not in graph
 
 
 @needs_tfio

@@ -23,7 +23,8 @@ def test_a_placeholder_for_the_patient_does_not_count_and_is_said() -> None:
     said: list[str] = []
     found = _marks(rows, {row.case: entry(row.case, "anonymous") for row in rows}, said.append)
     assert found["c3"] == {"patient": "p3", "DICOM patient": "", "pixels": "xc3"}
-    assert len(said) == 1 and "PatientID" in said[0]
+    assert len(said) == 1
+    assert "PatientID" in said[0]
 
 
 def test_two_names_of_one_patient_count() -> None:
@@ -34,7 +35,8 @@ def test_two_names_of_one_patient_count() -> None:
         {row.case: entry(row.case, f"id{int(row.case[1:]) // 2}") for row in rows},
         said.append,
     )
-    assert found["c2"]["DICOM patient"] == found["c3"]["DICOM patient"] == "id1" and not said
+    assert found["c2"]["DICOM patient"] == found["c3"]["DICOM patient"] == "id1"
+    assert not said
 
 
 def test_a_resumed_run_has_the_scans_that_it_began_with(tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ def finished(small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     done = run(*command(small_cohort, folder / "run", "--config", str(config(folder))))
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{folder / 'run' / 'study.html'}\n"
-    assert "cache: 10 scans at 24×48×48, " in done.stderr and "left" in done.stderr
+    assert "cache: 10 scans at 24×48×48, " in done.stderr
+    assert "left" in done.stderr
     return folder / "run"
 
 
@@ -96,7 +97,8 @@ def test_a_run_leaves_what_the_contract_says(finished: Path) -> None:
         assert keras.saving.load_model(path, compile=False).input_shape == (None, 16, 32, 32, 1)
         assert load_model(path).input_shape == (None, 16, 32, 32, 1)
         contract = read_contract(path)
-        assert contract.task == "covid" and f"fold {fold}" in contract.origin
+        assert contract.task == "covid"
+        assert f"fold {fold}" in contract.origin
         assert not list((finished / f"fold-{fold}").glob("*.npz"))
     folds = json.loads((finished / "folds.json").read_text())["test"]
     assert sorted(folds.values()).count(0) == 5
@@ -124,12 +126,15 @@ def test_a_model_of_a_run_answers_a_scan(
 
 def test_a_run_is_not_written_over(finished: Path, small_cohort: Path, tmp_path: Path) -> None:
     again = run(*command(small_cohort, finished))
-    assert again.returncode == 1 and "is not empty: --resume goes on" in again.stderr
+    assert again.returncode == 1
+    assert "is not empty: --resume goes on" in again.stderr
     other = run(*command(small_cohort, finished, "--resume"))
-    assert other.returncode == 1 and "the run there differs in settings" in other.stderr
+    assert other.returncode == 1
+    assert "the run there differs in settings" in other.stderr
     before = (finished / "study.json").read_bytes()
     same = run(*command(small_cohort, finished, "--resume", "--config", str(config(tmp_path))))
-    assert same.returncode == 0 and "fold 1: done" in same.stderr
+    assert same.returncode == 0
+    assert "fold 1: done" in same.stderr
     assert (finished / "study.json").read_bytes() == before
 
 
@@ -180,7 +185,8 @@ def test_a_killed_run_ends_with_the_same_weights(
         asked = [*asked, "--resume"]
     done = run(*asked)
     assert done.returncode == 0, done.stderr
-    assert ("fold 0: done" in done.stderr) == (kind == "ltc") and "bit for bit" not in done.stderr
+    assert ("fold 0: done" in done.stderr) == (kind == "ltc")
+    assert "bit for bit" not in done.stderr
     for fold in ("fold-0", "fold-1"):
         pairs = zip(
             weights(whole / fold / "model.keras"),
@@ -230,7 +236,8 @@ def test_two_processes_do_not_share_a_run(small_cohort: Path, tmp_path: Path) ->
     with (tmp_path / "run" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = run(*command(small_cohort, tmp_path / "run"))
-    assert done.returncode == 1 and "another process is working there" in done.stderr
+    assert done.returncode == 1
+    assert "another process is working there" in done.stderr
 
 
 def test_folds_of_another_cohort_are_refused(
@@ -240,7 +247,8 @@ def test_folds_of_another_cohort_are_refused(
     fewer["test"].pop(next(iter(fewer["test"])))
     (tmp_path / "folds.json").write_text(json.dumps(fewer))
     done = run(*command(small_cohort, tmp_path / "run", "--folds", str(tmp_path / "folds.json")))
-    assert done.returncode == 1 and "1 case(s) without a fold" in done.stderr
+    assert done.returncode == 1
+    assert "1 case(s) without a fold" in done.stderr
 
 
 def test_folds_that_do_not_teach_a_class_are_refused(
@@ -297,7 +305,8 @@ def test_folds_and_weights_of_another_run_are_used(
             tested = {row["case"] for row in csv.DictReader(file)}
         assert tested == {case for case, number in folds["test"].items() if number == fold}
         contract = read_contract(out / f"fold-{fold}" / "model.keras")
-        assert contract.preprocessing == window and "started from the weights" in contract.origin
+        assert contract.preprocessing == window
+        assert "started from the weights" in contract.origin
     assert f"window: -1350 to 150 HU, as {tmp_path / 'init.keras'} was trained with" in done.stderr
 
 
@@ -365,19 +374,15 @@ def test_a_full_disk_ends_a_run_and_nothing_is_lost(
     assert "Traceback" not in "".join(said)
     assert not list(folder.rglob("*.partial"))
     whole = (folder / "fold-0" / "model.keras").read_bytes()
-    assert (folder / "fold-0" / "predictions.csv").exists() and not (
-        folder / "fold-1" / "model.keras"
-    ).exists()
+    assert (folder / "fold-0" / "predictions.csv").exists()
+    assert not (folder / "fold-1" / "model.keras").exists()
     again = run(*asked, "--resume")
     assert again.returncode == 0, again.stderr
-    assert (
-        "fold 0: done" in again.stderr and (folder / "fold-0" / "model.keras").read_bytes() == whole
-    )
+    assert "fold 0: done" in again.stderr
+    assert (folder / "fold-0" / "model.keras").read_bytes() == whole
     epochs = [int(found) for found in re.findall(r"fold 1: epoch (\d)/4", "".join(said))]
-    assert (
-        f"fold 1: epoch {epochs[-1] + 1}/4" in again.stderr
-        and "fold 1: epoch 1/4" not in again.stderr
-    )
+    assert f"fold 1: epoch {epochs[-1] + 1}/4" in again.stderr
+    assert "fold 1: epoch 1/4" not in again.stderr
     pairs = zip(
         weights(finished / "fold-1" / "model.keras"),
         weights(folder / "fold-1" / "model.keras"),

@@ -40,9 +40,11 @@ def change(wish: FitRequest, **values: object) -> None:
 def test_a_run_says_what_it_ran_on(wish: FitRequest) -> None:
     assert said_by(wish, workers=3, goes_on=False) == []
     facts = json.loads((wish.out / "run.json").read_text())
-    assert facts["workers"] == 3 and facts["environment"] == resume.environment()
+    assert facts["workers"] == 3
+    assert facts["environment"] == resume.environment()
     assert facts["environment"]["cpus"] == len(os.sched_getaffinity(0))
-    assert facts["environment"]["device"] and isinstance(facts["environment"]["device"], str)
+    assert facts["environment"]["device"]
+    assert isinstance(facts["environment"]["device"], str)
     assert {"inter_op_threads", "intra_op_threads", "onednn", "tensorflow"} <= facts[
         "environment"
     ].keys()

@@ -113,7 +113,8 @@ def test_scans_of_unequal_depth_in_one_batch_answer_as_if_alone(loaded):
 def test_no_kept_slice_is_said_and_answers_nothing(loaded):
     water = np.full((1, 4, 64, 64), 40, np.int16)
     found = call(loaded, "explain", hu=water, depth=np.array([4], np.int32))
-    assert found["slices_kept"].tolist() == [0] and not found["keep"].any()
+    assert found["slices_kept"].tolist() == [0]
+    assert not found["keep"].any()
     for name in ("probabilities", "logits", "ct_score", "attention", "attention_cells"):
         assert np.isnan(found[name]).all(), name
 
@@ -271,7 +272,8 @@ def test_its_warm_up_holds_a_request_for_every_signature(small_export, loaded):
             assert answers["slices_kept"][0] > 0, "the network is not reached"
     (one,) = warmup.read(small_export.clip / "assets.extra")
     clip = tf.saved_model.load(str(small_export.clip))
-    assert one[0] == "serving_default" and set(call(clip, *one[:1], **one[1])) == {
+    assert one[0] == "serving_default"
+    assert set(call(clip, *one[:1], **one[1])) == {
         "probabilities",
         "logits",
         "ct_score",
@@ -282,12 +284,12 @@ def test_card_contract_and_labels_lie_beside_it(small_export, small_models):
     papers = small_export.road / "assets.extra"
     card = json.loads((papers / "model_card.json").read_text())
     assert card["sha256"] == small_models.members[0].model.sha256
-    assert card["lungs"]["sha256"] == small_models.lungs.sha256 and card["note"] == "Random."
+    assert card["lungs"]["sha256"] == small_models.lungs.sha256
+    assert card["note"] == "Random."
     assert (papers / "labels.txt").read_text().splitlines() == list(severity.LABELS)
     contract = json.loads((papers / "input_contract.json").read_text())
-    assert (
-        contract["preprocessing"]["width_hu"] == 1400 and "head to feet" in contract["inputs"]["hu"]
-    )
+    assert contract["preprocessing"]["width_hu"] == 1400
+    assert "head to feet" in contract["inputs"]["hu"]
 
 
 def test_a_version_is_never_written_over_and_the_next_one_is_counted(
@@ -341,7 +343,8 @@ def test_a_full_disk_leaves_nothing(tmp_path):
         command, capture_output=True, text=True, preexec_fn=small_files_only, check=False
     )
     assert done.returncode == 1, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: ") and "cannot be written" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "cannot be written" in done.stderr
     assert "Traceback" not in done.stderr
     assert not [
         path

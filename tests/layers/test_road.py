@@ -142,10 +142,8 @@ def test_segmenter_is_the_unet_applied_to_the_windowed_slices(outputs):
     expected[1, 2:] = 0
     np.testing.assert_allclose(found, expected, atol=1e-5)
     symbolic = segmenter(keras.Input((None, 32, 32), dtype="int16"), keras.Input((), dtype="int32"))
-    assert (
-        symbolic.shape == (None, None, 32, 32, outputs)
-        and symbolic.dtype == found.dtype == "float32"
-    )
+    assert symbolic.shape == (None, None, 32, 32, outputs)
+    assert symbolic.dtype == found.dtype == "float32"
 
 
 def test_segmenter_survives_a_batch_without_slices(unet):

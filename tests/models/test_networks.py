@@ -40,9 +40,8 @@ def test_shape_and_names_of_the_outputs(name, arguments):
         assert outputs["logits"].shape == (2, arguments["classes"])
     if "ct_score" in outputs:
         assert outputs["ct_score"].shape == (2, 1)
-        assert (outputs["ct_score"].numpy() >= 0).all() and (
-            outputs["ct_score"].numpy() <= 25
-        ).all()
+        assert (outputs["ct_score"].numpy() >= 0).all()
+        assert (outputs["ct_score"].numpy() <= 25).all()
     if NETWORKS[name].endpoint:
         assert network.get_layer(NETWORKS[name].endpoint(arguments)).output.shape[0] is None
 
@@ -126,7 +125,8 @@ def test_published_endpoint_names_are_layers_in_order():
     names = [layer.name for layer in I3D((8, 32, 32, 1)).layers]
     places = [names.index(name) for name in endpoint_names(3)]
     assert places == sorted(places)
-    assert endpoint_names(3)[0] == "Conv3d_1a_7x7" and endpoint_names(3)[-1] == "Mixed_5c"
+    assert endpoint_names(3)[0] == "Conv3d_1a_7x7"
+    assert endpoint_names(3)[-1] == "Mixed_5c"
     flat = [layer.name for layer in InceptionV1((32, 32, 3)).layers]
     assert set(endpoint_names(2)) <= set(flat)
 

@@ -153,7 +153,8 @@ def test_hu_has_the_two_peaks_by_which_a_ct_is_known(seed: int) -> None:
         counts[(edges[:-1] > -150) & (edges[:-1] < 120)].max(),
     )
     between = counts[(edges[:-1] > -600) & (edges[:-1] < -250)].max()
-    assert air > 3 * between and soft > 3 * between
+    assert air > 3 * between
+    assert soft > 3 * between
 
 
 @pytest.mark.parametrize("seed", [10, 11, 12])
@@ -171,7 +172,8 @@ def test_healthy_patients_may_look_ill_but_have_no_lesion() -> None:
         lung=LungSettings(p_dependent=1.0, p_band=1.0, p_nodules=1.0, p_emphysema=1.0)
     )
     c = draw_chest(5, SMALL, severity=0, settings=mimics)
-    assert not c.lesions.any() and c.ct_score == 0
+    assert not c.lesions.any()
+    assert c.ct_score == 0
     inner = ndimage.binary_erosion(c.lungs > 0, iterations=2)
     assert (c.hu[inner] > -600).mean() > 0.01
 
@@ -209,7 +211,8 @@ def test_geometry_is_lps_with_the_right_spacing() -> None:
 def test_cut_scans_show_lung_in_their_last_slice() -> None:
     cut = PhantomSettings(scanner=ScannerSettings(p_cut_apex=1.0, p_cut_base=1.0))
     c = draw_chest(8, (24, 64, 64), settings=cut, severity=1)
-    assert c.lungs[0].any() and c.lungs[-1].any()
+    assert c.lungs[0].any()
+    assert c.lungs[-1].any()
     assert not chest(8, 0, plain=True).lungs[-1].any()
 
 
@@ -218,4 +221,5 @@ def test_volumes_are_those_of_people() -> None:
     for seed in range(4):
         c = chest(seed)
         litres.append(np.count_nonzero(c.lungs) * np.prod(c.spacing_mm) / 1e6)
-    assert min(litres) > 1.0 and max(litres) < 9.0
+    assert min(litres) > 1.0
+    assert max(litres) < 9.0

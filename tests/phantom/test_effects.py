@@ -57,11 +57,14 @@ def test_other_pneumonias_score_and_are_not_covid(pattern: str) -> None:
     other = settings(disease={f"p_{pattern}": 1.0})
     c = draw_chest(31, SHAPE, severity=3, settings=other)
     assert c.settings["pattern"] == pattern
-    assert c.severity == 3 and c.lesions.any() and not c.covid
+    assert c.severity == 3
+    assert c.lesions.any()
+    assert not c.covid
     covid = draw_chest(
         31, SHAPE, severity=3, settings=settings(disease={"p_lobar": 0.0, "p_oedema": 0.0})
     )
-    assert covid.covid and covid.severity == 3
+    assert covid.covid
+    assert covid.severity == 3
     assert not draw_chest(31, SHAPE, severity=0, settings=other).covid
 
 
@@ -87,7 +90,8 @@ def test_wires_and_tubes_are_whole_whatever_the_slab() -> None:
     plain = draw_chest(44, (12, 300, 300), severity=0, settings=settings(scanner={"p_16_bit": 1.0}))
     seen = (np.abs(tubes.hu.astype(int) - plain.hu) > 60).any(axis=(1, 2))
     first, last = np.flatnonzero(seen)[[0, -1]]
-    assert last - first >= 3 and seen[first : last + 1].all()
+    assert last - first >= 3
+    assert seen[first : last + 1].all()
 
 
 def test_oedema_lies_around_the_hila() -> None:
@@ -137,7 +141,8 @@ def test_one_high_diaphragm_shortens_one_lung() -> None:
             shares.append([np.count_nonzero(c.lungs == side) for side in (1, 2)])
         ratios.append(np.divide(*shares))
     for ratio in ratios:
-        assert min(ratio) < 0.92 and max(ratio) > 0.97
+        assert min(ratio) < 0.92
+        assert max(ratio) > 0.97
 
 
 def test_metal_is_bright_and_streaks_leave_other_slices_and_the_truth_alone() -> None:
@@ -149,7 +154,8 @@ def test_metal_is_bright_and_streaks_leave_other_slices_and_the_truth_alone() ->
     np.testing.assert_array_equal(metal.lesions, plain.lesions)
     np.testing.assert_array_equal(metal.lungs, plain.lungs)
     changed = np.abs(metal.hu.astype(int) - plain.hu).max(axis=(1, 2))
-    assert metal.hu.max() > 1500 and changed.max() > 300
+    assert metal.hu.max() > 1500
+    assert changed.max() > 300
     assert (changed < 30).any(), "slices without metal stay as they were"
 
 
@@ -180,7 +186,8 @@ def test_12_bits_end_where_a_12_bit_scanner_ends() -> None:
     sixteen = draw_chest(
         46, SHAPE, severity=0, settings=settings(scanner={**loud, "p_16_bit": 1.0})
     )
-    assert twelve.hu.min() == -1024 and sixteen.hu.min() < -1100
+    assert twelve.hu.min() == -1024
+    assert sixteen.hu.min() < -1100
 
 
 def test_diseased_and_healthy_share_patient_and_scanner() -> None:

@@ -103,7 +103,8 @@ def test_the_seed_decides_every_byte(hu: np.ndarray, tmp_path: Path) -> None:
     uids = [
         {pydicom.dcmread(file).SOPInstanceUID for file in folder.iterdir()} for folder in folders
     ]
-    assert uids[0] == uids[1] and not uids[0] & uids[2]
+    assert uids[0] == uids[1]
+    assert not uids[0] & uids[2]
 
 
 def test_a_folder_is_there_whole_or_not_at_all(hu: np.ndarray, tmp_path: Path, monkeypatch) -> None:

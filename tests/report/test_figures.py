@@ -19,7 +19,8 @@ def drawn(case: Any) -> np.ndarray:
         warnings.simplefilter("error")
         figures.montage(*case).savefig(buffer, dpi=figures.DPI)
     picture = Image.open(buffer)
-    assert picture.format == "PNG" and picture.size == (1600, 900)
+    assert picture.format == "PNG"
+    assert picture.size == (1600, 900)
     return np.asarray(picture.convert("RGB"))
 
 

@@ -179,9 +179,8 @@ def test_another_hosts_leftovers_are_left_alone_for_a_day(
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(platform, "node", lambda: "pod_7.cluster")
         siblings = {files._sibling(folder, kind).name for kind in ("partial", "old", "old")}
-    assert len(siblings) == 3 and all(
-        name.startswith(".case-1.pod-7-cluster.") for name in siblings
-    )
+    assert len(siblings) == 3
+    assert all(name.startswith(".case-1.pod-7-cluster.") for name in siblings)
     for name in siblings:
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (0, 0))  # an old answer that was set aside just now

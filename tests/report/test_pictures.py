@@ -30,7 +30,8 @@ def test_right_is_left_anterior_and_head_are_up(axis: int, make_case: Any) -> No
     rows, columns = np.nonzero(bright)
     # Axial: right at the left, anterior up. Coronal: right at the left, head up. Sagittal: anterior
     # left, head up.
-    assert rows.max() < bright.shape[0] * 0.3 and columns.max() < bright.shape[1] * 0.3
+    assert rows.max() < bright.shape[0] * 0.3
+    assert columns.max() < bright.shape[1] * 0.3
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -79,7 +80,8 @@ def test_attention_and_contour_are_drawn_where_they_are(make_case: Any) -> None:
     inside = np.flatnonzero((plane.lungs == 2).any(axis=0))
     edge = slice(int(inside[0] - 1) * 9, int(inside[0] + 2) * 9)
     blue = colour[int(30.5 * 9), edge, 2] - colour[int(30.5 * 9), edge, 0]
-    assert blue.max() > 100 and (blue > 60).sum() <= 5
+    assert blue.max() > 100
+    assert (blue > 60).sum() <= 5
 
 
 def test_touching_lungs_have_a_border_each() -> None:

@@ -31,11 +31,9 @@ def test_the_columns_are_those_of_the_contract(
     write_summary([row(result), row(refused)], tmp_path / "out/summary.csv")
     assert (tmp_path / "out/summary.csv").read_text("utf-8").splitlines()[0] == HEADER
     answered, without = read(tmp_path / "out/summary.csv")
-    assert (
-        answered["class"] == "2"
-        and answered["label"] == "moderate"
-        and answered["ct_score"] == "9.1"
-    )
+    assert answered["class"] == "2"
+    assert answered["label"] == "moderate"
+    assert answered["ct_score"] == "9.1"
     assert [float(answered[f"probability_{number}"]) for number in range(5)] == [
         0.02,
         0.21,
@@ -43,10 +41,8 @@ def test_the_columns_are_those_of_the_contract(
         0.15,
         0.02,
     ]
-    assert (
-        answered["quality_flags"] == "series_candidates lungs_cut_off"
-        and answered["seconds"] == "5.9"
-    )
+    assert answered["quality_flags"] == "series_candidates lungs_cut_off"
+    assert answered["seconds"] == "5.9"
     assert float(answered["volume_ml"]) == pytest.approx(result.lungs.volume_ml, abs=1e-6)
     filled = {name for name, cell in without.items() if cell}
     assert filled == {"case", "status", "quality_flags"}

@@ -20,7 +20,8 @@ def peak(depth: int, at: int, width: float) -> np.ndarray:
 def test_the_highest_of_both_are_among_the_slices() -> None:
     chosen = telling_slices(peak(100, 70, 9), peak(100, 30, 9), np.arange(10, 90), 8)
     why = {one.reason: one.index for one in chosen}
-    assert why["highest attention"] == 70 and why["largest involved area"] == 30
+    assert why["highest attention"] == 70
+    assert why["largest involved area"] == 30
 
 
 @pytest.mark.parametrize("first", [0, 10])
@@ -34,7 +35,8 @@ def test_slices_are_kept_ones_in_order_and_apart(first: int, depth: int, attenti
         for one in telling_slices(attention * peak(size, 20, 4), np.zeros(size), candidates, 8)
     ]
     assert len(chosen) == min(8, depth)
-    assert chosen == sorted(set(chosen)) and set(chosen) <= set(candidates.tolist())
+    assert chosen == sorted(set(chosen))
+    assert set(chosen) <= set(candidates.tolist())
     if depth >= 40:
         assert np.diff(chosen).min() >= depth // 20
         assert chosen[-1] - chosen[0] > depth / 2
@@ -43,14 +45,13 @@ def test_slices_are_kept_ones_in_order_and_apart(first: int, depth: int, attenti
 def test_the_planes_go_through_the_attention_else_the_involvement(make_case: Any) -> None:
     result, scan = make_case()
     views = choose(result, scan)
-    assert views.place == (24, 36, 20) and "attention" in views.place_reason
+    assert views.place == (24, 36, 20)
+    assert "attention" in views.place_reason
     result, scan = make_case(attention=False)
     views = choose(result, scan)
     assert "involved" in views.place_reason
-    assert (
-        result.maps.lungs[views.place] == 1
-        and result.lungs.involvement_per_slice[views.place[0]] > 0
-    )
+    assert result.maps.lungs[views.place] == 1
+    assert result.lungs.involvement_per_slice[views.place[0]] > 0
 
 
 def test_attention_outside_the_lungs_does_not_choose_the_place(make_case: Any) -> None:

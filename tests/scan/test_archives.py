@@ -98,7 +98,8 @@ def test_members_of_one_name_are_several_files(marker, tmp_path: Path, ending: s
         members += contents(folder)
     path = PACKERS[ending](tmp_path / f"a{ending}", members)
     cases = find_cases(path)
-    assert len(cases) == 2 and len({case.fingerprint() for case in cases}) == 2
+    assert len(cases) == 2
+    assert len({case.fingerprint() for case in cases}) == 2
     for case in cases:
         scan = case.read()
         np.testing.assert_array_equal(scan.hu, scans[scan.identifiers["patient_id"]])
@@ -427,7 +428,8 @@ def test_no_member_is_written_to_disk(
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
-    assert read(path).shape == (14, 40, 32) and list(scratch.iterdir()) == []
+    assert read(path).shape == (14, 40, 32)
+    assert list(scratch.iterdir()) == []
 
 
 def test_a_zip_that_changes_between_looking_and_reading(series: Path, tmp_path: Path) -> None:
@@ -497,11 +499,9 @@ def test_a_file_of_another_kind_is_named(refused, tmp_path: Path, head: bytes, w
     path = tmp_path / "a.bin"
     path.write_bytes(head + bytes(100))
     message = refused(path)["no_scan"].message
-    assert (
-        word in message
-        and "NIfTI" in message
-        and ("Unpack it" in message) == ("picture" not in word and "PDF" not in word)
-    )
+    assert word in message
+    assert "NIfTI" in message
+    assert ("Unpack it" in message) == ("picture" not in word and "PDF" not in word)
 
 
 @pytest.mark.parametrize("ending", [".img", ".raw", ".RAW"])

@@ -121,7 +121,8 @@ def test_a_name_with_the_patient_in_it_becomes_a_hash(marker, tmp_path: Path, na
     if name == "UID":
         folder = folder.rename(tmp_path / find_cases(folder)[0].instances[0].study_uid)
     (case,) = find_cases(folder)
-    assert case.name.startswith("case-") and len(case.name) == 17
+    assert case.name.startswith("case-")
+    assert len(case.name) == 17
     assert find_cases(pack(folder, tmp_path / "other.zip"))[0].name == "other"
     (again,) = find_cases(pack(folder, tmp_path / f"{folder.name}.zip"))
     assert again.name == case.name
@@ -199,7 +200,8 @@ def test_answers_of_ours_are_no_input(marker, series: Path, quality_flags) -> No
     for name in (*files.CASE_FILES, ".DS_Store"):
         (answer / name).touch()
     after = read(series)
-    assert after.quality_flags == before.quality_flags and after.fingerprint == before.fingerprint
+    assert after.quality_flags == before.quality_flags
+    assert after.fingerprint == before.fingerprint
     assert "no_scan" in {flag.code for case in find_cases(answer) for flag in case.quality_flags}
     # Somebody else's files of these names lie beside images, which are not passed over.
     for name in ("result.json", "report.html"):
@@ -225,7 +227,8 @@ def test_a_subfolder_with_another_patients_name(marker, tmp_path: Path) -> None:
         seed=2,
     )
     names = [case.name for case in find_cases(tmp_path / "in")]
-    assert names[0] == "in-b" and names[1].startswith("case-")
+    assert names[0] == "in-b"
+    assert names[1].startswith("case-")
 
 
 @pytest.mark.parametrize("name", ["..hidden", "a b/c", "ü", "x" * 300, "-rf"])
@@ -233,13 +236,11 @@ def test_names_are_safe(name: str) -> None:
     from tf_covid.scan.names import case_names
 
     (made,) = case_names(Path("/data") / name.replace("/", ":"), [""], [()])
-    assert (
-        made
-        and len(made) <= 80
-        and made.isascii()
-        and not set(made) & set("/\\: ")
-        and made[0] not in ".-"
-    )
+    assert made
+    assert len(made) <= 80
+    assert made.isascii()
+    assert not set(made) & set("/\\: ")
+    assert made[0] not in ".-"
 
 
 def test_identifiers_are_there_and_nowhere_else(marker, tmp_path: Path, edit) -> None:

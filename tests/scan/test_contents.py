@@ -92,7 +92,8 @@ def test_broken_links_and_what_is_no_file(series: Path, quality_flags) -> None:
 def test_a_volume_beside_a_series_is_a_case_of_its_own(marker, series: Path, quality_flags) -> None:
     write_nifti_volume(marker.hu, marker.affine, series / "other.nii.gz")
     first, second = find_cases(series)
-    assert first.instances and second.members == ("other.nii.gz",)
+    assert first.instances
+    assert second.members == ("other.nii.gz",)
     for case in (first, second):
         np.testing.assert_array_equal(case.read().hu, marker.hu)
     scan = read(series)  # for a caller who wants one scan, the volume is named
@@ -231,7 +232,8 @@ def test_a_header_and_its_data_file_are_one_case(tmp_path: Path, detached: str) 
     assert alone.members == ("head.nrrd", "voxels.raw")
     assert alone.fingerprint() == case.fingerprint() != ""
     (packed,) = find_cases(shutil.make_archive(str(tmp_path / "p"), "zip", tmp_path / "in"))
-    assert packed.members == case.members and packed.fingerprint() == case.fingerprint()
+    assert packed.members == case.members
+    assert packed.fingerprint() == case.fingerprint()
     (folder / detached).write_bytes(bytes(9))
     assert alone.fingerprint() != packed.fingerprint()
 

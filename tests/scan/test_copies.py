@@ -70,4 +70,5 @@ def test_slices_with_rules_of_their_own(
     for file in sorted(series.iterdir())[some]:
         edit(file, change)
     flags = {flag.code: flag for flag in read(series).quality_flags}
-    assert flags[code].level == "warning" and flags[code].value == len(range(14)[some])
+    assert flags[code].level == "warning"
+    assert flags[code].value == len(range(14)[some])

@@ -113,7 +113,8 @@ def test_what_is_a_mask_is_read_as_one(scan, lungs, tmp_path: Path, name: str) -
     given = MASKS[name](lungs)
     found, flags = user_lungs(given, scan)
     np.testing.assert_array_equal(found, lungs)
-    assert found.dtype == np.bool_ and flags == ()
+    assert found.dtype == np.bool_
+    assert flags == ()
     if given.dtype.kind != "b" and given.dtype != np.float16:
         write_nifti_volume(given, scan.affine, tmp_path / "m.nii.gz")
         for path in (tmp_path / "m.nii.gz", str(tmp_path / "m.nii.gz")):
@@ -359,7 +360,8 @@ def test_labels_on_the_command_line_are_digits_between_commas(text: str, tmp_pat
         text,
     ]
     result = CliRunner().invoke(main, words)
-    assert result.exit_code == 2 and "no list of whole numbers" in result.output
+    assert result.exit_code == 2
+    assert "no list of whole numbers" in result.output
 
 
 def test_labels_need_a_mask(scan, tmp_path: Path) -> None:
@@ -373,4 +375,5 @@ def test_labels_need_a_mask(scan, tmp_path: Path) -> None:
         "10, 11",
     ]
     result = CliRunner().invoke(main, words)
-    assert result.exit_code == 2 and "--lungs-labels are labels of the mask" in result.output
+    assert result.exit_code == 2
+    assert "--lungs-labels are labels of the mask" in result.output

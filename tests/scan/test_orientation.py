@@ -26,7 +26,8 @@ def test_dicom_orientations(marker, tmp_path: Path, orientation: str) -> None:
     scan = read(folder)
     np.testing.assert_array_equal(scan.hu, marker.hu)
     np.testing.assert_allclose(scan.affine, marker.affine, atol=1e-6)
-    assert scan.hu.dtype == np.int16 and scan.hu.flags.c_contiguous
+    assert scan.hu.dtype == np.int16
+    assert scan.hu.flags.c_contiguous
 
 
 @pytest.mark.parametrize("order", ["RAS", "LPS", "LAS", "RPI", "PIR", "SAL", "IPL"])
@@ -102,7 +103,8 @@ def test_outputs_lie_on_the_source_voxel_for_voxel(marker, tmp_path: Path, order
     assert out.GetSpacing() == source.GetSpacing()
     assert out.GetDirection() == source.GetDirection()
     header = nib.load(tmp_path / "out.nii.gz").header
-    assert int(header["sform_code"]) > 0 and int(header["qform_code"]) > 0
+    assert int(header["sform_code"]) > 0
+    assert int(header["qform_code"]) > 0
     assert header.get_xyzt_units()[0] == "mm"
     assert not list(tmp_path.glob(".*.part"))
 

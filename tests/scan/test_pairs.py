@@ -181,7 +181,8 @@ def test_a_header_with_its_own_voxels(image, marker, tmp_path: Path) -> None:
 
 def test_names() -> None:
     assert {".nii", ".nii.gz", ".nrrd", ".mha", ".mhd", ".nhdr", ".hdr"} == set(VOLUME_NAMES)
-    assert is_volume("in/A.NII.GZ") and is_volume("a.mhd")
+    assert is_volume("in/A.NII.GZ")
+    assert is_volume("a.mhd")
     assert not any(map(is_volume, ("a.img", "a.raw", "a.zraw", "a.dcm", "nii")))
 
 

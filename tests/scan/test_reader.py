@@ -61,7 +61,9 @@ def test_it_reads_what_this_process_reads(reader: Reader, series: Path, marker) 
     (case,) = reader.find(series)
     scan, here = reader.read(case), read(series)
     np.testing.assert_array_equal(scan.hu, marker.hu)
-    assert scan.hu.dtype == np.int16 and scan.hu.flags.c_contiguous and scan.hu.flags.writeable
+    assert scan.hu.dtype == np.int16
+    assert scan.hu.flags.c_contiguous
+    assert scan.hu.flags.writeable
     assert (scan.fingerprint, scan.quality_flags, scan.source.shape) == (
         here.fingerprint,
         here.quality_flags,
@@ -116,7 +118,8 @@ def test_a_case_that_it_dies_of_is_refused(deadly: Any, series: Path, how: str, 
             reader.read(bad)
         first, second = caught.value.quality_flags
         assert (first.code, first.level, second) == ("reader_failed", "error", warning)
-        assert words in first.message and "Jane" not in first.message
+        assert words in first.message
+        assert "Jane" not in first.message
         assert reader.fingerprint(bad) == ""
         checked = reader.check(bad)
         assert (checked.status, checked.quality_flags[0].code) == ("refused", "reader_failed")
@@ -149,7 +152,8 @@ def test_none_is_left_behind(series: Path) -> None:
     with Reader() as reader:
         reader.find(series)
         child = reader._child
-    assert child is not None and child.returncode is not None
+    assert child is not None
+    assert child.returncode is not None
     assert reader._line is None
 
 
@@ -199,5 +203,6 @@ def test_what_goes_over_the_line_can_be_pickled(series: Path) -> None:
     assert isinstance(case, Case)
     error = refusal("not_hu", "The values are none.", 3)
     again = pickle.loads(pickle.dumps(error))
-    assert again.quality_flags == error.quality_flags and str(again) == str(error)
+    assert again.quality_flags == error.quality_flags
+    assert str(again) == str(error)
     assert pickle.loads(pickle.dumps(case.read())).fingerprint == case.fingerprint()

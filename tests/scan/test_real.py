@@ -19,7 +19,8 @@ def test_dicom_and_nrrd_of_one_scan_agree(real_ct: Path, tmp_path: Path) -> None
         warnings.simplefilter("error")  # its header values end in NUL
         dicom = read(real_ct / "cip" / "dicom")
     nrrd = read(real_ct / "cip" / "ct-64.nrrd")
-    assert dicom.shape == (79, 64, 64) and dicom.quality_flags == ()
+    assert dicom.shape == (79, 64, 64)
+    assert dicom.quality_flags == ()
     np.testing.assert_array_equal(dicom.hu, nrrd.hu)
     np.testing.assert_allclose(dicom.affine, nrrd.affine, atol=1e-3)
     image = sitk.ReadImage(str(real_ct / "cip" / "ct-64.nrrd"))
@@ -67,4 +68,5 @@ def test_a_scan_of_the_lung_base(real_ct: Path, tmp_path: Path) -> None:
 def test_real_series_are_chosen_whole(real_ct: Path, name: str, text: str) -> None:
     (case,) = find_cases(real_ct / name)
     _, because, quality_flags = choose(case.instances, 10.0)
-    assert because == f"The only stack of CT slices: {text}." and quality_flags == ()
+    assert because == f"The only stack of CT slices: {text}."
+    assert quality_flags == ()

@@ -101,7 +101,8 @@ def test_a_chest_beside_a_longer_series(
     study("a", "chest", 30, kernel="B70f", series_number=3, **words)
     study("b", other, 60, spacing=2.5, kernel="B30f", series_number=2)
     scan = read(tmp_path / "study")
-    assert _shown(scan) == "chest" and "it shows the lungs" in scan.chosen_because
+    assert _shown(scan) == "chest"
+    assert "it shows the lungs" in scan.chosen_because
 
 
 def test_a_much_longer_abdomen(study, tmp_path: Path) -> None:
@@ -137,14 +138,16 @@ def test_two_chests_by_the_written_rules(study, tmp_path: Path) -> None:
     study("b", "chest", 60, spacing=2.5, kernel="B30f", series_number=2)
     study("c", "chest", 60, spacing=2.5, kernel="B70f", series_number=3)
     scan = read(tmp_path / "study")
-    assert scan.shape[0] == 60 and "lung kernel" in scan.chosen_because
+    assert scan.shape[0] == 60
+    assert "lung kernel" in scan.chosen_because
 
 
 def test_contrast_phases_of_a_chest(study, tmp_path: Path) -> None:
     study("a", "chest", 30, kernel="B30f", series_number=1, SeriesDescription="Thorax native")
     study("b", "chest", 30, kernel="B30f", series_number=2, SeriesDescription="Thorax venous")
     scan = read(tmp_path / "study")
-    assert _shown(scan) == "chest" and "lowest series number" in scan.chosen_because
+    assert _shown(scan) == "chest"
+    assert "lowest series number" in scan.chosen_because
 
 
 @pytest.mark.parametrize(
@@ -200,7 +203,8 @@ def test_a_projection_beside_its_slices_is_not_chosen(
     study("a", "chest", 24, spacing=2.5, kernel="B70f", series_number=1, **said)
     study("b", "chest", 12, series_number=2)
     scan = read(tmp_path / "study")
-    assert scan.shape[0] == 12 and f"24 with {text}" in quality_flags(scan)["other_images"].message
+    assert scan.shape[0] == 12
+    assert f"24 with {text}" in quality_flags(scan)["other_images"].message
 
 
 @pytest.mark.parametrize("text", ["MIP 10mm", "Chest MinIP"])
@@ -303,4 +307,5 @@ def test_words_for_a_region(series: Path, edit, text: str, region: str) -> None:
 
     edit(file, say)
     instance = read_header(FileSource.of(file))
-    assert instance is not None and terms.region(instance) == region
+    assert instance is not None
+    assert terms.region(instance) == region

@@ -81,7 +81,8 @@ def test_uneven_places_with_a_series_uid_for_every_image(series: Path, edit, ref
     for file in sorted(series.iterdir())[4:8]:
         file.unlink()
     message = refused(series)["missing_slices"].message
-    assert message.startswith("10 images have 10 SeriesInstanceUIDs") and "12.5 mm" in message
+    assert message.startswith("10 images have 10 SeriesInstanceUIDs")
+    assert "12.5 mm" in message
 
 
 def test_one_position_for_all_images(series: Path, edit, refused) -> None:
@@ -127,7 +128,8 @@ def test_every_file_twice(marker, series: Path, quality_flags) -> None:
     scan = read(series)
     np.testing.assert_array_equal(scan.hu, marker.hu)
     flag = quality_flags(scan)["duplicate_slices"]
-    assert flag.value == 14 and flag.message.startswith("14 position(s)")
+    assert flag.value == 14
+    assert flag.message.startswith("14 position(s)")
 
 
 def test_positions_are_counted_and_not_their_images(series: Path, edit, refused) -> None:
@@ -139,7 +141,8 @@ def test_positions_are_counted_and_not_their_images(series: Path, edit, refused)
                 lambda dataset, copy=copy: setattr(dataset, "RescaleIntercept", str(copy)),
             )
     flag = refused(series)["ambiguous_slices"]
-    assert flag.value == 14 and flag.message.startswith("14 of 14 positions")
+    assert flag.value == 14
+    assert flag.message.startswith("14 of 14 positions")
 
 
 def _nothing(dataset: Dataset, number: int) -> None:
@@ -197,9 +200,8 @@ def test_twenty_frames_at_the_place_of_a_slice(
     np.testing.assert_array_equal(scan.hu, marker.hu)
     flags = quality_flags(scan)
     flag = flags.get("ambiguous_slices") or flags["left_out_slices"]
-    assert flag.level == "warning" and (
-        "1 of 14 positions" in flag.message or "20 of 34 images" in flag.message
-    )
+    assert flag.level == "warning"
+    assert "1 of 14 positions" in flag.message or "20 of 34 images" in flag.message
 
 
 @pytest.mark.parametrize(
@@ -215,7 +217,8 @@ def test_twenty_frames_beside_the_grid(
     scan = read(series)
     np.testing.assert_array_equal(scan.hu, marker.hu)
     flag = quality_flags(scan)["left_out_slices"]
-    assert flag.level == "warning" and "20 of 34 images" in flag.message
+    assert flag.level == "warning"
+    assert "20 of 34 images" in flag.message
 
 
 def test_twenty_frames_with_another_pixel_spacing(
@@ -239,7 +242,8 @@ def test_what_contradicts_the_positions_is_not_believed(
     edit(series, lambda dataset: setattr(dataset, keyword, "7.5"))
     scan = read(series)
     np.testing.assert_array_equal(scan.hu, marker.hu)
-    assert scan.spacing_mm[0] == pytest.approx(2.5) and scan.quality_flags == ()
+    assert scan.spacing_mm[0] == pytest.approx(2.5)
+    assert scan.quality_flags == ()
 
 
 FREE = "of Doe Jane"
@@ -274,7 +278,9 @@ def test_refusals_name_known_words_and_numbers_only(
         case.read()
     text = str(caught.value.quality_flags)
     assert said in text
-    assert "doe" not in text.lower() and "jane" not in text.lower() and "1.2.3.4" not in text
+    assert "doe" not in text.lower()
+    assert "jane" not in text.lower()
+    assert "1.2.3.4" not in text
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,9 @@ def test_those_that_wait_together_are_computed_together(engine: Any, switch: Swi
     np.testing.assert_array_equal(queue.wait(other)["y"], [[200, 200, 200]])
     queue.wait(first)
     sizes = [len(seen) for seen in switch.seen]
-    assert sizes[0] == 1 and max(sizes) == 6 and sum(sizes) == 14
+    assert sizes[0] == 1
+    assert max(sizes) == 6
+    assert sum(sizes) == 14
     assert rows == sizes
 
 
@@ -287,5 +289,6 @@ def test_what_a_close_has_answered_does_not_begin(
         else:
             queue.drop(work)
         queue._compute([work])
-    assert not switch.seen and not caplog.records
+    assert not switch.seen
+    assert not caplog.records
     queue.close(0)

@@ -69,10 +69,12 @@ def test_the_served_models_are_shipped_ones_and_their_clip_entries():
     )
     models = {one.name: one for one in config.model_config_list.config}
     roads = {name for name in models if not name.endswith(CLIP_SUFFIX)}
-    assert roads and roads <= set(catalog.shipped())
+    assert roads
+    assert roads <= set(catalog.shipped())
     assert set(models) == roads | {name + CLIP_SUFFIX for name in roads}
     for name, one in models.items():
-        assert one.base_path == f"/models/{name}" and one.model_platform == "tensorflow"
+        assert one.base_path == f"/models/{name}"
+        assert one.model_platform == "tensorflow"
         assert one.model_version_policy.latest.num_versions == 1
 
 
@@ -83,7 +85,8 @@ def test_only_clips_are_batched(small_export):
     assert of_server.num_batch_threads.value >= 1
     assert not (small_export.road / BATCHING).exists()
     of_clips = text_format.Parse((small_export.clip / BATCHING).read_text(), batching_parameters())
-    assert of_clips.max_batch_size.value > 1 and of_clips.max_enqueued_batches.value > 0
+    assert of_clips.max_batch_size.value > 1
+    assert of_clips.max_enqueued_batches.value > 0
     assert not of_clips.pad_variable_length_inputs
 
 

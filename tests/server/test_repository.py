@@ -62,12 +62,14 @@ def test_the_latest_version_is_served_and_a_new_one_takes_its_place(
     store.put("linear-1", "m", 1)
     store.put("linear-2", "m", 9)
     repository.poll()
-    assert served(repository) == {"m": 9} and answer(repository) == 2
+    assert served(repository) == {"m": 9}
+    assert answer(repository) == 2
     with pytest.raises(NotFound, match=r"Specific\(m, 1\)"), repository.lease("m", 1):
         pass
     store.put("linear-3", "m", 10)  # a number, not a text: 10 comes after 9
     repository.poll()
-    assert served(repository) == {"m": 10} and answer(repository) == 3
+    assert served(repository) == {"m": 10}
+    assert answer(repository) == 3
     assert [(s.version, s.state) for s in repository.statuses("m")] == [
         (10, "AVAILABLE"),
         (9, "END"),
@@ -105,10 +107,12 @@ def test_models_come_and_go(store: Any, repository: Repository) -> None:
     assert served(repository) == {"m": 1, "n": 1}
     shutil.rmtree(store.folder / "m")
     repository.poll()
-    assert served(repository) == {"n": 1} and state(repository, 1) == ("END", "")
+    assert served(repository) == {"n": 1}
+    assert state(repository, 1) == ("END", "")
     store.put("linear-1", "m")
     repository.poll()
-    assert served(repository) == {"m": 1, "n": 1} and state(repository, 1) == ("AVAILABLE", "")
+    assert served(repository) == {"m": 1, "n": 1}
+    assert state(repository, 1) == ("AVAILABLE", "")
 
 
 def test_a_version_that_vanishes_gives_way_to_an_older_one(
@@ -119,7 +123,8 @@ def test_a_version_that_vanishes_gives_way_to_an_older_one(
     repository.poll()
     shutil.rmtree(store.folder / "m/2")
     repository.poll()
-    assert served(repository) == {"m": 1} and answer(repository) == 1
+    assert served(repository) == {"m": 1}
+    assert answer(repository) == 1
 
 
 def test_what_is_no_version_is_ignored(store: Any, repository: Repository) -> None:
@@ -180,10 +185,13 @@ def test_a_broken_version_is_refused_and_the_old_one_stays(
     breaking(copy)
     copy.rename(store.folder / "m/2")
     repository.poll()
-    assert served(repository) == {"m": 1} and answer(repository) == 1
+    assert served(repository) == {"m": 1}
+    assert answer(repository) == 1
     where, error = state(repository, 2)
-    assert where == "END" and says in error
-    assert "\n" not in error and len(error) < 1000
+    assert where == "END"
+    assert says in error
+    assert "\n" not in error
+    assert len(error) < 1000
 
 
 def test_a_broken_version_is_not_tried_again_until_it_changes(
@@ -200,7 +208,8 @@ def test_a_broken_version_is_not_tried_again_until_it_changes(
     assert model.states[2] is before  # not looked at again
     (folder / "saved_model.pb").write_bytes(good)
     repository.poll()
-    assert served(repository) == {"m": 2} and answer(repository) == 2
+    assert served(repository) == {"m": 2}
+    assert answer(repository) == 2
 
 
 def test_the_warm_up_is_replayed(store: Any, repository: Repository, tmp_path: Path) -> None:
@@ -224,7 +233,8 @@ def test_a_graph_that_touches_files_or_runs_python_is_refused(
     repository.poll()
     assert served(repository) == {}
     where, error = state(repository, 1)
-    assert where == "END" and any(name in error for name in operation.split("|"))
+    assert where == "END"
+    assert any(name in error for name in operation.split("|"))
 
 
 def test_a_name_does_not_make_a_saver(store: Any) -> None:
@@ -350,7 +360,9 @@ def test_errors_tell_no_paths_of_the_server(store: Any, repository: Repository) 
     remove_weights(folder)
     repository.poll()
     where, error = state(repository, 1)
-    assert where == "END" and "cannot be loaded" in error and "variables" in error
+    assert where == "END"
+    assert "cannot be loaded" in error
+    assert "variables" in error
     assert str(store.folder) not in error
 
 

@@ -45,7 +45,8 @@ def test_a_stop_finishes_what_is_in_flight(gate: Any, until: Any) -> None:
         assert other.get("/readyz").status_code == 503
         assert other.get("/healthz").status_code == 200
         refused = other.post("/v1/models/gate:predict", json=ONE)
-        assert refused.status_code == 503 and "stopping" in refused.json()["error"]
+        assert refused.status_code == 503
+        assert "stopping" in refused.json()["error"]
         version = server.repository.available()["gate"]
         for value in (1.0, 2.0):
             version.entry("open").run({"value": np.float32(value)})
@@ -138,7 +139,9 @@ def test_logs_hold_no_more_than_the_route(
     assert any(line.startswith("POST /v1/models/{name}:predict 200 ") for line in ours)
     assert any(line.startswith("GET unknown 404 ") for line in ours)
     text = "\n".join(ours)
-    assert "31337" not in text and "doe" not in text.lower() and str(store.folder) not in text
+    assert "31337" not in text
+    assert "doe" not in text.lower()
+    assert str(store.folder) not in text
 
 
 def test_nothing_heavy_before_it_is_needed() -> None:
@@ -171,7 +174,8 @@ def test_a_start_that_fails_leaves_nothing(
             ]
         )
     )
-    assert not server._scans._root.exists() and server._socket.fileno() == -1
+    assert not server._scans._root.exists()
+    assert server._socket.fileno() == -1
     with (
         grpc.insecure_channel(server.grpc_address) as channel,
         pytest.raises(grpc.FutureTimeoutError),

@@ -45,12 +45,12 @@ def test_runs_stand_beside_each_other_and_the_paper(
     assert found["runs"][0]["mann_whitney"] == study["mann_whitney"]
     assert round(found["paper"]["quadratic_kappa"]["value"], 3) == 0.781
     text = (out / "comparison.html").read_text("utf-8")
-    assert (
-        make.note in text
-        and "<script" not in text
-        and not re.search(r'(src|href)="(?!data:)', text)
-    )
-    assert "run-1 is better" in text and "0.781" in text and "1.2e-08" in text
+    assert make.note in text
+    assert "<script" not in text
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    assert "run-1 is better" in text
+    assert "0.781" in text
+    assert "1.2e-08" in text
 
 
 def test_the_difference_is_the_second_minus_the_first(
@@ -83,7 +83,8 @@ def test_paired_intervals_are_narrower_than_apart(
     found = compare(runs, tmp_path / "out", make.quick)
     low, high = difference(found, "accuracy")["ci95"]
     apart = np.ptp(found["runs"][0]["metrics"]["accuracy"]["ci95"])
-    assert low >= 0 and high - low < apart / 2
+    assert low >= 0
+    assert high - low < apart / 2
 
 
 def test_a_run_does_not_differ_from_its_copy(make: Any, finished: Finished, tmp_path: Path) -> None:
@@ -98,14 +99,13 @@ def test_the_covid_task_has_the_papers_four_columns(
     make: Any, finished: Finished, tmp_path: Path
 ) -> None:
     found = compare([finished(make.covid())], tmp_path / "out", make.quick)
-    assert len(found["paper"]["columns"]) == 4 and len(found["paper"]["per_class_percent"]) == 8
+    assert len(found["paper"]["columns"]) == 4
+    assert len(found["paper"]["per_class_percent"]) == 8
     text = (tmp_path / "out" / "comparison.html").read_text("utf-8")
     rows = re.findall(r'<td class="num paper">(\d+) %</td>', text)
-    assert (
-        rows[:4] == ["93", "98", "96", "96"]
-        and rows[-4:] == ["93", "97", "95", "98"]
-        and len(rows) == 24
-    )
+    assert rows[:4] == ["93", "98", "96", "96"]
+    assert rows[-4:] == ["93", "97", "95", "98"]
+    assert len(rows) == 24
 
 
 @pytest.mark.parametrize("task", ["slices", "lungs"])
@@ -114,7 +114,8 @@ def test_other_tasks_have_no_paper(
 ) -> None:
     runs = [finished(make.tables[task](), name) for name in ("a", "b")]
     found = compare(runs, tmp_path / "out", make.quick)
-    assert found["paper"] is None and found["differences"][0]["cases"] == found["runs"][0]["cases"]
+    assert found["paper"] is None
+    assert found["differences"][0]["cases"] == found["runs"][0]["cases"]
 
 
 def test_different_cases_are_said(make: Any, finished: Finished, tmp_path: Path) -> None:
@@ -232,4 +233,6 @@ def test_hostile_runs_stay_text(make: Any, finished: Finished, tmp_path: Path) -
     run = finished(make.covid(), "<b>run", model=evil, init=evil, note=evil)
     compare([run], tmp_path / "out", make.quick)
     text = (tmp_path / "out" / "comparison.html").read_text("utf-8")
-    assert "<script" not in text and "<b>run" not in text and "&lt;script&gt;" in text
+    assert "<script" not in text
+    assert "<b>run" not in text
+    assert "&lt;script&gt;" in text

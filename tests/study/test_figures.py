@@ -19,7 +19,8 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 def pixels(png: bytes, width_in: float, height_in: float) -> np.ndarray:
     picture = Image.open(io.BytesIO(png))
-    assert picture.format == "PNG" and picture.size == (
+    assert picture.format == "PNG"
+    assert picture.size == (
         round(width_in * DPI),
         round(height_in * DPI),
     )

@@ -107,7 +107,8 @@ def test_every_error_is_listed_up_to_a_limit(tmp_path: Path) -> None:
     )
     with pytest.raises(StudyError, match="69 error") as raised:
         read_predictions(path)
-    assert "row 33, age" in str(raised.value) and "and 49 more" in str(raised.value)
+    assert "row 33, age" in str(raised.value)
+    assert "and 49 more" in str(raised.value)
 
 
 def test_what_is_no_text_or_no_file(tmp_path: Path) -> None:
@@ -167,7 +168,8 @@ def test_an_ensemble_is_the_mean(make: Any) -> None:
     first, second = make.severity(1), make.severity(2)
     order = np.random.default_rng(0).permutation(60)
     found = ensemble([first, select(second, order)])
-    assert found.cases == first.cases and (found.folds == 0).all()
+    assert found.cases == first.cases
+    assert (found.folds == 0).all()
     np.testing.assert_allclose(
         found.probabilities, (first.probabilities + second.probabilities) / 2
     )

@@ -46,7 +46,8 @@ def test_patients_are_kept_by_option_only() -> None:
     part = seen.fingerprints([PIXELS["a"]], ["P1"], seed=1)
     assert seen.look("x", contract(part), PIXELS, PATIENTS).patients == ("a", "c")
     text = part.model_dump_json()
-    assert "P1" not in text and PIXELS["a"][:16] not in text
+    assert "P1" not in text
+    assert PIXELS["a"][:16] not in text
     assert not seen.fingerprints([PIXELS["a"]], seed=1).patients
 
 
@@ -70,10 +71,8 @@ def test_what_a_file_does_not_say_is_said() -> None:
     own = seen.fingerprints([PIXELS["a"]], seed=1)
     child = contract(own, *seen.ancestors("kinetics", contract()))
     found = seen.look("x", child, PIXELS, {})
-    assert (
-        found.cases == ("a",)
-        and "started from (kinetics): the file does not say" in found.unchecked[0]
-    )
+    assert found.cases == ("a",)
+    assert "started from (kinetics): the file does not say" in found.unchecked[0]
     assert seen.ancestors("parent", contract(own)) == (own,), (
         "what a parent has seen, its child has"
     )
@@ -82,7 +81,8 @@ def test_what_a_file_does_not_say_is_said() -> None:
 @pytest.mark.parametrize("name", ["severity-i3d", "severity-ltc", "lungs-unet"])
 def test_shipped_networks_name_their_seeds(name: str) -> None:
     found = seen.look(name, read_contract(seen.catalog.find(name)), PIXELS, {})
-    assert found.cases == () and "synthetic chests drawn from seeds 0 to 1639" in found.unchecked[0]
+    assert found.cases == ()
+    assert "synthetic chests drawn from seeds 0 to 1639" in found.unchecked[0]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,8 @@ def test_sentences(sightings: list[tuple[Any, ...]], short: str, said: list[str]
 
 
 def test_nothing_known_claims_nothing() -> None:
-    assert seen_in_short(None) == "" and seen_sentences(None) == []
+    assert seen_in_short(None) == ""
+    assert seen_sentences(None) == []
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -222,18 +223,15 @@ def test_evaluate_says_which_scans_were_in_the_training_set(
     model = run / "fold-0" / "model.keras"
     evaluate([model], tmp_path / "all.csv", tmp_path / "all", say=said.append)
     found = json.loads((tmp_path / "all" / "study.json").read_text())["seen_in_training"]
-    assert (
-        set(found["seen"]) == {row["case"] for row in rows if row["fold"] == 1}
-        and not found["unchecked"]
-    )
+    assert set(found["seen"]) == {row["case"] for row in rows if row["fold"] == 1}
+    assert not found["unchecked"]
     count = f"{len(found['seen'])} of {len(rows)} scans were in the training set of the model"
     assert any(line.startswith(f"warning: {count}") for line in said)
     assert count in (tmp_path / "all" / "study.html").read_text()
     said.clear()
     evaluate([model], tmp_path / "test.csv", tmp_path / "test", say=said.append)
-    assert (
-        not said and "not trained on these scans" in (tmp_path / "test" / "study.html").read_text()
-    )
+    assert not said
+    assert "not trained on these scans" in (tmp_path / "test" / "study.html").read_text()
 
 
 @pytest.mark.slow
@@ -249,7 +247,8 @@ def test_fit_that_starts_from_a_model_says_which_scans_it_knew(
     assert any(line.startswith(f"warning: {count}") for line in said)
     assert count in (tmp_path / "run" / "study.html").read_text()
     own, inherited = read_contract(tmp_path / "run" / "fold-0" / "model.keras").trained_on or ()
-    assert (inherited,) == read_contract(parent).trained_on and not own.patients
+    assert (inherited,) == read_contract(parent).trained_on
+    assert not own.patients
     # A file of before the fingerprints, with an untrained head: what is not known is said, and the
     # head gets trained.
     old = load(parent)
@@ -258,4 +257,6 @@ def test_fit_that_starts_from_a_model_says_which_scans_it_knew(
     said = trained(small_cohort, tmp_path / "again", init=tmp_path / "old.keras")
     assert any("could not be checked (old: the file does not say" in line for line in said)
     fresh = read_contract(tmp_path / "again" / "fold-0" / "model.keras")
-    assert not fresh.untrained_head and fresh.trained_on and fresh.trained_on[1].unchecked
+    assert not fresh.untrained_head
+    assert fresh.trained_on
+    assert fresh.trained_on[1].unchecked

@@ -71,7 +71,9 @@ class Page(html.parser.HTMLParser):
 def checked(text: str) -> Page:
     """A page that needs nothing but itself."""
     page = Page(text)
-    assert "script" not in page.tags and "link" not in page.tags and "iframe" not in page.tags
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert "iframe" not in page.tags
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
     assert "default-src 'none'" in text
     assert not re.search(r"url\(|@import", text)
@@ -91,7 +93,8 @@ def test_a_study_has_every_key_and_is_json(
         "study.json",
     ]
     study = json.loads((folder / "study.json").read_text("utf-8"), parse_constant=pytest.fail)
-    assert list(study) == list(KEYS) and set(study) >= PROMISED
+    assert list(study) == list(KEYS)
+    assert set(study) >= PROMISED
     assert study == make.study(predictions), "the dictionary is what the file holds"
     assert (study["task"], study["folds"], study["cases"]) == (
         task,
@@ -99,7 +102,8 @@ def test_a_study_has_every_key_and_is_json(
         len(set(predictions.cases)),
     )
     page = checked((folder / "study.html").read_text("utf-8"))
-    assert make.note in page.text and "img" in page.tags
+    assert make.note in page.text
+    assert "img" in page.tags
 
 
 def test_what_a_task_does_not_have_is_null(make: Any) -> None:
@@ -142,7 +146,9 @@ def test_names_from_files_are_text_and_nothing_else(
     )
     text = (folder / "study.html").read_text("utf-8")
     page = checked(text)
-    assert evil in page.text and "<script" not in text and "onerror=alert(1)>" not in text
+    assert evil in page.text
+    assert "<script" not in text
+    assert "onerror=alert(1)>" not in text
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -157,7 +163,10 @@ def test_a_reader_sees_the_result_and_the_cases_that_went_wrong(
         "Of 20 cases, 19 got the right class, and 0 the one beside it. 1 was two or more classes"
         " off." in text
     )
-    assert "95.0 %" in text and "case-18" in text and "case-17" not in text and "1 min" in text
+    assert "95.0 %" in text
+    assert "case-18" in text
+    assert "case-17" not in text
+    assert "1 min" in text
 
 
 def test_a_fold_without_a_class_is_a_study_too(make: Any, finished: Callable[..., Path]) -> None:
@@ -170,11 +179,9 @@ def test_a_fold_without_a_class_is_a_study_too(make: Any, finished: Callable[...
         site=("A",) * 6 + ("B",) * 6,
     )
     study = json.loads((finished(whole) / "study.json").read_text("utf-8"))
-    assert (
-        study["folds"] == 3
-        and study["balanced_accuracy"]["value"] is not None
-        and study["auc"] is not None
-    )
+    assert study["folds"] == 3
+    assert study["balanced_accuracy"]["value"] is not None
+    assert study["auc"] is not None
     checked((finished(whole) / "study.html").read_text("utf-8"))
     # One of these folds alone has no macro average: an average over fewer classes would not
     # compare.
@@ -188,7 +195,8 @@ def test_a_fold_without_a_class_is_a_study_too(make: Any, finished: Callable[...
 def test_one_case_is_a_study_too(make: Any, finished: Callable[..., Path]) -> None:
     folder = finished(make.answers([3], [1]))
     study = json.loads((folder / "study.json").read_text("utf-8"))
-    assert study["accuracy"]["value"] == 0.0 and study["auc"] is None
+    assert study["accuracy"]["value"] == 0.0
+    assert study["auc"] is None
     checked((folder / "study.html").read_text("utf-8"))
 
 

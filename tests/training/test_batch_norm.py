@@ -91,7 +91,8 @@ def test_the_shortest_stage_counts() -> None:
     settings = Settings(
         epochs=30, stages=(Stage(epochs=3, train_from="head"), Stage(epochs=10, train_from="head"))
     )
-    assert fold._shortest(settings) == 3 and fold._shortest(Settings(epochs=30)) == 30
+    assert fold._shortest(settings) == 3
+    assert fold._shortest(Settings(epochs=30)) == 30
 
 
 def test_statistics_are_those_of_the_whole_set(entries: list[CacheRecord]) -> None:
@@ -133,7 +134,8 @@ def test_as_few_clips_as_asked_for_are_taken(
     for most, count in ((2, 3), (9, 9), (1000, 21), (None, 21)):
         seen.clear()
         census.take(names, most=most)
-        assert sum(seen) == count and max(seen) - min(seen) <= len(seen)
+        assert sum(seen) == count
+        assert max(seen) - min(seen) <= len(seen)
 
 
 def test_frozen_layers_keep_what_they_have(entries: list[CacheRecord]) -> None:

@@ -108,7 +108,8 @@ def test_every_task_trains_and_answers(
                 "bfloat16 gradients of TensorFlow are no numbers on this processor (avx512_bf16)"
             )
         raise
-    assert np.isfinite(trained.curves["loss"]).all() and len(trained.curves["loss"]) == 1
+    assert np.isfinite(trained.curves["loss"]).all()
+    assert len(trained.curves["loss"]) == 1
     assert all(
         weight.dtype == np.float32 and np.isfinite(weight).all()
         for weight in trained.network.get_weights()
@@ -177,7 +178,8 @@ def test_patience_ends_a_training(entries: list[CacheRecord], tmp_path: Path) ->
     settings = ltc(epochs=50, learning_rate=0.1, held_out=0.3, patience=1, keep="best")
     trained = run(plan("covid", "ltc", settings), entries, tmp_path, held_out=4)
     watched = trained.curves["val_loss"]
-    assert len(watched) < 50 and np.argmin(watched) == len(watched) - 2
+    assert len(watched) < 50
+    assert np.argmin(watched) == len(watched) - 2
 
 
 def test_a_damaged_state_is_named(entries: list[CacheRecord], tmp_path: Path) -> None:

@@ -90,9 +90,11 @@ def test_both_networks_train_and_write_file_and_card(tmp_path, monkeypatch, capl
         result = CliRunner().invoke(program, [*common, "--out", str(tmp_path / name), *options])
         assert result.exit_code == 0, result.exception
         model = load(tmp_path / name / "model.keras")
-        assert model.contract.task == name.split("-")[0] and model.name == name
+        assert model.contract.task == name.split("-")[0]
+        assert model.name == name
         card = (tmp_path / name / "README.md").read_text()
-        assert model.sha256 in card and "| 2 | " in card
+        assert model.sha256 in card
+        assert "| 2 | " in card
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == [
             "README.md",
             "model.keras",
@@ -117,10 +119,8 @@ def test_both_networks_train_and_write_file_and_card(tmp_path, monkeypatch, capl
     result = CliRunner().invoke(average_lungs, ["--cases", str(folder), *options])
     assert result.exit_code == 0, result.exception
     mean = load(out / "model.keras")
-    assert (
-        mean.contract.origin.count(lungs.sha256) == 2
-        and mean.sha256 in (out / "README.md").read_text()
-    )
+    assert mean.contract.origin.count(lungs.sha256) == 2
+    assert mean.sha256 in (out / "README.md").read_text()
     for ours, theirs in zip(mean.network.get_weights(), lungs.network.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -136,12 +136,15 @@ def test_slices_and_masks_change_alike_and_clips_stay_masked():
     changed, (marked, part) = changed.numpy(), np.moveaxis(marked.numpy() > 0, -1, 0)
     assert set(np.unique(marked)) == {False, True}
     assert np.median(changed[marked]) < -700
-    assert not (part & ~marked).any() and 0.2 < part.sum() / marked.sum() < 0.7
+    assert not (part & ~marked).any()
+    assert 0.2 < part.sum() / marked.sum() < 0.7
     clip = 0.2 + 0.6 * rng.random((3, 8, 32, 32), np.float32)
     lungs, lesions = np.zeros_like(clip), np.zeros_like(clip)
     lungs[:, :, :, 10:], lesions[:, 2:6, 8:24, 4:20] = 1, 1
     masked, found = (array.numpy() for array in augment.clips(clip, lungs, lesions))
-    assert masked.shape == (*clip.shape, 1) and masked.min() >= 0 and masked.max() <= 1
+    assert masked.shape == (*clip.shape, 1)
+    assert masked.min() >= 0
+    assert masked.max() <= 1
     assert (masked == 0).mean() > 0.15
     assert found.max() <= 1 and not found[masked[..., 0] == 0].any(), "no disease outside the mask"
     assert found.sum() > 100
@@ -232,7 +235,8 @@ def test_a_case_comes_back_as_it_was_drawn(tmp_path, monkeypatch):
     cases._draw(tmp_path, 3)
     case = cases.read_case(tmp_path, 3)
     assert case.hu.shape == case.lungs.shape == (12, 64, 64)
-    assert case.lungs.any() and not (case.lesions & ~case.lungs).any()
+    assert case.lungs.any()
+    assert not (case.lesions & ~case.lungs).any()
     assert sum(case.lobe_scores) == case.ct_score
 
 
@@ -243,12 +247,14 @@ def test_the_training_clip_is_the_clip_that_infer_makes(tmp_path, monkeypatch, t
     unet = threshold_unet({"input_shape": (32, 32, 1), "depth": 1, "filters": 2, "outputs": 2})
     road = Stratifier(I3D((8, 32, 40, 1), classes=5, ct_score=True), unet)
     made = read_clips(tmp_path, make_clips(tmp_path, range(3, 4), road, "0" * 64), range(3, 4))
-    assert made.planes.shape == (1, 3, 8, 32, 40) and made.classes.tolist() == [3]
+    assert made.planes.shape == (1, 3, 8, 32, 40)
+    assert made.classes.tolist() == [3]
     case = cases.read_case(tmp_path, 3)
     probability = road.segment(case.hu[None], np.array([len(case.hu)], np.int32))["lungs"]
     clip = road.prepare(case.hu[None], probability)["clip"].numpy()
     difference = np.abs(clip - masked(made, road))
-    assert clip.any() and difference.mean() < 0.01
+    assert clip.any()
+    assert difference.mean() < 0.01
     assert np.median(difference) <= 1 / 255
 
 
@@ -257,7 +263,8 @@ def test_the_disease_of_a_corner_is_asked_for_in_that_corner():
     lesions[0, 6:, 4:8, :8] = 1.0
     cells = pooled(lesions, (4, 4, 4)).numpy()
     assert cells.shape == (1, 4, 4, 4, 1)
-    assert cells[0, 3, 1, 0, 0] == 1.0 and cells.sum() == 1.0
+    assert cells[0, 3, 1, 0, 0] == 1.0
+    assert cells.sum() == 1.0
     logits = np.where(cells > 0, 9.0, -9.0).astype(np.float32)
     assert float(disease_loss(cells, logits)) < 0.01 < 1.0 < float(disease_loss(cells, -logits))
 
@@ -297,9 +304,8 @@ def test_new_outputs_learn_alone_at_the_start_only(tmp_path, monkeypatch, killed
     )
     assert [name for name, _ in calls] == ["fit"] if killed else ["alone", "fit"]
     pupil = calls[0][1]
-    assert {output.dtype for output in pupil.output.values()} == {"float32"} and len(
-        pupil.output
-    ) == 4
+    assert {output.dtype for output in pupil.output.values()} == {"float32"}
+    assert len(pupil.output) == 4
     convolutions = ("conv1", "conv2", "conv3", "conv4", "conv5")
     assert {pupil.get_layer(name).compute_dtype for name in convolutions} == {"bfloat16"}
 
@@ -307,7 +313,8 @@ def test_new_outputs_learn_alone_at_the_start_only(tmp_path, monkeypatch, killed
 def test_an_i3d_is_not_trained_in_bfloat16(tmp_path):
     options = ["--cases", str(tmp_path), "--out", str(tmp_path / "x"), "--precision", "bfloat16"]
     result = CliRunner().invoke(train_severity, options)
-    assert result.exit_code == 2 and "no number in bfloat16" in result.output
+    assert result.exit_code == 2
+    assert "no number in bfloat16" in result.output
 
 
 def test_ltc_is_not_trained_on_a_clip_that_it_does_not_see_whole(tmp_path):
@@ -324,4 +331,5 @@ def test_ltc_is_not_trained_on_a_clip_that_it_does_not_see_whole(tmp_path):
         "64",
     ]
     result = CliRunner().invoke(train_severity, options)
-    assert result.exit_code == 2 and "16×32×32" in result.output
+    assert result.exit_code == 2
+    assert "16×32×32" in result.output

@@ -124,7 +124,8 @@ def test_damage_is_named_or_harmless(count: int, tmp_path: Path) -> None:
     answers = {one["name"]: one for one in map(json.loads, found.splitlines())}
     assert len(answers) == len(KINDS) * (count + 1)
     codes = Counter(one["code"] for one in answers.values())
-    assert codes["read"] > count and codes["damaged"] > count
+    assert codes["read"] > count
+    assert codes["damaged"] > count
     # A reader that dies is a refusal, and rare; no honest refusal is an exception of Python.
     assert (
         sum(number for code, number in codes.items() if code.startswith("status"))
@@ -148,7 +149,8 @@ def test_another_process_reads_what_h5py_reads(kind: str, numbers: bool, tmp_pat
         )
         for one in store.variables:
             values = file[one.path][()].astype("f4")
-            assert one.values.dtype == np.float32 and one.values.shape == values.shape
+            assert one.values.dtype == np.float32
+            assert one.values.shape == values.shape
             assert not numbers or np.array_equal(one.values, values)
     assert len(store.variables) == 4
     assert {one.layer for one in store.variables} == (
@@ -189,7 +191,8 @@ def test_every_honest_layout_is_read(
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("x", data=value, **options)
     (one,) = apart.hdf5(tmp_path / "a.h5", "a.h5").variables
-    assert one.values.shape == value.shape and np.array_equal(one.values, value)
+    assert one.values.shape == value.shape
+    assert np.array_equal(one.values, value)
 
 
 def test_numbers_in_a_header_are_read(tmp_path: Path) -> None:
@@ -258,7 +261,8 @@ def test_damaged_safetensors_are_named_or_harmless(checkpoints, tmp_path: Path) 
             assert all(value.dtype == np.float32 for value in read.tensors.values())
         except UnsafeFile as error:
             codes[error.code] += 1
-    assert codes["read"] > 30 and codes["damaged"] > 60
+    assert codes["read"] > 30
+    assert codes["damaged"] > 60
 
 
 def test_a_damaged_keras_file_is_equal_or_named(tmp_path: Path) -> None:

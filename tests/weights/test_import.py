@@ -77,13 +77,12 @@ def test_the_peers_own_logits(kinetics, checkpoints):
     peer = np.array(json.loads((checkpoints.DATA / "i3d_parity_seed7.json").read_text())["logits"])
     logits = load_model(folder / "rgb.keras")(clip())["logits"].numpy()[0]
     assert np.abs(logits - peer).max() < 1e-4 * np.abs(peer).max()
-    assert (
-        len(done["mapped"]) == 230
-        and not done["ignored"]
-        and not done["left"]
-        and not done["fresh"]
-    )
-    assert done["classes"] == 400 and done["input"] == {
+    assert len(done["mapped"]) == 230
+    assert not done["ignored"]
+    assert not done["left"]
+    assert not done["fresh"]
+    assert done["classes"] == 400
+    assert done["input"] == {
         "channels": 3,
         "scale": [2.0],
         "offset": [-1.0],
@@ -113,8 +112,10 @@ def test_kinetics_600_has_no_prefix_and_carries_slots(checkpoints, tmp_path):
     tensors["global_step"] = np.array(5, np.int64)
     path = checkpoints.write_tf(tensors, tmp_path / "model.ckpt")
     done = import_weights(path, ImportRequest("i3d", clip=SMALL), tmp_path / "x.keras")
-    assert done["classes"] == 600 and len(done["mapped"]) == 230
-    assert len(done["ignored"]) == 59 and "global_step" in done["ignored"]
+    assert done["classes"] == 600
+    assert len(done["mapped"]) == 230
+    assert len(done["ignored"]) == 59
+    assert "global_step" in done["ignored"]
 
 
 def test_a_new_classifier_must_be_asked_for(sonnet, tmp_path):
@@ -131,10 +132,10 @@ def test_a_new_classifier_must_be_asked_for(sonnet, tmp_path):
         "RGB/inception_i3d/Logits/Conv3d_0c_1x1/conv_3d/w",
     ]
     contract = read_contract(tmp_path / "x.keras")
-    assert contract.task == "severity" and "Untrained: logits" in contract.note
-    assert contract.preprocessing.input_scale == (2.0,) and contract.preprocessing.input_offset == (
-        -1.0,
-    )
+    assert contract.task == "severity"
+    assert "Untrained: logits" in contract.note
+    assert contract.preprocessing.input_scale == (2.0,)
+    assert contract.preprocessing.input_offset == (-1.0,)
 
 
 def test_a_port_without_its_top_needs_a_new_classifier(checkpoints, tmp_path):
@@ -160,7 +161,8 @@ def test_what_is_missing_or_too_much_is_listed_with_its_shape(checkpoints, tmp_p
     text = str(caught.value)
     assert "1 unfilled: Mixed_4b_Branch_0_Conv3d_0a_1x1_conv/kernel [1, 1, 1, 480, 192]" in text
     assert "1 unused: RGB/inception_i3d/Surprise/w [3, 2]" in text
-    assert "Conv3d_2b_1x1_conv/kernel [1, 1, 1, 64, 64]" in text and "[1, 1, 1, 64, 65]" in text
+    assert "Conv3d_2b_1x1_conv/kernel [1, 1, 1, 64, 64]" in text
+    assert "[1, 1, 1, 64, 65]" in text
     assert not (tmp_path / "x.keras").exists()
 
 
@@ -187,11 +189,13 @@ def test_inception_inflates_from_every_file_at_every_endpoint(
     flat = import_weights(
         path, ImportRequest("inception_v1", clip=(64, 64)), tmp_path / "flat.keras"
     )
-    assert flat["classes"] == 1001 and flat["input"]["channels"] == 1
+    assert flat["classes"] == 1001
+    assert flat["input"]["channels"] == 1
     deep = import_weights(
         path, ImportRequest("i3d", clip=(128, 64, 64), inflate=True), tmp_path / "deep.keras"
     )
-    assert deep["inflated"] and deep["classes"] == 1001
+    assert deep["inflated"]
+    assert deep["classes"] == 1001
     parent, network = load_model(tmp_path / "flat.keras"), load_model(tmp_path / "deep.keras")
     picture = np.random.default_rng(2).uniform(-1, 1, (1, 64, 64, 1)).astype(np.float32)
     checkpoints.check_inflated(parent, network, picture)
@@ -253,13 +257,17 @@ def test_a_slice_network_is_no_clip_network_without_inflation(inceptions, tmp_pa
 def test_c3d_fills_the_trunk_one_to_one(style, checkpoints, tmp_path):
     path, dense = checkpoints.c3d(style, tmp_path)
     done = import_weights(path, ImportRequest("ltc", clip=(16, 32, 32)), tmp_path / "x.keras")
-    assert len(done["mapped"]) == 16 and done["input"]["channels"] == 3
+    assert len(done["mapped"]) == 16
+    assert done["input"]["channels"] == 3
     assert [text.split()[0] for text in done["left"]] == sorted(
         dense, key=lambda name: name.removeprefix("backbone.")
     )
-    assert done["fresh"] == ["fc6", "fc7", "logits"] and done["classes"] == 5
+    assert done["fresh"] == ["fc6", "fc7", "logits"]
+    assert done["classes"] == 5
     scale, offset = done["input"]["scale"], done["input"]["offset"]
-    assert scale == [255.0] and len(offset) == 3 and all(-130 < value < -80 for value in offset)
+    assert scale == [255.0]
+    assert len(offset) == 3
+    assert all(-130 < value < -80 for value in offset)
     network = load_model(tmp_path / "x.keras")
     rng = np.random.default_rng(5)
     kernel = rng.normal(0, 0.05, (3, 3, 3, 3, 64)).astype(np.float32)
@@ -291,7 +299,8 @@ def test_c3d_through_the_stratifier_sees_blue_green_red_of_0_to_255_less_their_m
     means = np.array([90.25, 97.66, 101.41], np.float32)
     grey = (clip + means) / 255
     np.testing.assert_allclose(grey, np.repeat(grey[..., :1], 3, axis=-1), atol=1e-6)
-    assert grey.min() == pytest.approx(0, abs=1e-6) and 0.2 < grey.max() <= 1 + 1e-6
+    assert grey.min() == pytest.approx(0, abs=1e-6)
+    assert 0.2 < grey.max() <= 1 + 1e-6
     corner = clip[0, 8, 0, 0]
     np.testing.assert_allclose(corner, -means, atol=1e-4)
     # Through the first convolution as C3D does it, from the file: beyond the picture are zeros, not
@@ -339,7 +348,9 @@ def test_files_of_ours_come_back(model, ending, tmp_path):
         network.save(path)
     sides = tuple(arguments["input_shape"][:-1])
     done = import_weights(path, ImportRequest(model, clip=sides), tmp_path / "again.keras")
-    assert not done["fresh"] and not done["left"] and not done["ignored"]
+    assert not done["fresh"]
+    assert not done["left"]
+    assert not done["ignored"]
     again = load(tmp_path / "again.keras")
     for before, after in zip(network.get_weights(), again.network.get_weights(), strict=True):
         np.testing.assert_array_equal(before, after)
@@ -357,7 +368,8 @@ def test_our_own_parent_inflates(tmp_path):
         ImportRequest("i3d", clip=(8, 32, 32), inflate=True),
         tmp_path / "x.keras",
     )
-    assert done["inflated"] and done["classes"] == 5
+    assert done["inflated"]
+    assert done["classes"] == 5
     assert load_model(tmp_path / "x.keras").input_shape == (None, 8, 32, 32, 1)
 
 
@@ -375,7 +387,8 @@ def test_the_parent_that_fit_trains_on_slices_inflates(tmp_path):
     done = import_weights(tmp_path / "p.keras", wish, tmp_path / "x.keras")
     assert {line.split(" ")[0] for line in done["left"]} >= {"share/kernel", "share/bias"}
     network = load_model(tmp_path / "x.keras")
-    assert set(network.output) == {"logits"} and network.output["logits"].shape[-1] == 5
+    assert set(network.output) == {"logits"}
+    assert network.output["logits"].shape[-1] == 5
     kernel, deep = (
         next(
             layer for layer in net.layers if layer.name.startswith(name) and layer.weights
@@ -402,7 +415,8 @@ def test_infer_and_the_stratifier_take_it_once_its_head_is_trained(kinetics, tmp
         str(tmp_path / "o"),
     ]
     result = CliRunner().invoke(main, command)
-    assert result.exit_code == 1 and "untrained_head: " in result.stderr
+    assert result.exit_code == 1
+    assert "untrained_head: " in result.stderr
     # As if its head had been trained.
     untrained = load(tmp_path / "x.keras")
     trained = untrained.contract.model_copy(update={"untrained_head": False, "note": "Drawn."})
@@ -415,16 +429,16 @@ def test_infer_and_the_stratifier_take_it_once_its_head_is_trained(kinetics, tmp
     outputs = road({"hu": chest.hu[None], "depth": np.array([len(chest.hu)], np.int32)})
     assert outputs["logits"].shape == (1, 5)
     # The window's [0, 1] reaches the network as [-1, 1].
-    assert road.scaling.scale == 2.0 and road.scaling.offset == -1.0
+    assert road.scaling.scale == 2.0
+    assert road.scaling.offset == -1.0
     import_weights(
         prefix, replace(wish, allow_missing_head=False, clip=SMALL), tmp_path / "parent.keras"
     )
     result = CliRunner().invoke(
         main, [*command[:3], str(tmp_path / "parent.keras"), "--out", str(tmp_path / "other")]
     )
-    assert (
-        result.exit_code == 1 and "severity or covid, are needed, not pretrained" in result.stderr
-    )
+    assert result.exit_code == 1
+    assert "severity or covid, are needed, not pretrained" in result.stderr
 
 
 def test_the_command_prints_json_and_names_errors(checkpoints, tmp_path):

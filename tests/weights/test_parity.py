@@ -315,7 +315,8 @@ def compare_i3d(
     seen = np.repeat(clip, 3, axis=-1) if grey else clip
     theirs = Inception(tensors, naming, torch=torch).kinetics_logits(seen, head, head + bias)
     ours = load_model(out)(clip)["logits"].numpy()[0]
-    assert ours.shape == theirs.shape == (400,) and theirs.std() > 0.1 * np.abs(theirs).max()
+    assert ours.shape == theirs.shape == (400,)
+    assert theirs.std() > 0.1 * np.abs(theirs).max()
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
@@ -375,7 +376,8 @@ def compare_inception(kind: str, seed: int, path: Path, tensors: Tensors, out: P
     source = Inception(tensors, naming, torch=torch, vision=kind == "torchvision")
     theirs = source.imagenet_logits(picture, head, head + bias)
     ours = load_model(out)(picture)["logits"].numpy()[0]
-    assert ours.shape == theirs.shape == (1001,) and theirs.std() > 0.1 * np.abs(theirs).max()
+    assert ours.shape == theirs.shape == (1001,)
+    assert theirs.std() > 0.1 * np.abs(theirs).max()
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
@@ -445,7 +447,8 @@ def test_a_torch_unet_answers_as_its_own_forward_pass(bias, checkpoints, tmp_pat
     tensors = checkpoints.torch_unet(bias=bias)
     path = checkpoints.write_safetensors(tensors, tmp_path / "unet.safetensors")
     done = import_weights(path, ImportRequest("unet", clip=(32, 32)), tmp_path / "x.keras")
-    assert not done["fresh"] and not done["left"]
+    assert not done["fresh"]
+    assert not done["left"]
     x = np.random.default_rng(8).random((1, 32, 32), np.float32)
     ours = load_model(tmp_path / "x.keras")(x[..., None])["logits"].numpy()[0, :, :, 0]
     theirs = run_torch_unet({k: v.astype(np.float64) for k, v in tensors.items()}, x, 3)[0]
@@ -524,7 +527,8 @@ def test_googlenet_of_torchvision_itself(torch, tmp_path):
         ImportRequest("inception_v1", clip=(96, 64), rgb=True),
         tmp_path / "x.keras",
     )
-    assert done["left"] and all(text.startswith("aux") for text in done["left"])
+    assert done["left"]
+    assert all(text.startswith("aux") for text in done["left"])
     picture = np.random.default_rng(3).uniform(-1, 1, (1, 96, 64, 3)).astype(np.float32)
     with torch.no_grad():
         theirs = peer(torch.from_numpy(picture.transpose(0, 3, 1, 2).copy())).numpy()

@@ -176,14 +176,16 @@ def test_it_works_from_the_command_line(row: str, checkpoints: ModuleType, tmp_p
     assert done["source"].startswith(source)
     assert [len(done[key]) for key in ("mapped", "ignored", "left")] == [mapped, ignored, left]
     assert (done["fresh"], done["input"]["channels"], done["classes"]) == (fresh, channels, classes)
-    assert done["sha256"] == sha256(out) and done["inflated"] == ("--inflate" in options)
+    assert done["sha256"] == sha256(out)
+    assert done["inflated"] == ("--inflate" in options)
     ours, anyones = tf_covid.load_model(out), keras.saving.load_model(out, safe_mode=True)
     assert not [
         layer for layer in anyones.layers if not type(layer).__module__.startswith("keras.")
     ]
     clip = np.random.default_rng(0).random((1, *ours.input_shape[1:]), np.float32)
     logits = ours(clip)["logits"].numpy()
-    assert np.isfinite(logits).all() and logits.shape[-1] == classes
+    assert np.isfinite(logits).all()
+    assert logits.shape[-1] == classes
     np.testing.assert_array_equal(logits, anyones(clip)["logits"])
 
 
@@ -202,4 +204,5 @@ def test_the_program_itself(checkpoints: ModuleType, tmp_path: Path) -> None:
     good = subprocess.run(
         [*command, tmp_path / "x.keras"], capture_output=True, text=True, check=True
     )
-    assert json.loads(good.stdout)["out"] == str(tmp_path / "x.keras") and not good.stderr
+    assert json.loads(good.stdout)["out"] == str(tmp_path / "x.keras")
+    assert not good.stderr

@@ -54,7 +54,8 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_import_with_a_new_head_says_so(untrained: Path) -> None:
     contract = read_contract(untrained)
-    assert contract.untrained_head and contract.task == "severity"
+    assert contract.untrained_head
+    assert contract.task == "severity"
     assert load_model(untrained).input_shape == (
         None,
         *SHAPE,
@@ -72,7 +73,8 @@ def test_an_import_that_keeps_its_head_is_trained(tmp_path: Path) -> None:
     path = saved(tmp_path / "five.keras", 5, trained_on=(part,))
     import_weights(path, NEW_HEAD, tmp_path / "same.keras")
     contract = read_contract(tmp_path / "same.keras")
-    assert not contract.untrained_head and contract.trained_on == (part,)
+    assert not contract.untrained_head
+    assert contract.trained_on == (part,)
     import_weights(
         path, ImportRequest("ltc", classes=2, allow_missing_head=True), tmp_path / "other.keras"
     )
@@ -131,9 +133,9 @@ def test_the_command_line_refuses_it(untrained: Path, tmp_path: Path) -> None:
         str(tmp_path / "out"),
     ]
     done = CliRunner().invoke(main, command)
-    assert (
-        done.exit_code == 1 and "untrained_head: " in done.stderr and "tfcovid fit" in done.stderr
-    )
+    assert done.exit_code == 1
+    assert "untrained_head: " in done.stderr
+    assert "tfcovid fit" in done.stderr
     assert not list((tmp_path / "out").rglob("result.json"))
 
 
@@ -157,7 +159,8 @@ def test_files_of_before_read_as_trained_and_are_written_as_before(tmp_path: Pat
         "older versions refuse fields that they do not know"
     )
     contract = read_contract(path)
-    assert not contract.untrained_head and contract.trained_on is None
+    assert not contract.untrained_head
+    assert contract.trained_on is None
     assert contract_of(load_model(path)) == contract
     for name in ("severity-i3d", "severity-ltc", "lungs-unet"):
         check_trained(name, read_contract(tf_covid.weights.catalog.find(name)))

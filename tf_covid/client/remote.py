@@ -88,7 +88,7 @@ class RemoteModels:
 
     @property
     def task(self) -> str:
-        """severity or covid."""
+        """Severity or covid."""
         return self.models[0].contract.task
 
     @property

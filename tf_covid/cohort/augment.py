@@ -68,7 +68,7 @@ class Draws:
         return tf.random.stateless_normal(shape, self._next())
 
     def chance(self, count: Any, share: float) -> Any:
-        """bool (count,), true in this share of the cases."""
+        """Bool (count,), true in this share of the cases."""
         return self.uniform([count], 0.0, 1.0) < share
 
 

@@ -61,7 +61,7 @@ def full_axis_matrix(size_out: Any, size_in: Any) -> Any:
 
 
 def in_plane(rows: Any, planes: Any, columns: Any) -> Any:
-    """rows (N, h, H) · planes (N, H, W) · columnsᵀ (N, w, W) → (N, h, w). Leading 1s are broadcast."""
+    """Rows (N, h, H) · planes (N, H, W) · columnsᵀ (N, w, W) → (N, h, w). Leading 1s are broadcast."""
     return tf.matmul(tf.matmul(rows, planes), columns, transpose_b=True)
 
 

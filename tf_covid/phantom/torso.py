@@ -46,7 +46,7 @@ def cage(p: Draws, q: Points) -> Field:
 
 
 def spine_y(p: Draws, q: Points) -> Field:
-    """y of the vertebral bodies' centres at each height."""
+    """Y of the vertebral bodies' centres at each height."""
     half_depth = p["chest_half_depth_mm"] * (
         0.55 + 0.45 * smooth_step(q.u, -60.0, 0.75 * p["dome_depth_mm"])
     )

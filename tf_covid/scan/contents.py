@@ -221,6 +221,6 @@ def _whose(instance: dicom.Instance) -> tuple[str, ...]:
 
 
 def _hidden(name: str) -> bool:
-    """macOS leaves `._name` and `__MACOSX/` beside every file that it packs."""
+    """MacOS leaves `._name` and `__MACOSX/` beside every file that it packs."""
     parts = PurePosixPath(name)
     return parts.name.startswith("._") or "__MACOSX" in parts.parts

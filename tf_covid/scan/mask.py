@@ -209,7 +209,7 @@ def _of_file(
 def _filled(
     stored: Stored, labels: tuple[float, ...], values: MaskValues
 ) -> tuple[np.ndarray, np.ndarray]:
-    """bool (D, H, W) in canonical order, and its LPS affine; the values are collected."""
+    """Bool (D, H, W) in canonical order, and its LPS affine; the values are collected."""
     source, affine = orient(stored.affine_ras, stored.shape)
     mask, view = allocate(source, np.bool_)
     count = 0

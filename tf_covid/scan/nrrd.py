@@ -327,7 +327,7 @@ def _dtype(fields: dict[str, str], coding: Coding) -> np.dtype:
 
 
 def _whole(fields: dict[str, str], name: str) -> int:
-    """line skip or byte skip."""
+    """Line skip or byte skip."""
     text = fields.get(name, "0")
     if not re.fullmatch(r"\d{1,9}" if name == "lineskip" else r"-1|\d{1,9}", text):
         raise refusal("bad_header", "The NRRD header states a line skip or byte skip that is none.")

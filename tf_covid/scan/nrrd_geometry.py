@@ -127,7 +127,7 @@ def _origin(fields: dict[str, str]) -> np.ndarray:
 def _spacings(
     fields: dict[str, str], sizes: tuple[int, ...], axes: tuple[int, int, int]
 ) -> tuple[list[float], tuple[QualityFlag, ...]]:
-    """mm of the axes in space: `spacings`, else `axis mins` and `axis maxs`, else 1, as ITK assumes."""
+    """Mm of the axes in space: `spacings`, else `axis mins` and `axis maxs`, else 1, as ITK assumes."""
     spacings = _numbers(fields, "spacings", len(sizes))
     if spacings is not None:
         used = [abs(spacings[axis]) for axis in axes]

@@ -105,7 +105,7 @@ class Predictions(_Columns):
 
     @property
     def predicted(self) -> np.ndarray:
-        """int (N,), the class of the largest probability."""
+        """Int (N,), the class of the largest probability."""
         return self.probabilities.argmax(axis=1)
 
 

@@ -17,7 +17,8 @@ from tf_covid.server.settings import Settings
 def error(response: httpx.Response) -> str:
     assert response.headers["content-type"] == "application/json"
     body = response.json()
-    assert list(body) == ["error"] and isinstance(body["error"], str)
+    assert list(body) == ["error"]
+    assert isinstance(body["error"], str)
     return body["error"]
 
 
@@ -64,7 +65,8 @@ def test_types(running: Any) -> None:
     odd = running.ask("types", {"signature_name": "divide", "instances": [1, -1, 0]})
     assert "[Infinity, -Infinity, NaN]" in odd.text
     values = json.loads(odd.text)["predictions"]
-    assert values[:2] == [math.inf, -math.inf] and math.isnan(values[2])
+    assert values[:2] == [math.inf, -math.inf]
+    assert math.isnan(values[2])
 
 
 def test_a_scan_as_json(running: Any) -> None:
@@ -103,7 +105,8 @@ def test_status(running: Any) -> None:
     assert running.http.get("/v1/models/linear/versions/7").json() == wanted
     for path in ("/v1/models/nobody", "/v1/models/linear/versions/8"):
         response = running.http.get(path)
-        assert response.status_code == 404 and error(response).startswith("Could not find")
+        assert response.status_code == 404
+        assert error(response).startswith("Could not find")
 
 
 def test_metadata(running: Any) -> None:
@@ -175,7 +178,8 @@ def test_a_graph_that_finds_fault_says_so_in_one_line(running: Any) -> None:
         "/v1/models/net-clip:predict", content=b'{"instances": [[1, NaN]]}'
     )
     assert response.status_code == 400
-    assert "\n" not in error(response) and "NaN" in error(response)
+    assert "\n" not in error(response)
+    assert "NaN" in error(response)
 
 
 def test_health_and_readiness(running: Any) -> None:
@@ -244,7 +248,8 @@ def test_switch_of_versions_while_requests_run(start: Any, store: Any, until: An
     stop[0] = True
     for call in calls:
         seen = call.result()
-        assert seen == sorted(seen) and seen[0] == 1
+        assert seen == sorted(seen)
+        assert seen[0] == 1
 
 
 def test_requests_that_come_together_each_get_their_own_rows(running: Any) -> None:

@@ -173,7 +173,8 @@ def test_no_answer(scans: Any, word: str, status: int, says: str) -> None:
     running = scans(scan_memory_gb=1.0)
     response = post(running, saying(word))
     assert (response.status_code, list(response.json())) == (status, ["error"])
-    assert says in response.json()["error"] and "/" not in response.json()["error"]
+    assert says in response.json()["error"]
+    assert "/" not in response.json()["error"]
     assert left_behind(running) == []
 
 
@@ -181,10 +182,8 @@ def test_a_refused_scan(scans: Any) -> None:
     running = scans()
     response = post(running, saying("refuse"))
     assert response.status_code == 422
-    assert (
-        response.json()["quality_flags"] == [{"code": "few_slices"}]
-        and response.json()["files"] == {}
-    )
+    assert response.json()["quality_flags"] == [{"code": "few_slices"}]
+    assert response.json()["files"] == {}
     assert left_behind(running) == []
 
 
@@ -192,7 +191,8 @@ def test_a_refused_scan(scans: Any) -> None:
 def test_an_upload_that_is_no_scan(scans: Any, content: bytes) -> None:
     running = scans()
     response = post(running, content)
-    assert response.status_code == 400 and "NIfTI" in response.json()["error"]
+    assert response.status_code == 400
+    assert "NIfTI" in response.json()["error"]
     assert left_behind(running) == []
 
 
@@ -299,7 +299,8 @@ def test_several_cases_are_refused_before_any_is_answered(tmp_path: Path) -> Non
         "http://127.0.0.1:1",
     ]
     run = CliRunner().invoke(cli.infer, words)
-    assert run.exit_code == 1 and "several_cases: the upload holds 2 cases" in run.output
+    assert run.exit_code == 1
+    assert "several_cases: the upload holds 2 cases" in run.output
     assert not (tmp_path / "out").exists()
 
 
@@ -322,10 +323,12 @@ def test_uploads_have_a_limit(scans: Any, until: Any, monkeypatch: Any) -> None:
     assert server._here > 9000
     monkeypatch.setattr(server, "_here", server._here + 9000)
     full = post(running, saying("answer") + b"x" * 9000)
-    assert full.status_code == 429 and "arriving" in full.json()["error"]
+    assert full.status_code == 429
+    assert "arriving" in full.json()["error"]
     monkeypatch.setattr("tf_covid.server.http.scans._UPLOADS", 0)
     full = post(running, saying("answer"))
-    assert full.status_code == 429 and "arriving" in full.json()["error"]
+    assert full.status_code == 429
+    assert "arriving" in full.json()["error"]
     running.server.stop(0.2)
     assert first.result().status_code == 503
 
@@ -422,10 +425,8 @@ def test_the_real_command_finds_no_scan_in_a_zip_of_none(start: Any, store: Any)
     running = start()
     response = post(running, saying("no scan at all"))
     assert response.status_code in (400, 422), response.text
-    assert (
-        str(running.server._scans._root) not in response.text
-        and os.sep + "tmp" not in response.text
-    )
+    assert str(running.server._scans._root) not in response.text
+    assert os.sep + "tmp" not in response.text
     assert left_behind(running) == []
 
 

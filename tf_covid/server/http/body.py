@@ -115,7 +115,7 @@ async def gone(request: Request) -> None:
 
 
 def patient_protocol(limit_s: float) -> type[H11Protocol]:
-    """uvicorn's protocol, which closes a connection whose request headers do not arrive in that time.
+    """Uvicorn's protocol, which closes a connection whose request headers do not arrive in that time.
 
     uvicorn itself waits for ever for the first request, so a few sleeping clients could use up all
     connections.
