@@ -24,8 +24,8 @@ class Anatomy:
     Args:
         p: What was drawn, in mm unless a name says otherwise.
         lattice: The grid of the fields.
-        fields: Distance in mm to each surface, negative inside, float32 (U, Y, X); "fluid" is
-            pleural fluid that reaches beyond the lungs as well.
+        fields: Distance in mm to each surface, negative inside, float32 (U, Y, X); "fluid" is pleural
+            fluid that reaches beyond the lungs as well.
     """
 
     p: Draws
@@ -84,8 +84,7 @@ def build(p: Draws, lattice: Grid, rng: np.random.Generator) -> Anatomy:
     arm = organs.arms(p, q)
     fat = organs.fat_thickness(p, q, centre) + organs.breasts(p, q, centre)
     body = np.minimum(muscle - fat, arm)
-    # What is not lung within the cage is fat, but for the neck above it and the muscles behind the
-    # spine.
+    # What is not lung within the cage is fat, but for the neck above it and the muscles behind the spine.
     hollow = np.maximum(np.maximum(wall, -8.0 - q.u), q.y - spine_y - 10.0)
     hollow = np.maximum(hollow, np.minimum(np.abs(q.x) - 50.0, 0.6 * p["cap_height_mm"] - q.u))
     fields = {

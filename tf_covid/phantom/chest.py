@@ -29,20 +29,19 @@ class Chest:
 
     Args:
         hu: int16 Hounsfield units.
-        lungs: uint8, 0 outside, 1 right, 2 left; consolidated lung and the vessels within are
-            inside, trachea, main bronchi, hila, mediastinum and pleural fluid outside.
+        lungs: uint8, 0 outside, 1 right, 2 left; consolidated lung and the vessels within are inside, trachea, main
+            bronchi, hila, mediastinum and pleural fluid outside.
         lobes: uint8, 0 outside, 1–5 in the order of `severity.LOBES`.
-        lesions: bool, the voxels with glass or consolidation of COVID, lobar pneumonia or oedema
-            (lung that collapsed beside fluid or lies dependent is none), all within `lungs`: where
-            disease fills at least half of the way from healthy lung to the lesion's own density.
+        lesions: bool, the voxels with glass or consolidation of COVID, lobar pneumonia or oedema (lung that collapsed
+            beside fluid or lies dependent is none), all within `lungs`: where disease
+            fills at least half of the way from healthy lung to the lesion's own density.
         spacing_mm: Voxel size along (D, H, W).
         affine: (4, 4) LPS: (d, h, w, 1) → mm.
         lobe_involvement_percent: Diseased share of each lobe, counted from the voxels.
         lobe_scores: Score, 0–5, of each lobe.
         ct_score: Their sum, 0–25.
         severity: The class, 0–4, of the CT score.
-        covid: Whether the opacities are COVID's; lobar pneumonia and oedema score alike and are
-            not.
+        covid: Whether the opacities are COVID's; lobar pneumonia and oedema score alike and are not.
         settings: What was drawn, for a look at what a network finds hard.
     """
 
@@ -130,9 +129,8 @@ class _Truth:
     def settle(self) -> tuple[np.ndarray, np.ndarray]:
         """The masks, once every lobe has the score that it was drawn to have.
 
-        The shares are set on the lattice; where a coarse grid counts them into another score, the
-        disease grows or shrinks a little, in the patient's field itself, so that image and truth
-        still agree.
+        The shares are set on the lattice; where a coarse grid counts them into another score, the disease grows or
+        shrinks a little, in the patient's field itself, so that image and truth still agree.
         """
         disease, anatomy = self._patient.disease, self._patient.anatomy
         lattice_lobes = regions(anatomy.fields.__getitem__)
@@ -161,8 +159,7 @@ def draw_chest(
     Args:
         seed: Everything follows from it.
         shape: (D, H, W) voxels; the field of view is drawn, so the spacing follows.
-        severity: Class, 0–4, that the true CT score falls in; drawn uniformly if None. A grid too
-            coarse to show all
+        severity: Class, 0–4, that the true CT score falls in; drawn uniformly if None. A grid too coarse to show all
             five lobes may miss it: the returned `severity` is always what the voxels say.
         settings: Ranges of everything drawn.
     """

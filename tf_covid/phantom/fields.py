@@ -1,9 +1,8 @@
 """Smooth scalar fields in patient millimetres: lattices, spline noise, distance functions, and their upsampling.
 
-Every coordinate triple is (u, y, x): u from head to feet, y from anterior to posterior, x from the
-patient's right to left, in mm, the canonical (D, H, W) directions of `tf_covid.scan`. u = 0 is the
-nominal apex of the lungs. A distance function is negative inside, positive outside, and about one
-per mm near its surface.
+Every coordinate triple is (u, y, x): u from head to feet, y from anterior to posterior, x from the patient's right to
+left, in mm, the canonical (D, H, W) directions of `tf_covid.scan`. u = 0 is the nominal apex of the lungs. A distance
+function is negative inside, positive outside, and about one per mm near its surface.
 """
 
 from __future__ import annotations
@@ -75,8 +74,7 @@ Box = tuple[slice, slice, slice]
 class Upsampler:
     """Linear interpolation of lattice fields onto parts of a finer grid.
 
-    As matrix products, several times faster than `scipy.ndimage.map_coordinates` on a rectilinear
-    grid.
+    As matrix products, several times faster than `scipy.ndimage.map_coordinates` on a rectilinear grid.
     """
 
     def __init__(self, lattice: Grid, grid: Grid) -> None:
@@ -213,8 +211,7 @@ def _near(q: Points, low: np.ndarray, high: np.ndarray) -> Box:
         return slice(None), slice(None), slice(None)
     found = []
     for number, axis in enumerate(q):
-        # Every third line is enough: the warp is smooth, and the reach far larger than what lies
-        # between.
+        # Every third line is enough: the warp is smooth, and the reach far larger than what lies between.
         lines = np.moveaxis(axis, number, 0)[:, ::3, ::3].reshape(axis.shape[number], -1)
         inside = np.flatnonzero(
             (lines.max(axis=1) > low[number] - 4.0) & (lines.min(axis=1) < high[number] + 4.0)

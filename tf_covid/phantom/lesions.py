@@ -14,8 +14,7 @@ from tf_covid.phantom.slab import Slab
 from tf_covid.phantom.torso import hila
 from tf_covid.severity import CLASS_UPPER_SCORES, LOBES
 
-#: Bands of involvement, in percent, of the lobe scores 0–5, kept off their edges so that the grid
-#: cannot move a score.
+#: Bands of involvement, in percent, of the lobe scores 0–5, kept off their edges so that the grid cannot move a score.
 _BANDS = ((0.0, 0.0), (0.5, 4.0), (6.5, 23.0), (27.5, 47.5), (53.0, 72.0), (78.5, 98.0))
 
 
@@ -24,12 +23,11 @@ class Disease:
     """One patient's disease.
 
     Args:
-        pattern: "covid", "lobar" (pneumonia that fills lobes from one place, up to the fissure) or
-            "oedema" (glass around the hila of both lungs).
+        pattern: "covid", "lobar" (pneumonia that fills lobes from one place, up to the fissure) or "oedema" (glass
+            around the hila of both lungs).
         lobe_scores: The five scores that it was drawn to have.
         shares: The involved share (0–1) of each lobe that it was drawn to have.
-        potential: Where disease is likely, on the lattice: high first; in units of its own
-            deviation.
+        potential: Where disease is likely, on the lattice: high first; in units of its own deviation.
         thresholds: The potential from which each lobe is diseased; infinite where it is not.
     """
 
@@ -112,8 +110,7 @@ def draw_disease(
     """
     p = draw(settings, rng)
     pattern = "lobar" if p["lobar"] else "oedema" if p["oedema"] else "covid"
-    # Glass leads in COVID; lobar pneumonia is consolidation with sharp borders, oedema is glass
-    # with septal lines.
+    # Glass leads in COVID; lobar pneumonia is consolidation with sharp borders, oedema is glass with septal lines.
     p["consolidated_share"] = {
         "covid": p["consolidated_share"] * float(rng.random()),
         "lobar": 1.3,

@@ -264,6 +264,5 @@ def bowel(p: Draws, q: Points, inside: Field) -> dict[str, Field]:
         air = np.maximum(loop + 2.5, q.y - level)
         loops = loop if loops is None else np.minimum(loops, loop)
         gas = air if gas is None else np.minimum(gas, air)
-    assert loops is not None
-    assert gas is not None
+    assert loops is not None and gas is not None
     return {"bowel": np.maximum(loops, inside), "bowel_gas": np.maximum(gas, inside + 3.0)}

@@ -111,8 +111,7 @@ def examine(slices: Field, grid: Grid, protocol: Protocol, rng: np.random.Genera
     _kernel(slices, p, step)
     slices += _noise(slices.shape, p, step, rng)
     if p["streaks"]:
-        # Along the rows: photon starvation through shoulders and arms; it changes from row to row
-        # and slice to slice.
+        # Along the rows: photon starvation through shoulders and arms; it changes from row to row and slice to slice.
         rows = rng.standard_normal((len(slices), slices.shape[1], 1), dtype=np.float32)
         load = np.maximum(np.mean(slices > -200.0, axis=2, keepdims=True) - 0.45, 0.0) ** 1.5
         slices += p["streak_hu"] * rows * load * 4.0

@@ -1,10 +1,8 @@
 """Everything that the phantom draws at random, in one readable table: ranges with their units, and probabilities.
 
-A pair is a range, drawn uniformly; a single number whose name starts with `p_` is a probability.
-"Mimics" look like
+A pair is a range, drawn uniformly; a single number whose name starts with `p_` is a probability. "Mimics" look like
 disease and are none: they never enter the truth. Ranges are wider than
-reality where that helps a network that must meet any scanner and any patient (domain
-randomisation).
+reality where that helps a network that must meet any scanner and any patient (domain randomisation).
 """
 
 from __future__ import annotations

@@ -34,8 +34,7 @@ def cage(p: Draws, q: Points) -> Field:
     )
     dy = q.y - chest_centre(p, q)
     back = smooth_step(dy, -0.4 * p["chest_half_depth_mm"], 0.4 * p["chest_half_depth_mm"])
-    # Each half bulges backwards beside the spine, while the front is narrower than an ellipse with
-    # that back.
+    # Each half bulges backwards beside the spine, while the front is narrower than an ellipse with that back.
     bulge = (
         p["gutter_mm"]
         * back
@@ -46,7 +45,7 @@ def cage(p: Draws, q: Points) -> Field:
 
 
 def spine_y(p: Draws, q: Points) -> Field:
-    """Y of the vertebral bodies' centres at each height."""
+    """y of the vertebral bodies' centres at each height."""
     half_depth = p["chest_half_depth_mm"] * (
         0.55 + 0.45 * smooth_step(q.u, -60.0, 0.75 * p["dome_depth_mm"])
     )
@@ -55,8 +54,7 @@ def spine_y(p: Draws, q: Points) -> Field:
 
 def diaphragm(p: Draws, q: Points, wall: Field) -> Field:
     """Signed distance to the diaphragm: negative above it. Steep beside the ribs."""
-    # Behind, the diaphragm falls slowly: the recess there is a wide crescent, at the sides a thin
-    # sliver.
+    # Behind, the diaphragm falls slowly: the recess there is a wide crescent, at the sides a thin sliver.
     behind = smooth_step(
         q.y - chest_centre(p, q), -0.1 * p["chest_half_depth_mm"], 0.9 * p["chest_half_depth_mm"]
     )

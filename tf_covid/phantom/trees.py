@@ -44,8 +44,8 @@ def grow(
 ) -> Tree:
     """Grow a tree from `root` towards `targets`, (2**k, 3): each branch serves the half of its targets on its side.
 
-    Every generation splits each group across its longest direction and walks part of the way to the
-    new groups' centres; radii follow Murray's law, r**exponent conserved over a bifurcation.
+    Every generation splits each group across its longest direction and walks part of the way to the new groups'
+    centres; radii follow Murray's law, r**exponent conserved over a bifurcation.
     """
     groups = targets[None].astype(np.float32)
     tips = root[None].astype(np.float32)
