@@ -40,7 +40,7 @@ ROAD = (
         "models",
         "weights",
     ),
-    *("stratifier_model", "lungs", "attention", "local", "report", "pipeline", "cohort", "phantom"),
+    *("stratifier_model", "lungs", "attention", "local", "page", "report", "pipeline", "cohort", "phantom"),
     *("study", "training", "infer", "experiment", "export", "client", "server", "verify"),
     *("doctor", "console", "cli"),
 )
