@@ -1,8 +1,7 @@
 """The study's figures, as PNG or SVG bytes.
 
 They stand on white, also on a dark page, so that they can be copied onto a poster. Every function
-draws on a figure of
-its own: nothing global, and no window.
+draws on a figure of its own: nothing global, and no window.
 """
 
 from __future__ import annotations
