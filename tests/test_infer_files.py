@@ -180,13 +180,13 @@ def test_an_input_that_the_reader_dies_of_does_not_end_the_run(
     import deadly_case  # type: ignore[import-not-found]
 
     write_nifti_volume(chest.hu, chest.affine, tmp_path / "good.nii.gz")
-    from tf_covid import infer
+    from tf_covid.cohort import cases as cohort_cases
 
     def cases(inputs: Any, find: Any) -> list[Case]:
         (good,) = find(tmp_path / "good.nii.gz")
         return [deadly_case.Deadly("bad", good.path), good]
 
-    monkeypatch.setattr(infer, "cases_of", cases)
+    monkeypatch.setattr(cohort_cases, "cases_of", cases)
     result = CliRunner().invoke(main, ["check", "anything"])
     assert result.exit_code == 1
     lines = result.stdout.splitlines()

@@ -4,21 +4,27 @@ The map of the house, in the order in which data walks through it; a room may us
 never one below:
 
     errors, atomic, severity, result   what can go wrong; whole files; the study's scales; what we
-    say about one scan scan/                       BYTES → SCAN: int16 HU in one canonical order,
-    what was found wrong, what was repaired layers/                     SCAN → CLIP: window, lung
-    mask and box, slice rule, resampling; Keras layers of TF ops models/                     CLIP →
-    LOGITS: U-Net, LTC, I3D, Inception-v1; stock Keras layers weights/                    what
-    ships, with origin, licence and sha256; reading a model file safely stratifier_model.py
-    layers, U-Net and network as one model from int16 HU lungs.py                    after the
-    graph: components, left and right, volumes, involvement attention/                  LOGITS →
-    MAP: Grad-CAM, brought onto the source grid local.py                    the models of this
-    process, asked one scan at a time report/                     RESULT → FILES: montage, report,
-    maps pipeline.py                 `stratify`: the whole road on one screen
+                                       say about one scan
+    scan/                       BYTES → SCAN: int16 HU in one canonical order, what was found wrong,
+                                what was repaired
+    layers/                     SCAN → CLIP: window, lung mask and box, slice rule, resampling;
+                                Keras layers of TF ops
+    models/                     CLIP → LOGITS: U-Net, LTC, I3D, Inception-v1; stock Keras layers
+    weights/                    what ships, with origin, licence and sha256; reading a model file
+                                safely
+    stratifier_model.py         layers, U-Net and network as one model from int16 HU
+    lungs.py                    after the graph: components, left and right, volumes, involvement
+    attention/                  LOGITS → MAP: Grad-CAM, brought onto the source grid
+    local.py                    the models of this process, asked one scan at a time
+    report/                     RESULT → FILES: montage, report, maps
+    pipeline.py                 `stratify`: the whole road on one screen
     cohort/                     MANY SCANS: the manifest, one case after the other; folds, cache,
-    tf.data phantom/                    a synthetic chest that we know everything about
+                                tf.data
+    phantom/                    a synthetic chest that we know everything about
     training/                   one network of a fold, and how the shipped weights were made
     study/                      `tfcovid fit` and `evaluate`: a cohort in, the paper's tables and
-    figures out doctor/                     what is installed and works
+                                figures out
+    doctor/                     what is installed and works
     console.py, cli.py          what a terminal shows; the commands
 
 A volume is (D, H, W) throughout: D from head to feet, H from anterior to posterior, W from the

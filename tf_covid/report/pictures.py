@@ -1,8 +1,7 @@
 """One plane of the scan as a picture: true proportions in mm, lung window, lung contour, attention.
 
 Pictures carry no text: the report and the montage write theirs beside or over them, in their own
-type.
-Radiological convention: axial and coronal planes show the patient's right at the left of the
+type. Radiological convention: axial and coronal planes show the patient's right at the left of the
 picture, which is the canonical order of the columns already; sagittal planes show anterior at the
 left.
 """
