@@ -39,7 +39,17 @@ ROAD = (
         "models",
         "weights",
     ),
-    *("stratifier_model", "lungs", "attention", "local", "page", "report", "pipeline", "cohort", "phantom"),
+    *(
+        "stratifier_model",
+        "lungs",
+        "attention",
+        "local",
+        "page",
+        "report",
+        "pipeline",
+        "cohort",
+        "phantom",
+    ),
     *("study", "training", "infer", "experiment", "export", "client", "server", "verify"),
     *("doctor", "console", "cli"),
 )
