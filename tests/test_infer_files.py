@@ -139,11 +139,11 @@ def test_the_line_of_a_case_names_its_warnings(count: int) -> None:
 
 
 def test_the_status_of_an_answer_with_warnings() -> None:
-    from tf_covid.report import words
+    from tf_covid.report import text
     from tf_covid.result import Result
 
     def status(kind: Any, *levels: Any) -> str:
-        return words.status(
+        return text.status(
             Result("a", kind, tuple(QualityFlag("x", level, ".") for level in levels), {})
         )
 

@@ -13,6 +13,7 @@ The map of the house, in the order of imports; a room may use those above it, ne
     lungs.py                    after the graph: components, left and right, volumes, involvement
     attention/                  LOGITS → MAP: Grad-CAM, brought onto the source grid
     local.py                    the models of this process, asked one scan at a time
+    page/                       what report and study share: colours, formats, base page
     report/                     RESULT → FILES: montage, report, maps
     pipeline.py                 `stratify`: from scan to result, on one screen
     cohort/                     MANY SCANS: the manifest and its cases; folds, cache, tf.data
