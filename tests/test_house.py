@@ -26,10 +26,11 @@ HOUSE = CHECKOUT / "tf_covid"
 FILES = sorted(HOUSE.rglob("*.py"))
 
 #: The road. A room may import those before it, never one after it.
-ROAD = tuple(
-    "errors tensor atomic extras severity result scan layers models weights stratifier_model lungs"
-    " attention local page report pipeline cohort phantom study training infer experiment export"
-    " client server verify doctor console cli".split()
+ROAD = (
+    *("errors", "tensor", "atomic", "extras", "severity", "result", "scan", "layers", "models"),
+    *("weights", "stratifier_model", "lungs", "attention", "local", "page", "report", "pipeline"),
+    *("cohort", "phantom", "study", "training", "infer", "experiment", "export", "client"),
+    *("server", "verify", "doctor", "console", "cli"),
 )
 
 #: All that `tfcovid --help` may load beside the standard library: anything else takes hundreds of
