@@ -163,9 +163,9 @@ def test_what_trains_faster_answers_the_same(clip, stem):
 
 def test_the_disease_is_asked_for_on_the_cells_of_the_endpoints():
     network = I3D((8, 32, 32, 1), classes=3)
-    pupil, grids = add_deep_supervision(network, ("Mixed_3c", "Mixed_4f"))
+    trained, grids = add_deep_supervision(network, ("Mixed_3c", "Mixed_4f"))
     assert grids == {"disease_Mixed_3c": (4, 4, 4), "disease_Mixed_4f": (2, 2, 2)}
-    outputs = pupil(np.zeros((1, 8, 32, 32, 1), np.float32))
+    outputs = trained(np.zeros((1, 8, 32, 32, 1), np.float32))
     assert {name: tuple(outputs[name].shape) for name in grids} == {
         "disease_Mixed_3c": (1, 4, 4, 4, 1),
         "disease_Mixed_4f": (1, 2, 2, 2, 1),
@@ -274,10 +274,12 @@ def test_new_outputs_learn_alone_at_the_start_only(tmp_path, monkeypatch, killed
     """And the arithmetic is that of the precision; no network is trained here, the calls are looked at."""
     calls = []
     monkeypatch.setattr(
-        "tf_covid.training.severity.alone", lambda pupil, *_, **__: calls.append(("alone", pupil))
+        "tf_covid.training.severity.train_only",
+        lambda trained, *_, **__: calls.append(("alone", trained)),
     )
     monkeypatch.setattr(
-        "tf_covid.training.severity.fit", lambda pupil, *_, **__: calls.append(("fit", pupil)) or {}
+        "tf_covid.training.severity.fit",
+        lambda trained, *_, **__: calls.append(("fit", trained)) or {},
     )
     if killed:
         (tmp_path / "curves.json").write_text('{"0": {"loss": 1.5}}')
@@ -303,11 +305,11 @@ def test_new_outputs_learn_alone_at_the_start_only(tmp_path, monkeypatch, killed
         knows=True,
     )
     assert [name for name, _ in calls] == ["fit"] if killed else ["alone", "fit"]
-    pupil = calls[0][1]
-    assert {output.dtype for output in pupil.output.values()} == {"float32"}
-    assert len(pupil.output) == 4
+    trained = calls[0][1]
+    assert {output.dtype for output in trained.output.values()} == {"float32"}
+    assert len(trained.output) == 4
     convolutions = ("conv1", "conv2", "conv3", "conv4", "conv5")
-    assert {pupil.get_layer(name).compute_dtype for name in convolutions} == {"bfloat16"}
+    assert {trained.get_layer(name).compute_dtype for name in convolutions} == {"bfloat16"}
 
 
 def test_an_i3d_is_not_trained_in_bfloat16(tmp_path):

@@ -189,10 +189,10 @@ def main(
     seen = read_clips(folder, where, range(train))
     if kind == "ltc" and init is None:
         centre(network, masked(seen[:64], road))
-    pupil = recipe.build(**arguments, dtype=POLICIES[precision])
-    pupil.set_weights(network.get_weights())
+    trained = recipe.build(**arguments, dtype=POLICIES[precision])
+    trained.set_weights(network.get_weights())
     curves = teach(
-        pupil,
+        trained,
         recipe,
         road,
         seen,
@@ -204,7 +204,7 @@ def main(
         seed=order,
         knows=init is not None,
     )
-    network.set_weights(pupil.get_weights())
+    network.set_weights(trained.get_weights())
     contract = Contract(
         model=kind,
         arguments=arguments,
@@ -250,15 +250,15 @@ def teach(
     Returns:
         Name → one value an epoch.
     """
-    pupil, grids = add_deep_supervision(cpu_optimised(network), recipe.endpoints)
+    trained, grids = add_deep_supervision(cpu_optimised(network), recipe.endpoints)
     losses: dict[str, Any] = {name: disease_loss for name in grids}
     losses["logits"] = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     losses["ct_score"] = score_loss
     data = batches(clips, road, grids, batch=batch, seed=seed)
     if knows and not continues(out):
-        train_only(pupil, tuple(grids), data, steps=steps, rate=3e-3, loss=losses)
+        train_only(trained, tuple(grids), data, steps=steps, rate=3e-3, loss=losses)
     curves = fit(
-        pupil,
+        trained,
         data,
         out,
         epochs=epochs,
@@ -269,7 +269,7 @@ def teach(
         metrics={"logits": "accuracy"},
     )
     for layer in network.layers:
-        layer.set_weights(pupil.get_layer(layer.name).get_weights())
+        layer.set_weights(trained.get_layer(layer.name).get_weights())
     return curves
 
 
