@@ -410,7 +410,9 @@ def _fold(
             [entries[case] for case in train_cases],
             [entries[case] for case in validation_cases],
             folder,
-            on_epoch_end=lambda epoch, values: step(epoch, _line(epoch, request.settings.epochs, values)),
+            on_epoch_end=lambda epoch, values: step(
+                epoch, _line(epoch, request.settings.epochs, values)
+            ),
             board=folder / "board",
         )
     origin = f"tfcovid fit {request.task}, {request.model}, seed {request.settings.seed}, {name}{trained.origin}"
