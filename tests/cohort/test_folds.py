@@ -12,10 +12,10 @@ from tf_covid.cohort.folds import (
     audit,
     check_classes,
     check_folds,
-    split_validation,
     make_folds,
     near_cases,
     read_folds,
+    split_validation,
     write_folds,
 )
 from tf_covid.cohort.likeness import near_groups, near_key

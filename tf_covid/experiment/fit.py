@@ -29,10 +29,10 @@ from tf_covid.cohort.folds import (
     audit,
     check_classes,
     check_folds,
-    split_validation,
     make_folds,
     near_cases,
     read_folds,
+    split_validation,
     write_folds,
 )
 from tf_covid.cohort.manifest import Row, read_manifest
