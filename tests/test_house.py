@@ -28,7 +28,17 @@ FILES = sorted(HOUSE.rglob("*.py"))
 #: The road. A room may import those before it, never one after it.
 ROAD = (
     *("errors", "tensor", "atomic", "extras", "severity", "result", "scan", "layers", "models"),
-    *("weights", "stratifier_model", "lungs", "attention", "local", "page", "report", "pipeline"),
+    *(
+        "weights",
+        "preprocessor",
+        "stratifier_model",
+        "lungs",
+        "attention",
+        "local",
+        "page",
+        "report",
+        "pipeline",
+    ),
     *("cohort", "phantom", "study", "training", "infer", "experiment", "export", "client"),
     *("server", "verify", "doctor", "console", "cli"),
 )

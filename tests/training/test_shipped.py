@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from tf_covid.errors import ModelError
 from tf_covid.models import I3D, UNet
-from tf_covid.stratifier_model import Stratifier
+from tf_covid.preprocessor import Preprocessor
 from tf_covid.training import augment, cases
 from tf_covid.training.average import averaged
 from tf_covid.training.average import main as average_lungs
@@ -245,7 +245,7 @@ def test_the_training_clip_is_the_clip_that_infer_makes(tmp_path, monkeypatch, t
     cases.draw_cases(tmp_path, range(0))
     cases._draw(tmp_path, 3)
     unet = threshold_unet({"input_shape": (32, 32, 1), "depth": 1, "filters": 2, "outputs": 2})
-    road = Stratifier(I3D((8, 32, 40, 1), classes=5, ct_score=True), unet)
+    road = Preprocessor(unet, (8, 32, 40, 1))
     made = read_clips(tmp_path, make_clips(tmp_path, range(3, 4), road, "0" * 64), range(3, 4))
     assert made.planes.shape == (1, 3, 8, 32, 40)
     assert made.classes.tolist() == [3]
@@ -294,7 +294,7 @@ def test_new_outputs_learn_alone_at_the_start_only(tmp_path, monkeypatch, killed
     teach(
         network,
         RECIPES["ltc"],
-        Stratifier(network, unet),
+        Preprocessor(unet, network.input_shape[1:]),
         clips,
         tmp_path,
         epochs=1,
