@@ -211,7 +211,7 @@ def test_a_body_holds_two_million_values() -> None:
         b'{"instances": [' + b"{}," * 1_500_000 + b"{}]}",
         b"[" * 3_000_000,
     ):
-        with pytest.raises(TooLarge, match="at most 2000000 values: send hu_bytes .* or gRPC"):
+        with pytest.raises(TooLarge, match=r"at most 2000000 values: send hu_bytes .* or gRPC"):
             read(body, row)
 
 
