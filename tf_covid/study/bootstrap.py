@@ -88,20 +88,19 @@ def _interval(replicates: np.ndarray, level: float, difference: bool) -> list[fl
     return [float(low), float(high)]
 
 
-def wilson(successes: float, total: float, level: float = 0.95) -> list[float] | None:
-    """Wilson's score interval of a share, or None of nothing.
+def wilson(successes: int, total: int, level: float = 0.95) -> list[float] | None:
+    """Wilson's score interval of a proportion, or None of nothing.
+
+    Args:
+        successes: Number of cases with the property, 0 to `total`.
+        total: Number of cases.
+        level: Probability that the interval covers the true proportion.
 
     Source: Wilson 1927, doi 10.1080/01621459.1927.10502953.
     """
     if total <= 0:
         return None
-    from scipy.stats import norm
+    from scipy.stats import binomtest
 
-    z = float(norm.ppf(0.5 + level / 2.0))
-    share = successes / total
-    centre = share + z * z / (2.0 * total)
-    half = z * math.sqrt(share * (1.0 - share) / total + z * z / (4.0 * total * total))
-    scale = 1.0 + z * z / total
-    # At the ends the sums below are exact on paper only.
-    low = 0.0 if successes <= 0 else (centre - half) / scale
-    return [low, 1.0 if successes >= total else (centre + half) / scale]
+    low, high = binomtest(successes, total).proportion_ci(level, method="wilson")
+    return [float(low), float(high)]

@@ -102,9 +102,7 @@ def calibration(predictions: Predictions, bootstrap: Bootstrap, bins: int = 10) 
                 "n": int(inside.sum()),
                 "probability": float(top[inside].mean()),
                 "right": float(right[inside].mean()),
-                "right_ci95": wilson(
-                    float(right[inside].sum()), float(inside.sum()), bootstrap.level
-                ),
+                "right_ci95": wilson(int(right[inside].sum()), int(inside.sum()), bootstrap.level),
             }
         )
     error = sum(row["n"] * abs(row["probability"] - row["right"]) for row in rows) / len(top)

@@ -43,7 +43,7 @@ def measure(predictions: AnyPredictions, bootstrap: Bootstrap) -> dict[str, dict
     for name in PROPORTIONS:
         metric = found.get(name)
         if metric is not None and metric["value"] in (0.0, 1.0):
-            metric["ci95"] = wilson(metric["value"] * total, total, bootstrap.level)
+            metric["ci95"] = wilson(round(metric["value"] * total), total, bootstrap.level)
     error = found.get("mae")
     if error is not None:
         error["unit"] = (
@@ -202,7 +202,9 @@ def from_matrix(
     for name in PROPORTIONS:
         metric = found[name]
         if metric is not None:
-            metric["ci95"] = wilson(metric["value"] * len(cells), len(cells), bootstrap.level)
+            metric["ci95"] = wilson(
+                round(metric["value"] * len(cells)), len(cells), bootstrap.level
+            )
     return {
         "cases": len(cells),
         "confusion_matrix": matrix.tolist(),
