@@ -17,7 +17,7 @@ import pytest
 from tf_covid.errors import OutputError
 from tf_covid.result import DISCLAIMER
 from tf_covid.study import select, write_study
-from tf_covid.study.study import KEYS, plain
+from tf_covid.study.study import KEYS, plain_dict
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -244,7 +244,7 @@ def test_plain_values_only() -> None:
         "i": [np.inf, (np.nan,)],
         "p": Path("x"),
     }
-    assert plain(given) == {"a": 0.5, "1": [[1, 2]], "n": None, "i": [None, [None]], "p": "x"}
+    assert plain_dict(given) == {"a": 0.5, "1": [[1, 2]], "n": None, "i": [None, [None]], "p": "x"}
 
 
 #: Somebody's own predictions become a study: no model, no cohort and no run is needed.
