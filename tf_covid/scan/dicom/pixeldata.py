@@ -1,4 +1,4 @@
-"""The element PixelData (7FE0,0010) → the bytes of each frame, its length held against what the header promises."""
+"""The element PixelData (7FE0,0010) → the bytes of each frame, as long as the header promises."""
 
 from __future__ import annotations
 
@@ -120,7 +120,9 @@ def _frames(stream: BinaryIO, instance: Instance, notes: Notes) -> Iterator[byte
 
 
 def _element(stream: BinaryIO, instance: Instance) -> tuple[int, int] | None:
-    """Tag and declared length of the next element; None at the end. Afterwards the stream is at the value.
+    """Tag and declared length of the next element; None at the end.
+
+    Afterwards the stream is at the value.
 
     Whether a value representation is written, is seen here once more: files mix both.
     """

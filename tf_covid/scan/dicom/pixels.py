@@ -1,4 +1,7 @@
-"""Stored frames → int16 HU: imagecodecs decodes (it releases the GIL), pydicom's decoders are the fallback."""
+"""Stored frames → int16 HU.
+
+Imagecodecs decodes (it releases the GIL), pydicom's decoders are the fallback.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +117,10 @@ def decode(data: bytes, instance: Instance, notes: Notes | None = None) -> tuple
 
 
 def is_native(data: bytes, instance: Instance) -> bool:
-    """Whether the bytes of a frame are its samples: they have exactly their size, and begin like no stream."""
+    """Whether the bytes of a frame are its samples.
+
+    They have exactly their size, and begin like no stream.
+    """
     size = instance.rows * instance.columns * instance.samples * instance.bits_allocated // 8
     if len(data) != size:
         return False
@@ -149,7 +155,9 @@ def _attempt(decoder: Callable[..., Any], *args: Any, **options: Any) -> np.ndar
 
 
 def _rle(data: bytes, instance: Instance, dtype: np.dtype) -> np.ndarray:
-    """The pixels of an RLE frame (PS3.5 G): a segment for each byte of a sample, the high one first.
+    """The pixels of an RLE frame (PS3.5 G).
+
+    A segment for each byte of a sample, the high one first.
 
     Decoders of whole frames stop where the image is full, whatever is left; so each segment is
     unpacked for itself.
@@ -214,7 +222,9 @@ def _by_pydicom(data: bytes, instance: Instance) -> np.ndarray:
 
 
 def stored_values(pixels: np.ndarray, precision: int, instance: Instance) -> np.ndarray:
-    """The stored values as numbers: bits above HighBit cut off (old files hold overlays there), the sign extended.
+    """The stored values as numbers.
+
+    Bits above HighBit cut off (old files hold overlays there), the sign extended.
 
     Raises:
         ScanRefused: `bits_stored` if the bits above belong to the values.
@@ -240,7 +250,7 @@ def stored_values(pixels: np.ndarray, precision: int, instance: Instance) -> np.
 
 
 def _check_high_bits(pixels: np.ndarray, values: np.ndarray, instance: Instance, high: int) -> None:
-    """Bits from `high` on may be zero, constant, the sign, or an overlay, but not a part of the values."""
+    """Check that bits from `high` on are zero, constant, the sign or an overlay, not values."""
     if high >= 8 * pixels.dtype.itemsize:
         return
     every = int(np.bitwise_or.reduce(pixels, axis=None))
@@ -279,4 +289,5 @@ def to_hu(stored: np.ndarray, frame: Frame) -> np.ndarray:
         )
     else:
         hu = np.rint(stored * np.float64(frame.slope) + np.float64(frame.intercept))
-    return np.clip(hu, _INT16.min, _INT16.max).astype(np.int16)
+    clipped: np.ndarray = np.clip(hu, _INT16.min, _INT16.max).astype(np.int16)
+    return clipped
