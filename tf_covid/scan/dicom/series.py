@@ -26,7 +26,7 @@ Written rules, so that the same folder always gives the same answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from tf_covid.errors import ScanRefused
@@ -107,7 +107,7 @@ def choose(
 
 def _whole_ones_first(
     found: Sequence[Candidate], others: Sequence[LeftOut], gap_mm: float
-) -> tuple[list[Candidate], Callable[[Candidate], tuple[object, ...]]]:
+) -> tuple[list[Candidate], Callable[[Candidate], tuple[float | str, ...]]]:
     """The candidates by the written rules, the best first.
 
     The first one was looked at for what it lacks.
@@ -218,65 +218,84 @@ def _looked_at(found: Sequence[Candidate], look: Look | None) -> list[Candidate]
     return [judged(one) for one in found]
 
 
-def _rank(found: Sequence[Candidate]) -> Callable[[Candidate], tuple[object, ...]]:
+@dataclass(frozen=True)
+class _Field:
+    """What a candidate is compared with: the others of its study.
+
+    Args:
+        longest_mm: Length of the longest axial candidate that shows the lungs, in mm.
+        broken: Whether no candidate of enough slices can be stacked.
+    """
+
+    longest_mm: float
+    broken: bool
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """One of the written rules, in the order of `RULES`.
+
+    Args:
+        reason: Why the chosen candidate is preferred where this rule decides.
+        key: What is compared; the smallest comes first.
+    """
+
+    reason: str
+    key: Callable[[Candidate, _Field], float | str]
+
+
+def _covers(one: Candidate, field: _Field) -> bool:
+    long = one.length_mm >= _LENGTH_SHARE * field.longest_mm
+    return long and len(one.places) >= LEAST_SLICES
+
+
+def _spacing(one: Candidate, field: _Field) -> float:
+    return round(one.stack.spacing_mm, 1) if one.stack else -len(one.places)
+
+
+#: Order and reasons: the first rule by which two candidates differ decides between them.
+RULES = (
+    _Rule("it shows the lungs", lambda one, field: one.elsewhere),
+    # A few slices are no answer for a study whose chest cannot be stacked: then it is said what is
+    # wrong with that.
+    _Rule("it is larger", lambda one, field: field.broken and len(one.places) < LEAST_SLICES),
+    _Rule("it can be stacked", lambda one, field: one.stack is None),
+    _Rule("its slices are no slabs", lambda one, field: not one.plain),
+    _Rule("it is axial", lambda one, field: not one.axial),
+    _Rule("it covers enough", lambda one, field: not _covers(one, field)),
+    _Rule("it is original", lambda one, field: not one.original),
+    _Rule("it is the thinnest", _spacing),
+    _Rule("its words name the chest", lambda one, field: _REGIONS[one.region]),
+    _Rule("it has a lung kernel", lambda one, field: not one.lung_kernel),
+    _Rule("it has the most slices", lambda one, field: -len(one.places)),
+    _Rule("it has the lowest series number", lambda one, field: one.series_number),
+    _Rule("its UID sorts first", lambda one, field: one.series_uid),
+)
+
+
+def _rank(found: Sequence[Candidate]) -> Callable[[Candidate], tuple[float | str, ...]]:
     """The sort key of the written rules, the best candidate first."""
     large = [
         one for one in found if one.axial and not one.elsewhere and len(one.places) >= LEAST_SLICES
     ]
-    longest = max((one.length_mm for one in large), default=0.0)
-    # A few slices are no answer for a study whose chest cannot be stacked: then it is said what is
-    # wrong with that.
-    broken = not any(one.stack for one in found if len(one.places) >= LEAST_SLICES)
-
-    def rank(candidate: Candidate) -> tuple[object, ...]:
-        enough = (
-            len(candidate.places) >= LEAST_SLICES and candidate.length_mm >= _LENGTH_SHARE * longest
-        )
-        return (
-            candidate.elsewhere,
-            broken and len(candidate.places) < LEAST_SLICES,
-            candidate.stack is None,
-            not candidate.plain,
-            not candidate.axial,
-            not enough,
-            not candidate.original,
-            round(candidate.stack.spacing_mm, 1) if candidate.stack else -len(candidate.places),
-            _REGIONS[candidate.region],
-            not candidate.lung_kernel,
-            -len(candidate.places),
-            candidate.series_number,
-            candidate.series_uid,
-        )
-
-    return rank
-
-
-_REASONS = (
-    "it shows the lungs",
-    "it is larger",
-    "it can be stacked",
-    "its slices are no slabs",
-    "it is axial",
-    "it covers enough",
-    "it is original",
-    "it is the thinnest",
-    "its words name the chest",
-    "it has a lung kernel",
-    "it has the most slices",
-    "it has the lowest series number",
-    "its UID sorts first",
-)
+    field = _Field(
+        longest_mm=max((one.length_mm for one in large), default=0.0),
+        broken=not any(one.stack for one in found if len(one.places) >= LEAST_SLICES),
+    )
+    return lambda candidate: tuple(rule.key(candidate, field) for rule in RULES)
 
 
 def _because(
-    ranked: Sequence[Candidate], rank: Callable[[Candidate], tuple[object, ...]], secrets: Secrets
+    ranked: Sequence[Candidate],
+    rank: Callable[[Candidate], tuple[float | str, ...]],
+    secrets: Secrets,
 ) -> str:
     best = ranked[0]
     if len(ranked) == 1:
         return f"The only stack of CT slices: {best.describe(secrets)}."
     mine, next_best = rank(best), rank(ranked[1])
     decided = next(
-        (reason for reason, a, b in zip(_REASONS, mine, next_best, strict=True) if a != b),
-        _REASONS[-1],
+        (rule.reason for rule, a, b in zip(RULES, mine, next_best, strict=True) if a != b),
+        RULES[-1].reason,
     )
     return f"Of {len(ranked)} stacks this one, because {decided}: {best.describe(secrets)}."
