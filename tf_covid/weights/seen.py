@@ -50,13 +50,12 @@ def fingerprints(pixels: Iterable[str], patients: Iterable[str] = (), *, seed: i
     Args:
         pixels: sha256 (hex) of the voxels of each scan.
         patients: Id of each patient; kept by option only.
-        seed: Seed of the run. The salt follows from it and from the scans, so that a run that is resumed
-            writes the same file; without the scans nobody can foresee it.
+        seed: Seed of the run. The salt follows from it and from the scans, so that a run that is
+            resumed writes the same file; without the scans nobody can foresee it.
     """
     hashes = sorted(set(pixels))
-    salt = hashlib.sha256("\n".join([f"trained on, seed {seed}", *hashes]).encode()).hexdigest()[
-        :32
-    ]
+    seeded = "\n".join([f"trained on, seed {seed}", *hashes])
+    salt = hashlib.sha256(seeded.encode()).hexdigest()[:32]
     return TrainedOn(
         salt=salt,
         scans=tuple(sorted(_fingerprint(salt, "scan", pixel_hash) for pixel_hash in hashes)),
