@@ -40,7 +40,17 @@ ROAD = (
         "models",
         "weights",
     ),
-    *("stratifier_model", "lungs", "attention", "local", "report", "pipeline", "cohort", "phantom"),
+    *(
+        "stratifier_model",
+        "lungs",
+        "attention",
+        "answer",
+        "local",
+        "report",
+        "pipeline",
+        "cohort",
+        "phantom",
+    ),
     *("study", "training", "infer", "experiment", "export", "client", "server", "verify"),
     *("doctor", "console", "cli"),
 )

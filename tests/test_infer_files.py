@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -120,7 +121,8 @@ def test_an_older_answer_is_known_and_never_overwritten_in_silence(
     assert [*Summary(out).rows] == ["scan"]
     write_nifti_volume(chest.hu, chest.affine, tmp_path / "scan.nii.gz")
     (case,) = cases_of([tmp_path / "scan.nii.gz"])
-    outcome = Run(out, Options(), remote=(None, ["m"])).answer(case)  # type: ignore[arg-type]
+    remote: Any = SimpleNamespace(weights_sha256=["m"])
+    outcome = Run(out, Options(), remote=remote).answer(case)
     assert outcome.problem is not None
     assert outcome.problem.startswith("name_taken: ")
     assert (out / "scan" / "result.json").read_bytes() == before
@@ -180,13 +182,13 @@ def test_an_input_that_the_reader_dies_of_does_not_end_the_run(
     import deadly_case  # type: ignore[import-not-found]
 
     write_nifti_volume(chest.hu, chest.affine, tmp_path / "good.nii.gz")
-    from tf_covid import infer
+    from tf_covid.cohort import cases as module
 
     def cases(inputs: Any, find: Any) -> list[Case]:
         (good,) = find(tmp_path / "good.nii.gz")
         return [deadly_case.Deadly("bad", good.path), good]
 
-    monkeypatch.setattr(infer, "cases_of", cases)
+    monkeypatch.setattr(module, "cases_of", cases)
     result = CliRunner().invoke(main, ["check", "anything"])
     assert result.exit_code == 1
     lines = result.stdout.splitlines()
