@@ -1,7 +1,10 @@
 # make demo [CT=PATH]   a synthetic patient, and your own scan, through the whole road
-# make test             every test; make test ARGS='-m "not slow"' for the quick ones, WORKERS=1 for one process
+# make test             the quick tests, of every room; ARGS="tests/scan -k zip" for some, WORKERS=1 for one process
+# make test-all         every test; ARGS="-m slow" for the slow ones alone
 # make test-system      as root: Debian packages that tests use where they are there
-# make lint, make clean
+# make lint             ruff and mypy, as pre-commit runs them
+# make changelog        CHANGELOG.md as the next release would have it, from changelog.d/
+# make clean
 
 PYTHON ?= $(firstword $(foreach python,python3.11 python3 python,$(shell \
 	$(python) -c 'import sys; sys.version_info >= (3, 11) and print("$(python)")' 2>/dev/null)))
@@ -15,7 +18,7 @@ WORKERS ?= 2
 # TensorFlow's start-up chatter; 0 shows it.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test test-system lint clean
+.PHONY: demo test test-all test-system lint changelog clean
 
 demo: $(VENV)/.installed $(DEMO)/phantom/manifest.csv
 	$(BIN)/tfcovid infer $(DEMO)/phantom/manifest.csv $(if $(CT),"$(CT)") --out $(DEMO)/results --overwrite
@@ -26,6 +29,9 @@ $(DEMO)/phantom/manifest.csv: $(VENV)/.installed
 	$(BIN)/tfcovid phantom --cases 1 --seed 7 --out $(DEMO)/phantom
 
 test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope $(ARGS)
 
 test-system:
@@ -37,8 +43,11 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+changelog: $(VENV)/.installed-test
+	$(BIN)/towncrier build --draft
+
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .coverage*
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -1,9 +1,11 @@
 """Seeded mutations of small scans in every format, and what the reader makes of each: `python benchmarks/fuzz.py`.
 
     python benchmarks/fuzz.py --seed 1 --count 20000 --out fuzz.jsonl     # about half an hour on
-    two cores python benchmarks/fuzz.py --seed 1 --show betrayed --out fuzz.jsonl --count 0
+                                                                          two cores
+    python benchmarks/fuzz.py --seed 1 --show betrayed --out fuzz.jsonl --count 0
     python benchmarks/fuzz.py --seed 1 --only 4711 --keep folder          # one input, written down
-    and read python benchmarks/fuzz.py --false-alarms 300 --real $TF_COVID_REAL_CT
+                                                                          and read
+    python benchmarks/fuzz.py --false-alarms 300 --real $TF_COVID_REAL_CT
 
 A run goes on where its `--out` ends. The exit status is 1 where an answer was silent though the
 file betrays it, where a reader crashed, took more than 1 GiB beside the scan or more than 10 s, and

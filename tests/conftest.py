@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,21 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     return argname if isinstance(val, bytes) else None
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """What a machine lacks is one line of the summary, however many tests are skipped for it."""
+    report = yield
+    if report.skipped and isinstance(report.longrepr, tuple):
+        report.longrepr = (str(Path(__file__).parent), None, report.longrepr[2])
+    return report
+
+
 @pytest.fixture(scope="session")
 def real_ct() -> Path:
     """The folder of real scans named in `TF_COVID_REAL_CT`; the test is skipped without it."""
     folder = os.environ.get("TF_COVID_REAL_CT")
     if not folder:
-        pytest.skip("needs real scans: set TF_COVID_REAL_CT to their folder")
+        pytest.skip("needs real scans: set TF_COVID_REAL_CT to their folder (CONTRIBUTING.md)")
     path = Path(folder).resolve()
     if not path.is_dir():
         pytest.fail(f"TF_COVID_REAL_CT names {folder}, which is not a folder")

@@ -141,11 +141,11 @@ def test_the_line_of_a_case_names_its_warnings(count: int) -> None:
 
 
 def test_the_status_of_an_answer_with_warnings() -> None:
-    from tf_covid.report import words
+    from tf_covid.report import text
     from tf_covid.result import Result
 
     def status(kind: Any, *levels: Any) -> str:
-        return words.status(
+        return text.status(
             Result("a", kind, tuple(QualityFlag("x", level, ".") for level in levels), {})
         )
 
@@ -182,13 +182,13 @@ def test_an_input_that_the_reader_dies_of_does_not_end_the_run(
     import deadly_case  # type: ignore[import-not-found]
 
     write_nifti_volume(chest.hu, chest.affine, tmp_path / "good.nii.gz")
-    from tf_covid.cohort import cases as module
+    from tf_covid.cohort import cases as cohort_cases
 
     def cases(inputs: Any, find: Any) -> list[Case]:
         (good,) = find(tmp_path / "good.nii.gz")
         return [deadly_case.Deadly("bad", good.path), good]
 
-    monkeypatch.setattr(module, "cases_of", cases)
+    monkeypatch.setattr(cohort_cases, "cases_of", cases)
     result = CliRunner().invoke(main, ["check", "anything"])
     assert result.exit_code == 1
     lines = result.stdout.splitlines()

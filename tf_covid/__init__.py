@@ -1,24 +1,32 @@
 """Severity of COVID-19 from a chest CT, with its evidence. Research software, not a medical device.
 
-The map of the house, in the order in which data walks through it; a room may use those above it,
-never one below:
+The map of the house, in the order of imports; a room may use those above it, never one below:
 
-    errors, atomic, severity, result   what can go wrong; whole files; the study's scales; what we
-    say about one scan scan/                       BYTES → SCAN: int16 HU in one canonical order,
-    what was found wrong, what was repaired layers/                     SCAN → CLIP: window, lung
-    mask and box, slice rule, resampling; Keras layers of TF ops models/                     CLIP →
-    LOGITS: U-Net, LTC, I3D, Inception-v1; stock Keras layers weights/                    what
-    ships, with origin, licence and sha256; reading a model file safely stratifier_model.py
-    layers, U-Net and network as one model from int16 HU lungs.py                    after the
-    graph: components, left and right, volumes, involvement attention/                  LOGITS →
-    MAP: Grad-CAM, brought onto the source grid local.py                    the models of this
-    process, asked one scan at a time report/                     RESULT → FILES: montage, report,
-    maps pipeline.py                 `stratify`: the whole road on one screen
-    cohort/                     MANY SCANS: the manifest, one case after the other; folds, cache,
-    tf.data phantom/                    a synthetic chest that we know everything about
+    errors, tensor              what can go wrong; types of what TensorFlow and Keras hand over
+    atomic, extras              files that are whole or not there; libraries that an extra brings
+    severity, result            the study's scales; what we say about one scan
+    scan/                       BYTES → SCAN: int16 HU in one canonical order, its quality flags
+    layers/                     SCAN → CLIP: window, lung mask and box, slice rule, resampling
+    models/                     CLIP → LOGITS: U-Net, LTC, I3D, Inception-v1; stock Keras layers
+    weights/                    what ships, with origin and sha256; reading a model file safely
+    stratifier_model.py         layers, U-Net and network as one model from int16 HU
+    lungs.py                    after the graph: components, left and right, volumes, involvement
+    attention/                  LOGITS → MAP: Grad-CAM, brought onto the source grid
+    local.py                    the models of this process, asked one scan at a time
+    page/                       what report and study share: colours, formats, base page
+    report/                     RESULT → FILES: montage, report, maps
+    pipeline.py                 `stratify`: from scan to result, on one screen
+    cohort/                     MANY SCANS: the manifest and its cases; folds, cache, tf.data
+    phantom/                    a synthetic chest that we know everything about
+    study/                      PREDICTIONS → PAPER: its tables and figures, without TensorFlow
     training/                   one network of a fold, and how the shipped weights were made
-    study/                      `tfcovid fit` and `evaluate`: a cohort in, the paper's tables and
-    figures out doctor/                     what is installed and works
+    infer.py                    many inputs, one answer each
+    experiment/                 MANIFEST → RUN: `tfcovid fit` and `tfcovid evaluate`
+    export/                     MODEL → SAVEDMODEL for TF Serving
+    client/                     a server, ours or TF Serving, instead of the models here
+    server/                     SAVEDMODEL → ANSWERS: TF Serving's REST (http/) and gRPC API
+    verify/                     Keras, SavedModel, OpenVINO and server, compared value by value
+    doctor/                     what is installed and works
     console.py, cli.py          what a terminal shows; the commands
 
 A volume is (D, H, W) throughout: D from head to feet, H from anterior to posterior, W from the

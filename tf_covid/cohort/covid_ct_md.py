@@ -5,12 +5,13 @@ The folder as it is distributed; the first level is spelled in several ways ("CO
 do not matter there, nor in what follows:
 
     COVID-19 Cases/P001/*.dcm       a series a patient, JPEG lossless; age and sex stand in the
-    headers Cap Cases/cap001/*.dcm          community-acquired pneumonia
+                                    headers
+    Cap Cases/cap001/*.dcm          community-acquired pneumonia
     Normal Cases/normal001/*.dcm
     Index.csv                       Label Index,Diagnosis,Relative Path,Folder/ID: who has labels
     Slice-level-labels.npy          (cases, slices): 1 where a slice shows infection
     Lobe-level-labels.npy           (cases, slices, 5): the same for each lobe: LLL, LUL, RLL, RML,
-    RUL
+                                    RUL
 
 `covid` is 1 for COVID-19 and 0 for the other two; `finding` tells the three apart. `severity`,
 `ct_score` and `lobe_scores` stay empty for all of them: the labels say where there is infection and
@@ -25,8 +26,8 @@ Known of the labels, and what is made of it:
   read by position; one with a row for the gap, by the number itself; any other is refused. The row
   is told as `label_row`.
 - Slices of the labels are in the order of SliceLocation (0020,1041), says the set's README; file
-  names are not. Nothing
-  here joins labels to slices: `slice_labels` and `lobe_labels` are the paths of the arrays.
+  names are not. Nothing here joins labels to slices: `slice_labels` and `lobe_labels` are the paths
+  of the arrays.
 - Whether the label files lie beside the folders or come apart depends on the download: a set
   without any is fine, one with a part of them is not.
 """

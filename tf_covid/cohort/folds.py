@@ -27,8 +27,7 @@ class Folds(BaseModel):
         names: What each fold is called: its number, or the site.
         test: Case → number of its fold, 0 ….
         near_equal: A case of each patient, for patients whose ids are near-equal (`P01` and `p1`)
-            and who share a fold
-            for that: perhaps one person.
+            and who share a fold for that: perhaps one person.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -20,8 +20,7 @@ def near_key(text: str) -> str:
 
     Case, accents, composed and decomposed letters, wide letters, digits of any script, letters that
     look alike, what is no letter and no digit, zeros in front of a number and ".0" behind one make
-    no difference. The order of letters
-    and digits does, and where a number ends: 12-3 is not 1-23.
+    no difference. The order of letters and digits does, and where a number ends: 12-3 is not 1-23.
 
     Args:
         text: An id.

@@ -3,16 +3,16 @@
 The folder as it is distributed (`COVID19_1110/`):
 
     studies/CT-0/study_0001.nii.gz …    CT-0 to CT-4, 1,110 studies; some copies are unpacked,
-    `.nii` masks/study_0255_mask.nii.gz …      50 studies of CT-1: ground glass and consolidation, 1
-    in the voxels dataset_registry.xlsx, README_*     not read: the registry repeats what the
-    folders say
+                                        `.nii`
+    masks/study_0255_mask.nii.gz …      50 studies of CT-1: ground glass and consolidation, 1 in the
+                                        voxels
+    dataset_registry.xlsx, README_*     not read: the registry repeats what the folders say
 
 **CT-0 … CT-4 are not the severity classes 0 … 4 of this project.** They are classes of involved
-lung as a radiologist
-saw it: none, < 25 %, 25–50 %, 50–75 %, > 75 %. The severity of Francone et al. is a sum over five
-lobes, which a share of the whole lung does not give. So the class goes into a column of its own,
-`mosmed_class`, and `severity` and `ct_score` stay empty: nothing that trains on `severity` can take
-one for the other.
+lung as a radiologist saw it: none, < 25 %, 25–50 %, 50–75 %, > 75 %. The severity of Francone et
+al. is a sum over five lobes, which a share of the whole lung does not give. So the class goes into
+a column of its own, `mosmed_class`, and `severity` and `ct_score` stay empty: nothing that trains
+on `severity` can take one for the other.
 
 `covid` stays empty too, in CT-0 as in the others: the set tells what the images show ("not
 consistent with pneumonia, including COVID-19" for CT-0), and no test for the virus. It names no

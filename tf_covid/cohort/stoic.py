@@ -3,7 +3,8 @@
 The public training set as it is distributed:
 
     data/mha/<PatientID>.mha     2,000 scans, one a patient; age and sex stand in the header of the
-    file metadata/reference.csv       PatientID,probCOVID,probSevere: 0 or 1
+                                 file
+    metadata/reference.csv       PatientID,probCOVID,probSevere: 0 or 1
 
 `covid` is probCOVID, the result of RT-PCR. **probSevere is not the severity of this project**: it
 says who died or was intubated within a month. It goes into a column of its own, `stoic_severe`, and

@@ -3,10 +3,12 @@
 RUN/run.json          what was asked for; a run that is resumed must ask for the same
 RUN/folds.json        who is tested in which fold
 RUN/records.json      which record of the cache each case is: a scan that changes under a run is
-noticed RUN/skipped.csv       scans that cannot be used, and why
+                      noticed
+RUN/skipped.csv       scans that cannot be used, and why
 RUN/cache/            records of the scans, if no other folder was named
 RUN/fold-<k>/         model.keras, predictions.csv, curves.json; state.npz while it trains; board/
-for TensorBoard RUN/predictions.csv, study.json, study.html
+                      for TensorBoard
+RUN/predictions.csv, study.json, study.html
 """
 
 from __future__ import annotations

@@ -51,9 +51,8 @@ class ClipSampler(keras.layers.Layer):
     """Resample the kept slices inside the box onto the clip grid.
 
     The kept slices are put one behind the other, whatever lay between them, and resampled along
-    depth as in the
-    plane: linearly when enlarging, averaged over an output cell when reducing, so that a scan of 1
-    mm slices and one of 8 mm look alike.
+    depth as in the plane: linearly when enlarging, averaged over an output cell when reducing, so
+    that a scan of 1 mm slices and one of 8 mm look alike.
 
     Args:
         frames, height, width: Size of the clip.

@@ -50,8 +50,8 @@ def LTC(
     Args:
         input_shape: (D, H, W, C) of a clip, at least 16×32×32: every side is known, since the dense
             layers depend on it (at 64×224×224 the first one alone has 103 M weights with
-            `dense=2048`). The pools leave out what
-            does not fill a window: sides in multiples of 16×32×32 are seen whole.
+            `dense=2048`). The pools leave out what does not fill a window: sides in multiples of
+            16×32×32 are seen whole.
         classes: Number of logits.
         trunk: "ltc" has Varol's five convolutions 64-128-256-256-256; "c3d" the eight of C3D.
         dense: Width of the two dense layers.

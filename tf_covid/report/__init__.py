@@ -2,9 +2,9 @@
 
 views.py     which slices and planes tell the most
 pictures.py  one plane of the scan as a picture: lung window, lung contour, attention
-figures.py   montage.png
+montage.py   montage.png
 html.py      report.html (with report.html.j2)
-words.py     the sentences and number formats that both share
+text.py      the sentences that both share
 files.py     the case folder, atomically
 summary.py   summary.csv, a row a case
 

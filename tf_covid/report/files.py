@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from tf_covid.atomic import alive
 from tf_covid.errors import OutputError
-from tf_covid.report import figures, html
+from tf_covid.report import html
+from tf_covid.report.montage import montage
 
 if TYPE_CHECKING:
     from tf_covid.result import Result
@@ -133,7 +134,7 @@ def _write_evidence(result: Result, scan: Scan | None, folder: Path) -> dict[str
                 pool.submit(write_nifti, maps.attention, scan, path, slope=_ATTENTION_SLOPE)
             )
         views = choose(result, scan)
-        figures.montage(result, scan, views).savefig(folder / "montage.png", dpi=figures.DPI)
+        (folder / "montage.png").write_bytes(montage(result, scan, views))
         drawn = html.draw(result, scan, views)
         for job in jobs:
             job.result()

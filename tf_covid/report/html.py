@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from tf_covid.report import words
+from tf_covid.page.data_uri import jpeg_uri
+from tf_covid.page.templates import template
+from tf_covid.report import text
 from tf_covid.result import DISCLAIMER
 
 if TYPE_CHECKING:
-    import jinja2
-
     from tf_covid.report.views import Views
     from tf_covid.result import Result
     from tf_covid.scan.scan import Scan
@@ -34,30 +32,16 @@ def render(result: Result, scan: Scan | None, drawn: Mapping[str, Any] | None = 
     """
     context: dict[str, Any] = {
         "result": result,
-        "words": words,
+        "text": text,
         "disclaimer": DISCLAIMER,
-        "levels": words.LEVELS,
-        "quality_flags": words.quality_flags(result),
+        "levels": text.LEVELS,
+        "quality_flags": text.quality_flags(result),
     }
     if result.status != "refused":
         if scan is None or result.maps is None:
             raise ValueError("an answered case needs its scan and its maps to be drawn")
         context |= draw(result, scan) if drawn is None else drawn
-    return _template().render(context)
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    import jinja2
-
-    # Names of cases, models and tags come from files that anybody may have written: everything is
-    # escaped.
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(
-        resources.files("tf_covid.report").joinpath("report.html.j2").read_text("utf-8")
-    )
+    return template("tf_covid.report", "report.html.j2").render(context)
 
 
 def draw(result: Result, scan: Scan, views: Views | None = None) -> dict[str, Any]:
@@ -74,10 +58,10 @@ def draw(result: Result, scan: Scan, views: Views | None = None) -> dict[str, An
     views = views or choose(result, scan)
     has_attention = result.maps is not None and result.maps.attention is not None
     return {
-        "headline": words.headline(result),
-        "bars": words.bars(result),
-        "score_ranges": words.score_ranges(),
-        "notes": words.notes(result),
+        "headline": text.headline(result),
+        "bars": text.bars(result),
+        "score_ranges": text.score_ranges(),
+        "notes": text.notes(result),
         "has_attention": has_attention,
         "scale": pictures.attention_scale(),
         "window": (
@@ -110,7 +94,7 @@ def _axial_pictures(result: Result, scan: Scan, views: Views) -> list[dict[str, 
                 # location.
                 "z_mm": float(scan.affine[2] @ (index, 0.0, 0.0, 1.0)),
                 "involvement": involvement[index] if involvement else None,
-                "made_up": index in scan.interpolated,
+                "interpolated": index in scan.interpolated,
             }
         )
     return shown
@@ -128,8 +112,8 @@ def _picture_pair(
     height_mm, width_mm = plane.size_mm
     px_per_mm = _PICTURE_PX / max(height_mm, width_mm)
     return {
-        "plain": pictures.data_uri(pictures.plain(plane, px_per_mm)),
-        "overlay": pictures.data_uri(pictures.overlay(plane, px_per_mm)),
+        "plain": jpeg_uri(pictures.plain(plane, px_per_mm)),
+        "overlay": jpeg_uri(pictures.overlay(plane, px_per_mm)),
         "width_mm": width_mm,
         "height_mm": height_mm,
     }

@@ -1,21 +1,20 @@
 """One plane of the scan as a picture: true proportions in mm, lung window, lung contour, attention.
 
 Pictures carry no text: the report and the montage write theirs beside or over them, in their own
-type.
-Radiological convention: axial and coronal planes show the patient's right at the left of the
+type. Radiological convention: axial and coronal planes show the patient's right at the left of the
 picture, which is the canonical order of the columns already; sagittal planes show anterior at the
 left.
 """
 
 from __future__ import annotations
 
-import base64
 import functools
-import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from tf_covid.page import palette
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,10 +27,6 @@ if TYPE_CHECKING:
 #: `tf_covid.layers`.
 WINDOW_LEVEL_HU = -400
 WINDOW_WIDTH_HU = 1400
-
-#: Sky blue: apart from grey and from every colour of the attention map, for every kind of colour
-#: vision.
-CONTOUR_RGB = (74, 201, 255)
 
 #: The attention map's colours: dark purple to yellow, of steadily growing lightness.
 ATTENTION_COLOURS = "inferno"
@@ -90,6 +85,7 @@ def overlay(plane: Plane, px_per_mm: float) -> Image.Image:
 
     size = _size(plane, px_per_mm)
     picture = np.repeat(_grey(plane, size)[..., None], 3, axis=2)
+    contour = np.array(palette.rgb(palette.CONTOUR), np.float32)
     if plane.attention is not None:
         level = np.clip(_resized(plane.attention, size), 0.0, 255.0)
         colours, opacity = attention_colours()
@@ -99,7 +95,7 @@ def overlay(plane: Plane, px_per_mm: float) -> Image.Image:
     # visible.
     for side in (1, 2):
         line = _outline(plane.lungs == side, size)[..., None]
-        picture += (np.array(CONTOUR_RGB, np.float32) - picture) * line
+        picture += (contour - picture) * line
     return Image.fromarray(np.round(picture).astype(np.uint8))
 
 
@@ -129,14 +125,6 @@ def attention_scale(steps: int = 12) -> list[str]:
         f"rgb({red:.0f},{green:.0f},{blue:.0f})"
         for red, green, blue in attention_scale_rgb(steps) * 255.0
     ]
-
-
-def data_uri(picture: Image.Image, quality: int = 82) -> str:
-    """The picture as a JPEG that is part of the page."""
-    buffer = io.BytesIO()
-    # Full colour resolution: thin coloured contours bleed at the usual half of it.
-    picture.save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _window() -> tuple[tuple[float, float], tuple[float, float]]:

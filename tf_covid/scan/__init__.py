@@ -1,9 +1,8 @@
 """BYTES → SCAN: DICOM, zip, NIfTI, NRRD and MHA in; int16 HU in one canonical order out, with what was found wrong.
 
 `find_cases` looks (headers only), `Case.read` reads, `read` does both for a path with one case. A
-`ScanRefused`
-carries coded quality flags: there is no other way to fail on an input. `read_mask` and
-`write_nifti` keep to the grid of a scan; `user_lungs` is the one door of a user's mask.
+`ScanRefused` carries coded quality flags: there is no other way to fail on an input. `read_mask`
+and `write_nifti` keep to the grid of a scan; `user_lungs` is the one door of a user's mask.
 `limits.Limits` bounds what is believed of a header.
 """
 

@@ -41,9 +41,8 @@ def case_names(path: Path, parts: Sequence[str], groups: Sequence[Sequence[Insta
     Returns:
         The base alone for one case, else the base with the case's folder or number. Wherever that
         holds a name, id, birth date, accession number or UID of any patient in the input, a short
-        hash of the case's SOP Instance UIDs
-        instead: they are long and random, so the hash cannot be turned back by trying, as a patient
-        id could.
+        hash of the case's SOP Instance UIDs instead: they are long and random, so the hash cannot
+        be turned back by trying, as a patient id could.
     """
     own = path.name if path.name not in ("", "..") else os.path.basename(os.path.realpath(path))
     base = _safe(_stem(own)) or "case"

@@ -1,7 +1,8 @@
 """NRRD (`.nrrd`; `.nhdr` with its data file): header and voxels, by the format's definition.
 
 http://teem.sourceforge.net/nrrd/format.html decides; what ITK makes of files that say too little is
-made of them too, and flagged.
+made of them too,
+and flagged.
 """
 
 from __future__ import annotations

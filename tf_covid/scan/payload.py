@@ -1,9 +1,8 @@
 """The voxels of a NIfTI, NRRD or MetaImage file: unpacked slab by slab, counted, and checked to their last byte.
 
 Nothing is unpacked beyond what the header declares, but for the few bytes that tell whether there
-is more. Every
-checksum and end marker is looked at: zlib compares CRC32 and length (gzip) or Adler-32 (zlib),
-bzip2 its own CRCs.
+is more. Every checksum and end marker is looked at: zlib compares CRC32 and length (gzip) or
+Adler-32 (zlib), bzip2 its own CRCs.
 """
 
 from __future__ import annotations

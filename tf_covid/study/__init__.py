@@ -6,12 +6,13 @@ bootstrap.py    intervals over patients
 metrics.py      accuracy, kappa, AUC and the rest, vectorised over the replicates
 groups.py       Mann–Whitney with Holm, calibration, ROC, subgroups
 paper.py        what the paper published
-figures.py      confusion matrix, violins, reliability, ROC, learning curves (on canvas.py)
+figures.py      confusion matrix, reliability, ROC, learning curves (on axes.py)
+violins.py      true CT score by predicted class
 seen.py         which cases the models had been trained on, in JSON and in sentences
 study.py        study.json, study.html
 comparison.py   comparison.json, comparison.html: runs and the paper side by side
-pages.py        both pages (with page.html.j2, study.html.j2, comparison.html.j2)
-wording.py      the words and number formats of both
+html.py         both pages (with layout.html.j2, study.html.j2, comparison.html.j2)
+formatting.py   what the pages say: names of metrics, values, the headline
 
 scikit-learn, SciPy, matplotlib and Jinja are imported by the functions that need them; TensorFlow
 by none of these.

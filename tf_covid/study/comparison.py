@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tf_covid.atomic import write_text
-from tf_covid.study import groups, metrics, pages, paper
+from tf_covid.study import groups, html, metrics, paper
 from tf_covid.study.bootstrap import Bootstrap, estimate
 from tf_covid.study.predictions import read_predictions, select
 from tf_covid.study.records import (
@@ -130,7 +130,7 @@ def compare(runs: Sequence[Path], out: Path, bootstrap: Bootstrap | None = None)
         }
     )
     parts = [run.predictions for run in read]
-    page = pages.comparison_page(comparison, parts, [_roc(part) for part in parts])
+    page = html.comparison_page(comparison, parts, [_roc(part) for part in parts])
     make_folder(out)
     write_text(page, out / "comparison.html")
     write_text(to_json(comparison), out / "comparison.json")

@@ -85,8 +85,8 @@ def calibration(predictions: Predictions, bootstrap: Bootstrap, bins: int = 10) 
         `ece`, the expected calibration error (mean distance of probability and share of right
         answers, weighted by the cases of a bin); `brier`, the mean square of probability − right
         (1) or wrong (0); both as `{"value", "ci95", …}`, the first without an interval, since
-        drawing again only adds error to it. `bins`, those that hold
-        a case: `low`, `high`, `n`, `probability` (mean), `right` (share) and `right_ci95` (Wilson).
+        drawing again only adds error to it. `bins`, those that hold a case: `low`, `high`, `n`,
+        `probability` (mean), `right` (share) and `right_ci95` (Wilson).
     """
     top = predictions.probabilities.max(axis=1)
     right = (predictions.predicted == predictions.truth).astype(np.float64)

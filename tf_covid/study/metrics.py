@@ -2,8 +2,8 @@
 
 A weight says how often a case is there; tests hold every metric against scikit-learn on the cases
 themselves. Macro averages (balanced accuracy, macro F1, AUC of several classes) run over all
-classes of the task and are undefined as
-soon as one of them has no true case: an average over fewer classes would not compare with others.
+classes of the task and are undefined as soon as one of them has no true case: an average over fewer
+classes would not compare with others.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def measure(predictions: AnyPredictions, bootstrap: Bootstrap) -> dict[str, dict
     Args:
         predictions: severity, covid: the metrics of `METRICS` and `mae`, of the CT score in points.
             slices: `auc` over all slices of all cases and `mae`, of the diseased share. lungs:
-                `dice`, the mean over cases.
+            `dice`, the mean over cases.
         bootstrap: Replicates and seed.
 
     Returns:
@@ -187,9 +187,8 @@ def from_matrix(
 
     Returns:
         `cases`, `confusion_matrix`, `per_class`, `mean_class_error` and the metrics; `auc` is None.
-        A matrix does not
-        tell whose its cases are: each counts as a patient of its own. Shares have Wilson's
-        interval.
+        A matrix does not tell whose its cases are: each counts as a patient of its own. Shares have
+        Wilson's interval.
     """
     bootstrap = bootstrap or Bootstrap()
     matrix = np.asarray(matrix, np.int64)

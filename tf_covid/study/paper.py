@@ -1,8 +1,8 @@
 """What the paper published, as data.
 
 Source: Rodríguez et al., ISBI 2021, pp. 1665–1668, doi 10.1109/ISBI48211.2021.9434154. Its patients
-are not those of
-any run here: its column stands beside a run's for the size of the numbers, not as a contest.
+are not those of any run here: its column stands beside a run's for the size of the numbers, not as
+a contest.
 """
 
 from __future__ import annotations

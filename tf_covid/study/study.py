@@ -12,7 +12,7 @@ import numpy as np
 
 from tf_covid.atomic import write_text
 from tf_covid.errors import OutputError
-from tf_covid.study import groups, metrics, pages
+from tf_covid.study import groups, html, metrics
 from tf_covid.study.bootstrap import Bootstrap
 from tf_covid.study.records import CLASSES, AnyPredictions, LungPredictions, Predictions
 
@@ -130,7 +130,7 @@ def write_study(
     Raises:
         OutputError: If it cannot be written.
     """
-    page = pages.study_page(study, predictions, curves)
+    page = html.study_page(study, predictions, curves)
     make_folder(folder)
     write_text(page, folder / "study.html")
     write_text(to_json(study), folder / "study.json")

@@ -1,8 +1,8 @@
 """Torch's own reader, in a process of its own: its zips are read in C++, and what its pickles call is its own code.
 
 `foreign.py` runs `python -m tf_covid.weights.torch_child FILE FOLDER`, after
-`pickles.check_pickle`, and looks at what
-it left there as at any file: the same two files as `bundle.py`, within the same bounds.
+`pickles.check_pickle`, and looks at what it left there as at any file: the same two files as
+`bundle.py`, within the same bounds.
 """
 
 from __future__ import annotations

@@ -23,8 +23,7 @@ def is_complete(
     """Whether the decoder found every sample in the stream.
 
     A quick look at the end decides nearly always; where it does not, the stream is decoded once
-    more with other bytes
-    behind it: a whole scan does not depend on them.
+    more with other bytes behind it: a whole scan does not depend on them.
 
     Args:
         stream: A JPEG or lossless JPEG stream.

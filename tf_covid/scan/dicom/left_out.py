@@ -310,8 +310,7 @@ def _harm_by_number(line: Line, group: Sequence[LeftOut]) -> int:
     """The same for images without a position, by their instance numbers.
 
     Where those tell nothing, all CT slices of the same matrix are missed. Reports and captures
-    follow after the last
-    slice: they are missed between slices only.
+    follow after the last slice: they are missed between slices only.
     """
     slice_like = bool(group) and group[0].reason in (NO_POSITION, NO_FRAMES, BESIDE_GRID)
     alike = [one for one in group if (one.instance.rows, one.instance.columns) == line.matrix[:2]]

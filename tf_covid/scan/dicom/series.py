@@ -1,25 +1,22 @@
 """Which stack of a study is read: written rules, so that the same folder always gives the same answer.
 
 1. Only CT images with one sample: no localizers, no projections (MIP and the like), no screen
-captures, no maps
-   whose rescale type is not HU. What is left out of the chosen series is said, and where the stack
-   lacks it, refused.
+   captures, no maps whose rescale type is not HU. What is left out of the chosen series is said,
+   and where the stack lacks it, refused.
 2. Frames that share series, kernel, orientation, matrix and pixel spacing are one candidate.
 3. Where there are several: those that show the lungs before those that show no lung, or less than
-40 % of what another
-   shows, by a look at a few slices of each. Words (SeriesDescription, BodyPartExamined) count
-   beside it: the chest doubles, another region halves what was seen. Unseen, those whose words name
-   no other region.
+   40 % of what another shows, by a look at a few slices of each. Words (SeriesDescription,
+   BodyPartExamined) count beside it: the chest doubles, another region halves what was seen.
+   Unseen, those whose words name no other region.
 4. Stacks that can be built (no tilt, no wide gap, no gap at all unless axial, even spacing) before
-those that cannot;
-   but fewer than 8 slices do not stand in for a larger one that cannot.
+   those that cannot; but fewer than 8 slices do not stand in for a larger one that cannot.
 5. Plain slices before averages and slabs.
 6. Axial before others.
 7. Enough of them: at least 8 slices, and at least 80 % of the length of the longest such stack.
 8. Original before derived.
 9. The thinnest spacing (in steps of 0.1 mm).
 10. Words for the chest (SeriesDescription, BodyPartExamined) before none, none before another
-region.
+    region.
 11. A lung kernel before others.
 12. Most slices; then the lowest series number and acquisition.
 """

@@ -191,9 +191,8 @@ def _merits(
     """Sort keys for the frames of a doubled position, the best first.
 
     The usual slice thickness, then the acquisition that covers the most positions, then the
-    instance number that fits
-    those of the neighbours, then the lowest: the frames that wait for the bolus are thicker, or an
-    acquisition at one place, or numbered apart.
+    instance number that fits those of the neighbours, then the lowest: the frames that wait for the
+    bolus are thicker, or an acquisition at one place, or numbered apart.
     """
     if len(groups) == len(places):
         return [()] * len(places)

@@ -147,7 +147,7 @@ def no_slice(frame: Frame) -> str:
 
 
 def projection(instance: Instance, frame: Frame) -> str:
-    """ "MIP" or "MinIP" where the header says so of a computed image; empty otherwise.
+    """Say "MIP" or "MinIP" where the header says so of a computed image; empty otherwise.
 
     ImageType is believed. SeriesDescription is free text: it is believed of images that do not call
     themselves ORIGINAL, and of no series that says what its slices are for.
@@ -161,7 +161,7 @@ def projection(instance: Instance, frame: Frame) -> str:
 
 
 def described_projection(instance: Instance) -> str:
-    """ "MIP" or "MinIP" where SeriesDescription has the word; empty otherwise."""
+    """Say "MIP" or "MinIP" where SeriesDescription has the word; empty otherwise."""
     text = instance.series_description
     if _SOURCE_OF_PROJECTIONS.search(text):
         return ""
@@ -175,7 +175,7 @@ def averaged(instance: Instance, frame: Frame) -> bool:
 
 
 def region(instance: Instance) -> str:
-    """ "chest", "elsewhere" or empty by BodyPartExamined and SeriesDescription; chest wins where both are named."""
+    """Say "chest", "elsewhere" or nothing by BodyPartExamined and SeriesDescription; chest wins."""
     text = f"{instance.body_part} {instance.series_description}"
     if _CHEST.search(text):
         return "chest"

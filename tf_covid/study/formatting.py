@@ -1,14 +1,17 @@
-"""The words and number formats of the study's pages, once."""
+"""What the study's pages say: the names of metrics, their values as text, and the headline."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tf_covid.study import figures, paper
+import numpy as np
+
+from tf_covid.page.formats import DASH, decimals, interval
+from tf_covid.study import paper
 from tf_covid.study.metrics import mean_class_error
 
-#: The metrics in the order of every table: name, whether in percent, and what it says.
+#: The metrics in the order of every table: name, whether in percent, and what it measures.
 METRICS = {
     "accuracy": ("Accuracy", True, "Share of the cases that got the right class."),
     "within_one": (
@@ -77,23 +80,23 @@ def metric_meaning(name: str, task: str) -> str:
     return f"{meaning} {MULTICLASS_AUC}" if name == "auc" and task == "severity" else meaning
 
 
-def value(metric: Mapping[str, Any] | None, name: str) -> str:
+def metric_value(metric: Mapping[str, Any] | None, name: str) -> str:
     """The value of a metric, or a dash where it is undefined."""
-    return "–" if metric is None else _number(metric["value"], metric, name) + _unit(name)
+    return DASH if metric is None else _number(metric["value"], metric, name) + _unit(name)
 
 
-def interval(metric: Mapping[str, Any] | None, name: str) -> str:
+def metric_interval(metric: Mapping[str, Any] | None, name: str) -> str:
     """The 95 % interval of a metric, or a dash where there is none."""
     if metric is None or not metric["ci95"]:
-        return "–"
+        return DASH
     low, high = (_number(bound, metric, name) for bound in metric["ci95"])
-    return f"{low} to {high}{_unit(name)}"
+    return interval(low, high, _unit(name))
 
 
 def difference(metric: Mapping[str, Any] | None, name: str) -> str:
-    """A difference with its sign; of shares in percentage points, without a unit."""
+    """A difference with its sign; of fractions in percentage points, without a unit."""
     if metric is None:
-        return "–"
+        return DASH
     text = _number(metric["value"], metric, name)
     return text if text[0] == "−" or float(text) == 0.0 else f"+{text}"
 
@@ -101,12 +104,9 @@ def difference(metric: Mapping[str, Any] | None, name: str) -> str:
 def _number(amount: float, metric: Mapping[str, Any], name: str) -> str:
     """An amount with as many decimals as the largest number beside it needs."""
     if _unit(name):
-        text = f"{amount * 100:.1f}"
-    else:
-        largest = max(abs(bound) for bound in (metric["value"], *(metric["ci95"] or ())))
-        text = f"{amount:.2f}" if name == "mae" and largest >= 0.2 else f"{amount:.3f}"
-    # What is rounded to nothing has no sign.
-    return (text.lstrip("-") if float(text) == 0.0 else text).replace("-", "−")
+        return decimals(amount * 100)
+    largest = max(abs(bound) for bound in (metric["value"], *(metric["ci95"] or ())))
+    return decimals(amount, 2 if name == "mae" and largest >= 0.2 else 3)
 
 
 def _unit(name: str) -> str:
@@ -118,36 +118,9 @@ def is_clear(metric: Mapping[str, Any] | None) -> bool:
     return bool(metric and metric["ci95"] and (metric["ci95"][0] > 0.0 or metric["ci95"][1] < 0.0))
 
 
-def percent(share: float | None) -> str:
-    """A share in whole percent, or a dash."""
-    return "–" if share is None else f"{share * 100:.0f} %"
-
-
-def p_text(p: float | None) -> str:
-    """A p-value, or that there is none."""
-    return "not tested" if p is None else figures.p_text(p)
-
-
-def effect(size: float | None) -> str:
-    """An effect size with its sign, or a dash."""
-    return "–" if size is None else f"{size:+.2f}".replace("-", "−")
-
-
-def duration(seconds: float | None) -> str:
-    """A time as people say it."""
-    if seconds is None:
-        return "–"
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def class_error(matrix: Any) -> str:
+def class_error(matrix: Sequence[Sequence[int]]) -> str:
     """The mean distance of prediction and truth, in classes."""
-    import numpy as np
-
-    return f"{mean_class_error(np.array(matrix)):.2f}"
+    return decimals(mean_class_error(np.array(matrix)), 2)
 
 
 def headline(study: Mapping[str, Any]) -> list[str]:
@@ -155,9 +128,11 @@ def headline(study: Mapping[str, Any]) -> list[str]:
     cases = study["cases"]
     if study["task"] == "lungs":
         worst = min(study["dice_per_case"].values())
-        return [f"{cases} lung masks: mean Dice {value(study['dice'], 'dice')}, worst {worst:.3f}."]
+        return [
+            f"{cases} lung masks: mean Dice {metric_value(study['dice'], 'dice')}, worst {worst:.3f}."
+        ]
     if study["task"] == "slices":
-        return [f"Slices of {cases} cases: AUC {value(study['auc'], 'auc')}."]
+        return [f"Slices of {cases} cases: AUC {metric_value(study['auc'], 'auc')}."]
     matrix = study["confusion_matrix"]
     right = sum(matrix[row][row] for row in range(len(matrix)))
     if study["task"] == "covid":

@@ -1,31 +1,27 @@
-"""`study.html` and `comparison.html`: one file each, without network or scripts; no statistician needed."""
+"""`study.html` and `comparison.html`: one file each, without network or scripts."""
 
 from __future__ import annotations
 
-import base64
-import functools
 import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from tf_covid.page.data_uri import png_size, png_uri
+from tf_covid.page.templates import template
 from tf_covid.result import DISCLAIMER
-from tf_covid.study import figures, wording
+from tf_covid.study import figures, formatting, violins
 from tf_covid.study.records import CLASSES, AnyPredictions, LungPredictions, Predictions
 from tf_covid.study.seen import MODEL, START, seen_in_short, seen_sentences
-
-if TYPE_CHECKING:
-    import jinja2
 
 #: Every figure that a page may have; a template asks for each.
 _PICTURES = ("confusion", "violins", "reliability", "roc", "dice", "learning", "paper")
 
 #: Rows of a list of cases; a page is read, the CSV beside it has them all.
-_MOST_CASES = 100
+_MAX_CASES = 100
 #: The worst lung masks that are listed.
-_WORST_MASKS = 20
+_MAX_MASKS = 20
 
 
 def study_page(
@@ -36,16 +32,16 @@ def study_page(
     """The page of one run.
 
     Args:
-        study: Of `build_study`.
-        predictions: What it was built from.
+        study: Result of `build_study`.
+        predictions: Predictions that it was built from.
         curves: Learning curves by fold and name, a value an epoch; may be empty.
     """
-    return _template("study.html.j2").render(
+    return template("tf_covid.study", "study.html.j2").render(
         study=study,
-        words=wording,
+        formatting=formatting,
         disclaimer=DISCLAIMER,
         classes=CLASSES.get(study["task"], ()),
-        headline=wording.headline(study),
+        headline=formatting.headline(study),
         seen=seen_sentences(
             study["seen_in_training"], MODEL if study["init"] == "frozen" else START
         ),
@@ -62,9 +58,9 @@ def comparison_page(
     """The page of several runs, side by side.
 
     Args:
-        comparison: Of `comparison.compare`.
-        parts: The predictions of its runs, in the same order.
-        rocs: The points of their ROC curves, or None.
+        comparison: Result of `comparison.compare`.
+        parts: Predictions of its runs, in the same order.
+        rocs: Points of the ROC curve of each run, or None.
     """
     task = comparison["task"]
     runs = [
@@ -85,9 +81,9 @@ def comparison_page(
             np.array(paper["confusion_matrix"]), CLASSES[task], title="The paper: I3D"
         )
         pictures["paper"] = _picture(drawn, "confusion matrix of the paper")
-    return _template("comparison.html.j2").render(
+    return template("tf_covid.study", "comparison.html.j2").render(
         comparison=comparison,
-        words=wording,
+        formatting=formatting,
         disclaimer=DISCLAIMER,
         classes=CLASSES.get(task, ()),
         runs=runs,
@@ -96,31 +92,11 @@ def comparison_page(
     )
 
 
-@functools.cache
-def _template(name: str) -> jinja2.Template:
-    import jinja2
-
-    def read(part: str) -> str:
-        return resources.files("tf_covid.study").joinpath(part).read_text("utf-8")
-
-    # Names of cases, sites and models come from files that anybody may have written: everything is
-    # escaped.
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(read),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(name)
-
-
-def _picture(png: bytes, what: str) -> dict[str, Any]:
-    """A figure as a part of the page, with its size there: half its pixels."""
-    # Width and height of a PNG, so that the page does not jump while it loads.
-    width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
-    uri = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-    return {"uri": uri, "alt": what, "width": width // 2, "height": height // 2}
+def _picture(png: bytes, description: str) -> dict[str, Any]:
+    """A figure as a part of the page: its data URI, alternative text, and size there (half its pixels)."""
+    # With its size the page does not jump while it loads.
+    width, height = png_size(png)
+    return {"uri": png_uri(png), "alt": description, "width": width // 2, "height": height // 2}
 
 
 def _study_pictures(
@@ -148,7 +124,7 @@ def _run_pictures(
             drawn, "confusion matrix; its numbers are in predictions.csv"
         )
         if np.isfinite(predictions.ct_score).any():
-            drawn = figures.violins(
+            drawn = violins.violins(
                 predictions.ct_score, predictions.predicted, run["mann_whitney"], names, title=title
             )
             pictures["violins"] = _picture(
@@ -166,24 +142,24 @@ def _run_pictures(
 def _cases(predictions: AnyPredictions) -> dict[str, Any] | None:
     """The cases to look at: how many there are, and the first of them, worst first."""
     if isinstance(predictions, LungPredictions):
-        order = np.argsort(predictions.dice, kind="stable")[:_WORST_MASKS]
+        order = np.argsort(predictions.dice, kind="stable")[:_MAX_MASKS]
         rows = [
             {
                 "case": predictions.cases[row],
                 "fold": int(predictions.folds[row]),
                 "dice": float(predictions.dice[row]),
             }
-            | _person(predictions, row)
+            | _patient(predictions, row)
             for row in order
         ]
         return {"total": len(predictions.cases), "rows": rows}
     if not isinstance(predictions, Predictions):
         return None
-    off = np.abs(predictions.predicted - predictions.truth)
+    distance = np.abs(predictions.predicted - predictions.truth)
     top = predictions.probabilities.max(axis=1)
-    least = 2 if predictions.probabilities.shape[1] > 2 else 1
-    # Furthest off first, of those the surest.
-    order = np.lexsort((-top, -off))[: int((off >= least).sum())]
+    min_distance = 2 if predictions.probabilities.shape[1] > 2 else 1
+    # Furthest from the truth first, of those the surest.
+    order = np.lexsort((-top, -distance))[: int((distance >= min_distance).sum())]
     rows = [
         {
             "case": predictions.cases[row],
@@ -194,13 +170,13 @@ def _cases(predictions: AnyPredictions) -> dict[str, Any] | None:
             "ct_score": _known(predictions.ct_score[row]),
             "predicted_score": _known(predictions.predicted_score[row]),
         }
-        | _person(predictions, row)
-        for row in order[:_MOST_CASES]
+        | _patient(predictions, row)
+        for row in order[:_MAX_CASES]
     ]
     return {"total": len(order), "rows": rows}
 
 
-def _person(predictions: Predictions | LungPredictions, row: int) -> dict[str, Any]:
+def _patient(predictions: Predictions | LungPredictions, row: int) -> dict[str, Any]:
     return {
         "sex": predictions.sex[row],
         "age": _known(predictions.age[row]),

@@ -1,8 +1,7 @@
-"""The sentences and number formats of the report and the montage, once."""
+"""The sentences of the report and the montage, once."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -193,25 +192,6 @@ def score_ranges() -> list[tuple[str, int, int]]:
     """(label, first, last) Global CT Score of each class."""
     firsts = [0, *(upper + 1 for upper in CLASS_UPPER_SCORES[:-1])]
     return list(zip(LABELS, firsts, CLASS_UPPER_SCORES, strict=True))
-
-
-def percent(share: float) -> str:
-    """A probability as a percentage; never "0 %" or "100 %" for what is only close to it."""
-    if 0.0 < share < 0.005:
-        return "< 1 %"
-    if 0.995 <= share < 1.0:
-        return "> 99 %"
-    return f"{share * 100:.0f} %"
-
-
-def millilitres(volume_ml: float) -> str:
-    """A volume with a thin space between the thousands."""
-    return f"{volume_ml:,.0f}".replace(",", "\u2009") + " ml"
-
-
-def version(text: str) -> str:
-    """A version as it is, a sha256 in short."""
-    return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text
 
 
 def notes(result: Result) -> list[str]:

@@ -2,56 +2,44 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
-from tf_covid.report import words
+from tf_covid.page import palette
+from tf_covid.page.figure_style import SLIDE, drawable, new_figure, styled, to_bytes
+from tf_covid.page.formats import probability
+from tf_covid.report import text as sentences
 from tf_covid.result import DISCLAIMER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from tf_covid.report.views import Box, TellingSlice, Views
     from tf_covid.result import Result
     from tf_covid.scan.scan import Scan
 
-#: 1600 × 900 pixels, a 16:9 slide.
-DPI = 100
-_WIDTH_IN, _HEIGHT_IN = 16.0, 9.0
+#: Pixels of an inch, for the sizes of type.
+_DPI = 100
 _WIDTH_PX, _HEIGHT_PX = 1600.0, 900.0
-
-_PAGE, _INK, _SOFT, _TRACK = "#0d1115", "#eef2f5", "#9daab6", "#27303a"
-_ACCENT, _CAUTION, _LETTER = "#58b0f0", "#ffcf87", "#ffe9a8"
-#: The colours of the classes, as in the report: from blue to dark purple, each darker than the one
-#: before.
-_RANKS = (
-    ("#3f74a8", "#ffffff"),
-    ("#f2c14e", "#231a00"),
-    ("#ee8a2a", "#231200"),
-    ("#c6491c", "#ffffff"),
-    ("#6d1a52", "#ffffff"),
-)
 
 _SLICES = 6
 
 
-def montage(result: Result, scan: Scan, views: Views | None = None) -> Figure:
+@styled(SLIDE)
+def montage(result: Result, scan: Scan, views: Views | None = None) -> bytes:
     """Draw the montage of an answered case.
 
     Args:
         result: The answer, with its maps.
         scan: The scan behind it.
         views: What to show, where it was chosen already.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
+    Returns:
+        The slide as a PNG file, 1600 × 900 pixels.
+    """
     from tf_covid.report.views import choose
 
     views = views or choose(result, scan)
-    figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN), dpi=DPI, facecolor=_PAGE)
-    FigureCanvasAgg(figure)
+    figure = new_figure(_WIDTH_PX / _DPI, _HEIGHT_PX / _DPI, _DPI)
     # One set of axes in pixels from the top left: a slide is laid out, not plotted.
     page = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     page.set(xlim=(0, _WIDTH_PX), ylim=(_HEIGHT_PX, 0))
@@ -62,7 +50,7 @@ def montage(result: Result, scan: Scan, views: Views | None = None) -> Figure:
     _axial(page, result, scan, views)
     _planes(page, result, scan, views)
     _footer(page, result)
-    return figure
+    return to_bytes(figure)
 
 
 def _text(
@@ -71,15 +59,15 @@ def _text(
     y: float,
     text: str,
     size_px: float = 17,
-    color: str = _INK,
+    color: str = palette.SLIDE.ink,
     **options: Any,
 ) -> None:
     """Write text as it is: a name with dollar signs is no formula, and a letter that the font lacks is a "?"."""
-    points = size_px * 72 / DPI
+    points = size_px * 72 / _DPI
     page.text(
         x,
         y,
-        _drawable(text),
+        drawable(text),
         fontsize=points,
         color=color,
         parse_math=False,
@@ -87,19 +75,6 @@ def _text(
         zorder=4,
         **options,
     )
-
-
-def _drawable(text: str) -> str:
-    known = _known_letters()
-    return "".join(letter if ord(letter) in known else "?" for letter in text)
-
-
-@functools.cache
-def _known_letters() -> frozenset[int]:
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    fonts = [get_font(findfont(FontProperties(weight=weight))) for weight in ("normal", "bold")]
-    return frozenset.intersection(*(frozenset(font.get_charmap()) for font in fonts))
 
 
 def _shortened(text: str, letters: int) -> str:
@@ -115,32 +90,50 @@ def _rectangle(page: Axes, x: float, y: float, width: float, height: float, colo
 def _headline(page: Axes, result: Result) -> None:
     from matplotlib.patches import FancyBboxPatch
 
-    answer = words.headline(result)
-    ground, letter = (_TRACK, _INK) if answer.rank is None else _RANKS[answer.rank]
+    answer = sentences.headline(result)
+    ground, letter = (
+        (palette.SLIDE.track, palette.SLIDE.ink)
+        if answer.rank is None
+        else palette.SEVERITY[answer.rank]
+    )
     _text(page, 40, 46, _shortened(result.case, 40), 24, weight="bold")
-    _text(page, 40, 70, f"{words.task(result)} · {words.status(result)}", 15, _SOFT)
+    _text(
+        page,
+        40,
+        70,
+        f"{sentences.task(result)} · {sentences.status(result)}",
+        15,
+        palette.SLIDE.soft,
+    )
     page.add_patch(
         FancyBboxPatch((40, 92), 104, 88, "round,pad=0,rounding_size=14", facecolor=ground, lw=0)
     )
     _text(page, 92, 158, answer.number, 60, letter, ha="center", weight="bold")
     _text(page, 164, 138, answer.label, 40, weight="bold")
-    _text(page, 164, 168, answer.question, 16, _SOFT)
+    _text(page, 164, 168, answer.question, 16, palette.SLIDE.soft)
 
 
 def _probabilities(page: Axes, result: Result) -> None:
     left, top, width = 700, 60, 190
-    _text(page, 560, 46, "Probabilities", 15, _SOFT)
-    for row, bar in enumerate(words.bars(result)):
+    _text(page, 560, 46, "Probabilities", 15, palette.SLIDE.soft)
+    for row, bar in enumerate(sentences.bars(result)):
         y = top + row * 25
         weight = "bold" if bar.chosen else "normal"
         _text(page, 560, y + 14, bar.name, 17, weight=weight)
-        _rectangle(page, left, y, width, 16, _TRACK)
-        _rectangle(page, left, y, width * bar.probability, 16, _ACCENT if bar.chosen else "#6d7a86")
+        _rectangle(page, left, y, width, 16, palette.SLIDE.track)
+        _rectangle(
+            page,
+            left,
+            y,
+            width * bar.probability,
+            16,
+            palette.SLIDE.accent if bar.chosen else palette.SLIDE_BAR,
+        )
         _text(
             page,
             left + width + 74,
             y + 14,
-            words.percent(bar.probability),
+            probability(bar.probability),
             17,
             weight=weight,
             ha="right",
@@ -160,16 +153,23 @@ def _facts(page: Axes, result: Result) -> None:
         facts.append(("Slices used", f"{lungs.slices_kept} of {lungs.slices_total}"))
     for row, (name, value) in enumerate(facts):
         y = 74 + row * 25
-        _text(page, 1010, y, name, 17, _SOFT)
+        _text(page, 1010, y, name, 17, palette.SLIDE.soft)
         _text(page, 1250, y, value, 17, ha="right", weight="bold" if row == 0 else "normal")
-    _text(page, 1010, 46, "Key figures", 15, _SOFT)
-    worst = [flag for flag in words.quality_flags(result) if flag.level != "info"]
-    _text(page, 1290, 46, "Scan quality", 15, _SOFT)
+    _text(page, 1010, 46, "Key figures", 15, palette.SLIDE.soft)
+    worst = [flag for flag in sentences.quality_flags(result) if flag.level != "info"]
+    _text(page, 1290, 46, "Scan quality", 15, palette.SLIDE.soft)
     lines = [flag.code.replace("_", " ") for flag in worst] or ["no warnings"]
     if len(lines) > 5:
         lines = [*lines[:4], f"and {len(lines) - 4} more: see the report"]
     for row, line in enumerate(lines):
-        _text(page, 1290, 74 + row * 25, _shortened(line, 32), 17, _CAUTION if worst else _INK)
+        _text(
+            page,
+            1290,
+            74 + row * 25,
+            _shortened(line, 32),
+            17,
+            palette.SLIDE.warn if worst else palette.SLIDE.ink,
+        )
 
 
 def _show(
@@ -218,7 +218,7 @@ def _show(
             y + height / 2,
             letter,
             15,
-            _LETTER,
+            palette.ON_PICTURE,
             ha=side,
             weight="bold",
             path_effects=dark_rim,
@@ -234,7 +234,9 @@ def _axial(page: Axes, result: Result, scan: Scan, views: Views) -> None:
         y = top + (number // 3) * (height + 26 + gap)
         _show(page, result, scan, 0, chosen.index, views.box, (x, y, width, height), True, "RL")
         _text(page, x + 2, y + height + 19, f"slice {chosen.index + 1}", 15, weight="bold")
-        _text(page, x + width - 2, y + height + 19, chosen.reason, 14, _SOFT, ha="right")
+        _text(
+            page, x + width - 2, y + height + 19, chosen.reason, 14, palette.SLIDE.soft, ha="right"
+        )
 
 
 def _spread(views: Views) -> list[TellingSlice]:
@@ -272,7 +274,7 @@ def _planes(page: Axes, result: Result, scan: Scan, views: Views) -> None:
                 page.plot(
                     (drawn[0], drawn[0] + drawn[2]),
                     (y, y),
-                    color=_LETTER,
+                    color=palette.ON_PICTURE,
                     linewidth=0.7,
                     alpha=0.7,
                     zorder=3,
@@ -285,7 +287,7 @@ def _planes(page: Axes, result: Result, scan: Scan, views: Views) -> None:
         top + height + 19,
         "lines: the slices shown",
         14,
-        _SOFT,
+        palette.SLIDE.soft,
         ha="right",
     )
     _curves(page, result, scan, views)
@@ -297,7 +299,7 @@ def _curves(page: Axes, result: Result, scan: Scan, views: Views) -> None:
     from tf_covid.report.headfeet import involvement
 
     # "Of each slice" does not fit beside the rule; the axis runs over the slices.
-    how = words.involved_by(result.lungs) if result.lungs else "of each slice"
+    how = sentences.involved_by(result.lungs) if result.lungs else "of each slice"
     panels = [(f"involved lung, %: {how}", involvement(result, scan))]
     if result.attention is not None:
         panels.append(("mean attention of each slice", views.attention))
@@ -308,39 +310,43 @@ def _curves(page: Axes, result: Result, scan: Scan, views: Views) -> None:
     for row, (title, values) in enumerate(panels):
         bottom = 0.105 + (len(panels) - 1 - row) * (height + 0.012)
         panel = page.figure.add_axes(
-            (1044 / _WIDTH_PX, bottom, 516 / _WIDTH_PX, height - 0.03), facecolor=_PAGE
+            (1044 / _WIDTH_PX, bottom, 516 / _WIDTH_PX, height - 0.03), facecolor=palette.SLIDE.page
         )
         shown = values[first:last]
-        panel.fill_between(mm, shown, color=_ACCENT, alpha=0.2, linewidth=0)
-        panel.plot(mm, shown, color=_ACCENT, linewidth=1.6)
+        panel.fill_between(mm, shown, color=palette.SLIDE.accent, alpha=0.2, linewidth=0)
+        panel.plot(mm, shown, color=palette.SLIDE.accent, linewidth=1.6)
         panel.fill_between(
             mm,
             0,
             1,
             where=result.maps.kept[first:last],
-            color=_ACCENT,
+            color=palette.SLIDE.accent,
             alpha=0.10,
             linewidth=0,
             transform=panel.get_xaxis_transform(),
         )
         panel.set(xlim=(first * scan.spacing_mm[0], last * scan.spacing_mm[0]), ylim=(0, None))
-        panel.set_title(title, fontsize=10.5, color=_INK, loc="left", pad=4)
-        panel.tick_params(colors=_SOFT, labelsize=9, labelbottom=row == len(panels) - 1)
+        panel.set_title(title, fontsize=10.5, color=palette.SLIDE.ink, loc="left", pad=4)
+        panel.tick_params(
+            colors=palette.SLIDE.soft, labelsize=9, labelbottom=row == len(panels) - 1
+        )
         panel.locator_params(axis="y", nbins=3)
         for side in panel.spines.values():
-            side.set_color(_TRACK)
+            side.set_color(palette.SLIDE.track)
         if row == len(panels) - 1:
             panel.set_xlabel(
-                "mm below the top of the scan; shaded: slices used", fontsize=10, color=_SOFT
+                "mm below the top of the scan; shaded: slices used",
+                fontsize=10,
+                color=palette.SLIDE.soft,
             )
 
 
 def _footer(page: Axes, result: Result) -> None:
     from tf_covid.report import pictures
 
-    _text(page, 40, 880, DISCLAIMER, 16, _CAUTION, weight="bold")
-    note = " ".join(words.notes(result))
-    _text(page, 1560, 880, _shortened(note, 95), 14, _SOFT, ha="right")
+    _text(page, 40, 880, DISCLAIMER, 16, palette.SLIDE.warn, weight="bold")
+    note = " ".join(sentences.notes(result))
+    _text(page, 1560, 880, _shortened(note, 95), 14, palette.SLIDE.soft, ha="right")
     if result.attention is None:
         return
     colours = pictures.attention_scale_rgb(64)
@@ -348,6 +354,8 @@ def _footer(page: Axes, result: Result) -> None:
         colours[None], extent=(56, 206, 856, 844), aspect="auto", interpolation="nearest", zorder=2
     )
     page.set(xlim=(0, _WIDTH_PX), ylim=(_HEIGHT_PX, 0))
-    _text(page, 40, 856, "0", 14, _SOFT)
-    _text(page, 214, 856, f"1   {words.ATTENTION_SCALE}", 14, _SOFT)
-    _text(page, 748, 856, words.attention_caution(result), 13, _CAUTION, weight="bold")
+    _text(page, 40, 856, "0", 14, palette.SLIDE.soft)
+    _text(page, 214, 856, f"1   {sentences.ATTENTION_SCALE}", 14, palette.SLIDE.soft)
+    _text(
+        page, 748, 856, sentences.attention_caution(result), 13, palette.SLIDE.warn, weight="bold"
+    )

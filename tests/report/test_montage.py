@@ -10,15 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tf_covid.report import figures
+from tf_covid.report.montage import montage
 
 
 def drawn(case: Any) -> np.ndarray:
-    buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figures.montage(*case).savefig(buffer, dpi=figures.DPI)
-    picture = Image.open(buffer)
+        picture = Image.open(io.BytesIO(montage(*case)))
     assert picture.format == "PNG"
     assert picture.size == (1600, 900)
     return np.asarray(picture.convert("RGB"))
