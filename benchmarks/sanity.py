@@ -44,7 +44,7 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
 
 def kept(models: LocalModels, probability: np.ndarray) -> np.ndarray:
     """The slices with enough lung, bool (D,)."""
-    return models.members[0].stratifier.slice_rule(probability[np.newaxis]).numpy()[0]
+    return models.members[0].preprocessor.slice_rule(probability[np.newaxis]).numpy()[0]
 
 
 def lungs_of(models: LocalModels, hu: np.ndarray, spacing_mm: Spacing) -> np.ndarray:

@@ -28,18 +28,19 @@ FILES = sorted(HOUSE.rglob("*.py"))
 #: The road. A room may import those before it, never one after it.
 ROAD = (
     *("errors", "tensor", "atomic", "extras", "severity", "result", "scan", "layers", "models"),
-    *("weights", "stratifier_model", "lungs", "attention", "answer", "local", "page", "report"),
     *(
+        "weights",
+        "preprocessor",
+        "stratifier_model",
+        "lungs",
+        "attention",
+        "answer",
+        "local",
+        "page",
+        "report",
         "pipeline",
-        "cohort",
-        "phantom",
-        "study",
-        "training",
-        "infer",
-        "experiment",
-        "export",
-        "client",
     ),
+    *("cohort", "phantom", "study", "training", "infer", "experiment", "export", "client"),
     *("server", "verify", "doctor", "console", "cli"),
 )
 

@@ -10,6 +10,7 @@ import tf_covid
 import tf_covid.layers  # registers them for keras.saving
 from tf_covid.errors import ModelError
 from tf_covid.models import I3D, LTC, UNet
+from tf_covid.preprocessor import Preprocessor
 from tf_covid.stratifier_model import Stratifier
 from tf_covid.weights import Preprocessing
 
@@ -66,6 +67,17 @@ def test_padded_scans_of_one_batch_answer_as_each_alone(road):
         alone = road({"hu": hu[None], "depth": np.array([len(hu)], np.int32)})
         np.testing.assert_allclose(together["logits"][number], alone["logits"][0], atol=1e-4)
         np.testing.assert_allclose(together["ct_score"][number], alone["ct_score"][0], atol=1e-4)
+
+
+def test_it_is_a_preprocessor_and_a_network(road, network, unet):
+    hu, depth = scan()[None], np.array([14], np.int32)
+    alone = Preprocessor(unet, (8, 32, 32, 1))
+    prepared = alone.prepare(hu, alone.segment(hu, depth)["lungs"])
+    assert prepared["clip"].shape == (1, 8, 32, 32, 1)
+    assert prepared["lungs"].shape == (1, 8, 32, 32)
+    answer = road({"hu": hu, "depth": depth})
+    np.testing.assert_array_equal(network(prepared["clip"])["logits"], answer["logits"])
+    assert answer["slices_kept"].numpy().tolist() == [int(prepared["keep"].numpy().sum())]
 
 
 def test_the_clip_is_the_windowed_lung_and_nothing_else(road):

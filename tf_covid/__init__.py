@@ -9,7 +9,8 @@ The map of the house, in the order of imports; a room may use those above it, ne
     layers/                     SCAN → CLIP: window, lung mask and box, slice rule, resampling
     models/                     CLIP → LOGITS: U-Net, LTC, I3D, Inception-v1; stock Keras layers
     weights/                    what ships, with origin and sha256; reading a model file safely
-    stratifier_model.py         layers, U-Net and network as one model from int16 HU
+    preprocessor.py             the layers and the U-Net: int16 HU → clip, once for all rooms
+    stratifier_model.py         a preprocessor and a network as one Keras model
     lungs.py                    after the graph: components, left and right, volumes, involvement
     attention/                  LOGITS → MAP: Grad-CAM, brought onto the source grid
     local.py                    the models of this process, asked one scan at a time

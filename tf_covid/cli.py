@@ -487,12 +487,12 @@ def fit(
         raise click.UsageError(
             "--folds needs 2 at least: a fold is tested by the network of the others."
         )
-    wish = FitRequest(
+    request = FitRequest(
         manifest,
         task,
         model,
         out,
-        read_settings(config) if config else Settings(),
+        read_settings(config, console.note) if config else Settings(),
         init=None if init == "scratch" else init,
         folds=number,
         folds_file=None if number else Path(folds),
@@ -507,7 +507,12 @@ def fit(
         return console.progress(rows, "read", "case")
 
     page = run(
-        wish, goes_on=resume, workers=workers, say=console.note, watch=console.watch, progress=bar
+        request,
+        resume=resume,
+        workers=workers,
+        on_message=console.note,
+        epoch_progress=console.watch,
+        progress=bar,
     )
     click.echo(page)
     return True
@@ -554,7 +559,7 @@ def evaluate(models: tuple[str, ...], out: Path, max_skipped: int, workers: int)
         out,
         max_skipped=max_skipped,
         workers=workers,
-        say=console.note,
+        on_message=console.note,
         progress=bar,
     )
     click.echo(page)

@@ -16,7 +16,7 @@ from tf_covid.attention import Axis, Split
 from tf_covid.errors import ModelError
 from tf_covid.layers.resample import full_axis_matrix, in_plane
 from tf_covid.models import NETWORKS
-from tf_covid.stratifier_model import Stratifier
+from tf_covid.preprocessor import Preprocessor
 from tf_covid.tensor import Tensor
 from tf_covid.weights import LoadedModel, load
 from tf_covid.weights.contract import check_trained
@@ -46,7 +46,9 @@ class EnsembleMember:
 
     def __init__(self, model: LoadedModel, lungs: keras.Model) -> None:
         self.model = model
-        self.stratifier = Stratifier(model.network, lungs, model.contract.preprocessing)
+        self.preprocessor = Preprocessor(
+            lungs, model.network.input_shape[1:], model.contract.preprocessing
+        )
         last = NETWORKS[model.contract.model].endpoint
         if last is None:
             raise ModelError(f"{model.name}: {model.contract.model} gives no class for a scan")
@@ -56,7 +58,7 @@ class EnsembleMember:
             self.axes: tuple[Axis, Axis, Axis] = attention.feature_axes(model.network, endpoint)
         except ValueError as error:
             raise ModelError(f"{model.name}: {endpoint} cannot be explained ({error})") from error
-        self.prepare = tf.function(self.stratifier.prepare, input_signature=[_HU, _PROBABILITY])
+        self.prepare = tf.function(self.preprocessor.prepare, input_signature=[_HU, _PROBABILITY])
         self.classify = tf.function(self._classify)
 
     def _classify(self, clip: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -117,13 +119,13 @@ class LocalModels:
         self.lungs = lungs
         self.members = [EnsembleMember(model, lungs.network) for model in loaded]
         self.segment_graph = tf.function(
-            self.members[0].stratifier.segment, input_signature=[_HU, _DEPTH]
+            self.members[0].preprocessor.segment, input_signature=[_HU, _DEPTH]
         )
 
     @property
     def finds_disease(self) -> bool:
         """Whether the lung model has a second output, diseased lung."""
-        return self.members[0].stratifier.segmenter.outputs > 1
+        return self.members[0].preprocessor.finds_disease
 
     @property
     def versions(self) -> dict[str, str]:
@@ -148,7 +150,7 @@ class LocalModels:
 
     def from_mask(self, mask: np.ndarray) -> Segmentation:
         """A user's mask, bool (D, H, W), on the U-Net's grid: lung fraction of each cell."""
-        height, width = self.members[0].stratifier.segmenter.grid
+        height, width = self.members[0].preprocessor.lungs_grid
         rows, columns = (
             full_axis_matrix(height, mask.shape[1]),
             full_axis_matrix(width, mask.shape[2]),

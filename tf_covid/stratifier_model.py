@@ -1,4 +1,4 @@
-"""Layers, U-Net and network as one Keras model from int16 HU: what `infer` runs and what an export holds.
+"""A preprocessor and a network as one Keras model, from int16 HU to logits.
 
 The file is not called `stratifier.py`: `tf_covid.stratifier` is the public function.
 """
@@ -12,25 +12,15 @@ import keras
 import tensorflow as tf
 
 from tf_covid.errors import ModelError
-from tf_covid.layers import (
-    ClipSampler,
-    HUWindow,
-    LungBox,
-    LungSegmenter,
-    MaskedClip,
-    SliceRule,
-    input_scaling,
-)
+from tf_covid.preprocessor import Preprocessor
+from tf_covid.tensor import Tensor
 from tf_covid.weights import Preprocessing, contract_of, load
 from tf_covid.weights.contract import check_trained
-
-#: What the U-Net's outputs are, in order.
-OUTPUTS = ("lungs", "disease")
 
 
 @keras.saving.register_keras_serializable("tf_covid")
 class Stratifier(keras.Model):
-    """The road from HU to logits.
+    """A preprocessor and the network behind it: int16 HU in, logits out.
 
     Args:
         network: Classifier from clips (N, D, H, W, C) of fixed D, H, W to `{"logits": …}`.
@@ -57,95 +47,27 @@ class Stratifier(keras.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        settings = preprocessing or Preprocessing()
         shape = network.input_shape
         if len(shape) != 5 or None in shape[1:]:
             raise ModelError(
                 f"the stratifier needs a network from clips of a known size, not {shape}"
             )
-        frames, height, width, channels = shape[1:]
-        if lungs_preprocessing is None:
-            contract = contract_of(lungs)
-            lungs_preprocessing = contract.preprocessing if contract else settings
-        self.network, self.lungs, self.preprocessing, self.chunk = (
-            network,
-            lungs,
-            settings,
-            int(chunk),
+        # Both are attributes of the model itself, so that Keras saves and restores their weights.
+        self.network, self.lungs = network, lungs
+        self.preprocessor = Preprocessor(
+            lungs, shape[1:], preprocessing, lungs_preprocessing, chunk=chunk
         )
-        self.lungs_preprocessing = lungs_preprocessing
-        level_hu, width_hu = lungs_preprocessing.level_hu, lungs_preprocessing.width_hu
-        self.segmenter = LungSegmenter(lungs, level_hu, width_hu, chunk, name="segmenter")
-        self.slice_rule = SliceRule(settings.slice_minimum, name="slice_rule")
-        self.lung_box = LungBox(settings.box, settings.box_margin, name="lung_box")
-        self.sampler = ClipSampler(frames, height, width, chunk, name="sampler")
-        self.window = HUWindow(settings.level_hu, settings.width_hu, dtype="float32", name="window")
-        self.masked = MaskedClip(channels, dtype="float32", name="masked")
-        self.scaling = input_scaling(settings.input_scale, settings.input_offset)
 
-    def segment(self, hu: Any, depth: Any) -> dict[str, Any]:
-        """What the U-Net finds, on its own grid. No component analysis: see `lungs.py`.
+    def segment(self, hu: Tensor, depth: Tensor) -> dict[str, Tensor]:
+        """What the U-Net finds, on its own grid: see `Preprocessor.segment`."""
+        return self.preprocessor.segment(hu, depth)
 
-        Args:
-            hu: int16 (N, D, H, W).
-            depth: int32 (N,), the number of true slices of each scan.
+    def prepare(self, hu: Tensor, probability: Tensor) -> dict[str, Tensor]:
+        """The clip of each scan, and what brings it back: see `Preprocessor.prepare`."""
+        return self.preprocessor.prepare(hu, probability)
 
-        Returns:
-            `lungs` float32 (N, D, h, w), the lung probability; and `disease`, the probability of
-            diseased lung in the same shape, where the U-Net has two outputs.
-        """
-        probabilities = self.segmenter(hu, depth)
-        return {
-            name: probabilities[..., number]
-            for number, name in enumerate(OUTPUTS[: self.segmenter.outputs])
-        }
-
-    def cut(self, hu: Any, probability: Any) -> dict[str, Any]:
-        """The kept slices within the box, on the clip grid, before they are masked.
-
-        Args:
-            hu: int16 (N, D, H, W).
-            probability: Lung probability (N, D, h, w).
-
-        Returns:
-            `clip` float32 (N, D', H', W') in [0, 1], `lungs` its lung probability, `keep` bool (N,
-            D), `box` float32 (N, 4).
-        """
-        keep = self.slice_rule(probability)
-        box = self.lung_box(probability, keep)
-        # A probability is a share of 0 … 1; the sampler's clipping of HU leaves it as it is.
-        lungs = self.sampler(probability, keep, box)
-        return {
-            "clip": self.window(self.sampler(hu, keep, box)),
-            "lungs": lungs,
-            "keep": keep,
-            "box": box,
-        }
-
-    def finish(self, clip: Any, lungs: Any) -> Any:
-        """Mask and scale what `cut` gave: the clip (N, D', H', W', C) as the network takes it."""
-        return self.scaling(self.masked(clip, lungs))
-
-    def prepare(self, hu: Any, probability: Any) -> dict[str, Any]:
-        """The clip and what brings it back onto the scan.
-
-        Args:
-            hu: int16 (N, D, H, W).
-            probability: Lung probability (N, D, h, w), `lungs` of `segment` or from a user's mask.
-
-        Returns:
-            `clip` float32 (N, D', H', W', C) as the network takes it, `keep` bool (N, D), `box`
-            float32 (N, 4).
-        """
-        cut = self.cut(hu, probability)
-        return {
-            "clip": self.finish(cut["clip"], cut["lungs"]),
-            "keep": cut["keep"],
-            "box": cut["box"],
-        }
-
-    def call(self, inputs: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """The whole road."""
+    def call(self, inputs: dict[str, Tensor], training: bool = False) -> dict[str, Tensor]:
+        """Answer scans, from HU to logits: see the class."""
         hu, depth = inputs["hu"], inputs["depth"]
         prepared = self.prepare(hu, self.segment(hu, depth)["lungs"])
         answer = self.network(prepared["clip"], training=training)
@@ -160,16 +82,18 @@ class Stratifier(keras.Model):
             "name": self.name,
             "network": keras.saving.serialize_keras_object(self.network),
             "lungs": keras.saving.serialize_keras_object(self.lungs),
-            "preprocessing": self.preprocessing.model_dump(mode="json"),
-            "lungs_preprocessing": self.lungs_preprocessing.model_dump(mode="json"),
-            "chunk": self.chunk,
+            "preprocessing": self.preprocessor.settings.model_dump(mode="json"),
+            "lungs_preprocessing": self.preprocessor.lungs_settings.model_dump(mode="json"),
+            "chunk": self.preprocessor.chunk,
         }
 
     def build_from_config(self, config: dict[str, Any]) -> None:
         """Nothing to build: both networks come with their weights' places."""
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Stratifier:
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> Stratifier:
         """Rebuild the model."""
         config = dict(config)
         for part in ("network", "lungs"):
@@ -189,7 +113,7 @@ def stratifier(
     precision: str = "float32",
     chunk: int = 16,
 ) -> Stratifier:
-    """Join window, U-Net, slice rule, lung box, resampling, mask, input scaling and network into one model.
+    """Join window, U-Net, slice rule, box, resampling, mask, scaling and network into one model.
 
     Args:
         network: A shipped name, a `.keras` file, or any `keras.Model` from clips to `{"logits":
@@ -219,7 +143,7 @@ def stratifier(
 
 
 def _trained(source: str | Path, precision: str) -> keras.Model:
-    """A network from a file whose head is trained; one that is handed over may have been trained since it was read."""
+    # A network that is handed over in memory may have been trained since it was read.
     loaded = load(source, precision=precision)
     check_trained(loaded.name, loaded.contract)
     return loaded.network

@@ -12,10 +12,10 @@ from tf_covid.cohort.folds import (
     audit,
     check_classes,
     check_folds,
-    held_out,
     make_folds,
     near_cases,
     read_folds,
+    split_validation,
     write_folds,
 )
 from tf_covid.cohort.likeness import near_groups, near_key
@@ -99,7 +99,7 @@ def test_a_class_of_one_site_only_cannot_be_learned_there() -> None:
     assert {known[case] for case in folds.split(2)[0]} == {0, 1, 3}
 
 
-def test_folds_of_a_file_teach_every_class() -> None:
+def test_folds_of_a_file_train_on_every_class() -> None:
     test = {"a": 0, "b": 1, "c": 0, "d": 1, "e": 1, "f": 0}
     folds = Folds(kind="stratified", seed=1, names=("0", "1"), test=test)
     check_classes(folds, {"a": 0, "b": 0, "c": 1, "d": 1, "e": 1, "f": 0})
@@ -149,14 +149,14 @@ def test_a_file_without_folds_is_named(tmp_path: Path, text: str) -> None:
 def test_patients_that_tell_when_to_stop_are_of_all_classes() -> None:
     rows, labels = cohort({0: 10, 1: 5, 2: 1}, scans=2)
     cases = [row.case for row in rows]
-    teach, watched = held_out(cases, rows, labels, 0.2, seed=1)
-    assert Counter(labels[case] for case in watched) == {0: 4, 1: 2}
-    assert not {case[:-2] for case in teach} & {case[:-2] for case in watched}
-    assert held_out(cases, rows, labels, 0.0, seed=1) == (cases, [])
+    train, validation = split_validation(cases, rows, labels, 0.2, seed=1)
+    assert Counter(labels[case] for case in validation) == {0: 4, 1: 2}
+    assert not {case[:-2] for case in train} & {case[:-2] for case in validation}
+    assert split_validation(cases, rows, labels, 0.0, seed=1) == (cases, [])
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_class_keeps_somebody_who_teaches_it(seed: int) -> None:
+def test_a_class_keeps_somebody_to_be_trained_on(seed: int) -> None:
     """Class 1 is only in earlier scans of three patients who got worse; half of them are held out."""
     rows, labels = cohort({0: 6})
     for number in range(3):
@@ -165,13 +165,13 @@ def test_a_class_keeps_somebody_who_teaches_it(seed: int) -> None:
             labels[f"worse{number}-{scan}"] = label
     cases = [row.case for row in rows]
     for share in (0.2, 0.5, 0.89):
-        teach, watched = held_out(cases, rows, labels, share, seed)
-        assert {labels[case] for case in teach} == {0, 1, 2}
-        assert watched
+        train, validation = split_validation(cases, rows, labels, share, seed)
+        assert {labels[case] for case in train} == {0, 1, 2}
+        assert validation
     # Where class 1 is of the one patient who would be held out, it stays.
     only = [case for case in cases if case not in ("worse0-0", "worse1-0")]
-    teach, _ = held_out(only, rows, labels, 0.5, seed)
-    assert "worse2-0" in teach
+    train, _ = split_validation(only, rows, labels, 0.5, seed)
+    assert "worse2-0" in train
 
 
 NEAR = [
@@ -272,10 +272,10 @@ def test_near_equal_ids_share_a_fold_and_are_said(seed: int, tmp_path: Path) -> 
     assert len({row.patient for row in rows}) == 24, "they are not merged"
     write_folds(folds, tmp_path / "folds.json")
     assert read_folds(tmp_path / "folds.json") == folds
-    train, _ = folds.split(0)
-    teach, watched = held_out(train, rows, labels, 0.4, seed)
-    assert watched
-    assert all((one in teach) == (other in teach) for one, other in pairs if one in train)
+    side, _ = folds.split(0)
+    train, validation = split_validation(side, rows, labels, 0.4, seed)
+    assert validation
+    assert all((one in train) == (other in train) for one, other in pairs if one in side)
 
 
 def test_folds_of_a_file_that_part_near_equal_ids_are_refused() -> None:

@@ -26,7 +26,7 @@ CONFIG = """
 clip = [16, 32, 32]
 working_grid = [24, 48, 48]
 batch = 2
-held_out = 0.3
+validation_fraction = 0.3
 keep = "best"
 ct_score_weight = 5.0
 """
@@ -221,7 +221,7 @@ def test_what_cannot_be_trained_is_named(
 
 
 def test_a_loss_that_is_no_number_ends_with_a_name(small_cohort: Path, tmp_path: Path) -> None:
-    settings = config(tmp_path, "learning_rate = 1e30\nclip_norm = 1e30")
+    settings = config(tmp_path, "learning_rate = 1e30\ngradient_clip_norm = 1e30")
     done = run(*command(small_cohort, tmp_path / "run", "--config", str(settings)))
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(

@@ -157,7 +157,7 @@ SETTINGS = Settings(
     batch=2,
     epochs=1,
     network={"dense": 8},
-    held_out=0.3,
+    validation_fraction=0.3,
     keep="best",
 )
 
@@ -165,10 +165,10 @@ SETTINGS = Settings(
 def trained(manifest: Path, out: Path, **more: Any) -> list[str]:
     """A run of a tiny network; what it said."""
     said: list[str] = []
-    wish = FitRequest(
+    fit_request = FitRequest(
         manifest, "covid", "ltc", out, SETTINGS, folds=2, cache=manifest.parent / "cache", **more
     )
-    fit(wish, say=said.append, watch=lambda *_: nullcontext(lambda *_: None))
+    fit(fit_request, on_message=said.append, epoch_progress=lambda *_: nullcontext(lambda *_: None))
     return said
 
 
@@ -221,7 +221,7 @@ def test_evaluate_says_which_scans_were_in_the_training_set(
             writer.writerows(chosen)
     said: list[str] = []
     model = run / "fold-0" / "model.keras"
-    evaluate([model], tmp_path / "all.csv", tmp_path / "all", say=said.append)
+    evaluate([model], tmp_path / "all.csv", tmp_path / "all", on_message=said.append)
     found = json.loads((tmp_path / "all" / "study.json").read_text())["seen_in_training"]
     assert set(found["seen"]) == {row["case"] for row in rows if row["fold"] == 1}
     assert not found["unchecked"]
@@ -229,7 +229,7 @@ def test_evaluate_says_which_scans_were_in_the_training_set(
     assert any(line.startswith(f"warning: {count}") for line in said)
     assert count in (tmp_path / "all" / "study.html").read_text()
     said.clear()
-    evaluate([model], tmp_path / "test.csv", tmp_path / "test", say=said.append)
+    evaluate([model], tmp_path / "test.csv", tmp_path / "test", on_message=said.append)
     assert not said
     assert "not trained on these scans" in (tmp_path / "test" / "study.html").read_text()
 

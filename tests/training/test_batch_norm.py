@@ -66,9 +66,9 @@ def plan(task: str = "lungs", model: str = "unet", **changes: Any) -> Plan:
     return Plan(model, lesson, settings, None, 0)
 
 
-def run(asked: Plan, entries: list[CacheRecord], folder: Path, held_out: int = 0) -> Trained:
+def run(asked: Plan, entries: list[CacheRecord], folder: Path, validation: int = 0) -> Trained:
     folder.mkdir(exist_ok=True)
-    return train(asked, entries[held_out:], entries[:held_out], folder)
+    return train(asked, entries[validation:], entries[:validation], folder)
 
 
 def clips(asked: Plan, entries: list[CacheRecord]) -> np.ndarray:
@@ -186,8 +186,8 @@ def test_a_network_answers_as_it_was_trained(entries: list[CacheRecord], tmp_pat
 
 def test_what_judges_is_what_is_saved(entries: list[CacheRecord], tmp_path: Path) -> None:
     """The loss of the best epoch on the held-out patients is that of the saved network: the same statistics."""
-    asked = plan(epochs=4, held_out=0.3, keep="best")
-    trained = run(asked, entries, tmp_path, held_out=2)
+    asked = plan(epochs=4, validation_fraction=0.3, keep="best")
+    trained = run(asked, entries, tmp_path, validation=2)
     data = asked.lesson.batches(entries[:2], order=np.arange(2)[np.newaxis], seed=asked.seed)
     loss, found = asked.lesson.losses([])[0]["logits"], []
     for batch in data:
@@ -208,7 +208,10 @@ def test_judging_changes_nothing_of_the_training(
     """The same weights with and without held-out patients, and after a stop between two epochs."""
     whole = run(plan(epochs=2), entries[2:], tmp_path / "whole")
     watched = train(
-        plan(epochs=2, held_out=0.3), entries[2:], entries[:2], _made(tmp_path / "watched")
+        plan(epochs=2, validation_fraction=0.3),
+        entries[2:],
+        entries[:2],
+        _made(tmp_path / "watched"),
     )
     first = tmp_path / "stopped"
 
@@ -218,10 +221,10 @@ def test_judging_changes_nothing_of_the_training(
     def stop(epoch: int, values: dict[str, float]) -> None:
         raise Stop
 
-    asked = plan(epochs=2, held_out=0.3)
+    asked = plan(epochs=2, validation_fraction=0.3)
     with pytest.raises(Stop):
-        train(asked, entries[2:], entries[:2], _made(first), told=stop)
-    again = train(plan(epochs=2, held_out=0.3), entries[2:], entries[:2], first)
+        train(asked, entries[2:], entries[:2], _made(first), on_epoch_end=stop)
+    again = train(plan(epochs=2, validation_fraction=0.3), entries[2:], entries[:2], first)
     for other in (watched, again):
         pairs = zip(whole.network.get_weights(), other.network.get_weights(), strict=True)
         assert all(np.array_equal(one, two) for one, two in pairs)

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tf_covid.cohort.cache import CacheRecord, _example
 from tf_covid.cohort.manifest import Row
 from tf_covid.errors import TrainingError
-from tf_covid.training import checkpoint as resume
+from tf_covid.training import checkpoint
 from tf_covid.training.fold import Plan, Trained, train
 from tf_covid.training.settings import Settings, Stage
 from tf_covid.training.tasks import lesson_for
@@ -66,9 +66,9 @@ def ltc(**changes: object) -> Settings:
     return Settings(clip=GRID, batch=4, network={"dense": 8}, **changes)  # type: ignore[arg-type]
 
 
-def run(asked: Plan, entries: list[CacheRecord], folder: Path, held_out: int = 0) -> Trained:
+def run(asked: Plan, entries: list[CacheRecord], folder: Path, validation: int = 0) -> Trained:
     folder.mkdir(exist_ok=True)
-    return train(asked, entries[held_out:], entries[:held_out], folder)
+    return train(asked, entries[validation:], entries[:validation], folder)
 
 
 @pytest.mark.parametrize(
@@ -162,21 +162,21 @@ def test_the_best_weights_are_kept(entries: list[CacheRecord], tmp_path: Path) -
     settings = ltc(
         epochs=5,
         learning_rate=0.01,
-        held_out=0.3,
+        validation_fraction=0.3,
         keep="best",
         class_weights=False,
         ct_score_weight=0.0,
     )
     asked = plan("covid", "ltc", settings)
-    trained = run(asked, entries, tmp_path, held_out=4)
+    trained = run(asked, entries, tmp_path, validation=4)
     shares = asked.lesson.answers(trained.network, entries[:4])["probabilities"]
     loss = -np.log(shares[np.arange(4), [0, 1, 0, 1]]).mean()
     assert loss == pytest.approx(min(trained.curves["val_loss"]), rel=1e-3)
 
 
 def test_patience_ends_a_training(entries: list[CacheRecord], tmp_path: Path) -> None:
-    settings = ltc(epochs=50, learning_rate=0.1, held_out=0.3, patience=1, keep="best")
-    trained = run(plan("covid", "ltc", settings), entries, tmp_path, held_out=4)
+    settings = ltc(epochs=50, learning_rate=0.1, validation_fraction=0.3, patience=1, keep="best")
+    trained = run(plan("covid", "ltc", settings), entries, tmp_path, validation=4)
     watched = trained.curves["val_loss"]
     assert len(watched) < 50
     assert np.argmin(watched) == len(watched) - 2
@@ -187,10 +187,10 @@ def test_a_damaged_state_is_named(entries: list[CacheRecord], tmp_path: Path) ->
     with pytest.raises(TrainingError, match="the state is damaged"):
         run(plan("covid", "ltc", ltc(epochs=1)), entries, tmp_path)
     variables = [tf.Variable([1.0, 2.0])]
-    resume.save(tmp_path / "state.npz", variables, resume.Progress(epoch=1))
+    checkpoint.save(tmp_path / "state.npz", variables, checkpoint.TrainingState(epoch=1))
     with pytest.raises(TrainingError, match="of another network"):
         run(plan("covid", "ltc", ltc(epochs=1)), entries, tmp_path)
-    assert resume.restore(tmp_path / "state.npz", variables).epoch == 1
+    assert checkpoint.restore(tmp_path / "state.npz", variables).epoch == 1
 
 
 @pytest.mark.parametrize(
@@ -231,13 +231,13 @@ class Factory:
 found = entries.__wrapped__(Factory()) if hasattr(entries, "__wrapped__") else entries.__pytest_wrapped__.obj(Factory())
 still = Augmentation(flip=0, degrees=0, scale=0, shift=0, hu_shift=0, hu_scale=0, noise_hu=0, slice_drop=0)
 settings = ltc(
-    epochs=2, augmentation=still, dropout=0.0, warmup_epochs=0.0, held_out=0.3,
-    learning_rate=1e-4, clip_norm=1e9,
+    epochs=2, augmentation=still, dropout=0.0, warmup_epochs=0.0, validation_fraction=0.3,
+    learning_rate=1e-4, gradient_clip_norm=1e9,
 )
 asked = [plan("covid", "ltc", settings, mirrored=mirrored) for mirrored in (False, True)]
 for one in asked:
     one.lesson.arguments["dropout"] = 0.0
-one, two = (run(one, found, Path(sys.argv[2]) / str(one.mirrored), held_out=3) for one in asked)
+one, two = (run(one, found, Path(sys.argv[2]) / str(one.mirrored), validation=3) for one in asked)
 assert tf.distribute.get_strategy().num_replicas_in_sync == 1
 np.testing.assert_allclose(one.curves["loss"], two.curves["loss"], rtol=0.02)
 for a, b in zip(one.network.get_weights(), two.network.get_weights()):

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from tf_covid.errors import ModelError
 from tf_covid.models import I3D, UNet
-from tf_covid.stratifier_model import Stratifier
+from tf_covid.preprocessor import Preprocessor
 from tf_covid.training import augment, cases
 from tf_covid.training.average import averaged
 from tf_covid.training.average import main as average_lungs
@@ -163,9 +163,9 @@ def test_what_trains_faster_answers_the_same(clip, stem):
 
 def test_the_disease_is_asked_for_on_the_cells_of_the_endpoints():
     network = I3D((8, 32, 32, 1), classes=3)
-    pupil, grids = add_deep_supervision(network, ("Mixed_3c", "Mixed_4f"))
+    trained, grids = add_deep_supervision(network, ("Mixed_3c", "Mixed_4f"))
     assert grids == {"disease_Mixed_3c": (4, 4, 4), "disease_Mixed_4f": (2, 2, 2)}
-    outputs = pupil(np.zeros((1, 8, 32, 32, 1), np.float32))
+    outputs = trained(np.zeros((1, 8, 32, 32, 1), np.float32))
     assert {name: tuple(outputs[name].shape) for name in grids} == {
         "disease_Mixed_3c": (1, 4, 4, 4, 1),
         "disease_Mixed_4f": (1, 2, 2, 2, 1),
@@ -245,7 +245,7 @@ def test_the_training_clip_is_the_clip_that_infer_makes(tmp_path, monkeypatch, t
     cases.draw_cases(tmp_path, range(0))
     cases._draw(tmp_path, 3)
     unet = threshold_unet({"input_shape": (32, 32, 1), "depth": 1, "filters": 2, "outputs": 2})
-    road = Stratifier(I3D((8, 32, 40, 1), classes=5, ct_score=True), unet)
+    road = Preprocessor(unet, (8, 32, 40, 1))
     made = read_clips(tmp_path, make_clips(tmp_path, range(3, 4), road, "0" * 64), range(3, 4))
     assert made.planes.shape == (1, 3, 8, 32, 40)
     assert made.classes.tolist() == [3]
@@ -274,10 +274,12 @@ def test_new_outputs_learn_alone_at_the_start_only(tmp_path, monkeypatch, killed
     """And the arithmetic is that of the precision; no network is trained here, the calls are looked at."""
     calls = []
     monkeypatch.setattr(
-        "tf_covid.training.severity.alone", lambda pupil, *_, **__: calls.append(("alone", pupil))
+        "tf_covid.training.severity.train_only",
+        lambda trained, *_, **__: calls.append(("alone", trained)),
     )
     monkeypatch.setattr(
-        "tf_covid.training.severity.fit", lambda pupil, *_, **__: calls.append(("fit", pupil)) or {}
+        "tf_covid.training.severity.fit",
+        lambda trained, *_, **__: calls.append(("fit", trained)) or {},
     )
     if killed:
         (tmp_path / "curves.json").write_text('{"0": {"loss": 1.5}}')
@@ -292,7 +294,7 @@ def test_new_outputs_learn_alone_at_the_start_only(tmp_path, monkeypatch, killed
     teach(
         network,
         RECIPES["ltc"],
-        Stratifier(network, unet),
+        Preprocessor(unet, network.input_shape[1:]),
         clips,
         tmp_path,
         epochs=1,
@@ -303,11 +305,11 @@ def test_new_outputs_learn_alone_at_the_start_only(tmp_path, monkeypatch, killed
         knows=True,
     )
     assert [name for name, _ in calls] == ["fit"] if killed else ["alone", "fit"]
-    pupil = calls[0][1]
-    assert {output.dtype for output in pupil.output.values()} == {"float32"}
-    assert len(pupil.output) == 4
+    trained = calls[0][1]
+    assert {output.dtype for output in trained.output.values()} == {"float32"}
+    assert len(trained.output) == 4
     convolutions = ("conv1", "conv2", "conv3", "conv4", "conv5")
-    assert {pupil.get_layer(name).compute_dtype for name in convolutions} == {"bfloat16"}
+    assert {trained.get_layer(name).compute_dtype for name in convolutions} == {"bfloat16"}
 
 
 def test_an_i3d_is_not_trained_in_bfloat16(tmp_path):

@@ -43,6 +43,28 @@ def test_what_is_no_toml_is_named(tmp_path: Path, content: bytes) -> None:
         read_settings(path)
 
 
+def test_old_names_of_settings_are_read_with_a_warning(tmp_path: Path) -> None:
+    path, said = tmp_path / "config.toml", list[str]()
+    path.write_text('held_out = 0.2\nclip_norm = 3.0\nkeep = "best"\n')
+    settings = read_settings(path, said.append)
+    assert settings == Settings(validation_fraction=0.2, gradient_clip_norm=3.0, keep="best")
+    assert [line.split(" now;")[0] for line in said] == [
+        "warning: config.toml: clip_norm is called gradient_clip_norm",
+        "warning: config.toml: held_out is called validation_fraction",
+    ]
+    path.write_text("validation_fraction = 0.2\n")
+    said.clear()
+    assert read_settings(path, said.append).validation_fraction == 0.2
+    assert not said
+
+
+def test_a_setting_under_both_names_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("held_out = 0.2\nvalidation_fraction = 0.2\n")
+    with pytest.raises(TrainingError, match="held_out and validation_fraction are one setting"):
+        read_settings(path)
+
+
 def test_the_test_fold_never_tells_when_to_stop() -> None:
     with pytest.raises(ValidationError, match="the test fold must not tell when to stop"):
         Settings(patience=3)

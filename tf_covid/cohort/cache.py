@@ -26,7 +26,7 @@ from tf_covid.atomic import remove_leftovers, replacing, temporary_directory, wr
 from tf_covid.cohort.cases import case_of_row
 from tf_covid.cohort.likeness import near_key
 from tf_covid.cohort.manifest import Row
-from tf_covid.cohort.planes import road, whole_slices
+from tf_covid.cohort.planes import clip_preprocessor, whole_slices
 from tf_covid.cohort.workers import results
 from tf_covid.errors import CohortError, ModelError, OutputError, ScanRefused
 from tf_covid.result import QualityFlag
@@ -283,7 +283,9 @@ def _write(row: Row, scan: Scan, path: Path, wanted: CacheSpec) -> CacheRecord:
         if lungs is not None:
             planes, kept = whole_slices(scan, lungs, ill, wanted.grid), scan.shape[0]
         else:
-            planes, kept = road(wanted.grid, wanted.preprocessing, wanted.lungs).clip(scan, ill)
+            planes, kept = clip_preprocessor(wanted.grid, wanted.preprocessing, wanted.lungs).clip(
+                scan, ill
+            )
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
         raise ScanRefused(
             [QualityFlag("too_large", "error", "There is not enough memory for this scan.")]

@@ -230,22 +230,27 @@ def audit(marks: Mapping[str, Mapping[str, str]], folds: Folds) -> None:
         )
 
 
-def held_out(
-    cases: Sequence[str], rows: Sequence[Row], labels: Mapping[str, int], share: float, seed: int
+def split_validation(
+    cases: Sequence[str],
+    rows: Sequence[Row],
+    labels: Mapping[str, int],
+    fraction: float,
+    seed: int,
 ) -> tuple[list[str], list[str]]:
-    """Split the cases that a fold trains on: some patients of each class only tell when to stop.
+    """Split the training side of a fold into training and validation cases, by patient.
 
     Args:
-        cases: Of the training side.
-        rows: The cohort.
+        cases: Cases of the training side.
+        rows: Rows of the cohort's manifest.
         labels: Case → class.
-        share: Of the patients of each class, 0 … 1; at least one of a class with two or more.
-        seed: Same cases and seed, same split.
+        fraction: Fraction of each class's patients that validate, 0 … 1; at least one patient of a
+            class with two or more.
+        seed: Seed of the draw; the same cases and seed give the same split.
 
     Returns:
-        Cases that teach, and cases that are held out.
+        Training cases, and validation cases.
     """
-    if not share:
+    if not fraction:
         return list(cases), []
     groups = near_groups(row.patient for row in rows)
     patient = {row.case: groups[row.patient] for row in rows}
@@ -258,12 +263,12 @@ def held_out(
     for number, total in sorted(Counter(label.values()).items()):
         who = sorted(name for name, value in label.items() if value == number)
         if total > 1:
-            chosen |= set(rng.permutation(who)[: min(max(1, round(share * total)), total - 1)])
+            chosen |= set(rng.permutation(who)[: min(max(1, round(fraction * total)), total - 1)])
     for number in sorted({labels[case] for case in cases}):
         who = sorted({patient[case] for case in cases if labels[case] == number})
         if chosen.issuperset(who):
             # Of this class there are only earlier scans of patients who got worse: one of them has
-            # to teach it.
+            # to be trained on.
             chosen.discard(who[0])
     return [case for case in cases if patient[case] not in chosen], [
         case for case in cases if patient[case] in chosen

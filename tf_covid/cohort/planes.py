@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
 
 from tf_covid.errors import ScanRefused
 from tf_covid.scan import Scan, lung_flags, volume_flags
+from tf_covid.tensor import Tensor
 from tf_covid.weights import Preprocessing
 
 #: HU and masks by name; None where nobody drew one.
@@ -37,7 +37,7 @@ def whole_slices(
 
 
 class ClipPreprocessor:
-    """The stages between a scan and its clip, as `infer` runs them; the classifier that follows does not matter.
+    """The preprocessor of `infer` on the working grid of the cache, with the lesions beside the HU.
 
     Args:
         grid: Frames, height and width of what is kept.
@@ -48,17 +48,15 @@ class ClipPreprocessor:
     def __init__(
         self, grid: tuple[int, int, int], preprocessing: Preprocessing, lungs: str
     ) -> None:
-        import keras
         import tensorflow as tf
 
-        from tf_covid.stratifier_model import Stratifier
+        from tf_covid.preprocessor import Preprocessor
         from tf_covid.weights import load
 
-        nobody = keras.Sequential([keras.Input((*grid, 1)), keras.layers.Identity()])
-        self.stratifier = Stratifier(nobody, load(lungs).network, preprocessing)
+        self.preprocessor = Preprocessor(load(lungs).network, (*grid, 1), preprocessing)
         volume = tf.TensorSpec([1, None, None, None], tf.int16)
         self.segment = tf.function(
-            self.stratifier.segment,
+            self.preprocessor.segment,
             input_signature=[volume, tf.TensorSpec([1], tf.int32)],
             jit_compile=False,
         )
@@ -67,11 +65,12 @@ class ClipPreprocessor:
             input_signature=[volume, volume, tf.TensorSpec([1, None, None, None], tf.float32)],
         )
 
-    def _sample(self, hu: Any, lesions: Any, probability: Any) -> tuple[Any, ...]:
-        way = self.stratifier
-        keep = way.slice_rule(probability)
-        box = way.lung_box(probability, keep)
-        return *(way.sampler(part, keep, box)[0] for part in (hu, probability, lesions)), keep[0]
+    def _sample(self, hu: Tensor, lesions: Tensor, probability: Tensor) -> tuple[Tensor, ...]:
+        keep, box = self.preprocessor.place(probability)
+        sampled = (
+            self.preprocessor.sampler(one, keep, box)[0] for one in (hu, probability, lesions)
+        )
+        return *sampled, keep[0]
 
     def clip(self, scan: Scan, lesions: np.ndarray | None) -> tuple[Planes, int]:
         """HU, lungs and lesions on the working grid, and how many slices they were made of.
@@ -82,17 +81,19 @@ class ClipPreprocessor:
         hu = scan.hu[np.newaxis]
         found = self.segment(hu, np.array([len(scan.hu)], np.int32))["lungs"]
         share = (found.numpy()[0] > 0.5).mean(axis=(1, 2))
-        minimum = self.stratifier.slice_rule.minimum
+        minimum = self.preprocessor.slice_rule.minimum
         image_ml = scan.hu[0].size * float(np.prod(scan.spacing_mm)) / 1000.0
         quality_flags = lung_flags(share, min_fraction=minimum, spacing_mm=scan.spacing_mm)
         quality_flags += volume_flags(image_ml * float(share.sum()))
         if any(flag.level == "error" for flag in quality_flags):
             raise ScanRefused([*scan.quality_flags, *quality_flags])
-        ill = np.zeros_like(hu) if lesions is None else lesions[np.newaxis].astype(np.int16)
-        values, lungs, diseased, keep = (part.numpy() for part in self.sample(hu, ill, found))
+        lesion_mask = np.zeros_like(hu) if lesions is None else lesions[np.newaxis].astype(np.int16)
+        values, lungs, diseased, keep = (
+            part.numpy() for part in self.sample(hu, lesion_mask, found)
+        )
         planes = {"hu": np.rint(values).astype("<i2"), "lungs": lungs >= 0.5}
         return planes | {"lesions": None if lesions is None else diseased >= 0.5}, int(keep.sum())
 
 
 # One a process: a model is loaded once, before the first scan that needs it.
-road = functools.lru_cache(maxsize=1)(ClipPreprocessor)
+clip_preprocessor = functools.lru_cache(maxsize=1)(ClipPreprocessor)

@@ -28,7 +28,7 @@ def evaluate(
     *,
     max_skipped: int = 0,
     workers: int = 1,
-    say: Callable[[str], None],
+    on_message: Callable[[str], None],
     progress: cache.Progress | None = None,
 ) -> Path:
     """Measure frozen models; several of severity or covid answer with the mean of their probabilities.
@@ -43,7 +43,7 @@ def evaluate(
             call goes on with.
         max_skipped: How many scans may be unusable.
         workers: Processes that read scans.
-        say: Hears of each step, in a line.
+        on_message: Hears of each step, in a line.
         progress: Shows the scans that are read.
 
     Returns:
@@ -85,11 +85,11 @@ def evaluate(
         pixels = {case: entry.marks["pixels"] for case, entry in filled.entries.items()}
         sightings.append(seen.look(model.name, model.contract, pixels, patients))
     for case, why in skipped.items():
-        say(f"skipped {case}: {why}")
+        on_message(f"skipped {case}: {why}")
     found: AnyPredictions = ensemble(members) if len(members) > 1 else members[0]
     known = as_seen(sightings, len(set(found.cases)))
     for sentence in seen_sentences(known):
-        say(f"warning: {sentence}")
+        on_message(f"warning: {sentence}")
     study = build_study(
         found,
         model=" + ".join(model.name for model in models),

@@ -29,10 +29,10 @@ from tf_covid.cohort.folds import (
     audit,
     check_classes,
     check_folds,
-    held_out,
     make_folds,
     near_cases,
     read_folds,
+    split_validation,
     write_folds,
 )
 from tf_covid.cohort.manifest import Row, read_manifest
@@ -43,7 +43,7 @@ from tf_covid.pipeline import versions
 from tf_covid.study.predictions import AnyPredictions, join, read_predictions, write_predictions
 from tf_covid.study.seen import START, as_seen, seen_sentences
 from tf_covid.study.study import build_study, write_study
-from tf_covid.training import checkpoint as resume
+from tf_covid.training import checkpoint
 from tf_covid.training.fold import Plan, train
 from tf_covid.training.initialise import inherited
 from tf_covid.training.tasks import CLASSES, MODELS, Lesson, labels_of, lesson_for
@@ -62,26 +62,26 @@ from tf_covid.weights.files import build
 
 #: (label, number of steps) → a context whose value is called after each step with its number, from
 #: 0, and a text.
-Watch = Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]
+EpochProgress = Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]
 
 
 def fit(
-    wish: FitRequest,
+    request: FitRequest,
     *,
-    goes_on: bool = False,
+    resume: bool = False,
     workers: int = 1,
-    say: Callable[[str], None],
-    watch: Watch,
+    on_message: Callable[[str], None],
+    epoch_progress: EpochProgress,
     progress: cache.Progress | None = None,
 ) -> Path:
     """Train a network for each fold and write the study; what is done already is kept.
 
     Args:
-        wish: What is to be trained.
-        goes_on: Whether the run's folder holds a run that is to be finished.
+        request: What is to be trained.
+        resume: Whether the run's folder holds a run that is to be finished.
         workers: Processes that fill the cache.
-        say: Hears of each step, in a line.
-        watch: Shows the epochs.
+        on_message: Hears of each step, in a line.
+        epoch_progress: Shows the epochs.
         progress: Shows the scans that are read.
 
     Returns:
@@ -93,82 +93,106 @@ def fit(
         ModelError: If `init` or the lung model is missing or damaged.
         OutputError: If something cannot be written.
     """
-    if wish.model not in MODELS[wish.task]:
+    if request.model not in MODELS[request.task]:
         raise TrainingError(
-            f"the task {wish.task} is for {' or '.join(MODELS[wish.task])}, not for {wish.model}"
+            f"the task {request.task} is for {' or '.join(MODELS[request.task])}, not for {request.model}"
         )
-    rows = read_manifest(wish.manifest)
-    labels = labels_of(rows, wish.task)
+    rows = read_manifest(request.manifest)
+    labels = labels_of(rows, request.task)
     if (
-        wish.settings.held_out
-        and not held_out(list(labels), rows, labels, wish.settings.held_out, 0)[1]
+        request.settings.validation_fraction
+        and not split_validation(
+            list(labels), rows, labels, request.settings.validation_fraction, 0
+        )[1]
     ):
-        raise TrainingError("held_out: no class has two patients, so nobody can tell when to stop")
-    if wish.folds_file:
-        check_classes(read_folds(wish.folds_file), labels)  # before hours of reading scans
-    elif not (wish.out / "folds.json").exists():
-        make_folds(rows, labels, wish.folds, wish.settings.seed, by_site=wish.by_site)
-    with exclusive_run_folder(wish, workers=workers, goes_on=goes_on, say=say):
-        preprocessing, channels, shared = inherited(wish.init)
-        _say_window(preprocessing, wish, say)
-        preprocessing = wish.settings.preprocessing(preprocessing)
-        wanted = _wanted(wish, rows, preprocessing)
+        raise TrainingError(
+            "validation_fraction: no class has two patients, so none can be left for validation"
+        )
+    if request.folds_file:
+        check_classes(read_folds(request.folds_file), labels)  # before hours of reading scans
+    elif not (request.out / "folds.json").exists():
+        make_folds(rows, labels, request.folds, request.settings.seed, by_site=request.by_site)
+    with exclusive_run_folder(request, workers=workers, resume=resume, on_message=on_message):
+        preprocessing, channels, shared = inherited(request.init)
+        _report_window(preprocessing, request, on_message)
+        preprocessing = request.settings.preprocessing(preprocessing)
+        wanted = _wanted(request, rows, preprocessing)
         first = lesson_for(
-            wish.task, wish.model, rows, labels, wish.settings, preprocessing, channels, wanted.grid
+            request.task,
+            request.model,
+            rows,
+            labels,
+            request.settings,
+            preprocessing,
+            channels,
+            wanted.grid,
         )
         # A network that cannot be built, or read back, is no matter of hours later.
-        build(wish.model, first.arguments | shared | _extra(wish), wish.out)
-        entries = _cached(wish, rows, wanted, workers=workers, say=say, progress=progress)
+        build(request.model, first.arguments | shared | _extra(request), request.out)
+        entries = _cached(
+            request, rows, wanted, workers=workers, on_message=on_message, progress=progress
+        )
         rows = [row for row in rows if row.case in entries]
-        folds = _folds(wish, rows, labels, say)
-        audit(_marks(rows, entries, say), folds)
-        parent = _parent(wish, rows, entries, say)
+        folds = _folds(request, rows, labels, on_message)
+        audit(_marks(rows, entries, on_message), folds)
+        parent = _parent(request, rows, entries, on_message)
         parts = []
         for fold in range(len(folds.names)):
             lesson = lesson_for(
-                wish.task,
-                wish.model,
+                request.task,
+                request.model,
                 rows,
                 labels,
-                wish.settings,
+                request.settings,
                 preprocessing,
                 channels,
                 wanted.grid,
             )
-            lesson.arguments |= shared | _extra(wish)
-            contract = _contract(wish, lesson, preprocessing, wanted)
+            lesson.arguments |= shared | _extra(request)
+            contract = _contract(request, lesson, preprocessing, wanted)
             parts.append(
                 _fold(
-                    wish, fold, folds, rows, labels, entries, lesson, contract, say=say, watch=watch
+                    request,
+                    fold,
+                    folds,
+                    rows,
+                    labels,
+                    entries,
+                    lesson,
+                    contract,
+                    on_message=on_message,
+                    epoch_progress=epoch_progress,
                 )
             )
-        return _finish(wish, parts, len(folds.names), parent)
+        return _finish(request, parts, len(folds.names), parent)
 
 
 def _parent(
-    wish: FitRequest,
+    request: FitRequest,
     rows: Sequence[Row],
     entries: Mapping[str, cache.CacheRecord],
-    say: Callable[[str], None],
+    on_message: Callable[[str], None],
 ) -> dict[str, Any] | None:
     """What the file that the run starts from says about the cohort, ready for JSON; None where it starts at random.
 
     Its scans are tested in some fold: their answers say nothing about new patients, and the study
     says so.
     """
-    if wish.init is None:
+    if request.init is None:
         return None
-    contract = read_contract(catalog.find(wish.init))
+    contract = read_contract(catalog.find(request.init))
     patients = {row.case: row.patient for row in rows}
     pixels = {row.case: entries[row.case].marks["pixels"] for row in rows}
-    found = as_seen([seen.look(catalog.name_of(wish.init), contract, pixels, patients)], len(rows))
+    found = as_seen(
+        [seen.look(catalog.name_of(request.init), contract, pixels, patients)], len(rows)
+    )
     for sentence in seen_sentences(found, START):
-        say(f"warning: {sentence}")
+        on_message(f"warning: {sentence}")
     return found
 
 
 def _marks(
-    rows: Sequence[Row], entries: Mapping[str, cache.CacheRecord], say: Callable[[str], None]
+    rows: Sequence[Row], entries: Mapping[str, cache.CacheRecord], on_message: Callable[[str], None]
 ) -> dict[str, dict[str, str]]:
     """What must not be on both sides of a fold. An id that most patients have is the placeholder of an anonymiser."""
     owners: dict[str, set[str]] = defaultdict(set)
@@ -177,7 +201,7 @@ def _marks(
     most = max(2, len({row.patient for row in rows}) // 2)
     common = {mark for mark, patients in owners.items() if mark and len(patients) > most}
     if common:
-        say(
+        on_message(
             "warning: most scans have the same PatientID in their headers: it is left out of the"
             " audit for leakage"
         )
@@ -193,17 +217,19 @@ def _marks(
     return found
 
 
-def _say_window(preprocessing: Preprocessing, wish: FitRequest, say: Callable[[str], None]) -> None:
+def _report_window(
+    preprocessing: Preprocessing, request: FitRequest, on_message: Callable[[str], None]
+) -> None:
     level, width = preprocessing.level_hu, preprocessing.width_hu
     if (level, width) != (Preprocessing().level_hu, Preprocessing().width_hu):
-        say(
-            f"window: {level - width / 2:g} to {level + width / 2:g} HU, as {wish.init} was trained"
+        on_message(
+            f"window: {level - width / 2:g} to {level + width / 2:g} HU, as {request.init} was trained"
             " with"
         )
 
 
-def _wanted(wish: FitRequest, rows: Sequence[Row], preprocessing: Any) -> cache.CacheSpec:
-    settings = wish.settings
+def _wanted(request: FitRequest, rows: Sequence[Row], preprocessing: Any) -> cache.CacheSpec:
+    settings = request.settings
     most = cache.LARGEST_GRID
     d, h, w = settings.working_grid or (
         max(min(2 * side, limit), side) for side, limit in zip(settings.clip, most, strict=True)
@@ -212,11 +238,11 @@ def _wanted(wish: FitRequest, rows: Sequence[Row], preprocessing: Any) -> cache.
         side > limit for side, limit in zip(settings.working_grid, most, strict=True)
     ):
         raise TrainingError(f"working_grid must lie within {most}, not be {settings.working_grid}")
-    planes = wish.task == "lungs"
+    planes = request.task == "lungs"
     if planes:
         # A lung model meets whole slices at its own size.
         d, h, w = settings.working_grid[0] if settings.working_grid else most[0], *settings.clip[1:]
-    lesions = wish.task == "slices" or bool(settings.disease_endpoints)
+    lesions = request.task == "slices" or bool(settings.disease_endpoints)
     if settings.disease_endpoints and (
         lacking := [row.case for row in rows if row.lesions is None]
     ):
@@ -225,15 +251,15 @@ def _wanted(wish: FitRequest, rows: Sequence[Row], preprocessing: Any) -> cache.
         )
     if planes:
         lesions = all(row.lesions for row in rows)
-    sha256 = quarantine.sha256(catalog.find(wish.lungs))
+    sha256 = quarantine.sha256(catalog.find(request.lungs))
     return cache.CacheSpec(
-        "planes" if planes else "clips", (d, h, w), preprocessing, wish.lungs, sha256, lesions
+        "planes" if planes else "clips", (d, h, w), preprocessing, request.lungs, sha256, lesions
     )
 
 
-def _extra(wish: FitRequest) -> dict[str, Any]:
-    dropout = {} if wish.settings.dropout is None else {"dropout": wish.settings.dropout}
-    if fixed := wish.settings.network.keys() & {
+def _extra(request: FitRequest) -> dict[str, Any]:
+    dropout = {} if request.settings.dropout is None else {"dropout": request.settings.dropout}
+    if fixed := request.settings.network.keys() & {
         "input_shape",
         "classes",
         "ct_score",
@@ -242,50 +268,50 @@ def _extra(wish: FitRequest) -> dict[str, Any]:
         "dtype",
     }:
         raise TrainingError(f"network: {', '.join(sorted(fixed))} follow from the task")
-    return dropout | wish.settings.network
+    return dropout | request.settings.network
 
 
 def _cached(
-    wish: FitRequest,
+    request: FitRequest,
     rows: Sequence[Row],
     wanted: cache.CacheSpec,
     *,
     workers: int,
-    say: Callable[[str], None],
+    on_message: Callable[[str], None],
     progress: cache.Progress | None,
 ) -> dict[str, cache.CacheRecord]:
-    folder = wish.cache or wish.out / "cache"
+    folder = request.cache or request.out / "cache"
     size = cache.needed_bytes(len(rows), wanted) / 1e6
-    say(
+    on_message(
         f"cache: {len(rows)} scans at {'×'.join(map(str, wanted.grid))}, {size:.0f} MB at most, in"
         f" {folder}"
     )
     filled = cache.fill(
-        rows, folder, wanted, workers=workers, max_skipped=wish.max_skipped, progress=progress
+        rows, folder, wanted, workers=workers, max_skipped=request.max_skipped, progress=progress
     )
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerows([("case", "reason"), *filled.skipped.items()])
-    write_text(table.getvalue(), wish.out / "skipped.csv")
+    write_text(table.getvalue(), request.out / "skipped.csv")
     for case, why in filled.skipped.items():
-        say(f"skipped {case}: {why}")
+        on_message(f"skipped {case}: {why}")
     if doubtful := [
         case for case, entry in filled.entries.items() if "mask_doubtful" in entry.quality_flags
     ]:
         listed = ", ".join(doubtful[:20]) + (
             f" and {len(doubtful) - 20} more" if len(doubtful) > 20 else ""
         )
-        say(
+        on_message(
             f"warning: look at the lung masks of {listed}: much of them is no aerated lung, or"
             " outside of the body"
         )
     if not filled.entries:
         raise TrainingError("no scan of the manifest can be used")
-    return _as_before(wish.out / "records.json", filled.entries, say)
+    return _as_before(request.out / "records.json", filled.entries, on_message)
 
 
 def _as_before(
-    path: Path, entries: dict[str, cache.CacheRecord], say: Callable[[str], None]
+    path: Path, entries: dict[str, cache.CacheRecord], on_message: Callable[[str], None]
 ) -> dict[str, cache.CacheRecord]:
     """The scans that the run began with, and that they are the same; a run that begins writes down which.
 
@@ -305,23 +331,28 @@ def _as_before(
     if changed := sorted(case for case, mark in before.items() if now[case] != mark):
         raise TrainingError(f"since the run began, scan or masks changed of {', '.join(changed)}")
     if late := sorted(now.keys() - before.keys()):
-        say(f"left out, since the run began without them: {', '.join(late)}")
+        on_message(f"left out, since the run began without them: {', '.join(late)}")
     return {case: entry for case, entry in entries.items() if case in before}
 
 
 def _folds(
-    wish: FitRequest, rows: Sequence[Row], labels: Mapping[str, int], say: Callable[[str], None]
+    request: FitRequest,
+    rows: Sequence[Row],
+    labels: Mapping[str, int],
+    on_message: Callable[[str], None],
 ) -> Folds:
     """Those of the run, of another one, or new ones."""
-    own = wish.out / "folds.json"
-    if own.exists() or wish.folds_file:
-        folds = read_folds(own if own.exists() else wish.folds_file or own)
+    own = request.out / "folds.json"
+    if own.exists() or request.folds_file:
+        folds = read_folds(own if own.exists() else request.folds_file or own)
         check_folds(folds, rows)
         check_classes(folds, labels)
     else:
-        folds = make_folds(rows, labels, wish.folds, wish.settings.seed, by_site=wish.by_site)
+        folds = make_folds(
+            rows, labels, request.folds, request.settings.seed, by_site=request.by_site
+        )
     for cases in near_cases(rows):
-        say(
+        on_message(
             f"the patients of {' and '.join(cases)} have near-equal ids: they share a fold, as one"
             " person's would"
         )
@@ -330,22 +361,22 @@ def _folds(
 
 
 def _contract(
-    wish: FitRequest, lesson: Lesson, preprocessing: Any, wanted: cache.CacheSpec
+    request: FitRequest, lesson: Lesson, preprocessing: Any, wanted: cache.CacheSpec
 ) -> Contract:
-    task: Any = wish.task
+    task: Any = request.task
     return Contract(
-        model=wish.model,
+        model=request.model,
         arguments=lesson.arguments,
         task=task,
         preprocessing=preprocessing,
-        classes=CLASSES[wish.task],
-        lungs_sha256=None if wish.task == "lungs" else wanted.lungs_sha256,
-        note=wish.note,
+        classes=CLASSES[request.task],
+        lungs_sha256=None if request.task == "lungs" else wanted.lungs_sha256,
+        note=request.note,
     )
 
 
 def _fold(
-    wish: FitRequest,
+    request: FitRequest,
     fold: int,
     folds: Folds,
     rows: Sequence[Row],
@@ -354,37 +385,39 @@ def _fold(
     lesson: Lesson,
     contract: Contract,
     *,
-    say: Callable[[str], None],
-    watch: Watch,
+    on_message: Callable[[str], None],
+    epoch_progress: EpochProgress,
 ) -> AnyPredictions:
     """Train and test one fold, unless it is done."""
-    folder, name = wish.out / f"fold-{fold}", f"fold {folds.names[fold]}"
+    folder, name = request.out / f"fold-{fold}", f"fold {folds.names[fold]}"
     done = folder / "predictions.csv"
     if done.exists():
-        say(f"{name}: done")
+        on_message(f"{name}: done")
         return read_predictions(done)
     folder.mkdir(parents=True, exist_ok=True)
-    train_cases, test_cases = folds.split(fold)
-    teach, watched = held_out(train_cases, rows, labels, wish.settings.held_out, wish.settings.seed)
-    plan = Plan(wish.model, lesson, wish.settings, wish.init, fold, wish.mirrored)
-    say(
-        f"{name}: {len(teach)} cases teach, {len(watched)} tell when to stop, {len(test_cases)} are"
-        " tested"
+    training_side, test_cases = folds.split(fold)
+    train_cases, validation_cases = split_validation(
+        training_side, rows, labels, request.settings.validation_fraction, request.settings.seed
     )
-    with watch(name, wish.settings.epochs) as step:
+    plan = Plan(request.model, lesson, request.settings, request.init, fold, request.mirrored)
+    on_message(
+        f"{name}: train {len(train_cases)}, validation {len(validation_cases)},"
+        f" test {len(test_cases)}"
+    )
+    with epoch_progress(name, request.settings.epochs) as step:
         trained = train(
             plan,
-            [entries[case] for case in teach],
-            [entries[case] for case in watched],
+            [entries[case] for case in train_cases],
+            [entries[case] for case in validation_cases],
             folder,
-            told=lambda epoch, values: step(epoch, _line(epoch, wish.settings.epochs, values)),
+            on_epoch_end=lambda epoch, values: step(
+                epoch, _line(epoch, request.settings.epochs, values)
+            ),
             board=folder / "board",
         )
-    origin = (
-        f"tfcovid fit {wish.task}, {wish.model}, seed {wish.settings.seed}, {name}{trained.origin}"
-    )
-    # Those that told when to stop had a say, too.
-    learned = _trained_on(wish, [*teach, *watched], rows, entries)
+    origin = f"tfcovid fit {request.task}, {request.model}, seed {request.settings.seed}, {name}{trained.origin}"
+    # The validation cases had a say in when to stop.
+    learned = _trained_on(request, [*train_cases, *validation_cases], rows, entries)
     contract = contract.model_copy(update={"origin": origin, "trained_on": learned})
     save_model(trained.network, contract, folder / "model.keras")
     write_text(
@@ -394,7 +427,9 @@ def _fold(
     tested = [entries[case] for case in test_cases]
     answers = lesson.answers(load(folder / "model.keras").network, tested)
     by_case = {row.case: row for row in rows}
-    found = as_predictions(wish.task, [by_case[case] for case in test_cases], labels, answers, fold)
+    found = as_predictions(
+        request.task, [by_case[case] for case in test_cases], labels, answers, fold
+    )
     write_predictions(found, done)
     for state in ("state.npz", "best.npz"):
         (folder / state).unlink(missing_ok=True)
@@ -402,7 +437,7 @@ def _fold(
 
 
 def _trained_on(
-    wish: FitRequest,
+    request: FitRequest,
     cases: Sequence[str],
     rows: Sequence[Row],
     entries: Mapping[str, cache.CacheRecord],
@@ -410,14 +445,16 @@ def _trained_on(
     """Fingerprints of what a fold learned from, and of what the weights that it started from had."""
     pixels = [entries[case].marks["pixels"] for case in cases]
     patients = (
-        {row.patient for row in rows if row.case in set(cases)} if wish.patient_fingerprints else ()
+        {row.patient for row in rows if row.case in set(cases)}
+        if request.patient_fingerprints
+        else ()
     )
-    own = seen.fingerprints(pixels, patients, seed=wish.settings.seed)
-    if wish.init is None:
+    own = seen.fingerprints(pixels, patients, seed=request.settings.seed)
+    if request.init is None:
         return (own,)
     return (
         own,
-        *seen.ancestors(catalog.name_of(wish.init), read_contract(catalog.find(wish.init))),
+        *seen.ancestors(catalog.name_of(request.init), read_contract(catalog.find(request.init))),
     )
 
 
@@ -425,29 +462,29 @@ def _line(epoch: int, epochs: int, values: Mapping[str, float]) -> str:
     shown = ", ".join(
         f"{name} {value:.4g}" for name, value in values.items() if not name.endswith("_loss")
     )
-    watched = f", val_loss {values['val_loss']:.4g}" if "val_loss" in values else ""
-    return f"epoch {epoch + 1}/{epochs}: {shown}{watched}"
+    validated = f", val_loss {values['val_loss']:.4g}" if "val_loss" in values else ""
+    return f"epoch {epoch + 1}/{epochs}: {shown}{validated}"
 
 
 def _finish(
-    wish: FitRequest, parts: Sequence[Any], count: int, parent: dict[str, Any] | None
+    request: FitRequest, parts: Sequence[Any], count: int, parent: dict[str, Any] | None
 ) -> Path:
     joined: AnyPredictions = join(parts)
     kept = [
-        json.loads((wish.out / f"fold-{fold}" / "curves.json").read_text("utf-8"))
+        json.loads((request.out / f"fold-{fold}" / "curves.json").read_text("utf-8"))
         for fold in range(count)
     ]
     curves = {fold: one["curves"] for fold, one in enumerate(kept)}
     study = build_study(
         joined,
-        model=wish.model,
-        init=str(wish.init) if wish.init else "scratch",
-        config=wish.settings.model_dump(mode="json"),
+        model=request.model,
+        init=str(request.init) if request.init else "scratch",
+        config=request.settings.model_dump(mode="json"),
         seconds=sum(one["seconds"] for one in kept),
-        versions=versions() | resume.environment(),
-        note=wish.note,
+        versions=versions() | checkpoint.environment(),
+        note=request.note,
         seen_in_training=parent,
     )
-    write_predictions(joined, wish.out / "predictions.csv")
-    write_study(study, joined, curves, wish.out)
-    return wish.out / "study.html"
+    write_predictions(joined, request.out / "predictions.csv")
+    write_study(study, joined, curves, request.out)
+    return request.out / "study.html"

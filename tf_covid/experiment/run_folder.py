@@ -1,4 +1,4 @@
-"""What `tfcovid fit` is asked for, and the folder of a run: one process and one question at a time."""
+"""What `tfcovid fit` is asked for, and the folder of a run: one process, one request at a time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 from tf_covid.atomic import remove_leftovers, write_text
 from tf_covid.errors import OutputError, TrainingError
 from tf_covid.pipeline import versions
-from tf_covid.training import checkpoint as resume
-from tf_covid.training.settings import Settings
+from tf_covid.training import checkpoint
+from tf_covid.training.settings import Settings, current_names
 from tf_covid.weights import catalog, quarantine
 
 #: Stands in the file of every network of a run, unless told otherwise.
@@ -61,7 +61,7 @@ class FitRequest:
     note: str = NOTE
     patient_fingerprints: bool = False
 
-    def question(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What decides the run's weights."""
         return {
             "manifest_sha256": quarantine.sha256(self.manifest),
@@ -86,34 +86,36 @@ class FitRequest:
 
 @contextmanager
 def exclusive_run_folder(
-    wish: FitRequest, *, workers: int, goes_on: bool, say: Callable[[str], None]
+    request: FitRequest, *, workers: int, resume: bool, on_message: Callable[[str], None]
 ) -> Iterator[None]:
-    """Hold a run's folder: for this process only, and for this question only.
+    """Hold the folder of a run for this process only, and for this request only.
 
     Args:
-        wish: The question.
+        request: What is to be trained.
         workers: Processes that fill the cache; stands in `run.json`.
-        goes_on: Whether the folder holds a run that is to be finished.
-        say: Hears of a difference that changes the bits of the weights.
+        resume: Whether the folder holds a run that is to be finished.
+        on_message: Hears of a difference that changes the bits of the weights.
 
     Raises:
         TrainingError: If another process works there, or the run there is another.
         OutputError: If the folder cannot be written to, or is to be empty and is not.
     """
-    question = wish.question()
+    question = request.identity()
     try:
-        wish.out.mkdir(parents=True, exist_ok=True)
-        there = [path for path in wish.out.iterdir() if path.name != ".lock"]
-        lock = os.open(wish.out / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+        request.out.mkdir(parents=True, exist_ok=True)
+        there = [path for path in request.out.iterdir() if path.name != ".lock"]
+        lock = os.open(request.out / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
     except OSError as error:
-        raise OutputError(f"{wish.out}: cannot be written to ({error.strerror})") from error
+        raise OutputError(f"{request.out}: cannot be written to ({error.strerror})") from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise TrainingError(f"{wish.out}: another process is working there") from error
-        _same_question(wish, question, there, workers=workers, goes_on=goes_on, say=say)
-        for folder in (wish.out, *wish.out.glob("fold-*")):
+            raise TrainingError(f"{request.out}: another process is working there") from error
+        _same_question(
+            request, question, there, workers=workers, resume=resume, on_message=on_message
+        )
+        for folder in (request.out, *request.out.glob("fold-*")):
             remove_leftovers(folder)
         yield
     finally:
@@ -122,38 +124,39 @@ def exclusive_run_folder(
 
 
 def _same_question(
-    wish: FitRequest,
+    request: FitRequest,
     question: dict[str, Any],
     there: Sequence[Path],
     *,
     workers: int,
-    goes_on: bool,
-    say: Callable[[str], None],
+    resume: bool,
+    on_message: Callable[[str], None],
 ) -> None:
-    known, here = wish.out / "run.json", resume.environment()
+    known, here = request.out / "run.json", checkpoint.environment()
     if not there:
         # A record is the same whoever made it, so that a run may go on with another number of
         # workers.
         facts = {"question": question, "environment": here, "workers": workers}
         write_text(json.dumps(facts, indent=1), known)
         return
-    if not goes_on:
+    if not resume:
         raise OutputError(
-            f"{wish.out} is not empty: --resume goes on with a run of the same settings"
+            f"{request.out} is not empty: --resume goes on with a run of the same settings"
         )
     try:
         before = json.loads(known.read_text("utf-8"))
-        asked, where = before["question"], before["environment"]
+        asked, where = dict(before["question"]), before["environment"]
+        asked["settings"] = current_names(asked["settings"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(f"{wish.out}: holds no run of tfcovid fit") from error
+        raise TrainingError(f"{request.out}: holds no run of tfcovid fit") from error
     question = json.loads(json.dumps(question))
     if asked != question:
         other = sorted(key for key in {*asked, *question} if asked.get(key) != question.get(key))
         raise TrainingError(
-            f"{wish.out}: the run there differs in {', '.join(other)}; choose another --out"
+            f"{request.out}: the run there differs in {', '.join(other)}; choose another --out"
         )
-    if other := resume.differences(where, here):
-        say(
+    if other := checkpoint.differences(where, here):
+        on_message(
             f"warning: the run began with other {', '.join(other)}: its weights will not be the"
             " same bit for bit"
         )

@@ -54,7 +54,7 @@ class ServingModule:
 
     def __init__(self, models: LocalModels) -> None:
         member: EnsembleMember = models.members[0]
-        self._member, self._stratifier = member, member.stratifier
+        self._member, self._preprocessor = member, member.preprocessor
         network = member.model.network
         #: Plain TensorFlow variables: what a SavedModel of the clip network, and of the whole road,
         #: must hold.
@@ -85,7 +85,7 @@ class ServingModule:
             `probabilities` and `logits` float32 (N, classes), `ct_score` float32 (N,) where the
             network has one, `slices_kept` int32 (N,).
         """
-        prepared = self._prepared(hu, self._segment(hu, depth)["lungs"])
+        prepared = self._preprocessor.prepare(hu, self._segment(hu, depth)["lungs"])
         return self._answers(
             self._member.model.network(prepared["clip"], training=False), prepared["keep"]
         )
@@ -198,14 +198,10 @@ class ServingModule:
             *_bounded(size[0], size[1], size[2:]),
         ]
         with tf.control_dependencies([check for check in checks if check is not None]):
-            return self._stratifier.segment(tf.identity(hu), depth)
-
-    def _prepared(self, hu: Any, lungs: Any) -> dict[str, Any]:
-        cut = self._stratifier.cut(hu, lungs)
-        return cut | {"clip": self._stratifier.finish(cut["clip"], cut["lungs"])}
+            return self._preprocessor.segment(tf.identity(hu), depth)
 
     def _explained(self, hu: Any, lungs: Any) -> dict[str, Any]:
-        prepared = self._prepared(hu, lungs)
+        prepared = self._preprocessor.prepare(hu, lungs)
         features = tf.cast(
             self._member.split.backbone(prepared["clip"], training=False), tf.float32
         )

@@ -25,7 +25,7 @@ from tf_covid.errors import TrainingError
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """How far a training is, besides its weights.
 
     Args:
@@ -45,7 +45,7 @@ class Progress:
     seconds: float = 0.0
 
 
-def save(path: Path, variables: Sequence[Any], progress: Progress) -> None:
+def save(path: Path, variables: Sequence[Any], progress: TrainingState) -> None:
     """Write a state, as a whole.
 
     Raises:
@@ -58,7 +58,7 @@ def save(path: Path, variables: Sequence[Any], progress: Progress) -> None:
         os.fsync(file.fileno())
 
 
-def restore(path: Path, variables: Sequence[Any]) -> Progress:
+def restore(path: Path, variables: Sequence[Any]) -> TrainingState:
     """Put a state into the variables.
 
     Raises:
@@ -66,7 +66,7 @@ def restore(path: Path, variables: Sequence[Any]) -> Progress:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            progress = Progress(**json.loads(str(file["progress"])))
+            progress = TrainingState(**json.loads(str(file["progress"])))
             values = [file[f"v{number}"] for number in range(len(file.files) - 1)]
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise TrainingError(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_covid.stratifier_model import Stratifier
+from tf_covid.preprocessor import Preprocessor
 from tf_covid.training import augment
 from tf_covid.training.cases import home, read_case
 from tf_covid.training.dense import pooled
@@ -40,32 +40,38 @@ class Clips:
         return Clips(self.planes[rows], self.classes[rows], self.scores[rows])
 
 
-def make_clips(folder: Path, seeds: range, road: Stratifier, mark: str) -> Path:
+def make_clips(folder: Path, seeds: range, preprocessor: Preprocessor, mark: str) -> Path:
     """The clip of every case, made once by the stratifier's own layers; what is there already is kept.
 
     Args:
         folder: The cases.
         seeds: Which of them.
-        road: Stratifier with the network's clip size.
+        preprocessor: Preprocessor with the network's clip size.
         mark: The lung model's sha256: clips of another one are never met.
 
     Returns:
         Folder of `<seed>.npy`, a row of `Clips.planes` each.
     """
-    frames, height, width = road.sampler.frames, road.sampler.height, road.sampler.width
+    frames, height, width = (
+        preprocessor.sampler.frames,
+        preprocessor.sampler.height,
+        preprocessor.sampler.width,
+    )
     # What follows the mask: another margin of the box, another window.
-    way = hashlib.sha256(repr(road.preprocessing).encode()).hexdigest()[:6]
+    way = hashlib.sha256(repr(preprocessor.settings).encode()).hexdigest()[:6]
     clips = home(folder) / f"clips-{frames}x{height}x{width}-{way}-{mark[:12]}"
     lungs = home(folder) / f"lungs-{mark[:12]}"
     for made in (clips, lungs):
         made.mkdir(exist_ok=True)
     volume = tf.TensorSpec([1, None, None, None], tf.int16)
-    segment = tf.function(road.segment, input_signature=[volume, tf.TensorSpec([1], tf.int32)])
+    segment = tf.function(
+        preprocessor.segment, input_signature=[volume, tf.TensorSpec([1], tf.int32)]
+    )
 
     @tf.function(input_signature=[volume, volume, tf.TensorSpec([1, None, None, None], tf.float32)])
     def cut(hu: Any, lesions: Any, probability: Any) -> Any:
-        found = road.cut(hu, probability)
-        ill = road.sampler(lesions, found["keep"], found["box"])
+        found = preprocessor.cut(hu, probability)
+        ill = preprocessor.sampler(lesions, found["keep"], found["box"])
         parts = tf.concat([found["clip"], found["lungs"], ill], axis=0)
         return tf.cast(tf.round(parts * 255.0), tf.uint8)
 
@@ -102,14 +108,19 @@ def read_clips(folder: Path, clips: Path, seeds: range) -> Clips:
     )
 
 
-def masked(clips: Clips, road: Stratifier) -> np.ndarray:
+def masked(clips: Clips, preprocessor: Preprocessor) -> np.ndarray:
     """The clips as the network meets them, float32 (N, T, H, W, C), unchanged by augmentation."""
     shares = clips.planes.astype(np.float32) / 255.0
-    return np.concatenate([road.finish(one[:1], one[1:2]).numpy() for one in shares])
+    return np.concatenate([preprocessor.finish(one[:1], one[1:2]).numpy() for one in shares])
 
 
 def batches(
-    clips: Clips, road: Stratifier, grids: dict[str, tuple[int, int, int]], *, batch: int, seed: int
+    clips: Clips,
+    preprocessor: Preprocessor,
+    grids: dict[str, tuple[int, int, int]],
+    *,
+    batch: int,
+    seed: int,
 ) -> tf.data.Dataset:
     """Endless augmented batches: clips, and class, CT score and the disease on each of `grids` (name → its cells)."""
 
@@ -126,7 +137,7 @@ def batches(
         truth = {"logits": label, "ct_score": score[:, tf.newaxis]}
         for name, cells in grids.items():
             truth[name] = pooled(lesions, cells)
-        return road.scaling(tf.repeat(clip, road.masked.channels, axis=-1)), truth
+        return preprocessor.scaling(tf.repeat(clip, preprocessor.masked.channels, axis=-1)), truth
 
     numbers = tf.data.Dataset.range(len(clips.classes)).shuffle(
         len(clips.classes), seed=seed, reshuffle_each_iteration=True

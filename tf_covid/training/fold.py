@@ -19,7 +19,7 @@ from tf_covid.cohort.cache import CacheRecord
 from tf_covid.cohort.dataset import visits
 from tf_covid.errors import TrainingError
 from tf_covid.models import NETWORKS
-from tf_covid.training import checkpoint as resume
+from tf_covid.training import checkpoint
 from tf_covid.training.cpu_layers import cpu_optimised
 from tf_covid.training.dense import add_deep_supervision
 from tf_covid.training.initialise import centre, start_from
@@ -36,7 +36,7 @@ _SCALAR = SummaryMetadata(
 )
 
 #: Called with the epoch (from 0) and its values.
-Told = Callable[[int, dict[str, float]], None]
+OnEpochEnd = Callable[[int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -84,28 +84,28 @@ class Trained:
 
 def train(
     plan: Plan,
-    teaching: Sequence[CacheRecord],
-    held_out: Sequence[CacheRecord],
+    train_records: Sequence[CacheRecord],
+    validation_records: Sequence[CacheRecord],
     folder: Path,
     *,
-    told: Told | None = None,
+    on_epoch_end: OnEpochEnd | None = None,
     board: Path | None = None,
 ) -> Trained:
     """Train a network, or go on with it.
 
     Args:
         plan: What is trained.
-        teaching: Records to learn from.
-        held_out: Records that tell when to stop.
+        train_records: Records to learn from.
+        validation_records: Records that the loss is validated on, to stop early.
         folder: Where the state is kept.
-        told: Hears of each epoch.
+        on_epoch_end: Hears of each epoch.
         board: Folder for TensorBoard.
 
     Raises:
         TrainingError: If the loss is no longer a finite number, or the state is damaged.
         OutputError: If the state cannot be written; the last one stays.
     """
-    if not teaching:
+    if not train_records:
         raise TrainingError(f"fold {plan.fold} has nothing to learn from")
     settings = plan.settings
     # Everything random follows from this: weights, dropout, order, augmentation.
@@ -114,70 +114,84 @@ def train(
     if plan.mirrored:
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
-        held_out = _for_replicas(settings, teaching, held_out, len(devices))
-    epoch_visits = len(visits(len(teaching), 0, plan.seed, settings.batch))
+        validation_records = _for_replicas(
+            settings, train_records, validation_records, len(devices)
+        )
+    epoch_visits = len(visits(len(train_records), 0, plan.seed, settings.batch))
     steps = plan.lesson.steps(epoch_visits)
     with strategy.scope():
-        network, pupil, origin = _build(plan)
+        network, trainer, origin = _build(plan)
         optimizer = _optimizer(settings, steps)
-        optimizer.build(pupil.trainable_variables)
-    set_momentum(pupil.network, steps * _shortest(settings))
+        optimizer.build(trainer.trainable_variables)
+    set_momentum(trainer.network, steps * _shortest(settings))
     # What is saved: in float32, without what training added.
     plain = NETWORKS[plan.model].build(**plan.lesson.arguments)
-    census = Census(plain, plan.lesson, teaching)
-    state = folder / "state.npz"
-    if plan.model == "ltc" and plan.init is None and not state.exists():
-        centre(network, _first_clips(plan, teaching))
-    weights = list(pupil.variables)
+    census = Census(plain, plan.lesson, train_records)
+    state_file = folder / "state.npz"
+    if plan.model == "ltc" and plan.init is None and not state_file.exists():
+        centre(network, _first_clips(plan, train_records))
+    weights = list(trainer.variables)
     variables = [*weights, *optimizer.variables]
-    progress = resume.restore(state, variables) if state.exists() else resume.Progress()
-    keeper = _Keeper(settings, folder, weights, variables, progress, told, board)
-    cases = [entry.case for entry in teaching]
+    state = (
+        checkpoint.restore(state_file, variables)
+        if state_file.exists()
+        else checkpoint.TrainingState()
+    )
+    keep_state = CheckpointCallback(
+        settings, folder, weights, variables, state, on_epoch_end, board
+    )
+    cases = [entry.case for entry in train_records]
     for stage, last in _stages(settings):
-        if progress.stopped or progress.epoch >= last:
+        if state.stopped or state.epoch >= last:
             continue
         with strategy.scope():
-            _freeze(network, pupil, stage)
+            _freeze(network, trainer, stage)
             losses, shares, metrics = plan.lesson.losses(cases)
             # Each device has the mean of its share of the batch, and Keras adds up what the devices
             # have.
             shares = {name: share / strategy.num_replicas_in_sync for name, share in shares.items()}
             # Keras would take XLA, whose 3D convolutions are several times slower on a CPU.
-            pupil.compile(
+            trainer.compile(
                 optimizer, loss=losses, loss_weights=shares, metrics=metrics, jit_compile=False
             )
         _fit(
-            pupil, plan, teaching, held_out, progress, last, [Judged(pupil.network, census), keeper]
+            trainer,
+            plan,
+            train_records,
+            validation_records,
+            state,
+            last,
+            [Judged(trainer.network, census), keep_state],
         )
-    kept = progress.epoch - 1
-    if settings.keep == "best" and progress.best_epoch >= 0:
-        resume.restore(folder / "best.npz", weights)
-        kept = progress.best_epoch
+    kept = state.epoch - 1
+    if settings.keep == "best" and state.best_epoch >= 0:
+        checkpoint.restore(folder / "best.npz", weights)
+        kept = state.best_epoch
     # Layers that were frozen in that epoch keep the statistics that they had in it.
-    _freeze(network, pupil, next(stage for stage, last in _stages(settings) if kept < last))
-    copy_weights(pupil.network, plain)
-    give(plain, census.take(learning(pupil.network)))
-    return Trained(plain, progress.curves, origin, progress.seconds)
+    _freeze(network, trainer, next(stage for stage, last in _stages(settings) if kept < last))
+    copy_weights(trainer.network, plain)
+    give(plain, census.take(learning(trainer.network)))
+    return Trained(plain, state.curves, origin, state.seconds)
 
 
 def _for_replicas(
     settings: Settings,
-    teaching: Sequence[CacheRecord],
-    held_out: Sequence[CacheRecord],
+    train_records: Sequence[CacheRecord],
+    validation_records: Sequence[CacheRecord],
     replicas: int,
 ) -> Sequence[CacheRecord]:
     """The held-out records that all devices get alike: an empty share of a batch is no batch."""
-    if settings.batch % replicas or len(teaching) < settings.batch:
+    if settings.batch % replicas or len(train_records) < settings.batch:
         raise TrainingError(
             f"{replicas} devices need a batch that they share evenly, and as many records; the"
-            f" batch is {settings.batch}, and {len(teaching)} records teach"
+            f" batch is {settings.batch}, and {len(train_records)} records teach"
         )
-    return held_out[: len(held_out) // replicas * replicas]
+    return validation_records[: len(validation_records) // replicas * replicas]
 
 
-def _first_clips(plan: Plan, teaching: Sequence[CacheRecord]) -> np.ndarray:
+def _first_clips(plan: Plan, train_records: Sequence[CacheRecord]) -> np.ndarray:
     """What the network meets in the beginning, unchanged, (N, D, H, W, C)."""
-    first = teaching[:64]
+    first = train_records[:64]
     data = plan.lesson.batches(first, order=np.arange(len(first))[np.newaxis], seed=plan.seed)
     return np.concatenate(
         [plan.lesson.prepare(inputs, targets, False)[0].numpy() for inputs, targets in data]
@@ -208,7 +222,7 @@ def _build(plan: Plan) -> tuple[keras.Model, TrainerModel, str]:
             raise TrainingError(f"disease_endpoints: {error}") from error
     if not tf.config.list_logical_devices("GPU"):
         network = cpu_optimised(network)
-    return network, TrainerModel(network, lesson.prepare, name=f"{plan.model}_pupil"), origin
+    return network, TrainerModel(network, lesson.prepare, name=f"{plan.model}_trainer"), origin
 
 
 def _optimizer(settings: Settings, steps: int) -> keras.optimizers.Optimizer:
@@ -220,7 +234,7 @@ def _optimizer(settings: Settings, steps: int) -> keras.optimizers.Optimizer:
         warmup_steps=warm,
         alpha=0.01,
     )
-    optimizer = keras.optimizers.Adam(schedule, global_clipnorm=settings.clip_norm)
+    optimizer = keras.optimizers.Adam(schedule, global_clipnorm=settings.gradient_clip_norm)
     float16 = settings.precision == "mixed" and tf.config.list_logical_devices("GPU")
     return keras.optimizers.LossScaleOptimizer(optimizer) if float16 else optimizer
 
@@ -241,7 +255,7 @@ def _shortest(settings: Settings) -> int:
     return min(end - start for start, end in itertools.pairwise(ends))
 
 
-def _freeze(network: keras.Model, pupil: keras.Model, stage: Stage | None) -> None:
+def _freeze(network: keras.Model, trainer: keras.Model, stage: Stage | None) -> None:
     """Let only the layers from the stage's first one on learn."""
     layers = network.layers
     names = [layer.name for layer in layers]
@@ -260,25 +274,28 @@ def _freeze(network: keras.Model, pupil: keras.Model, stage: Stage | None) -> No
 
 
 def _fit(
-    pupil: TrainerModel,
+    trainer: TrainerModel,
     plan: Plan,
-    teaching: Sequence[CacheRecord],
-    held_out: Sequence[CacheRecord],
-    progress: resume.Progress,
+    train_records: Sequence[CacheRecord],
+    validation_records: Sequence[CacheRecord],
+    state: checkpoint.TrainingState,
     last: int,
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> None:
-    settings, lesson, start = plan.settings, plan.lesson, progress.epoch
+    settings, lesson, start = plan.settings, plan.lesson, state.epoch
     order = np.stack(
-        [visits(len(teaching), epoch, plan.seed, settings.batch) for epoch in range(start, last)]
+        [
+            visits(len(train_records), epoch, plan.seed, settings.batch)
+            for epoch in range(start, last)
+        ]
     )
-    data = lesson.batches(teaching, order=order, seed=plan.seed, first_epoch=start)
+    data = lesson.batches(train_records, order=order, seed=plan.seed, first_epoch=start)
     measured: dict[str, Any] = {}
-    if held_out:
+    if validation_records:
         measured["validation_data"] = lesson.batches(
-            held_out, order=np.arange(len(held_out))[np.newaxis], seed=plan.seed
+            validation_records, order=np.arange(len(validation_records))[np.newaxis], seed=plan.seed
         )
-    pupil.fit(
+    trainer.fit(
         data,
         initial_epoch=start,
         epochs=last,
@@ -293,11 +310,11 @@ def _fit(
 def _not_finite(what: str, epoch: int) -> str:
     return (
         f"not_finite: {what} became NaN or infinite in epoch {epoch}; the state of the epoch before"
-        " is kept; another run with a lower learning_rate or clip_norm may help"
+        " is kept; another run with a lower learning_rate or gradient_clip_norm may help"
     )
 
 
-class _Keeper(keras.callbacks.Callback):
+class CheckpointCallback(keras.callbacks.Callback):
     """Keeps the state at the end of each epoch, and knows when to stop."""
 
     def __init__(
@@ -306,8 +323,8 @@ class _Keeper(keras.callbacks.Callback):
         folder: Path,
         weights: Sequence[Any],
         variables: Sequence[Any],
-        progress: resume.Progress,
-        told: Told | None,
+        state: checkpoint.TrainingState,
+        on_epoch_end: OnEpochEnd | None,
         board: Path | None,
     ) -> None:
         super().__init__()
@@ -317,36 +334,36 @@ class _Keeper(keras.callbacks.Callback):
             weights,
             variables,
         )
-        self.progress, self.told = progress, told
+        self.state, self._after_epoch = state, on_epoch_end
         self.board = tf.summary.create_file_writer(str(board)) if board else None
         self.since = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         """Stop where the loss is not a number any more: nothing good would come after it."""
         if not math.isfinite((logs or {}).get("loss", 0.0)):
-            raise TrainingError(_not_finite("the loss", self.progress.epoch + 1))
+            raise TrainingError(_not_finite("the loss", self.state.epoch + 1))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Keep the state."""
-        now, progress = time.monotonic(), self.progress
+        now, state = time.monotonic(), self.state
         # The last step's update is in no loss yet.
         if not all(np.isfinite(variable.numpy()).all() for variable in self.weights):
-            raise TrainingError(_not_finite("a weight", progress.epoch + 1))
+            raise TrainingError(_not_finite("a weight", state.epoch + 1))
         values = {key: float(value) for key, value in (logs or {}).items()}
-        progress.epoch = epoch + 1
-        progress.seconds += now - self.since
+        state.epoch = epoch + 1
+        state.seconds += now - self.since
         self.since = now
         for name, value in values.items():
-            progress.curves.setdefault(name, []).append(value)
+            state.curves.setdefault(name, []).append(value)
         watched = values.get("val_loss")
-        if watched is not None and watched < progress.best:
-            progress.best, progress.best_epoch = watched, epoch
+        if watched is not None and watched < state.best:
+            state.best, state.best_epoch = watched, epoch
             if self.settings.keep == "best":
-                resume.save(self.folder / "best.npz", self.weights, progress)
+                checkpoint.save(self.folder / "best.npz", self.weights, state)
         patience = self.settings.patience
-        if patience and epoch - progress.best_epoch >= patience:
-            progress.stopped = self.model.stop_training = True
-        resume.save(self.folder / "state.npz", self.variables, progress)
+        if patience and epoch - state.best_epoch >= patience:
+            state.stopped = self.model.stop_training = True
+        checkpoint.save(self.folder / "state.npz", self.variables, state)
         if self.board:
             with self.board.as_default(step=epoch):
                 for name, value in values.items():
@@ -354,5 +371,5 @@ class _Keeper(keras.callbacks.Callback):
                     # have.
                     tf.summary.write(name, tf.constant(value, tf.float32), metadata=_SCALAR)
             self.board.flush()
-        if self.told:
-            self.told(epoch, values)
+        if self._after_epoch:
+            self._after_epoch(epoch, values)

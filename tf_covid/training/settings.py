@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -11,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tf_covid.cohort.augment import Augmentation
 from tf_covid.errors import TrainingError
 from tf_covid.weights import Preprocessing
+
+#: Name until 0.1 → name. The old ones are read until the next release.
+RENAMED = {"held_out": "validation_fraction", "clip_norm": "gradient_clip_norm"}
 
 _Positive = Annotated[float, Field(gt=0)]
 _Size = Annotated[int, Field(ge=1, le=1024)]
@@ -43,7 +47,7 @@ class Settings(BaseModel):
         slices_per_scan: 2D tasks: slices drawn from each scan in an epoch.
         learning_rate: At its peak.
         warmup_epochs: Over which it rises from 0; then it falls along a cosine.
-        clip_norm: Largest norm of a step's gradient.
+        gradient_clip_norm: Largest norm of a step's gradient.
         loss: "cross_entropy", as in the paper; "ordinal" asks “worse than class k?” for each k.
         class_weights: Weigh cases against the frequency of their class.
         ct_score_weight: Of the second output's loss; 0: no second output. Cases without a score do
@@ -53,7 +57,8 @@ class Settings(BaseModel):
             the model file).
         disease_weight: Of each of them.
         stages: First parts of the training in which not all layers learn.
-        held_out: Share of the patients that a fold trains on which only tell when to stop.
+        validation_fraction: Share of the training side's patients on which the loss is validated,
+            to stop early and to choose the best epoch; 0 … 0.9. They are not trained on.
         patience: Stop after so many epochs without a better loss on those; None: never.
         keep: "last" or "best" (by the loss on those) weights.
         precision: "float32", or "mixed": float16 on a GPU, bfloat16 on a CPU.
@@ -75,14 +80,14 @@ class Settings(BaseModel):
     slices_per_scan: Annotated[int, Field(ge=1, le=64)] = 8
     learning_rate: _Positive = 1e-3
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
-    clip_norm: _Positive = 1.0
+    gradient_clip_norm: _Positive = 1.0
     loss: Literal["cross_entropy", "ordinal"] = "cross_entropy"
     class_weights: bool = True
     ct_score_weight: Annotated[float, Field(ge=0)] = 20.0
     disease_endpoints: tuple[str, ...] = ()
     disease_weight: Annotated[float, Field(ge=0)] = 2.0
     stages: tuple[Stage, ...] = ()
-    held_out: Annotated[float, Field(ge=0, lt=0.9)] = 0.0
+    validation_fraction: Annotated[float, Field(ge=0, lt=0.9)] = 0.0
     patience: Annotated[int, Field(ge=1)] | None = None
     keep: Literal["last", "best"] = "last"
     precision: Literal["float32", "mixed"] = "float32"
@@ -96,9 +101,9 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        if not self.held_out and (self.patience or self.keep == "best"):
+        if not self.validation_fraction and (self.patience or self.keep == "best"):
             raise ValueError(
-                'patience and keep = "best" need held_out > 0: the test fold must not tell when to'
+                'patience and keep = "best" need validation_fraction > 0: the test fold must not tell when to'
                 " stop"
             )
         if sum(stage.epochs for stage in self.stages) > self.epochs:
@@ -111,14 +116,30 @@ class Settings(BaseModel):
         return scaling.model_copy(update=own)
 
 
-def read_settings(path: Path) -> Settings:
+def current_names(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings whose old names are replaced by those of today; the dictionary given stays.
+
+    Raises:
+        TrainingError: If a setting is there under both names.
+    """
+    if both := [f"{old} and {new}" for old, new in RENAMED.items() if {old, new} <= values.keys()]:
+        raise TrainingError(f"{', '.join(both)} are one setting: leave the first name out")
+    return {RENAMED.get(name, name): value for name, value in values.items()}
+
+
+def read_settings(path: Path, on_message: Callable[[str], None] | None = None) -> Settings:
     """Settings from a TOML file.
+
+    Args:
+        path: TOML file; a setting that it does not name has its default.
+        on_message: Is called with a line for each setting that has an old name.
 
     Raises:
         TrainingError: With a line for each setting that is unknown or impossible.
     """
     try:
-        return Settings.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        settings = Settings.model_validate(current_names(values))
     except ValidationError as error:
         facts = "".join(
             f"\n{'.'.join(map(str, item['loc'])) or 'settings'}:"
@@ -128,5 +149,14 @@ def read_settings(path: Path) -> Settings:
         raise TrainingError(
             f"{path.name}: {len(error.errors())} setting(s) are wrong{facts}"
         ) from error
+    except TrainingError as error:
+        raise TrainingError(f"{path.name}: {error}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise TrainingError(f"{path.name}: cannot be read as TOML ({error})") from error
+    for old in sorted(RENAMED.keys() & values.keys()):
+        if on_message:
+            on_message(
+                f"warning: {path.name}: {old} is called {RENAMED[old]} now; the old name is read"
+                " until the next release"
+            )
+    return settings

@@ -20,7 +20,7 @@ import numpy as np
 
 from tf_covid import severity
 from tf_covid.models import I3D, LTC
-from tf_covid.stratifier_model import Stratifier
+from tf_covid.preprocessor import Preprocessor
 from tf_covid.training.card import write_card
 from tf_covid.training.cases import UNSEEN, draw_cases, drawn, phantom_mark
 from tf_covid.training.clips import Clips, batches, make_clips, masked, read_clips
@@ -183,18 +183,18 @@ def main(
     }
     network = recipe.build(**arguments)
     origin = start_from(network, init)
-    road = Stratifier(network, unet.network, preprocessing)
+    preprocessor = Preprocessor(unet.network, network.input_shape[1:], preprocessing)
     for seeds in (held_out, range(train)):
-        where = make_clips(folder, seeds, road, unet.sha256)
+        where = make_clips(folder, seeds, preprocessor, unet.sha256)
     seen = read_clips(folder, where, range(train))
     if kind == "ltc" and init is None:
-        centre(network, masked(seen[:64], road))
-    pupil = recipe.build(**arguments, dtype=POLICIES[precision])
-    pupil.set_weights(network.get_weights())
+        centre(network, masked(seen[:64], preprocessor))
+    trained = recipe.build(**arguments, dtype=POLICIES[precision])
+    trained.set_weights(network.get_weights())
     curves = teach(
-        pupil,
+        trained,
         recipe,
-        road,
+        preprocessor,
         seen,
         out,
         epochs=epochs,
@@ -204,7 +204,7 @@ def main(
         seed=order,
         knows=init is not None,
     )
-    network.set_weights(pupil.get_weights())
+    network.set_weights(trained.get_weights())
     contract = Contract(
         model=kind,
         arguments=arguments,
@@ -221,7 +221,7 @@ def main(
     save_model(network, contract, out / "model.keras", dtype="float16")
     # Measured on what ships: the float16 file, read back, in float32.
     truth = read_clips(folder, where, held_out)
-    found = measure(load(out / "model.keras").network, masked(truth, road), truth)
+    found = measure(load(out / "model.keras").network, masked(truth, preprocessor), truth)
     log.info("unseen chests: %s", json.dumps(found))
     command = shlex.join(["python", "-m", "tf_covid.training.severity", *sys.argv[1:]])
     write_card(out, task=recipe.task, command=command, curves=curves, figures=figures(found))
@@ -230,7 +230,7 @@ def main(
 def teach(
     network: keras.Model,
     recipe: Recipe,
-    road: Stratifier,
+    preprocessor: Preprocessor,
     clips: Clips,
     out: Path,
     *,
@@ -250,15 +250,15 @@ def teach(
     Returns:
         Name → one value an epoch.
     """
-    pupil, grids = add_deep_supervision(cpu_optimised(network), recipe.endpoints)
+    trained, grids = add_deep_supervision(cpu_optimised(network), recipe.endpoints)
     losses: dict[str, Any] = {name: disease_loss for name in grids}
     losses["logits"] = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     losses["ct_score"] = score_loss
-    data = batches(clips, road, grids, batch=batch, seed=seed)
+    data = batches(clips, preprocessor, grids, batch=batch, seed=seed)
     if knows and not continues(out):
-        train_only(pupil, tuple(grids), data, steps=steps, rate=3e-3, loss=losses)
+        train_only(trained, tuple(grids), data, steps=steps, rate=3e-3, loss=losses)
     curves = fit(
-        pupil,
+        trained,
         data,
         out,
         epochs=epochs,
@@ -269,7 +269,7 @@ def teach(
         metrics={"logits": "accuracy"},
     )
     for layer in network.layers:
-        layer.set_weights(pupil.get_layer(layer.name).get_weights())
+        layer.set_weights(trained.get_layer(layer.name).get_weights())
     return curves
 
 

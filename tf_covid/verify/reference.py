@@ -45,16 +45,15 @@ def reference(models: LocalModels, name: str, hu: np.ndarray) -> Reference:
     member: EnsembleMember = models.members[0]
     segmentation = models.segment(hu)
     (answer,) = models.classify(hu, segmentation.probability)
-    cut = member.stratifier.cut(hu[np.newaxis], segmentation.probability[np.newaxis])
-    clip = member.stratifier.finish(cut["clip"], cut["lungs"])
-    logits = member.model.network(clip, training=False)["logits"].numpy()[0]
+    prepared = member.preprocessor.prepare(hu[np.newaxis], segmentation.probability[np.newaxis])
+    logits = member.model.network(prepared["clip"], training=False)["logits"].numpy()[0]
     answers: dict[str, Any] = {"probabilities": answer.probabilities, "logits": logits}
     if answer.ct_score is not None:
         answers["ct_score"] = np.float32(answer.ct_score)
     cells = attention.attention_map(
         member.split.explained, answer.evidence.features, attention.expected_class
     )
-    on_clip = _on_clip(cells, member) * (cut["lungs"].numpy()[0] >= 0.5)
+    on_clip = _on_clip(cells, member) * (prepared["lungs"].numpy()[0] >= 0.5)
     road = {**answers, "slices_kept": np.int32(answer.keep.sum())}
     axes = np.array([[axis.step, axis.first] for axis in member.axes])
     looked = {
@@ -77,7 +76,7 @@ def reference(models: LocalModels, name: str, hu: np.ndarray) -> Reference:
             "segment": scan,
             "serving_bytes": octets,
             "infer_bytes": octets,
-            "classify_clip": {"clip": np.asarray(clip, np.float32)},
+            "classify_clip": {"clip": np.asarray(prepared["clip"], np.float32)},
         },
         right={
             "serving_default": road,
