@@ -36,7 +36,7 @@ def server(small_export):
     with Server(
         Settings(models=folder, port=0, grpc_port=0, token="a-token-for-tests", poll_s=0.2)
     ) as running:
-        assert running.wait_until_ready(60, "small")
+        assert running.wait_until_ready(60, "small", "small-clip")
         yield running
 
 

@@ -14,6 +14,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_covid.tensor import Tensor
+
 Method = Literal["gradcam", "gradcam++", "layercam"]
 
 #: Name of the head's first layer, which tf-keras-vis is told to explain.
@@ -75,7 +77,7 @@ class FairMaxPool3D(keras.layers.MaxPooling3D):
     The arguments, the input and the output are those of `keras.layers.MaxPooling3D`, channels last.
     """
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         """Maximum along one axis after the other."""
         x = inputs
         for axis, (size, stride) in enumerate(zip(self.pool_size, self.strides, strict=True), 1):
@@ -83,7 +85,7 @@ class FairMaxPool3D(keras.layers.MaxPooling3D):
         return x
 
 
-def _max_along(x: Any, axis: int, size: int, stride: int, padding: str) -> Any:
+def _max_along(x: Tensor, axis: int, size: int, stride: int, padding: str) -> Tensor:
     length = x.shape[axis]
     count = -(-length // stride) if padding == "same" else (length - size) // stride + 1
     reach = (count - 1) * stride + size
@@ -107,8 +109,11 @@ def _fair(layer: keras.layers.Layer) -> keras.layers.Layer:
     return layer
 
 
-def expected_class(logits: Any) -> Any:
-    """Expected class index, Σ k·pₖ, of logits (N, classes): what raises it raises severity. Shape (N,)."""
+def expected_class(logits: Tensor) -> Tensor:
+    """Expected class index, Σ k·pₖ, of logits (N, classes): what raises it raises severity.
+
+    Shape (N,).
+    """
     probabilities = tf.nn.softmax(tf.cast(logits, tf.float32))
     return tf.reduce_sum(probabilities * tf.range(tf.shape(logits)[-1], dtype=tf.float32), axis=-1)
 
@@ -119,7 +124,10 @@ def class_logit(number: int) -> Callable[[Any], Any]:
 
 
 def attention_map(
-    explained: keras.Model, features: Any, target: Callable[[Any], Any], method: Method = "gradcam"
+    explained: keras.Model,
+    features: Tensor,
+    target: Callable[[Any], Any],
+    method: Method = "gradcam",
 ) -> np.ndarray:
     """The raw map of one scan on the grid of its features.
 
@@ -153,4 +161,6 @@ def attention_map(
         normalize_cam=False,
     )
     # Grad-CAM++ can divide by a vanishing sum; such a cell has no say.
-    return np.nan_to_num(np.maximum(np.asarray(raw, np.float32)[0], 0.0), nan=0.0, posinf=0.0)
+    positive = np.maximum(np.asarray(raw, np.float32)[0], 0.0)
+    cells: np.ndarray = np.nan_to_num(positive, nan=0.0, posinf=0.0)
+    return cells

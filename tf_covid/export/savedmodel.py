@@ -55,7 +55,7 @@ class Exported:
 
 
 def export(source: str | Path, out: Path, version: int | None = None) -> Exported:
-    """Write a model with its lung model as a SavedModel, and its clip network as a second one beside it.
+    """Write a model with its lung model as a SavedModel, and its clip network as a second one.
 
     Args:
         source: Shipped name, or `.keras` file of task severity or covid.
@@ -104,7 +104,10 @@ def export(source: str | Path, out: Path, version: int | None = None) -> Exporte
 
 @contextmanager
 def _made(place: Path) -> Iterator[Path]:
-    """A folder to write, which takes its place at the end: a server sees all of a version or nothing."""
+    """A folder to write, which takes its place at the end.
+
+    A server sees all of a version or nothing.
+    """
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -18,6 +18,7 @@ from tf_covid import attention
 from tf_covid.attention.grid import centre_weights
 from tf_covid.local import LUNGS, EnsembleMember, LocalModels
 from tf_covid.pipeline import versions
+from tf_covid.tensor import Tensor
 
 #: Most slices of a request, padding included, most pixels along a side of one, and most clips. A
 #: request of some bytes
@@ -74,7 +75,7 @@ class ServingModule:
         self._axes = np.array([[axis.step, axis.first] for axis in member.axes], np.float32)
         self.card = card(models)
 
-    def answer(self, hu: Any, depth: Any) -> dict[str, Any]:
+    def answer(self, hu: Tensor, depth: Tensor) -> dict[str, Any]:
         """`serving_default`: severity (or covid) of each scan.
 
         Args:
@@ -90,7 +91,7 @@ class ServingModule:
             self._member.model.network(prepared["clip"], training=False), prepared["keep"]
         )
 
-    def explain(self, hu: Any, depth: Any) -> dict[str, Any]:
+    def explain(self, hu: Tensor, depth: Tensor) -> dict[str, Any]:
         """`explain`: the same, with the attention map and what brings it back onto the scan.
 
         Returns:
@@ -103,7 +104,7 @@ class ServingModule:
         found = self._segment(hu, depth)
         return self._explained(hu, found["lungs"])
 
-    def segment(self, hu: Any, depth: Any) -> dict[str, Any]:
+    def segment(self, hu: Tensor, depth: Tensor) -> dict[str, Any]:
         """`segment`: the lungs on the grid of the U-Net.
 
         Returns:
@@ -113,7 +114,7 @@ class ServingModule:
         found = self._segment(hu, depth)
         return {"mask": tf.cast(found["lungs"] > 0.5, tf.uint8), **found}
 
-    def answer_bytes(self, hu_bytes: Any, shape: Any) -> dict[str, Any]:
+    def answer_bytes(self, hu_bytes: Tensor, shape: Tensor) -> dict[str, Any]:
         """`serving_bytes`: `answer` for REST, whose base64 carries bytes but no int16.
 
         Args:
@@ -123,7 +124,7 @@ class ServingModule:
         """
         return self.answer(*_from_bytes(hu_bytes, shape))
 
-    def infer_bytes(self, hu_bytes: Any, shape: Any) -> dict[str, Any]:
+    def infer_bytes(self, hu_bytes: Tensor, shape: Tensor) -> dict[str, Any]:
         """`infer_bytes`: all that `tfcovid infer --server` needs for one scan, in one call.
 
         Returns:
@@ -141,7 +142,7 @@ class ServingModule:
             answers | masks | {"card_bytes": tf.repeat(tf.constant([self.card]), tf.shape(hu)[0])}
         )
 
-    def classify_clip(self, clip: Any) -> dict[str, Any]:
+    def classify_clip(self, clip: Tensor) -> dict[str, Any]:
         """`classify_clip`: a clip that was windowed, masked and scaled by the caller.
 
         Args:
@@ -165,7 +166,10 @@ class ServingModule:
         return self._outputs(self._member.model.network(clip, training=False))
 
     def signatures(self) -> dict[str, Signature]:
-        """The functions of an export by the names of their signatures; `serving_default` comes first."""
+        """The functions of an export by the names of their signatures.
+
+        `serving_default` comes first.
+        """
         hu = tf.TensorSpec([None] * 4, tf.int16, name="hu")
         depth = tf.TensorSpec([None], tf.int32, name="depth")
         texts = tf.TensorSpec([None], tf.string, name="hu_bytes")
@@ -187,7 +191,7 @@ class ServingModule:
             (tf.TensorSpec([None, *self._clip, channels], tf.float32, name="clip"),),
         )
 
-    def _segment(self, hu: Any, depth: Any) -> dict[str, Any]:
+    def _segment(self, hu: Tensor, depth: Tensor) -> dict[str, Any]:
         size = tf.shape(hu)
         checks = [
             # A 3D convolution ends with an unkind error where there is no scan.
@@ -200,7 +204,7 @@ class ServingModule:
         with tf.control_dependencies([check for check in checks if check is not None]):
             return self._preprocessor.segment(tf.identity(hu), depth)
 
-    def _explained(self, hu: Any, lungs: Any) -> dict[str, Any]:
+    def _explained(self, hu: Tensor, lungs: Tensor) -> dict[str, Any]:
         prepared = self._preprocessor.prepare(hu, lungs)
         features = tf.cast(
             self._member.split.backbone(prepared["clip"], training=False), tf.float32
@@ -229,7 +233,7 @@ class ServingModule:
             "box": prepared["box"],
         }
 
-    def _answers(self, outputs: dict[str, Any], keep: Any) -> dict[str, Any]:
+    def _answers(self, outputs: dict[str, Any], keep: Tensor) -> dict[str, Any]:
         kept = tf.reduce_sum(tf.cast(keep, tf.int32), axis=1)
         answers = {name: _or_nan(values, kept) for name, values in self._outputs(outputs).items()}
         return answers | {"slices_kept": kept}
@@ -244,7 +248,10 @@ class ServingModule:
 
 
 def card(models: LocalModels) -> str:
-    """JSON about one model, with the sha256 of both weight files: what a client puts into its `result.json`."""
+    """JSON about one model, with the sha256 of both weight files.
+
+    What a client puts into its `result.json`.
+    """
     model = models.members[0].model
     facts = {
         "name": model.name,
@@ -261,14 +268,14 @@ def card(models: LocalModels) -> str:
     return json.dumps(facts, sort_keys=True)
 
 
-def _or_nan(values: Any, kept: Any) -> Any:
+def _or_nan(values: Tensor, kept: Tensor) -> Tensor:
     """NaN for the scans without a kept slice; the shape of `values` stays."""
     rank = len(values.shape)
     there = tf.reshape(kept > 0, tf.concat([tf.shape(kept), [1] * (rank - 1)], axis=0))
     return tf.where(there, values, tf.constant(float("nan")))
 
 
-def _along(values: Any, weights: np.ndarray, axis: int) -> Any:
+def _along(values: Tensor, weights: np.ndarray, axis: int) -> Tensor:
     """The product of `weights` (out, in) with one axis of `values`, which stays in its place."""
     rank = len(values.shape)
     order = [number for number in range(rank) if number != axis] + [axis]
@@ -277,8 +284,8 @@ def _along(values: Any, weights: np.ndarray, axis: int) -> Any:
     return tf.transpose(moved, back)
 
 
-def _bounded(scans: Any, slices: Any, plane: Any) -> list[Any]:
-    """Checks that a request of `scans` scans of `slices` slices each is none that would take all memory."""
+def _bounded(scans: Tensor, slices: Tensor, plane: Tensor) -> list[Any]:
+    """Checks that a request of `scans` scans of `slices` slices each is not too large."""
     # Whole numbers of 64 bits: a product must not wrap around.
     total = tf.cast(scans, tf.int64) * tf.cast(slices, tf.int64)
     rules = (
@@ -291,7 +298,7 @@ def _bounded(scans: Any, slices: Any, plane: Any) -> list[Any]:
     ]
 
 
-def _from_bytes(texts: Any, shape: Any) -> tuple[Any, Any]:
+def _from_bytes(texts: Tensor, shape: Tensor) -> tuple[Any, Any]:
     """int16 (N, D, H, W), shorter scans padded with zeros, and their depth (N,)."""
     rules = (
         "each scan needs slices, height and width above 0; all scans of a request have the same"
@@ -312,7 +319,7 @@ def _from_bytes(texts: Any, shape: Any) -> tuple[Any, Any]:
         shape = tf.identity(shape)
     deepest = tf.reduce_max(shape[:, 0])
 
-    def one(item: tuple[Any, Any]) -> Any:
+    def one(item: tuple[Any, Any]) -> Tensor:
         text, size = item
         # A length that does not fit the shape ends here, as an invalid argument.
         volume = tf.reshape(tf.io.decode_raw(text, tf.int16, little_endian=True), size)
@@ -328,7 +335,7 @@ def _from_bytes(texts: Any, shape: Any) -> tuple[Any, Any]:
     return hu, shape[:, 0]
 
 
-def _serialized(values: Any) -> Any:
+def _serialized(values: Tensor) -> Tensor:
     """float32 (N, D, h, w) as strings (N,), a TensorProto each."""
     text = tf.TensorSpec([], tf.string)
     return tf.map_fn(

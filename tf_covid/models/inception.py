@@ -1,13 +1,13 @@
-"""Inception-v1's table, which the 2D parent and the inflated I3D share, and the loop that builds either."""
+"""Inception-v1's table, shared by the 2D parent and the inflated I3D, and the loop over it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from keras import layers
 
 from tf_covid.models.blocks import conv_unit, max_pool, zero_pad
+from tf_covid.tensor import DType, Tensor
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ ROWS = (
 
 
 def endpoint_names(rank: int) -> tuple[str, ...]:
-    """Names of the endpoints, first to last, as published for 2D ("Conv2d_1a_7x7") or 3D ("Conv3d_1a_7x7")."""
+    """Published names of the endpoints, first to last, for 2D ("Conv2d_1a_7x7") or 3D."""
     # TF-Slim's 2D pools are "MaxPool_2a_3x3", the I3D paper's 3D pools "MaxPool3d_2a_3x3".
     prefix = {
         "conv": f"Conv{rank}d_",
@@ -66,8 +66,10 @@ def endpoint_names(rank: int) -> tuple[str, ...]:
     return tuple(prefix[row.kind] + row.suffix for row in ROWS)
 
 
-def trunk(x: Any, dtype: Any = None, stem: str = "same") -> Any:
-    """Inception-v1 from its input to Mixed_5c, in the rank of `x`; each endpoint's layer bears its published name.
+def trunk(x: Tensor, dtype: DType = None, stem: str = "same") -> Tensor:
+    """Inception-v1 from its input to Mixed_5c, in the rank of `x`.
+
+    Each endpoint's layer bears its published name.
 
     Args:
         x: (N, H, W, C) or (N, D, H, W, C).
@@ -97,11 +99,11 @@ def trunk(x: Any, dtype: Any = None, stem: str = "same") -> Any:
     return x
 
 
-def _mixed(x: Any, name: str, filters: tuple[int, ...], dtype: Any) -> Any:
+def _mixed(x: Tensor, name: str, filters: tuple[int, ...], dtype: DType) -> Tensor:
     rank = len(x.shape) - 2
     conv, pool = f"Conv{rank}d", "MaxPool3d" if rank == 3 else "MaxPool"
 
-    def unit(source: Any, branch: int, suffix: str, width: int, kernel: int) -> Any:
+    def unit(source: Tensor, branch: int, suffix: str, width: int, kernel: int) -> Tensor:
         return conv_unit(
             source, f"{name}_Branch_{branch}_{conv}_{suffix}", width, kernel, dtype=dtype
         )

@@ -1,4 +1,7 @@
-"""Files that a reader in C takes apart are read in a process of their own: if it falls over, it falls alone."""
+"""Files that a reader in C takes apart are read in a process of their own.
+
+If it falls over, it falls alone.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +99,7 @@ def hdf5(path: Path, name: str, *, numbers: bool = True) -> Store:
         }
         variables = []
         with (
-            open(folder / hdf5_child.NUMBERS, "rb") if numbers else contextlib.nullcontext()
+            (folder / hdf5_child.NUMBERS).open("rb") if numbers else contextlib.nullcontext()
         ) as file:
             for one in said["variables"]:
                 kind, shape = np.dtype(one["type"]), one["shape"]
@@ -137,7 +140,7 @@ def run(
     }
     with (folder / "errors.txt").open("w+b") as said:
         try:
-            code = subprocess.run(
+            code = subprocess.run(  # noqa: S603  # this interpreter, with a reader of ours
                 command,
                 env=environment,
                 stdin=subprocess.DEVNULL,

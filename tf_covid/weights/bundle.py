@@ -1,4 +1,6 @@
-"""TensorFlow's own reader of its checkpoints, in a process of its own: it is C++ that reads what somebody else wrote.
+"""TensorFlow's own reader of its checkpoints, in a process of its own.
+
+It is C++ that reads what somebody else wrote.
 
 `foreign.py` runs `python -m tf_covid.weights.bundle PREFIX FOLDER` and looks at what it left there
 as at any file. The memory, processor time and output that it may use follow from the size of the

@@ -1,4 +1,4 @@
-"""The one loop that fills a network of ours from a published checkpoint, along a table of names (`sources.py`).
+"""The one loop that fills a network of ours from a checkpoint, along a table of names.
 
 One-to-one or it fails: every weight of ours gets a tensor, and every tensor is used, or both are
 listed.
@@ -123,7 +123,7 @@ class _Book:
         self.values: list[tuple[keras.layers.Layer, list[np.ndarray]]] = []
 
     def fill(self, conv: keras.layers.Layer, norm: keras.layers.Layer | None) -> None:
-        """Values for a convolution or dense layer of ours, and for the batch normalisation that follows it."""
+        """Values for a convolution or dense layer of ours, and the batch norm behind it."""
         names = self._source.names(conv.name)
         held = {variable: name for variable, name in names.items() if name in self._tensors}
         self.used |= set(held.values())

@@ -1,4 +1,6 @@
-"""Tensors of a checkpoint that somebody else wrote, by name, whatever its format; nothing in it is run.
+"""Tensors of a checkpoint that somebody else wrote, by name, whatever its format.
+
+Nothing in it is run.
 
 Every reader looks at names, types and shapes before it reads a number; `quarantine`, `hdf5` and
 `pickles` say what is refused.
@@ -88,7 +90,9 @@ class Checkpoint:
 
 @contextlib.contextmanager
 def private(path: Path) -> Iterator[Path]:
-    """A copy of a checkpoint: what was looked at and hashed is what is read, whatever happens to the file meanwhile.
+    """A copy of a checkpoint.
+
+    What was looked at and hashed is what is read, whatever happens to the file meanwhile.
 
     Args:
         path: As for `read_checkpoint`.
@@ -115,7 +119,7 @@ def _copy(file: Path, target: Path) -> None:
     try:
         # Without waiting: a pipe may have taken its place.
         with (
-            open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as source,
+            open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as source,  # noqa: PTH123
             target.open("wb") as copy,
         ):
             facts = os.fstat(source.fileno())

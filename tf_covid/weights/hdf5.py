@@ -1,4 +1,7 @@
-"""HDF5 files that somebody else wrote: every link, shape and text is looked at before a number is read."""
+"""HDF5 files that somebody else wrote.
+
+Every link, shape and text is looked at before a number is read.
+"""
 
 from __future__ import annotations
 
@@ -202,7 +205,10 @@ def chunks_of(item: h5py.Dataset) -> list[h5py.h5d.StoreInfo]:
 
 
 def _plain(item: h5py.Dataset) -> bool:
-    """Whether a dataset's numbers are those of the machine: no text, structure, odd precision or name for a number."""
+    """Whether a dataset's numbers are those of the machine.
+
+    No text, structure, odd precision or name for a number.
+    """
     kind, size = item.dtype.kind, item.dtype.itemsize
     known = size in (2, 4, 8) if kind == "f" else size in (1, 2, 4, 8) and kind in "iub"
     if (

@@ -1,4 +1,6 @@
-"""HDF5's own library, in a process of its own: it is C that finds its way through what somebody else wrote.
+"""HDF5's own library, in a process of its own.
+
+It is C that finds its way through what somebody else wrote.
 
 `apart.py` runs `python -m tf_covid.weights.hdf5_child FILE FOLDER NAME names|numbers` and looks at
 what it left in the folder as at any file. Memory, processor time and output are bounded.
@@ -61,7 +63,7 @@ def read(path: Path, folder: Path, name: str, *, numbers: bool) -> dict[str, Any
     with hdf5.checked(path, name) as file:
         found: list[tuple[str, h5py.Dataset]] = []
 
-        def visit(place: str, item: Any) -> None:
+        def visit(place: str, item: object) -> None:
             if isinstance(item, h5py.Dataset):
                 found.append((place, item))
 

@@ -1,8 +1,7 @@
-"""`tfcovid import`: a foreign checkpoint becomes a file of ours, and is read back to prove that nothing was lost."""
+"""`tfcovid import`: a foreign checkpoint becomes a file of ours, and is read back as a proof."""
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tf_covid.atomic import temporary_directory
 from tf_covid.errors import ModelError, OutputError
 from tf_covid.models import NETWORKS
 from tf_covid.weights.contract import Contract
@@ -131,26 +131,27 @@ def _fitted(
 
 
 def _save(network: keras.Model, contract: Contract, out: Path) -> str:
-    """Write the file under a temporary name, read it back, and only then give it its own; its sha256."""
+    """Write the file elsewhere, read it back, and only then give it its name; returns its sha256."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.with_name(f".{out.stem}.{os.getpid()}.keras")
-        try:
-            write(network, contract, partial)
-            again = load(partial)
-            for ours, theirs in zip(network.weights, again.network.weights, strict=True):
-                if not np.array_equal(ours, theirs):
-                    raise ModelError(f"{out}: {ours.path} was not read back as it was written")
-            os.replace(partial, out)
-        finally:
-            partial.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
+    with temporary_directory(out) as folder:
+        written = folder / out.name
+        write(network, contract, written)
+        again = load(written)
+        for ours, theirs in zip(network.weights, again.network.weights, strict=True):
+            if not np.array_equal(ours, theirs):
+                raise ModelError(f"{out}: {ours.path} was not read back as it was written")
+        written.replace(out)
     return again.sha256
 
 
 def _plain_names(read: Checkpoint) -> dict[str, str]:
-    """Name → name without the prefixes that wrappers put before those of a network; none where that mixes two up."""
+    """Name → name without the prefixes that wrappers put before those of a network.
+
+    None where that mixes two up.
+    """
     names = [*read.tensors, *read.others]
     plain = {name: re.sub(r"^(module\.|backbone\.)+", "", name) for name in names}
     return plain if len(set(plain.values())) == len(names) else dict(zip(names, names, strict=True))

@@ -29,7 +29,9 @@ _TENSOR_MAKERS = {
 
 
 def check_pickle(path: Path) -> None:
-    """Refuse a `.pt` or `.pth` whose pickle calls anything but what makes tensors; nothing in it is run.
+    """Refuse a `.pt` or `.pth` whose pickle calls anything but what makes tensors.
+
+    Nothing in it is run.
 
     Raises:
         UnsafeFile: If it does, or is none.

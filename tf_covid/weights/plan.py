@@ -1,4 +1,7 @@
-"""What a checkpoint is to become: the source, the arguments and the contract, before anything is built."""
+"""What a checkpoint is to become.
+
+The source, the arguments and the contract, before anything is built.
+"""
 
 from __future__ import annotations
 
@@ -368,7 +371,9 @@ def _guess(path: Path, model: str, read: Checkpoint, wish: ImportRequest) -> dic
 def _backed(
     path: Path, model: str, arguments: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
 ) -> None:
-    """Refuse arguments whose largest layers the file does not hold: what is built must be paid for in bytes.
+    """Refuse arguments whose largest layers the file does not hold.
+
+    What is built must be paid for in bytes.
 
     Raises:
         ModelError: With the first layer that does not fit.
@@ -410,7 +415,10 @@ def _classes(source: Source, tensors: Mapping[str, np.ndarray]) -> int | None:
 
 
 def _channels(path: Path, source: Source, tensors: Mapping[str, np.ndarray], *, rgb: bool) -> int:
-    """Channels of our input: one where the source's are scaled alike, since CT has three equal ones."""
+    """Channels of our input.
+
+    One where the source's are scaled alike, since CT has three equal ones.
+    """
     stem = next((unit for unit in _STEMS if unit in source.units), None)
     kernel = tensors.get(source.kernel(stem)) if stem else None
     if kernel is None or kernel.ndim < 4:

@@ -1,4 +1,6 @@
-"""Which scans a network was trained on: salted fingerprints in its file, and whether a cohort has some of them.
+"""Which scans a network was trained on.
+
+Salted fingerprints in its file, and whether a cohort has some of them.
 
 A fingerprint is a hash of a scan's voxels, int16 HU in the one order that `tf_covid.scan` reads
 them in, behind a salt that stands beside it. No scan follows from it; but who holds a scan can test
@@ -65,7 +67,10 @@ def _fingerprint(salt: str, kind: str, mark: str) -> str:
 
 
 def ancestors(name: str, contract: Contract) -> tuple[TrainedOn, ...]:
-    """What a network that starts from a file keeps of it: its fingerprints, and what it leaves open."""
+    """What a network that starts from a file keeps of it.
+
+    Its fingerprints, and what it leaves open.
+    """
     if contract.trained_on is not None:
         return contract.trained_on
     return (
@@ -110,7 +115,10 @@ def _among(
 
 
 def _unsaid(name: str, contract: Contract) -> str:
-    """Why a file without fingerprints cannot be compared; those of synthetic chests say how these are drawn again."""
+    """Why a file without fingerprints cannot be compared.
+
+    Those of synthetic chests say how these are drawn again.
+    """
     if not contract.origin.startswith(_PHANTOM):
         return UNSAID
     return f"it was trained on synthetic chests drawn from {_seeds(name)}"

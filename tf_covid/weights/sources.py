@@ -1,4 +1,7 @@
-"""Name maps of published checkpoints onto our networks, as data: a new source is a row of `SOURCES`."""
+"""Name maps of published checkpoints onto our networks, as data.
+
+A new source is a row of `SOURCES`.
+"""
 
 from __future__ import annotations
 
@@ -126,7 +129,10 @@ _TORCH = {
     "moving_variance": ".running_var",
 }
 _COUNTER = r".*\.num_batches_tracked"
-_SLOTS = r".*/(Momentum|RMSProp(_1)?|Adam(_1)?|ExponentialMovingAverage)|global_step|learning_rate|_CHECKPOINT.*"
+_SLOTS = (
+    r".*/(Momentum|RMSProp(_1)?|Adam(_1)?|ExponentialMovingAverage)"
+    r"|global_step|learning_rate|_CHECKPOINT.*"
+)
 _LETTERS = ("b0", "b1a", "b1b", "b2a", "b2b", "b3b")
 _BRANCHES = ("branch_0", "branch_1.0", "branch_1.1", "branch_2.0", "branch_2.1", "branch_3.1")
 _VISION = ("branch1", "branch2.0", "branch2.1", "branch3.0", "branch3.1", "branch4.1")
@@ -215,7 +221,7 @@ def _keras(title: str, model: str, units: Mapping[str, str], head: str, theirs: 
 def _c3d(
     title: str, names: Sequence[str], dense: str, *, torch: bool = True, input: Input = SPORTS
 ) -> list[Source]:
-    """C3D for the eight-convolution trunk, and for the five-convolution net, which has three of its shapes."""
+    """C3D for the eight-convolution trunk, and for the five-convolution net."""
     eight = dict(zip(_C3D, names, strict=True))
     five = {"conv1": eight["conv1a"], "conv2": eight["conv2a"], "conv3": eight["conv3a"]}
     rest = "|".join(re.escape(theirs) for theirs in eight.values() if theirs not in five.values())
@@ -236,7 +242,10 @@ def _c3d(
 
 
 def _unet(depth: int) -> Source:
-    """A PyTorch U-Net of the common layout with transposed convolutions; it numbers its way up from the bottom."""
+    """A PyTorch U-Net of the common layout with transposed convolutions.
+
+    It numbers its way up from the bottom.
+    """
     units: dict[str, tuple[str, str]] = {"logits": ("outc.conv", "")}
     places = {
         f"down{level}": f"down{level}.maxpool_conv.1.double_conv" for level in range(1, depth)
@@ -319,7 +328,7 @@ SOURCES: tuple[Source, ...] = (
 
 
 def of_ours(model: str, layers: Iterable[str]) -> Source:
-    """The table of a file with our own layer names, for the layers of a network or of the file, norms aside."""
+    """The table of a file with our own layer names, for a network's layers or the file's."""
     return Source(
         "a file of ours", model, {layer: (layer, norm_of(layer)) for layer in layers}, _KERAS
     )

@@ -278,7 +278,8 @@ def test_a_body_that_a_thread_still_holds_counts(
     running = start(time_limit_s=0.5)
     reader, go = running.server._rest._reader, threading.Event()
     monkeypatch.setattr(
-        "tf_covid.server.http.routes.tensors.question", lambda body, entry_of: go.wait(60)
+        "tf_covid.server.http.routes.decode.parse_predict_request",
+        lambda body, entry_of: go.wait(60),
     )
     assert running.ask("m", {"inputs": [[1, 2, 3]]}).status_code == 504
     assert reader._here > 0
@@ -299,6 +300,7 @@ def test_without_the_token_nothing_is_answered(start: Any, store: Any) -> None:
         ("GET", "/monitoring/prometheus/metrics"),
         ("GET", "/readyz"),
         ("POST", "/v1/scans"),
+        ("GET", "/openapi.json"),
         ("GET", "/v1/scans/a/report.html"),
         ("GET", "/nothing"),
     ]

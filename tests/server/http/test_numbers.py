@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_covid.server import tensor_proto as protos
+from tf_covid.server import tensor_proto
 from tf_covid.server.errors import InvalidArgument
-from tf_covid.server.http import decode as tensors
+from tf_covid.server.http import decode
 from tf_covid.server.servable import SignatureRunner
 from tf_covid.server.tensor_spec import Spec
 
-SIZE = 6000  # so that a list of it stays text
+SIZE = 6000
 
 
 def entry(dtype: Any, *shape: int | None) -> SignatureRunner:
@@ -27,7 +27,9 @@ def entry(dtype: Any, *shape: int | None) -> SignatureRunner:
 
 
 def by_json(values: np.ndarray, one: SignatureRunner, key: str) -> dict[str, np.ndarray]:
-    return tensors.question(json.dumps({key: values.tolist()}).encode(), lambda name: one).inputs
+    return decode.parse_predict_request(
+        json.dumps({key: values.tolist()}).encode(), lambda name: one
+    ).inputs
 
 
 def by_content(values: np.ndarray, one: SignatureRunner) -> dict[str, np.ndarray]:
@@ -35,13 +37,13 @@ def by_content(values: np.ndarray, one: SignatureRunner) -> dict[str, np.ndarray
 
 
 def by_values(values: np.ndarray, one: SignatureRunner) -> dict[str, np.ndarray]:
-    proto = protos.to_proto(values[:, :100], one.inputs["clip"])
+    proto = tensor_proto.to_proto(values[:, :100], one.inputs["clip"])
     assert not proto.tensor_content
     return arrays(proto, one)
 
 
 def arrays(proto: Any, one: SignatureRunner) -> dict[str, np.ndarray]:
-    found = protos.to_arrays({"clip": proto}, one.inputs, 2**20)
+    found = tensor_proto.to_arrays({"clip": proto}, one.inputs, 2**20)
     one.check(found)
     return found
 
@@ -77,7 +79,7 @@ def test_a_clip_with_what_is_no_number_is_an_invalid_argument(
 def test_json_that_is_no_number(text: str, count: int) -> None:
     body = '{"instances": [[' + "0.5," * count + text + "]]}"
     with pytest.raises(InvalidArgument):
-        tensors.question(body.encode(), lambda name: entry(tf.float32, None, None))
+        decode.parse_predict_request(body.encode(), lambda name: entry(tf.float32, None, None))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,9 @@ def test_json_that_is_no_number(text: str, count: int) -> None:
 )
 def test_a_depth_that_is_no_whole_number(text: str) -> None:
     with pytest.raises(InvalidArgument):
-        tensors.question(f'{{"inputs": [{text}]}}'.encode(), lambda name: entry(tf.int32, None))
+        decode.parse_predict_request(
+            f'{{"inputs": [{text}]}}'.encode(), lambda name: entry(tf.int32, None)
+        )
 
 
 def test_a_depth_of_another_type_is_named() -> None:
@@ -98,5 +102,5 @@ def test_bytes_are_no_numbers_until_the_graph_reads_them() -> None:
     body = json.dumps(
         {"instances": [{"b64": base64.b64encode(np.float32([np.nan]).tobytes()).decode()}]}
     )
-    found = tensors.question(body.encode(), lambda name: entry(tf.string, None)).inputs
+    found = decode.parse_predict_request(body.encode(), lambda name: entry(tf.string, None)).inputs
     assert found["clip"].dtype == object

@@ -140,7 +140,6 @@ def test_metadata(running: Any) -> None:
         ("GET", "/v1/models/linear/nothing", 400),
         ("GET", "/v1/scans", 405),
         ("GET", "/docs", 404),
-        ("GET", "/openapi.json", 404),
         ("DELETE", "/healthz", 405),
     ],
 )
@@ -271,3 +270,10 @@ def test_the_settings_reject_typos(tmp_path: Any) -> None:
     with pytest.raises(ValueError, match="quue"):
         Settings(models=tmp_path, quue=3)
     assert "secret" not in repr(Settings(models=tmp_path, token="secret-secret"))
+
+
+def test_a_json_list_of_a_whole_scan_is_too_large(running: Any) -> None:
+    body = b'{"instances": [[' + b"0," * 2_000_000 + b"0]]}"
+    response = running.http.post("/v1/models/linear:predict", content=body)
+    assert response.status_code == 413
+    assert error(response).startswith("a body of JSON holds at most 2000000 values: send hu_bytes")

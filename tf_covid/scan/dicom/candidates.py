@@ -60,6 +60,18 @@ class Candidate:
     lung_ml: float | None = None
     elsewhere: bool = False
 
+    def built(self) -> Stack:
+        """Stack of this candidate.
+
+        Raises:
+            ScanRefused: With the reason, if it has none.
+        """
+        if self.stack is None:
+            raise self.refusal or ScanRefused(
+                [QualityFlag("no_slices", "error", "The slices make no stack.")]
+            )
+        return self.stack
+
     @property
     def length_mm(self) -> float:
         """From the first to the last slice."""
@@ -114,7 +126,10 @@ def candidates(places: Sequence[Place], gap_mm: float) -> list[Candidate]:
 
 
 def _by_series(places: Sequence[Place]) -> list[tuple[list[Place], bool]]:
-    """Slices of one series and kernel; series of one slice each are one, where most of the slices are such."""
+    """Slices of one series and kernel.
+
+    Series of one slice each are one, where most of the slices are such.
+    """
     sizes = Counter(place.instance.series_uid for place in places)
     lone = {uid for uid, size in sizes.items() if size == 1}
     merged = len(lone) >= _LEAST_LONE and len(lone) > len(places) / 2
@@ -134,7 +149,10 @@ def _by_series(places: Sequence[Place]) -> list[tuple[list[Place], bool]]:
 
 
 def _as_one(candidate: Candidate) -> Candidate:
-    """A stack of images with a SeriesInstanceUID each: a whole one without doubles is believed, and said."""
+    """A stack of images with a SeriesInstanceUID each.
+
+    A whole one without doubles is believed, and said.
+    """
     count = len(candidate.places)
     said = (
         f"{count} images have {count} SeriesInstanceUIDs (0020,000E), as an anonymiser leaves them"
@@ -191,7 +209,10 @@ def _by_orientation(places: Sequence[Place]) -> list[list[Place]]:
 
 
 def _candidate(places: Sequence[Place], gap_mm: float) -> Candidate:
-    """One candidate of frames that nearly all agree in matrix and pixel spacing; else it carries a refusal."""
+    """One candidate of frames that nearly all agree in matrix and pixel spacing.
+
+    Else it carries a refusal.
+    """
     kept, apart = _sorted_out(places)
     first = kept[0]
     quality_flags: tuple[QualityFlag, ...] = ()
@@ -272,7 +293,10 @@ def _has_position(place: Place) -> bool:
 
 
 def _other_matrix(places: Sequence[Place]) -> list[Place]:
-    """Frames whose matrix is not the one at the most places; many frames at one place count once."""
+    """Frames whose matrix is not the one at the most places.
+
+    Many frames at one place count once.
+    """
     spots: dict[tuple[object, ...], set[object]] = {}
     for place in places:
         spots.setdefault(matrix(place.instance, place.frame), set()).add(

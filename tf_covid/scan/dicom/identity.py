@@ -28,7 +28,10 @@ class Secrets:
 
     @classmethod
     def of(cls, instances: Iterable[Instance]) -> Secrets:
-        """What these headers hold: every word of a name, and neighbouring words joined in both orders."""
+        """What these headers hold.
+
+        Every word of a name, and neighbouring words joined in both orders.
+        """
         names: set[str] = set()
         texts: set[str] = set()
         for one in instances:

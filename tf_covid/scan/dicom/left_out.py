@@ -1,4 +1,4 @@
-"""What of a study is no slice of the stack that is read, why, and whether the stack has a hole where it lay.
+"""What of a study is not a slice of the stack that is read, why, and whether it leaves a hole.
 
 A series may hold more than its slices: localizers, dose reports, reformatted and projected images,
 a second reconstruction. They are named. But where images that are left out lie at a missing slice,
@@ -104,13 +104,17 @@ class Line:
             [frame.position if len(frame.position) == 3 else (np.nan,) * 3 for frame in frames],
             dtype=np.float64,
         ).reshape(-1, 3)
-        return (points @ self.normal - self.start) / self.spacing
+        slots: np.ndarray = (points @ self.normal - self.start) / self.spacing
+        return slots
 
     def parallel(self, frame: Frame) -> bool:
-        """Whether the planes of frame and stack are parallel, to some degrees; a frame without orientation is."""
+        """Whether the planes of frame and stack are parallel, to some degrees.
+
+        A frame without orientation is.
+        """
         if len(frame.orientation) != 6:
             return True
-        return (
+        return bool(
             abs(sum(a * b for a, b in zip(_normal(frame.orientation), self.normal, strict=True)))
             > _SAME_LINE
         )
@@ -240,7 +244,10 @@ def split_series(images: int, series: int) -> QualityFlag:
 
 
 def _continues(line: Line, at: np.ndarray) -> np.ndarray:
-    """All images of a series that begins one spacing beyond an end of the stack, on its grid; else none of them."""
+    """All images of a series that begins one spacing beyond an end of the stack, on its grid.
+
+    Else none of them.
+    """
     last = len(line.occupied) - 1
     beyond = at - last if at.min() > 0 else -at
     return np.full(len(at), bool(abs(beyond.min() - 1) <= _AT_SLOT))
@@ -254,7 +261,7 @@ def _by_reason(left_out: Sequence[LeftOut]) -> list[list[LeftOut]]:
 
 
 def _where(line: Line, at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Masks over images: at a hole, between two slices, just beyond an end, at a slice that is there."""
+    """Masks over images: in a hole, between two slices, just beyond an end, at a slice."""
     last = len(line.occupied) - 1
     at = np.where(np.isfinite(at), at, -np.inf)
     slot = np.clip(np.rint(np.maximum(at, -1e6)), 0, last).astype(np.int64)
@@ -301,7 +308,10 @@ def _harm(line: Line, group: Sequence[LeftOut]) -> int:
 
 
 def _crowded(at: np.ndarray) -> np.ndarray:
-    """Which images share their place with others: one place looked at again and again is no end of a stack."""
+    """Which images share their place with others.
+
+    One place looked at again and again is no end of a stack.
+    """
     places, counts = np.unique(np.round(at, 2), return_counts=True)
     return np.isin(np.round(at, 2), places[counts >= CROWD])
 
@@ -330,7 +340,7 @@ def _harm_by_number(line: Line, group: Sequence[LeftOut]) -> int:
 
 
 def _numbered_through(line: Line, at: np.ndarray, numbers: np.ndarray) -> bool:
-    """Whether instance numbers grow, or fall, along the slices of the stack and these others together.
+    """Whether instance numbers grow, or fall, along the stack and these others together.
 
     Where all numbers are the same, slices much thinner than their spacing say that every second one
     is elsewhere.

@@ -1,4 +1,7 @@
-"""What the headers of a stack's slices say that limits what can be read from it: slabs, projections, mixtures."""
+"""What the headers of a stack's slices say that limits what can be read from it.
+
+Slabs, projections, mixtures.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ def content_flags(stack: Stack, places: Sequence[Place]) -> tuple[QualityFlag, .
 
 
 def _unnumbered(stack: Stack, thickness: float) -> tuple[QualityFlag, ...]:
-    """Whether InstanceNumbers between the first and the last are missing, and what thin slices far apart say to it.
+    """Which InstanceNumbers are missing, and what thin slices far apart say about it.
 
     Exports may be numbered in steps, so missing numbers alone are for information; but slices that
     are thinner than their distance, with numbers in between that are not there, look like a series
@@ -161,7 +164,10 @@ _FORMS: tuple[tuple[str, str, Callable[[Place], object]], ...] = (
 
 
 def _mixed_values(heads: Sequence[Place]) -> tuple[QualityFlag, ...]:
-    """Whether slices state different rules for what their stored values mean; a scanner writes one for a series."""
+    """Whether slices state different rules for what their stored values mean.
+
+    A scanner writes one for a series.
+    """
     flags = []
     for code, elements, form in _FORMS:
         count = len(heads) - Counter(map(form, heads)).most_common(1)[0][1]

@@ -1,4 +1,6 @@
-"""Which stack of a study is read: written rules, so that the same folder always gives the same answer.
+"""Which stack of a study is read.
+
+Written rules, so that the same folder always gives the same answer.
 
 1. Only CT images with one sample: no localizers, no projections (MIP and the like), no screen
    captures, no maps whose rescale type is not HU. What is left out of the chosen series is said,
@@ -106,7 +108,10 @@ def choose(
 def _whole_ones_first(
     found: Sequence[Candidate], others: Sequence[LeftOut], gap_mm: float
 ) -> tuple[list[Candidate], Callable[[Candidate], tuple[object, ...]]]:
-    """The candidates by the written rules, the best first; the first one was looked at for what it lacks."""
+    """The candidates by the written rules, the best first.
+
+    The first one was looked at for what it lacks.
+    """
     now = list(found)
     checked: set[int] = set()
     while True:
@@ -149,7 +154,7 @@ def _whole(
 def _split(
     candidate: Candidate, found: Sequence[Candidate], gap_mm: float
 ) -> tuple[QualityFlag, ...]:
-    """An error where slices without a stack form a whole one together with those of other series, numbered through."""
+    """An error where slices form a whole stack only together with those of other series."""
     codes = {flag.code for flag in candidate.refusal.quality_flags} if candidate.refusal else set()
     if not codes & _BROKEN:
         return ()

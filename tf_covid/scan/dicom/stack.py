@@ -222,7 +222,9 @@ def usual_thickness(places: Sequence[Place]) -> float:
 
 
 def strays(places: Sequence[Place]) -> list[Place]:
-    """Frames that do not belong to the stack of the others: many at one place, or of another thickness at a few.
+    """Frames that do not belong to the stack of the others.
+
+    Many at one place, or of another thickness at a few.
 
     That is how a scanner watches the contrast arrive before the scan. Frames whose place the stack
     of the others needs (one of its slots, or the next one at an end) are none.

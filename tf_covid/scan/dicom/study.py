@@ -55,8 +55,7 @@ def read_study(
         ScanRefused: With a coded quality flag for everything that forbids an honest answer.
     """
     best, because, quality_flags = choose(instances, limits.gap_mm, _looking(sources))
-    stack = best.stack
-    assert stack is not None  # choose() raises otherwise
+    stack = best.built()
     first = best.places[0].instance
     stored_shape = (first.columns, first.rows, len(stack.slots))
     check_size(stored_shape, limits)
@@ -248,7 +247,10 @@ def _padding_to_air(
 
 
 def _interpolate(view: np.ndarray, missing: tuple[int, ...]) -> None:
-    """Fill missing slices linearly from their neighbours. The first and the last slice are never missing."""
+    """Fill missing slices linearly from their neighbours.
+
+    The first and the last slice are never missing.
+    """
     gone = set(missing)
     for number in missing:
         before, after = number, number

@@ -1,4 +1,4 @@
-"""TF Serving's REST JSON → arrays: rows (`instances`) and columns (`inputs`); `answers.py` is the way back."""
+"""TF Serving's REST JSON → arrays: rows (`instances`) and columns (`inputs`); `encode.py` is the way back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tf_covid.server.errors import InvalidArgument
-from tf_covid.server.http.json_text import MOST_OBJECTS, Numbers, parse
+from tf_covid.server.http.json_text import parse
 from tf_covid.server.servable import SignatureRunner
 from tf_covid.server.tensor_proto import MOST_AXES
 from tf_covid.server.tensor_spec import Spec
@@ -24,7 +24,7 @@ _EXACT = {np.dtype(np.float32): 2**24 - 1, np.dtype(np.float64): 2**53 - 1}
 
 
 @dataclass(frozen=True)
-class Question:
+class PredictRequest:
     """A predict request.
 
     Args:
@@ -38,8 +38,10 @@ class Question:
     rows: bool
 
 
-def question(body: bytes | bytearray, entry_of: Callable[[str], SignatureRunner]) -> Question:
-    """Read the body of `:predict`.
+def parse_predict_request(
+    body: bytes | bytearray, entry_of: Callable[[str], SignatureRunner]
+) -> PredictRequest:
+    """Read the body of `:predict`: a `PredictRequest`, checked against the signature.
 
     Args:
         body: JSON.
@@ -69,21 +71,21 @@ def question(body: bytes | bytearray, entry_of: Callable[[str], SignatureRunner]
         _of_rows(document["instances"], entry) if rows else _of_columns(document["inputs"], entry)
     )
     entry.check(inputs)
-    return Question(entry, inputs, rows)
+    return PredictRequest(entry, inputs, rows)
 
 
 def _of_rows(instances: Any, entry: SignatureRunner) -> dict[str, np.ndarray]:
-    if not isinstance(instances, (list, Numbers)):
+    if not isinstance(instances, list):
         raise InvalidArgument("Expecting 'instances' to be an list/array")
-    if isinstance(instances, list) and not instances:
+    if not instances:
         raise InvalidArgument("No values in 'instances' array")
-    if isinstance(instances, Numbers) or not _is_named(instances[0]):
+    if not _is_named(instances[0]):
         if len(entry.inputs) > 1:
             raise InvalidArgument(
                 "instances is a plain list, but expecting list of objects as multiple input"
                 f" tensors required as per tensorinfo_map: {', '.join(entry.inputs)}"
             )
-        if isinstance(instances, list) and any(map(_is_named, instances)):
+        if any(map(_is_named, instances)):
             raise InvalidArgument("Expecting value/list but got object in 'instances' list")
         (spec,) = entry.inputs.values()
         return {spec.name: to_array(instances, spec)}
@@ -134,70 +136,28 @@ def to_array(value: Any, spec: Spec) -> np.ndarray:
     """A JSON value as an array of the type of an input.
 
     Args:
-        value: Nested lists, all of the same lengths; or `Numbers`.
+        value: Nested lists, all of the same lengths.
         spec: What the signature takes.
 
     Raises:
         InvalidArgument: If the lists are ragged, or a value does not fit the type without loss.
     """
-    if isinstance(value, Numbers):
-        return _from_text(value, spec)
-    if isinstance(value, list) and value and all(type(part) is Numbers for part in value):
-        parts = [_from_text(part, spec) for part in value]
-        if len({part.shape for part in parts}) > 1:
-            raise InvalidArgument(
-                f"input '{spec.name}': Encountered list at unexpected size: its lists are ragged"
-            )
-        return np.stack(parts)
     flat, shape = _flattened(value, spec)
     return _typed(flat, spec).reshape(shape)
-
-
-def _from_text(numbers: Numbers, spec: Spec) -> np.ndarray:
-    outline, outer = _flattened(numbers.outline(), spec)
-    if any(place != "" for place in outline):
-        raise InvalidArgument(
-            f"input '{spec.name}': JSON Value found at incorrect level: its lists are ragged"
-        )
-    width, whole = -1, np.empty(0)
-    for index, row in enumerate(numbers.rows()):
-        if index == 0:
-            width, first = len(row), _typed(row, spec)
-            if len(outline) * width > len(
-                numbers.text
-            ):  # fewer bytes than numbers: memory for them is not asked for
-                raise InvalidArgument(
-                    f"input '{spec.name}': Encountered list at unexpected size: its lists are"
-                    " ragged"
-                )
-            whole = np.empty((len(outline), width), first.dtype)
-        if len(row) != width:
-            raise InvalidArgument(
-                f"input '{spec.name}': Encountered list at unexpected size: {len(row)} expected"
-                f" size: {width}"
-            )
-        whole[index] = _typed(row, spec)
-    return whole.reshape((*outer, width))
 
 
 def _flattened(value: Any, spec: Spec) -> tuple[list[Any], tuple[int, ...]]:
     """The values of nested lists in order, and the lists' lengths; without recursion."""
     level, shape = [value], list[int]()
     while True:
-        lists = sum(isinstance(part, (list, Numbers)) for part in level)
+        lists = sum(isinstance(part, list) for part in level)
         if not lists:
             return level, tuple(shape)
         if lists != len(level):
             raise InvalidArgument(
                 f"input '{spec.name}': JSON Value found at incorrect level: its lists are ragged"
             )
-        if sum(part.objects() for part in level if isinstance(part, Numbers)) > MOST_OBJECTS:
-            raise InvalidArgument(
-                f"input '{spec.name}': more than {MOST_OBJECTS} values beside some that are no"
-                " plain numbers"
-            )
-        plain = [part.plain() if isinstance(part, Numbers) else part for part in level]
-        sizes = set(map(len, plain))
+        sizes = set(map(len, level))
         if len(sizes) > 1:
             raise InvalidArgument(
                 f"input '{spec.name}': Encountered list at unexpected size: lists of {min(sizes)}"
@@ -206,7 +166,7 @@ def _flattened(value: Any, spec: Spec) -> tuple[list[Any], tuple[int, ...]]:
         if len(shape) == MOST_AXES:
             raise InvalidArgument(f"input '{spec.name}': its lists are nested too deeply")
         shape.append(sizes.pop())
-        level = list(itertools.chain.from_iterable(plain))
+        level = list(itertools.chain.from_iterable(level))
         if not level:
             return level, tuple(shape)
 

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request, Response
 from google.protobuf import json_format
 
-from tf_covid.server import context as shared
+from tf_covid import __version__
+from tf_covid.server import context
 from tf_covid.server.batcher import Outputs, PendingRequest, too_slow
 from tf_covid.server.context import ServerContext
 from tf_covid.server.errors import ClientDisconnected, Failed, Fault, InvalidArgument
-from tf_covid.server.http import decode as tensors
-from tf_covid.server.http import encode as answers
+from tf_covid.server.http import decode, encode, schema
 from tf_covid.server.http.body import Reader, gone
 from tf_covid.server.http.middleware import Guard, error_body
 from tf_covid.server.http.scans import Scans
@@ -33,6 +33,12 @@ _ALL_FIELDS = (
     if "always_print_fields_with_no_presence"
     in inspect.signature(json_format.MessageToJson).parameters
     else "including_default_value_fields"
+)
+
+#: What the OpenAPI document says of the server.
+DESCRIPTION = (
+    "Whole chest CTs in, severity and its evidence out. Research software, not a medical device. The"
+    " same server speaks TF Serving's REST API under /v1/models, which is documented there."
 )
 
 #: Threads that read and write JSON; more would only wait for each other, and hold memory meanwhile.
@@ -60,19 +66,28 @@ class Rest:
             hosts: Names that the Host header may hold; None: any.
         """
         # No pages of documentation: they would load scripts from elsewhere.
-        app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+        app = FastAPI(
+            title="tfcovid serve",
+            version=__version__,
+            description=DESCRIPTION,
+            docs_url=None,
+            redoc_url=None,
+            redirect_slashes=False,
+        )
         model, version = "/v1/models/{name}", "/v1/models/{name}/versions/{version}"
         for path in (f"{version}:predict", f"{model}:predict"):
-            app.add_api_route(path, self.predict, methods=["POST"])
+            app.add_api_route(path, self.predict, methods=["POST"], include_in_schema=False)
         for path in (f"{version}/metadata", f"{model}/metadata"):
-            app.add_api_route(path, self.metadata, methods=["GET"])
+            app.add_api_route(path, self.metadata, methods=["GET"], include_in_schema=False)
         for path in (version, model):
-            app.add_api_route(path, self.status, methods=["GET"])
+            app.add_api_route(path, self.status, methods=["GET"], include_in_schema=False)
         for path in ("/monitoring/prometheus/metrics", "/metrics"):
-            app.add_api_route(path, self.metrics, methods=["GET"])
-        app.add_api_route("/healthz", self.healthy, methods=["GET"])
-        app.add_api_route("/readyz", self.ready, methods=["GET"])
+            app.add_api_route(path, self.metrics, methods=["GET"], include_in_schema=False)
+        app.add_api_route("/healthz", self.healthy, methods=["GET"], include_in_schema=False)
+        app.add_api_route("/readyz", self.ready, methods=["GET"], include_in_schema=False)
         self._scans.add_routes(app)
+        document = schema.without_validation(app.openapi())
+        app.openapi = lambda: document  # type: ignore[method-assign]
         app.add_exception_handler(Fault, _on_fault)
         for status in (404, 405):  # what the router itself says
             app.add_exception_handler(status, _on_no_route)
@@ -100,11 +115,11 @@ class Rest:
                     return entry
 
                 async with self._reader.read(request) as body:
-                    body.user = self._json.submit(tensors.question, body.data, entry_of)
-                    question = await _in_time(deadline, body.user)
-                work = self._parts.engine.submit(version, question.entry, question.inputs, deadline)
+                    body.user = self._json.submit(decode.parse_predict_request, body.data, entry_of)
+                    asked = await _in_time(deadline, body.user)
+                work = self._parts.engine.submit(version, asked.entry, asked.inputs, deadline)
                 outputs = await self._result(request, work)
-            writing = self._json.submit(answers.answer, outputs, rows=question.rows)
+            writing = self._json.submit(encode.answer, outputs, rows=asked.rows)
             text = await _in_time(deadline, writing)
             code = "200"
             return _json(text)
@@ -124,8 +139,8 @@ class Rest:
         name, number = _asked(request)
         with self._parts.repository.lease(name, number) as version:
             spec, signatures = (
-                _as_json(shared.metadata(version).model_spec),
-                _as_json(shared.signature_map(version)),
+                _as_json(context.metadata(version).model_spec),
+                _as_json(context.signature_map(version)),
             )
         # As TF Serving writes it: without the "@type" of an Any.
         return _json(f'{{"model_spec": {spec}, "metadata": {{"signature_def": {signatures}}}}}')
@@ -207,8 +222,8 @@ def _as_json(message: Any) -> str:
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Fault)
-    return _json(error_body(str(error)), error.http)
+    status = error.http if isinstance(error, Fault) else Failed.http
+    return _json(error_body(str(error)), status)
 
 
 async def _on_no_route(request: Request, error: Exception) -> Response:

@@ -32,6 +32,7 @@ from tf_covid.server.errors import (
     Unavailable,
     servable_not_found,
 )
+from tf_covid.server.http import schema
 from tf_covid.server.http.body import Reader, gone
 from tf_covid.server.http.scan_process import FILES, Answer, Command, Limits, run
 
@@ -99,9 +100,19 @@ class Scans:
 
     def add_routes(self, app: FastAPI) -> None:
         """Put the routes into an application."""
-        app.add_api_route("/v1/scans", self.answer, methods=["POST"])
-        app.add_api_route("/v1/scans/{scan}/{file}", self.file, methods=["GET"])
-        app.add_api_route("/v1/scans/{scan}", self.delete, methods=["DELETE"])
+        for path, handler, method, described in (
+            ("/v1/scans", self.answer, "POST", schema.answer()),
+            ("/v1/scans/{scan}/{file}", self.file, "GET", schema.file()),
+            ("/v1/scans/{scan}", self.delete, "DELETE", schema.delete()),
+        ):
+            app.add_api_route(
+                path,
+                handler,
+                methods=[method],
+                response_class=Response,
+                response_model=None,
+                **described,
+            )
 
     def close(self) -> None:
         """Kill the children that still run, and delete everything."""

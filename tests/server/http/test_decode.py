@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import time
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,9 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, types_pb2
 
-from tf_covid.server import tensor_proto as protos
-from tf_covid.server.errors import Failed, InvalidArgument
-from tf_covid.server.http import decode as tensors
-from tf_covid.server.http import encode as answers
-from tf_covid.server.http import json_text as jsontext
+from tf_covid.server import tensor_proto
+from tf_covid.server.errors import Failed, InvalidArgument, TooLarge
+from tf_covid.server.http import decode, encode
 from tf_covid.server.servable import SignatureRunner
 from tf_covid.server.tensor_spec import Spec
 
@@ -35,7 +32,7 @@ def entry(*inputs: Spec) -> SignatureRunner:
 
 def read(body: Any, *inputs: Spec) -> dict[str, np.ndarray]:
     text = body if isinstance(body, (bytes, bytearray)) else json.dumps(body).encode()
-    return tensors.question(text, lambda name: entry(*inputs)).inputs
+    return decode.parse_predict_request(text, lambda name: entry(*inputs)).inputs
 
 
 def test_rows_and_columns_are_the_same() -> None:
@@ -72,7 +69,7 @@ def test_strings_plain_and_base64() -> None:
     assert read({"inputs": {"b64": encoded}}, scalar)["data"].item() == b"\0\xff"
 
 
-def test_long_lists_of_numbers_stay_text_and_are_the_same() -> None:
+def test_long_lists_of_numbers() -> None:
     volume = np.random.default_rng(1).integers(-1024, 3000, (2, 9, 64, 32)).astype(np.int16)
     one = Spec("hu", tf.int16, (None, None, None, None))
     for body in (
@@ -81,16 +78,7 @@ def test_long_lists_of_numbers_stay_text_and_are_the_same() -> None:
         json.dumps({"inputs": {"hu": volume.tolist()}}, indent=1),
         json.dumps({"inputs": volume.tolist(), "signature_name": "[[1,2" + "3" * 5000}),
     ):
-        parsed = jsontext.parse(body.encode())
-        assert "Numbers" in repr(parsed)
         np.testing.assert_array_equal(read(body.encode(), one)["hu"], volume)
-    floats = np.random.default_rng(1).normal(size=(700, 3)).astype(np.float32)
-    got = read({"instances": floats.tolist()}, X)["x"]
-    np.testing.assert_array_equal(got, floats)
-    text = json.dumps([0.5] * 2000)
-    assert (
-        jsontext.parse(json.dumps({"inputs": text}).encode())["inputs"] == text
-    )  # in a string it is no list
     mixed = [["NaN"] * 3, *[[1.5] * 3] * 2000]
     with pytest.raises(InvalidArgument, match="'x': 3 of 6003 numbers are NaN or infinite"):
         read(json.dumps({"inputs": mixed}).replace('"NaN"', "NaN").encode(), X)
@@ -203,8 +191,6 @@ def test_a_value_that_does_not_fit_is_refused_and_the_input_is_named(
         b'{"instances": [4,' + b"[1,2,3]," * 3000 + b"[1,2,3]]}",
         b'{"instances": ' + b"[1,2,3]" * 3000 + b"}",
         b'{"instances": ' + b"]" * 5000 + b"}",
-        b'{"inputs": [' + b"," * 2_500_000 + b"]}",
-        b'{"inputs": [' + b"[]," * 2_500_000 + b"[]]}",
     ],
     ids=lambda body: body[:40].decode("latin-1") + f"…{len(body)}",
 )
@@ -213,44 +199,26 @@ def test_malformed_json_is_refused(body: bytes) -> None:
         read(body, X)
 
 
-@pytest.mark.parametrize(
-    "piece",
-    [
-        b"[" * 4000 + b"x",
-        b"[x",
-        b"[1," * 1300 + b"x",
-        b"[" + b"1" * 4000 + b"x",
-        b"1, " * 1300 + b"x",
-    ],
-)
-def test_each_byte_is_looked_at_once(piece: bytes) -> None:
-    body = b'{"instances":' + piece * (4 * 2**20 // len(piece)) + b"}"
-    start = time.monotonic()
-    with pytest.raises(InvalidArgument):
-        read(body, X)
-    assert (
-        time.monotonic() - start < 10
-    )  # half a minute, where every bracket starts a search of its own
-
-
-def test_rows_have_a_limit() -> None:
-    most = jsontext.MOST_IN_ROW
-    row = spec(tf.int16, None, None)
-    assert read({"inputs": [[7] * most] * 2}, row)["x"].shape == (2, most)
-    for body in ({"inputs": [[7] * (most + 1)]}, {"inputs": [7] * (most + 1)}):
-        with pytest.raises(InvalidArgument, match=f"more than {most} numbers"):
+def test_a_body_holds_two_million_values() -> None:
+    within = 1_999_990
+    row = spec(tf.int16, None)
+    got = read(b'{"inputs": [' + b"7," * within + b"7]}", row)["x"]
+    assert got.shape == (within + 1,)
+    for body in (
+        b'{"inputs": [' + b"7," * 2_000_000 + b"7]}",
+        b'{"inputs": [' + b"," * 2_500_000 + b"]}",
+        b'{"inputs": [' + b"[]," * 1_500_000 + b"[]]}",
+        b'{"instances": [' + b"{}," * 1_500_000 + b"{}]}",
+        b"[" * 3_000_000,
+    ):
+        with pytest.raises(TooLarge, match=r"at most 2000000 values: send hu_bytes .* or gRPC"):
             read(body, row)
-    beside = b"1," * (
-        jsontext.MOST_OBJECTS + 1
-    )  # a word beside it keeps it from being read a row at a time
-    with pytest.raises(InvalidArgument, match="values beside"):
-        read(b'{"inputs": [[NaN], [' + beside + b"1]]}", spec(tf.float32, None, None))
 
 
 def test_what_is_ragged_asks_for_no_memory() -> None:
-    with pytest.raises(InvalidArgument, match="ragged"):
+    with pytest.raises(InvalidArgument, match="unexpected size"):
         read(
-            b'{"inputs": [[' + b"1," * 60_000 + b"1]" + b",[]" * 1_000_000 + b"]}",
+            b'{"inputs": [[' + b"1," * 60_000 + b"1]" + b",[]" * 900_000 + b"]}",
             spec(tf.float32, None, None),
         )
 
@@ -266,40 +234,40 @@ def test_a_plain_list_needs_one_input() -> None:
 
 def test_answers_in_rows_and_columns() -> None:
     y, z = np.array([[0.2, 1], [1e20, -3]], np.float32), np.array([1, 2], np.int64)
-    assert json.loads(answers.answer({"y": y}, rows=True)) == {
+    assert json.loads(encode.answer({"y": y}, rows=True)) == {
         "predictions": [[0.2, 1.0], [1e20, -3.0]]
     }
-    assert json.loads(answers.answer({"y": y}, rows=False)) == {
+    assert json.loads(encode.answer({"y": y}, rows=False)) == {
         "outputs": [[0.2, 1.0], [1e20, -3.0]]
     }
-    assert json.loads(answers.answer({"y": y, "z": z}, rows=True)) == {
+    assert json.loads(encode.answer({"y": y, "z": z}, rows=True)) == {
         "predictions": [{"y": [0.2, 1.0], "z": 1}, {"y": [1e20, -3.0], "z": 2}]
     }
-    assert json.loads(answers.answer({"y": y, "z": z}, rows=False)) == {
+    assert json.loads(encode.answer({"y": y, "z": z}, rows=False)) == {
         "outputs": {"y": [[0.2, 1.0], [1e20, -3.0]], "z": [1, 2]}
     }
-    assert b"1.0" in answers.answer({"y": y}, rows=True)
+    assert b"1.0" in encode.answer({"y": y}, rows=True)
     with pytest.raises(InvalidArgument, match="inconsistent"):
-        answers.answer({"y": y, "z": z[:1]}, rows=True)
+        encode.answer({"y": y, "z": z[:1]}, rows=True)
     with pytest.raises(InvalidArgument, match="no shape"):
-        answers.answer({"y": y.sum()}, rows=True)
-    assert json.loads(answers.answer({"y": np.float32(2.5)}, rows=False)) == {"outputs": 2.5}
+        encode.answer({"y": y.sum()}, rows=True)
+    assert json.loads(encode.answer({"y": np.float32(2.5)}, rows=False)) == {"outputs": 2.5}
     empty = np.zeros((2, 0, 3), np.float32)
-    assert json.loads(answers.answer({"y": empty}, rows=True)) == {"predictions": [[], []]}
-    assert json.loads(answers.answer({"y": empty[:0]}, rows=False)) == {"outputs": []}
+    assert json.loads(encode.answer({"y": empty}, rows=True)) == {"predictions": [[], []]}
+    assert json.loads(encode.answer({"y": empty[:0]}, rows=False)) == {"outputs": []}
 
 
 def test_odd_values_are_written_as_tf_serving_does() -> None:
-    body = answers.answer({"y": np.array([np.nan, np.inf, -np.inf, 1.0], np.float32)}, rows=True)
+    body = encode.answer({"y": np.array([np.nan, np.inf, -np.inf, 1.0], np.float32)}, rows=True)
     assert body.split() == b'{ "predictions": [NaN, Infinity, -Infinity, 1.0] }'.split()
-    assert b"[true, false]" in answers.answer({"y": np.array([True, False])}, rows=False)
+    assert b"[true, false]" in encode.answer({"y": np.array([True, False])}, rows=False)
     raw = np.array([b"\0\xff", b"ok"], object)
-    assert json.loads(answers.answer({"a_bytes": raw}, rows=True)) == {
+    assert json.loads(encode.answer({"a_bytes": raw}, rows=True)) == {
         "predictions": [{"b64": "AP8="}, {"b64": "b2s="}]
     }
     with pytest.raises(Failed, match="output 'a'"):
-        answers.answer({"a": raw}, rows=True)
-    assert json.loads(answers.answer({"a": raw[1:]}, rows=True)) == {"predictions": ["ok"]}
+        encode.answer({"a": raw}, rows=True)
+    assert json.loads(encode.answer({"a": raw[1:]}, rows=True)) == {"predictions": ["ok"]}
 
 
 @pytest.mark.parametrize(
@@ -319,29 +287,31 @@ def test_odd_values_are_written_as_tf_serving_does() -> None:
 )
 @pytest.mark.parametrize("boxed", [True, False])
 def test_messages_round_trip(dtype: Any, boxed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protos, "MOST_BOXED", 1000 if boxed else 0)
+    monkeypatch.setattr(tensor_proto, "MOST_BOXED", 1000 if boxed else 0)
     array = np.arange(12).reshape(3, 4).astype(dtype.as_numpy_dtype)
     one = Spec("x", dtype, (None, 4))
-    message = protos.to_proto(array, one)
+    message = tensor_proto.to_proto(array, one)
     np.testing.assert_array_equal(tf.make_ndarray(message), array)
-    np.testing.assert_array_equal(protos.to_array(message, one, 1 << 20), array)
-    np.testing.assert_array_equal(protos.to_array(tf.make_tensor_proto(array), one, 1 << 20), array)
+    np.testing.assert_array_equal(tensor_proto.to_array(message, one, 1 << 20), array)
+    np.testing.assert_array_equal(
+        tensor_proto.to_array(tf.make_tensor_proto(array), one, 1 << 20), array
+    )
     assert bool(message.tensor_content) != boxed
 
 
 def test_strings_round_trip_in_messages() -> None:
     array = np.array([[b"a", b"\0\xff"]], object)
     one = Spec("x", tf.string, (None, 2))
-    message = protos.to_proto(array, one)
+    message = tensor_proto.to_proto(array, one)
     assert message.string_val == [b"a", b"\0\xff"]
-    np.testing.assert_array_equal(protos.to_array(message, one, 1 << 20), array)
+    np.testing.assert_array_equal(tensor_proto.to_array(message, one, 1 << 20), array)
 
 
 def test_as_in_tensorflow_the_last_value_stands_for_all_that_are_missing() -> None:
     message = tensor_pb2.TensorProto(dtype=types_pb2.DT_FLOAT, float_val=[1, 2])
     message.tensor_shape.dim.add(size=4)
     np.testing.assert_array_equal(
-        protos.to_array(message, spec(tf.float32, None), 1 << 20), tf.make_ndarray(message)
+        tensor_proto.to_array(message, spec(tf.float32, None), 1 << 20), tf.make_ndarray(message)
     )
 
 
@@ -386,20 +356,20 @@ def unknown_rank() -> Any:
 )
 def test_messages_that_lie_are_refused(message: Any) -> None:
     with pytest.raises(InvalidArgument, match="input 'x'"):
-        protos.to_array(message, spec(tf.float32, None), 2**30)
+        tensor_proto.to_array(message, spec(tf.float32, None), 2**30)
 
 
 def test_values_out_of_range_in_a_message() -> None:
     for value in (40_000, -40_000):
         message = lie(dtype=types_pb2.DT_INT16, shape=(1,), int_val=[value])
         with pytest.raises(InvalidArgument, match="out of the range of int16"):
-            protos.to_array(message, spec(tf.int16, None), 2**20)
+            tensor_proto.to_array(message, spec(tf.int16, None), 2**20)
     with pytest.raises(InvalidArgument, match="a bool is 0 or 1"):
-        protos.to_array(
+        tensor_proto.to_array(
             lie(dtype=types_pb2.DT_BOOL, tensor_content=b"\1\2"), spec(tf.bool, None), 2**20
         )
     with pytest.raises(InvalidArgument, match="strings come in string_val"):
-        protos.to_array(
+        tensor_proto.to_array(
             lie(dtype=types_pb2.DT_STRING, tensor_content=b"\1\2"), spec(tf.string, None), 2**20
         )
 
@@ -407,7 +377,7 @@ def test_values_out_of_range_in_a_message() -> None:
 def test_a_large_scan_is_not_copied() -> None:
     volume = np.zeros((4, 64, 64), np.int16)
     message = tf.make_tensor_proto(volume)
-    got = protos.to_array(message, HU, 2**30)
+    got = tensor_proto.to_array(message, HU, 2**30)
     assert not got.flags.owndata
     assert not got.flags.writeable
 
