@@ -197,10 +197,9 @@ def infer(
             from tf_covid.client.remote import RemoteModels
             from tf_covid.client.transport import connect
 
-            there = RemoteModels(
+            remote = RemoteModels(
                 connect(server, os.environ.get("TFCOVID_TOKEN")), models, console.note
             )
-            remote = (there, there.marks)
         run = Run(
             out,
             options,

@@ -102,7 +102,7 @@ def _export(path: Path, folder: Path) -> None:
 
 
 def _evaluate(path: Path, folder: Path) -> None:
-    evaluate([path], folder / "manifest.csv", folder / "out", say=pytest.fail)
+    evaluate([path], folder / "manifest.csv", folder / "out", on_message=pytest.fail)
 
 
 @pytest.mark.parametrize("ask", [_ensemble, _stratifier, _stratify, _export, _evaluate])

@@ -12,7 +12,9 @@ from tf_covid.errors import CohortError, ModelError, OutputError
 from tf_covid.experiment.predict import as_predictions
 from tf_covid.local import LUNGS, LocalModels
 from tf_covid.pipeline import versions
-from tf_covid.study.predictions import AnyPredictions, ensemble, write_predictions
+from tf_covid.study.combine import ensemble
+from tf_covid.study.predictions import write_predictions
+from tf_covid.study.records import AnyPredictions
 from tf_covid.study.seen import as_seen, seen_sentences
 from tf_covid.study.study import build_study, write_study
 from tf_covid.training.settings import Settings

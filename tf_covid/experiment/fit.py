@@ -40,7 +40,9 @@ from tf_covid.errors import TrainingError
 from tf_covid.experiment.predict import as_predictions
 from tf_covid.experiment.run_folder import FitRequest, exclusive_run_folder
 from tf_covid.pipeline import versions
-from tf_covid.study.predictions import AnyPredictions, join, read_predictions, write_predictions
+from tf_covid.study.combine import join
+from tf_covid.study.predictions import read_predictions, write_predictions
+from tf_covid.study.records import AnyPredictions
 from tf_covid.study.seen import START, as_seen, seen_sentences
 from tf_covid.study.study import build_study, write_study
 from tf_covid.training import checkpoint

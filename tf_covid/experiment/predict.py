@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tf_covid.cohort.manifest import Row
-from tf_covid.study.predictions import (
+from tf_covid.study.records import (
     AnyPredictions,
     LungPredictions,
     Predictions,

@@ -163,11 +163,11 @@ def _differences(stream: CodeStream, pixels: np.ndarray) -> np.ndarray | None:
             case _:
                 return None
         found = np.concatenate([above[:, :1], guess], axis=1)
-        differences: np.ndarray = ((here - found + 32768) & 0xFFFF) - 32768
+        differences = ((here - found + 32768) & 0xFFFF) - 32768
         if differences[0].any() or differences.any(axis=1)[0]:
-            return differences.reshape(-1)
+            return np.asarray(differences).reshape(-1)
         if rows >= pixels.shape[0] - 1:
-            return differences.reshape(-1)
+            return np.asarray(differences).reshape(-1)
         rows = min(4 * rows, pixels.shape[0] - 1)
 
 
