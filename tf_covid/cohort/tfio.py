@@ -33,12 +33,21 @@ from tf_covid.errors import ScanRefused, TfCovidError
 from tf_covid.scan import checks
 from tf_covid.scan.cases import find_cases
 from tf_covid.scan.checks import refusal
-from tf_covid.scan.dicom.encoding import BIG_ENDIAN, EXPLICIT, IMPLICIT
 from tf_covid.scan.dicom.header import Instance, read_header
 from tf_covid.scan.dicom.pixels import raw_frames
 from tf_covid.scan.dicom.series import choose
 from tf_covid.scan.dicom.stack import Place
 from tf_covid.scan.dicom.study import hu_of
+from tf_covid.scan.dicom.transfer_syntax import (
+    BIG_ENDIAN,
+    EXPLICIT,
+    IMPLICIT,
+    JPEG_2000_LOSSLESS,
+    JPEG_LOSSLESS,
+    JPEG_LOSSLESS_SV1,
+    JPEG_LS,
+    RLE,
+)
 from tf_covid.scan.grid import check_size, orient
 from tf_covid.scan.limits import DEFAULT
 from tf_covid.scan.source import FileSource, workers
@@ -47,14 +56,8 @@ from tf_covid.scan.source import FileSource, workers
 #: later slices apart.
 SYNTAXES = frozenset(
     {
-        IMPLICIT,
-        EXPLICIT,
-        BIG_ENDIAN,
-        "1.2.840.10008.1.2.5",  # RLE
-        "1.2.840.10008.1.2.4.57",
-        "1.2.840.10008.1.2.4.70",  # JPEG lossless
-        "1.2.840.10008.1.2.4.80",  # JPEG-LS lossless
-        "1.2.840.10008.1.2.4.90",  # JPEG 2000 lossless
+        *(IMPLICIT, EXPLICIT, BIG_ENDIAN, RLE, JPEG_LOSSLESS, JPEG_LOSSLESS_SV1),
+        *(JPEG_LS, JPEG_2000_LOSSLESS),
     }
 )
 _NATIVE = (IMPLICIT, EXPLICIT, BIG_ENDIAN)

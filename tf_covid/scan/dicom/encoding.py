@@ -9,10 +9,14 @@ from typing import BinaryIO
 
 from pydicom.uid import UID_dictionary
 
-IMPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
-EXPLICIT, DEFLATED = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99"
-#: Transfer syntaxes that promise pixels without compression.
-NATIVE = (IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED)
+from tf_covid.scan.dicom.transfer_syntax import (
+    BIG_ENDIAN,
+    DEFLATED,
+    EXPLICIT,
+    IMPLICIT,
+    NATIVE,
+)
+
 #: Most bytes that a deflated data set may unpack to before its pixel data begin.
 MOST_INFLATED = 1 << 26
 #: Value representations whose length takes four bytes (PS3.5 7.1.2).

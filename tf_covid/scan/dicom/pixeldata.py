@@ -9,10 +9,11 @@ from typing import BinaryIO, NoReturn
 
 from tf_covid.scan import archive
 from tf_covid.scan.checks import refusal
-from tf_covid.scan.dicom.encoding import LONG, NATIVE, Inflating, TooLarge, body, syntax_text
+from tf_covid.scan.dicom.encoding import LONG, Inflating, TooLarge, body, syntax_text
 from tf_covid.scan.dicom.header import DECIDING, Instance
 from tf_covid.scan.dicom.notes import Notes
 from tf_covid.scan.dicom.streams import STARTS
+from tf_covid.scan.dicom.transfer_syntax import NATIVE
 from tf_covid.scan.source import Source
 
 UNDEFINED = 0xFFFFFFFF

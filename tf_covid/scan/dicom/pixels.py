@@ -19,11 +19,21 @@ from pydicom.uid import UID
 
 from tf_covid.scan.checks import refusal
 from tf_covid.scan.dicom.complete import ends_well, is_complete
-from tf_covid.scan.dicom.encoding import BIG_ENDIAN, NATIVE
 from tf_covid.scan.dicom.header import Frame, Instance
 from tf_covid.scan.dicom.notes import Notes
 from tf_covid.scan.dicom.pixeldata import Truncated, Undecodable, raw_frames, wrong_length
-from tf_covid.scan.dicom.streams import KINDS, RLE, CodeStream, Kind, code_stream
+from tf_covid.scan.dicom.streams import CodeStream, code_stream
+from tf_covid.scan.dicom.transfer_syntax import (
+    BIG_ENDIAN,
+    JPEG_2000_LOSSLESS,
+    JPEG_EXTENDED,
+    JPEG_LOSSLESS,
+    JPEG_LS,
+    KINDS,
+    NATIVE,
+    RLE,
+    Kind,
+)
 
 __all__ = [
     "CodeStream",
@@ -70,10 +80,10 @@ _CROSSINGS = 8
 #: Kind of stream → the transfer syntax under which pydicom's decoders take it.
 _UIDS: dict[Kind, str] = {
     "rle": RLE,
-    "jpeg": "1.2.840.10008.1.2.4.51",
-    "jpeg_lossless": "1.2.840.10008.1.2.4.57",
-    "jpegls": "1.2.840.10008.1.2.4.80",
-    "jpeg2k": "1.2.840.10008.1.2.4.90",
+    "jpeg": JPEG_EXTENDED,
+    "jpeg_lossless": JPEG_LOSSLESS,
+    "jpegls": JPEG_LS,
+    "jpeg2k": JPEG_2000_LOSSLESS,
 }
 #: Most bytes behind the end marker of a JPEG stream that are padding.
 _BEHIND = 16

@@ -5,27 +5,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
-Kind = Literal["jpeg", "jpeg_lossless", "jpegls", "jpeg2k", "rle"]
+from tf_covid.scan.dicom.transfer_syntax import Kind
 
-_ROOT = "1.2.840.10008.1.2."
-RLE = f"{_ROOT}5"
-#: Transfer syntax → the kind of stream that it promises.
-KINDS: dict[str, Kind] = {
-    RLE: "rle",
-    f"{_ROOT}4.50": "jpeg",  # baseline, 8 bit
-    f"{_ROOT}4.51": "jpeg",  # extended, 12 bit
-    f"{_ROOT}4.57": "jpeg_lossless",
-    f"{_ROOT}4.70": "jpeg_lossless",  # first-order prediction
-    f"{_ROOT}4.80": "jpegls",
-    f"{_ROOT}4.81": "jpegls",  # near-lossless
-    f"{_ROOT}4.90": "jpeg2k",  # lossless
-    f"{_ROOT}4.91": "jpeg2k",
-    f"{_ROOT}4.201": "jpeg2k",  # high throughput, lossless
-    f"{_ROOT}4.202": "jpeg2k",
-    f"{_ROOT}4.203": "jpeg2k",
-}
 #: How streams begin; an RLE header begins with its number of segments, and the first one lies
 #: behind the header.
 STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
