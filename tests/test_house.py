@@ -34,6 +34,7 @@ ROAD = (
         "stratifier_model",
         "lungs",
         "attention",
+        "answer",
         "local",
         "page",
         "report",

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -120,7 +121,8 @@ def test_an_older_answer_is_known_and_never_overwritten_in_silence(
     assert [*Summary(out).rows] == ["scan"]
     write_nifti_volume(chest.hu, chest.affine, tmp_path / "scan.nii.gz")
     (case,) = cases_of([tmp_path / "scan.nii.gz"])
-    outcome = Run(out, Options(), remote=(None, ["m"])).answer(case)  # type: ignore[arg-type]
+    remote: Any = SimpleNamespace(weights_sha256=["m"])
+    outcome = Run(out, Options(), remote=remote).answer(case)
     assert outcome.problem is not None
     assert outcome.problem.startswith("name_taken: ")
     assert (out / "scan" / "result.json").read_bytes() == before

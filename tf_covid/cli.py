@@ -197,10 +197,9 @@ def infer(
             from tf_covid.client.remote import RemoteModels
             from tf_covid.client.transport import connect
 
-            there = RemoteModels(
+            remote = RemoteModels(
                 connect(server, os.environ.get("TFCOVID_TOKEN")), models, console.note
             )
-            remote = (there, there.marks)
         run = Run(
             out,
             options,
@@ -381,8 +380,8 @@ def import_(
     from tf_covid import console
 
     console.import_tensorflow()
+    from tf_covid.weights.import_plan import ImportRequest
     from tf_covid.weights.importing import import_weights
-    from tf_covid.weights.plan import ImportRequest
 
     done = import_weights(
         file, ImportRequest(model, classes, inflate, allow_missing_head, clip, trunk, rgb), out

@@ -103,8 +103,7 @@ class Run:
         options: What decides the answer.
         overwrite: Replace an answer of the same name to another question.
         before_models: Called once before TensorFlow is needed.
-        remote: What answers instead of models in this process, and the marks of its weights, which
-            are part of what decides an answer.
+        remote: Models of a server, which answer instead of those of this process.
         reader: The process that reads the scans; they are read in this one without it.
 
     Raises:
@@ -119,7 +118,7 @@ class Run:
         *,
         overwrite: bool = False,
         before_models: Callable[[], None] | None = None,
-        remote: tuple[Models, Sequence[str]] | None = None,
+        remote: Models[Any] | None = None,
         reader: Reader | None = None,
     ) -> None:
         self.out, self.options, self.overwrite = out, options, overwrite
@@ -127,7 +126,7 @@ class Run:
         files = () if remote else (*options.models, "lungs-unet")
         self._question = [
             (
-                list(remote[1])
+                remote.weights_sha256
                 if remote
                 else [quarantine.sha256(catalog.find(name)) for name in files]
             ),
@@ -143,10 +142,10 @@ class Run:
             raise OutputError(f"{out}: cannot be written to")
 
     @cached_property
-    def models(self) -> Models:
+    def models(self) -> Models[Any]:
         """The networks, loaded at first use: keeping finished cases needs no TensorFlow."""
         if self._remote is not None:
-            return self._remote[0]
+            return self._remote
         if self._before_models is not None:
             self._before_models()
         from tf_covid.local import LocalModels
@@ -203,7 +202,7 @@ class Run:
         values = written.as_dict()
         return Outcome(case.name, values, folder, problem=_problem(values, case.path))
 
-    def _stratify(self, scan: Scan, models: Models) -> Result:
+    def _stratify(self, scan: Scan, models: Models[Any]) -> Result:
         import tensorflow as tf
 
         options = self.options
