@@ -589,7 +589,7 @@ def test_an_altered_shipped_file_is_not_loaded(tmp_path, monkeypatch):
 
 
 def test_training_that_starts_from_a_file_keeps_its_window(tmp_path):
-    from tf_covid.training.initialise import inherited
+    from tf_covid.training.initialise import preprocessing_of_init
     from tf_covid.training.settings import Settings
 
     asked = Preprocessing(
@@ -601,10 +601,10 @@ def test_training_that_starts_from_a_file_keeps_its_window(tmp_path):
     )
     save_model(UNet((32, 32, 1), filters=2), contract, tmp_path / "x.keras")
     # Slice rule and box come before the network's input, and are the run's own.
-    assert inherited(tmp_path / "x.keras")[0] == Preprocessing(
+    assert preprocessing_of_init(tmp_path / "x.keras")[0] == Preprocessing(
         level_hu=-600.0, width_hu=1500.0, input_scale=(2.0,)
     )
-    kept = Settings(box_margin=0.1).preprocessing(inherited(tmp_path / "x.keras")[0])
+    kept = Settings(box_margin=0.1).preprocessing(preprocessing_of_init(tmp_path / "x.keras")[0])
     assert (kept.level_hu, kept.width_hu, kept.box, kept.box_margin) == (
         -600.0,
         1500.0,
@@ -614,11 +614,11 @@ def test_training_that_starts_from_a_file_keeps_its_window(tmp_path):
 
 
 def test_training_that_starts_from_an_import_keeps_its_input(inceptions, tmp_path):
-    from tf_covid.training.initialise import inherited
+    from tf_covid.training.initialise import preprocessing_of_init
 
     wish = ImportRequest("i3d", clip=(16, 32, 32), inflate=True, allow_missing_head=True)
     import_weights(inceptions["torchvision"], wish, tmp_path / "x.keras")
-    preprocessing, channels, shared = inherited(tmp_path / "x.keras")
+    preprocessing, channels, shared = preprocessing_of_init(tmp_path / "x.keras")
     assert (preprocessing.input_scale, preprocessing.input_offset, channels) == ((2.0,), (-1.0,), 1)
     assert shared == {"stem": "symmetric"}
-    assert inherited(None)[1:] == (1, {})
+    assert preprocessing_of_init(None)[1:] == (1, {})
