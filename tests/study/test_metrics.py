@@ -237,7 +237,7 @@ def test_slices_and_lungs(make: Any) -> None:
         reference.roc_auc_score(slices.truth, slices.probability)
     )
     assert found["mae"]["value"] == pytest.approx(
-        np.abs(slices.share - slices.predicted_share).mean()
+        np.abs(slices.fraction - slices.predicted_fraction).mean()
     )
     lungs = make.lungs()
     dice = measure(lungs, make.quick)["dice"]

@@ -206,7 +206,7 @@ def _leftovers(folder: Path) -> list[tuple[Path, str]]:
     )
     if not folder.parent.is_dir():
         return []
-    found = []
+    leftovers = []
     for path in folder.parent.iterdir():
         match = pattern.fullmatch(path.name)
         if not match:
@@ -217,14 +217,14 @@ def _leftovers(folder: Path) -> list[tuple[Path, str]]:
             # content.
             age = time.time() - max(status.st_mtime, status.st_ctime)
             if not _runs_elsewhere(int(match[2])) if match[1] == _host() else age > _ABANDONED_S:
-                found.append((status.st_mtime, path, match[3]))
+                leftovers.append((status.st_mtime, path, match[3]))
     # By time, newest old answer first: that is the one to bring back.
-    found.sort(key=lambda item: (item[2] != "old", -item[0]))
-    return [(path, kind) for _, path, kind in found]
+    leftovers.sort(key=lambda item: (item[2] != "old", -item[0]))
+    return [(path, kind) for _, path, kind in leftovers]
 
 
 def _runs_elsewhere(pid: int) -> bool:
-    """Whether another living process has this number."""
+    """Whether another living process has this process id."""
     return pid != os.getpid() and alive(pid)
 
 
