@@ -1,4 +1,4 @@
-"""The folder of one case, written so that whoever looks finds a whole answer: the new one or the one before.
+"""The folder of one case, written atomically: it always holds a complete answer, new or old.
 
 Everything goes into a hidden sibling folder first, which then takes the name of the case. What a
 killed run leaves behind is put right at the next write of the same case, or by `recover`.
@@ -40,13 +40,13 @@ CASE_FILES = (
     "report.dcm",
 )
 
-#: Files that nobody misses: what macOS leaves in every folder, and what a killed writer of ours
-#: left.
+#: Files that may be replaced unasked: what macOS leaves in every folder, and what a killed writer
+#: of ours left.
 _LITTER = re.compile(
     r"\.DS_Store|\._.*|\.(" + "|".join(map(re.escape, CASE_FILES)) + r")\.[0-9a-f]{8}\.part"
 )
-#: Another host's leftovers are put right after this long; whether their writer still runs cannot be
-#: asked, in seconds.
+#: Age in seconds after which another host's leftovers are put right: whether their writer still
+#: runs cannot be asked.
 _ABANDONED_S = 86_400
 
 #: NIfTI slope of the attention map: stored 0–255, read back as 0–1.
@@ -65,9 +65,9 @@ def write_case(
     Args:
         result: The answer, with its maps unless it is a refusal.
         scan: The scan behind it; None for a refusal only.
-        folder: Where to; its name is the name of the case. Missing parents are made.
-        since: When the work on this case began (`time.perf_counter`): the answer then states the
-            time of the writing and the total.
+        folder: Folder of the case, named as the case. Missing parents are made.
+        since: Start of the work on this case (`time.perf_counter`), in seconds: the answer then
+            states the time of the writing and the total.
 
     Returns:
         The result as it was written.
@@ -90,9 +90,13 @@ def write_case(
 
 
 def recover(folder: Path) -> None:
-    """Put right what killed runs left beside `folder`: half-written answers go, an old answer set aside comes back.
+    """Put right what killed runs left beside a folder.
 
-    Folders of a process that is still running are left alone, and another host's for a day.
+    Half-written answers go; an old answer that was set aside comes back. Folders of a process that
+    is still running are left alone, and another host's for a day.
+
+    Args:
+        folder: Folder of the case.
 
     Raises:
         OutputError: If the disk does not allow it.
@@ -143,7 +147,7 @@ def _write_evidence(result: Result, scan: Scan | None, folder: Path) -> dict[str
 
 @contextlib.contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
-    """An empty sibling folder that takes the place of `folder` if the block succeeds, and goes away if not."""
+    """An empty sibling folder that replaces `folder` if the block succeeds, and goes if not."""
     recover(folder)
     _refuse_foreign(folder)
     partial, old = (_sibling(folder, kind) for kind in ("partial", "old"))
@@ -177,8 +181,8 @@ def _refuse_foreign(folder: Path) -> None:
         foreign = [path.name for path in paths if not (_is_ours(path.name) and path.is_file())]
     if foreign:
         raise OutputError(
-            f"{folder}: holds {foreign[0]!r}, which is no part of an answer; nothing was replaced. "
-            "Choose another output folder, or move what is in this one."
+            f"{folder}: holds {foreign[0]!r}, which is not part of an answer; nothing was"
+            " replaced. Choose another output folder, or move what is in this one."
         )
 
 
