@@ -380,8 +380,8 @@ def import_(
     from tf_covid import console
 
     console.import_tensorflow()
+    from tf_covid.weights.import_plan import ImportRequest
     from tf_covid.weights.importing import import_weights
-    from tf_covid.weights.plan import ImportRequest
 
     done = import_weights(
         file, ImportRequest(model, classes, inflate, allow_missing_head, clip, trunk, rgb), out

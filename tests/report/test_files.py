@@ -30,7 +30,8 @@ from tf_covid.report import html, write_case
 from tf_covid.result import QualityFlag, Result
 {before}
 flag = QualityFlag("not_ct", "error", "Not a CT.")
-write_case(Result("case-1", "refused", (flag,), {{"run": "killed"}}), None, pathlib.Path(sys.argv[1]))
+result = Result("case-1", "refused", (flag,), {{"run": "killed"}})
+write_case(result, None, pathlib.Path(sys.argv[1]))
 """
 
 
@@ -174,7 +175,7 @@ def test_other_cases_and_living_writers_are_left_alone(refused: Result, tmp_path
 def test_another_hosts_leftovers_are_left_alone_for_a_day(
     refused: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Containers share a folder and process ids, but no list of processes: this id may run over there."""
+    """Containers share a folder and process ids, but no process list: this id may run there."""
     folder = tmp_path / "case-1"
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(atomic, "_where", lambda: "0123abcd")

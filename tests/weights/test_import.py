@@ -30,9 +30,9 @@ from tf_covid.weights import (
     read_contract,
     save_model,
 )
+from tf_covid.weights.import_plan import ImportRequest
 from tf_covid.weights.importing import import_weights
-from tf_covid.weights.plan import ImportRequest
-from tf_covid.weights.sources import SOURCES
+from tf_covid.weights.name_maps import NAME_MAPS
 
 #: The smallest clip of the published head.
 SMALL = (16, 224, 224)
@@ -503,7 +503,7 @@ def test_the_tables_have_the_published_names(file, title, checkpoints):
         for name in names
         if not name.endswith("num_batches_tracked")
     }
-    (source,) = [source for source in SOURCES if title in source.title]
+    (source,) = [source for source in NAME_MAPS if title in source.title]
     ours = {
         unit[place] + source.variables[variable]
         for unit in source.units.values()

@@ -1,6 +1,6 @@
 """RESULT → FILES: what a case leaves on disk, and what a radiologist sees of it.
 
-views.py     which slices and planes tell the most
+views.py     which slices and planes are shown
 pictures.py  one plane of the scan as a picture: lung window, lung contour, attention
 montage.py   montage.png
 html.py      report.html (with report.html.j2)

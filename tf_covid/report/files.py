@@ -1,4 +1,4 @@
-"""The folder of one case, written so that whoever looks finds a whole answer: the new one or the one before.
+"""The folder of one case, written atomically: it always holds a complete answer, new or old.
 
 Everything goes into a hidden sibling folder first, which then takes the name of the case. What a
 killed run leaves behind is put right at the next write of the same case, or by `recover`.
@@ -34,8 +34,8 @@ CASE_FILES = (
     "report.dcm",
 )
 
-#: Files that nobody misses: what macOS leaves in every folder, and what a killed writer of ours
-#: left.
+#: Files that may be replaced unasked: what macOS leaves in every folder, and what a killed writer
+#: of ours left.
 _LITTER = re.compile(
     r"\.DS_Store|\._.*|\.(" + "|".join(map(re.escape, CASE_FILES)) + r")\.[0-9a-f]{8}\.part"
 )
@@ -55,9 +55,9 @@ def write_case(
     Args:
         result: The answer, with its maps unless it is a refusal.
         scan: The scan behind it; None for a refusal only.
-        folder: Where to; its name is the name of the case. Missing parents are made.
-        since: When the work on this case began (`time.perf_counter`): the answer then states the
-            time of the writing and the total.
+        folder: Folder of the case, named as the case. Missing parents are made.
+        since: Start of the work on this case (`time.perf_counter`), in seconds: the answer then
+            states the time of the writing and the total.
 
     Returns:
         The result as it was written.
@@ -128,8 +128,8 @@ def _refuse_foreign(folder: Path) -> None:
         foreign = [path.name for path in paths if not (_is_ours(path.name) and path.is_file())]
     if foreign:
         raise OutputError(
-            f"{folder}: holds {foreign[0]!r}, which is no part of an answer; nothing was replaced. "
-            "Choose another output folder, or move what is in this one."
+            f"{folder}: holds {foreign[0]!r}, which is not part of an answer; nothing was"
+            " replaced. Choose another output folder, or move what is in this one."
         )
 
 

@@ -13,7 +13,7 @@ from tf_covid.result import DISCLAIMER
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from tf_covid.report.views import Box, TellingSlice, Views
+    from tf_covid.report.views import Box, ShownSlice, Views
     from tf_covid.result import Result
     from tf_covid.scan.scan import Scan
 
@@ -31,7 +31,7 @@ def montage(result: Result, scan: Scan, views: Views | None = None) -> bytes:
     Args:
         result: The answer, with its maps.
         scan: The scan behind it.
-        views: What to show, where it was chosen already.
+        views: Slices and planes to show; chosen here where None.
 
     Returns:
         The slide as a PNG file, 1600 × 900 pixels.
@@ -62,7 +62,7 @@ def _text(
     color: str = palette.SLIDE.ink,
     **options: Any,
 ) -> None:
-    """Write text as it is: a name with dollar signs is no formula, and a letter that the font lacks is a "?"."""
+    """Write text as it is: no formula between dollar signs, "?" for what the font lacks."""
     points = size_px * 72 / _DPI
     page.text(
         x,
@@ -183,17 +183,17 @@ def _show(
     coloured: bool,
     letters: str,
 ) -> tuple[float, float, float, float]:
-    """Draw a plane into a frame (x, y, width, height), as large as fits; where it went, the same way.
+    """Draw a plane into a frame, as large as fits, and return the rectangle that it fills.
 
-    `letters` are those at the left and the right edge.
+    Both are (x, y, width, height); `letters` are those at the left and the right edge.
     """
     from matplotlib.patheffects import withStroke
 
     from tf_covid.report import pictures
+    from tf_covid.report.views import result_maps
 
-    assert result.maps is not None
     dark_rim = [withStroke(linewidth=2.5, foreground="#000000")]
-    plane = pictures.cut(scan, result.maps, axis, index, box)
+    plane = pictures.cut(scan, result_maps(result), axis, index, box)
     height_mm, width_mm = plane.size_mm
     px_per_mm = min(frame[2] / width_mm, frame[3] / height_mm)
     picture = pictures.overlay(plane, px_per_mm) if coloured else pictures.plain(plane, px_per_mm)
@@ -227,7 +227,7 @@ def _show(
 
 
 def _axial(page: Axes, result: Result, scan: Scan, views: Views) -> None:
-    """Six telling slices in two rows, with mask and attention."""
+    """Six slices in two rows, with mask and attention."""
     left, top, width, height, gap = 40, 200, 310, 288, 6
     for number, chosen in enumerate(_spread(views)):
         x = left + (number % 3) * (width + gap)
@@ -239,13 +239,13 @@ def _axial(page: Axes, result: Result, scan: Scan, views: Views) -> None:
         )
 
 
-def _spread(views: Views) -> list[TellingSlice]:
-    """At most six of the telling slices: those that were chosen for nothing but the overview go first."""
+def _spread(views: Views) -> list[ShownSlice]:
+    """At most six of the slices to show: those of the overview are left out first."""
     from tf_covid.report.views import OVERVIEW
 
     chosen = list(views.slices)
-    for wanted in (OVERVIEW, "high attention", "large involved area"):
-        for candidate in [one for one in chosen if one.reason == wanted][::2]:
+    for reason in (OVERVIEW, "high attention", "large involved area"):
+        for candidate in [one for one in chosen if one.reason == reason][::2]:
             if len(chosen) > _SLICES:
                 chosen.remove(candidate)
     return chosen[:_SLICES]
@@ -261,7 +261,7 @@ def _planes(page: Axes, result: Result, scan: Scan, views: Views) -> None:
             result,
             scan,
             1,
-            views.place[1],
+            views.position[1],
             views.box,
             (x, top, width, height),
             coloured,
@@ -297,13 +297,14 @@ def _curves(page: Axes, result: Result, scan: Scan, views: Views) -> None:
     import numpy as np
 
     from tf_covid.report.headfeet import involvement
+    from tf_covid.report.views import result_maps
 
     # "Of each slice" does not fit beside the rule; the axis runs over the slices.
     how = sentences.involved_by(result.lungs) if result.lungs else "of each slice"
     panels = [(f"involved lung, %: {how}", involvement(result, scan))]
     if result.attention is not None:
         panels.append(("mean attention of each slice", views.attention))
-    assert result.maps is not None
+    kept = result_maps(result).kept
     first, last = views.box[0].start, views.box[0].stop
     mm = (np.arange(first, last) + 0.5) * scan.spacing_mm[0]
     height = 0.29 / len(panels)
@@ -319,7 +320,7 @@ def _curves(page: Axes, result: Result, scan: Scan, views: Views) -> None:
             mm,
             0,
             1,
-            where=result.maps.kept[first:last],
+            where=kept[first:last],
             color=palette.SLIDE.accent,
             alpha=0.10,
             linewidth=0,

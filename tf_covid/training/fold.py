@@ -128,7 +128,7 @@ def train(
     plain = NETWORKS[plan.model].build(**plan.lesson.arguments)
     census = Census(plain, plan.lesson, train_records)
     state_file = folder / "state.npz"
-    if plan.model == "ltc" and plan.init is None and not state_file.exists():
+    if NETWORKS[plan.model].data_dependent_init and plan.init is None and not state_file.exists():
         centre(network, _first_clips(plan, train_records))
     weights = list(trainer.variables)
     variables = [*weights, *optimizer.variables]

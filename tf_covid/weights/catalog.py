@@ -36,7 +36,7 @@ def shipped() -> dict[str, Path]:
     return {path.parent.name: path for path in sorted(folder().glob(f"*/{MODEL}"))}
 
 
-def vouched(path: Path, digest: str) -> bool:
+def matches_card(path: Path, digest: str) -> bool:
     """Whether the model card beside a shipped model names this sha256 (hex)."""
     card = path.with_name(CARD)
     return card.is_file() and digest in card.read_text("utf-8")

@@ -78,7 +78,7 @@ def load(source: str | Path, *, precision: str = "float32") -> LoadedModel:
     if (
         isinstance(source, str)
         and source in catalog.shipped()
-        and not catalog.vouched(path, digest)
+        and not catalog.matches_card(path, digest)
     ):
         raise ModelError(
             f"{path}: sha256 {digest} is not the one in its model card; reinstall tf-covid"
@@ -89,7 +89,7 @@ def load(source: str | Path, *, precision: str = "float32") -> LoadedModel:
         weights = Path(folder) / quarantine.WEIGHTS
         with weights.open("wb") as file:
             quarantine.unpack_weights(archive, file)
-        ours = path in catalog.shipped().values() and catalog.vouched(path, digest)
+        ours = path in catalog.shipped().values() and catalog.matches_card(path, digest)
         listed = None if ours else apart.hdf5(weights, str(path), numbers=False)
         held = weights.stat().st_size
         network = build(contract.model, contract.arguments, path, precision=precision, held=held)
