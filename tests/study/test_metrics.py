@@ -183,7 +183,7 @@ def test_wilson_by_hand() -> None:
 def test_wilson_gives_the_numbers_of_the_formula_it_replaced(
     successes: int, total: int, level: float, interval: list[float]
 ) -> None:
-    """Written down from `centre ± half` of Wilson's formula, as published studies were made with."""
+    """Written down from `centre ± half` of Wilson's formula, which published studies have."""
     found = wilson(successes, total, level)
     assert found == pytest.approx(interval, abs=1e-14)
     assert found is not None

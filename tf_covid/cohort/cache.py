@@ -22,7 +22,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tf_covid.atomic import remove_leftovers, replacing, temporary_directory, write_text
+from tf_covid.atomic import (
+    make_folder,
+    remove_leftovers,
+    replacing,
+    temporary_directory,
+    write_text,
+)
 from tf_covid.cohort.cases import case_of_row
 from tf_covid.cohort.likeness import near_key
 from tf_covid.cohort.manifest import Row
@@ -139,10 +145,7 @@ def fill(
         CohortError: If more scans are refused, or a process died.
         OutputError: If the disk has too little space, or cannot be written to.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made ({error.strerror})") from error
+    make_folder(folder)
     remove_leftovers(folder)
     _check_space(rows, folder, wanted)
     entries: dict[str, CacheRecord] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from tf_covid import severity
+from tf_covid.atomic import replacing
 from tf_covid.cohort.table import decimal_number, read_table, whole_number
-from tf_covid.errors import ManifestError, OutputError
+from tf_covid.errors import ManifestError
 
 #: Columns that mean something to us, in the order in which we write them; others are kept as they
 #: are.
@@ -197,19 +197,11 @@ def write_manifest(rows: Iterable[dict[str, Any]], path: Path) -> None:
     """
     table = list(rows)
     others = dict.fromkeys(key for row in table for key in row if key not in COLUMNS)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        try:
-            with partial.open("w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, [*COLUMNS, *others], lineterminator="\n")
-                writer.writeheader()
-                for row in table:
-                    writer.writerow({key: _cell(value) for key, value in row.items()})
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [*COLUMNS, *others], lineterminator="\n")
+        writer.writeheader()
+        for row in table:
+            writer.writerow({key: _cell(value) for key, value in row.items()})
 
 
 def _cell(value: Any) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tf_covid.atomic import make_folder
 from tf_covid.cohort import cache
 from tf_covid.cohort.manifest import Row, read_manifest
 from tf_covid.errors import CohortError, ModelError, OutputError
@@ -65,10 +66,7 @@ def evaluate(
     task = models[0].contract.task
     rows = read_manifest(manifest)
     labels = labels_of(rows, task)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be made ({error.strerror})") from error
+    make_folder(out)
     members: list[Any] = []
     sightings: list[seen.Sighting] = []
     patients = {row.case: row.patient for row in rows}

@@ -211,7 +211,7 @@ class ServingModule:
         )
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(features)
-            outputs = self._member.split.fair_head(features, training=False)
+            outputs = self._member.split.tie_sharing_head(features, training=False)
             score = attention.expected_class(outputs["logits"])
         # Grad-CAM (Selvaraju 2017): each feature counts as its mean gradient says; what lowers the
         # target is cut.

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tf_covid.atomic import write_text
+from tf_covid.atomic import make_folder, write_text
 from tf_covid.study import groups, html, metrics, paper
 from tf_covid.study.bootstrap import Bootstrap, estimate
 from tf_covid.study.combine import select
@@ -25,7 +25,7 @@ from tf_covid.study.records import (
     StudyError,
 )
 from tf_covid.study.seen import MODEL, START, seen_sentences
-from tf_covid.study.study import make_folder, plain_dict, to_json
+from tf_covid.study.study import plain_dict, to_json
 
 #: Largest study.json in bytes; an honest one lists the Dice of every case of a large cohort.
 _MAX_BYTES = 64_000_000
