@@ -52,6 +52,9 @@ def summary_row(result: Result | Mapping[str, Any]) -> dict[str, Any]:
 
     A COVID answer fills the same columns: class 0 or 1, label "negative" or "positive", and the
     probabilities of both.
+
+    Args:
+        result: A result, or what its `result.json` holds.
     """
     values = result if isinstance(result, Mapping) else result.as_dict()
     severity, covid = values.get("severity"), values.get("covid")
