@@ -43,8 +43,8 @@ def as_predictions(
             slices=answers["slice"],
             truth=answers["truth"],
             probability=answers["probability"],
-            share=answers["share"],
-            predicted_share=answers["predicted_share"],
+            fraction=answers["share"],
+            predicted_fraction=answers["predicted_share"],
         )
     known: dict[str, Any] = {
         "cases": cases,

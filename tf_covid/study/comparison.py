@@ -312,7 +312,7 @@ def _keys(predictions: AnyPredictions) -> dict[tuple[str, int], int]:
 
 
 def _check_same_truth(before: AnyPredictions, after: AnyPredictions, names: str) -> None:
-    for name in ("patients", "truth", "ct_score", "share"):
+    for name in ("patients", "truth", "ct_score", "fraction"):
         if hasattr(before, name):
             mine, theirs = np.asarray(getattr(before, name)), np.asarray(getattr(after, name))
             # NaN, unknown in both, is the same; it is the only value that differs from itself.
