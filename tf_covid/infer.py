@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tf_covid.atomic import make_folder
 from tf_covid.cohort.cases import SUMMARY
 from tf_covid.errors import OutputError, ScanRefused
 from tf_covid.pipeline import Models, refused, stratify, versions
@@ -134,10 +135,7 @@ class Run:
             [options.precision, options.attention, options.attention_target, options.identifiers],
             versions()["tf-covid"],
         ]
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{out}: cannot be made ({error.strerror})") from error
+        make_folder(out)
         if not os.access(out, os.W_OK | os.X_OK):
             raise OutputError(f"{out}: cannot be written to")
 

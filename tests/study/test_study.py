@@ -170,7 +170,7 @@ def test_a_reader_sees_the_result_and_the_cases_that_went_wrong(
 
 
 def test_a_fold_without_a_class_is_a_study_too(make: Any, finished: Callable[..., Path]) -> None:
-    """By site: the second has no critical case, the third healthy ones only. The table is of all folds together."""
+    """By site: the second has no critical case, the third healthy ones only. All make one table."""
     truth = np.array([0, 1, 2, 3, 4, 4, 0, 1, 2, 3, 0, 0])
     whole = make.answers(
         truth,

@@ -12,7 +12,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from tf_covid import severity
-from tf_covid.atomic import remove_leftovers, temporary_directory
+from tf_covid.atomic import output_errors, remove_leftovers, temporary_directory
 from tf_covid.errors import OutputError
 from tf_covid.export import warmup
 from tf_covid.export.signatures import ServingModule, Signature
@@ -108,10 +108,8 @@ def _new_version(target: Path) -> Iterator[Path]:
 
     A server sees all of a version or nothing.
     """
-    try:
+    with output_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written: {error.strerror}") from error
     remove_leftovers(target.parent)
     with temporary_directory(target) as folder:
         try:

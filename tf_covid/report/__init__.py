@@ -2,7 +2,7 @@
 
 views.py     which slices and planes are shown
 pictures.py  one plane of the scan as a picture: lung window, lung contour, attention
-montage.py   montage.png
+montage.py   montage.png (on slide.py)
 html.py      report.html (with report.html.j2)
 text.py      the sentences that both share
 files.py     the case folder, atomically
