@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from pydantic import ValidationError
 
-from tf_covid.cohort.manifest import Row
+from tf_covid.cohort.manifest import ManifestRow
 from tf_covid.errors import CohortError, TrainingError
 from tf_covid.training import losses
 from tf_covid.training.settings import Settings, Stage, read_settings
@@ -20,8 +20,8 @@ from tf_covid.weights import Preprocessing
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 
 
-def row(case: str, **known: Any) -> Row:
-    return Row(case=case, patient=case, path=Path("x"), **known)
+def row(case: str, **known: Any) -> ManifestRow:
+    return ManifestRow(case=case, patient=case, path=Path("x"), **known)
 
 
 def test_every_typo_in_the_settings_is_named(tmp_path: Path) -> None:

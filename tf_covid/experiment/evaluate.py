@@ -8,7 +8,7 @@ from typing import Any
 
 from tf_covid.atomic import make_folder
 from tf_covid.cohort import cache
-from tf_covid.cohort.manifest import Row, read_manifest
+from tf_covid.cohort.manifest import ManifestRow, read_manifest
 from tf_covid.errors import CohortError, ModelError, OutputError
 from tf_covid.experiment.predict import as_predictions
 from tf_covid.local import LUNGS, LocalModels
@@ -82,7 +82,7 @@ def evaluate(
         )
         skipped |= filled.skipped
         members.append(_answers(model, rows, labels, filled.entries))
-        pixels = {case: entry.marks["pixels"] for case, entry in filled.entries.items()}
+        pixels = {case: entry.fingerprints["pixels"] for case, entry in filled.entries.items()}
         sightings.append(seen.look(model.name, model.contract, pixels, patients))
     for case, why in skipped.items():
         on_message(f"skipped {case}: {why}")
@@ -126,7 +126,7 @@ def _models(sources: Sequence[str | Path]) -> list[LoadedModel]:
     return models
 
 
-def _wanted(model: LoadedModel, rows: Sequence[Row]) -> cache.CacheSpec:
+def _wanted(model: LoadedModel, rows: Sequence[ManifestRow]) -> cache.CacheSpec:
     """Records on the network's own grid: the clip is the one that `infer` makes."""
     contract = model.contract
     shape = model.network.input_shape
@@ -146,7 +146,7 @@ def _wanted(model: LoadedModel, rows: Sequence[Row]) -> cache.CacheSpec:
 
 def _answers(
     model: LoadedModel,
-    rows: Sequence[Row],
+    rows: Sequence[ManifestRow],
     labels: Mapping[str, int],
     entries: Mapping[str, cache.CacheRecord],
 ) -> AnyPredictions:

@@ -35,7 +35,7 @@ from tf_covid.cohort.folds import (
     split_validation,
     write_folds,
 )
-from tf_covid.cohort.manifest import Row, read_manifest
+from tf_covid.cohort.manifest import ManifestRow, read_manifest
 from tf_covid.errors import TrainingError
 from tf_covid.experiment.predict import as_predictions
 from tf_covid.experiment.run_folder import FitRequest, exclusive_run_folder
@@ -171,7 +171,7 @@ def fit(
 
 def _parent(
     request: FitRequest,
-    rows: Sequence[Row],
+    rows: Sequence[ManifestRow],
     entries: Mapping[str, cache.CacheRecord],
     on_message: Callable[[str], None],
 ) -> dict[str, Any] | None:
@@ -184,7 +184,7 @@ def _parent(
         return None
     contract = read_contract(catalog.find(request.init))
     patients = {row.case: row.patient for row in rows}
-    pixels = {row.case: entries[row.case].marks["pixels"] for row in rows}
+    pixels = {row.case: entries[row.case].fingerprints["pixels"] for row in rows}
     found = as_seen(
         [seen.look(catalog.name_of(request.init), contract, pixels, patients)], len(rows)
     )
@@ -194,12 +194,14 @@ def _parent(
 
 
 def _marks(
-    rows: Sequence[Row], entries: Mapping[str, cache.CacheRecord], on_message: Callable[[str], None]
+    rows: Sequence[ManifestRow],
+    entries: Mapping[str, cache.CacheRecord],
+    on_message: Callable[[str], None],
 ) -> dict[str, dict[str, str]]:
     """What must not be on both sides of a fold. An id that most patients have is the placeholder of an anonymiser."""
     owners: dict[str, set[str]] = defaultdict(set)
     for row in rows:
-        owners[entries[row.case].marks.get("patient", "")].add(row.patient)
+        owners[entries[row.case].fingerprints.get("patient", "")].add(row.patient)
     most = max(2, len({row.patient for row in rows}) // 2)
     common = {mark for mark, patients in owners.items() if mark and len(patients) > most}
     if common:
@@ -209,12 +211,12 @@ def _marks(
         )
     found = {}
     for row in rows:
-        marks = dict(entries[row.case].marks)
-        ours = marks.pop("patient", "")
+        fingerprints = dict(entries[row.case].fingerprints)
+        ours = fingerprints.pop("patient", "")
         found[row.case] = {
             "patient": row.patient,
             "DICOM patient": "" if ours in common else ours,
-            **marks,
+            **fingerprints,
         }
     return found
 
@@ -230,7 +232,9 @@ def _report_window(
         )
 
 
-def _wanted(request: FitRequest, rows: Sequence[Row], preprocessing: Any) -> cache.CacheSpec:
+def _wanted(
+    request: FitRequest, rows: Sequence[ManifestRow], preprocessing: Any
+) -> cache.CacheSpec:
     settings = request.settings
     most = cache.LARGEST_GRID
     d, h, w = settings.working_grid or (
@@ -275,7 +279,7 @@ def _extra(request: FitRequest) -> dict[str, Any]:
 
 def _cached(
     request: FitRequest,
-    rows: Sequence[Row],
+    rows: Sequence[ManifestRow],
     wanted: cache.CacheSpec,
     *,
     workers: int,
@@ -339,7 +343,7 @@ def _as_before(
 
 def _folds(
     request: FitRequest,
-    rows: Sequence[Row],
+    rows: Sequence[ManifestRow],
     labels: Mapping[str, int],
     on_message: Callable[[str], None],
 ) -> Folds:
@@ -381,7 +385,7 @@ def _fold(
     request: FitRequest,
     fold: int,
     folds: Folds,
-    rows: Sequence[Row],
+    rows: Sequence[ManifestRow],
     labels: Mapping[str, int],
     entries: Mapping[str, cache.CacheRecord],
     lesson: Lesson,
@@ -441,11 +445,11 @@ def _fold(
 def _trained_on(
     request: FitRequest,
     cases: Sequence[str],
-    rows: Sequence[Row],
+    rows: Sequence[ManifestRow],
     entries: Mapping[str, cache.CacheRecord],
 ) -> tuple[TrainedOn, ...]:
     """Fingerprints of what a fold learned from, and of what the weights that it started from had."""
-    pixels = [entries[case].marks["pixels"] for case in cases]
+    pixels = [entries[case].fingerprints["pixels"] for case in cases]
     patients = (
         {row.patient for row in rows if row.case in set(cases)}
         if request.patient_fingerprints

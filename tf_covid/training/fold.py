@@ -44,7 +44,7 @@ class Plan:
     """What one fold's training is made of.
 
     Args:
-        model: Row of the table of models.
+        model: ManifestRow of the table of models.
         lesson: What it learns.
         settings: How.
         init: Weights to start from; None: at random.

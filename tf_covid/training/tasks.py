@@ -13,8 +13,8 @@ import tensorflow as tf
 from tf_covid import severity
 from tf_covid.cohort.cache import CacheRecord
 from tf_covid.cohort.dataset import batches
-from tf_covid.cohort.feed import ClipTrainingInput, SliceTrainingInput
-from tf_covid.cohort.manifest import Row
+from tf_covid.cohort.manifest import ManifestRow
+from tf_covid.cohort.training_input import ClipTrainingInput, SliceTrainingInput
 from tf_covid.errors import CohortError, TrainingError
 from tf_covid.training import losses
 from tf_covid.training.dense import pooled
@@ -41,7 +41,7 @@ MODELS = {
 DISEASED_SHARE = 0.005
 
 
-def labels_of(rows: Sequence[Row], task: str) -> dict[str, int]:
+def labels_of(rows: Sequence[ManifestRow], task: str) -> dict[str, int]:
     """The class of each case; 0 for all where the task has none.
 
     Raises:
@@ -68,13 +68,13 @@ def labels_of(rows: Sequence[Row], task: str) -> dict[str, int]:
     return {case: int(label) for case, label in found.items() if label is not None}
 
 
-def _severity(row: Row) -> int | None:
+def _severity(row: ManifestRow) -> int | None:
     if row.severity is not None or row.ct_score is None:
         return row.severity
     return severity.severity_class(row.ct_score)
 
 
-def score_of(row: Row) -> float:
+def score_of(row: ManifestRow) -> float:
     """The CT score of a row; NaN where it is not known."""
     return float("nan") if row.ct_score is None else row.ct_score
 
@@ -135,7 +135,7 @@ class ClipLesson:
     """
 
     task: str
-    rows: Mapping[str, Row]
+    rows: Mapping[str, ManifestRow]
     labels: Mapping[str, int]
     settings: Settings
     preprocessing: Preprocessing
@@ -421,7 +421,7 @@ class LungLesson(SliceLesson):
 def lesson_for(
     task: str,
     model: str,
-    rows: Sequence[Row],
+    rows: Sequence[ManifestRow],
     labels: Mapping[str, int],
     settings: Settings,
     preprocessing: Preprocessing,
