@@ -620,8 +620,8 @@ def manifest(folder: Path, kind: str, out: Path) -> bool:
 def export(model: str, out: Path, version: int | None) -> bool:
     """Write a model as a SavedModel for TF Serving: OUT/VERSION, and OUT-clip/VERSION for prepared clips.
 
-    MODEL is a shipped name or a .keras file. The SavedModel holds the whole road from int16 HU to
-    the answer and its attention map.
+    MODEL is a shipped name or a .keras file. The SavedModel goes from int16 HU to the answer
+    and its attention map.
     """
     from tf_covid import console
 
@@ -629,7 +629,7 @@ def export(model: str, out: Path, version: int | None) -> bool:
     from tf_covid.export.savedmodel import export as run
 
     done = run(model, out, version)
-    click.echo(done.road)
+    click.echo(done.stratifier)
     click.echo(done.clip)
     return True
 

@@ -183,7 +183,7 @@ def test_wilson_by_hand() -> None:
 def test_wilson_gives_the_numbers_of_the_formula_it_replaced(
     successes: int, total: int, level: float, interval: list[float]
 ) -> None:
-    """Written down from `centre ± half` of Wilson's formula, as published studies were made with."""
+    """Written down from `centre ± half` of Wilson's formula, which published studies have."""
     found = wilson(successes, total, level)
     assert found == pytest.approx(interval, abs=1e-14)
     assert found is not None
@@ -223,11 +223,11 @@ def test_a_seed_draws_the_same_again(make: Any) -> None:
 
 def test_chunks_do_not_change_the_draws(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     predictions = make.slices()
-    whole = measure(predictions, make.quick)
+    full = measure(predictions, make.quick)
     monkeypatch.setattr("tf_covid.study.bootstrap._CHUNK_CELLS", 1000)
     again = measure(predictions, make.quick)
-    for name in whole:
-        assert again[name]["ci95"] == pytest.approx(whole[name]["ci95"])
+    for name in full:
+        assert again[name]["ci95"] == pytest.approx(full[name]["ci95"])
 
 
 def test_slices_and_lungs(make: Any) -> None:
@@ -237,7 +237,7 @@ def test_slices_and_lungs(make: Any) -> None:
         reference.roc_auc_score(slices.truth, slices.probability)
     )
     assert found["mae"]["value"] == pytest.approx(
-        np.abs(slices.share - slices.predicted_share).mean()
+        np.abs(slices.fraction - slices.predicted_fraction).mean()
     )
     lungs = make.lungs()
     dice = measure(lungs, make.quick)["dice"]

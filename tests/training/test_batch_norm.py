@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tf_covid.cohort.cache import CacheRecord, _example
-from tf_covid.cohort.manifest import Row
+from tf_covid.cohort.manifest import ManifestRow
 from tf_covid.models import NETWORKS
 from tf_covid.training import fold, norms
 from tf_covid.training.fold import FoldPlan, Trained, train
@@ -50,7 +50,7 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[CacheRecord]:
 def plan(task: str = "lungs", model: str = "unet", **changes: Any) -> FoldPlan:
     settings = Settings(**({"epochs": 3, "batch": 4, "learning_rate": 0.01} | UNET | changes))
     rows = [
-        Row(
+        ManifestRow(
             case=f"case{n}",
             patient=f"p{n}",
             path=Path("x"),

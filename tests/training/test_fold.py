@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tf_covid.cohort.cache import CacheRecord, _example
-from tf_covid.cohort.manifest import Row
+from tf_covid.cohort.manifest import ManifestRow
 from tf_covid.errors import TrainingError
 from tf_covid.training import checkpoint
 from tf_covid.training.fold import FoldPlan, Trained, train
@@ -42,7 +42,7 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[CacheRecord]:
 
 def plan(task: str, model: str, settings: Settings, **more: object) -> FoldPlan:
     rows = [
-        Row(
+        ManifestRow(
             case=f"case{n}",
             patient=f"p{n}",
             path=Path("x"),

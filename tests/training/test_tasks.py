@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from pydantic import ValidationError
 
-from tf_covid.cohort.manifest import Row
+from tf_covid.cohort.manifest import ManifestRow
 from tf_covid.errors import CohortError, TrainingError
 from tf_covid.models import NETWORKS
 from tf_covid.training import losses
@@ -22,8 +22,8 @@ from tf_covid.training.tasks import class_weights, labels_of, objective_for
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 
 
-def row(case: str, **known: Any) -> Row:
-    return Row(case=case, patient=case, path=Path("x"), **known)
+def row(case: str, **known: Any) -> ManifestRow:
+    return ManifestRow(case=case, patient=case, path=Path("x"), **known)
 
 
 def test_every_typo_in_the_settings_is_named(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from tf_covid.attention.grid import Axis, feature_axes, onto_scan
 
 __all__ = [
     "Axis",
-    "FairMaxPool3D",
     "Split",
+    "TieSharingMaxPool3D",
     "attention_map",
     "class_logit",
     "expected_class",

@@ -76,7 +76,7 @@ class ExtraMissing(TfCovidError):
 
 
 @dataclass(frozen=True)
-class Series:
+class DicomSeriesFiles:
     """What the graph needs to know of one series; lists are in the order in which slices are stacked.
 
     Args:
@@ -172,7 +172,7 @@ def _decoder() -> Any:
         raise ExtraMissing(f"tensorflow-io is not installed: {way}") from error
 
 
-def _prepare(path: SeriesPath) -> Series:
+def _prepare(path: SeriesPath) -> DicomSeriesFiles:
     """Read the headers of a series, order them, and refuse what the graph would not read as our reader does."""
     instances, paths = _instances(path)
     best, _, _ = choose(instances, DEFAULT.gap_mm)
@@ -228,7 +228,7 @@ def _prepare(path: SeriesPath) -> Series:
         message = f"{short} file(s) of the series end early, of {len(slice_frames)}."
         raise refusal("truncated_file", message, len(slice_frames) - short)
     grid, _ = orient(stack.affine_ras, (first.columns, first.rows, len(slice_frames)))
-    series = Series(
+    series = DicomSeriesFiles(
         files=tuple(str(paths[slice_frame.instance.name]) for slice_frame in slice_frames),
         heads=tuple(_head(slice_frame.instance) for slice_frame in slice_frames),
         sizes=tuple(sources[slice_frame.instance.name].size for slice_frame in slice_frames),
@@ -337,7 +337,7 @@ def _head(instance: Instance) -> bytes:
 
 
 def _check_first(
-    series: Series, slice_frames: Sequence[SliceFrame], sources: dict[str, FileSource]
+    series: DicomSeriesFiles, slice_frames: Sequence[SliceFrame], sources: dict[str, FileSource]
 ) -> None:
     """Compare the first slice of each way of storing with our reader's."""
     seen = set()
@@ -374,7 +374,7 @@ class _Table:
         all_series: In order; slices are numbered through.
     """
 
-    def __init__(self, all_series: Sequence[Series]) -> None:
+    def __init__(self, all_series: Sequence[DicomSeriesFiles]) -> None:
         def flat(name: str, dtype: tf.DType) -> tf.Tensor:
             return tf.constant(
                 [value for series in all_series for value in getattr(series, name)], dtype
@@ -415,7 +415,7 @@ class _Table:
         return tf.cast(tf.clip_by_value(hu, _INT16.min, _INT16.max), tf.int16)
 
 
-def _dataset(all_series: Sequence[Series], parallel_slices: int) -> tf.data.Dataset:
+def _dataset(all_series: Sequence[DicomSeriesFiles], parallel_slices: int) -> tf.data.Dataset:
     """The dataset of these series; slices of one are decoded in parallel."""
     if not all_series:
         return tf.data.Dataset.from_tensor_slices(np.empty((0, 1, 1, 1), np.int16))

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tf_covid.atomic import make_folder
 from tf_covid.cohort import cache
-from tf_covid.cohort.manifest import Row, read_manifest
+from tf_covid.cohort.manifest import ManifestRow, read_manifest
 from tf_covid.errors import CohortError, ModelError, OutputError
 from tf_covid.experiment.predict import as_predictions
 from tf_covid.local import LUNGS, LocalModels
@@ -67,10 +68,7 @@ def evaluate(
     task = models[0].contract.task
     rows = read_manifest(manifest)
     labels = labels_of(rows, task)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be made ({error.strerror})") from error
+    make_folder(out)
     members: list[Any] = []
     sightings: list[seen.Sighting] = []
     patients = {row.case: row.patient for row in rows}
@@ -86,7 +84,7 @@ def evaluate(
         )
         skipped |= filled.skipped
         members.append(_answers(model, rows, labels, filled.entries))
-        pixels = {case: entry.marks["pixels"] for case, entry in filled.entries.items()}
+        pixels = {case: entry.fingerprints["pixels"] for case, entry in filled.entries.items()}
         sightings.append(seen.look(model.name, model.contract, pixels, patients))
     for case, why in skipped.items():
         on_message(f"skipped {case}: {why}")
@@ -134,7 +132,7 @@ def _models(sources: Sequence[str | Path]) -> list[LoadedModel]:
     return models
 
 
-def _cache_spec(model: LoadedModel, rows: Sequence[Row]) -> cache.CacheSpec:
+def _cache_spec(model: LoadedModel, rows: Sequence[ManifestRow]) -> cache.CacheSpec:
     """Records on the network's own grid: the clip is the one that `infer` makes."""
     task, shape = TASKS[model.contract.task], model.network.input_shape
     d, h, w = shape[1:4] if task.classifies_scans else (cache.LARGEST_GRID[0], *shape[1:3])
@@ -151,7 +149,7 @@ def _cache_spec(model: LoadedModel, rows: Sequence[Row]) -> cache.CacheSpec:
 
 def _answers(
     model: LoadedModel,
-    rows: Sequence[Row],
+    rows: Sequence[ManifestRow],
     labels: Mapping[str, int],
     entries: Mapping[str, cache.CacheRecord],
 ) -> AnyPredictions:

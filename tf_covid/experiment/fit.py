@@ -33,7 +33,7 @@ from tf_covid.cohort.folds import (
     split_validation,
     write_folds,
 )
-from tf_covid.cohort.manifest import Row, read_manifest
+from tf_covid.cohort.manifest import ManifestRow, read_manifest
 from tf_covid.errors import TrainingError
 from tf_covid.experiment.predict import as_predictions
 from tf_covid.experiment.records import cache_spec, fill_cache, identities
@@ -131,13 +131,15 @@ class _Cohort:
         folds: Who is tested in which fold.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[ManifestRow]
     labels: Mapping[str, int]
     records: Mapping[str, cache.CacheRecord]
     folds: Folds
 
 
-def _check_splits(request: FitRequest, rows: Sequence[Row], labels: Mapping[str, int]) -> None:
+def _check_splits(
+    request: FitRequest, rows: Sequence[ManifestRow], labels: Mapping[str, int]
+) -> None:
     """Refuse folds and validation sets that cannot be made, before hours of reading scans."""
     if (
         request.settings.validation_fraction
@@ -156,7 +158,7 @@ def _check_splits(request: FitRequest, rows: Sequence[Row], labels: Mapping[str,
 
 def _seen_by_init(
     request: FitRequest,
-    rows: Sequence[Row],
+    rows: Sequence[ManifestRow],
     records: Mapping[str, cache.CacheRecord],
     on_message: Callable[[str], None],
 ) -> dict[str, Any] | None:
@@ -169,7 +171,7 @@ def _seen_by_init(
         return None
     contract = read_contract(catalog.find(request.init))
     patients = {row.case: row.patient for row in rows}
-    pixels = {row.case: records[row.case].marks["pixels"] for row in rows}
+    pixels = {row.case: records[row.case].fingerprints["pixels"] for row in rows}
     found = as_seen(
         [seen.look(catalog.name_of(request.init), contract, pixels, patients)], len(rows)
     )
@@ -190,7 +192,7 @@ def _report_window(network: NetworkSpec, on_message: Callable[[str], None]) -> N
 
 def _folds(
     request: FitRequest,
-    rows: Sequence[Row],
+    rows: Sequence[ManifestRow],
     labels: Mapping[str, int],
     on_message: Callable[[str], None],
 ) -> Folds:
@@ -302,7 +304,7 @@ def _trained_on(
     cohort: _Cohort,
 ) -> tuple[TrainedOn, ...]:
     """Fingerprints of what a fold learned from, and of what the weights that it started from had."""
-    pixels = [cohort.records[case].marks["pixels"] for case in cases]
+    pixels = [cohort.records[case].fingerprints["pixels"] for case in cases]
     patients = (
         {row.patient for row in cohort.rows if row.case in set(cases)}
         if request.patient_fingerprints

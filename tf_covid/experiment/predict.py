@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_covid.cohort.manifest import Row
+from tf_covid.cohort.manifest import ManifestRow
 from tf_covid.study.records import (
     AnyPredictions,
     LungPredictions,
@@ -19,7 +19,7 @@ from tf_covid.training.tasks import score_of
 
 def as_predictions(
     task: str,
-    rows: Sequence[Row],
+    rows: Sequence[ManifestRow],
     labels: Mapping[str, int],
     answers: Mapping[str, np.ndarray],
     fold: int,
@@ -43,8 +43,8 @@ def as_predictions(
             slices=answers["slice"],
             truth=answers["truth"],
             probability=answers["probability"],
-            share=answers["share"],
-            predicted_share=answers["predicted_share"],
+            fraction=answers["share"],
+            predicted_fraction=answers["predicted_share"],
         )
     known: dict[str, Any] = {
         "cases": cases,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tf_covid.atomic import write_text
 from tf_covid.cohort import cache
-from tf_covid.cohort.manifest import Row
+from tf_covid.cohort.manifest import ManifestRow
 from tf_covid.errors import TrainingError
 from tf_covid.experiment.run_folder import FitRequest
 from tf_covid.tasks import TASKS
@@ -19,7 +19,7 @@ from tf_covid.weights import Preprocessing, catalog, quarantine
 
 
 def cache_spec(
-    request: FitRequest, rows: Sequence[Row], preprocessing: Preprocessing
+    request: FitRequest, rows: Sequence[ManifestRow], preprocessing: Preprocessing
 ) -> cache.CacheSpec:
     """What the cache is to hold of each scan.
 
@@ -63,7 +63,7 @@ def cache_spec(
 
 def fill_cache(
     request: FitRequest,
-    rows: Sequence[Row],
+    rows: Sequence[ManifestRow],
     spec: cache.CacheSpec,
     *,
     workers: int,
@@ -144,7 +144,9 @@ def _as_before(
 
 
 def identities(
-    rows: Sequence[Row], records: Mapping[str, cache.CacheRecord], on_message: Callable[[str], None]
+    rows: Sequence[ManifestRow],
+    records: Mapping[str, cache.CacheRecord],
+    on_message: Callable[[str], None],
 ) -> dict[str, dict[str, str]]:
     """What must not be on both sides of a fold: hashes of patient, DICOM study and pixels of each case.
 
@@ -152,7 +154,7 @@ def identities(
     """
     owners: dict[str, set[str]] = defaultdict(set)
     for row in rows:
-        owners[records[row.case].marks.get("patient", "")].add(row.patient)
+        owners[records[row.case].fingerprints.get("patient", "")].add(row.patient)
     max_patients = max(2, len({row.patient for row in rows}) // 2)
     common = {
         identity
@@ -166,7 +168,7 @@ def identities(
         )
     of_case = {}
     for row in rows:
-        hashes = dict(records[row.case].marks)
+        hashes = dict(records[row.case].fingerprints)
         patient_id = hashes.pop("patient", "")
         of_case[row.case] = {
             "patient": row.patient,

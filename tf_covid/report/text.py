@@ -124,13 +124,13 @@ class Headline:
 
     Args:
         question: What was asked, with the scale.
-        number: Class number, or a plus or minus sign.
+        symbol: Class number, or a plus or minus sign.
         label: Name of the class.
         rank: Class for the colour, 0 (nothing found) to 4 (critical); None without an answer.
     """
 
     question: str
-    number: str
+    symbol: str
     label: str
     rank: int | None
 

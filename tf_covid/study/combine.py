@@ -27,11 +27,11 @@ def join(parts: Sequence[_Table]) -> _Table:
             network that tests the patient would have been trained on the same patient.
     """
     _same_task(parts)
-    owner: dict[str, int] = {}
+    part_of: dict[str, int] = {}
     fold_of: dict[str, int] = {}
-    for number, part in enumerate(parts):
+    for index, part in enumerate(parts):
         for case, patient, fold in zip(part.cases, part.patients, part.folds.tolist(), strict=True):
-            if owner.setdefault(case, number) != number:
+            if part_of.setdefault(case, index) != index:
                 raise StudyError(
                     f"case {case!r} was predicted twice, in fold {fold} and in another part"
                 )

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tf_covid.atomic import write_text
+from tf_covid.atomic import make_folder, write_text
 from tf_covid.study import groups, html, metrics, paper
 from tf_covid.study.bootstrap import Bootstrap, estimate
 from tf_covid.study.combine import select
@@ -25,7 +25,7 @@ from tf_covid.study.records import (
     StudyError,
 )
 from tf_covid.study.seen import MODEL, START, seen_sentences
-from tf_covid.study.study import make_folder, plain_dict, to_json
+from tf_covid.study.study import plain_dict, to_json
 
 #: Largest study.json in bytes; an honest one lists the Dice of every case of a large cohort.
 _MAX_BYTES = 64_000_000
@@ -312,7 +312,7 @@ def _keys(predictions: AnyPredictions) -> dict[tuple[str, int], int]:
 
 
 def _check_same_truth(before: AnyPredictions, after: AnyPredictions, names: str) -> None:
-    for name in ("patients", "truth", "ct_score", "share"):
+    for name in ("patients", "truth", "ct_score", "fraction"):
         if hasattr(before, name):
             mine, theirs = np.asarray(getattr(before, name)), np.asarray(getattr(after, name))
             # NaN, unknown in both, is the same; it is the only value that differs from itself.

@@ -61,7 +61,7 @@ def statistic_of(predictions: AnyPredictions) -> Statistic:
         return _mean_of("dice", predictions.dice)
     if isinstance(predictions, SlicePredictions):
         auc: Any = BinaryAUC(predictions.truth == 1, predictions.probability)
-        error = _mean_of("mae", np.abs(predictions.share - predictions.predicted_share))
+        error = _mean_of("mae", np.abs(predictions.fraction - predictions.predicted_fraction))
         return lambda weights: {"auc": auc(weights), **error(weights)}
     classes = predictions.probabilities.shape[1]
     cells = np.zeros((len(predictions.cases), classes * classes))

@@ -104,6 +104,8 @@ _COLUMN = {
     "folds": "fold",
     "slices": "slice",
     "probabilities": "p",
+    "fraction": "share",
+    "predicted_fraction": "predicted_share",
 }
 
 

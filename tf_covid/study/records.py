@@ -123,9 +123,9 @@ class SlicePredictions(_Columns):
         slices: Index of the slice from head to feet, int (N,), from 0; each once in its case.
         truth: 1 where the slice is diseased, else 0, int (N,).
         probability: Predicted probability of disease, 0–1, float64 (N,).
-        share: True fraction of the slice's lung that is diseased, 0–1, float64 (N,); NaN where
-            unknown. The name is that of the column of `predictions.csv`.
-        predicted_share: Predicted fraction, float64 (N,); NaN where the network has none.
+        fraction: True fraction of the slice's lung that is diseased, 0–1, float64 (N,); NaN where
+            unknown.
+        predicted_fraction: Predicted fraction, float64 (N,); NaN where the network has none.
 
     Raises:
         ValueError: If columns differ in length, or a value is impossible.
@@ -137,14 +137,14 @@ class SlicePredictions(_Columns):
     slices: np.ndarray
     truth: np.ndarray
     probability: np.ndarray
-    share: np.ndarray
-    predicted_share: np.ndarray
+    fraction: np.ndarray
+    predicted_fraction: np.ndarray
     task: ClassVar[Literal["slices"]] = "slices"
 
     def __post_init__(self) -> None:
         for name in ("folds", "slices", "truth"):
             _freeze(self, name, np.int64)
-        for name in ("probability", "share", "predicted_share"):
+        for name in ("probability", "fraction", "predicted_fraction"):
             _freeze(self, name, np.float64)
         self._check_lengths()
         if len(set(zip(self.cases, self.slices.tolist(), strict=True))) != len(self.cases):
@@ -153,7 +153,7 @@ class SlicePredictions(_Columns):
         self._check_range("slices", 0, np.inf)
         self._check_range("truth", 0, 1)
         self._check_range("probability", 0, 1)
-        self._check_range("share", 0, 1, unknown=True)
+        self._check_range("fraction", 0, 1, unknown=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_covid.atomic import write_text
-from tf_covid.errors import OutputError
+from tf_covid.atomic import make_folder, write_text
 from tf_covid.study import groups, html, metrics
 from tf_covid.study.bootstrap import Bootstrap
 from tf_covid.study.records import CLASSES, AnyPredictions, LungPredictions, Predictions
@@ -134,18 +133,6 @@ def write_study(
     make_folder(folder)
     write_text(page, folder / "study.html")
     write_text(to_json(study), folder / "study.json")
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and its parents, if they are not there.
-
-    Raises:
-        OutputError: If it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from error
 
 
 def to_json(value: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tf_covid.cohort.manifest import Row
+from tf_covid.cohort.manifest import ManifestRow
 from tf_covid.errors import TrainingError
 from tf_covid.tasks import TASKS
 from tf_covid.training.initialise import preprocessing_of_init
@@ -44,7 +44,7 @@ class NetworkSpec:
         cls,
         task: str,
         model: str,
-        rows: Sequence[Row],
+        rows: Sequence[ManifestRow],
         settings: Settings,
         init: str | Path | None = None,
     ) -> NetworkSpec:
@@ -76,7 +76,9 @@ class NetworkSpec:
         )
 
 
-def _arguments(task: str, rows: Sequence[Row], settings: Settings, channels: int) -> dict[str, Any]:
+def _arguments(
+    task: str, rows: Sequence[ManifestRow], settings: Settings, channels: int
+) -> dict[str, Any]:
     """Input shape and outputs, which follow from the task and what the cohort knows."""
     row = TASKS[task]
     if row.classifies_scans:

@@ -12,8 +12,8 @@ import tensorflow as tf
 
 from tf_covid.cohort.cache import CacheRecord
 from tf_covid.cohort.dataset import batches
-from tf_covid.cohort.feed import ClipTrainingInput, SliceTrainingInput
-from tf_covid.cohort.manifest import Row
+from tf_covid.cohort.manifest import ManifestRow
+from tf_covid.cohort.training_input import ClipTrainingInput, SliceTrainingInput
 from tf_covid.errors import CohortError, TrainingError
 from tf_covid.tasks import TASKS
 from tf_covid.training import losses
@@ -25,7 +25,7 @@ from tf_covid.training.settings import Settings
 DISEASED_SHARE = 0.005
 
 
-def labels_of(rows: Sequence[Row], task: str) -> dict[str, int]:
+def labels_of(rows: Sequence[ManifestRow], task: str) -> dict[str, int]:
     """The class of each case; 0 for all where the task has none.
 
     Raises:
@@ -40,7 +40,7 @@ def labels_of(rows: Sequence[Row], task: str) -> dict[str, int]:
     return {case: int(label) for case, label in labels.items() if label is not None}
 
 
-def score_of(row: Row) -> float:
+def score_of(row: ManifestRow) -> float:
     """The CT score of a row; NaN where it is not known."""
     return float("nan") if row.ct_score is None else row.ct_score
 
@@ -99,7 +99,7 @@ class ClipObjective:
     """
 
     task: str
-    rows: Mapping[str, Row]
+    rows: Mapping[str, ManifestRow]
     labels: Mapping[str, int]
     settings: Settings
     grid: tuple[int, int, int]
@@ -331,7 +331,7 @@ class MaskObjective(SliceObjective):
 def _clip_objective(
     task: str,
     network: NetworkSpec,
-    rows: Sequence[Row],
+    rows: Sequence[ManifestRow],
     labels: Mapping[str, int],
     settings: Settings,
     grid: tuple[int, int, int],
@@ -383,7 +383,7 @@ def _slice_input(
 def _slice_objective(
     task: str,
     network: NetworkSpec,
-    rows: Sequence[Row],
+    rows: Sequence[ManifestRow],
     labels: Mapping[str, int],
     settings: Settings,
     grid: tuple[int, int, int],
@@ -395,7 +395,7 @@ def _slice_objective(
 def _mask_objective(
     task: str,
     network: NetworkSpec,
-    rows: Sequence[Row],
+    rows: Sequence[ManifestRow],
     labels: Mapping[str, int],
     settings: Settings,
     grid: tuple[int, int, int],
@@ -416,7 +416,7 @@ OBJECTIVES = {
 def objective_for(
     task: str,
     network: NetworkSpec,
-    rows: Sequence[Row],
+    rows: Sequence[ManifestRow],
     labels: Mapping[str, int],
     settings: Settings,
     grid: tuple[int, int, int],

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_covid.atomic import temporary_directory
+from tf_covid.atomic import output_errors, temporary_directory
 from tf_covid.errors import ModelError, OutputError
 from tf_covid.models import NETWORKS
 from tf_covid.weights.contract import Contract
@@ -132,10 +132,8 @@ def _fitted(
 
 def _save(network: keras.Model, contract: Contract, out: Path) -> str:
     """Write the file under another name, read it back, then rename it; returns its sha256."""
-    try:
+    with output_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
     with temporary_directory(out) as folder:
         written = folder / out.name
         write(network, contract, written)
