@@ -28,7 +28,7 @@ class FitRequest:
 
     Args:
         manifest: The cohort.
-        task: ManifestRow of `lessons.MODELS`.
+        task: Name of the task, a row of `training.tasks`.
         model: Network.
         out: The run's folder.
         settings: How.
