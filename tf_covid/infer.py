@@ -18,7 +18,7 @@ from tf_covid.atomic import make_folder
 from tf_covid.cohort.cases import SUMMARY
 from tf_covid.errors import OptionError, OutputError, ScanRefused
 from tf_covid.pipeline import Models, refused, stratify, versions
-from tf_covid.report import row, write_case, write_summary
+from tf_covid.report import summary_row, write_case, write_summary
 from tf_covid.result import QualityFlag, Result
 from tf_covid.scan import Case, Scan, mask_files
 from tf_covid.scan.reader import Reader
@@ -301,7 +301,7 @@ class Summary:
         Raises:
             OutputError: If it cannot be written.
         """
-        self.rows[outcome.case] = row(outcome.values)
+        self.rows[outcome.case] = summary_row(outcome.values)
         if time.monotonic() - self._written > self.every_s:
             self.write()
 
@@ -329,7 +329,7 @@ class Summary:
             values = finished(folder) if self._seen.get(folder.name) != version else None
             if values is not None:
                 self._seen[folder.name] = version
-                self.rows[folder.name] = row(values)
+                self.rows[folder.name] = summary_row(values)
 
 
 @contextmanager
@@ -360,7 +360,7 @@ def finished(folder: Path) -> dict[str, Any] | None:
             values["quality_flags"] = values.pop("findings")
             values["versions"].pop("request", None)
         # All that is read of it later, so that a foreign file of this name is no answer either.
-        row(values)
+        summary_row(values)
         return values if isinstance(values["versions"], dict) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

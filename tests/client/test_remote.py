@@ -32,7 +32,7 @@ def made_scan(seed=0):
 
 @pytest.fixture(scope="module")
 def server(small_export):
-    folder = small_export.road.parents[1]
+    folder = small_export.stratifier.parents[1]
     with Server(
         Settings(models=folder, port=0, grpc_port=0, token="a-token-for-tests", poll_s=0.2)
     ) as running:

@@ -291,11 +291,11 @@ def test_c3d_through_the_stratifier_sees_blue_green_red_of_0_to_255_less_their_m
     path, _ = checkpoints.c3d("keras", tmp_path)
     import_weights(path, ImportRequest("ltc", clip=(16, 64, 64)), tmp_path / "x.keras")
     network = load_model(tmp_path / "x.keras")
-    road = tf_covid.stratifier(network, lungs="lungs-unet")
+    stratifier = tf_covid.stratifier(network, lungs="lungs-unet")
     chest = draw_chest(3, (24, 96, 96), severity=2)
     hu, depth = chest.hu[None], np.array([len(chest.hu)], np.int32)
-    probability = road.segment(hu, depth)["lungs"]
-    clip = road.prepare(hu, probability)["clip"].numpy()
+    probability = stratifier.segment(hu, depth)["lungs"]
+    clip = stratifier.prepare(hu, probability)["clip"].numpy()
     means = np.array([90.25, 97.66, 101.41], np.float32)
     grey = (clip + means) / 255
     np.testing.assert_allclose(grey, np.repeat(grey[..., :1], 3, axis=-1), atol=1e-6)
@@ -311,7 +311,10 @@ def test_c3d_through_the_stratifier_sees_blue_green_red_of_0_to_255_less_their_m
     ours = keras.Model(network.input, network.get_layer("conv1a").output)(clip).numpy()
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
     np.testing.assert_allclose(
-        road({"hu": hu, "depth": depth})["logits"], network(clip)["logits"], rtol=1e-3, atol=1e-3
+        stratifier({"hu": hu, "depth": depth})["logits"],
+        network(clip)["logits"],
+        rtol=1e-3,
+        atol=1e-3,
     )
 
 
@@ -425,12 +428,12 @@ def test_infer_and_the_stratifier_take_it_once_its_head_is_trained(kinetics, tmp
     assert result.exit_code == 0, result.output
     answer = json.loads((tmp_path / "o" / "scan" / "result.json").read_text())
     assert len(answer["severity"]["probabilities"]) == 5
-    road = tf_covid.stratifier(load_model(tmp_path / "x.keras"), lungs="lungs-unet")
-    outputs = road({"hu": chest.hu[None], "depth": np.array([len(chest.hu)], np.int32)})
+    stratifier = tf_covid.stratifier(load_model(tmp_path / "x.keras"), lungs="lungs-unet")
+    outputs = stratifier({"hu": chest.hu[None], "depth": np.array([len(chest.hu)], np.int32)})
     assert outputs["logits"].shape == (1, 5)
     # The window's [0, 1] reaches the network as [-1, 1].
-    assert road.scaling.scale == 2.0
-    assert road.scaling.offset == -1.0
+    assert stratifier.preprocessor.scaling.scale == 2.0
+    assert stratifier.preprocessor.scaling.offset == -1.0
     import_weights(
         prefix, replace(wish, allow_missing_head=False, clip=SMALL), tmp_path / "parent.keras"
     )

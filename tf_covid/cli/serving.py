@@ -24,7 +24,7 @@ from tf_covid.cli.guard import FOLDER, guarded
 def export(model: str, out: Path, version: int | None) -> bool:
     """Write a model as a SavedModel for TF Serving: OUT/VERSION, and OUT-clip/VERSION for clips.
 
-    MODEL is a shipped name or a .keras file. The SavedModel holds every step from int16 HU to the
+    MODEL is a shipped name or a .keras file. The SavedModel goes from int16 HU to the
     answer and its attention map; that of OUT-clip only the network.
     """
     from tf_covid import console
@@ -33,7 +33,7 @@ def export(model: str, out: Path, version: int | None) -> bool:
     from tf_covid.export.savedmodel import export as run
 
     done = run(model, out, version)
-    click.echo(done.road)
+    click.echo(done.stratifier)
     click.echo(done.clip)
     return True
 

@@ -1,5 +1,6 @@
-"""The road as functions for a SavedModel: int16 HU in, answers out, in ops of a stock TF Serving.
+"""The stratifier as functions for a SavedModel: int16 HU in, answers out.
 
+A stock TF Serving has all operations of them.
 Every function takes and gives tensors with names, and answers each scan of a batch as if it had
 come alone.
 """
@@ -20,12 +21,12 @@ from tf_covid.local import LUNGS, EnsembleMember, LocalModels
 from tf_covid.pipeline import versions
 from tf_covid.tensor import Tensor
 
-#: Most slices of a request, padding included, most pixels along a side of one, and most clips. A
-#: request of some bytes
-#: must not be able to ask for hours: 4,000 slices of 512×512 are what a message of gRPC holds.
-MOST_SLICES, MOST_PIXELS, MOST_CLIPS = 4096, 4096, 64
+#: Largest number of slices of a request, padding included, of pixels along a side, and of clips:
+#: few bytes must not be able to ask for hours. 4,000 slices of 512×512 are what a message of gRPC
+#: holds.
+MAX_SLICES, MAX_PIXELS, MAX_CLIPS = 4096, 4096, 64
 
-#: The Grad-CAM of the graph explains this, as `tfcovid infer` does unless told otherwise.
+#: The Grad-CAM of the graph explains this, as `tfcovid infer` does by default.
 METHOD, TARGET = "gradcam", "severity"
 
 
@@ -57,7 +58,7 @@ class ServingModule:
         member: EnsembleMember = models.members[0]
         self._member, self._preprocessor = member, member.preprocessor
         network = member.model.network
-        #: Plain TensorFlow variables: what a SavedModel of the clip network, and of the whole road,
+        #: Plain TensorFlow variables: what a SavedModel of the clip network, and of the stratifier,
         #: must hold.
         self.clip_weights = [variable.value for variable in network.variables]
         self.weights = [
@@ -73,7 +74,7 @@ class ServingModule:
             for axis, size, count in zip(member.axes, self._clip, cells, strict=True)
         ]
         self._axes = np.array([[axis.step, axis.first] for axis in member.axes], np.float32)
-        self.card = card(models)
+        self.model_card = model_card(models)
 
     def answer(self, hu: Tensor, depth: Tensor) -> dict[str, Any]:
         """`serving_default`: severity (or covid) of each scan.
@@ -99,10 +100,10 @@ class ServingModule:
             lungs; `attention_cells` (N, d, f, g), the map as the layer has it; `attention_axes` (N,
             3, 2), step and first centre of its cells in clip voxels, for D, H, W; `keep` bool (N,
             D), the slices of the scan that lie one behind the other in the clip; `box` (N, 4), top,
-            bottom, left, right of the clip as shares of the image.
+            bottom, left, right of the clip as fractions of the image.
         """
-        found = self._segment(hu, depth)
-        return self._explained(hu, found["lungs"])
+        probabilities = self._segment(hu, depth)
+        return self._explained(hu, probabilities["lungs"])
 
     def segment(self, hu: Tensor, depth: Tensor) -> dict[str, Any]:
         """`segment`: the lungs on the grid of the U-Net.
@@ -111,8 +112,8 @@ class ServingModule:
             `mask` uint8 (N, D, h, w), 1 in the lungs; `lungs` float32 of the same shape, their
             probability; `disease`, that of diseased lung, where the U-Net finds it.
         """
-        found = self._segment(hu, depth)
-        return {"mask": tf.cast(found["lungs"] > 0.5, tf.uint8), **found}
+        probabilities = self._segment(hu, depth)
+        return {"mask": tf.cast(probabilities["lungs"] > 0.5, tf.uint8), **probabilities}
 
     def answer_bytes(self, hu_bytes: Tensor, shape: Tensor) -> dict[str, Any]:
         """`serving_bytes`: `answer` for REST, whose base64 carries bytes but no int16.
@@ -134,12 +135,14 @@ class ServingModule:
             model this is.
         """
         hu, depth = _from_bytes(hu_bytes, shape)
-        found = self._segment(hu, depth)
-        answers = self._explained(hu, found["lungs"])
+        probabilities = self._segment(hu, depth)
+        answers = self._explained(hu, probabilities["lungs"])
         del answers["attention"]
-        masks = {f"{name}_bytes": _serialized(values) for name, values in found.items()}
+        masks = {f"{name}_bytes": _serialized(values) for name, values in probabilities.items()}
         return (
-            answers | masks | {"card_bytes": tf.repeat(tf.constant([self.card]), tf.shape(hu)[0])}
+            answers
+            | masks
+            | {"card_bytes": tf.repeat(tf.constant([self.model_card]), tf.shape(hu)[0])}
         )
 
     def classify_clip(self, clip: Tensor) -> dict[str, Any]:
@@ -151,12 +154,12 @@ class ServingModule:
         Returns:
             `probabilities`, `logits`, and `ct_score` where the network has one.
         """
-        most = f"at most {MOST_CLIPS} clips in a request"
+        limit = f"at most {MAX_CLIPS} clips in a request"
         # A server that is not ours does not look, and "no findings" is what a network says about
         # NaN.
         finite = tf.reduce_all(tf.math.is_finite(clip))
         checks = [
-            tf.debugging.assert_less_equal(tf.shape(clip)[0], MOST_CLIPS, most),
+            tf.debugging.assert_less_equal(tf.shape(clip)[0], MAX_CLIPS, limit),
             tf.debugging.assert_equal(
                 finite, True, "every number of a clip is finite, none is NaN"
             ),
@@ -218,13 +221,13 @@ class ServingModule:
         gradient = tape.gradient(score, features)
         weight = tf.reduce_mean(gradient, axis=(1, 2, 3), keepdims=True)
         cells = tf.nn.relu(tf.reduce_sum(features * weight, axis=-1))
-        whole = cells
-        for number, weights in enumerate(self._onto_clip, 1):
-            whole = _along(whole, weights, number)
+        on_clip = cells
+        for axis, weights in enumerate(self._onto_clip, 1):
+            on_clip = _along(on_clip, weights, axis)
         inside = tf.cast(prepared["lungs"] >= 0.5, tf.float32)
         answers, kept = self._answers(outputs, prepared["keep"]), prepared["keep"]
         return answers | {
-            "attention": _or_nan(whole * inside, answers["slices_kept"]),
+            "attention": _or_nan(on_clip * inside, answers["slices_kept"]),
             "attention_cells": _or_nan(cells, answers["slices_kept"]),
             "attention_axes": tf.repeat(
                 tf.constant(self._axes)[tf.newaxis], tf.shape(hu)[0], axis=0
@@ -247,7 +250,7 @@ class ServingModule:
         return answers
 
 
-def card(models: LocalModels) -> str:
+def model_card(models: LocalModels) -> str:
     """JSON about one model, with the sha256 of both weight files.
 
     What a client puts into its `result.json`.
@@ -278,8 +281,8 @@ def _or_nan(values: Tensor, kept: Tensor) -> Tensor:
 def _along(values: Tensor, weights: np.ndarray, axis: int) -> Tensor:
     """The product of `weights` (out, in) with one axis of `values`, which stays in its place."""
     rank = len(values.shape)
-    order = [number for number in range(rank) if number != axis] + [axis]
-    back = sorted(range(rank), key=lambda number: order[number])
+    order = [other for other in range(rank) if other != axis] + [axis]
+    back = sorted(range(rank), key=lambda axis: order[axis])
     moved = tf.matmul(tf.transpose(values, order), tf.constant(weights), transpose_b=True)
     return tf.transpose(moved, back)
 
@@ -289,12 +292,12 @@ def _bounded(scans: Tensor, slices: Tensor, plane: Tensor) -> list[Any]:
     # Whole numbers of 64 bits: a product must not wrap around.
     total = tf.cast(scans, tf.int64) * tf.cast(slices, tf.int64)
     rules = (
-        f"at most {MOST_SLICES} slices in a request, padding included, of at most {MOST_PIXELS}"
+        f"at most {MAX_SLICES} slices in a request, padding included, of at most {MAX_PIXELS}"
         " pixels a side"
     )
     return [
-        tf.debugging.assert_less_equal(total, tf.constant(MOST_SLICES, tf.int64), rules),
-        tf.debugging.assert_less_equal(plane, MOST_PIXELS, rules),
+        tf.debugging.assert_less_equal(total, tf.constant(MAX_SLICES, tf.int64), rules),
+        tf.debugging.assert_less_equal(plane, MAX_PIXELS, rules),
     ]
 
 

@@ -24,10 +24,10 @@ from tf_covid.errors import UnsafeFile
 from tf_covid.weights import hdf5_child
 
 #: What reads HDF5, and the seconds that it may take on a busy machine.
-_READER, _MOST_SECONDS = "tf_covid.weights.hdf5_child", 120
+_READER, _MAX_SECONDS = "tf_covid.weights.hdf5_child", 120
 
 #: Bytes of a reader's answer: 10,000 names of tensors, with their shapes.
-_MOST_ANSWER = 32_000_000
+_MAX_ANSWER = 32_000_000
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def hdf5(path: Path, name: str, *, numbers: bool = True) -> Store:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         wish = "numbers" if numbers else "names"
-        run(_READER, [str(path.absolute()), made, name, wish], folder, name, "HDF5", _MOST_SECONDS)
+        run(_READER, [str(path.absolute()), made, name, wish], folder, name, "HDF5", _MAX_SECONDS)
         said = answer(folder / hdf5_child.ANSWER, name, "HDF5")
         texts = {
             key: (folder / key).read_text("utf-8")
@@ -169,10 +169,8 @@ def answer(path: Path, name: str, whose: str) -> dict[str, Any]:
         UnsafeFile: That which it found, or if it left nothing that can be read.
     """
     try:
-        if path.stat().st_size > _MOST_ANSWER:
-            raise UnsafeFile(
-                "hdf5_items", f"{name}: its names are longer than {_MOST_ANSWER} bytes"
-            )
+        if path.stat().st_size > _MAX_ANSWER:
+            raise UnsafeFile("hdf5_items", f"{name}: its names are longer than {_MAX_ANSWER} bytes")
         said: dict[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise UnsafeFile(

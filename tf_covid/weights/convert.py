@@ -95,7 +95,7 @@ def convert(
 
 
 #: Entries of a list in an error.
-_MOST_LISTED = 40
+_MAX_LISTED = 40
 
 
 def _unit(layer: str, layers: Mapping[str, object]) -> str:
@@ -109,8 +109,8 @@ def _matches(patterns: tuple[str, ...], name: str) -> bool:
 
 
 def _shortened(entries: Sequence[str]) -> str:
-    more = len(entries) - _MOST_LISTED
-    return ", ".join(entries[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+    more = len(entries) - _MAX_LISTED
+    return ", ".join(entries[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 class _WeightLedger:

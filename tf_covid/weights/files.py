@@ -29,7 +29,7 @@ POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixe
 
 #: No side of a clip, width of a layer or number of classes of ours comes near; a file must not ask
 #: for more memory.
-MOST_UNITS = 10_000
+MAX_UNITS = 10_000
 
 #: Attribute of a loaded network that holds its contract.
 _ATTRIBUTE = "tf_covid_contract"
@@ -313,8 +313,8 @@ def build(
         if model == "unet"
         else 1
     )
-    if any(number > MOST_UNITS for number in (widest, *_numbers(dict(arguments)))):
-        raise ModelError(f"{path}: an argument of {model} is over {MOST_UNITS}")
+    if any(number > MAX_UNITS for number in (widest, *_numbers(dict(arguments)))):
+        raise ModelError(f"{path}: an argument of {model} is over {MAX_UNITS}")
     if held is not None:
         _backed(path, model, arguments, held)
     try:

@@ -33,11 +33,11 @@ Json: TypeAlias = Any
 CONFIG, WEIGHTS, CONTRACT = "config.json", "model.weights.h5", "tf_covid.json"
 
 #: Limits, in bytes; the config of a large network of ours has 0.2 MB.
-MOST_JSON, MOST_WEIGHTS = 4_000_000, hdf5.MOST_WEIGHTS
+MAX_JSON, MAX_WEIGHTS = 4_000_000, hdf5.MAX_WEIGHTS
 
 #: Members of an archive, bytes of its list of them, and how many times more than it holds a member
 #: may give.
-MOST_MEMBERS, MOST_LIST, MOST_RATIO = 10_000, 2_000_000, 200
+MAX_MEMBERS, MAX_LIST, MAX_RATIO = 10_000, 2_000_000, 200
 
 #: Where Keras' own classes that a config may name live: no functions among them.
 _CLASSES = {
@@ -149,14 +149,14 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
         UnsafeFile: If it is no zip, or one of those.
     """
     try:
-        if (size := _list_size(path)) > MOST_LIST:
+        if (size := _list_size(path)) > MAX_LIST:
             raise UnsafeFile("zip_bomb", f"{path}: the list of its files has {size} bytes")
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
         raise UnsafeFile("damaged", f"{path}: is no {path.suffix} file ({error})") from error
     with archive:
         members = archive.infolist()
-        if len(members) > MOST_MEMBERS:
+        if len(members) > MAX_MEMBERS:
             raise UnsafeFile("zip_bomb", f"{path}: holds {len(members)} files")
         if len({member.filename for member in members}) < len(members):
             # One reader would take the first, another the last.
@@ -181,10 +181,7 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
                     f"{path}: {member.filename!r} is packed with zip's method "
                     f"{member.compress_type}; 0 (stored) and 8 (deflated) are read",
                 )
-            if (
-                member.file_size > MOST_JSON
-                and member.file_size > MOST_RATIO * member.compress_size
-            ):
+            if member.file_size > MAX_JSON and member.file_size > MAX_RATIO * member.compress_size:
                 raise UnsafeFile(
                     "zip_bomb",
                     f"{path}: {member.filename!r} claims {member.file_size} bytes of"
@@ -246,7 +243,7 @@ def unpack_weights(archive: zipfile.ZipFile, target: BinaryIO) -> None:
         UnsafeFile: As `unpack`; if they are far larger than the file that holds them.
     """
     held = Path(str(archive.filename)).stat().st_size
-    unpack(archive, WEIGHTS, target, min(MOST_WEIGHTS, hdf5.FREE_ALL + hdf5.MOST_RATIO * held))
+    unpack(archive, WEIGHTS, target, min(MAX_WEIGHTS, hdf5.FREE_ALL + hdf5.MAX_RATIO * held))
 
 
 def as_json(archive: zipfile.ZipFile, name: str) -> Json:
@@ -256,7 +253,7 @@ def as_json(archive: zipfile.ZipFile, name: str) -> Json:
         UnsafeFile: If it is missing, too large or no JSON.
     """
     text = io.BytesIO()
-    unpack(archive, name, text, MOST_JSON)
+    unpack(archive, name, text, MAX_JSON)
     return parse(Path(str(archive.filename)), name, text.getvalue())
 
 
@@ -266,8 +263,8 @@ def parse(path: Path, name: str, text: str | bytes) -> Json:
     Raises:
         UnsafeFile: If it is too large or no JSON.
     """
-    if len(text) > MOST_JSON:
-        raise UnsafeFile("zip_bomb", f"{path}: {name} is longer than {MOST_JSON} bytes")
+    if len(text) > MAX_JSON:
+        raise UnsafeFile("zip_bomb", f"{path}: {name} is longer than {MAX_JSON} bytes")
     try:
         return json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
