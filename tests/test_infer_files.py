@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from tf_covid.cli import main
 from tf_covid.cohort.cases import cases_of
-from tf_covid.infer import Options, CaseOutcome, Run, Summary, finished
+from tf_covid.infer import CaseOutcome, Options, Run, Summary, finished
 from tf_covid.phantom import draw_chest
 from tf_covid.phantom.files import write_nifti_volume
 from tf_covid.result import QualityFlag
