@@ -23,8 +23,8 @@ from tf_covid.scan.mask_check import (
 )
 from tf_covid.scan.quiet import quiet
 from tf_covid.scan.scan import Scan
-from tf_covid.scan.source import FileSource
-from tf_covid.scan.volume import Stored
+from tf_covid.scan.source import DiskFile
+from tf_covid.scan.volume import RawVolume
 from tf_covid.scan.volumes import data_file_of, is_volume, open_volume
 
 #: How far a corner of the mask's grid may lie from the scan's: a share of the smallest voxel edge.
@@ -138,7 +138,7 @@ def mask_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
         raise refusal("not_found", "There is no such mask file.")
     if not is_volume(path.name):
         raise refusal("mask_grid", "A mask is read from NIfTI, NRRD or MHA.")
-    name = data_file_of(FileSource.of(path))
+    name = data_file_of(DiskFile.of(path))
     if name is None:
         return (path,)
     data = path.with_name(name)
@@ -185,7 +185,7 @@ def read_mask(
 def _of_file(
     path: Path, scan: Scan, limits: Limits, labels: tuple[float, ...], *, lesions: bool = False
 ) -> tuple[np.ndarray, MaskValues]:
-    sources = [FileSource.of(file) for file in mask_files(path)]
+    sources = [DiskFile.of(file) for file in mask_files(path)]
     values = MaskValues()
     with quiet(), open_volume(sources, limits) as stored:
         mask, affine = _filled(stored, labels, values)
@@ -207,7 +207,7 @@ def _of_file(
 
 
 def _filled(
-    stored: Stored, labels: tuple[float, ...], values: MaskValues
+    stored: RawVolume, labels: tuple[float, ...], values: MaskValues
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bool (D, H, W) in canonical order, and its LPS affine; the values are collected."""
     source, affine = orient(stored.affine_ras, stored.shape)

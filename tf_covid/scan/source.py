@@ -14,7 +14,7 @@ from typing import BinaryIO, Protocol
 _CHUNK = 1 << 20
 
 
-class Source(Protocol):
+class ScanFile(Protocol):
     """The bytes of one input file.
 
     `name` is its relative path, with forward slashes; it may hold a patient's name, so it goes into
@@ -32,7 +32,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class FileSource:
+class DiskFile:
     """A file on disk."""
 
     path: Path
@@ -40,7 +40,7 @@ class FileSource:
     size: int
 
     @classmethod
-    def of(cls, path: Path, root: Path | None = None) -> FileSource:
+    def of(cls, path: Path, root: Path | None = None) -> DiskFile:
         """The file at `path`, named relative to `root`."""
         name = path.relative_to(root).as_posix() if root else path.name
         return cls(path, name, path.stat().st_size)
@@ -54,10 +54,10 @@ def workers() -> int:
     return min(8, os.cpu_count() or 1)
 
 
-def fingerprint(sources: Iterable[Source]) -> str:
+def fingerprint(sources: Iterable[ScanFile]) -> str:
     """sha256 (hex) over the sorted sha256 of each source's raw bytes: names and order of the files do not matter."""
 
-    def digest(source: Source) -> bytes:
+    def digest(source: ScanFile) -> bytes:
         hasher = hashlib.sha256()
         with source.open() as stream:
             while block := stream.read(_CHUNK):

@@ -22,7 +22,7 @@ _AT_A_TIME = 1 << 20
 
 
 @dataclass(frozen=True)
-class Stored:
+class RawVolume:
     """A volume as its file stores it.
 
     Args:
@@ -41,7 +41,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Reading:
+class LoadedVolume:
     """What every format's reader hands over; `cases` adds the name and the fingerprint and makes it a `Scan`."""
 
     hu: np.ndarray
@@ -53,7 +53,7 @@ class Reading:
     identifiers: dict[str, str] | None = None
 
 
-def read_stored(stored: Stored, chosen_because: str) -> Reading:
+def load_volume(stored: RawVolume, chosen_because: str) -> LoadedVolume:
     """HU of a stored volume: rounded, clipped to int16, what is not a number made air and counted."""
     if min(stored.shape) < 2:
         raise refusal("single_slice", "The image has one slice only; a scan is a volume.", 1)
@@ -71,7 +71,7 @@ def read_stored(stored: Stored, chosen_because: str) -> Reading:
     if not_numbers:
         message = f"{not_numbers} voxels were not a number; they were read as air ({AIR_HU} HU)."
         quality_flags += (QualityFlag("not_a_number", "warning", message, not_numbers),)
-    return Reading(hu, affine, source, quality_flags, chosen_because=chosen_because)
+    return LoadedVolume(hu, affine, source, quality_flags, chosen_because=chosen_because)
 
 
 def check_filled(filled: int, total: int) -> None:
