@@ -54,9 +54,11 @@ class ZipMember:
 
     @property
     def size(self) -> int:
+        """Unpacked length of the member, in bytes."""
         return self.info.file_size
 
     def open(self) -> AbstractContextManager[BinaryIO]:
+        """A seekable binary stream, to be closed by the caller."""
         return cast("AbstractContextManager[BinaryIO]", self.archive.open(self.info))
 
 
@@ -126,9 +128,9 @@ def open_zip(path: Path, limits: Limits = DEFAULT) -> Iterator[Members]:
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """The names, each once: the second of a name lies in a folder `#2` beside the first, so that its ending stays.
+    """The names, each once.
 
-    A header and a data file that are there twice stay beside each other.
+    The second file of a name lies in a folder `#2` beside the first, so that its ending stays. A header and a data file that are there twice stay beside each other.
     """
     taken, result = set(names), []
     seen: dict[str, int] = {}
@@ -144,7 +146,9 @@ def unique_names(names: Sequence[str]) -> list[str]:
 
 
 def check_names(names: Sequence[str], kind: str) -> None:
-    """Refuse an archive with names that lead out of it: nothing is written under them, but it was made to harm.
+    """Refuse an archive with names that lead out of it.
+
+    Nothing is written under those names, but such an archive was made to harm.
 
     Raises:
         ScanRefused: `archive_unsafe`.

@@ -1,4 +1,4 @@
-"""Inputs → cases: which patients and studies lie in a path, what they are called, and how each is read."""
+"""Inputs → cases: which patients and studies lie in a path, and how each is named and read."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Case:
         return any(flag.level == "error" for flag in self.quality_flags)
 
     def fingerprint(self) -> str:
-        """sha256 (hex) over the raw bytes of the files that belong to this case; empty if they cannot be read."""
+        """sha256 (hex) over the raw bytes of the case's files; empty if they cannot be read."""
         try:
             with self._sources() as sources:
                 return fingerprint(sources)
@@ -114,7 +114,10 @@ class Case:
         )
 
     def _slice_axis(self, reading: LoadedVolume) -> int:
-        """The canonical axis that the slices were acquired along; that of the widest spacing where no header tells."""
+        """The canonical axis that the slices were acquired along.
+
+        Where no header states it, the axis of the widest spacing.
+        """
         stored_last = reading.source.axes[2]
         if self.instances:
             return stored_last
@@ -360,7 +363,7 @@ def _refused(path: Path, quality_flags: tuple[QualityFlag, ...], limits: Limits)
 
 
 def only_case(cases: Sequence[Case]) -> Case | None:
-    """The one case of an input, or its one DICOM study where volume files (masks, as a rule) lie beside it, if any."""
+    """The one case of an input, or its one DICOM study beside volume files (masks, as a rule)."""
     if len(cases) == 1:
         return cases[0]
     studies = [case for case in cases if case.instances]

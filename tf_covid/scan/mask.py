@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,7 +31,7 @@ CORNER_SHARE = 0.25
 
 
 def user_lungs(
-    given: Any, scan: Scan, labels: Sequence[int] = (), limits: Limits = DEFAULT
+    given: object, scan: Scan, labels: Sequence[int] = (), limits: Limits = DEFAULT
 ) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:
     """A user's own lung mask, checked in its values, its grid and what lies under it.
 
@@ -58,7 +57,7 @@ def user_lungs(
 
 
 def array_mask(
-    given: Any, scan: Scan, *, may_be_empty: bool = False, labels: Sequence[int] = ()
+    given: object, scan: Scan, *, may_be_empty: bool = False, labels: Sequence[int] = ()
 ) -> np.ndarray:
     """A mask that is an array already.
 
@@ -79,7 +78,7 @@ def array_mask(
 
 
 def _of_array(
-    given: Any, scan: Scan, labels: tuple[float, ...], *, lesions: bool = False
+    given: object, scan: Scan, labels: tuple[float, ...], *, lesions: bool = False
 ) -> tuple[np.ndarray, MaskValues]:
     array = _as_array(given)
     if array.shape != scan.shape:
@@ -101,7 +100,7 @@ def _of_array(
     return array if array.dtype == np.bool_ else inside(array, labels), values
 
 
-def _as_array(given: Any) -> np.ndarray:
+def _as_array(given: object) -> np.ndarray:
     if not isinstance(given, (list, tuple)) and not hasattr(given, "__array__"):
         message = (
             f"A {type(given).__name__} is no mask: give an array (D, H, W) or the path of a file."

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -341,8 +342,7 @@ def _spacing(header: MetaHeader, count: int) -> tuple[np.ndarray, tuple[QualityF
     elif size is not None and (np.abs(size - spacing)[:3] > 0.01 * np.abs(spacing)[:3]).any():
         message = "ElementSpacing and ElementSize differ; ElementSpacing was taken, as ITK does."
         return spacing, (QualityFlag("affine_disagree", "warning", message),)
-    assert spacing is not None
-    return spacing, ()
+    return cast(np.ndarray, spacing), ()
 
 
 def _positive(header: MetaHeader, title: str, count: int) -> np.ndarray | None:

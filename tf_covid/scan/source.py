@@ -22,10 +22,12 @@ class ScanFile(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Relative path of the file, with forward slashes."""
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """Length of the file, in bytes."""
 
     def open(self) -> AbstractContextManager[BinaryIO]:
         """A seekable binary stream, to be closed by the caller."""
@@ -46,16 +48,23 @@ class DiskFile:
         return cls(path, name, path.stat().st_size)
 
     def open(self) -> AbstractContextManager[BinaryIO]:
+        """A seekable binary stream, to be closed by the caller."""
         return self.path.open("rb")
 
 
 def workers() -> int:
-    """Threads for hashing and decoding: both release the GIL, and more than eight only wait for the disk."""
+    """Number of threads for hashing and decoding.
+
+    Both release the GIL; more than eight threads only wait for the disk.
+    """
     return min(8, os.cpu_count() or 1)
 
 
 def fingerprint(sources: Iterable[ScanFile]) -> str:
-    """sha256 (hex) over the sorted sha256 of each source's raw bytes: names and order of the files do not matter."""
+    """sha256 (hex) over the sorted sha256 of each file's raw bytes.
+
+    Names and order of the files do not matter.
+    """
 
     def digest(source: ScanFile) -> bytes:
         hasher = hashlib.sha256()

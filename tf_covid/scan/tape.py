@@ -60,6 +60,7 @@ class TarMember:
     size: int
 
     def open(self) -> AbstractContextManager[BinaryIO]:
+        """A seekable binary stream, to be closed by the caller."""
         return cast("AbstractContextManager[BinaryIO]", io.BufferedReader(_Part(self), _CHUNK))
 
 

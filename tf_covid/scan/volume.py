@@ -1,4 +1,4 @@
-"""What a file holds before it is a scan: stored slabs of any numeric type with an affine, and their conversion."""
+"""What a file holds before it is a scan: raw slabs with an affine, and their conversion to HU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RawVolume:
     """A volume as its file stores it.
 
     Args:
-        shape: Of the stored array, in its own axis order.
+        shape: Sizes of the stored array, in its own axis order.
         affine_ras: (4, 4), stored index → RAS mm.
         slabs: One (shape[0], shape[1]) array for each index of the last axis, already scaled; read
             once, in order. A `payload.Slabs` has `quality_flags` of its own, complete after its
@@ -42,7 +42,10 @@ class RawVolume:
 
 @dataclass(frozen=True)
 class LoadedVolume:
-    """What every format's reader hands over; `cases` adds the name and the fingerprint and makes it a `Scan`."""
+    """What every format's reader hands over.
+
+    `cases` adds the name and the fingerprint and makes it a `Scan`.
+    """
 
     hu: np.ndarray
     affine: np.ndarray
@@ -54,7 +57,7 @@ class LoadedVolume:
 
 
 def load_volume(stored: RawVolume, chosen_because: str) -> LoadedVolume:
-    """HU of a stored volume: rounded, clipped to int16, what is not a number made air and counted."""
+    """HU of a raw volume: rounded and clipped to int16; NaN and infinity become air, counted."""
     if min(stored.shape) < 2:
         raise refusal("single_slice", "The image has one slice only; a scan is a volume.", 1)
     source, affine = orient(stored.affine_ras, stored.shape)

@@ -1,4 +1,4 @@
-"""Volume files of every format but DICOM, behind one door: which names they have, and how one is opened."""
+"""Volume files of every format but DICOM: which names they have, and how one is opened."""
 
 from __future__ import annotations
 
