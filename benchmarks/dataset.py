@@ -17,7 +17,7 @@ import tensorflow as tf
 from tf_covid.cohort.augment import Augmentation
 from tf_covid.cohort.cache import LARGEST_GRID, _example
 from tf_covid.cohort.dataset import batches, visits
-from tf_covid.cohort.feed import ClipTrainingInput
+from tf_covid.cohort.training_input import ClipTrainingInput
 from tf_covid.models import I3D
 from tf_covid.training.cpu_layers import cpu_optimised
 from tf_covid.weights import Preprocessing

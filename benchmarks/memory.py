@@ -64,7 +64,7 @@ def main(model: str, folder: Path | None, slices: tuple[int, ...]) -> None:
         if folder is None:
             from tf_covid.export.savedmodel import export
 
-            folder = export(model, Path(temporary) / model).road
+            folder = export(model, Path(temporary) / model).stratifier
         rows = []
         for number in slices:
             command = [sys.executable, "-c", _CHILD, str(folder), str(number)]

@@ -174,8 +174,8 @@ def main(models: Path | None, **options: object) -> None:
     with ExitStack() as stack:
         if models is None:
             models = _exported(load.model, Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        road, clip = _versions(models, load.model)
-        with Direct({load.model: road, f"{load.model}-clip": clip}) as direct:
+        stratifier, clip = _versions(models, load.model)
+        with Direct({load.model: stratifier, f"{load.model}-clip": clip}) as direct:
             say("right answers, by the SavedModel alone")
             scans = scan_questions(direct, load.model, load.small, 4)
             clips = clip_questions(direct, f"{load.model}-clip", _clip_shape(clip), 4)

@@ -27,13 +27,25 @@ FILES = sorted(HOUSE.rglob("*.py"))
 
 #: The road. A room may import those before it, never one after it.
 ROAD = (
-    *("errors", "tensor", "atomic", "extras", "severity", "result", "scan", "layers", "models"),
+    *(
+        "errors",
+        "tensor",
+        "atomic",
+        "extras",
+        "severity",
+        "tasks",
+        "result",
+        "scan",
+        "layers",
+        "models",
+    ),
     *(
         "weights",
         "preprocessor",
         "stratifier_model",
         "lungs",
         "attention",
+        "answer",
         "local",
         "page",
         "report",

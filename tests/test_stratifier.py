@@ -16,7 +16,7 @@ from tf_covid.weights import Preprocessing
 
 
 def dark_is_lung(outputs=1):
-    """Answers "lung" where the windowed slice is below 0.5, "disease" where it is above 0.3: masks without training."""
+    """Masks without training: "lung" below 0.5 in the window, "disease" above 0.3."""
     inputs = keras.Input((32, 32, 1))
     logits = keras.layers.Conv2D(outputs, 1, name="logits")(inputs)
     network = keras.Model(inputs, {"logits": logits})
@@ -40,12 +40,12 @@ def network():
 
 
 @pytest.fixture(scope="module")
-def road(network, unet):
+def model(network, unet):
     return Stratifier(network, unet)
 
 
 @pytest.fixture(scope="module")
-def road_with_disease(network):
+def model_with_disease(network):
     return Stratifier(network, dark_is_lung(outputs=2))
 
 
@@ -57,32 +57,32 @@ def scan(depth=14, seed=1):
     return hu
 
 
-def test_padded_scans_of_one_batch_answer_as_each_alone(road):
+def test_padded_scans_of_one_batch_answer_as_each_alone(model):
     long, short = scan(14), scan(11, seed=2)
     padded = np.zeros((2, 14, 64, 72), np.int16)
     padded[0], padded[1, :11] = long, short
-    together = road({"hu": padded, "depth": np.array([14, 11], np.int32)})
+    together = model({"hu": padded, "depth": np.array([14, 11], np.int32)})
     assert together["slices_kept"].numpy().tolist() == [8, 5]
     for number, hu in enumerate((long, short)):
-        alone = road({"hu": hu[None], "depth": np.array([len(hu)], np.int32)})
+        alone = model({"hu": hu[None], "depth": np.array([len(hu)], np.int32)})
         np.testing.assert_allclose(together["logits"][number], alone["logits"][0], atol=1e-4)
         np.testing.assert_allclose(together["ct_score"][number], alone["ct_score"][0], atol=1e-4)
 
 
-def test_it_is_a_preprocessor_and_a_network(road, network, unet):
+def test_it_is_a_preprocessor_and_a_network(model, network, unet):
     hu, depth = scan()[None], np.array([14], np.int32)
     alone = Preprocessor(unet, (8, 32, 32, 1))
     prepared = alone.prepare(hu, alone.segment(hu, depth)["lungs"])
     assert prepared["clip"].shape == (1, 8, 32, 32, 1)
     assert prepared["lungs"].shape == (1, 8, 32, 32)
-    answer = road({"hu": hu, "depth": depth})
+    answer = model({"hu": hu, "depth": depth})
     np.testing.assert_array_equal(network(prepared["clip"])["logits"], answer["logits"])
     assert answer["slices_kept"].numpy().tolist() == [int(prepared["keep"].numpy().sum())]
 
 
-def test_the_clip_is_the_windowed_lung_and_nothing_else(road):
+def test_the_clip_is_the_windowed_lung_and_nothing_else(model):
     hu = scan()[None]
-    prepared = road.prepare(hu, road.segment(hu, np.array([14], np.int32))["lungs"])
+    prepared = model.prepare(hu, model.segment(hu, np.array([14], np.int32))["lungs"])
     clip = prepared["clip"].numpy()[0, ..., 0]
     lung = clip[clip > 0]
     # −860 … −780 HU in the window −1100 … 300.
@@ -92,24 +92,24 @@ def test_the_clip_is_the_windowed_lung_and_nothing_else(road):
     np.testing.assert_allclose(prepared["box"].numpy()[0], [0.25, 0.75, 1 / 9, 8 / 9], atol=0.06)
 
 
-@pytest.mark.parametrize("which", ["road", "road_with_disease"])
+@pytest.mark.parametrize("which", ["model", "model_with_disease"])
 def test_keras_file_round_trip(which, request, tmp_path):
-    road = request.getfixturevalue(which)
+    model = request.getfixturevalue(which)
     inputs = {"hu": scan()[None], "depth": np.array([14], np.int32)}
-    before = road(inputs)
-    road.save(tmp_path / "road.keras")
-    again = keras.saving.load_model(tmp_path / "road.keras")
+    before = model(inputs)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
     assert isinstance(again, Stratifier)
     np.testing.assert_array_equal(before["logits"], again(inputs)["logits"])
-    masks, masks_again = (one.segment(**inputs) for one in (road, again))
+    masks, masks_again = (one.segment(**inputs) for one in (model, again))
     assert masks.keys() == masks_again.keys()
     for name, mask in masks.items():
         np.testing.assert_array_equal(mask, masks_again[name])
 
 
-def test_the_second_output_is_a_mask_beside_the_lungs(road, road_with_disease):
+def test_the_second_output_is_a_mask_beside_the_lungs(model, model_with_disease):
     inputs = {"hu": scan()[None], "depth": np.array([13], np.int32)}
-    lungs, both = road.segment(**inputs), road_with_disease.segment(**inputs)
+    lungs, both = model.segment(**inputs), model_with_disease.segment(**inputs)
     assert list(lungs) == ["lungs"]
     assert list(both) == ["lungs", "disease"]
     np.testing.assert_allclose(lungs["lungs"], both["lungs"], atol=1e-6)
@@ -123,9 +123,9 @@ def test_the_second_output_is_a_mask_beside_the_lungs(road, road_with_disease):
     assert not disease[5, 10:22, 6:12].any()
 
 
-def test_the_network_never_sees_the_disease(road, road_with_disease):
+def test_the_network_never_sees_the_disease(model, model_with_disease):
     inputs = {"hu": scan()[None], "depth": np.array([14], np.int32)}
-    alone, beside = road(inputs), road_with_disease(inputs)
+    alone, beside = model(inputs), model_with_disease(inputs)
     assert alone.keys() == beside.keys()
     for name, value in alone.items():
         np.testing.assert_allclose(value, beside[name], atol=1e-5)
@@ -144,8 +144,8 @@ def test_input_scaling_is_a_layer_behind_window_and_mask(unet):
     np.testing.assert_allclose(clips[1], clips[0] * [2, 2, 4] + [-1, -1, 0.5], atol=1e-6)
 
 
-def test_nothing_kept_is_said_and_finite(road):
-    answer = road({"hu": np.zeros((1, 9, 64, 64), np.int16), "depth": np.array([9], np.int32)})
+def test_nothing_kept_is_said_and_finite(model):
+    answer = model({"hu": np.zeros((1, 9, 64, 64), np.int16), "depth": np.array([9], np.int32)})
     assert answer["slices_kept"].numpy().tolist() == [0]
     assert np.isfinite(answer["logits"]).all()
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under another name, then renamed; and what a kill left half-way."""
+"""Files and folders that are complete or not there: written under another name, then renamed."""
 
 from __future__ import annotations
 
@@ -16,48 +16,99 @@ from pathlib import Path
 
 from tf_covid.errors import OutputError
 
-#: What `_partial` gives: name, where its process runs, the process, a token.
-_PARTIAL = re.compile(r"\..+\.([0-9a-f]{8})\.(\d+)\.[0-9a-f]{8}\.partial")
+#: A name of `_sibling`: `.NAME.WHERE.PID.TOKEN.KIND`, where WHERE is the place of the process PID.
+_SIBLING = re.compile(r"\.(.+)\.([0-9a-f]{8})\.(\d+)\.[0-9a-f]{8}\.(partial|old)")
 
-#: A name of another place goes after so long, in seconds: whether its writer still runs cannot be
-#: asked from here.
+#: What another host or container left is removed after so long, in seconds: whether its writer
+#: still runs cannot be asked from here.
 _ABANDONED_S = 86_400
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write to the path that this gives; at the end it takes the place of `path`, and on an error it is removed.
+    """Write to the path that this gives; at the end it takes the place of `path`.
+
+    On an error it is removed, and `path` stays as it was.
 
     Raises:
         OutputError: If it cannot be written.
     """
-    partial = _partial(path)
-    try:
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {_reason(error)}") from error
-    finally:
-        # Where the disk fails, the first error is the one to tell.
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+    partial = _sibling(path)
+    with output_errors(path):
+        try:
+            yield partial
+            os.replace(partial, path)
+        finally:
+            # Where the disk fails, the first error is the one to tell.
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def temporary_directory(path: Path) -> Iterator[Path]:
-    """A hidden folder beside `path` for what it is made from; gone at the end.
+    """A hidden folder beside `path` for what it is made from; removed at the end.
 
     Raises:
         OutputError: If it cannot be written to.
     """
-    folder = _partial(path)
-    try:
-        folder.mkdir()
-        yield folder
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {_reason(error)}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    folder = _sibling(path)
+    with output_errors(path):
+        try:
+            folder.mkdir()
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder` that takes its place at the end, and is removed on an error.
+
+    What killed processes left beside `folder` is put right first, see `recover_folder`.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    recover_folder(folder)
+    partial, old = _sibling(folder), _sibling(folder, "old")
+    with output_errors(folder):
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            if folder.exists():
+                folder.rename(old)
+            try:
+                partial.rename(folder)
+            except OSError:
+                if old.exists():
+                    old.rename(folder)
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        # The new folder is in place: what cannot be removed now goes at the next write.
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(folder: Path) -> None:
+    """Put right what killed processes left beside `folder`.
+
+    Half-written folders are removed, and the newest one that was set aside comes back if there is
+    none in its place. Those of a running process are left alone, another host's for a day.
+
+    Raises:
+        OutputError: If the disk does not allow it.
+    """
+    with output_errors(folder):
+        left = [
+            (kind, path.stat().st_mtime, path)
+            for name, kind, path in _leftovers(folder.parent, own=True)
+            if name == folder.name
+        ]
+        for kind, _, path in sorted(left, key=lambda item: (item[0] != "old", -item[1])):
+            if kind == "old" and not folder.exists():
+                path.rename(folder)
+            else:
+                shutil.rmtree(path)
 
 
 def write_text(text: str, path: Path) -> None:
@@ -70,29 +121,83 @@ def write_text(text: str, path: Path) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what `replacing` and `temporary_directory` left in a folder when their process was killed.
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents, if they are not there.
 
-    A name that is not of ours stays, and so does that of a process that runs. What another host or
-    container left goes after a day. What cannot be removed stays for the next time.
+    Raises:
+        OutputError: If it cannot be made.
+    """
+    with output_errors(folder, "made"):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def output_errors(path: Path, done: str = "written") -> Iterator[None]:
+    """Turn an `OSError` into an `OutputError` that names the output and the reason.
 
     Args:
-        folder: Not those within it; may be missing.
+        path: The output as the user knows it.
+        done: What cannot be done to it: "written" or "made".
+
+    Raises:
+        OutputError: In place of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be {done}: {_reason(error)}") from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left in a folder while they wrote files there.
+
+    A name that is not of ours stays, and so does that of a process that runs. What another host or
+    container left is removed after a day. What cannot be removed stays for the next time.
+
+    Args:
+        folder: Folder of the outputs, without those within it; may be missing.
     """
     with suppress(OSError):
-        for path in sorted(folder.iterdir()):
-            match = _PARTIAL.fullmatch(path.name)
-            if not match:
+        for _, kind, path in _leftovers(folder):
+            if kind != "partial":
                 continue
-            with suppress(OSError):  # another process sweeps, too
-                status = path.lstat()
-                age = time.time() - max(status.st_mtime, status.st_ctime)
-                if alive(int(match[2])) if match[1] == _where() else age <= _ABANDONED_S:
-                    continue
+            with suppress(OSError):  # another process may be removing it, too
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
                     path.unlink()
+
+
+def partial_of(name: str) -> str | None:
+    """Name of the file that was being written under this name; None for a name that is not ours."""
+    match = _SIBLING.fullmatch(name)
+    return match[1] if match else None
+
+
+def _leftovers(folder: Path, *, own: bool = False) -> list[tuple[str, str, Path]]:
+    """What was left in a folder by writers that are gone: name of the output, kind, path.
+
+    Args:
+        folder: May be missing.
+        own: Whether a name of this very process counts as left: it was its predecessor's.
+    """
+    if not folder.is_dir():
+        return []
+    left = []
+    for path in sorted(folder.iterdir()):
+        match = _SIBLING.fullmatch(path.name)
+        if not match:
+            continue
+        with suppress(FileNotFoundError):  # another process has removed it meanwhile
+            status = path.lstat()
+            # Setting a folder aside changes the time of its entry only, not that of its content.
+            age = time.time() - max(status.st_mtime, status.st_ctime)
+            pid = int(match[3])
+            here = match[2] == _where()
+            runs = alive(pid) and not (own and pid == os.getpid()) if here else age <= _ABANDONED_S
+            if not runs:
+                left.append((match[1], match[4], path))
+    return left
 
 
 def alive(pid: int) -> bool:
@@ -119,13 +224,14 @@ def _reason(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error)
 
 
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{_where()}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+def _sibling(path: Path, kind: str = "partial") -> Path:
+    token = secrets.token_hex(4)
+    return path.with_name(f".{path.name}.{_where()}.{os.getpid()}.{token}.{kind}")
 
 
 @functools.cache
 def _where() -> str:
-    """Where a process number means something: this host since it started, and this container; eight hex digits."""
+    """Where a process number means something, in eight hex digits: host, boot and container."""
     facts = [platform.node()]
     with suppress(OSError):
         facts.append(Path("/proc/sys/kernel/random/boot_id").read_text("ascii"))

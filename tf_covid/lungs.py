@@ -125,7 +125,10 @@ def _clean(mask: np.ndarray) -> np.ndarray:
 
 
 def _filled(sides: np.ndarray) -> np.ndarray:
-    """Holes filled slice by slice, each lung alone: between two lungs that touch lies the heart, which is no hole."""
+    """Holes filled slice by slice, each lung alone.
+
+    Between two lungs that touch lies the heart, which is no hole.
+    """
     out = sides.copy()
     for plane in out:
         for side in (RIGHT, LEFT):
@@ -135,7 +138,10 @@ def _filled(sides: np.ndarray) -> np.ndarray:
 
 
 def _middle(hu: np.ndarray) -> float:
-    """Column of the middle of the body, on the grid of `hu`: the centre of what is denser than lung."""
+    """Column of the middle of the body, on the grid of `hu`.
+
+    The centre of what is denser than lung.
+    """
     columns = (hu > -500.0).sum(axis=(0, 1), dtype=np.float64)
     total = columns.sum()
     return (
@@ -184,7 +190,8 @@ def _cores(core: np.ndarray, total: int, middle: float) -> np.ndarray | None:
         return None
     side = np.zeros(count + 1, np.uint8)
     side[large] = np.where(of_right[large] > 0.5, RIGHT, LEFT)
-    return side[pieces]
+    sides: np.ndarray = side[pieces]
+    return sides
 
 
 def _nearest(sides: np.ndarray, cell_mm: tuple[float, float, float]) -> np.ndarray:
@@ -194,16 +201,20 @@ def _nearest(sides: np.ndarray, cell_mm: tuple[float, float, float]) -> np.ndarr
     nearest = ndimage.distance_transform_edt(
         sides == 0, sampling=cell_mm, return_distances=False, return_indices=True
     )
-    return sides[tuple(nearest)]
+    everywhere: np.ndarray = sides[tuple(nearest)]
+    return everywhere
 
 
 def _dense(hu: np.ndarray, mask: np.ndarray, cell_mm: tuple[float, float, float]) -> np.ndarray:
-    """Involved cells of the U-Net's grid: dense lung, less everything as thin as a vessel or the pleura's border."""
+    """Involved cells of the U-Net's grid.
+
+    Dense lung, less everything as thin as a vessel or the pleura's border.
+    """
     dense = (hu > INVOLVED_HU) & mask
     thin = (
         THIN_MM + (cell_mm[1] + cell_mm[2]) / 4
     )  # from the border to a cell's centre is half a cell more
-    out = np.zeros_like(dense)
+    out: np.ndarray = np.zeros_like(dense)
     for number in np.flatnonzero(dense.any(axis=(1, 2))):
         # One cell more around: the picture's border is a border.
         plane = np.pad(dense[number], 1)
@@ -232,7 +243,7 @@ def _sided(mask: np.ndarray, sides: np.ndarray, cell_mm: tuple[float, float, flo
 
 
 def _labelled(inside: np.ndarray, sides: np.ndarray) -> np.ndarray:
-    """uint8 (D, H, W): where `inside`, the side of the cell of the coarse grid that holds the voxel."""
+    """uint8 (D, H, W): where `inside`, the side of the coarse cell that holds the voxel."""
     rows, columns = (
         np.minimum((np.arange(size) + 0.5) * cells / size, cells - 1).astype(int)
         for size, cells in zip(inside.shape[1:], sides.shape[1:], strict=True)

@@ -1,17 +1,20 @@
-"""The whole road, top to bottom, on one screen: a scan in, a result out."""
+"""`stratify`: a scan in, a result out; every stage between them on one screen."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from tf_covid import severity
+from tf_covid.answer import Answer, Evidence, Segmentation, mean_answer
 from tf_covid.errors import ScanRefused
 from tf_covid.lungs import LungReading, read_lungs
 from tf_covid.result import (
@@ -28,9 +31,6 @@ from tf_covid.result import (
 from tf_covid.scan import Scan, lung_flags, user_lungs, volume_flags
 from tf_covid.scan.checks import refusal
 
-if TYPE_CHECKING:
-    from tf_covid.local import Answer, Segmentation
-
 #: Lung volumes outside of this range, in ml, are possible but rare in adults; they are pointed out.
 #: What no chest has (`scan.checks.POSSIBLE_VOLUME_ML`) is refused.
 USUAL_VOLUME_ML = (1500.0, 9000.0)
@@ -41,12 +41,12 @@ USUAL_VOLUME_ML = (1500.0, 9000.0)
 NEAR_POINTS = 2
 
 
-class Models(Protocol):
-    """What answers: `local.LocalModels`, or `serving.client.RemoteModels`; see there for each part."""
+class Models(Protocol[Evidence]):
+    """What answers: `local.LocalModels` in this process, or `client.remote.RemoteModels`."""
 
     @property
     def task(self) -> str:
-        """Severity or covid."""
+        """Task of all networks: "severity" or "covid"."""
 
     @property
     def finds_disease(self) -> bool:
@@ -54,34 +54,74 @@ class Models(Protocol):
 
     @property
     def slice_minimum(self) -> float:
-        """The least share of a slice that must be lung."""
+        """Fraction of a slice that must be lung for the networks to keep it."""
 
     @property
     def endpoint(self) -> str:
-        """The explained layer."""
+        """Name of the explained layer."""
 
     @property
     def versions(self) -> dict[str, str]:
-        """Versions that have a say in the answer, beside those of this process."""
+        """Versions that decide the answer, beside those of this process."""
+
+    @property
+    def weights_sha256(self) -> list[str]:
+        """Hashes of all weights that decide the answer: the networks', then the lung model's."""
 
     def segment(self, hu: np.ndarray) -> Segmentation:
-        """The lungs of one scan."""
+        """Find the lungs of one scan, int16 (D, H, W)."""
 
     def from_mask(self, mask: np.ndarray) -> Segmentation:
-        """A user's lungs."""
+        """Bring a user's lung mask, bool (D, H, W), onto the grid of the lung model."""
 
-    def classify(self, hu: np.ndarray, probability: np.ndarray) -> list[Answer]:
-        """Every network's answer about one scan."""
+    def classify(self, hu: np.ndarray, probability: np.ndarray) -> list[Answer[Evidence]]:
+        """Every network's answer about one scan, given its lungs, float32 (D, h, w)."""
 
-    def attend(
-        self, answers: Sequence[Answer], lungs: np.ndarray, target: str, number: int, method: str
+    def explain(
+        self,
+        answers: Sequence[Answer[Evidence]],
+        lungs: np.ndarray,
+        *,
+        method: str,
+        target: str,
+        predicted_class: int,
     ) -> tuple[np.ndarray, float | None]:
-        """The attention map on the scan."""
+        """The attention map, uint8 (D, H, W), and the fraction of it that lay within the lungs."""
+
+
+class Timings:
+    """Seconds that each stage took, in the order in which the stages ended."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Time a block; the blocks of one stage add up."""
+        start = time.perf_counter()
+        yield
+        taken = time.perf_counter() - start
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + taken
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the ensemble answers: the mean of its networks.
+
+    Args:
+        predicted_class: Index of the most probable class.
+        probabilities: Mean probability of each class, float64 (classes,).
+        ct_score: Mean Global CT Score of the networks that have one, 0–25; None where none has.
+    """
+
+    predicted_class: int
+    probabilities: np.ndarray
+    ct_score: float | None
 
 
 def stratify(
     scan: Scan,
-    model: str | Path | Sequence[str | Path] | Models = "severity-i3d",
+    model: str | Path | Sequence[str | Path] | Models[Any] = "severity-i3d",
     *,
     lungs: np.ndarray | str | os.PathLike[str] | None = None,
     lungs_labels: Sequence[int] = (),
@@ -90,86 +130,54 @@ def stratify(
     attention_target: str = "severity",
     identifiers: bool = False,
 ) -> Result:
-    """Severity (or covid) of one chest CT, with its evidence.
+    """Severity (or covid) of one chest CT, with its evidence; refused without usable lungs.
 
     Args:
         scan: From `tf_covid.read`.
-        model: A shipped name, a `.keras` file, several of one task (the mean of their
-            probabilities), or `LocalModels`, which are loaded once for many scans; or
-            `RemoteModels`, which a server has.
-        lungs: The user's own mask instead of the U-Net's: a file on the grid of the scan, or an
-            array (D, H, W) in canonical order; 0 outside and one value inside. Diseased lung within
-            it is still the U-Net's, if it finds any.
-        lungs_labels: The values of `lungs` that stand for lung, where it holds labels.
+        model: Shipped name or `.keras` file; of several of one task the mean answers. Or `Models`.
+        lungs: Your own mask (D, H, W) or its file, instead of the U-Net's; see `scan.user_lungs`.
+        lungs_labels: Values of `lungs` that stand for lung, where it holds labels.
         precision: "float32" or "bfloat16", for models given by name or file.
         attention: "gradcam", "gradcam++", "layercam" or "none".
         attention_target: "severity" (the expected class index) or "class" (the predicted class).
         identifiers: Put the header's identifiers into the result.
 
-    Returns:
-        A result; its status is "refused" where the lungs do not allow an answer.
-
     Raises:
         ModelError: If a model is missing, damaged or foreign.
-        ScanRefused: If `lungs` is no mask of this scan's lungs, see `scan.user_lungs`; `scan_type`
-            if `scan` is none.
+        ScanRefused: If `scan` is not a scan, or `lungs` is not a mask of its lungs.
     """
     _check_scan(scan)
-    mask, doubts = _own_lungs(scan, lungs, lungs_labels)
-    models = _models(model, precision)
-    start = time.perf_counter()
-    found = models.segment(scan.hu) if mask is None else models.from_mask(mask)
-    try:
-        answers = _gate_then_classify(scan, models, found.probability)
-    except ScanRefused as refusal:
-        return refused(scan.case, refusal.quality_flags)
-    keep = answers[0].keep
-    measuring = time.perf_counter()
-    # A user's mask tells where the lungs are, not what is diseased within them.
-    disease = (
-        models.segment(scan.hu).disease
-        if mask is not None and models.finds_disease
-        else found.disease
-    )
-    reading = read_lungs(scan.hu, found.probability, keep, scan.spacing_mm, mask, disease)
-    if impossible := volume_flags(reading.lungs.volume_ml):
-        return refused(scan.case, [*scan.quality_flags, *impossible])
-    timings = {"lungs": found.seconds + time.perf_counter() - measuring}
-    timings["classify"] = sum(answer.seconds for answer in answers)
-
-    probabilities, score = _mean_answer(answers)
-    number = int(np.argmax(probabilities))
-    looking = time.perf_counter()
-    volume, looked = _attend(models, answers, reading.labels, attention, attention_target, number)
-    timings["attention"] = time.perf_counter() - looking
-    timings["total"] = time.perf_counter() - start
-
-    quality_flags = [*scan.quality_flags, *doubts, *_flags(scan, models, reading, number, score)]
-    if volume is not None and not volume.any():
-        quality_flags.append(
-            QualityFlag(
-                "attention_empty",
-                "info",
-                "Nothing in the scan raises the target: the map is empty.",
-            )
-        )
+    mask, mask_flags = _user_mask(scan, lungs, lungs_labels)
+    models, timings, target = _models(model, precision), Timings(), attention_target
+    with timings.timed("total"):
+        with timings.timed("lungs"):
+            found = models.segment(scan.hu) if mask is None else models.from_mask(mask)
+        try:
+            with timings.timed("classify"):
+                answers = _gate_then_classify(scan, models, found.probability)
+        except ScanRefused as refusal:
+            return refused(scan.case, refusal.quality_flags)
+        with timings.timed("lungs"):
+            reading = _read_lungs(scan, models, found, answers[0].keep, mask)
+        if impossible := volume_flags(reading.lungs.volume_ml):
+            return refused(scan.case, [*scan.quality_flags, *impossible])
+        prediction = _prediction(answers)
+        with timings.timed("attention"):
+            volume, looked = _explain(models, answers, reading, prediction, attention, target)
+    flags = _flags(scan, models, reading, prediction, volume)
     return Result(
         case=scan.case,
         status="repaired" if scan.repaired else "pass",
-        quality_flags=tuple(quality_flags),
+        quality_flags=(*scan.quality_flags, *mask_flags, *flags),
         versions=versions() | models.versions,
         series=_series(scan, identifiers),
         lungs=reading.lungs,
-        severity=_severity(number, probabilities, score) if models.task == "severity" else None,
-        covid=(
-            Covid(float(probabilities[1]), bool(probabilities[1] >= 0.5))
-            if models.task == "covid"
-            else None
-        ),
+        severity=_severity(prediction) if models.task == "severity" else None,
+        covid=_covid(prediction) if models.task == "covid" else None,
         attention=looked,
         models=tuple(_model_answer(answer) for answer in answers),
-        timings_s=timings,
-        maps=Maps(lungs=reading.labels, attention=volume, kept=keep),
+        timings_s=timings.seconds,
+        maps=Maps(lungs=reading.labels, attention=volume, kept=answers[0].keep),
     )
 
 
@@ -188,10 +196,10 @@ def versions() -> dict[str, str]:
     }
 
 
-def _check_scan(scan: Any) -> None:
+def _check_scan(scan: object) -> None:
     if not isinstance(scan, Scan):
         message = (
-            f"A {type(scan).__name__} is no scan: `tf_covid.read` makes one of a file or folder."
+            f"A {type(scan).__name__} is not a scan: `tf_covid.read` makes one of a file or folder."
         )
         raise refusal("scan_type", message)
     if scan.hu.dtype != np.int16 or scan.hu.ndim != 3 or not scan.hu.size:
@@ -201,10 +209,10 @@ def _check_scan(scan: Any) -> None:
         raise refusal("scan_type", message)
 
 
-def _own_lungs(
+def _user_mask(
     scan: Scan, lungs: np.ndarray | str | os.PathLike[str] | None, labels: Sequence[int]
 ) -> tuple[np.ndarray | None, tuple[QualityFlag, ...]]:
-    """The user's own mask, if there is one, and what is doubtful about it."""
+    """The user's own mask, bool (D, H, W) or None, and the quality flags about it."""
     if lungs is not None:
         return user_lungs(lungs, scan, labels)
     if len(labels):
@@ -212,7 +220,7 @@ def _own_lungs(
     return None, ()
 
 
-def _models(model: str | Path | Sequence[str | Path] | Models, precision: str) -> Models:
+def _models(model: str | Path | Sequence[str | Path] | Models[Any], precision: str) -> Models[Any]:
     if not isinstance(model, (str, Path, Sequence)):
         return model
     from tf_covid.local import LocalModels
@@ -223,18 +231,18 @@ def _models(model: str | Path | Sequence[str | Path] | Models, precision: str) -
 
 
 def gate(
-    models: Models, probability: np.ndarray, spacing_mm: tuple[float, float, float]
+    models: Models[Any], probability: np.ndarray, spacing_mm: tuple[float, float, float]
 ) -> Sequence[QualityFlag]:
-    """What the lungs of a scan do not allow; with an "error" among it the scan is refused.
+    """Quality flags of the lungs of a scan; with an "error" among them the scan is refused.
 
     Args:
-        models: Their slice rule counts.
-        probability: float32 (D, h, w), lung. The graph's own mask decides, as it does behind a
-            server: no cleaning before the slice rule.
+        models: Models whose slice rule decides which slices count.
+        probability: Probability of lung, float32 (D, h, w). The graph's own mask decides, as it
+            does behind a server: no cleaning before the slice rule.
         spacing_mm: Voxel size along (D, H, W).
     """
-    share = (probability > 0.5).mean(axis=(1, 2))
-    return lung_flags(share, min_fraction=models.slice_minimum, spacing_mm=spacing_mm)
+    fractions = (probability > 0.5).mean(axis=(1, 2))
+    return lung_flags(fractions, min_fraction=models.slice_minimum, spacing_mm=spacing_mm)
 
 
 def refuses(quality_flags: Sequence[QualityFlag]) -> bool:
@@ -242,47 +250,73 @@ def refuses(quality_flags: Sequence[QualityFlag]) -> bool:
     return any(flag.level == "error" for flag in quality_flags)
 
 
-def _gate_then_classify(scan: Scan, models: Models, probability: np.ndarray) -> list[Answer]:
-    quality_flags = gate(models, probability, scan.spacing_mm)
-    if refuses(quality_flags):
-        raise ScanRefused([*scan.quality_flags, *quality_flags])
+def _gate_then_classify(
+    scan: Scan, models: Models[Any], probability: np.ndarray
+) -> list[Answer[Any]]:
+    flags = gate(models, probability, scan.spacing_mm)
+    if refuses(flags):
+        raise ScanRefused([*scan.quality_flags, *flags])
     return models.classify(scan.hu, probability)
 
 
-def _mean_answer(answers: Sequence[Answer]) -> tuple[np.ndarray, float | None]:
-    """Mean probabilities, and the mean CT score of the networks that have one."""
-    scores = [answer.ct_score for answer in answers if answer.ct_score is not None]
-    return np.mean([answer.probabilities for answer in answers], axis=0), (
-        float(np.mean(scores)) if scores else None
+def _read_lungs(
+    scan: Scan,
+    models: Models[Any],
+    segmentation: Segmentation,
+    keep: np.ndarray,
+    mask: np.ndarray | None,
+) -> LungReading:
+    # A user's mask says where the lungs are, not what is diseased within them.
+    disease = (
+        models.segment(scan.hu).disease
+        if mask is not None and models.finds_disease
+        else segmentation.disease
     )
+    return read_lungs(scan.hu, segmentation.probability, keep, scan.spacing_mm, mask, disease)
 
 
-def _attend(
-    models: Models,
-    answers: Sequence[Answer],
-    lungs: np.ndarray,
+def _prediction(answers: Sequence[Answer[Any]]) -> Prediction:
+    probabilities, ct_score = mean_answer(answers)
+    return Prediction(int(np.argmax(probabilities)), probabilities, ct_score)
+
+
+def _explain(
+    models: Models[Any],
+    answers: Sequence[Answer[Any]],
+    reading: LungReading,
+    prediction: Prediction,
     method: str,
     target: str,
-    number: int,
 ) -> tuple[np.ndarray | None, Attention | None]:
     if method == "none":
         return None, None
-    volume, fraction = models.attend(answers, lungs, target, number, method)
+    volume, fraction = models.explain(
+        answers,
+        reading.labels,
+        method=method,
+        target=target,
+        predicted_class=prediction.predicted_class,
+    )
     sums = [int(plane.sum(dtype=np.int64)) for plane in volume]
-    areas = [max(int(np.count_nonzero(plane)), 1) for plane in lungs]
+    areas = [max(int(np.count_nonzero(plane)), 1) for plane in reading.labels]
     per_slice = tuple(total / 255.0 / area for total, area in zip(sums, areas, strict=True))
     return volume, Attention(method, target, models.endpoint, fraction, per_slice)
 
 
 def _flags(
-    scan: Scan, models: Models, reading: LungReading, number: int, score: float | None
+    scan: Scan,
+    models: Models[Any],
+    reading: LungReading,
+    prediction: Prediction,
+    attention_map: np.ndarray | None,
 ) -> list[QualityFlag]:
+    """Quality flags of an answered scan: what is unusual about lungs, CT score and map."""
     # Of the cleaned mask: a table's tube in the last slice does not cut a lung off. Too little lung
     # was refused before.
     limits = lung_flags(
         reading.share, min_fraction=models.slice_minimum, spacing_mm=scan.spacing_mm
     )
-    found = [flag for flag in limits if flag.level != "error"]
+    flags = [flag for flag in limits if flag.level != "error"]
     lungs = reading.lungs
     low, high = USUAL_VOLUME_ML
     if not low <= lungs.volume_ml <= high:
@@ -290,30 +324,31 @@ def _flags(
             f"The lungs measure {lungs.volume_ml:.0f} ml; adults' mostly lie within"
             f" {low:.0f}–{high:.0f} ml."
         )
-        found.append(QualityFlag("unusual_lung_volume", "warning", message, round(lungs.volume_ml)))
+        flags.append(QualityFlag("unusual_lung_volume", "warning", message, round(lungs.volume_ml)))
     if min(lungs.left_ml, lungs.right_ml) < 0.1 * lungs.volume_ml:
         side = "left" if lungs.left_ml < lungs.right_ml else "right"
-        found.append(
-            QualityFlag(
-                "one_lung", "warning", f"Hardly any {side} lung was found; look at the mask.", side
-            )
-        )
-    if models.task == "severity" and score is not None:
-        found += _mismatch(number, score)
-    return found
+        message = f"Hardly any {side} lung was found; look at the mask."
+        flags.append(QualityFlag("one_lung", "warning", message, side))
+    if models.task == "severity" and prediction.ct_score is not None:
+        flags += _class_mismatch(prediction.predicted_class, prediction.ct_score)
+    if attention_map is not None and not attention_map.any():
+        message = "Nothing in the scan raises the target: the map is empty."
+        flags.append(QualityFlag("attention_empty", "info", message))
+    return flags
 
 
-def _mismatch(number: int, score: float) -> list[QualityFlag]:
+def _class_mismatch(predicted_class: int, ct_score: float) -> list[QualityFlag]:
     """The flag of a CT score that belongs to another class than the probabilities."""
-    outside = severity.points_outside(score, number)
+    outside = severity.points_outside(ct_score, predicted_class)
     if not outside:
         return []
-    other, own = severity.LABELS[severity.severity_class(score)], severity.LABELS[number]
+    other = severity.LABELS[severity.severity_class(ct_score)]
     message = (
-        f"The CT score of {score:.1f} belongs to the class “{other}”, the probabilities to “{own}”."
+        f"The CT score of {ct_score:.1f} belongs to the class “{other}”, the probabilities to"
+        f" “{severity.LABELS[predicted_class]}”."
     )
     level: Level = "info" if outside <= NEAR_POINTS else "warning"
-    return [QualityFlag("score_class_mismatch", level, message, round(score, 1))]
+    return [QualityFlag("score_class_mismatch", level, message, round(ct_score, 1))]
 
 
 def _series(scan: Scan, identifiers: bool) -> Series:
@@ -327,13 +362,21 @@ def _series(scan: Scan, identifiers: bool) -> Series:
     )
 
 
-def _severity(number: int, probabilities: np.ndarray, score: float | None) -> Severity:
+def _severity(prediction: Prediction) -> Severity:
     return Severity(
-        number, severity.LABELS[number], tuple(float(value) for value in probabilities), score
+        prediction.predicted_class,
+        severity.LABELS[prediction.predicted_class],
+        tuple(float(value) for value in prediction.probabilities),
+        prediction.ct_score,
     )
 
 
-def _model_answer(answer: Answer) -> ModelAnswer:
+def _covid(prediction: Prediction) -> Covid:
+    positive = prediction.probabilities[1]
+    return Covid(float(positive), bool(positive >= 0.5))
+
+
+def _model_answer(answer: Answer[Any]) -> ModelAnswer:
     model = answer.model
     probabilities = tuple(float(value) for value in answer.probabilities)
     return ModelAnswer(

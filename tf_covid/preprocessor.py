@@ -1,4 +1,7 @@
-"""What lies between a scan and a network's clip, once: for the cache, training, export and inference."""
+"""What lies between a scan and a network's clip, once.
+
+For the cache, training, export and inference.
+"""
 
 from __future__ import annotations
 

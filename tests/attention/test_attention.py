@@ -261,7 +261,7 @@ def test_the_fair_pool_is_a_max_pool_and_its_gradient_is_tensorflows_where_nothi
     arguments = {"pool_size": size, "strides": stride, "padding": padding}
     x = tf.constant(np.random.default_rng(5).standard_normal((2, 7, 8, 9, 3), np.float32))
     answers, gradients = [], []
-    for kind in (attention.FairMaxPool3D, keras.layers.MaxPooling3D):
+    for kind in (attention.TieSharingMaxPool3D, keras.layers.MaxPooling3D):
         with tf.GradientTape() as tape:
             tape.watch(x)
             y = kind(**arguments)(x)
@@ -279,7 +279,7 @@ def test_ties_share_the_gradient_of_their_window():
     x = tf.ones((1, 6, 6, 6, 1))
     with tf.GradientTape() as tape:
         tape.watch(x)
-        score = tf.reduce_sum(attention.FairMaxPool3D(2)(x))
+        score = tf.reduce_sum(attention.TieSharingMaxPool3D(2)(x))
     np.testing.assert_allclose(tape.gradient(score, x), np.full(x.shape, 1 / 8), atol=1e-6)
 
 
@@ -294,7 +294,9 @@ def test_a_map_is_the_same_in_a_graph_and_outside(i3d, clip):
     def weights(features):
         with tf.GradientTape() as tape:
             tape.watch(features)
-            score = attention.expected_class(cut.fair_head(features, training=False)["logits"])
+            score = attention.expected_class(
+                cut.tie_sharing_head(features, training=False)["logits"]
+            )
         return tf.reduce_mean(tape.gradient(score, features), axis=(1, 2, 3))
 
     raw = attention.attention_map(cut.explained, features, attention.expected_class)

@@ -32,11 +32,11 @@ def made_scan(seed=0):
 
 @pytest.fixture(scope="module")
 def server(small_export):
-    folder = small_export.road.parents[1]
+    folder = small_export.stratifier.parents[1]
     with Server(
         Settings(models=folder, port=0, grpc_port=0, token="a-token-for-tests", poll_s=0.2)
     ) as running:
-        assert running.wait_until_ready(60, "small")
+        assert running.wait_until_ready(60, "small", "small-clip")
         yield running
 
 
@@ -49,7 +49,7 @@ def test_a_result_from_a_server_is_the_result_from_here(url, small_models):
     there = RemoteModels(connect(url, "a-token-for-tests"), ["small"])
     assert (there.task, there.finds_disease, there.slice_minimum) == ("severity", True, 0.05)
     assert there.endpoint == small_models.endpoint
-    assert there.marks == [small_models.members[0].model.sha256, small_models.lungs.sha256]
+    assert there.weights_sha256 == [small_models.members[0].model.sha256, small_models.lungs.sha256]
     for seed in (0, 1):
         here, remote = (stratify(made_scan(seed), models) for models in (small_models, there))
         one, two = here.as_dict(), remote.as_dict()

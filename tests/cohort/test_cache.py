@@ -25,8 +25,8 @@ import tensorflow as tf
 from tf_covid.cohort import cache
 from tf_covid.cohort.augment import Augmentation
 from tf_covid.cohort.dataset import batches
-from tf_covid.cohort.feed import ClipTrainingInput
-from tf_covid.cohort.manifest import Row, read_manifest
+from tf_covid.cohort.manifest import ManifestRow, read_manifest
+from tf_covid.cohort.training_input import ClipTrainingInput
 from tf_covid.errors import CohortError, OutputError
 from tf_covid.models import I3D
 from tf_covid.phantom import draw_chest
@@ -50,7 +50,7 @@ def wanted() -> cache.CacheSpec:
 
 
 @pytest.fixture(scope="session")
-def rows(small_cohort: Path) -> list[Row]:
+def rows(small_cohort: Path) -> list[ManifestRow]:
     return read_manifest(small_cohort)
 
 
@@ -66,7 +66,7 @@ def clip_of(entry: cache.CacheRecord, wanted: cache.CacheSpec) -> np.ndarray:
     return np.asarray(feed(**inputs)[0])
 
 
-def check_clip(row: Row, wanted: cache.CacheSpec, folder: Path) -> None:
+def check_clip(row: ManifestRow, wanted: cache.CacheSpec, folder: Path) -> None:
     entry = cache.fill([row], folder, wanted).entries[row.case]
     road = Stratifier(I3D((*CLIP, 1)), load("lungs-unet").network, wanted.preprocessing)
     hu = find_cases(row.path)[0].read().hu[np.newaxis]
@@ -79,7 +79,7 @@ def check_clip(row: Row, wanted: cache.CacheSpec, folder: Path) -> None:
 def test_a_clip_of_the_cache_is_the_clip_of_infer(wanted: cache.CacheSpec, tmp_path: Path) -> None:
     chest = draw_chest(5, (60, 160, 160), severity=3)
     path = write_nifti_volume(chest.hu, chest.affine, tmp_path / "ct.nii.gz")
-    check_clip(Row(case="one", patient="one", path=path), wanted, tmp_path / "cache")
+    check_clip(ManifestRow(case="one", patient="one", path=path), wanted, tmp_path / "cache")
 
 
 @pytest.mark.slow
@@ -87,11 +87,13 @@ def test_a_clip_of_a_real_scan_is_the_clip_of_infer(
     real_ct: Path, wanted: cache.CacheSpec, tmp_path: Path
 ) -> None:
     largest = dataclasses.replace(wanted, grid=cache.LARGEST_GRID)
-    check_clip(Row(case="cip", patient="cip", path=real_ct / "cip"), largest, tmp_path / "cache")
+    check_clip(
+        ManifestRow(case="cip", patient="cip", path=real_ct / "cip"), largest, tmp_path / "cache"
+    )
 
 
 def test_on_the_grid_of_the_clip_nothing_is_lost(
-    rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path
+    rows: list[ManifestRow], wanted: cache.CacheSpec, tmp_path: Path
 ) -> None:
     same = dataclasses.replace(wanted, grid=CLIP)
     filled = cache.fill(rows[:1], tmp_path, same)
@@ -107,7 +109,7 @@ def test_on_the_grid_of_the_clip_nothing_is_lost(
 
 
 def test_records_are_made_once_and_never_stale(
-    rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path
+    rows: list[ManifestRow], wanted: cache.CacheSpec, tmp_path: Path
 ) -> None:
     first = cache.fill(rows[:2], tmp_path, wanted)
     assert len(names(tmp_path)) == 4
@@ -132,7 +134,7 @@ def test_records_are_made_once_and_never_stale(
 
 @pytest.mark.parametrize("harm", ["cut", "no_facts", "bad_facts", "gone"])
 def test_a_half_record_is_made_again(
-    rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path, harm: str
+    rows: list[ManifestRow], wanted: cache.CacheSpec, tmp_path: Path, harm: str
 ) -> None:
     entry = cache.fill(rows[:1], tmp_path, wanted).entries[rows[0].case]
     whole = entry.path.read_bytes()
@@ -149,7 +151,7 @@ def test_a_half_record_is_made_again(
 
 
 def test_several_processes_make_the_same_records(
-    rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path
+    rows: list[ManifestRow], wanted: cache.CacheSpec, tmp_path: Path
 ) -> None:
     alone = cache.fill(rows[:3], tmp_path / "one", wanted)
     together = cache.fill(rows[:3], tmp_path / "two", wanted, workers=2)
@@ -172,7 +174,7 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from tf_covid.cohort import cache, workers
-from tf_covid.cohort.manifest import Row
+from tf_covid.cohort.manifest import ManifestRow
 
 def make(number):
     from tf_covid.atomic import replacing
@@ -201,7 +203,7 @@ def until(done: Callable[[], bool], seconds: float = 120.0) -> None:
 
 @pytest.mark.slow
 def test_workers_end_with_a_killed_parent_and_leave_nothing_for_long(
-    rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path
+    rows: list[ManifestRow], wanted: cache.CacheSpec, tmp_path: Path
 ) -> None:
     script, folder = tmp_path / "slow.py", tmp_path / "cache"
     script.write_text(SLOW)
@@ -230,7 +232,7 @@ def test_workers_end_with_a_killed_parent_and_leave_nothing_for_long(
 
 
 def test_bad_scans_are_skipped_within_bounds(
-    rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path
+    rows: list[ManifestRow], wanted: cache.CacheSpec, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.nii.gz"
     broken.write_bytes(Path(rows[0].path).read_bytes()[:2000])
@@ -254,7 +256,10 @@ def test_bad_scans_are_skipped_within_bounds(
 
 
 def test_the_space_is_asked_for_first(
-    rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rows: list[ManifestRow],
+    wanted: cache.CacheSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert cache.needed_bytes(10, wanted) == pytest.approx(10 * (32 * 96 * 96 * (2 + 2 / 8) + 256))
     entry = cache.fill(rows[:1], tmp_path / "real", wanted).entries[rows[0].case]
@@ -276,7 +281,7 @@ def test_the_space_is_asked_for_first(
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written(
-    rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path
+    rows: list[ManifestRow], wanted: cache.CacheSpec, tmp_path: Path
 ) -> None:
     (tmp_path / "cache").mkdir(mode=0o500)
     with pytest.raises(OutputError, match="cannot be written"):
@@ -284,7 +289,7 @@ def test_a_folder_that_cannot_be_written(
 
 
 def test_planes_hold_whole_slices_and_the_drawn_masks(
-    rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path
+    rows: list[ManifestRow], wanted: cache.CacheSpec, tmp_path: Path
 ) -> None:
     planes = dataclasses.replace(wanted, kind="planes", grid=(12, 32, 32))
     entry = cache.fill(rows[4:5], tmp_path, planes).entries[rows[4].case]
@@ -317,7 +322,7 @@ def as_nifti(path: Path, like: Path, values: np.ndarray) -> Path:
 
 
 def test_masks_that_are_none_are_not_trained_on(
-    rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path
+    rows: list[ManifestRow], wanted: cache.CacheSpec, tmp_path: Path
 ) -> None:
     planes = dataclasses.replace(wanted, kind="planes", grid=(12, 32, 32))
     row = rows[4]
@@ -366,13 +371,16 @@ def test_masks_that_are_none_are_not_trained_on(
         lambda facts: {
             "findings" if key == "quality_flags" else key: value for key, value in facts.items()
         },
-        lambda facts: {key: value for key, value in facts.items() if key != "marks"},
+        lambda facts: {key: value for key, value in facts.items() if key != "fingerprints"},
         lambda facts: facts | {"shape": [1, 2]},
         lambda facts: [],
     ],
 )
 def test_a_record_of_an_older_version_is_made_anew(
-    rows: list[Row], wanted: cache.CacheSpec, tmp_path: Path, change: Callable[[dict], object]
+    rows: list[ManifestRow],
+    wanted: cache.CacheSpec,
+    tmp_path: Path,
+    change: Callable[[dict], object],
 ) -> None:
     planes = dataclasses.replace(wanted, kind="planes", grid=(12, 32, 32))
     entry = cache.make(rows[4], tmp_path, planes)
@@ -394,7 +402,7 @@ def test_no_identifier_is_kept(tmp_path: Path, wanted: cache.CacheSpec) -> None:
 
     manifest = write_cohort(tmp_path / "cohort", 1, seed=4, size=64, slices=44, format="dicom")
     entry = cache.fill(read_manifest(manifest), tmp_path / "cache", wanted).entries["case-0000"]
-    assert set(entry.marks) == {"pixels", "study", "patient"}
+    assert set(entry.fingerprints) == {"pixels", "study", "patient"}
     kept = b"".join(path.read_bytes() for path in (tmp_path / "cache").iterdir())
     scan = find_cases(tmp_path / "cohort" / "case-0000" / "dicom")[0].read()
     assert scan.identifiers
@@ -403,7 +411,7 @@ def test_no_identifier_is_kept(tmp_path: Path, wanted: cache.CacheSpec) -> None:
 
 
 def test_masks_are_unpacked_bit_by_bit() -> None:
-    from tf_covid.cohort.feed import unpacked
+    from tf_covid.cohort.training_input import unpacked
 
     mask = np.random.default_rng(1).random((2, 3, 5, 7)) > 0.5
     bits = np.stack([np.packbits(one) for one in mask])

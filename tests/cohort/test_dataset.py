@@ -11,7 +11,7 @@ import tensorflow as tf
 from tf_covid.cohort.augment import Augmentation
 from tf_covid.cohort.cache import _example
 from tf_covid.cohort.dataset import batches, plane_bytes, visits
-from tf_covid.cohort.feed import ClipTrainingInput, SliceTrainingInput
+from tf_covid.cohort.training_input import ClipTrainingInput, SliceTrainingInput
 from tf_covid.weights import Preprocessing
 
 GRID = (6, 16, 16)

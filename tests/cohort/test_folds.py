@@ -19,13 +19,13 @@ from tf_covid.cohort.folds import (
     write_folds,
 )
 from tf_covid.cohort.likeness import near_groups, near_key
-from tf_covid.cohort.manifest import Row
+from tf_covid.cohort.manifest import ManifestRow
 from tf_covid.errors import CohortError
 
 
 def cohort(
     counts: dict[int, int], scans: int = 1, sites: int = 3
-) -> tuple[list[Row], dict[str, int]]:
+) -> tuple[list[ManifestRow], dict[str, int]]:
     """So many patients of each class, with so many scans each."""
     rows, labels = [], {}
     for label, count in counts.items():
@@ -33,7 +33,9 @@ def cohort(
             for scan in range(scans):
                 case = f"c{label}-{number}-{scan}"
                 site = f"site{number % sites}"
-                rows.append(Row(case=case, patient=f"p{label}-{number}", path=Path("x"), site=site))
+                rows.append(
+                    ManifestRow(case=case, patient=f"p{label}-{number}", path=Path("x"), site=site)
+                )
                 labels[case] = label
     return rows, labels
 
@@ -161,7 +163,9 @@ def test_a_class_keeps_somebody_to_be_trained_on(seed: int) -> None:
     rows, labels = cohort({0: 6})
     for number in range(3):
         for scan, label in enumerate((1, 2)):
-            rows.append(Row(case=f"worse{number}-{scan}", patient=f"worse{number}", path=Path("x")))
+            rows.append(
+                ManifestRow(case=f"worse{number}-{scan}", patient=f"worse{number}", path=Path("x"))
+            )
             labels[f"worse{number}-{scan}"] = label
     cases = [row.case for row in rows]
     for share in (0.2, 0.5, 0.89):
@@ -238,7 +242,7 @@ def test_ids_that_differ(one: str, other: str) -> None:
     assert near_key(one) != near_key(other)
 
 
-def near_cohort() -> tuple[list[Row], dict[str, int]]:
+def near_cohort() -> tuple[list[ManifestRow], dict[str, int]]:
     """Eight pairs of near-equal ids in two classes, and eight patients who are like nobody."""
     pairs = [
         ("P01", "p1"),
@@ -252,7 +256,7 @@ def near_cohort() -> tuple[list[Row], dict[str, int]]:
     ]
     names = [name for pair in pairs for name in pair] + [f"alone{letter}" for letter in "abcdefgh"]
     rows = [
-        Row(case=f"c{number}", patient=name, path=Path("x"), site="ab"[number % 2])
+        ManifestRow(case=f"c{number}", patient=name, path=Path("x"), site="ab"[number % 2])
         for number, name in enumerate(names)
     ]
     return rows, {row.case: number // 2 % 2 for number, row in enumerate(rows)}

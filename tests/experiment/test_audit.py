@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tf_covid.cohort.cache import CacheRecord
-from tf_covid.cohort.manifest import Row
+from tf_covid.cohort.manifest import ManifestRow
 from tf_covid.errors import TrainingError
 from tf_covid.experiment.fit import _as_before, _marks
 
@@ -19,7 +19,9 @@ def entry(case: str, patient: str) -> CacheRecord:
 
 
 def test_a_placeholder_for_the_patient_does_not_count_and_is_said() -> None:
-    rows = [Row(case=f"c{number}", patient=f"p{number}", path=Path("x")) for number in range(6)]
+    rows = [
+        ManifestRow(case=f"c{number}", patient=f"p{number}", path=Path("x")) for number in range(6)
+    ]
     said: list[str] = []
     found = _marks(rows, {row.case: entry(row.case, "anonymous") for row in rows}, said.append)
     assert found["c3"] == {"patient": "p3", "DICOM patient": "", "pixels": "xc3"}
@@ -28,7 +30,9 @@ def test_a_placeholder_for_the_patient_does_not_count_and_is_said() -> None:
 
 
 def test_two_names_of_one_patient_count() -> None:
-    rows = [Row(case=f"c{number}", patient=f"p{number}", path=Path("x")) for number in range(6)]
+    rows = [
+        ManifestRow(case=f"c{number}", patient=f"p{number}", path=Path("x")) for number in range(6)
+    ]
     said: list[str] = []
     found = _marks(
         rows,

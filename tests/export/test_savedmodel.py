@@ -1,4 +1,4 @@
-"""The whole road in one SavedModel."""
+"""The stratifier in one SavedModel."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def scan(depth, seed=0):
 
 @pytest.fixture(scope="module")
 def loaded(small_export):
-    return tf.saved_model.load(str(small_export.road))
+    return tf.saved_model.load(str(small_export.stratifier))
 
 
 def test_every_signature_has_names_types_and_free_sizes(loaded):
@@ -242,7 +242,7 @@ def test_only_ops_of_a_stock_server(small_export):
     """Every op of graph and functions is registered by plain TensorFlow, and none leaves the graph."""
     from tensorflow.python.framework import op_def_registry
 
-    for folder in (small_export.road, small_export.clip):
+    for folder in (small_export.stratifier, small_export.clip):
         saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
         (graph,) = [meta.graph_def for meta in saved.meta_graphs]
         functions = {function.signature.name for function in graph.library.function}
@@ -264,7 +264,7 @@ def test_only_ops_of_a_stock_server(small_export):
 
 
 def test_its_warm_up_holds_a_request_for_every_signature(small_export, loaded):
-    records = dict(warmup.read(small_export.road / "assets.extra"))
+    records = dict(warmup.read(small_export.stratifier / "assets.extra"))
     assert set(records) == set(loaded.signatures)
     for signature, inputs in records.items():
         answers = call(loaded, signature, **inputs)
@@ -281,7 +281,7 @@ def test_its_warm_up_holds_a_request_for_every_signature(small_export, loaded):
 
 
 def test_card_contract_and_labels_lie_beside_it(small_export, small_models):
-    papers = small_export.road / "assets.extra"
+    papers = small_export.stratifier / "assets.extra"
     card = json.loads((papers / "model_card.json").read_text())
     assert card["sha256"] == small_models.members[0].model.sha256
     assert card["lungs"]["sha256"] == small_models.lungs.sha256
@@ -295,12 +295,14 @@ def test_card_contract_and_labels_lie_beside_it(small_export, small_models):
 def test_a_version_is_never_written_over_and_the_next_one_is_counted(
     small_lungs, small_files, small_export
 ):
-    before = (small_export.road / "saved_model.pb").read_bytes()
+    before = (small_export.stratifier / "saved_model.pb").read_bytes()
     with pytest.raises(OutputError, match="this version is there already"):
-        export(small_files.network, small_export.road.parent, int(small_export.road.name))
-    assert (small_export.road / "saved_model.pb").read_bytes() == before
-    done = export(small_files.network, small_export.road.parent)
-    assert done.road.name == done.clip.name == str(int(small_export.road.name) + 1)
+        export(
+            small_files.network, small_export.stratifier.parent, int(small_export.stratifier.name)
+        )
+    assert (small_export.stratifier / "saved_model.pb").read_bytes() == before
+    done = export(small_files.network, small_export.stratifier.parent)
+    assert done.stratifier.name == done.clip.name == str(int(small_export.stratifier.name) + 1)
 
 
 def test_what_cannot_be_exported_is_named(tmp_path):
@@ -328,7 +330,7 @@ def test_what_a_killed_export_left_is_removed(small_lungs, small_files, tmp_path
     dead = tmp_path / "m" / name.replace(f".{number}.", ".4194999.")
     dead.mkdir()
     done = export(small_files.network, tmp_path / "m")
-    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == [done.road.name]
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == [done.stratifier.name]
 
 
 def test_a_full_disk_leaves_nothing(tmp_path):

@@ -60,9 +60,9 @@ def contrast(first: str, second: str) -> float:
 def test_text_can_be_read(theme: palette.Theme) -> None:
     """WCAG 2.1 AA: a contrast of 4.5."""
     for text in (theme.ink, theme.soft):
-        assert min(contrast(text, theme.page), contrast(text, theme.card)) >= 4.5
+        assert min(contrast(text, theme.page), contrast(text, theme.panel)) >= 4.5
     assert contrast(theme.warn, theme.warn_page) >= 4.5
-    assert contrast(theme.bad, theme.card) >= 4.5
+    assert contrast(theme.bad, theme.panel) >= 4.5
 
 
 def test_each_severity_class_but_the_first_is_darker_than_the_one_before() -> None:

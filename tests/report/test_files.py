@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -17,8 +16,9 @@ import numpy as np
 import pytest
 import SimpleITK
 
+from tf_covid import atomic
 from tf_covid.errors import OutputError
-from tf_covid.report import files, html, write_case
+from tf_covid.report import html, write_case
 from tf_covid.result import Result
 
 ANSWERED = {"result.json", "report.html", "montage.png", "lungs.nii.gz", "attention.nii.gz"}
@@ -30,7 +30,8 @@ from tf_covid.report import html, write_case
 from tf_covid.result import QualityFlag, Result
 {before}
 flag = QualityFlag("not_ct", "error", "Not a CT.")
-write_case(Result("case-1", "refused", (flag,), {{"run": "killed"}}), None, pathlib.Path(sys.argv[1]))
+result = Result("case-1", "refused", (flag,), {{"run": "killed"}})
+write_case(result, None, pathlib.Path(sys.argv[1]))
 """
 
 
@@ -149,14 +150,14 @@ def test_a_kill_while_swapping_keeps_the_old_answer(refused: Result, tmp_path: P
         "pathlib.Path.rename = lambda *both: (rename(*both), os.kill(os.getpid(), signal.SIGKILL))",
     )
     assert not folder.exists()
-    files.recover(folder)
+    atomic.recover_folder(folder)
     assert (folder / "result.json").read_text("utf-8") == refused.to_json()
     assert names(tmp_path) == {"case-1"}
 
 
 def test_other_cases_and_living_writers_are_left_alone(refused: Result, tmp_path: Path) -> None:
-    mine = files._sibling(tmp_path / "case-1", "partial").name
-    other_case = files._sibling(tmp_path / "case-10", "partial").name.replace(
+    mine = atomic._sibling(tmp_path / "case-1", "partial").name
+    other_case = atomic._sibling(tmp_path / "case-10", "partial").name.replace(
         str(os.getpid()), "1234567"
     )
     others = {
@@ -174,13 +175,13 @@ def test_other_cases_and_living_writers_are_left_alone(refused: Result, tmp_path
 def test_another_hosts_leftovers_are_left_alone_for_a_day(
     refused: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Containers share a folder and process ids, but no list of processes: this id may run over there."""
+    """Containers share a folder and process ids, but no process list: this id may run there."""
     folder = tmp_path / "case-1"
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(platform, "node", lambda: "pod_7.cluster")
-        siblings = {files._sibling(folder, kind).name for kind in ("partial", "old", "old")}
+        elsewhere.setattr(atomic, "_where", lambda: "0123abcd")
+        siblings = {atomic._sibling(folder, kind).name for kind in ("partial", "old", "old")}
     assert len(siblings) == 3
-    assert all(name.startswith(".case-1.pod-7-cluster.") for name in siblings)
+    assert all(name.startswith(".case-1.0123abcd.") for name in siblings)
     for name in siblings:
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (0, 0))  # an old answer that was set aside just now
@@ -188,7 +189,7 @@ def test_another_hosts_leftovers_are_left_alone_for_a_day(
     assert names(tmp_path) == siblings | {"case-1"}
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 90_000)
-    files.recover(folder)
+    atomic.recover_folder(folder)
     assert names(tmp_path) == {"case-1"}
 
 
@@ -209,7 +210,8 @@ def test_hidden_files_of_somebody_are_not_removed(
 def test_litter_is_replaced(refused: Result, tmp_path: Path) -> None:
     folder = tmp_path / "case-1"
     folder.mkdir()
-    for name in (".DS_Store", "._report.html", ".lungs.nii.gz.0123abcd.part"):
+    half = atomic._sibling(folder / "lungs.nii.gz").name
+    for name in (".DS_Store", "._report.html", ".lungs.nii.gz.0123abcd.part", half):
         (folder / name).touch()
     write_case(refused, None, folder)
     assert names(folder) == {"result.json", "report.html"}

@@ -1,4 +1,4 @@
-"""Pictures: the right side, true proportions, the window, and where mask and attention are drawn."""
+"""Pictures: orientation, proportions, the window, and where mask and attention are drawn."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tf_covid.report import headfeet
-from tf_covid.report.views import choose, lung_box, telling_slices
+from tf_covid.report.views import choose, choose_slices, lung_box
 
 
 def peak(depth: int, at: int, width: float) -> np.ndarray:
@@ -18,7 +18,7 @@ def peak(depth: int, at: int, width: float) -> np.ndarray:
 
 
 def test_the_highest_of_both_are_among_the_slices() -> None:
-    chosen = telling_slices(peak(100, 70, 9), peak(100, 30, 9), np.arange(10, 90), 8)
+    chosen = choose_slices(peak(100, 70, 9), peak(100, 30, 9), np.arange(10, 90), 8)
     why = {one.reason: one.index for one in chosen}
     assert why["highest attention"] == 70
     assert why["largest involved area"] == 30
@@ -32,7 +32,7 @@ def test_slices_are_kept_ones_in_order_and_apart(first: int, depth: int, attenti
     size = first + depth + 5
     chosen = [
         one.index
-        for one in telling_slices(attention * peak(size, 20, 4), np.zeros(size), candidates, 8)
+        for one in choose_slices(attention * peak(size, 20, 4), np.zeros(size), candidates, 8)
     ]
     assert len(chosen) == min(8, depth)
     assert chosen == sorted(set(chosen))
@@ -45,21 +45,21 @@ def test_slices_are_kept_ones_in_order_and_apart(first: int, depth: int, attenti
 def test_the_planes_go_through_the_attention_else_the_involvement(make_case: Any) -> None:
     result, scan = make_case()
     views = choose(result, scan)
-    assert views.place == (24, 36, 20)
-    assert "attention" in views.place_reason
+    assert views.position == (24, 36, 20)
+    assert "attention" in views.position_reason
     result, scan = make_case(attention=False)
     views = choose(result, scan)
-    assert "involved" in views.place_reason
-    assert result.maps.lungs[views.place] == 1
-    assert result.lungs.involvement_per_slice[views.place[0]] > 0
+    assert "involved" in views.position_reason
+    assert result.maps.lungs[views.position] == 1
+    assert result.lungs.involvement_per_slice[views.position[0]] > 0
 
 
-def test_attention_outside_the_lungs_does_not_choose_the_place(make_case: Any) -> None:
+def test_attention_outside_the_lungs_does_not_choose_the_position(make_case: Any) -> None:
     result, scan = make_case()
     attention = np.zeros_like(result.maps.attention)
     attention[2, 2, 2], attention[20, 30, 54] = 255, 90
     result = dataclasses.replace(result, maps=dataclasses.replace(result.maps, attention=attention))
-    assert choose(result, scan).place == (20, 30, 54)
+    assert choose(result, scan).position == (20, 30, 54)
 
 
 def test_the_box_holds_the_lungs_and_stays_in_the_volume() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tf_covid import atomic
 from tf_covid.errors import ScanRefused
 from tf_covid.phantom.files import Facts, write_dicom, write_nifti_volume
 from tf_covid.report import files
@@ -193,7 +194,7 @@ def test_answers_of_ours_are_no_input(marker, series: Path, quality_flags) -> No
     """`infer . --out out`, again: the masks of the first run are volumes too."""
     before = read(series)
     answer = series / "out" / "series"
-    killed = files._sibling(answer, "partial")
+    killed = atomic._sibling(answer)
     for folder in (answer, killed):
         folder.mkdir(parents=True)
         write_nifti_volume(marker.hu, marker.affine, folder / "lungs.nii.gz")

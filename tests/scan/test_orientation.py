@@ -106,7 +106,7 @@ def test_outputs_lie_on_the_source_voxel_for_voxel(marker, tmp_path: Path, order
     assert int(header["sform_code"]) > 0
     assert int(header["qform_code"]) > 0
     assert header.get_xyzt_units()[0] == "mm"
-    assert not list(tmp_path.glob(".*.part"))
+    assert not list(tmp_path.glob(".*.partial"))
 
 
 @pytest.mark.parametrize("orientation", ["axial", "axial_prone", "coronal", "sagittal"])

@@ -83,7 +83,7 @@ def test_only_clips_are_batched(small_export):
         (DEPLOY / "batching_parameters.txt").read_text(), batching_parameters()
     )
     assert of_server.num_batch_threads.value >= 1
-    assert not (small_export.road / BATCHING).exists()
+    assert not (small_export.stratifier / BATCHING).exists()
     of_clips = text_format.Parse((small_export.clip / BATCHING).read_text(), batching_parameters())
     assert of_clips.max_batch_size.value > 1
     assert of_clips.max_enqueued_batches.value > 0

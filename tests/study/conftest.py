@@ -38,7 +38,7 @@ def answers(
     sure: float = 0.8,
     **columns: Any,
 ) -> Predictions:
-    """Predictions with these classes, each with the probability `sure`; other columns as given, otherwise unknown."""
+    """Predictions with these classes, each of probability `sure`; what is not given is unknown."""
     n, classes = len(truth), 5 if task == "severity" else 2
     probabilities = np.full((n, classes), (1.0 - sure) / (classes - 1))
     probabilities[np.arange(n), predicted] = sure
@@ -158,7 +158,7 @@ def make() -> SimpleNamespace:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every figure is one white point: drawing takes most of the time of a study, and not every test looks at it."""
+    """Every figure is one white point: drawing takes most of the time of a study."""
     buffer = io.BytesIO()
     Image.new("L", (1, 1), 255).save(buffer, "PNG")
     for name in ("confusion", "reliability", "roc", "dice", "learning"):

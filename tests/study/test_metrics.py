@@ -169,6 +169,28 @@ def test_wilson_by_hand() -> None:
     assert wilson(0, 0) is None
 
 
+@pytest.mark.parametrize(
+    ("successes", "total", "level", "interval"),
+    [
+        (0, 4, 0.95, [0.0, 0.4898908364545973]),
+        (3, 4, 0.95, [0.3006418425824019, 0.9544127391902995]),
+        (29, 34, 0.95, [0.6987194350454783, 0.9355055855521754]),
+        (114, 201, 0.95, [0.4980421088602457, 0.6337671457478957]),
+        (7, 7, 0.95, [0.6456695649333126, 1.0]),
+        (201, 201, 0.99, [0.9680453685308473, 1.0]),
+    ],
+)
+def test_wilson_gives_the_numbers_of_the_formula_it_replaced(
+    successes: int, total: int, level: float, interval: list[float]
+) -> None:
+    """Written down from `centre ± half` of Wilson's formula, which published studies have."""
+    found = wilson(successes, total, level)
+    assert found == pytest.approx(interval, abs=1e-14)
+    assert found is not None
+    assert (found[0] == 0.0) == (successes == 0), "the ends are exact"
+    assert (found[1] == 1.0) == (successes == total)
+
+
 def test_intervals_hold_the_truth_about_as_often_as_they_say(make: Any) -> None:
     rng = np.random.default_rng(0)
     held = 0
@@ -201,11 +223,11 @@ def test_a_seed_draws_the_same_again(make: Any) -> None:
 
 def test_chunks_do_not_change_the_draws(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     predictions = make.slices()
-    whole = measure(predictions, make.quick)
+    full = measure(predictions, make.quick)
     monkeypatch.setattr("tf_covid.study.bootstrap._CHUNK_CELLS", 1000)
     again = measure(predictions, make.quick)
-    for name in whole:
-        assert again[name]["ci95"] == pytest.approx(whole[name]["ci95"])
+    for name in full:
+        assert again[name]["ci95"] == pytest.approx(full[name]["ci95"])
 
 
 def test_slices_and_lungs(make: Any) -> None:
@@ -215,7 +237,7 @@ def test_slices_and_lungs(make: Any) -> None:
         reference.roc_auc_score(slices.truth, slices.probability)
     )
     assert found["mae"]["value"] == pytest.approx(
-        np.abs(slices.share - slices.predicted_share).mean()
+        np.abs(slices.fraction - slices.predicted_fraction).mean()
     )
     lungs = make.lungs()
     dice = measure(lungs, make.quick)["dice"]

@@ -1,4 +1,4 @@
-"""The published run can be drawn again from what lies in docs/study, and its page says what those files say."""
+"""docs/study: the published run can be drawn again, and its page agrees with its files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tf_covid.study import compare
 
-HOME = Path(__file__).parents[2] / "docs" / "study"
+FOLDER = Path(__file__).parents[2] / "docs" / "study"
 RUNS = ("i3d-scratch", "i3d-pretrained", "ltc-scratch")
 
 
@@ -24,8 +24,8 @@ def _cells(page: str, name: str) -> list[str]:
 def test_the_published_table_is_that_of_the_published_predictions(
     make: Any, tmp_path: Path
 ) -> None:
-    found = compare([HOME / run for run in RUNS], tmp_path / "out", make.quick)
-    page = (HOME / "README.md").read_text("utf-8")
+    found = compare([FOLDER / run for run in RUNS], tmp_path / "out", make.quick)
+    page = (FOLDER / "README.md").read_text("utf-8")
     for name, key, factor, digits in (
         ("accuracy", "accuracy", 100, 1),
         ("macro-F1", "macro_f1", 1, 3),
@@ -34,9 +34,11 @@ def test_the_published_table_is_that_of_the_published_predictions(
         ("AUC", "auc", 1, 3),
         ("CT score (0–25), mean error", "mae", 1, 1),
     ):
-        said = [float(re.match(r"[\d.]+", cell)[0]) for cell in _cells(page, name)[1:]]  # type: ignore[index]
+        published = [float(re.match(r"[\d.]+", cell)[0]) for cell in _cells(page, name)[1:]]  # type: ignore[index]
         measured = [run["metrics"][key]["value"] * factor for run in found["runs"]]
-        assert said == [pytest.approx(value, abs=0.51 * 10**-digits) for value in measured], name
+        assert published == [pytest.approx(value, abs=0.51 * 10**-digits) for value in measured], (
+            name
+        )
     counts = [[int(cell) for cell in _cells(page, f"{number} ")] for number in range(5)]
     for number, run in enumerate(found["runs"]):
         assert [row[5 * number : 5 * number + 5] for row in counts] == run["confusion_matrix"]
@@ -44,7 +46,7 @@ def test_the_published_table_is_that_of_the_published_predictions(
 
 def test_every_published_patient_is_synthetic_and_tested_once() -> None:
     for run in RUNS:
-        rows = (HOME / run / "predictions.csv").read_text("utf-8").splitlines()[1:]
+        rows = (FOLDER / run / "predictions.csv").read_text("utf-8").splitlines()[1:]
         patients = [row.split(",")[1] for row in rows]
         assert len(set(patients)) == len(patients) == 201
         assert all(patient.startswith("PHANTOM") for patient in patients)

@@ -1,4 +1,4 @@
-"""Whether a cohort has scans that a model was trained on: fingerprints in its file, and what a study says of them."""
+"""Whether a cohort has scans that a model was trained on, and what a study says of them."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_a_fold_knows_what_it_learned_from(run: Path) -> None:
 def test_evaluate_says_which_scans_were_in_the_training_set(
     run: Path, small_cohort: Path, tmp_path: Path
 ) -> None:
-    """Under other names, in another wrapping: a fold's own test scans are new to it, the others are not."""
+    """Under other names and in another file format: only a fold's own test scans are new to it."""
     folds = json.loads((run / "folds.json").read_text())["test"]
     with small_cohort.open(newline="") as file:
         rows = list(csv.DictReader(file))

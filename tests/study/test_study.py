@@ -17,7 +17,7 @@ import pytest
 from tf_covid.errors import OutputError
 from tf_covid.result import DISCLAIMER
 from tf_covid.study import select, write_study
-from tf_covid.study.study import KEYS, plain
+from tf_covid.study.study import KEYS, plain_dict
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -170,22 +170,22 @@ def test_a_reader_sees_the_result_and_the_cases_that_went_wrong(
 
 
 def test_a_fold_without_a_class_is_a_study_too(make: Any, finished: Callable[..., Path]) -> None:
-    """By site: the second has no critical case, the third healthy ones only. The table is of all folds together."""
+    """By site: the second has no critical case, the third healthy ones only. All make one table."""
     truth = np.array([0, 1, 2, 3, 4, 4, 0, 1, 2, 3, 0, 0])
-    whole = make.answers(
+    full = make.answers(
         truth,
         np.roll(truth, 1),
         folds=np.repeat([0, 1, 2], [6, 4, 2]),
         site=("A",) * 6 + ("B",) * 6,
     )
-    study = json.loads((finished(whole) / "study.json").read_text("utf-8"))
+    study = json.loads((finished(full) / "study.json").read_text("utf-8"))
     assert study["folds"] == 3
     assert study["balanced_accuracy"]["value"] is not None
     assert study["auc"] is not None
-    checked((finished(whole) / "study.html").read_text("utf-8"))
+    checked((finished(full) / "study.html").read_text("utf-8"))
     # One of these folds alone has no macro average: an average over fewer classes would not
     # compare.
-    alone = select(whole, whole.folds == 1)
+    alone = select(full, full.folds == 1)
     study = json.loads((finished(alone, "alone") / "study.json").read_text("utf-8"))
     assert study["accuracy"] is not None
     assert study["balanced_accuracy"] is study["macro_f1"] is study["auc"] is None
@@ -244,12 +244,49 @@ def test_plain_values_only() -> None:
         "i": [np.inf, (np.nan,)],
         "p": Path("x"),
     }
-    assert plain(given) == {"a": 0.5, "1": [[1, 2]], "n": None, "i": [None, [None]], "p": "x"}
+    assert plain_dict(given) == {"a": 0.5, "1": [[1, 2]], "n": None, "i": [None, [None]], "p": "x"}
 
 
-def test_the_figures_need_no_tensorflow() -> None:
-    code = (
-        "import sys, tf_covid.study.figures; sys.exit(bool({'tensorflow', 'keras'} &"
-        " set(sys.modules)))"
+#: Somebody's own predictions become a study: no model, no cohort and no run is needed.
+_FOREIGN = """
+import sys
+from pathlib import Path
+from tf_covid.study import build_study, compare, read_predictions, write_predictions, write_study
+
+folder = Path(sys.argv[1])
+predictions = read_predictions(folder / "predictions.csv")
+study = build_study(
+    predictions, model="theirs", init="frozen", config={}, seconds=None, versions={}
+)
+write_study(study, predictions, {0: {"loss": [2.0, 1.0]}}, folder)
+compare([folder], folder / "compared")
+loaded = sorted({name.partition(".")[0] for name in sys.modules} & {"tensorflow", "keras"})
+print(study["cases"], study["accuracy"]["value"], *loaded)
+"""
+
+
+def test_anybodys_predictions_are_a_study_without_tensorflow(tmp_path: Path) -> None:
+    """In a fresh interpreter, from the file alone to the pages."""
+    header = (
+        "case,patient,fold,truth,predicted,p0,p1,p2,p3,p4,ct_score,predicted_score,sex,age,site"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    (tmp_path / "predictions.csv").write_text(
+        "\n".join(
+            (
+                header,
+                "a,A,0,0,0,0.9,0.1,0,0,0,0,,F,61,",
+                "b,B,0,2,2,0,0.2,0.6,0.2,0,9,8.5,M,,north",
+                "c,C,1,4,3,0,0,0.1,0.5,0.4,21,17,,,",
+                "d,C,1,1,1,0.3,0.7,0,0,0,,,,,",
+            )
+        )
+        + "\n",
+        "utf-8",
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", _FOREIGN, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["4", "0.75"], "TensorFlow and Keras are not among the modules"
+    assert (tmp_path / "study.html").is_file()
+    assert (tmp_path / "compared" / "comparison.html").is_file()

@@ -24,7 +24,7 @@ SIGNATURES = {
 
 def test_an_export_agrees_in_every_way(small_files, small_lungs, small_export):
     pytest.importorskip("openvino", reason="needs the extra [openvino]")
-    checks = list(verify(small_files.network, small_export.road))
+    checks = list(verify(small_files.network, small_export.stratifier))
     assert all(check.holds and check.difference is not None for check in checks), [
         one.line() for one in checks
     ]
@@ -46,7 +46,7 @@ def test_an_export_agrees_in_every_way(small_files, small_lungs, small_export):
 @pytest.mark.slow
 def test_another_models_export_does_not_agree(small_files, small_lungs, small_export):
     checks = []
-    for check in verify(small_files.other, small_export.road):
+    for check in verify(small_files.other, small_export.stratifier):
         checks.append(check)
         if check.way == "OpenVINO":
             break
@@ -60,7 +60,7 @@ def test_another_models_export_does_not_agree(small_files, small_lungs, small_ex
 def test_no_export_is_named(tmp_path, small_export):
     with pytest.raises(ServingError, match="no export is there"):
         version_folder(tmp_path)
-    assert version_folder(small_export.road.parent).parent == small_export.road.parent
+    assert version_folder(small_export.stratifier.parent).parent == small_export.stratifier.parent
 
 
 def test_an_export_that_cannot_be_loaded_is_named(small_files, small_lungs, tmp_path):
@@ -81,7 +81,7 @@ def test_an_export_that_runs_python_or_reads_files_is_not_loaded(
 
 def test_the_name_of_a_link_is_the_models_name(small_export, tmp_path):
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "7").symlink_to(small_export.road)
+    (tmp_path / "other" / "7").symlink_to(small_export.stratifier)
     assert version_folder(tmp_path / "other") == tmp_path / "other" / "7"
 
 
@@ -104,7 +104,7 @@ def test_nothing_that_is_answered_goes_unseen(small_models, name):
 def test_a_server_that_is_not_there_is_named(small_files, small_lungs, small_export, monkeypatch):
     monkeypatch.setattr(room, "_with_openvino", lambda *arguments: iter(()))
     with pytest.raises(ServingError, match="does not answer"):
-        list(verify(small_files.network, small_export.road, servers=["http://127.0.0.1:9"]))
+        list(verify(small_files.network, small_export.stratifier, servers=["http://127.0.0.1:9"]))
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,7 @@ def test_a_reader_that_falls_over_falls_alone(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(apart, "_READER", "falls_apart")
     if "sleep" in fails:
-        monkeypatch.setattr(apart, "_MOST_SECONDS", 1)
+        monkeypatch.setattr(apart, "_MAX_SECONDS", 1)
     with pytest.raises(UnsafeFile, match=how) as caught:
         apart.hdf5(made(tmp_path / "a.h5", "legacy"), "a.h5")
     assert caught.value.code == "reader_failed"

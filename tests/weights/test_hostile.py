@@ -163,7 +163,7 @@ def deep(file: h5py.File) -> None:
 
 
 def many(file: h5py.File) -> None:
-    for number in range(hdf5.MOST_ITEMS + 2):
+    for number in range(hdf5.MAX_ITEMS + 2):
         file.create_group(f"g{number}")
 
 
@@ -536,7 +536,7 @@ def test_a_reader_that_falls_over_falls_alone(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(foreign, "_READER", "falls_over")
     if "sleep" in fails:
-        monkeypatch.setattr(foreign, "_MOST_SECONDS", 1)
+        monkeypatch.setattr(foreign, "_MAX_SECONDS", 1)
     with pytest.raises(UnsafeFile, match=how) as caught, private(checkpoint) as copy:
         read_checkpoint(copy)
     assert caught.value.code == "reader_failed"
@@ -571,7 +571,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_as_it_was(
 def test_a_file_larger_than_any_checkpoint_is_not_copied(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     with path.open("wb") as file:
-        file.truncate(foreign.MOST_FILE + 1)  # takes no room on the disk; its copy would
+        file.truncate(foreign.MAX_FILE + 1)  # takes no room on the disk; its copy would
     assert refused(path) == "shape_bomb"
 
 

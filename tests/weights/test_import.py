@@ -30,9 +30,9 @@ from tf_covid.weights import (
     read_contract,
     save_model,
 )
+from tf_covid.weights.import_plan import ImportRequest
 from tf_covid.weights.importing import import_weights
-from tf_covid.weights.plan import ImportRequest
-from tf_covid.weights.sources import SOURCES
+from tf_covid.weights.name_maps import NAME_MAPS
 
 #: The smallest clip of the published head.
 SMALL = (16, 224, 224)
@@ -292,11 +292,11 @@ def test_c3d_through_the_stratifier_sees_blue_green_red_of_0_to_255_less_their_m
     path, _ = checkpoints.c3d("keras", tmp_path)
     import_weights(path, ImportRequest("ltc", clip=(16, 64, 64)), tmp_path / "x.keras")
     network = load_model(tmp_path / "x.keras")
-    road = tf_covid.stratifier(network, lungs="lungs-unet")
+    stratifier = tf_covid.stratifier(network, lungs="lungs-unet")
     chest = draw_chest(3, (24, 96, 96), severity=2)
     hu, depth = chest.hu[None], np.array([len(chest.hu)], np.int32)
-    probability = road.segment(hu, depth)["lungs"]
-    clip = road.prepare(hu, probability)["clip"].numpy()
+    probability = stratifier.segment(hu, depth)["lungs"]
+    clip = stratifier.prepare(hu, probability)["clip"].numpy()
     means = np.array([90.25, 97.66, 101.41], np.float32)
     grey = (clip + means) / 255
     np.testing.assert_allclose(grey, np.repeat(grey[..., :1], 3, axis=-1), atol=1e-6)
@@ -312,7 +312,10 @@ def test_c3d_through_the_stratifier_sees_blue_green_red_of_0_to_255_less_their_m
     ours = keras.Model(network.input, network.get_layer("conv1a").output)(clip).numpy()
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
     np.testing.assert_allclose(
-        road({"hu": hu, "depth": depth})["logits"], network(clip)["logits"], rtol=1e-3, atol=1e-3
+        stratifier({"hu": hu, "depth": depth})["logits"],
+        network(clip)["logits"],
+        rtol=1e-3,
+        atol=1e-3,
     )
 
 
@@ -427,12 +430,12 @@ def test_infer_and_the_stratifier_take_it_once_its_head_is_trained(kinetics, tmp
     assert result.exit_code == 0, result.output
     answer = json.loads((tmp_path / "o" / "scan" / "result.json").read_text())
     assert len(answer["severity"]["probabilities"]) == 5
-    road = tf_covid.stratifier(load_model(tmp_path / "x.keras"), lungs="lungs-unet")
-    outputs = road({"hu": chest.hu[None], "depth": np.array([len(chest.hu)], np.int32)})
+    stratifier = tf_covid.stratifier(load_model(tmp_path / "x.keras"), lungs="lungs-unet")
+    outputs = stratifier({"hu": chest.hu[None], "depth": np.array([len(chest.hu)], np.int32)})
     assert outputs["logits"].shape == (1, 5)
     # The window's [0, 1] reaches the network as [-1, 1].
-    assert road.scaling.scale == 2.0
-    assert road.scaling.offset == -1.0
+    assert stratifier.preprocessor.scaling.scale == 2.0
+    assert stratifier.preprocessor.scaling.offset == -1.0
     import_weights(
         prefix, replace(wish, allow_missing_head=False, clip=SMALL), tmp_path / "parent.keras"
     )
@@ -505,7 +508,7 @@ def test_the_tables_have_the_published_names(file, title, checkpoints):
         for name in names
         if not name.endswith("num_batches_tracked")
     }
-    (source,) = [source for source in SOURCES if title in source.title]
+    (source,) = [source for source in NAME_MAPS if title in source.title]
     ours = {
         unit[place] + source.variables[variable]
         for unit in source.units.values()
@@ -591,7 +594,7 @@ def test_an_altered_shipped_file_is_not_loaded(tmp_path, monkeypatch):
 
 
 def test_training_that_starts_from_a_file_keeps_its_window(tmp_path):
-    from tf_covid.training.initialise import inherited
+    from tf_covid.training.initialise import preprocessing_of_init
     from tf_covid.training.settings import Settings
 
     asked = Preprocessing(
@@ -603,10 +606,10 @@ def test_training_that_starts_from_a_file_keeps_its_window(tmp_path):
     )
     save_model(UNet((32, 32, 1), filters=2), contract, tmp_path / "x.keras")
     # Slice rule and box come before the network's input, and are the run's own.
-    assert inherited(tmp_path / "x.keras")[0] == Preprocessing(
+    assert preprocessing_of_init(tmp_path / "x.keras")[0] == Preprocessing(
         level_hu=-600.0, width_hu=1500.0, input_scale=(2.0,)
     )
-    kept = Settings(box_margin=0.1).preprocessing(inherited(tmp_path / "x.keras")[0])
+    kept = Settings(box_margin=0.1).preprocessing(preprocessing_of_init(tmp_path / "x.keras")[0])
     assert (kept.level_hu, kept.width_hu, kept.box, kept.box_margin) == (
         -600.0,
         1500.0,
@@ -617,11 +620,11 @@ def test_training_that_starts_from_a_file_keeps_its_window(tmp_path):
 
 @pytest.mark.slow
 def test_training_that_starts_from_an_import_keeps_its_input(inceptions, tmp_path):
-    from tf_covid.training.initialise import inherited
+    from tf_covid.training.initialise import preprocessing_of_init
 
     wish = ImportRequest("i3d", clip=(16, 32, 32), inflate=True, allow_missing_head=True)
     import_weights(inceptions["torchvision"], wish, tmp_path / "x.keras")
-    preprocessing, channels, shared = inherited(tmp_path / "x.keras")
+    preprocessing, channels, shared = preprocessing_of_init(tmp_path / "x.keras")
     assert (preprocessing.input_scale, preprocessing.input_offset, channels) == ((2.0,), (-1.0,), 1)
     assert shared == {"stem": "symmetric"}
-    assert inherited(None)[1:] == (1, {})
+    assert preprocessing_of_init(None)[1:] == (1, {})

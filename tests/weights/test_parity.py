@@ -19,8 +19,8 @@ import tensorflow as tf
 
 from tf_covid.errors import ModelError
 from tf_covid.weights import load_model, read_contract
+from tf_covid.weights.import_plan import ImportRequest
 from tf_covid.weights.importing import import_weights
-from tf_covid.weights.plan import ImportRequest
 
 Tensors = dict[str, np.ndarray]
 

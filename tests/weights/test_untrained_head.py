@@ -25,8 +25,8 @@ from tf_covid.phantom import draw_chest
 from tf_covid.phantom.files import write_nifti_volume
 from tf_covid.weights import Contract, contract_of, load_model, read_contract, save_model
 from tf_covid.weights.contract import TrainedOn, check_trained
+from tf_covid.weights.import_plan import ImportRequest
 from tf_covid.weights.importing import import_weights
-from tf_covid.weights.plan import ImportRequest
 
 SHAPE = (16, 32, 32, 1)
 NEW_HEAD = ImportRequest("ltc", classes=5, allow_missing_head=True, clip=SHAPE[:3])
@@ -102,7 +102,7 @@ def _export(path: Path, folder: Path) -> None:
 
 
 def _evaluate(path: Path, folder: Path) -> None:
-    evaluate([path], folder / "manifest.csv", folder / "out", say=pytest.fail)
+    evaluate([path], folder / "manifest.csv", folder / "out", on_message=pytest.fail)
 
 
 @pytest.mark.parametrize("ask", [_ensemble, _stratifier, _stratify, _export, _evaluate])

@@ -8,8 +8,8 @@ from tf_covid.attention.grid import Axis, feature_axes, onto_scan
 
 __all__ = [
     "Axis",
-    "FairMaxPool3D",
     "Split",
+    "TieSharingMaxPool3D",
     "attention_map",
     "class_logit",
     "expected_class",
@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Any:  # noqa: ANN401  # whatever the name stands for
     if name in __all__:
         from tf_covid.attention import gradcam
 

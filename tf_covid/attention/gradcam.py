@@ -14,9 +14,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_covid.layers.pool import max_pool_by_axis
+from tf_covid.tensor import Tensor
+
 Method = Literal["gradcam", "gradcam++", "layercam"]
 
-#: Name of the head's first layer, which tf-keras-vis is told to explain.
+#: Name of the head's first layer, which tf-keras-vis explains.
 _FIRST = "features"
 
 
@@ -27,15 +30,15 @@ class Split:
     Args:
         backbone: Clip → features.
         head: Features → `{"logits": …}` and `ct_score` where the network has one.
-        fair_head: The same answers from the same weights, with pools whose gradient is right
-            (`FairMaxPool3D`).
-        explained: `fair_head`, logits only; its first layer is called "features".
+        tie_sharing_head: The same answers from the same weights, with pools whose gradient is right
+            (`TieSharingMaxPool3D`).
+        explained: `tie_sharing_head`, logits only; its first layer is called "features".
         endpoint: Name of the layer at the cut.
     """
 
     backbone: keras.Model
     head: keras.Model
-    fair_head: keras.Model
+    tie_sharing_head: keras.Model
     explained: keras.Model
     endpoint: str
 
@@ -58,12 +61,12 @@ def split(network: keras.Model, endpoint: str) -> Split:
     inputs = keras.Input(features.shape[1:], dtype="float32", name="seed")
     # tf-keras-vis differentiates by the output of a layer, and an input is none.
     first = keras.layers.Activation("linear", dtype="float32", name=_FIRST)(inputs)
-    fair = keras.models.clone_model(head, clone_function=_fair)
-    explained = keras.Model(inputs, fair(first)["logits"], name="explained")
-    return Split(backbone, head, fair, explained, endpoint)
+    sharing = keras.models.clone_model(head, clone_function=_with_shared_ties)
+    explained = keras.Model(inputs, sharing(first)["logits"], name="explained")
+    return Split(backbone, head, sharing, explained, endpoint)
 
 
-class FairMaxPool3D(keras.layers.MaxPooling3D):
+class TieSharingMaxPool3D(keras.layers.MaxPooling3D):
     """Max pooling whose gradient is shared by all cells of a window that hold its maximum.
 
     Outside the lungs a clip is constant, and so are the features: whole windows are ties.
@@ -75,51 +78,45 @@ class FairMaxPool3D(keras.layers.MaxPooling3D):
     The arguments, the input and the output are those of `keras.layers.MaxPooling3D`, channels last.
     """
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         """Maximum along one axis after the other."""
-        x = inputs
-        for axis, (size, stride) in enumerate(zip(self.pool_size, self.strides, strict=True), 1):
-            x = _max_along(x, axis, size, stride, self.padding)
-        return x
+        return max_pool_by_axis(
+            inputs,
+            self.pool_size,
+            self.strides,
+            self.padding,
+            fill=inputs.dtype.min,
+            # Its gradient is divided by the number of ties.
+            maximum=lambda taps: tf.reduce_max(tf.stack(taps), axis=0),
+        )
 
 
-def _max_along(x: Any, axis: int, size: int, stride: int, padding: str) -> Any:
-    length = x.shape[axis]
-    count = -(-length // stride) if padding == "same" else (length - size) // stride + 1
-    reach = (count - 1) * stride + size
-    before = max(reach - length, 0) // 2 if padding == "same" else 0
-    edges = [[0, 0]] * len(x.shape)
-    edges[axis] = [before, max(reach - length - before, 0)]
-    padded = tf.pad(x, edges, constant_values=x.dtype.min)
-    cells = []
-    for first in range(size):
-        window = [slice(None)] * len(x.shape)
-        window[axis] = slice(first, first + (count - 1) * stride + 1, stride)
-        cells.append(padded[tuple(window)])
-    # Its gradient is divided by the number of ties.
-    return tf.reduce_max(tf.stack(cells), axis=0)
-
-
-def _fair(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """The layer itself, weights and all, or the fair pool in the place of a pool."""
+def _with_shared_ties(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """The layer itself, weights and all, or a tie-sharing pool in the place of a pool."""
     if isinstance(layer, keras.layers.MaxPooling3D):
-        return FairMaxPool3D.from_config(layer.get_config())
+        return TieSharingMaxPool3D.from_config(layer.get_config())
     return layer
 
 
-def expected_class(logits: Any) -> Any:
-    """Expected class index, Σ k·pₖ, of logits (N, classes): what raises it raises severity. Shape (N,)."""
+def expected_class(logits: Tensor) -> Tensor:
+    """Expected class index, Σ k·pₖ, of logits (N, classes): what raises it raises severity.
+
+    Shape (N,).
+    """
     probabilities = tf.nn.softmax(tf.cast(logits, tf.float32))
     return tf.reduce_sum(probabilities * tf.range(tf.shape(logits)[-1], dtype=tf.float32), axis=-1)
 
 
-def class_logit(number: int) -> Callable[[Any], Any]:
+def class_logit(class_index: int) -> Callable[[Any], Any]:
     """The logit of one class: the paper's target."""
-    return lambda logits: tf.cast(logits[:, number], tf.float32)
+    return lambda logits: tf.cast(logits[:, class_index], tf.float32)
 
 
 def attention_map(
-    explained: keras.Model, features: Any, target: Callable[[Any], Any], method: Method = "gradcam"
+    explained: keras.Model,
+    features: Tensor,
+    target: Callable[[Any], Any],
+    method: Method = "gradcam",
 ) -> np.ndarray:
     """The raw map of one scan on the grid of its features.
 
@@ -152,5 +149,7 @@ def attention_map(
         expand_cam=False,
         normalize_cam=False,
     )
-    # Grad-CAM++ can divide by a vanishing sum; such a cell has no say.
-    return np.nan_to_num(np.maximum(np.asarray(raw, np.float32)[0], 0.0), nan=0.0, posinf=0.0)
+    # Grad-CAM++ can divide by a vanishing sum; such a cell counts as 0.
+    positive = np.maximum(np.asarray(raw, np.float32)[0], 0.0)
+    cells: np.ndarray = np.nan_to_num(positive, nan=0.0, posinf=0.0)
+    return cells

@@ -11,7 +11,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Axis:
-    """Where the cells of a feature axis lie on the clip: cell i is centred at clip position `step·i + first`.
+    """Where the cells of a feature axis lie on the clip.
+
+    Cell i is centred at clip position `step·i + first`.
 
     Positions count clip voxels from the centre of voxel 0.
     """
@@ -83,7 +85,7 @@ def onto_scan(
     box: np.ndarray,
     lungs: np.ndarray,
 ) -> tuple[np.ndarray, float | None]:
-    """Bring a raw map onto the scan, linearly between cell centres, cut it to the lungs, and divide by its maximum.
+    """Bring a raw map onto the scan, cut it to the lungs, and divide by its maximum.
 
     The network saw nothing but lung: what a coarse cell says beside it belongs to the lung in that
     cell.
@@ -110,7 +112,10 @@ def onto_scan(
     along = centre_weights((place - axes[0].first) / axes[0].step, raw.shape[0])
 
     def slices() -> Iterator[tuple[int, np.ndarray]]:
-        """Number and float map of every kept slice; made twice rather than held, since a scan of them is large."""
+        """Number and float map of every kept slice.
+
+        Made twice rather than held, since a scan of them is large.
+        """
         for number, weights in zip(kept, along, strict=True):
             yield int(number), sum(weights[tap] * planes[tap] for tap in np.flatnonzero(weights))
 
@@ -136,6 +141,10 @@ def _plane_weights(
 
 
 def centre_weights(cell: np.ndarray, cells: int) -> np.ndarray:
-    """Linear weights (n, cells) at fractional cell numbers; beyond the outermost centres their value continues."""
+    """Linear weights (n, cells) at fractional cell numbers.
+
+    Beyond the outermost centres their value continues.
+    """
     distance = np.abs(np.clip(cell, 0, cells - 1)[:, np.newaxis] - np.arange(cells))
-    return np.maximum(1.0 - distance, 0.0).astype(np.float32)
+    weights: np.ndarray = np.maximum(1.0 - distance, 0.0).astype(np.float32)
+    return weights

@@ -1,4 +1,6 @@
-"""Does a map look where the disease is? Figures that compare an attention map with lesions that are known.
+"""Does a map look where the disease is?
+
+Figures that compare an attention map with lesions that are known.
 
 Everywhere: an attention map is uint8 (D, H, W), 255 at its maximum and 0 outside the lungs, as
 `onto_scan` makes it (any other map that is not negative will do); an empty one has found nothing.
@@ -38,7 +40,9 @@ def brightest(attention: np.ndarray, spacing_mm: Spacing) -> tuple[int, int, int
 def pointing_game(
     attention: np.ndarray, lesions: np.ndarray, spacing_mm: Spacing, tolerance_mm: float = 15.0
 ) -> bool:
-    """Whether a map points at a lesion: its maximum lies within one, or no farther from one than the tolerance.
+    """Whether a map points at a lesion.
+
+    Its maximum lies within one, or no farther from one than the tolerance.
 
     Args:
         attention: (D, H, W), ≥ 0; see `brightest` for a maximum that several voxels share.

@@ -13,11 +13,11 @@ import tensorflow as tf
 from pydantic import ValidationError
 
 from tf_covid import attention
+from tf_covid.answer import Answer, Segmentation, finite_probabilities, mean_known, mean_map
 from tf_covid.attention import Axis
 from tf_covid.client.transport import GrpcServer, Rejected, RestServer, Unavailable
 from tf_covid.errors import ModelError, ScanRefused, ServingError
 from tf_covid.export.signatures import METHOD, TARGET
-from tf_covid.local import Answer, Segmentation, finite_probabilities, mean_map, mean_share
 from tf_covid.result import QualityFlag
 from tf_covid.weights import Contract
 from tf_covid.weights.contract import check_trained
@@ -38,6 +38,21 @@ class RemoteModel:
     lungs_sha256: str
     finds_disease: bool
     version: str
+
+
+@dataclass(frozen=True)
+class RemoteEvidence:
+    """What came back from a server to explain its answer.
+
+    Args:
+        cells: Attention map as the explained layer has it, float32 (d, f, g).
+        axes: Step and first centre of its cells in clip voxels, for D, H and W.
+        box: Box of the clip in the scan, float32 (4,): top, bottom, left, right as fractions.
+    """
+
+    cells: np.ndarray
+    axes: tuple[Axis, Axis, Axis]
+    box: np.ndarray
 
 
 class RemoteModels:
@@ -112,19 +127,18 @@ class RemoteModels:
         return {"server": "; ".join(dict.fromkeys(model.version for model in self.models))}
 
     @property
-    def marks(self) -> list[str]:
-        """sha256 of all weights that have a say, as a local run counts them."""
+    def weights_sha256(self) -> list[str]:
+        """Hashes of all weights that decide the answer: the networks', then the lung model's."""
         return [*(model.sha256 for model in self.models), self.models[0].lungs_sha256]
 
     def segment(self, hu: np.ndarray) -> Segmentation:
         """Lung and diseased lung of one scan, int16 (D, H, W); the first model's answer comes with them."""
-        start = time.perf_counter()
         answer = self._scan(hu)[0]
         lungs = _mask(answer, "lungs_bytes", len(hu))
         disease = _mask(answer, "disease_bytes", len(hu)) if self.finds_disease else None
         if disease is not None and disease.shape != lungs.shape:
             raise ServingError(f"{self._server.url}: its two masks have different grids")
-        return Segmentation(lungs, time.perf_counter() - start, disease)
+        return Segmentation(lungs, disease)
 
     def from_mask(self, mask: np.ndarray) -> Segmentation:
         """Refused: a server finds the lungs itself."""
@@ -132,23 +146,26 @@ class RemoteModels:
             "a server finds the lungs itself; a mask of one's own needs the models in this process"
         )
 
-    def classify(self, hu: np.ndarray, probability: np.ndarray) -> list[Answer]:
+    def classify(self, hu: np.ndarray, probability: np.ndarray) -> list[Answer[RemoteEvidence]]:
         """Every model's answer about the scan; `probability` is the server's own, from `segment`."""
-        start = time.perf_counter()
         answers = self._scan(hu)
         while len(answers) < len(self.models):
             answers.append(self._asked(len(answers), hu))
-        found = [
+        return [
             self._answer(model, answer, hu)
             for model, answer in zip(self.models, answers, strict=True)
         ]
-        seconds = (time.perf_counter() - start) / len(found)
-        return [Answer(**{**vars(one), "seconds": seconds}) for one in found]
 
-    def attend(
-        self, answers: Sequence[Answer], lungs: np.ndarray, target: str, number: int, method: str
+    def explain(
+        self,
+        answers: Sequence[Answer[RemoteEvidence]],
+        lungs: np.ndarray,
+        *,
+        method: str,
+        target: str,
+        predicted_class: int,
     ) -> tuple[np.ndarray, float | None]:
-        """The mean of the models' attention maps on the scan; see `LocalModels.attend`.
+        """The mean of the models' attention maps on the scan; see `LocalModels.explain`.
 
         Raises:
             ModelError: If another method or target is asked for than the exports hold.
@@ -158,15 +175,15 @@ class RemoteModels:
                 f"exports explain by {METHOD} what raises {TARGET}; {method} of {target} needs the "
                 "models in this process"
             )
-        volumes, shares = [], []
+        volumes, fractions = [], []
         for model, answer in zip(self.models, answers, strict=True):
-            cells, axes = answer.features
-            volume, share = attention.onto_scan(
-                cells, axes, model.clip, answer.keep, answer.box, lungs
+            evidence = answer.evidence
+            volume, fraction = attention.onto_scan(
+                evidence.cells, evidence.axes, model.clip, answer.keep, evidence.box, lungs
             )
             volumes.append(volume)
-            shares.append(share)
-        return mean_map(volumes), mean_share(shares)
+            fractions.append(fraction)
+        return mean_map(volumes), mean_known(fractions)
 
     def _scan(self, hu: np.ndarray) -> list[dict[str, Any]]:
         # The very same array, held here so that no other can take its place in memory.
@@ -223,12 +240,14 @@ class RemoteModels:
                 f"{self._server.url}: {name} is no export of `tfcovid export`"
             ) from error
 
-    def _answer(self, model: RemoteModel, answer: dict[str, Any], hu: np.ndarray) -> Answer:
+    def _answer(
+        self, model: RemoteModel, answer: dict[str, Any], hu: np.ndarray
+    ) -> Answer[RemoteEvidence]:
         classes = len(model.contract.classes) or (5 if self.task == "severity" else 2)
         logits = _array(answer, "logits", (classes,))
         score = float(_array(answer, "ct_score", ())) if "ct_score" in answer else None
         keep = _array(answer, "keep", (len(hu),)) > 0
-        axes = tuple(
+        depth, height, width = (
             Axis(float(step), float(first))
             for step, first in _array(answer, "attention_axes", (3, 2))
         )
@@ -238,9 +257,7 @@ class RemoteModels:
             probabilities=finite_probabilities(model.name, logits, score),
             ct_score=score,
             keep=keep,
-            box=_array(answer, "box", (4,)),
-            features=(cells, axes),
-            seconds=0.0,
+            evidence=RemoteEvidence(cells, (depth, height, width), _array(answer, "box", (4,))),
         )
 
 

@@ -1,15 +1,16 @@
-"""MANY SCANS: the manifest, answering many scans in one run, and feeding them to a training.
+"""MANY SCANS: the manifest, their folds, and how they reach a network in training.
 
-manifest.py   the CSV; adapters.py (mosmed.py, stoic.py, covid_ct_md.py) writes it for public data
-              sets
-infer.py      one case after the other, each in its folder
-folds.py      who is trained on and who is tested on, and the audit for leakage
-cache.py      each scan read and segmented once, into a TFRecord; planes.py: what is in it;
-              workers.py: who makes it
-dataset.py    records → batches (tf.data); feed.py and augment.py: batches → clips, on the device
-tfio.py       DICOM decoded inside a tf.data graph; an extra
+manifest.py        the CSV; table.py reads it; likeness.py: ids that are nearly equal
+adapters.py        the CSV of a public data set (mosmed.py, stoic.py, covid_ct_md.py)
+cases.py           inputs and rows → cases; check.py: each read and judged by the gate
+folds.py           train, validation and test cases, and the audit for leakage
+cache.py           each scan read and segmented once, into a TFRecord
+planes.py          what is in a record; workers.py: the processes that make it
+dataset.py         records → batches (tf.data)
+training_input.py  batches → a network's input, on the device; augment.py: what changes in training
+tfio.py            DICOM decoded inside a tf.data graph; an extra
 """
 
-from tf_covid.cohort.manifest import COLUMNS, Row, read_manifest, write_manifest
+from tf_covid.cohort.manifest import COLUMNS, ManifestRow, read_manifest, write_manifest
 
-__all__ = ["COLUMNS", "Row", "read_manifest", "write_manifest"]
+__all__ = ["COLUMNS", "ManifestRow", "read_manifest", "write_manifest"]

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tf_covid.cohort.covid_ct_md import covid_ct_md_rows
-from tf_covid.cohort.manifest import Row, refuse, write_manifest
+from tf_covid.cohort.manifest import ManifestRow, refuse, write_manifest
 from tf_covid.cohort.mosmed import mosmed_rows
 from tf_covid.cohort.stoic import stoic_rows
 from tf_covid.errors import ManifestError
@@ -58,7 +58,9 @@ def adapt(folder: Path, kind: str, out: Path) -> Path:
     errors = []
     for row in rows:
         try:
-            Row.model_validate({key: value for key, value in row.items() if value is not None})
+            ManifestRow.model_validate(
+                {key: value for key, value in row.items() if value is not None}
+            )
         except ValidationError as error:
             errors += [f"{row['case']}, {item['loc'][0]}: {item['msg']}" for item in error.errors()]
     refuse(folder.name, errors)

@@ -22,10 +22,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tf_covid.atomic import remove_leftovers, replacing, temporary_directory, write_text
+from tf_covid.atomic import (
+    make_folder,
+    remove_leftovers,
+    replacing,
+    temporary_directory,
+    write_text,
+)
 from tf_covid.cohort.cases import case_of_row
 from tf_covid.cohort.likeness import near_key
-from tf_covid.cohort.manifest import Row
+from tf_covid.cohort.manifest import ManifestRow
 from tf_covid.cohort.planes import clip_preprocessor, whole_slices
 from tf_covid.cohort.workers import results
 from tf_covid.errors import CohortError, ModelError, OutputError, ScanRefused
@@ -93,7 +99,7 @@ class CacheRecord:
     Args:
         case: Its case.
         path: The TFRecord.
-        marks: What must not be on both sides of a fold, as hashes: "pixels", and "study" and
+        fingerprints: What must not be on both sides of a fold, as hashes: "pixels", and "study" and
             "patient" of a DICOM header.
         quality_flags: Codes of what was noticed about the scan and its lung mask.
         shape: Of the scan, (D, H, W).
@@ -102,7 +108,7 @@ class CacheRecord:
 
     case: str
     path: Path
-    marks: dict[str, str]
+    fingerprints: dict[str, str]
     quality_flags: tuple[str, ...]
     shape: tuple[int, int, int]
     kept: int
@@ -117,7 +123,7 @@ class Filled:
 
 
 def fill(
-    rows: Sequence[Row],
+    rows: Sequence[ManifestRow],
     folder: Path,
     wanted: CacheSpec,
     *,
@@ -139,10 +145,7 @@ def fill(
         CohortError: If more scans are refused, or a process died.
         OutputError: If the disk has too little space, or cannot be written to.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made ({error.strerror})") from error
+    make_folder(folder)
     remove_leftovers(folder)
     _check_space(rows, folder, wanted)
     entries: dict[str, CacheRecord] = {}
@@ -170,7 +173,7 @@ def needed_bytes(count: int, wanted: CacheSpec) -> int:
     return count * wanted.bytes_each()
 
 
-def _check_space(rows: Sequence[Row], folder: Path, wanted: CacheSpec) -> None:
+def _check_space(rows: Sequence[ManifestRow], folder: Path, wanted: CacheSpec) -> None:
     needed, free = needed_bytes(len(rows), wanted), shutil.disk_usage(folder).free
     if needed + _RESERVE > free:
         # Which records are there already, only their names tell, and these take reading the scans:
@@ -182,7 +185,7 @@ def _check_space(rows: Sequence[Row], folder: Path, wanted: CacheSpec) -> None:
         )
 
 
-def _lacks(row: Row, folder: Path, wanted: CacheSpec) -> bool:
+def _lacks(row: ManifestRow, folder: Path, wanted: CacheSpec) -> bool:
     """Whether a record is still to be made of this scan; one that will be refused counts, too: nobody knows yet."""
     try:
         _, mark, path = _place(row, folder, wanted)
@@ -191,7 +194,7 @@ def _lacks(row: Row, folder: Path, wanted: CacheSpec) -> bool:
     return not mark or _kept(row.case, path) is None
 
 
-def make(row: Row, folder: Path, wanted: CacheSpec) -> CacheRecord | str:
+def make(row: ManifestRow, folder: Path, wanted: CacheSpec) -> CacheRecord | str:
     """One record: the one that is there, a new one, or why there is none.
 
     Raises:
@@ -214,7 +217,7 @@ def make(row: Row, folder: Path, wanted: CacheSpec) -> CacheRecord | str:
         return f"unreadable: {error.strerror or type(error).__name__}"
 
 
-def _place(row: Row, folder: Path, wanted: CacheSpec) -> tuple[Case, str, Path]:
+def _place(row: ManifestRow, folder: Path, wanted: CacheSpec) -> tuple[Case, str, Path]:
     """A scan, the hash of its bytes ("" if they cannot be read twice), and where its record is or will be.
 
     Raises:
@@ -239,7 +242,7 @@ def _place(row: Row, folder: Path, wanted: CacheSpec) -> tuple[Case, str, Path]:
     )
 
 
-def _lesions(row: Row, wanted: CacheSpec) -> Path | None:
+def _lesions(row: ManifestRow, wanted: CacheSpec) -> Path | None:
     return row.lesions if wanted.lesions else None
 
 
@@ -250,7 +253,12 @@ def _kept(case: str, path: Path) -> CacheRecord | None:
             return None
         d, h, w = facts.pop("shape")
         return CacheRecord(
-            case, path, facts["marks"], tuple(facts["quality_flags"]), (d, h, w), facts["kept"]
+            case,
+            path,
+            facts["fingerprints"],
+            tuple(facts["quality_flags"]),
+            (d, h, w),
+            facts["kept"],
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -269,7 +277,7 @@ def _secret(folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def _write(row: Row, scan: Scan, path: Path, wanted: CacheSpec) -> CacheRecord:
+def _write(row: ManifestRow, scan: Scan, path: Path, wanted: CacheSpec) -> CacheRecord:
     import tensorflow as tf
 
     secret = _secret(path.parent)
@@ -290,7 +298,7 @@ def _write(row: Row, scan: Scan, path: Path, wanted: CacheSpec) -> CacheRecord:
         raise ScanRefused(
             [QualityFlag("too_large", "error", "There is not enough memory for this scan.")]
         ) from error
-    marks = {"pixels": hashlib.sha256(scan.hu.tobytes()).hexdigest()}
+    fingerprints = {"pixels": hashlib.sha256(scan.hu.tobytes()).hexdigest()}
     ids = {
         "study": scan.identifiers.get("study_uid"),
         "patient": near_key(scan.identifiers.get("patient_id", "")),
@@ -299,9 +307,9 @@ def _write(row: Row, scan: Scan, path: Path, wanted: CacheSpec) -> CacheRecord:
         # Hashed with the cache's secret: all numbers of a hospital are soon tried against a plain
         # hash.
         if value:
-            marks[name] = hmac.new(secret, value.encode(), "sha256").hexdigest()
+            fingerprints[name] = hmac.new(secret, value.encode(), "sha256").hexdigest()
     codes = tuple(flag.code for flag in (*scan.quality_flags, *doubts))
-    entry = CacheRecord(row.case, path, marks, codes, scan.shape, kept)
+    entry = CacheRecord(row.case, path, fingerprints, codes, scan.shape, kept)
     try:
         with replacing(path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
             # The same bytes in every process: a message keeps its parts in no order of its own.
@@ -314,7 +322,7 @@ def _write(row: Row, scan: Scan, path: Path, wanted: CacheSpec) -> CacheRecord:
     return entry
 
 
-def _own_lungs(row: Row, scan: Scan) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:
+def _own_lungs(row: ManifestRow, scan: Scan) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:
     """The lungs of the manifest, bool (D, H, W), and what is doubtful about them.
 
     Raises:

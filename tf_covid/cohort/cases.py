@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tf_covid.cohort.manifest import Row, read_manifest
+from tf_covid.cohort.manifest import ManifestRow, read_manifest
 from tf_covid.result import QualityFlag
 from tf_covid.scan import Case, find_cases
 from tf_covid.scan.cases import only_case
@@ -42,7 +42,7 @@ def _of_manifest(path: Path, find: Callable[[Path], list[Case]]) -> Iterator[Cas
     return (case_of_row(line, find) for line in read_manifest(path))
 
 
-def case_of_row(line: Row, find: Callable[[Path], list[Case]] = find_cases) -> Case:
+def case_of_row(line: ManifestRow, find: Callable[[Path], list[Case]] = find_cases) -> Case:
     """The case of a row of a manifest; one that refuses where the row's path holds more than one."""
     found = find(line.path)
     case = only_case(found)

@@ -39,7 +39,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tf_covid.cohort.manifest import refuse, strays
+from tf_covid.cohort.manifest import refuse, unexpected_folders
 from tf_covid.cohort.stoic import person
 from tf_covid.cohort.table import read_table
 from tf_covid.errors import ManifestError
@@ -122,7 +122,7 @@ def _folders(folder: Path) -> tuple[dict[str, Path], list[str]]:
         for path in entries
         if any(one.fullmatch(_plain(path.name)) for one, _, _ in _FINDINGS.values())
     ]
-    return places, errors + strays(folder, known)
+    return places, errors + unexpected_folders(folder, known)
 
 
 def _cases(place: Path, finding: str) -> tuple[dict[str, dict[str, Any]], list[str]]:

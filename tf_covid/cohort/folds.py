@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tf_covid.atomic import write_text
 from tf_covid.cohort.likeness import near_groups, near_key
-from tf_covid.cohort.manifest import Row
+from tf_covid.cohort.manifest import ManifestRow
 from tf_covid.errors import CohortError
 
 
@@ -45,7 +45,12 @@ class Folds(BaseModel):
 
 
 def make_folds(
-    rows: Sequence[Row], labels: Mapping[str, int], count: int, seed: int, *, by_site: bool = False
+    rows: Sequence[ManifestRow],
+    labels: Mapping[str, int],
+    count: int,
+    seed: int,
+    *,
+    by_site: bool = False,
 ) -> Folds:
     """Folds stratified by class and grouped by patient, or one fold a site.
 
@@ -93,7 +98,7 @@ def make_folds(
     return folds
 
 
-def near_cases(rows: Sequence[Row]) -> tuple[tuple[str, ...], ...]:
+def near_cases(rows: Sequence[ManifestRow]) -> tuple[tuple[str, ...], ...]:
     """A case of each patient, for every group of patients whose ids are near-equal.
 
     Args:
@@ -108,7 +113,7 @@ def near_cases(rows: Sequence[Row]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(cases) for cases in found.values() if len(cases) > 1)
 
 
-def _sites(rows: Sequence[Row]) -> dict[str, str]:
+def _sites(rows: Sequence[ManifestRow]) -> dict[str, str]:
     if nameless := [row.case for row in rows if not row.site]:
         raise CohortError(
             f"leave-one-site-out needs the site of every case; without one: {_listed(nameless)}"
@@ -153,7 +158,7 @@ def _enough(classes: Sequence[int], patients: Sequence[str], count: int) -> None
         raise CohortError(f"{count} folds need {count} patients of each class; {', '.join(few)}")
 
 
-def check_folds(folds: Folds, rows: Sequence[Row]) -> None:
+def check_folds(folds: Folds, rows: Sequence[ManifestRow]) -> None:
     """That folds from a file are those of this cohort, and keep patients together.
 
     Raises:
@@ -198,11 +203,11 @@ def check_classes(folds: Folds, labels: Mapping[str, int]) -> None:
         raise CohortError(f"{facts}: all its cases are tested in that fold; choose other folds")
 
 
-def audit(marks: Mapping[str, Mapping[str, str]], folds: Folds) -> None:
+def audit(fingerprints: Mapping[str, Mapping[str, str]], folds: Folds) -> None:
     """Refuse to train where something of a case is on both sides of a fold.
 
     Args:
-        marks: Case → what must not be on both sides, by kind: "patient" (near-equal is the same),
+        fingerprints: Case → what must not be on both sides, by kind: "patient" (near-equal is the same),
             "study", "pixels" (hashes will do).
         folds: The folds.
 
@@ -210,7 +215,7 @@ def audit(marks: Mapping[str, Mapping[str, str]], folds: Folds) -> None:
         CohortError: Naming the kind and the cases.
     """
     seen: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
-    for case, values in marks.items():
+    for case, values in fingerprints.items():
         for kind, value in values.items():
             if value:
                 same = near_key(value) if kind == "patient" else value
@@ -219,7 +224,7 @@ def audit(marks: Mapping[str, Mapping[str, str]], folds: Folds) -> None:
     for (kind, _), by_fold in seen.items():
         if len(by_fold) > 1:
             cases = sorted(by_fold.values())
-            near = len({marks[case][kind] for case in cases}) > 1
+            near = len({fingerprints[case][kind] for case in cases}) > 1
             leaks.append((f"near-equal {kind}" if near else f"same {kind}", cases))
     if leaks:
         facts = "; ".join(f"the {kind} in {' and '.join(cases)}" for kind, cases in leaks[:20])
@@ -232,7 +237,7 @@ def audit(marks: Mapping[str, Mapping[str, str]], folds: Folds) -> None:
 
 def split_validation(
     cases: Sequence[str],
-    rows: Sequence[Row],
+    rows: Sequence[ManifestRow],
     labels: Mapping[str, int],
     fraction: float,
     seed: int,

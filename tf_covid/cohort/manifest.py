@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from tf_covid import severity
+from tf_covid.atomic import replacing
 from tf_covid.cohort.table import decimal_number, read_table, whole_number
-from tf_covid.errors import ManifestError, OutputError
+from tf_covid.errors import ManifestError
 
 #: Columns that mean something to us, in the order in which we write them; others are kept as they
 #: are.
@@ -43,7 +43,7 @@ def _scores(value: Any) -> Any:
     return tuple(re.split(r"[\s,;|/]+", value.strip())) if isinstance(value, str) else value
 
 
-class Row(BaseModel):
+class ManifestRow(BaseModel):
     """One scan of a cohort. Paths are absolute once read; whatever is not known is None.
 
     Args:
@@ -82,7 +82,7 @@ class Row(BaseModel):
     site: str | None = None
 
 
-def read_manifest(path: Path) -> list[Row]:
+def read_manifest(path: Path) -> list[ManifestRow]:
     """Every row of a manifest, checked in one pass.
 
     Args:
@@ -93,7 +93,7 @@ def read_manifest(path: Path) -> list[Row]:
             named twice, scores that contradict each other; or with what is wrong with the file or
             its columns.
     """
-    rows: list[Row] = []
+    rows: list[ManifestRow] = []
     seen: dict[str, int] = {}
     table, errors = read_table(path, ("case", "patient", "path"), COLUMNS)
     for number, cells in table:
@@ -112,7 +112,9 @@ def read_manifest(path: Path) -> list[Row]:
             )
         seen.setdefault(case, number)
         try:
-            row = Row.model_validate({key: value for key, value in cells.items() if value != ""})
+            row = ManifestRow.model_validate(
+                {key: value for key, value in cells.items() if value != ""}
+            )
         except ValidationError as error:
             errors += [
                 f"row {number}, {item['loc'][0]}: {_reason(item)}" for item in error.errors()
@@ -141,7 +143,7 @@ def refuse(name: str, errors: Sequence[str]) -> None:
         raise ManifestError(f"{name}: {len(lines)} error(s)\n" + "\n".join(lines))
 
 
-def strays(folder: Path, known: Sequence[str]) -> list[str]:
+def unexpected_folders(folder: Path, known: Sequence[str]) -> list[str]:
     """A line for each folder of a data set that would be passed by although it holds scans.
 
     Args:
@@ -174,7 +176,7 @@ def _reason(error: Any) -> str:
     return str(error["msg"]).removeprefix("Value error, ")
 
 
-def _contradictions(row: Row) -> list[str]:
+def _contradictions(row: ManifestRow) -> list[str]:
     found = []
     total = None if row.lobe_scores is None else sum(row.lobe_scores)
     if total is not None and row.ct_score is not None and total != row.ct_score:
@@ -197,19 +199,11 @@ def write_manifest(rows: Iterable[dict[str, Any]], path: Path) -> None:
     """
     table = list(rows)
     others = dict.fromkeys(key for row in table for key in row if key not in COLUMNS)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        try:
-            with partial.open("w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, [*COLUMNS, *others], lineterminator="\n")
-                writer.writeheader()
-                for row in table:
-                    writer.writerow({key: _cell(value) for key, value in row.items()})
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [*COLUMNS, *others], lineterminator="\n")
+        writer.writeheader()
+        for row in table:
+            writer.writerow({key: _cell(value) for key, value in row.items()})
 
 
 def _cell(value: Any) -> Any:

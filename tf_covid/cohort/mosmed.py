@@ -26,7 +26,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tf_covid.cohort.manifest import refuse, strays
+from tf_covid.cohort.manifest import refuse, unexpected_folders
 from tf_covid.errors import ManifestError
 
 CLASSES = ("CT-0", "CT-1", "CT-2", "CT-3", "CT-4")
@@ -55,7 +55,7 @@ def mosmed_rows(folder: Path) -> list[dict[str, Any]]:
             f"{folder.name}: not a MosMedData folder: it has no folder studies/CT-0 … studies/CT-4"
         )
     errors = [f"{name}: the folder is missing" for name in missing]
-    errors += strays(folder, ("studies", "masks"))
+    errors += unexpected_folders(folder, ("studies", "masks"))
     errors += [
         f"studies/{name}" + ": holds scans of no class CT-0 … CT-4" for name in _others(studies)
     ]

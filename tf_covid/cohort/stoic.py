@@ -18,7 +18,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tf_covid.cohort.manifest import refuse, strays
+from tf_covid.cohort.manifest import refuse, unexpected_folders
 from tf_covid.cohort.table import read_table
 from tf_covid.errors import ManifestError, ScanRefused
 
@@ -58,7 +58,9 @@ def stoic_rows(folder: Path) -> list[dict[str, Any]]:
         )
     table, wrong = read_table(reference, _COLUMNS)
     errors = [f"{_name(reference)}: {line}" for line in wrong]
-    errors += strays(folder, ("data", "metadata")) + strays(folder / "data", ("mha",))
+    errors += unexpected_folders(folder, ("data", "metadata")) + unexpected_folders(
+        folder / "data", ("mha",)
+    )
     entries = [path for path in sorted(scans.iterdir()) if not path.name.startswith(".")]
     files = {path.stem: path for path in entries if path.suffix == ".mha" and path.is_file()}
     others = set(entries) - set(files.values())

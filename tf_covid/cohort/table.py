@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from tf_covid.errors import ManifestError
 
 #: More rows than any chest CT cohort has; a wrong file with this many is not read to its end.
-MOST_ROWS = 1_000_000
+MAX_ROWS = 1_000_000
 
 #: What may stand between cells, the usual one first. Excel writes semicolons where the comma is the
 #: decimal sign.
@@ -161,8 +161,8 @@ def _said(file: TextIO) -> str | None:
 
 def _filled(path: Path, reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
     for number, values in enumerate(reader, 1):
-        if number > MOST_ROWS:
-            raise ManifestError(f"{path.name}: has more than {MOST_ROWS} rows")
+        if number > MAX_ROWS:
+            raise ManifestError(f"{path.name}: has more than {MAX_ROWS} rows")
         if any(value.strip() for value in values):
             yield number, values
 

@@ -33,12 +33,21 @@ from tf_covid.errors import ScanRefused, TfCovidError
 from tf_covid.scan import checks
 from tf_covid.scan.cases import find_cases
 from tf_covid.scan.checks import refusal
-from tf_covid.scan.dicom.encoding import BIG_ENDIAN, EXPLICIT, IMPLICIT
 from tf_covid.scan.dicom.header import Instance, read_header
 from tf_covid.scan.dicom.pixels import raw_frames
 from tf_covid.scan.dicom.series import choose
-from tf_covid.scan.dicom.stack import Place
+from tf_covid.scan.dicom.stack import SliceFrame
 from tf_covid.scan.dicom.study import hu_of
+from tf_covid.scan.dicom.transfer_syntax import (
+    BIG_ENDIAN,
+    EXPLICIT,
+    IMPLICIT,
+    JPEG_2000_LOSSLESS,
+    JPEG_LOSSLESS,
+    JPEG_LOSSLESS_SV1,
+    JPEG_LS,
+    RLE,
+)
 from tf_covid.scan.grid import check_size, orient
 from tf_covid.scan.limits import DEFAULT
 from tf_covid.scan.source import FileSource, workers
@@ -47,14 +56,8 @@ from tf_covid.scan.source import FileSource, workers
 #: later slices apart.
 SYNTAXES = frozenset(
     {
-        IMPLICIT,
-        EXPLICIT,
-        BIG_ENDIAN,
-        "1.2.840.10008.1.2.5",  # RLE
-        "1.2.840.10008.1.2.4.57",
-        "1.2.840.10008.1.2.4.70",  # JPEG lossless
-        "1.2.840.10008.1.2.4.80",  # JPEG-LS lossless
-        "1.2.840.10008.1.2.4.90",  # JPEG 2000 lossless
+        *(IMPLICIT, EXPLICIT, BIG_ENDIAN, RLE, JPEG_LOSSLESS, JPEG_LOSSLESS_SV1),
+        *(JPEG_LS, JPEG_2000_LOSSLESS),
     }
 )
 _NATIVE = (IMPLICIT, EXPLICIT, BIG_ENDIAN)
@@ -73,7 +76,7 @@ class ExtraMissing(TfCovidError):
 
 
 @dataclass(frozen=True)
-class Series:
+class DicomSeriesFiles:
     """What the graph needs to know of one series; lists are in the order in which slices are stacked.
 
     Args:
@@ -169,7 +172,7 @@ def _decoder() -> Any:
         raise ExtraMissing(f"tensorflow-io is not installed: {way}") from error
 
 
-def _prepare(path: SeriesPath) -> Series:
+def _prepare(path: SeriesPath) -> DicomSeriesFiles:
     """Read the headers of a series, order them, and refuse what the graph would not read as our reader does."""
     instances, paths = _instances(path)
     best, _, _ = choose(instances, DEFAULT.gap_mm)
@@ -177,21 +180,30 @@ def _prepare(path: SeriesPath) -> Series:
     assert stack is not None  # choose() raises otherwise
     for count, what in (
         (len(stack.missing), "slice(s) are missing"),
-        (sum(len(slot) > 1 for slot in stack.slots), "position(s) hold more than one slice"),
         (
-            sum(len(place.instance.frames) > 1 for place in best.places),
+            sum(len(slice_group) > 1 for slice_group in stack.slice_groups),
+            "position(s) hold more than one slice",
+        ),
+        (
+            sum(len(slice_frame.instance.frames) > 1 for slice_frame in best.slice_frames),
             "slice(s) share a file with others",
         ),
         (
-            sum(place.instance.transfer_syntax not in SYNTAXES for place in best.places),
+            sum(
+                slice_frame.instance.transfer_syntax not in SYNTAXES
+                for slice_frame in best.slice_frames
+            ),
             "file(s) are lossy or deflated",
         ),
         (
-            sum(place.instance.bits_allocated not in (8, 16) for place in best.places),
+            sum(
+                slice_frame.instance.bits_allocated not in (8, 16)
+                for slice_frame in best.slice_frames
+            ),
             "file(s) have 32 bits a pixel",
         ),
         (
-            sum(_padding_is_tissue(place) for place in best.places),
+            sum(_padding_is_tissue(slice_frame) for slice_frame in best.slice_frames),
             "file(s) have padding that reads as tissue",
         ),
     ):
@@ -201,30 +213,37 @@ def _prepare(path: SeriesPath) -> Series:
                 " tf_covid.read."
             )
             raise refusal("tfio_unsupported", message, count)
-    places = [slot[0] for slot in stack.slots]
-    first = places[0].instance
-    check_size((first.columns, first.rows, len(places)), DEFAULT)
-    sources = {place.instance.name: FileSource.of(paths[place.instance.name]) for place in places}
-    short = sum(not _is_whole(place.instance, sources[place.instance.name]) for place in places)
+    slice_frames = [slice_group[0] for slice_group in stack.slice_groups]
+    first = slice_frames[0].instance
+    check_size((first.columns, first.rows, len(slice_frames)), DEFAULT)
+    sources = {
+        slice_frame.instance.name: FileSource.of(paths[slice_frame.instance.name])
+        for slice_frame in slice_frames
+    }
+    short = sum(
+        not _is_whole(slice_frame.instance, sources[slice_frame.instance.name])
+        for slice_frame in slice_frames
+    )
     if short:
-        message = f"{short} file(s) of the series end early, of {len(places)}."
-        raise refusal("truncated_file", message, len(places) - short)
-    grid, _ = orient(stack.affine_ras, (first.columns, first.rows, len(places)))
-    series = Series(
-        files=tuple(str(paths[place.instance.name]) for place in places),
-        heads=tuple(_head(place.instance) for place in places),
-        sizes=tuple(sources[place.instance.name].size for place in places),
-        offsets=tuple(place.instance.pixel_offset for place in places),
+        message = f"{short} file(s) of the series end early, of {len(slice_frames)}."
+        raise refusal("truncated_file", message, len(slice_frames) - short)
+    grid, _ = orient(stack.affine_ras, (first.columns, first.rows, len(slice_frames)))
+    series = DicomSeriesFiles(
+        files=tuple(str(paths[slice_frame.instance.name]) for slice_frame in slice_frames),
+        heads=tuple(_head(slice_frame.instance) for slice_frame in slice_frames),
+        sizes=tuple(sources[slice_frame.instance.name].size for slice_frame in slice_frames),
+        offsets=tuple(slice_frame.instance.pixel_offset for slice_frame in slice_frames),
         lows=tuple(
-            -(2.0 ** (p.instance.bits_stored - 1)) if p.instance.signed else 0.0 for p in places
+            -(2.0 ** (p.instance.bits_stored - 1)) if p.instance.signed else 0.0
+            for p in slice_frames
         ),
-        slopes=tuple(place.frame.slope for place in places),
-        intercepts=tuple(place.frame.intercept for place in places),
+        slopes=tuple(slice_frame.frame.slope for slice_frame in slice_frames),
+        intercepts=tuple(slice_frame.frame.intercept for slice_frame in slice_frames),
         matrix=(first.rows, first.columns),
         axes=grid.axes,
         flipped=grid.flipped,
     )
-    _check_first(series, places, sources)
+    _check_first(series, slice_frames, sources)
     return series
 
 
@@ -268,11 +287,12 @@ def _instances(path: SeriesPath) -> tuple[tuple[Instance, ...], dict[str, Path]]
     return tuple(instances), found
 
 
-def _padding_is_tissue(place: Place) -> bool:
-    if place.instance.padding is None:
+def _padding_is_tissue(slice_frame: SliceFrame) -> bool:
+    if slice_frame.instance.padding is None:
         return False
     return (
-        place.instance.padding[0] * place.frame.slope + place.frame.intercept >= _PADDING_AS_AIR_HU
+        slice_frame.instance.padding[0] * slice_frame.frame.slope + slice_frame.frame.intercept
+        >= _PADDING_AS_AIR_HU
     )
 
 
@@ -316,17 +336,19 @@ def _head(instance: Instance) -> bytes:
     return stream.getvalue()
 
 
-def _check_first(series: Series, places: Sequence[Place], sources: dict[str, FileSource]) -> None:
+def _check_first(
+    series: DicomSeriesFiles, slice_frames: Sequence[SliceFrame], sources: dict[str, FileSource]
+) -> None:
     """Compare the first slice of each way of storing with our reader's."""
     seen = set()
     table = _Table([series])
-    for number, place in enumerate(places):
-        one = place.instance
+    for number, slice_frame in enumerate(slice_frames):
+        one = slice_frame.instance
         form = (one.transfer_syntax, one.bits_allocated, one.bits_stored, one.high_bit, one.signed)
         if form in seen:
             continue
         seen.add(form)
-        ours = hu_of(place, next(raw_frames(one, sources[one.name])))
+        ours = hu_of(slice_frame, next(raw_frames(one, sources[one.name])))
         try:
             theirs = table.slice_hu(tf.constant(number, tf.int64)).numpy()
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, NotImplementedError):
@@ -352,7 +374,7 @@ class _Table:
         all_series: In order; slices are numbered through.
     """
 
-    def __init__(self, all_series: Sequence[Series]) -> None:
+    def __init__(self, all_series: Sequence[DicomSeriesFiles]) -> None:
         def flat(name: str, dtype: tf.DType) -> tf.Tensor:
             return tf.constant(
                 [value for series in all_series for value in getattr(series, name)], dtype
@@ -393,7 +415,7 @@ class _Table:
         return tf.cast(tf.clip_by_value(hu, _INT16.min, _INT16.max), tf.int16)
 
 
-def _dataset(all_series: Sequence[Series], parallel_slices: int) -> tf.data.Dataset:
+def _dataset(all_series: Sequence[DicomSeriesFiles], parallel_slices: int) -> tf.data.Dataset:
     """The dataset of these series; slices of one are decoded in parallel."""
     if not all_series:
         return tf.data.Dataset.from_tensor_slices(np.empty((0, 1, 1, 1), np.int16))

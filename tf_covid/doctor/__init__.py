@@ -196,7 +196,7 @@ def _weights() -> Iterator[Row]:
         card = path.with_name(catalog.CARD)
         if not card.is_file():
             yield Row(name, "has no model card", ok=False)
-        elif not catalog.vouched(path, digests[name]):
+        elif not catalog.matches_card(path, digests[name]):
             yield Row(name, f"sha256 {digests[name]} is not the one in its model card", ok=False)
         else:
             yield _loaded(name, digests)

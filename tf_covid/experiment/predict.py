@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tf_covid.cohort.manifest import Row
-from tf_covid.study.predictions import (
+from tf_covid.cohort.manifest import ManifestRow
+from tf_covid.study.records import (
     AnyPredictions,
     LungPredictions,
     Predictions,
@@ -19,18 +19,18 @@ from tf_covid.training.tasks import score_of
 
 def as_predictions(
     task: str,
-    rows: Sequence[Row],
+    rows: Sequence[ManifestRow],
     labels: Mapping[str, int],
     answers: Mapping[str, np.ndarray],
     fold: int,
 ) -> AnyPredictions:
-    """Answers of `Lesson.answers` with what is known of their cases.
+    """Answers of `Objective.answers` with what is known of their cases.
 
     Args:
         task: "severity", "covid", "slices" or "lungs".
         rows: The cases, in the order of the answers' records.
         labels: Case → class.
-        answers: Of the lesson.
+        answers: Of the objective.
         fold: Its number.
     """
     cases, patients = tuple(row.case for row in rows), tuple(row.patient for row in rows)
@@ -43,8 +43,8 @@ def as_predictions(
             slices=answers["slice"],
             truth=answers["truth"],
             probability=answers["probability"],
-            share=answers["share"],
-            predicted_share=answers["predicted_share"],
+            fraction=answers["share"],
+            predicted_fraction=answers["predicted_share"],
         )
     known: dict[str, Any] = {
         "cases": cases,

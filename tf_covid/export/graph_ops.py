@@ -1,12 +1,19 @@
-"""Which operations a served graph may not hold: a SavedModel is a program, and it runs with our rights."""
+"""Which operations a served graph may not hold.
+
+A SavedModel is a program, and it runs with our rights.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tf_covid.errors import ServingError
+
+if TYPE_CHECKING:
+    from tensorflow.core.framework.node_def_pb2 import NodeDef
+    from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 
 #: Run Python, read or write files, or call other machines, wherever they stand in a file.
 #: `Experimental` may precede.
@@ -14,10 +21,13 @@ _NEVER = re.compile(
     r"""(Experimental)?(
       (Eager)?PyFunc(Stateless)? | ReadFile | WriteFile | MatchingFiles(Dataset)?
     | (WholeFile|TextLine|TFRecord|FixedLengthRecord|LMDB)Reader(V\d)? | RecordInput
-    | (TextLine|TFRecord|FixedLengthRecord|LMDB|Sql|CSV|Load|Save|DataService)Dataset(V\d)? | DatasetToTFRecord
+    | (TextLine|TFRecord|FixedLengthRecord|LMDB|Sql|CSV|Load|Save|DataService)Dataset(V\d)?
+    | DatasetToTFRecord
     | (ListSnapshotChunks|Cache)Dataset(V\d)? | Snapshot(Chunk|Nested)?Dataset(Reader)?(V\d)?
-    | InitializeTableFromTextFile(V2)? | GenerateVocabRemapping | LoadAndRemapMatrix | CheckpointHasTensor
-    | CreateSummary(File|Db)Writer | ImportEvent | Write\w*Summary | Debug\w+ | FileSystemSetConfiguration
+    | InitializeTableFromTextFile(V2)? | GenerateVocabRemapping | LoadAndRemapMatrix
+    | CheckpointHasTensor
+    | CreateSummary(File|Db)Writer | ImportEvent | Write\w*Summary | Debug\w+
+    | FileSystemSetConfiguration
     | DistributedSave | Rpc\w+ | (Generate)?BigQuery\w+ | Bigtable\w+ | RegisterDataset(V2)?
     )""",
     re.VERBOSE,
@@ -29,7 +39,7 @@ _SAVER = re.compile(r"(Save|Restore)(Slices?|V2)?|MergeV2Checkpoints|ShardedFile
 _SAVERS_OWN = re.compile(r"__inference__?traced_(save|restore)_\d+")
 
 
-def check(meta_graph: Any) -> None:
+def check(meta_graph: MetaGraphDef) -> None:
     """Refuse a graph that may touch files, run Python or call other machines.
 
     The saver's own Save and Restore operations are allowed where TensorFlow puts them: in functions
@@ -66,15 +76,18 @@ def _denied(nodes: Iterable[Any], *, saver: bool) -> Iterator[str]:
             yield node.op
 
 
-def _called(node: Any) -> Iterator[str]:
-    """Names of the functions that a node may call; an operation can be the name of a function, too."""
+def _called(node: NodeDef) -> Iterator[str]:
+    """Names of the functions that a node may call.
+
+    An operation can be the name of a function, too.
+    """
     yield node.op
     for value in node.attr.values():
         yield value.func.name
         yield from (function.name for function in value.list.func)
 
 
-def _reached_by_signatures(meta_graph: Any, functions: dict[str, Any]) -> set[str]:
+def _reached_by_signatures(meta_graph: MetaGraphDef, functions: dict[str, Any]) -> set[str]:
     """Names of the functions that a call of any signature may run."""
     nodes = {node.name: node for node in meta_graph.graph_def.node}
     tensors = [

@@ -1,4 +1,4 @@
-"""`tfcovid export`: one SavedModel for TF Serving that holds the whole road."""
+"""`tfcovid export`: one SavedModel for TF Serving that takes scans, from HU to answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from tf_covid import severity
-from tf_covid.atomic import remove_leftovers, temporary_directory
+from tf_covid.atomic import output_errors, remove_leftovers, temporary_directory
 from tf_covid.errors import OutputError
 from tf_covid.export import warmup
 from tf_covid.export.signatures import ServingModule, Signature
@@ -46,16 +46,16 @@ class Exported:
     """Where an export lies.
 
     Args:
-        road: Folder of the version with all signatures.
+        stratifier: Folder of the version that takes scans, with all signatures.
         clip: Folder of the version that takes prepared clips only.
     """
 
-    road: Path
+    stratifier: Path
     clip: Path
 
 
 def export(source: str | Path, out: Path, version: int | None = None) -> Exported:
-    """Write a model with its lung model as a SavedModel, and its clip network as a second one beside it.
+    """Write a model with its lung model as a SavedModel, and its clip network as a second one.
 
     Args:
         source: Shipped name, or `.keras` file of task severity or covid.
@@ -74,48 +74,49 @@ def export(source: str | Path, out: Path, version: int | None = None) -> Exporte
             f"{out}: a server has no model of this name; letters, digits, - and _ will do"
         )
     clip_out = out.with_name(out.name + CLIP_SUFFIX)
-    number = version or 1 + max([0, *versions_in(out), *versions_in(clip_out)])
-    places = Exported(out / str(number), clip_out / str(number))
-    for place in (places.road, places.clip):
-        if place.exists():
+    chosen = version or 1 + max([0, *versions_in(out), *versions_in(clip_out)])
+    exported = Exported(out / str(chosen), clip_out / str(chosen))
+    for target in (exported.stratifier, exported.clip):
+        if target.exists():
             raise OutputError(
-                f"{place}: this version is there already; a server may be using it. Take another"
+                f"{target}: this version is there already; a server may be using it. Take another"
                 " number"
             )
     models = LocalModels([source])
-    road = ServingModule(models)
-    extra = _papers(models, road)
-    signatures = road.signatures()
-    chest = warmup.requests(signatures, tuple(road.clip_signature().inputs[0].shape[1:]))
-    clip = {"serving_default": road.clip_signature()}
-    with _made(places.clip) as part, _made(places.road) as whole:
+    module = ServingModule(models)
+    extra = _documents(models, module)
+    signatures = module.signatures()
+    warmups = warmup.requests(signatures, tuple(module.clip_signature().inputs[0].shape[1:]))
+    clip = {"serving_default": module.clip_signature()}
+    with _new_version(exported.clip) as clip_folder, _new_version(exported.stratifier) as folder:
         write(
-            part,
-            road.clip_weights,
+            clip_folder,
+            module.clip_weights,
             clip,
             extra,
-            {"serving_default": chest["classify_clip"]},
-            places.clip,
+            {"serving_default": warmups["classify_clip"]},
+            exported.clip,
         )
-        (part / BATCHING).write_text(_BATCHING, encoding="utf-8")
-        write(whole, road.weights, signatures, extra, chest, places.road)
-    return places
+        (clip_folder / BATCHING).write_text(_BATCHING, encoding="utf-8")
+        write(folder, module.weights, signatures, extra, warmups, exported.stratifier)
+    return exported
 
 
 @contextmanager
-def _made(place: Path) -> Iterator[Path]:
-    """A folder to write, which takes its place at the end: a server sees all of a version or nothing."""
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{place}: cannot be written: {error.strerror}") from error
-    remove_leftovers(place.parent)
-    with temporary_directory(place) as folder:
+def _new_version(target: Path) -> Iterator[Path]:
+    """A folder to write, which gets its name at the end.
+
+    A server sees all of a version or nothing.
+    """
+    with output_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target.parent)
+    with temporary_directory(target) as folder:
         try:
             yield folder / "version"
         except tf.errors.OpError as error:
-            raise OutputError(f"{place}: cannot be written: {error.message}") from error
-        (folder / "version").rename(place)
+            raise OutputError(f"{target}: cannot be written: {error.message}") from error
+        (folder / "version").rename(target)
 
 
 def versions_in(folder: Path) -> Iterable[int]:
@@ -137,12 +138,12 @@ def write(
     requests: Mapping[str, Mapping[str, object]],
     served_as: Path,
 ) -> None:
-    """Write one SavedModel with its papers and its warm-up.
+    """Write one SavedModel with its documents and its warm-up requests.
 
     Args:
         folder: New folder.
         weights: All variables that the functions read.
-        signatures: Its functions.
+        signatures: Name → function of the SavedModel.
         extra: Name → text of the files in `assets.extra`.
         requests: Signature → inputs of its warm-up.
         served_as: `…/NAME/VERSION`, which the warm-up requests carry.
@@ -159,20 +160,20 @@ def write(
         for name, one in signatures.items()
     }
     tf.saved_model.save(module, str(folder), signatures=functions)
-    papers = folder / EXTRA
-    papers.mkdir(exist_ok=True)
+    documents = folder / EXTRA
+    documents.mkdir(exist_ok=True)
     for name, text in extra.items():
-        (papers / name).write_text(text, encoding="utf-8")
-    warmup.write(papers, requests, served_as)
+        (documents / name).write_text(text, encoding="utf-8")
+    warmup.write(documents, requests, served_as)
 
 
-def _papers(models: LocalModels, road: ServingModule) -> dict[str, str]:
+def _documents(models: LocalModels, module: ServingModule) -> dict[str, str]:
     """Model card, input contract and labels."""
     model = models.members[0].model
     labels = model.contract.classes or (
         severity.LABELS if models.task == "severity" else ("negative", "positive")
     )
-    card = json.loads(road.card)
+    model_card = json.loads(module.model_card)
     contract = {
         "inputs": {
             "hu": (
@@ -184,17 +185,18 @@ def _papers(models: LocalModels, road: ServingModule) -> dict[str, str]:
             "hu_bytes": "string (N), the same as little-endian int16 in C order",
             "shape": "int32 (N, 3), slices, height and width of hu_bytes",
             "clip": (
-                f"float32 (N, {', '.join(map(str, card['clip']))}), windowed, masked and scaled"
+                f"float32 (N, {', '.join(map(str, model_card['clip']))}), windowed, masked and"
+                " scaled"
             ),
         },
         "refuse": (
             f"slices_kept below {LEAST_SLICES}: too little lung for an answer; at 0 all answers"
             " are NaN"
         ),
-        "preprocessing": card["preprocessing"],
+        "preprocessing": model_card["preprocessing"],
     }
     return {
-        "model_card.json": json.dumps(card, indent=1),
+        "model_card.json": json.dumps(model_card, indent=1),
         "input_contract.json": json.dumps(contract, indent=1),
         "labels.txt": "\n".join(labels) + "\n",
     }

@@ -1,5 +1,6 @@
-"""The road as functions for a SavedModel: int16 HU in, answers out, in ops of a stock TF Serving.
+"""The stratifier as functions for a SavedModel: int16 HU in, answers out.
 
+A stock TF Serving has all operations of them.
 Every function takes and gives tensors with names, and answers each scan of a batch as if it had
 come alone.
 """
@@ -18,13 +19,14 @@ from tf_covid import attention
 from tf_covid.attention.grid import centre_weights
 from tf_covid.local import LUNGS, EnsembleMember, LocalModels
 from tf_covid.pipeline import versions
+from tf_covid.tensor import Tensor
 
-#: Most slices of a request, padding included, most pixels along a side of one, and most clips. A
-#: request of some bytes
-#: must not be able to ask for hours: 4,000 slices of 512×512 are what a message of gRPC holds.
-MOST_SLICES, MOST_PIXELS, MOST_CLIPS = 4096, 4096, 64
+#: Largest number of slices of a request, padding included, of pixels along a side, and of clips:
+#: few bytes must not be able to ask for hours. 4,000 slices of 512×512 are what a message of gRPC
+#: holds.
+MAX_SLICES, MAX_PIXELS, MAX_CLIPS = 4096, 4096, 64
 
-#: The Grad-CAM of the graph explains this, as `tfcovid infer` does unless told otherwise.
+#: The Grad-CAM of the graph explains this, as `tfcovid infer` does by default.
 METHOD, TARGET = "gradcam", "severity"
 
 
@@ -56,7 +58,7 @@ class ServingModule:
         member: EnsembleMember = models.members[0]
         self._member, self._preprocessor = member, member.preprocessor
         network = member.model.network
-        #: Plain TensorFlow variables: what a SavedModel of the clip network, and of the whole road,
+        #: Plain TensorFlow variables: what a SavedModel of the clip network, and of the stratifier,
         #: must hold.
         self.clip_weights = [variable.value for variable in network.variables]
         self.weights = [
@@ -72,9 +74,9 @@ class ServingModule:
             for axis, size, count in zip(member.axes, self._clip, cells, strict=True)
         ]
         self._axes = np.array([[axis.step, axis.first] for axis in member.axes], np.float32)
-        self.card = card(models)
+        self.model_card = model_card(models)
 
-    def answer(self, hu: Any, depth: Any) -> dict[str, Any]:
+    def answer(self, hu: Tensor, depth: Tensor) -> dict[str, Any]:
         """`serving_default`: severity (or covid) of each scan.
 
         Args:
@@ -90,7 +92,7 @@ class ServingModule:
             self._member.model.network(prepared["clip"], training=False), prepared["keep"]
         )
 
-    def explain(self, hu: Any, depth: Any) -> dict[str, Any]:
+    def explain(self, hu: Tensor, depth: Tensor) -> dict[str, Any]:
         """`explain`: the same, with the attention map and what brings it back onto the scan.
 
         Returns:
@@ -98,22 +100,22 @@ class ServingModule:
             lungs; `attention_cells` (N, d, f, g), the map as the layer has it; `attention_axes` (N,
             3, 2), step and first centre of its cells in clip voxels, for D, H, W; `keep` bool (N,
             D), the slices of the scan that lie one behind the other in the clip; `box` (N, 4), top,
-            bottom, left, right of the clip as shares of the image.
+            bottom, left, right of the clip as fractions of the image.
         """
-        found = self._segment(hu, depth)
-        return self._explained(hu, found["lungs"])
+        probabilities = self._segment(hu, depth)
+        return self._explained(hu, probabilities["lungs"])
 
-    def segment(self, hu: Any, depth: Any) -> dict[str, Any]:
+    def segment(self, hu: Tensor, depth: Tensor) -> dict[str, Any]:
         """`segment`: the lungs on the grid of the U-Net.
 
         Returns:
             `mask` uint8 (N, D, h, w), 1 in the lungs; `lungs` float32 of the same shape, their
             probability; `disease`, that of diseased lung, where the U-Net finds it.
         """
-        found = self._segment(hu, depth)
-        return {"mask": tf.cast(found["lungs"] > 0.5, tf.uint8), **found}
+        probabilities = self._segment(hu, depth)
+        return {"mask": tf.cast(probabilities["lungs"] > 0.5, tf.uint8), **probabilities}
 
-    def answer_bytes(self, hu_bytes: Any, shape: Any) -> dict[str, Any]:
+    def answer_bytes(self, hu_bytes: Tensor, shape: Tensor) -> dict[str, Any]:
         """`serving_bytes`: `answer` for REST, whose base64 carries bytes but no int16.
 
         Args:
@@ -123,7 +125,7 @@ class ServingModule:
         """
         return self.answer(*_from_bytes(hu_bytes, shape))
 
-    def infer_bytes(self, hu_bytes: Any, shape: Any) -> dict[str, Any]:
+    def infer_bytes(self, hu_bytes: Tensor, shape: Tensor) -> dict[str, Any]:
         """`infer_bytes`: all that `tfcovid infer --server` needs for one scan, in one call.
 
         Returns:
@@ -133,15 +135,17 @@ class ServingModule:
             model this is.
         """
         hu, depth = _from_bytes(hu_bytes, shape)
-        found = self._segment(hu, depth)
-        answers = self._explained(hu, found["lungs"])
+        probabilities = self._segment(hu, depth)
+        answers = self._explained(hu, probabilities["lungs"])
         del answers["attention"]
-        masks = {f"{name}_bytes": _serialized(values) for name, values in found.items()}
+        masks = {f"{name}_bytes": _serialized(values) for name, values in probabilities.items()}
         return (
-            answers | masks | {"card_bytes": tf.repeat(tf.constant([self.card]), tf.shape(hu)[0])}
+            answers
+            | masks
+            | {"card_bytes": tf.repeat(tf.constant([self.model_card]), tf.shape(hu)[0])}
         )
 
-    def classify_clip(self, clip: Any) -> dict[str, Any]:
+    def classify_clip(self, clip: Tensor) -> dict[str, Any]:
         """`classify_clip`: a clip that was windowed, masked and scaled by the caller.
 
         Args:
@@ -150,12 +154,12 @@ class ServingModule:
         Returns:
             `probabilities`, `logits`, and `ct_score` where the network has one.
         """
-        most = f"at most {MOST_CLIPS} clips in a request"
+        limit = f"at most {MAX_CLIPS} clips in a request"
         # A server that is not ours does not look, and "no findings" is what a network says about
         # NaN.
         finite = tf.reduce_all(tf.math.is_finite(clip))
         checks = [
-            tf.debugging.assert_less_equal(tf.shape(clip)[0], MOST_CLIPS, most),
+            tf.debugging.assert_less_equal(tf.shape(clip)[0], MAX_CLIPS, limit),
             tf.debugging.assert_equal(
                 finite, True, "every number of a clip is finite, none is NaN"
             ),
@@ -165,7 +169,10 @@ class ServingModule:
         return self._outputs(self._member.model.network(clip, training=False))
 
     def signatures(self) -> dict[str, Signature]:
-        """The functions of an export by the names of their signatures; `serving_default` comes first."""
+        """The functions of an export by the names of their signatures.
+
+        `serving_default` comes first.
+        """
         hu = tf.TensorSpec([None] * 4, tf.int16, name="hu")
         depth = tf.TensorSpec([None], tf.int32, name="depth")
         texts = tf.TensorSpec([None], tf.string, name="hu_bytes")
@@ -187,7 +194,7 @@ class ServingModule:
             (tf.TensorSpec([None, *self._clip, channels], tf.float32, name="clip"),),
         )
 
-    def _segment(self, hu: Any, depth: Any) -> dict[str, Any]:
+    def _segment(self, hu: Tensor, depth: Tensor) -> dict[str, Any]:
         size = tf.shape(hu)
         checks = [
             # A 3D convolution ends with an unkind error where there is no scan.
@@ -200,27 +207,27 @@ class ServingModule:
         with tf.control_dependencies([check for check in checks if check is not None]):
             return self._preprocessor.segment(tf.identity(hu), depth)
 
-    def _explained(self, hu: Any, lungs: Any) -> dict[str, Any]:
+    def _explained(self, hu: Tensor, lungs: Tensor) -> dict[str, Any]:
         prepared = self._preprocessor.prepare(hu, lungs)
         features = tf.cast(
             self._member.split.backbone(prepared["clip"], training=False), tf.float32
         )
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(features)
-            outputs = self._member.split.fair_head(features, training=False)
+            outputs = self._member.split.tie_sharing_head(features, training=False)
             score = attention.expected_class(outputs["logits"])
         # Grad-CAM (Selvaraju 2017): each feature counts as its mean gradient says; what lowers the
         # target is cut.
         gradient = tape.gradient(score, features)
         weight = tf.reduce_mean(gradient, axis=(1, 2, 3), keepdims=True)
         cells = tf.nn.relu(tf.reduce_sum(features * weight, axis=-1))
-        whole = cells
-        for number, weights in enumerate(self._onto_clip, 1):
-            whole = _along(whole, weights, number)
+        on_clip = cells
+        for axis, weights in enumerate(self._onto_clip, 1):
+            on_clip = _along(on_clip, weights, axis)
         inside = tf.cast(prepared["lungs"] >= 0.5, tf.float32)
         answers, kept = self._answers(outputs, prepared["keep"]), prepared["keep"]
         return answers | {
-            "attention": _or_nan(whole * inside, answers["slices_kept"]),
+            "attention": _or_nan(on_clip * inside, answers["slices_kept"]),
             "attention_cells": _or_nan(cells, answers["slices_kept"]),
             "attention_axes": tf.repeat(
                 tf.constant(self._axes)[tf.newaxis], tf.shape(hu)[0], axis=0
@@ -229,7 +236,7 @@ class ServingModule:
             "box": prepared["box"],
         }
 
-    def _answers(self, outputs: dict[str, Any], keep: Any) -> dict[str, Any]:
+    def _answers(self, outputs: dict[str, Any], keep: Tensor) -> dict[str, Any]:
         kept = tf.reduce_sum(tf.cast(keep, tf.int32), axis=1)
         answers = {name: _or_nan(values, kept) for name, values in self._outputs(outputs).items()}
         return answers | {"slices_kept": kept}
@@ -243,8 +250,11 @@ class ServingModule:
         return answers
 
 
-def card(models: LocalModels) -> str:
-    """JSON about one model, with the sha256 of both weight files: what a client puts into its `result.json`."""
+def model_card(models: LocalModels) -> str:
+    """JSON about one model, with the sha256 of both weight files.
+
+    What a client puts into its `result.json`.
+    """
     model = models.members[0].model
     facts = {
         "name": model.name,
@@ -261,37 +271,37 @@ def card(models: LocalModels) -> str:
     return json.dumps(facts, sort_keys=True)
 
 
-def _or_nan(values: Any, kept: Any) -> Any:
+def _or_nan(values: Tensor, kept: Tensor) -> Tensor:
     """NaN for the scans without a kept slice; the shape of `values` stays."""
     rank = len(values.shape)
     there = tf.reshape(kept > 0, tf.concat([tf.shape(kept), [1] * (rank - 1)], axis=0))
     return tf.where(there, values, tf.constant(float("nan")))
 
 
-def _along(values: Any, weights: np.ndarray, axis: int) -> Any:
+def _along(values: Tensor, weights: np.ndarray, axis: int) -> Tensor:
     """The product of `weights` (out, in) with one axis of `values`, which stays in its place."""
     rank = len(values.shape)
-    order = [number for number in range(rank) if number != axis] + [axis]
-    back = sorted(range(rank), key=lambda number: order[number])
+    order = [other for other in range(rank) if other != axis] + [axis]
+    back = sorted(range(rank), key=lambda axis: order[axis])
     moved = tf.matmul(tf.transpose(values, order), tf.constant(weights), transpose_b=True)
     return tf.transpose(moved, back)
 
 
-def _bounded(scans: Any, slices: Any, plane: Any) -> list[Any]:
-    """Checks that a request of `scans` scans of `slices` slices each is none that would take all memory."""
+def _bounded(scans: Tensor, slices: Tensor, plane: Tensor) -> list[Any]:
+    """Checks that a request of `scans` scans of `slices` slices each is not too large."""
     # Whole numbers of 64 bits: a product must not wrap around.
     total = tf.cast(scans, tf.int64) * tf.cast(slices, tf.int64)
     rules = (
-        f"at most {MOST_SLICES} slices in a request, padding included, of at most {MOST_PIXELS}"
+        f"at most {MAX_SLICES} slices in a request, padding included, of at most {MAX_PIXELS}"
         " pixels a side"
     )
     return [
-        tf.debugging.assert_less_equal(total, tf.constant(MOST_SLICES, tf.int64), rules),
-        tf.debugging.assert_less_equal(plane, MOST_PIXELS, rules),
+        tf.debugging.assert_less_equal(total, tf.constant(MAX_SLICES, tf.int64), rules),
+        tf.debugging.assert_less_equal(plane, MAX_PIXELS, rules),
     ]
 
 
-def _from_bytes(texts: Any, shape: Any) -> tuple[Any, Any]:
+def _from_bytes(texts: Tensor, shape: Tensor) -> tuple[Any, Any]:
     """int16 (N, D, H, W), shorter scans padded with zeros, and their depth (N,)."""
     rules = (
         "each scan needs slices, height and width above 0; all scans of a request have the same"
@@ -312,7 +322,7 @@ def _from_bytes(texts: Any, shape: Any) -> tuple[Any, Any]:
         shape = tf.identity(shape)
     deepest = tf.reduce_max(shape[:, 0])
 
-    def one(item: tuple[Any, Any]) -> Any:
+    def one(item: tuple[Any, Any]) -> Tensor:
         text, size = item
         # A length that does not fit the shape ends here, as an invalid argument.
         volume = tf.reshape(tf.io.decode_raw(text, tf.int16, little_endian=True), size)
@@ -328,7 +338,7 @@ def _from_bytes(texts: Any, shape: Any) -> tuple[Any, Any]:
     return hu, shape[:, 0]
 
 
-def _serialized(values: Any) -> Any:
+def _serialized(values: Tensor) -> Tensor:
     """float32 (N, D, h, w) as strings (N,), a TensorProto each."""
     text = tf.TensorSpec([], tf.string)
     return tf.map_fn(

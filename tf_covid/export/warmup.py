@@ -1,4 +1,7 @@
-"""Requests that a server answers to itself before it takes others: without them the first patient waits."""
+"""Requests that a server answers to itself before it takes others.
+
+Without them the first patient waits.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,10 @@ def require() -> None:
 
 
 def chest() -> np.ndarray:
-    """int16 HU (24, 128, 128): two lungs of air in a body of water, enough for slices to be kept."""
+    """int16 HU (24, 128, 128).
+
+    Two lungs of air in a body of water, enough for slices to be kept.
+    """
     depth, height, width = _CHEST
     d, h, w = np.ogrid[-1 : 1 : depth * 1j, -1 : 1 : height * 1j, -1 : 1 : width * 1j]
     body = (h / 0.75) ** 2 + (w / 0.95) ** 2 <= 1

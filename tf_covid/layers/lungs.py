@@ -9,11 +9,12 @@ import tensorflow as tf
 
 from tf_covid.layers.resample import clipped_hu, full_axis_matrix, in_plane, over_chunks
 from tf_covid.layers.window import LEVEL_HU, WIDTH_HU, HUWindow
+from tf_covid.tensor import Tensor
 
 
 @keras.saving.register_keras_serializable("tf_covid")
 class LungSegmenter(keras.layers.Layer):
-    """Lung probability of every slice on the coarse grid of the U-Net, and that of diseased lung where it has one.
+    """Probability of lung, and of diseased lung, in every slice on the grid of the U-Net.
 
     Args:
         unet: Network from slices (n, h, w, 1) in [0, 1] to `{"logits": (n, h, w, outputs)}`; h and
@@ -56,7 +57,7 @@ class LungSegmenter(keras.layers.Layer):
         self.grid, self.outputs = (int(height), int(width)), int(outputs)
         self.window = HUWindow(level_hu, width_hu, dtype="float32")
 
-    def call(self, hu: Any, depth: Any) -> Any:
+    def call(self, hu: Tensor, depth: Tensor) -> Tensor:
         """HU → probabilities."""
         shape, grid, outputs = tf.shape(hu), self.grid, self.outputs
         # A depth for each scan, within its slices: a wrong one would pass for a scan without lungs.
@@ -73,7 +74,7 @@ class LungSegmenter(keras.layers.Layer):
         columns = full_axis_matrix(grid[1], shape[3])
         count = tf.shape(valid)[0]
 
-        def body(numbers: Any, written: Any) -> Any:
+        def body(numbers: Tensor, written: Tensor) -> Tensor:
             planes = tf.gather_nd(hu, tf.gather(valid, tf.maximum(numbers, 0)))
             small = in_plane(rows, clipped_hu(planes), columns)
             logits = self.unet(self.window(small)[..., tf.newaxis], training=False)["logits"]
@@ -91,7 +92,7 @@ class LungSegmenter(keras.layers.Layer):
             valid, flat[:count], tf.cast(tf.concat([shape[:2], [*grid, outputs]], 0), valid.dtype)
         )
 
-    def compute_output_spec(self, hu: Any, depth: Any) -> keras.KerasTensor:
+    def compute_output_spec(self, hu: Tensor, depth: Tensor) -> keras.KerasTensor:
         """(N, D, h, w, outputs), float32."""
         return keras.KerasTensor((*hu.shape[:2], *self.grid, self.outputs), dtype="float32")
 
@@ -144,7 +145,7 @@ class LungBox(keras.layers.Layer):
             raise ValueError(f"margin and noise must lie within [0, 1), not {margin} and {noise}")
         self.box, self.margin, self.noise = box, float(margin), float(noise)
 
-    def call(self, probability: Any, keep: Any) -> Any:
+    def call(self, probability: Tensor, keep: Tensor) -> Tensor:
         """Mask and kept slices → box."""
         if self.box == "none":
             full = tf.constant([0.0, 1.0, 0.0, 1.0])
@@ -156,7 +157,7 @@ class LungBox(keras.layers.Layer):
         sides = [self._extent(tf.reduce_sum(inside, axis=axes)) for axes in ((1, 3), (1, 2))]
         return tf.concat(sides, axis=1)
 
-    def _extent(self, profile: Any) -> Any:
+    def _extent(self, profile: Tensor) -> Tensor:
         size = tf.shape(profile)[1]
         fullest = tf.reduce_max(profile, axis=1, keepdims=True)
         taken = (profile > 0) & (profile >= self.noise * fullest)
@@ -170,7 +171,7 @@ class LungBox(keras.layers.Layer):
         stop = tf.where(found, tf.minimum(last + extra, 1.0), 1.0)
         return tf.stack([start, stop], axis=1)
 
-    def compute_output_spec(self, probability: Any, keep: Any) -> keras.KerasTensor:
+    def compute_output_spec(self, probability: Tensor, keep: Tensor) -> keras.KerasTensor:
         """(N, 4), float32."""
         return keras.KerasTensor((probability.shape[0], 4), dtype="float32")
 

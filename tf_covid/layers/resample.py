@@ -11,17 +11,19 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_covid.tensor import Tensor
+
 # Air and the top of a 12-bit scanner. Padding outside the field of view (−2000, −3024) and metal
 # are clipped before any averaging, so that they do not bleed into their neighbours.
 LOWEST_HU, HIGHEST_HU = -1024.0, 3071.0
 
 
-def clipped_hu(hu: Any) -> Any:
+def clipped_hu(hu: Tensor) -> Tensor:
     """HU as float32 within −1024 … 3071."""
     return tf.clip_by_value(tf.cast(hu, tf.float32), LOWEST_HU, HIGHEST_HU)
 
 
-def triangle_matrix(start: Any, stop: Any, size_out: Any, positions: Any) -> Any:
+def triangle_matrix(start: Tensor, stop: Tensor, size_out: Tensor, positions: Tensor) -> Tensor:
     """Weights that resample a row of cells onto `size_out` cells spread over [start, stop).
 
     The kernel is a triangle: linear interpolation when enlarging, and as wide as an output cell
@@ -46,13 +48,16 @@ def triangle_matrix(start: Any, stop: Any, size_out: Any, positions: Any) -> Any
     return tf.math.divide_no_nan(weights, tf.reduce_sum(weights, axis=-1, keepdims=True))
 
 
-def axis_matrix(start: Any, stop: Any, size_out: Any, size_in: Any) -> Any:
-    """`triangle_matrix` over an axis of `size_in` cells that all take part; (N, size_out, size_in)."""
+def axis_matrix(start: Tensor, stop: Tensor, size_out: Tensor, size_in: Tensor) -> Tensor:
+    """`triangle_matrix` over an axis of `size_in` cells that all take part.
+
+    (N, size_out, size_in).
+    """
     positions = tf.range(size_in, dtype=tf.float32)[tf.newaxis, :]
     return triangle_matrix(start, stop, size_out, positions)
 
 
-def full_axis_matrix(size_out: Any, size_in: Any) -> Any:
+def full_axis_matrix(size_out: Tensor, size_in: Tensor) -> Tensor:
     """`axis_matrix` from a whole axis onto another size; (1, size_out, size_in)."""
     # Not [tf.newaxis]: OpenVINO reads a scalar's new axis from the wrong place.
     return axis_matrix(
@@ -60,13 +65,18 @@ def full_axis_matrix(size_out: Any, size_in: Any) -> Any:
     )
 
 
-def in_plane(rows: Any, planes: Any, columns: Any) -> Any:
-    """Rows (N, h, H) · planes (N, H, W) · columnsᵀ (N, w, W) → (N, h, w). Leading 1s are broadcast."""
+def in_plane(rows: Tensor, planes: Tensor, columns: Tensor) -> Tensor:
+    """Rows (N, h, H) · planes (N, H, W) · columnsᵀ (N, w, W) → (N, h, w).
+
+    Leading 1s are broadcast.
+    """
     return tf.matmul(tf.matmul(rows, planes), columns, transpose_b=True)
 
 
-def over_chunks(count: Any, chunk: int, body: Callable[[Any, Any], Any], state: Any) -> Any:
-    """`state = body(numbers, state)` for `chunk` numbers of 0 … count − 1 at a time, one chunk after another.
+def over_chunks(
+    count: Tensor, chunk: int, body: Callable[[Any, Any], Any], state: Tensor
+) -> Tensor:
+    """`state = body(numbers, state)` for `chunk` numbers of 0 … count − 1 at a time.
 
     The last chunk repeats number 0 as −1-marked padding: `numbers` always has `chunk` entries,
     padding is −1. A fixed size keeps one compiled kernel and lets runtimes without ragged shapes
@@ -75,7 +85,7 @@ def over_chunks(count: Any, chunk: int, body: Callable[[Any, Any], Any], state: 
     """
     chunks = (count + chunk - 1) // chunk
 
-    def step(index: Any, state: Any) -> tuple[Any, Any]:
+    def step(index: Tensor, state: Tensor) -> tuple[Any, Any]:
         numbers = index * chunk + tf.range(chunk)
         return index + 1, body(tf.where(numbers < count, numbers, -1), state)
 

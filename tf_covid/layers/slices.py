@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tf_covid.layers.resample import axis_matrix, clipped_hu, in_plane, over_chunks, triangle_matrix
+from tf_covid.tensor import Tensor
 
 
 @keras.saving.register_keras_serializable("tf_covid")
@@ -30,14 +31,14 @@ class SliceRule(keras.layers.Layer):
             raise ValueError(f"minimum must lie within (0, 1), not {minimum}")
         self.minimum = float(minimum)
 
-    def call(self, probability: Any) -> Any:
+    def call(self, probability: Tensor) -> Tensor:
         """Lung probability → kept or not."""
         inside = tf.cast(probability > 0.5, tf.float32)
         cells = tf.cast(tf.shape(probability)[2] * tf.shape(probability)[3], tf.float32)
         # Whole numbers on both sides: a mean in float32 could put exactly 5 % on either side.
         return tf.reduce_sum(inside, axis=(2, 3)) >= tf.round(self.minimum * cells * 1e3) / 1e3
 
-    def compute_output_spec(self, probability: Any) -> keras.KerasTensor:
+    def compute_output_spec(self, probability: Tensor) -> keras.KerasTensor:
         """(N, D), bool."""
         return keras.KerasTensor(probability.shape[:2], dtype="bool")
 
@@ -79,7 +80,7 @@ class ClipSampler(keras.layers.Layer):
             int(chunk),
         )
 
-    def call(self, volume: Any, keep: Any, box: Any) -> Any:
+    def call(self, volume: Tensor, keep: Tensor, box: Tensor) -> Tensor:
         """Volume → clip."""
         shape = tf.shape(volume)
         kept = tf.where(keep)  # (K, 2): scan, slice
@@ -87,7 +88,7 @@ class ClipSampler(keras.layers.Layer):
         along = tf.transpose(depth_matrix(keep, self.frames), [0, 2, 1])  # (N, D, T)
         cells = self.height * self.width
 
-        def body(numbers: Any, clip: Any) -> Any:
+        def body(numbers: Tensor, clip: Tensor) -> Tensor:
             places = tf.gather(kept, tf.maximum(numbers, 0))
             planes = clipped_hu(tf.gather_nd(volume, places))
             owner = places[:, 0]
@@ -106,13 +107,13 @@ class ClipSampler(keras.layers.Layer):
         )
         return tf.reshape(clip, [shape[0], self.frames, self.height, self.width])
 
-    def _plane(self, box: Any, shape: Any) -> tuple[Any, Any]:
+    def _plane(self, box: Tensor, shape: Tensor) -> tuple[Any, Any]:
         height, width = tf.cast(shape[2], tf.float32), tf.cast(shape[3], tf.float32)
         rows = axis_matrix(box[:, 0] * height, box[:, 1] * height, self.height, shape[2])
         columns = axis_matrix(box[:, 2] * width, box[:, 3] * width, self.width, shape[3])
         return rows, columns
 
-    def compute_output_spec(self, volume: Any, keep: Any, box: Any) -> keras.KerasTensor:
+    def compute_output_spec(self, volume: Tensor, keep: Tensor, box: Tensor) -> keras.KerasTensor:
         """(N, frames, height, width), float32."""
         return keras.KerasTensor(
             (volume.shape[0], self.frames, self.height, self.width), dtype="float32"
@@ -129,8 +130,10 @@ class ClipSampler(keras.layers.Layer):
         return {**super().get_config(), **sizes}
 
 
-def depth_matrix(keep: Any, frames: int) -> Any:
-    """Weights from slices to frames, (N, frames, D): only kept slices take part, at their rank among the kept.
+def depth_matrix(keep: Tensor, frames: int) -> Tensor:
+    """Weights from slices to frames, (N, frames, D).
+
+    Only kept slices take part, at their rank among the kept.
 
     Args:
         keep: bool (N, D).

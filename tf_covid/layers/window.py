@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_covid.tensor import Tensor
+
 #: The study's window: −1100 … 300 HU map to 0 … 1.
 LEVEL_HU, WIDTH_HU = -400.0, 1400.0
 
@@ -38,13 +40,13 @@ class HUWindow(keras.layers.Layer):
             raise ValueError(f"width_hu must be positive, not {width_hu}")
         self.level_hu, self.width_hu = float(level_hu), float(width_hu)
 
-    def call(self, hu: Any) -> Any:
+    def call(self, hu: Tensor) -> Tensor:
         """HU → [0, 1]."""
         lowest = self.level_hu - self.width_hu / 2
         share = (tf.cast(hu, tf.float32) - lowest) / self.width_hu
         return tf.cast(tf.clip_by_value(share, 0.0, 1.0), self.compute_dtype)
 
-    def compute_output_spec(self, hu: Any) -> keras.KerasTensor:
+    def compute_output_spec(self, hu: Tensor) -> keras.KerasTensor:
         """The input's shape in the compute dtype."""
         return keras.KerasTensor(hu.shape, dtype=self.compute_dtype)
 
@@ -54,7 +56,10 @@ class HUWindow(keras.layers.Layer):
 
 
 def input_scaling(scale: Sequence[float], offset: Sequence[float]) -> keras.layers.Rescaling:
-    """The last layer before a network: `scale × x + offset`, one number for all channels or one for each."""
+    """The last layer before a network.
+
+    `scale × x + offset`, one number for all channels or one for each.
+    """
     return keras.layers.Rescaling(
         *(value[0] if len(value) == 1 else list(value) for value in (scale, offset)),
         dtype="float32",
@@ -81,14 +86,14 @@ class MaskedClip(keras.layers.Layer):
             raise ValueError(f"channels must be positive, not {channels}")
         self.channels = int(channels)
 
-    def call(self, clip: Any, lungs: Any) -> Any:
+    def call(self, clip: Tensor, lungs: Tensor) -> Tensor:
         """Clip × (lungs ≥ ½)."""
         inside = tf.cast(lungs >= 0.5, clip.dtype)
         return tf.cast(
             tf.repeat((clip * inside)[..., tf.newaxis], self.channels, axis=-1), self.compute_dtype
         )
 
-    def compute_output_spec(self, clip: Any, lungs: Any) -> keras.KerasTensor:
+    def compute_output_spec(self, clip: Tensor, lungs: Tensor) -> keras.KerasTensor:
         """The clip's shape with channels."""
         return keras.KerasTensor((*clip.shape, self.channels), dtype=self.compute_dtype)
 

@@ -29,16 +29,24 @@ class Network:
         rank: 3 takes clips, 2 takes slices.
         endpoint: Layer whose output Grad-CAM explains, given the arguments; None where there is
             none.
+        data_dependent_init: A training from scratch scales the first weights by the activations of
+            its first clips (`training.initialise`), which stacks without batch normalisation need.
     """
 
     build: Callable[..., keras.Model]
     rank: int
     endpoint: Callable[[dict[str, Any]], str] | None = None
+    data_dependent_init: bool = False
 
 
 NETWORKS: dict[str, Network] = {
     "i3d": Network(I3D, 3, lambda arguments: i3d.LAST_ENDPOINT),
-    "ltc": Network(LTC, 3, lambda arguments: ltc.LAST_ENDPOINT[arguments.get("trunk", "ltc")]),
+    "ltc": Network(
+        LTC,
+        3,
+        lambda arguments: ltc.LAST_ENDPOINT[arguments.get("trunk", "ltc")],
+        data_dependent_init=True,
+    ),
     "inception_v1": Network(InceptionV1, 2, lambda arguments: i3d.LAST_ENDPOINT),
     "unet": Network(UNet, 2),
 }

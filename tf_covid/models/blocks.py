@@ -8,6 +8,8 @@ from typing import Any
 import keras
 from keras import layers
 
+from tf_covid.tensor import DType, Tensor
+
 #: Batch-norm epsilon of the published Inception-v1 and I3D weights.
 INCEPTION_EPSILON = 1e-3
 
@@ -19,15 +21,15 @@ _GLOBAL_POOL = {2: layers.GlobalAveragePooling2D, 3: layers.GlobalAveragePooling
 
 
 def conv_unit(
-    x: Any,
+    x: Tensor,
     name: str,
     filters: int,
     kernel: int | Sequence[int],
     stride: int | Sequence[int] = 1,
     *,
     padding: str = "same",
-    dtype: Any = None,
-) -> Any:
+    dtype: DType = None,
+) -> Tensor:
     """Convolution, batch normalisation without scale, ReLU: the unit of Inception-v1 and I3D.
 
     Args:
@@ -58,19 +60,19 @@ def conv_unit(
     return layers.ReLU(name=name, dtype=dtype)(x)
 
 
-def zero_pad(x: Any, name: str, pixels: int, dtype: Any = None) -> Any:
+def zero_pad(x: Tensor, name: str, pixels: int, dtype: DType = None) -> Tensor:
     """Zeros on every side, in two or three dimensions, by the rank of `x`."""
     return _ZERO_PAD[len(x.shape) - 2](pixels, name=name, dtype=dtype)(x)
 
 
 def max_pool(
-    x: Any,
+    x: Tensor,
     name: str,
     size: int | Sequence[int],
     stride: int | Sequence[int],
     padding: str = "same",
-    dtype: Any = None,
-) -> Any:
+    dtype: DType = None,
+) -> Tensor:
     """Max-pooling in two or three dimensions, by the rank of `x`."""
     return _MAX_POOL[len(x.shape) - 2](
         size, strides=stride, padding=padding, name=name, dtype=dtype
@@ -78,9 +80,17 @@ def max_pool(
 
 
 def classifier(
-    x: Any, classes: int, *, dropout: float, ct_score: bool, share: bool = False, dtype: Any = None
+    x: Tensor,
+    classes: int,
+    *,
+    dropout: float,
+    ct_score: bool,
+    share: bool = False,
+    dtype: DType = None,
 ) -> dict[str, Any]:
-    """Global average pooling, dropout and dense outputs: `logits` (N, classes), and what else is asked for.
+    """Global average pooling, dropout and dense outputs.
+
+    `logits` (N, classes), and what else is asked for.
 
     The outputs are float32 under any policy; `ct_score` (N, 1) is bounded to 0–25 by a scaled
     sigmoid, `share` (N, 1) to 0–1 by a sigmoid.
@@ -94,9 +104,9 @@ def classifier(
 
 
 def dense_outputs(
-    x: Any, classes: int, *, dropout: float, ct_score: bool, dtype: Any = None
+    x: Tensor, classes: int, *, dropout: float, ct_score: bool, dtype: DType = None
 ) -> dict[str, Any]:
-    """Dropout, then `logits` (N, classes) and, if asked for, `ct_score` (N, 1), from features (N, C)."""
+    """Dropout, `logits` (N, classes) and, if asked for, `ct_score` (N, 1), of features (N, C)."""
     x = layers.Dropout(dropout, name="dropout", dtype=dtype)(x)
     outputs = {"logits": layers.Dense(classes, name="logits", dtype="float32")(x)}
     if ct_score:
@@ -105,6 +115,6 @@ def dense_outputs(
     return outputs
 
 
-def functional(inputs: Any, outputs: dict[str, Any], name: str) -> keras.Model:
+def functional(inputs: Tensor, outputs: dict[str, Any], name: str) -> keras.Model:
     """A functional model with named outputs (a dict keeps the names in an export)."""
     return keras.Model(inputs, outputs, name=name)

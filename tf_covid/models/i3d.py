@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import keras
 from keras import layers
 
 from tf_covid.models.blocks import classifier, functional
 from tf_covid.models.inception import trunk
+from tf_covid.tensor import DType
 
 #: The last endpoint: the default target of Grad-CAM.
 LAST_ENDPOINT = "Mixed_5c"
@@ -22,7 +23,7 @@ def I3D(
     ct_score: bool = False,
     dropout: float = 0.5,
     stem: Literal["same", "symmetric"] = "same",
-    dtype: Any = None,
+    dtype: DType = None,
     name: str = "i3d",
 ) -> keras.Model:
     """Inflated 3D Inception-v1.

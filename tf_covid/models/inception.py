@@ -1,17 +1,17 @@
-"""Inception-v1's table, which the 2D parent and the inflated I3D share, and the loop that builds either."""
+"""Inception-v1's table, shared by the 2D parent and the inflated I3D, and the loop over it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from keras import layers
 
 from tf_covid.models.blocks import conv_unit, max_pool, zero_pad
+from tf_covid.tensor import DType, Tensor
 
 
 @dataclass(frozen=True)
-class Row:
+class InceptionBlock:
     """One endpoint of Inception-v1.
 
     Args:
@@ -35,39 +35,41 @@ class Row:
 # Carreira & Zisserman 2017, figure 3; the released kinetics-i3d has the same numbers.
 # The first two pools leave time alone: too much temporal pooling early loses the motion (the
 # paper's section 2.4).
-ROWS = (
-    Row("1a_7x7", "conv", (64,), 7, 2),
-    Row("2a_3x3", "pool", kernel=3, stride=2, time=(1, 1)),
-    Row("2b_1x1", "conv", (64,), 1),
-    Row("2c_3x3", "conv", (192,), 3),
-    Row("3a_3x3", "pool", kernel=3, stride=2, time=(1, 1)),
-    Row("3b", "mixed", (64, 96, 128, 16, 32, 32)),
-    Row("3c", "mixed", (128, 128, 192, 32, 96, 64)),
-    Row("4a_3x3", "pool", kernel=3, stride=2),
-    Row("4b", "mixed", (192, 96, 208, 16, 48, 64)),
-    Row("4c", "mixed", (160, 112, 224, 24, 64, 64)),
-    Row("4d", "mixed", (128, 128, 256, 24, 64, 64)),
-    Row("4e", "mixed", (112, 144, 288, 32, 64, 64)),
-    Row("4f", "mixed", (256, 160, 320, 32, 128, 128)),
-    Row("5a_2x2", "pool", kernel=2, stride=2),
-    Row("5b", "mixed", (256, 160, 320, 32, 128, 128)),
-    Row("5c", "mixed", (384, 192, 384, 48, 128, 128)),
+BLOCKS = (
+    InceptionBlock("1a_7x7", "conv", (64,), 7, 2),
+    InceptionBlock("2a_3x3", "pool", kernel=3, stride=2, time=(1, 1)),
+    InceptionBlock("2b_1x1", "conv", (64,), 1),
+    InceptionBlock("2c_3x3", "conv", (192,), 3),
+    InceptionBlock("3a_3x3", "pool", kernel=3, stride=2, time=(1, 1)),
+    InceptionBlock("3b", "mixed", (64, 96, 128, 16, 32, 32)),
+    InceptionBlock("3c", "mixed", (128, 128, 192, 32, 96, 64)),
+    InceptionBlock("4a_3x3", "pool", kernel=3, stride=2),
+    InceptionBlock("4b", "mixed", (192, 96, 208, 16, 48, 64)),
+    InceptionBlock("4c", "mixed", (160, 112, 224, 24, 64, 64)),
+    InceptionBlock("4d", "mixed", (128, 128, 256, 24, 64, 64)),
+    InceptionBlock("4e", "mixed", (112, 144, 288, 32, 64, 64)),
+    InceptionBlock("4f", "mixed", (256, 160, 320, 32, 128, 128)),
+    InceptionBlock("5a_2x2", "pool", kernel=2, stride=2),
+    InceptionBlock("5b", "mixed", (256, 160, 320, 32, 128, 128)),
+    InceptionBlock("5c", "mixed", (384, 192, 384, 48, 128, 128)),
 )
 
 
 def endpoint_names(rank: int) -> tuple[str, ...]:
-    """Names of the endpoints, first to last, as published for 2D ("Conv2d_1a_7x7") or 3D ("Conv3d_1a_7x7")."""
+    """Published names of the endpoints, first to last, for 2D ("Conv2d_1a_7x7") or 3D."""
     # TF-Slim's 2D pools are "MaxPool_2a_3x3", the I3D paper's 3D pools "MaxPool3d_2a_3x3".
     prefix = {
         "conv": f"Conv{rank}d_",
         "pool": "MaxPool3d_" if rank == 3 else "MaxPool_",
         "mixed": "Mixed_",
     }
-    return tuple(prefix[row.kind] + row.suffix for row in ROWS)
+    return tuple(prefix[block.kind] + block.suffix for block in BLOCKS)
 
 
-def trunk(x: Any, dtype: Any = None, stem: str = "same") -> Any:
-    """Inception-v1 from its input to Mixed_5c, in the rank of `x`; each endpoint's layer bears its published name.
+def trunk(x: Tensor, dtype: DType = None, stem: str = "same") -> Tensor:
+    """Inception-v1 from its input to Mixed_5c, in the rank of `x`.
+
+    Each endpoint's layer bears its published name.
 
     Args:
         x: (N, H, W, C) or (N, D, H, W, C).
@@ -80,28 +82,28 @@ def trunk(x: Any, dtype: Any = None, stem: str = "same") -> Any:
     rank = len(x.shape) - 2
     if stem not in ("same", "symmetric"):
         raise ValueError(f'stem must be "same" or "symmetric", not {stem!r}')
-    for row, name in zip(ROWS, endpoint_names(rank), strict=True):
-        if row.kind == "mixed":
-            x = _mixed(x, name, row.filters, dtype)
+    for block, name in zip(BLOCKS, endpoint_names(rank), strict=True):
+        if block.kind == "mixed":
+            x = _mixed(x, name, block.filters, dtype)
             continue
-        kernel, stride = (row.kernel,) * rank, (row.stride,) * rank
-        if rank == 3 and row.time is not None:
-            kernel, stride = (row.time[0], *kernel[1:]), (row.time[1], *stride[1:])
-        if row.kind == "conv":
+        kernel, stride = (block.kernel,) * rank, (block.stride,) * rank
+        if rank == 3 and block.time is not None:
+            kernel, stride = (block.time[0], *kernel[1:]), (block.time[1], *stride[1:])
+        if block.kind == "conv":
             padding = "same"
-            if row is ROWS[0] and stem == "symmetric":
-                x, padding = zero_pad(x, f"{name}_pad", row.kernel // 2, dtype=dtype), "valid"
-            x = conv_unit(x, name, row.filters[0], kernel, stride, padding=padding, dtype=dtype)
+            if block is BLOCKS[0] and stem == "symmetric":
+                x, padding = zero_pad(x, f"{name}_pad", block.kernel // 2, dtype=dtype), "valid"
+            x = conv_unit(x, name, block.filters[0], kernel, stride, padding=padding, dtype=dtype)
         else:
             x = max_pool(x, name, kernel, stride, dtype=dtype)
     return x
 
 
-def _mixed(x: Any, name: str, filters: tuple[int, ...], dtype: Any) -> Any:
+def _mixed(x: Tensor, name: str, filters: tuple[int, ...], dtype: DType) -> Tensor:
     rank = len(x.shape) - 2
     conv, pool = f"Conv{rank}d", "MaxPool3d" if rank == 3 else "MaxPool"
 
-    def unit(source: Any, branch: int, suffix: str, width: int, kernel: int) -> Any:
+    def unit(source: Tensor, branch: int, suffix: str, width: int, kernel: int) -> Tensor:
         return conv_unit(
             source, f"{name}_Branch_{branch}_{conv}_{suffix}", width, kernel, dtype=dtype
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import keras
 
 from tf_covid.models.blocks import classifier, functional
 from tf_covid.models.inception import trunk
+from tf_covid.tensor import DType
 
 
 def InceptionV1(
@@ -18,7 +19,7 @@ def InceptionV1(
     share: bool = False,
     dropout: float = 0.2,
     stem: Literal["same", "symmetric"] = "same",
-    dtype: Any = None,
+    dtype: DType = None,
     name: str = "inception_v1",
 ) -> keras.Model:
     """Two-dimensional Inception-v1.

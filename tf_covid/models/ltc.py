@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import keras
 from keras import layers
 
 from tf_covid.models.blocks import dense_outputs, functional, max_pool
+from tf_covid.tensor import DType
 
 # A row is a stage: its convolutions (name, filters), then one pool. The first pool leaves time
 # alone.
@@ -42,7 +43,7 @@ def LTC(
     dense: int = 2048,
     ct_score: bool = False,
     dropout: float = 0.5,
-    dtype: Any = None,
+    dtype: DType = None,
     name: str = "ltc",
 ) -> keras.Model:
     """Long-term convolutions: 3×3×3 convolutions, five max-pools, two dense layers with dropout.

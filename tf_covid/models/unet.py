@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 from keras import layers
 
 from tf_covid.models.blocks import functional
+from tf_covid.tensor import DType, Tensor
 
 
 def UNet(
@@ -16,7 +15,7 @@ def UNet(
     depth: int = 4,
     filters: int = 16,
     outputs: int = 1,
-    dtype: Any = None,
+    dtype: DType = None,
     name: str = "unet",
 ) -> keras.Model:
     """U-Net with batch normalisation; a slice in, mask logits out.
@@ -66,7 +65,7 @@ def UNet(
     return functional(inputs, {"logits": logits}, name)
 
 
-def _double_conv(x: Any, name: str, filters: int, dtype: Any) -> Any:
+def _double_conv(x: Tensor, name: str, filters: int, dtype: DType) -> Tensor:
     for number in (1, 2):
         x = layers.Conv2D(
             filters,

@@ -14,7 +14,7 @@ class Theme:
 
     Args:
         page: Background of the page.
-        card: Background of a section.
+        panel: Background of a section.
         ink: Text.
         soft: Text of less weight: labels, captions.
         line: Borders and grid lines.
@@ -28,7 +28,7 @@ class Theme:
     """
 
     page: str
-    card: str
+    panel: str
     ink: str
     soft: str
     line: str
@@ -50,7 +50,7 @@ class Theme:
 
 LIGHT = Theme(
     page="#f3f4f6",
-    card="#ffffff",
+    panel="#ffffff",
     ink="#16202b",
     soft="#5b6876",
     line="#d6dbe1",
@@ -65,7 +65,7 @@ LIGHT = Theme(
 
 DARK = Theme(
     page="#0e1216",
-    card="#171d23",
+    panel="#171d23",
     ink="#e8edf2",
     soft="#9aa7b4",
     line="#2c353e",

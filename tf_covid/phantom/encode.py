@@ -11,8 +11,7 @@ import numpy as np
 from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.uid import UID
 
-_JPEG = "1.2.840.10008.1.2.4."
-_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+from tf_covid.scan.dicom import transfer_syntax
 
 
 def encode_frame(stored: np.ndarray, syntax: str, bits: int) -> bytes:
@@ -32,7 +31,9 @@ def encode_frame(stored: np.ndarray, syntax: str, bits: int) -> bytes:
         return bytes(encoder(stored, bits))
     if UID(syntax).is_encapsulated:
         raise ValueError(f"no encoder for transfer syntax {syntax}")
-    return stored.astype(stored.dtype.newbyteorder(">" if syntax == _BIG_ENDIAN else "<")).tobytes()
+    return stored.astype(
+        stored.dtype.newbyteorder(">" if syntax == transfer_syntax.BIG_ENDIAN else "<")
+    ).tobytes()
 
 
 def _unsigned(stored: np.ndarray, bits: int) -> np.ndarray:
@@ -78,14 +79,20 @@ def _jpeg2000(lossless: bool) -> Callable[[np.ndarray, int], Any]:
 
 
 _ENCODERS: dict[str, Callable[[np.ndarray, int], Any]] = {
-    "1.2.840.10008.1.2.5": _rle,
-    _JPEG + "50": lambda stored, bits: imagecodecs.jpeg8_encode(stored, level=98),
-    _JPEG + "51": lambda stored, bits: imagecodecs.jpeg8_encode(stored, level=98, bitspersample=12),
-    _JPEG + "57": _jpeg_lossless(6),
-    _JPEG + "70": _jpeg_lossless(1),
-    _JPEG + "80": lambda stored, bits: imagecodecs.jpegls_encode(_unsigned(stored, bits)),
-    _JPEG + "81": lambda stored, bits: imagecodecs.jpegls_encode(_unsigned(stored, bits), level=2),
-    _JPEG + "90": _jpeg2000(lossless=True),
-    _JPEG + "91": _jpeg2000(lossless=False),
-    _JPEG + "201": lambda stored, bits: imagecodecs.htj2k_encode(stored),
+    transfer_syntax.RLE: _rle,
+    transfer_syntax.JPEG_BASELINE: lambda stored, bits: imagecodecs.jpeg8_encode(stored, level=98),
+    transfer_syntax.JPEG_EXTENDED: lambda stored, bits: imagecodecs.jpeg8_encode(
+        stored, level=98, bitspersample=12
+    ),
+    transfer_syntax.JPEG_LOSSLESS: _jpeg_lossless(6),
+    transfer_syntax.JPEG_LOSSLESS_SV1: _jpeg_lossless(1),
+    transfer_syntax.JPEG_LS: lambda stored, bits: imagecodecs.jpegls_encode(
+        _unsigned(stored, bits)
+    ),
+    transfer_syntax.JPEG_LS_NEAR: lambda stored, bits: imagecodecs.jpegls_encode(
+        _unsigned(stored, bits), level=2
+    ),
+    transfer_syntax.JPEG_2000_LOSSLESS: _jpeg2000(lossless=True),
+    transfer_syntax.JPEG_2000: _jpeg2000(lossless=False),
+    transfer_syntax.HTJ2K_LOSSLESS: lambda stored, bits: imagecodecs.htj2k_encode(stored),
 }

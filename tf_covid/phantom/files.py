@@ -18,10 +18,10 @@ from pydicom.valuerep import DSfloat
 
 from tf_covid.errors import OutputError
 from tf_covid.phantom.encode import encode_frame
+from tf_covid.scan.dicom import transfer_syntax as syntaxes
 from tf_covid.scan.nifti import save_stored
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_JPEG = "1.2.840.10008.1.2.4."
 #: Letter → canonical axis (0 D, 1 H, 2 W) and whether it runs against it. D runs to I, H to P, W to
 #: L.
 _LETTERS = {
@@ -88,14 +88,14 @@ class Pixels:
 
 #: Lossy JPEG holds 8 or 12 unsigned bits only.
 _LOSSY_PIXELS = {
-    _JPEG + "50": Pixels(bits=8, signed=False, slope=12.0),
-    _JPEG + "51": Pixels(bits=12, signed=False),
+    syntaxes.JPEG_BASELINE: Pixels(bits=8, signed=False, slope=12.0),
+    syntaxes.JPEG_EXTENDED: Pixels(bits=12, signed=False),
 }
 _LOSSY_METHODS = {
-    _JPEG + "50": "ISO_10918_1",
-    _JPEG + "51": "ISO_10918_1",
-    _JPEG + "81": "ISO_14495_1",
-    _JPEG + "91": "ISO_15444_1",
+    syntaxes.JPEG_BASELINE: "ISO_10918_1",
+    syntaxes.JPEG_EXTENDED: "ISO_10918_1",
+    syntaxes.JPEG_LS_NEAR: "ISO_14495_1",
+    syntaxes.JPEG_2000: "ISO_15444_1",
 }
 
 

@@ -1,4 +1,4 @@
-"""The head-to-feet figure of the report: curves beside the coronal view, on one axis in mm and slice numbers.
+"""The head-to-feet figure of the report: curves beside the coronal view, on one axis.
 
 Computes coordinates only; `report.html.j2` draws them as inline SVG.
 """
@@ -27,11 +27,11 @@ class Curve:
     """One value per slice, drawn downwards.
 
     Args:
-        title: What it is, with its unit.
-        left: Where its panel begins.
+        title: Name of the quantity, with its unit.
+        left: x of the left edge of the panel.
         line: SVG path of the curve.
         area: SVG path of the area between the curve and zero.
-        ticks: (x, text) of the value axis.
+        ticks: Ticks of the value axis, as (x, text).
     """
 
     title: str
@@ -46,16 +46,18 @@ class HeadFeet:
     """Everything that the figure draws, in SVG units; y = 0 at the top of the pictures.
 
     Args:
-        height: Of the pictures and the panels.
-        picture_width: Of a coronal picture.
-        picture_lefts: Where the plain and the coloured coronal picture begin.
+        height: Height of the pictures and the panels.
+        picture_width: Width of a coronal picture.
+        picture_lefts: x of the left edge of the plain and of the coloured coronal picture.
         px_per_mm: Scale of the figure.
-        curves: Panels from left to right; `curve_width` is the width of each.
-        mm_ticks, slice_ticks: (y, text) along the two ends of the axis.
-        kept: (y, height) of the runs of kept slices.
-        interpolated: y of the slices that were made up.
-        marks: (y, slice number) of the telling slices.
-        right: Where the last panel ends.
+        curve_width: Width of a panel.
+        curves: Panels from left to right.
+        mm_ticks: Ticks in mm, left of the pictures, as (y, text).
+        slice_ticks: Ticks in slice numbers, right of the panels, as (y, text).
+        kept: Runs of kept slices, as (y, height).
+        interpolated: y of each interpolated slice.
+        marks: Slices that are shown, as (y, slice number from 1).
+        right: x of the right edge of the last panel.
     """
 
     height: float
@@ -73,7 +75,14 @@ class HeadFeet:
 
 
 def layout(result: Result, scan: Scan, views: Views, has_attention: bool) -> HeadFeet:
-    """Lay out the figure for an answered case."""
+    """Lay out the figure for an answered case.
+
+    Args:
+        result: The answer, with its maps.
+        scan: The scan behind it.
+        views: What is shown.
+        has_attention: True with a panel for the attention map.
+    """
     spacing = scan.spacing_mm[0]
     first, last = views.box[0].start, views.box[0].stop
     columns = views.box[2].stop - views.box[2].start
@@ -84,16 +93,16 @@ def layout(result: Result, scan: Scan, views: Views, has_attention: bool) -> Hea
     picture = width_mm * scale
     lefts = (_AXIS, _AXIS + picture + _GAP)
 
-    def y(slice_number: float) -> float:
-        return (slice_number - first) * spacing * scale
+    def y(slice_position: float) -> float:
+        return float((slice_position - first) * spacing * scale)
 
     values = [("involved lung, %", involvement(result, scan), 10.0)]
     if has_attention:
         values.append(("mean attention, 0–1", views.attention, 0.05))
     left = lefts[1] + picture + _GAP
     curves = []
-    for title, per_slice, least in values:
-        curves.append(_curve(title, left, per_slice[first:last], y(first + 1) - y(first), least))
+    for title, per_slice, min_top in values:
+        curves.append(_curve(title, left, per_slice[first:last], y(first + 1) - y(first), min_top))
         left += _CURVE + _GAP
     return HeadFeet(
         height=(last - first) * spacing * scale,
@@ -112,36 +121,42 @@ def layout(result: Result, scan: Scan, views: Views, has_attention: bool) -> Hea
 
 
 def involvement(result: Result, scan: Scan) -> np.ndarray:
-    """(D,) involved share of the lung in percent, cut off at a round number above that of every kept slice.
+    """Involved fraction of the lung in each slice, in percent, (D,), cut off above the kept slices.
 
-    Above and below the kept slices a few voxels of lung are easily "100 % involved": they must not
-    set the scale.
+    The limit is a round number above the value of every kept slice. Above and below these a few
+    voxels of lung are easily "100 % involved": they must not set the scale.
     """
     percent = np.asarray(
         result.lungs.involvement_per_slice if result.lungs else np.zeros(scan.shape[0])
     )
-    return np.minimum(percent, nice_top(float(percent[_kept(result, scan)].max(initial=0.0)), 10.0))
+    highest = float(percent[_kept(result, scan)].max(initial=0.0))
+    limited: np.ndarray = np.minimum(percent, nice_top(highest, 10.0))
+    return limited
 
 
 def _kept(result: Result, scan: Scan) -> np.ndarray:
     return result.maps.kept if result.maps is not None else np.ones(scan.shape[0], bool)
 
 
-def nice_top(highest: float, least: float) -> float:
-    """A round number (1, 2 or 5 times a power of ten) that is not below `highest` nor below `least`."""
-    wanted = max(highest, least)
-    power = 10.0 ** np.floor(np.log10(wanted))
+def nice_top(highest: float, min_top: float) -> float:
+    """A round number (1, 2 or 5 times a power of ten) not below `highest` nor `min_top`."""
+    lower_bound = max(highest, min_top)
+    power = 10.0 ** np.floor(np.log10(lower_bound))
     return float(
-        next(step * power for step in (1.0, 2.0, 5.0, 10.0) if step * power >= wanted * (1 - 1e-9))
+        next(
+            step * power
+            for step in (1.0, 2.0, 5.0, 10.0)
+            if step * power >= lower_bound * (1 - 1e-9)
+        )
     )
 
 
-def _curve(title: str, left: float, values: np.ndarray, step: float, least: float) -> Curve:
-    top = nice_top(float(values.max(initial=0.0)), least)
+def _curve(title: str, left: float, values: np.ndarray, step: float, min_top: float) -> Curve:
+    top = nice_top(float(values.max(initial=0.0)), min_top)
     points = [(left + value / top * _CURVE, (row + 0.5) * step) for row, value in enumerate(values)]
     line = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
     area = f"M{left:.1f} {points[0][1]:.1f}L" + line[1:] + f"L{left:.1f} {points[-1][1]:.1f}Z"
-    ticks = tuple((left + share * _CURVE, f"{share * top:g}") for share in (0.0, 0.5, 1.0))
+    ticks = tuple((left + part * _CURVE, f"{part * top:g}") for part in (0.0, 0.5, 1.0))
     return Curve(title, left, line, area, ticks)
 
 

@@ -25,7 +25,7 @@ def render(result: Result, scan: Scan | None, drawn: Mapping[str, Any] | None = 
     Args:
         result: The answer, with its maps; a refused one has none.
         scan: The scan behind it; None for a refused case only.
-        drawn: What `draw` gave for this case, where that was done already.
+        drawn: Result of `draw` for this case; drawn here where None.
 
     Raises:
         ValueError: If an answered case comes without its scan or its maps.
@@ -50,7 +50,7 @@ def draw(result: Result, scan: Scan, views: Views | None = None) -> dict[str, An
     Args:
         result: The answer, with its maps.
         scan: The scan behind it.
-        views: What to show, where it was chosen already.
+        views: Slices and planes to show; chosen here where None.
     """
     from tf_covid.report import headfeet, pictures
     from tf_covid.report.views import choose
@@ -73,8 +73,8 @@ def draw(result: Result, scan: Scan, views: Views | None = None) -> dict[str, An
         "figure": headfeet.layout(result, scan, views, has_attention),
         "coronal": _picture_pair(result, scan, views, axis=1),
         "sagittal": _picture_pair(result, scan, views, axis=2),
-        "place": [index + 1 for index in views.place],
-        "place_reason": views.place_reason,
+        "position": [index + 1 for index in views.position],
+        "position_reason": views.position_reason,
         "kept_range": _kept_range(result, scan),
     }
 
@@ -104,10 +104,10 @@ def _picture_pair(
     result: Result, scan: Scan, views: Views, axis: int, index: int | None = None
 ) -> dict[str, Any]:
     from tf_covid.report import pictures
+    from tf_covid.report.views import result_maps
 
-    assert result.maps is not None
     plane = pictures.cut(
-        scan, result.maps, axis, views.place[axis] if index is None else index, views.box
+        scan, result_maps(result), axis, views.position[axis] if index is None else index, views.box
     )
     height_mm, width_mm = plane.size_mm
     px_per_mm = _PICTURE_PX / max(height_mm, width_mm)
@@ -121,8 +121,9 @@ def _picture_pair(
 
 def _kept_range(result: Result, scan: Scan) -> tuple[int, int, float] | None:
     """(first, last) kept slice, from 1, and the length from one to the other in mm."""
-    assert result.maps is not None
-    kept = [int(index) for index in result.maps.kept.nonzero()[0]]
+    from tf_covid.report.views import result_maps
+
+    kept = [int(index) for index in result_maps(result).kept.nonzero()[0]]
     if not kept:
         return None
     return kept[0] + 1, kept[-1] + 1, (kept[-1] + 1 - kept[0]) * scan.spacing_mm[0]

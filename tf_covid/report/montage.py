@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tf_covid.page import palette
-from tf_covid.page.figure_style import SLIDE, drawable, new_figure, styled, to_bytes
-from tf_covid.page.formats import probability
+from tf_covid.page.figure_style import SLIDE, styled, to_bytes
+from tf_covid.page.formats import millilitres, probability, thousands
 from tf_covid.report import text as sentences
+from tf_covid.report.slide import WIDTH_PX, blank_slide, rectangle, set_limits, shortened, write
 from tf_covid.result import DISCLAIMER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from tf_covid.report.views import Box, TellingSlice, Views
+    from tf_covid.report.views import Box, ShownSlice, Views
     from tf_covid.result import Result
     from tf_covid.scan.scan import Scan
 
-#: Pixels of an inch, for the sizes of type.
-_DPI = 100
-_WIDTH_PX, _HEIGHT_PX = 1600.0, 900.0
-
+#: Number of axial slices on the slide.
 _SLICES = 6
 
 
@@ -31,7 +29,7 @@ def montage(result: Result, scan: Scan, views: Views | None = None) -> bytes:
     Args:
         result: The answer, with its maps.
         scan: The scan behind it.
-        views: What to show, where it was chosen already.
+        views: Slices and planes to show; chosen here where None.
 
     Returns:
         The slide as a PNG file, 1600 × 900 pixels.
@@ -39,11 +37,7 @@ def montage(result: Result, scan: Scan, views: Views | None = None) -> bytes:
     from tf_covid.report.views import choose
 
     views = views or choose(result, scan)
-    figure = new_figure(_WIDTH_PX / _DPI, _HEIGHT_PX / _DPI, _DPI)
-    # One set of axes in pixels from the top left: a slide is laid out, not plotted.
-    page = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    page.set(xlim=(0, _WIDTH_PX), ylim=(_HEIGHT_PX, 0))
-    page.axis("off")
+    figure, page = blank_slide()
     _headline(page, result)
     _probabilities(page, result)
     _facts(page, result)
@@ -51,40 +45,6 @@ def montage(result: Result, scan: Scan, views: Views | None = None) -> bytes:
     _planes(page, result, scan, views)
     _footer(page, result)
     return to_bytes(figure)
-
-
-def _text(
-    page: Axes,
-    x: float,
-    y: float,
-    text: str,
-    size_px: float = 17,
-    color: str = palette.SLIDE.ink,
-    **options: Any,
-) -> None:
-    """Write text as it is: a name with dollar signs is no formula, and a letter that the font lacks is a "?"."""
-    points = size_px * 72 / _DPI
-    page.text(
-        x,
-        y,
-        drawable(text),
-        fontsize=points,
-        color=color,
-        parse_math=False,
-        va="baseline",
-        zorder=4,
-        **options,
-    )
-
-
-def _shortened(text: str, letters: int) -> str:
-    return text if len(text) <= letters else text[: letters - 1].rstrip() + "…"
-
-
-def _rectangle(page: Axes, x: float, y: float, width: float, height: float, color: str) -> None:
-    from matplotlib.patches import Rectangle
-
-    page.add_patch(Rectangle((x, y), width, height, facecolor=color, edgecolor="none"))
 
 
 def _headline(page: Axes, result: Result) -> None:
@@ -96,8 +56,8 @@ def _headline(page: Axes, result: Result) -> None:
         if answer.rank is None
         else palette.SEVERITY[answer.rank]
     )
-    _text(page, 40, 46, _shortened(result.case, 40), 24, weight="bold")
-    _text(
+    write(page, 40, 46, shortened(result.case, 40), 24, weight="bold")
+    write(
         page,
         40,
         70,
@@ -108,20 +68,20 @@ def _headline(page: Axes, result: Result) -> None:
     page.add_patch(
         FancyBboxPatch((40, 92), 104, 88, "round,pad=0,rounding_size=14", facecolor=ground, lw=0)
     )
-    _text(page, 92, 158, answer.number, 60, letter, ha="center", weight="bold")
-    _text(page, 164, 138, answer.label, 40, weight="bold")
-    _text(page, 164, 168, answer.question, 16, palette.SLIDE.soft)
+    write(page, 92, 158, answer.symbol, 60, letter, ha="center", weight="bold")
+    write(page, 164, 138, answer.label, 40, weight="bold")
+    write(page, 164, 168, answer.question, 16, palette.SLIDE.soft)
 
 
 def _probabilities(page: Axes, result: Result) -> None:
     left, top, width = 700, 60, 190
-    _text(page, 560, 46, "Probabilities", 15, palette.SLIDE.soft)
+    write(page, 560, 46, "Probabilities", 15, palette.SLIDE.soft)
     for row, bar in enumerate(sentences.bars(result)):
         y = top + row * 25
         weight = "bold" if bar.chosen else "normal"
-        _text(page, 560, y + 14, bar.name, 17, weight=weight)
-        _rectangle(page, left, y, width, 16, palette.SLIDE.track)
-        _rectangle(
+        write(page, 560, y + 14, bar.name, 17, weight=weight)
+        rectangle(page, left, y, width, 16, palette.SLIDE.track)
+        rectangle(
             page,
             left,
             y,
@@ -129,7 +89,7 @@ def _probabilities(page: Axes, result: Result) -> None:
             16,
             palette.SLIDE.accent if bar.chosen else palette.SLIDE_BAR,
         )
-        _text(
+        write(
             page,
             left + width + 74,
             y + 14,
@@ -148,25 +108,25 @@ def _facts(page: Axes, result: Result) -> None:
     if result.lungs is not None:
         lungs = result.lungs
         facts.append(("Involved lung", f"{lungs.involvement_percent:.1f} %"))
-        facts.append(("Lung volume", f"{lungs.volume_ml:.0f} ml"))
-        facts.append(("right, left", f"{lungs.right_ml:.0f}, {lungs.left_ml:.0f} ml"))
+        facts.append(("Lung volume", millilitres(lungs.volume_ml)))
+        facts.append(("right, left", f"{thousands(lungs.right_ml)}, {millilitres(lungs.left_ml)}"))
         facts.append(("Slices used", f"{lungs.slices_kept} of {lungs.slices_total}"))
     for row, (name, value) in enumerate(facts):
         y = 74 + row * 25
-        _text(page, 1010, y, name, 17, palette.SLIDE.soft)
-        _text(page, 1250, y, value, 17, ha="right", weight="bold" if row == 0 else "normal")
-    _text(page, 1010, 46, "Key figures", 15, palette.SLIDE.soft)
+        write(page, 1010, y, name, 17, palette.SLIDE.soft)
+        write(page, 1250, y, value, 17, ha="right", weight="bold" if row == 0 else "normal")
+    write(page, 1010, 46, "Key figures", 15, palette.SLIDE.soft)
     worst = [flag for flag in sentences.quality_flags(result) if flag.level != "info"]
-    _text(page, 1290, 46, "Scan quality", 15, palette.SLIDE.soft)
+    write(page, 1290, 46, "Scan quality", 15, palette.SLIDE.soft)
     lines = [flag.code.replace("_", " ") for flag in worst] or ["no warnings"]
     if len(lines) > 5:
         lines = [*lines[:4], f"and {len(lines) - 4} more: see the report"]
     for row, line in enumerate(lines):
-        _text(
+        write(
             page,
             1290,
             74 + row * 25,
-            _shortened(line, 32),
+            shortened(line, 32),
             17,
             palette.SLIDE.warn if worst else palette.SLIDE.ink,
         )
@@ -183,17 +143,17 @@ def _show(
     coloured: bool,
     letters: str,
 ) -> tuple[float, float, float, float]:
-    """Draw a plane into a frame (x, y, width, height), as large as fits; where it went, the same way.
+    """Draw a plane into a frame, as large as fits, and return the rectangle that it fills.
 
-    `letters` are those at the left and the right edge.
+    Both are (x, y, width, height); `letters` are those at the left and the right edge.
     """
     from matplotlib.patheffects import withStroke
 
     from tf_covid.report import pictures
+    from tf_covid.report.views import result_maps
 
-    assert result.maps is not None
     dark_rim = [withStroke(linewidth=2.5, foreground="#000000")]
-    plane = pictures.cut(scan, result.maps, axis, index, box)
+    plane = pictures.cut(scan, result_maps(result), axis, index, box)
     height_mm, width_mm = plane.size_mm
     px_per_mm = min(frame[2] / width_mm, frame[3] / height_mm)
     picture = pictures.overlay(plane, px_per_mm) if coloured else pictures.plain(plane, px_per_mm)
@@ -209,10 +169,9 @@ def _show(
         interpolation="nearest",
         zorder=2,
     )
-    # Drawing a picture moves the limits of the page to it.
-    page.set(xlim=(0, _WIDTH_PX), ylim=(_HEIGHT_PX, 0))
+    set_limits(page)
     for letter, at, side in ((letters[0], x + 6, "left"), (letters[1], x + width - 6, "right")):
-        _text(
+        write(
             page,
             at,
             y + height / 2,
@@ -227,25 +186,25 @@ def _show(
 
 
 def _axial(page: Axes, result: Result, scan: Scan, views: Views) -> None:
-    """Six telling slices in two rows, with mask and attention."""
+    """Six slices in two rows, with mask and attention."""
     left, top, width, height, gap = 40, 200, 310, 288, 6
-    for number, chosen in enumerate(_spread(views)):
-        x = left + (number % 3) * (width + gap)
-        y = top + (number // 3) * (height + 26 + gap)
+    for cell, chosen in enumerate(_spread(views)):
+        x = left + (cell % 3) * (width + gap)
+        y = top + (cell // 3) * (height + 26 + gap)
         _show(page, result, scan, 0, chosen.index, views.box, (x, y, width, height), True, "RL")
-        _text(page, x + 2, y + height + 19, f"slice {chosen.index + 1}", 15, weight="bold")
-        _text(
+        write(page, x + 2, y + height + 19, f"slice {chosen.index + 1}", 15, weight="bold")
+        write(
             page, x + width - 2, y + height + 19, chosen.reason, 14, palette.SLIDE.soft, ha="right"
         )
 
 
-def _spread(views: Views) -> list[TellingSlice]:
-    """At most six of the telling slices: those that were chosen for nothing but the overview go first."""
+def _spread(views: Views) -> list[ShownSlice]:
+    """At most six of the slices to show: those of the overview are left out first."""
     from tf_covid.report.views import OVERVIEW
 
     chosen = list(views.slices)
-    for wanted in (OVERVIEW, "high attention", "large involved area"):
-        for candidate in [one for one in chosen if one.reason == wanted][::2]:
+    for reason in (OVERVIEW, "high attention", "large involved area"):
+        for candidate in [one for one in chosen if one.reason == reason][::2]:
             if len(chosen) > _SLICES:
                 chosen.remove(candidate)
     return chosen[:_SLICES]
@@ -261,7 +220,7 @@ def _planes(page: Axes, result: Result, scan: Scan, views: Views) -> None:
             result,
             scan,
             1,
-            views.place[1],
+            views.position[1],
             views.box,
             (x, top, width, height),
             coloured,
@@ -280,8 +239,8 @@ def _planes(page: Axes, result: Result, scan: Scan, views: Views) -> None:
                     zorder=3,
                     linestyle=(0, (3, 4)),
                 )
-    _text(page, left + 2, top + height + 19, "coronal", 15, weight="bold")
-    _text(
+    write(page, left + 2, top + height + 19, "coronal", 15, weight="bold")
+    write(
         page,
         left + 2 * width + gap,
         top + height + 19,
@@ -297,20 +256,21 @@ def _curves(page: Axes, result: Result, scan: Scan, views: Views) -> None:
     import numpy as np
 
     from tf_covid.report.headfeet import involvement
+    from tf_covid.report.views import result_maps
 
     # "Of each slice" does not fit beside the rule; the axis runs over the slices.
     how = sentences.involved_by(result.lungs) if result.lungs else "of each slice"
     panels = [(f"involved lung, %: {how}", involvement(result, scan))]
     if result.attention is not None:
         panels.append(("mean attention of each slice", views.attention))
-    assert result.maps is not None
+    kept = result_maps(result).kept
     first, last = views.box[0].start, views.box[0].stop
     mm = (np.arange(first, last) + 0.5) * scan.spacing_mm[0]
     height = 0.29 / len(panels)
     for row, (title, values) in enumerate(panels):
         bottom = 0.105 + (len(panels) - 1 - row) * (height + 0.012)
         panel = page.figure.add_axes(
-            (1044 / _WIDTH_PX, bottom, 516 / _WIDTH_PX, height - 0.03), facecolor=palette.SLIDE.page
+            (1044 / WIDTH_PX, bottom, 516 / WIDTH_PX, height - 0.03), facecolor=palette.SLIDE.page
         )
         shown = values[first:last]
         panel.fill_between(mm, shown, color=palette.SLIDE.accent, alpha=0.2, linewidth=0)
@@ -319,7 +279,7 @@ def _curves(page: Axes, result: Result, scan: Scan, views: Views) -> None:
             mm,
             0,
             1,
-            where=result.maps.kept[first:last],
+            where=kept[first:last],
             color=palette.SLIDE.accent,
             alpha=0.10,
             linewidth=0,
@@ -344,18 +304,18 @@ def _curves(page: Axes, result: Result, scan: Scan, views: Views) -> None:
 def _footer(page: Axes, result: Result) -> None:
     from tf_covid.report import pictures
 
-    _text(page, 40, 880, DISCLAIMER, 16, palette.SLIDE.warn, weight="bold")
+    write(page, 40, 880, DISCLAIMER, 16, palette.SLIDE.warn, weight="bold")
     note = " ".join(sentences.notes(result))
-    _text(page, 1560, 880, _shortened(note, 95), 14, palette.SLIDE.soft, ha="right")
+    write(page, 1560, 880, shortened(note, 95), 14, palette.SLIDE.soft, ha="right")
     if result.attention is None:
         return
     colours = pictures.attention_scale_rgb(64)
     page.imshow(
         colours[None], extent=(56, 206, 856, 844), aspect="auto", interpolation="nearest", zorder=2
     )
-    page.set(xlim=(0, _WIDTH_PX), ylim=(_HEIGHT_PX, 0))
-    _text(page, 40, 856, "0", 14, palette.SLIDE.soft)
-    _text(page, 214, 856, f"1   {sentences.ATTENTION_SCALE}", 14, palette.SLIDE.soft)
-    _text(
+    set_limits(page)
+    write(page, 40, 856, "0", 14, palette.SLIDE.soft)
+    write(page, 214, 856, f"1   {sentences.ATTENTION_SCALE}", 14, palette.SLIDE.soft)
+    write(
         page, 748, 856, sentences.attention_caution(result), 13, palette.SLIDE.warn, weight="bold"
     )

@@ -39,9 +39,9 @@ class Plane:
     """A plane through a scan, rows from top to bottom of the picture.
 
     Args:
-        hu: int16 (rows, columns).
-        lungs: uint8 (rows, columns); 0 outside, 1 right, 2 left.
-        attention: uint8 (rows, columns), or None.
+        hu: Voxels in HU, int16 (rows, columns).
+        lungs: Lung mask, uint8 (rows, columns); 0 outside, 1 right, 2 left.
+        attention: Attention map, uint8 (rows, columns), or None.
         spacing_mm: Distance of neighbouring rows and of neighbouring columns.
     """
 
@@ -52,7 +52,7 @@ class Plane:
 
     @property
     def size_mm(self) -> tuple[float, float]:
-        """(height, width)."""
+        """Height and width of the plane in mm."""
         return self.hu.shape[0] * self.spacing_mm[0], self.hu.shape[1] * self.spacing_mm[1]
 
 
@@ -60,9 +60,11 @@ def cut(scan: Scan, maps: Maps, axis: int, index: int, box: Box) -> Plane:
     """The plane at `index` across a canonical axis, cropped to the box.
 
     Args:
-        axis: 0 axial, 1 coronal, 2 sagittal.
-        index: Position along that axis, in voxels of the whole scan.
-        box: What to show, as slices of (D, H, W); its entry for `axis` is not used.
+        scan: The scan.
+        maps: Lung mask and attention map of the scan.
+        axis: Axis across the plane: 0 axial, 1 coronal, 2 sagittal.
+        index: Position along that axis, in voxels of the full scan.
+        box: Part to show, as slices of (D, H, W); that of `axis` is not used.
     """
     where: list[slice | int] = list(box)
     where[axis] = index
@@ -73,14 +75,14 @@ def cut(scan: Scan, maps: Maps, axis: int, index: int, box: Box) -> Plane:
 
 
 def plain(plane: Plane, px_per_mm: float) -> Image.Image:
-    """The plane in the lung window: a grey picture (mode "L")."""
+    """The plane in the lung window: a picture of mode "L"."""
     from PIL import Image
 
     return Image.fromarray(np.round(_grey(plane, _size(plane, px_per_mm))).astype(np.uint8))
 
 
 def overlay(plane: Plane, px_per_mm: float) -> Image.Image:
-    """The plane in the lung window with attention and lung contours: a colour picture (mode "RGB")."""
+    """The plane in the lung window, with attention and lung contours: a picture of mode "RGB"."""
     from PIL import Image
 
     size = _size(plane, px_per_mm)
@@ -112,11 +114,12 @@ def attention_colours() -> tuple[np.ndarray, np.ndarray]:
 
 
 def attention_scale_rgb(steps: int) -> np.ndarray:
-    """Colours of attention 0 … 1 as they look over aerated lung, (steps, 3), 0–1: the colour bar."""
+    """The colour bar: colours of attention 0 to 1 over aerated lung, (steps, 3), 0–1."""
     colours, opacity = attention_colours()
     lung_grey = np.interp(-850, *_window())
     values = np.linspace(0, 255, steps).round().astype(int)
-    return (lung_grey + (colours[values] - lung_grey) * opacity[values][:, None]) / 255.0
+    blended: np.ndarray = lung_grey + (colours[values] - lung_grey) * opacity[values][:, None]
+    return blended / 255.0
 
 
 def attention_scale(steps: int = 12) -> list[str]:
@@ -139,8 +142,9 @@ def _size(plane: Plane, px_per_mm: float) -> tuple[int, int]:
 
 
 def _grey(plane: Plane, size: tuple[int, int]) -> np.ndarray:
-    """float32 (height, width), 0–255. Interpolated in HU and windowed after, as a viewing station does."""
-    return np.interp(_resized(plane.hu, size), *_window()).astype(np.float32)
+    """Grey values 0–255, float32 (height, width), resized in HU and windowed after."""
+    grey: np.ndarray = np.interp(_resized(plane.hu, size), *_window()).astype(np.float32)
+    return grey
 
 
 def _resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -153,7 +157,7 @@ def _resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _outline(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Opacity, 0–1, of a smooth line of even width along the border of a mask, float32 (height, width)."""
+    """Opacity of a smooth, even line along the border of a mask, 0–1, float32 (height, width)."""
     from PIL import Image, ImageFilter
 
     if not mask.any():
@@ -166,4 +170,5 @@ def _outline(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     rows, columns = np.gradient(level)
     slope = np.hypot(rows, columns)
     distance = np.abs(level - 0.5) / np.maximum(slope, 1e-3)
-    return np.clip(_CONTOUR_WIDTH_PX / 2 + 0.5 - distance, 0.0, 1.0).astype(np.float32)
+    opacity: np.ndarray = np.clip(_CONTOUR_WIDTH_PX / 2 + 0.5 - distance, 0.0, 1.0)
+    return opacity.astype(np.float32)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tf_covid.errors import OutputError
+from tf_covid.atomic import make_folder, replacing
 from tf_covid.severity import LABELS
 
 if TYPE_CHECKING:
@@ -35,32 +34,27 @@ def write_summary(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Write the table of a run, in the order given, all or nothing.
 
     Args:
-        rows: From `row`.
-        path: The file; missing parents are made.
+        rows: Rows of `summary_row`.
+        path: The CSV file; missing parents are made.
 
     Raises:
         OutputError: If it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    make_folder(path.parent)
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
-def row(result: Result | Mapping[str, Any]) -> dict[str, Any]:
+def summary_row(result: Result | Mapping[str, Any]) -> dict[str, Any]:
     """One row of the table; what was not computed is empty.
 
     A COVID answer fills the same columns: class 0 or 1, label "negative" or "positive", and the
     probabilities of both.
+
+    Args:
+        result: A result, or what its `result.json` holds.
     """
     values = result if isinstance(result, Mapping) else result.as_dict()
     severity, covid = values.get("severity"), values.get("covid")

@@ -43,34 +43,52 @@ _INVOLVEMENT_MEANING = {
 
 ATTENTION_SCALE = "attention, relative to this scan's maximum; does not compare patients"
 
-_ORIGINAL = (
+_WHOLE_SERIES = (
     "Give the axial slices of one chest CT, all of them, from above the lungs to below them."
 )
-_AGAIN = "Export or copy the series again: a part of it is missing or damaged."
-_VALUES = (
+_EXPORT_AGAIN = "Export or copy the series again: a part of it is missing or damaged."
+_HU_VALUES = (
     "Export the original values in Hounsfield units, not a windowed picture, a capture or another"
     " modality."
 )
-_MASK = (
+_FITTING_MASK = (
     "Make the lung mask on the grid of the scan, with at least some lung in it, or leave it out."
 )
 
-#: The way out of a refusal, by the code of the flag.
-_WAY_OUT = {
-    **dict.fromkeys(("not_ct", "not_hu", "not_scalar"), _VALUES),
-    **dict.fromkeys(("no_slices", "no_scan", "single_slice", "not_3d", "several_cases"), _ORIGINAL),
+#: The way out of a refusal, by the code of the flag; a code that is not here has the general one.
+#: `tests/report/test_text.py` lists those.
+WAYS_OUT = {
+    **dict.fromkeys(("not_ct", "not_hu", "not_scalar"), _HU_VALUES),
+    **dict.fromkeys(
+        ("no_slices", "no_scan", "single_slice", "not_3d", "several_cases", "projection"),
+        _WHOLE_SERIES,
+    ),
     **dict.fromkeys(
         ("missing_slices", "truncated_file", "empty_file", "blank_slices", "archive_damaged"),
-        _AGAIN,
+        _EXPORT_AGAIN,
     ),
     **dict.fromkeys(
-        ("damaged_file", "length_mismatch", "pixel_length", "unfilled_slices", "frame_count"),
-        _AGAIN,
+        (
+            "damaged_file",
+            "length_mismatch",
+            "pixel_length",
+            "unfilled_slices",
+            "frame_count",
+            "left_out_slices",
+        ),
+        _EXPORT_AGAIN,
     ),
-    **dict.fromkeys(("mask_grid", "mask_empty", "mask_type", "mask_values", "mask_labels"), _MASK),
-    **dict.fromkeys(("mask_inverted", "mask_not_lung", "mask_outside", "lung_volume"), _MASK),
     **dict.fromkeys(
-        ("bad_header", "bad_affine", "bits_stored", "duplicate_element"),
+        ("mask_grid", "mask_empty", "mask_type", "mask_values", "mask_labels"), _FITTING_MASK
+    ),
+    **dict.fromkeys(
+        ("mask_inverted", "mask_not_lung", "mask_outside", "lung_volume"), _FITTING_MASK
+    ),
+    **dict.fromkeys(
+        (
+            *("bad_header", "bad_affine", "bits_stored", "duplicate_element", "slice_values"),
+            *("not_nifti", "not_nrrd", "not_mha", "same_position", "voxel_size"),
+        ),
         "Write the file again from its source: its header contradicts itself or the format.",
     ),
     "archive_encrypted": "Unpack the archive with its password, and give what is in it.",
@@ -78,7 +96,10 @@ _WAY_OUT = {
         ("archive_too_large", "archive_unsafe"),
         "Unpack the archive, and give the folder of one series.",
     ),
-    "detached_data": "Give the data file beside its header, under the name that the header states.",
+    **dict.fromkeys(
+        ("detached_data", "data_file_missing"),
+        "Give the data file beside its header, under the name that the header states.",
+    ),
     "input_changed": "Wait until the files are copied completely.",
     **dict.fromkeys(
         ("mixed_geometry", "irregular_spacing"),
@@ -103,20 +124,26 @@ class Headline:
 
     Args:
         question: What was asked, with the scale.
-        number: The class number, or a plus or minus sign.
-        label: The class in a word.
-        rank: 0 (nothing found) … 4 (critical), for the colour; None without an answer.
+        symbol: Class number, or a plus or minus sign.
+        label: Name of the class.
+        rank: Class for the colour, 0 (nothing found) to 4 (critical); None without an answer.
     """
 
     question: str
-    number: str
+    symbol: str
     label: str
     rank: int | None
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One probability of the answer."""
+    """One probability of the answer.
+
+    Args:
+        name: Name of the class, with its number if it has one.
+        probability: Probability of the class, 0–1.
+        chosen: True for the class that was answered.
+    """
 
     name: str
     probability: float
@@ -138,7 +165,7 @@ def headline(result: Result) -> Headline:
 
 
 def status(result: Result) -> str:
-    """What became of the scan, with the number of warnings: an answer that they limit did not simply pass."""
+    """What became of the scan, with the number of warnings, since they limit the answer."""
     count = sum(flag.level == "warning" for flag in result.quality_flags)
     if not count or result.status == "refused":
         return _STATUS[result.status]
@@ -181,9 +208,9 @@ def quality_flags(result: Result) -> list[QualityFlag]:
 def what_to_do(result: Result) -> list[str]:
     """The way out of a refusal, each step once."""
     codes = [flag.code for flag in result.quality_flags if flag.level == "error"]
-    steps = list(dict.fromkeys(_WAY_OUT[code] for code in codes if code in _WAY_OUT))
+    steps = list(dict.fromkeys(WAYS_OUT[code] for code in codes if code in WAYS_OUT))
     return [
-        *(steps or [_ORIGINAL]),
+        *(steps or [_WHOLE_SERIES]),
         "Then run this case again. It has no other effect on the cases beside it.",
     ]
 
@@ -211,7 +238,7 @@ def involvement_meaning(lungs: Lungs) -> str:
 
 
 def attention_caution(result: Result) -> str:
-    """What must be said beside the colours where the answer is that nothing was found; else nothing.
+    """A caution beside the attention map of a scan without findings; else an empty text.
 
     A map that is not empty fills its scale: in a clean scan whatever raised the answer a little is
     as bright as a lesion. It is no promise that there is none: mild disease is missed.

@@ -1,4 +1,4 @@
-"""Which slices and planes of a scan tell the most: values only, no drawing."""
+"""Which slices and planes of a scan are shown: values only, no drawing."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
-class TellingSlice:
+class ShownSlice:
     """One axial slice worth showing.
 
     Args:
-        index: Its number from the head, from 0.
+        index: Index of the slice from the head, from 0.
         reason: Why it was chosen, for a human.
     """
 
@@ -44,17 +44,17 @@ class Views:
     """What the report and the montage show of a scan.
 
     Args:
-        slices: The telling axial slices, from head to feet.
-        place: Voxel (d, h, w) that the coronal and the sagittal plane go through.
-        place_reason: Why that place, for a human.
+        slices: Axial slices to show, from head to feet.
+        position: Voxel (d, h, w) that the coronal and the sagittal plane go through.
+        position_reason: Why that position, for a human.
         box: The lungs and a margin, as slices of the canonical axes (D, H, W).
-        involved: (D,) involved lung area of each slice, in cm².
-        attention: (D,) mean attention of each slice; zeros without an attention map.
+        involved: Involved lung area of each slice in cm², (D,).
+        attention: Mean attention of each slice, (D,); zeros without an attention map.
     """
 
-    slices: tuple[TellingSlice, ...]
-    place: tuple[int, int, int]
-    place_reason: str
+    slices: tuple[ShownSlice, ...]
+    position: tuple[int, int, int]
+    position_reason: str
     box: Box
     involved: np.ndarray
     attention: np.ndarray
@@ -64,11 +64,11 @@ def choose(result: Result, scan: Scan, count: int = 8) -> Views:
     """Choose what to show of an answered case.
 
     Args:
-        result: With `maps`.
+        result: The answer, with its maps.
         scan: The scan behind it.
-        count: How many axial slices at most.
+        count: Largest number of axial slices.
     """
-    maps = _maps(result)
+    maps = result_maps(result)
     depth = scan.shape[0]
     spacing = scan.spacing_mm
     lung_area_cm2 = (
@@ -87,30 +87,29 @@ def choose(result: Result, scan: Scan, count: int = 8) -> Views:
     kept = np.flatnonzero(maps.kept)
     if not len(kept):
         kept = np.arange(depth)
-    place, reason = _place(maps, attention, involved, lung_area_cm2)
+    position, reason = _position(maps, attention, involved, lung_area_cm2)
     return Views(
-        slices=telling_slices(attention, involved, kept, count),
-        place=place,
-        place_reason=reason,
+        slices=choose_slices(attention, involved, kept, count),
+        position=position,
+        position_reason=reason,
         box=lung_box(maps.lungs, spacing),
         involved=involved,
         attention=attention,
     )
 
 
-def telling_slices(
+def choose_slices(
     attention: np.ndarray, involved: np.ndarray, candidates: np.ndarray, count: int
-) -> tuple[TellingSlice, ...]:
-    """Up to `count` of the candidate slices, by attention and involvement in turn, spread apart, from head to feet.
+) -> tuple[ShownSlice, ...]:
+    """Slices to show: by attention and involvement in turn, spread apart, from head to feet.
+
+    Without attention and involvement the slices are spread evenly over the candidates.
 
     Args:
-        attention: (D,) attention of each slice, ≥ 0.
-        involved: (D,) involved lung of each slice, ≥ 0.
-        candidates: Numbers of the slices to choose from, ascending.
-        count: How many at most.
-
-    Where neither says anything (no attention, healthy lungs) the slices are spread evenly over the
-    candidates.
+        attention: Attention of each slice, ≥ 0, (D,).
+        involved: Involved lung of each slice, ≥ 0, (D,).
+        candidates: Indices of the slices to choose from, ascending.
+        count: Largest number of slices.
     """
     apart = max(1, round((candidates[-1] - candidates[0]) / (1.25 * count)))
     rankings = [
@@ -122,26 +121,27 @@ def telling_slices(
 
     def free(distance: int) -> np.ndarray:
         far = [all(abs(int(index) - other) >= distance for other in chosen) for index in candidates]
-        return candidates[np.array(far, bool)]
+        is_far = np.array(far, bool)
+        return np.compress(is_far, candidates)
 
     for turn in range(count if rankings else 0):
-        (most, much), values = rankings[turn % len(rankings)]
+        (first_reason, next_reason), values = rankings[turn % len(rankings)]
         open_slices = free(apart)
         if not len(open_slices) or values[open_slices].max() <= 0:
             continue
         best = int(open_slices[np.argmax(values[open_slices])])
-        chosen[best] = much if most in chosen.values() else most
+        chosen[best] = next_reason if first_reason in chosen.values() else first_reason
     while len(chosen) < count and len(free(1)):
         chosen[_overview(free(1), chosen, candidates)] = OVERVIEW
-    return tuple(TellingSlice(index, chosen[index]) for index in sorted(chosen))
+    return tuple(ShownSlice(index, chosen[index]) for index in sorted(chosen))
 
 
 def lung_box(lungs: np.ndarray, spacing_mm: tuple[float, float, float]) -> Box:
-    """The box of the lungs plus a margin, clipped to the volume; the whole volume where there is no lung.
+    """The box of the lungs plus a margin within the volume; the full volume without any lung.
 
     Args:
-        lungs: (D, H, W), 0 outside.
-        spacing_mm: Voxel size along (D, H, W).
+        lungs: Lung mask, (D, H, W), 0 outside.
+        spacing_mm: Voxel size along (D, H, W), in mm.
     """
     sides = []
     margins = (MARGIN_HEAD_FEET_MM, MARGIN_IN_PLANE_MM, MARGIN_IN_PLANE_MM)
@@ -158,7 +158,12 @@ def lung_box(lungs: np.ndarray, spacing_mm: tuple[float, float, float]) -> Box:
     return sides[0], sides[1], sides[2]
 
 
-def _maps(result: Result) -> Maps:
+def result_maps(result: Result) -> Maps:
+    """The maps of an answered case.
+
+    Raises:
+        ValueError: If the result has none.
+    """
     if result.maps is None:
         raise ValueError("an answered case needs its maps to be drawn")
     return result.maps
@@ -179,10 +184,10 @@ def _overview(free: np.ndarray, chosen: dict[int, str], candidates: np.ndarray) 
     return int(free[np.argmax(np.abs(free[:, None] - others[None, :]).min(axis=1))])
 
 
-def _place(
+def _position(
     maps: Maps, attention: np.ndarray, involved: np.ndarray, lung_area: np.ndarray
 ) -> tuple[tuple[int, int, int], str]:
-    """The voxel to cut through, and why: most attention within the lungs, else the most involved slice."""
+    """The voxel to cut through, and why: the highest attention, else the most involved slice."""
     if maps.attention is not None and attention.max() > 0:
         # Slice by slice: a masked copy of the whole volume would cost as much memory as the map
         # itself.

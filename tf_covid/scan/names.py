@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tf_covid.scan.dicom.header import Instance
-from tf_covid.scan.dicom.identity import Secrets
+from tf_covid.scan.dicom.identity import PatientIdentifiers
 
 _SUFFIXES = (
     ".nii.gz",
@@ -54,13 +54,12 @@ def case_names(path: Path, parts: Sequence[str], groups: Sequence[Sequence[Insta
         raw = [f"{own} {part if distinct else ''}" for part in parts]
         suffixes = [_safe(_stem(part)) if distinct else "" for part in parts]
         names = [f"{base}-{suffix or number}" for number, suffix in enumerate(suffixes, 1)]
-    secrets = Secrets.of(instance for group in groups for instance in group)
+    identifiers = PatientIdentifiers.of(instance for group in groups for instance in group)
     named = []
     for name, original, group in zip(names, raw, groups, strict=True):
-        told = secrets.told(original) or secrets.told(
-            _safe(original)
-        )  # what is left out may join letters to a name
-        named.append(_hashed(group) if told else name[:_MOST_LETTERS])
+        # What is left out to make a name safe may join letters to a patient's name.
+        repeats = identifiers.occur_in(original) or identifiers.occur_in(_safe(original))
+        named.append(_hashed(group) if repeats else name[:_MOST_LETTERS])
     return unique(named)
 
 

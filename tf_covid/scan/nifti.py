@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import BinaryIO, Literal, cast
 import nibabel as nib
 import numpy as np
 
-from tf_covid.errors import OutputError
+from tf_covid.atomic import replacing
 from tf_covid.scan.checks import refusal
 from tf_covid.scan.grid import check_size
 from tf_covid.scan.limits import DEFAULT, Limits
@@ -179,19 +178,12 @@ def save_stored(path: Path, stored: np.ndarray, affine_ras: np.ndarray, slope: f
     Raises:
         OutputError: If the file cannot be written.
     """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with part.open("xb") as raw:
-            if path.name.endswith(".gz"):
-                with gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as packed:
-                    _write(cast(BinaryIO, packed), stored, affine_ras, slope)
-            else:
-                _write(raw, stored, affine_ras, slope)
-        os.replace(part, path)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as partial, partial.open("xb") as raw:
+        if path.name.endswith(".gz"):
+            with gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as packed:
+                _write(cast(BinaryIO, packed), stored, affine_ras, slope)
+        else:
+            _write(raw, stored, affine_ras, slope)
 
 
 def _write(stream: BinaryIO, stored: np.ndarray, affine_ras: np.ndarray, slope: float) -> None:

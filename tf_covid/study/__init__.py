@@ -1,7 +1,8 @@
 """RUN → PAPER: what a run is worth, in the tables and figures of the paper.
 
 records.py      answers on cases that the network had not seen, one table a task
-predictions.py  predictions.csv; folds joined, frozen models averaged
+predictions.py  predictions.csv
+combine.py      folds joined, frozen models averaged
 bootstrap.py    intervals over patients
 metrics.py      accuracy, kappa, AUC and the rest, vectorised over the replicates
 groups.py       Mann–Whitney with Holm, calibration, ROC, subgroups
@@ -19,9 +20,10 @@ by none of these.
 """
 
 from tf_covid.study.bootstrap import Bootstrap
+from tf_covid.study.combine import ensemble, join, select
 from tf_covid.study.comparison import compare
 from tf_covid.study.metrics import from_matrix
-from tf_covid.study.predictions import ensemble, join, read_predictions, select, write_predictions
+from tf_covid.study.predictions import read_predictions, write_predictions
 from tf_covid.study.records import (
     AnyPredictions,
     LungPredictions,

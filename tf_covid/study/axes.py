@@ -44,4 +44,4 @@ def percent_ticks(axes: Axes) -> None:
 
 def class_names(names: Sequence[str]) -> list[str]:
     """Classes of a scale with their number; yes and no without."""
-    return [f"{number} {name}" for number, name in enumerate(names)] if len(names) > 2 else [*names]
+    return [f"{index} {name}" for index, name in enumerate(names)] if len(names) > 2 else [*names]

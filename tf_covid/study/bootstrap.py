@@ -1,4 +1,4 @@
-"""Intervals: patients are drawn again, each with all their cases, which are not independent of each other."""
+"""Bootstrap intervals over patients, each drawn with all their cases: these are not independent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 #: Cells of one chunk of weights (replicates × cases) at a time: 32 MB.
 _CHUNK_CELLS = 4_000_000
 #: Percentiles of fewer replicates than this are noise.
-_FEWEST = 50
+_MIN_REPLICATES = 50
 
 #: From weights, float64 (R, N), to a value a replicate, float64 (R,), by name; NaN where undefined.
 Statistic = Callable[[np.ndarray], Mapping[str, np.ndarray]]
@@ -23,9 +23,9 @@ class Bootstrap:
     """How intervals are made.
 
     Args:
-        replicates: How often the patients are drawn again.
-        seed: The same seed draws the same patients.
-        level: Share of the replicates that an interval holds.
+        replicates: Number of times that the patients are drawn again.
+        seed: Seed of the draws; the same seed draws the same patients.
+        level: Fraction of the replicates that an interval holds.
     """
 
     replicates: int = 2000
@@ -33,7 +33,14 @@ class Bootstrap:
     level: float = 0.95
 
     def draws(self, patients: int) -> np.ndarray:
-        """How often each patient is drawn, int64 (R, patients); every row sums to their number."""
+        """Number of times that each patient is drawn.
+
+        Args:
+            patients: Number of patients.
+
+        Returns:
+            int64 (replicates, patients); every row sums to `patients`.
+        """
         rng = np.random.default_rng(self.seed)
         return rng.multinomial(patients, np.full(patients, 1.0 / patients), size=self.replicates)
 
@@ -44,11 +51,12 @@ def estimate(
     """The value of every metric of a statistic, with its percentile interval.
 
     Args:
-        statistic: Weights of the cases → values; a weight says how often a case is there.
-        patients: N, whose case it is.
+        statistic: Function from the weights of the cases to values; a weight says how often a case
+            is there.
+        patients: Patient of each case, N texts.
         bootstrap: Replicates, seed and level.
-        difference: Whether the values are differences, where an interval without width is an
-            answer: there is none.
+        difference: True where the values are differences: an interval without width then says that
+            there is none.
 
     Returns:
         By name `{"value", "ci95", "left_out"}`, or None where the metric is undefined. `left_out`
@@ -81,27 +89,26 @@ def estimate(
 
 
 def _interval(replicates: np.ndarray, level: float, difference: bool) -> list[float] | None:
-    if len(replicates) < _FEWEST or (not difference and np.ptp(replicates) < 1e-12):
+    if len(replicates) < _MIN_REPLICATES or (not difference and np.ptp(replicates) < 1e-12):
         return None
     tail = 50.0 * (1.0 - level)
     low, high = np.percentile(replicates, (tail, 100.0 - tail))
     return [float(low), float(high)]
 
 
-def wilson(successes: float, total: float, level: float = 0.95) -> list[float] | None:
-    """Wilson's score interval of a share, or None of nothing.
+def wilson(successes: int, total: int, level: float = 0.95) -> list[float] | None:
+    """Wilson's score interval of a proportion, or None of nothing.
+
+    Args:
+        successes: Number of cases with the property, 0 to `total`.
+        total: Number of cases.
+        level: Probability that the interval covers the true proportion.
 
     Source: Wilson 1927, doi 10.1080/01621459.1927.10502953.
     """
     if total <= 0:
         return None
-    from scipy.stats import norm
+    from scipy.stats import binomtest
 
-    z = float(norm.ppf(0.5 + level / 2.0))
-    share = successes / total
-    centre = share + z * z / (2.0 * total)
-    half = z * math.sqrt(share * (1.0 - share) / total + z * z / (4.0 * total * total))
-    scale = 1.0 + z * z / total
-    # At the ends the sums below are exact on paper only.
-    low = 0.0 if successes <= 0 else (centre - half) / scale
-    return [low, 1.0 if successes >= total else (centre + half) / scale]
+    low, high = binomtest(successes, total).proportion_ci(level, method="wilson")
+    return [float(low), float(high)]

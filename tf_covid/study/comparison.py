@@ -1,4 +1,4 @@
-"""`comparison.json` and `comparison.html`: finished runs side by side, and beside what the paper published."""
+"""`comparison.json` and `comparison.html`: finished runs and the paper side by side."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tf_covid.atomic import write_text
+from tf_covid.atomic import make_folder, write_text
 from tf_covid.study import groups, html, metrics, paper
 from tf_covid.study.bootstrap import Bootstrap, estimate
-from tf_covid.study.predictions import read_predictions, select
+from tf_covid.study.combine import select
+from tf_covid.study.predictions import read_predictions
 from tf_covid.study.records import (
     CLASSES,
     AnyPredictions,
@@ -24,12 +25,12 @@ from tf_covid.study.records import (
     StudyError,
 )
 from tf_covid.study.seen import MODEL, START, seen_sentences
-from tf_covid.study.study import make_folder, plain, to_json
+from tf_covid.study.study import plain_dict, to_json
 
-#: Bytes of a study.json; the largest honest one lists the Dice of every case of a large cohort.
-_MOST_BYTES = 64_000_000
-#: A study.json says the same as its predictions.csv to this much.
-_SAME = 1e-6
+#: Largest study.json in bytes; an honest one lists the Dice of every case of a large cohort.
+_MAX_BYTES = 64_000_000
+#: Largest difference of a metric in study.json from that of predictions.csv beside it.
+_TOLERANCE = 1e-6
 
 
 class _Metric(BaseModel):
@@ -52,7 +53,7 @@ class _Seen(BaseModel):
     unchecked: dict[str, list[str]] = {}
 
 
-class _Finished(BaseModel):
+class _StoredStudy(BaseModel):
     """What is read from a study.json; the rest follows from the predictions beside it."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
@@ -78,7 +79,7 @@ class _Finished(BaseModel):
 @dataclass(frozen=True)
 class _Run:
     folder: Path
-    study: _Finished
+    study: _StoredStudy
     predictions: AnyPredictions
 
 
@@ -92,7 +93,7 @@ def compare(runs: Sequence[Path], out: Path, bootstrap: Bootstrap | None = None)
         runs: Folders with `study.json` and `predictions.csv`; at least one, which then stands
             beside the paper alone.
         out: Folder of the comparison; made if it is not there.
-        bootstrap: Replicates and seed of the intervals of the differences.
+        bootstrap: Replicates and seed of the intervals of the differences; the default where None.
 
     Returns:
         What `comparison.json` holds: `task`, `runs`, `paper` (None for slices and lungs),
@@ -104,23 +105,25 @@ def compare(runs: Sequence[Path], out: Path, bootstrap: Bootstrap | None = None)
         OutputError: If it cannot be written.
     """
     bootstrap = bootstrap or Bootstrap()
-    read = [_read(folder) for folder in runs]
-    if not read:
+    stored = [_read(folder) for folder in runs]
+    if not stored:
         raise StudyError("no run was given")
-    tasks = {run.study.task: run.folder for run in read}
+    tasks = {run.study.task: run.folder for run in stored}
     if len(tasks) > 1:
         listed = ", ".join(f"{folder} is of the task {task}" for task, folder in tasks.items())
         raise StudyError(f"runs of different tasks do not compare: {listed}")
-    task = read[0].study.task
-    names = _names([run.folder for run in read])
-    comparison = plain(
+    task = stored[0].study.task
+    names = _names([run.folder for run in stored])
+    comparison = plain_dict(
         {
             "task": task,
-            "runs": [_summary(name, run, bootstrap) for name, run in zip(names, read, strict=True)],
+            "runs": [
+                _summary(name, run, bootstrap) for name, run in zip(names, stored, strict=True)
+            ],
             "paper": _paper(task, bootstrap),
             "differences": [
-                _difference(names[first], read[first], names[second], read[second], bootstrap)
-                for first, second in itertools.combinations(range(len(read)), 2)
+                _difference(names[first], stored[first], names[second], stored[second], bootstrap)
+                for first, second in itertools.combinations(range(len(stored)), 2)
             ],
             "bootstrap": {
                 "replicates": bootstrap.replicates,
@@ -129,7 +132,7 @@ def compare(runs: Sequence[Path], out: Path, bootstrap: Bootstrap | None = None)
             },
         }
     )
-    parts = [run.predictions for run in read]
+    parts = [run.predictions for run in stored]
     page = html.comparison_page(comparison, parts, [_roc(part) for part in parts])
     make_folder(out)
     write_text(page, out / "comparison.html")
@@ -143,12 +146,13 @@ def _read(folder: Path) -> _Run:
         raise StudyError(f"{folder}: there is no such folder")
     if not path.is_file():
         raise StudyError(
-            f"{folder}: has no study.json: either this is no run, or it is not finished (--resume)"
+            f"{folder}: has no study.json: either this is not a run, or it is not finished"
+            " (--resume)"
         )
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise StudyError(f"{path}: is larger than any study")
-        study = _Finished.model_validate_json(path.read_bytes())
+        if path.stat().st_size > _MAX_BYTES:
+            raise StudyError(f"{path}: is larger than {_MAX_BYTES} bytes, which no study is")
+        study = _StoredStudy.model_validate_json(path.read_bytes())
     except OSError as error:
         raise StudyError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValidationError as error:
@@ -162,37 +166,37 @@ def _read(folder: Path) -> _Run:
     return _Run(folder, study, predictions)
 
 
-def _check(folder: Path, study: _Finished, predictions: AnyPredictions) -> None:
+def _check(folder: Path, study: _StoredStudy, predictions: AnyPredictions) -> None:
     """Refuse a study.json that was made of other predictions than those beside it."""
-    apart = f"{folder}: study.json and predictions.csv are not of one run"
+    mismatch = f"{folder}: study.json and predictions.csv are not of one run"
     if study.task != predictions.task:
         raise StudyError(
-            f"{apart}: one is of the task {study.task}, the other of {predictions.task}"
+            f"{mismatch}: one is of the task {study.task}, the other of {predictions.task}"
         )
     if study.cases != len(set(predictions.cases)):
         raise StudyError(
-            f"{apart}: {study.cases} cases in one, {len(set(predictions.cases))} in the other"
+            f"{mismatch}: {study.cases} cases in one, {len(set(predictions.cases))} in the other"
         )
     for name, values in metrics.statistic_of(predictions)(
         np.ones((1, len(predictions.cases)))
     ).items():
-        written, found = getattr(study, name), float(values[0])
-        if (written is None) != np.isnan(found) or (
-            written is not None and abs(written.value - found) > _SAME
+        written, computed = getattr(study, name), float(values[0])
+        if (written is None) != np.isnan(computed) or (
+            written is not None and abs(written.value - computed) > _TOLERANCE
         ):
             shown = "undefined" if written is None else f"{written.value:g}"
-            raise StudyError(f"{apart}: {name} is {shown} in one, {found:g} from the other")
+            raise StudyError(f"{mismatch}: {name} is {shown} in one, {computed:g} from the other")
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
     """A name for each run: that of its folder; with its parent where two are called alike."""
     resolved = [folder.resolve() for folder in folders]
-    doubled = [path for path, count in Counter(resolved).items() if count > 1]
-    if doubled:
-        raise StudyError(f"{doubled[0]}: was given twice")
-    alike = Counter(path.name for path in resolved)
+    repeated = [path for path, count in Counter(resolved).items() if count > 1]
+    if repeated:
+        raise StudyError(f"{repeated[0]}: was given twice")
+    name_counts = Counter(path.name for path in resolved)
     return [
-        path.name if alike[path.name] == 1 else f"{path.parent.name}/{path.name}"
+        path.name if name_counts[path.name] == 1 else f"{path.parent.name}/{path.name}"
         for path in resolved
     ]
 
@@ -221,8 +225,8 @@ def _summary(name: str, run: _Run, bootstrap: Bootstrap) -> dict[str, Any]:
     return summary
 
 
-def _note(study: _Finished) -> str:
-    """What a reader must know first: the run's own note, and which of its cases had been trained on."""
+def _note(study: _StoredStudy) -> str:
+    """What a reader must know first: the note of the run, and which cases had been trained on."""
     seen = study.seen_in_training.model_dump() if study.seen_in_training else None
     return " ".join(
         filter(
@@ -307,12 +311,14 @@ def _keys(predictions: AnyPredictions) -> dict[tuple[str, int], int]:
     return {key: row for row, key in enumerate(zip(predictions.cases, slices, strict=True))}
 
 
-def _check_same_truth(before: AnyPredictions, after: AnyPredictions, who: str) -> None:
-    for name in ("patients", "truth", "ct_score", "share"):
+def _check_same_truth(before: AnyPredictions, after: AnyPredictions, names: str) -> None:
+    for name in ("patients", "truth", "ct_score", "fraction"):
         if hasattr(before, name):
             mine, theirs = np.asarray(getattr(before, name)), np.asarray(getattr(after, name))
             # NaN, unknown in both, is the same; it is the only value that differs from itself.
             differs = (mine != theirs) & ~((mine != mine) & (theirs != theirs))
             if differs.any():
                 case = before.cases[int(differs.argmax())]
-                raise StudyError(f"{who} contradict each other: case {case!r} has different {name}")
+                raise StudyError(
+                    f"{names} contradict each other: case {case!r} has different {name}"
+                )

@@ -129,7 +129,8 @@ def headline(study: Mapping[str, Any]) -> list[str]:
     if study["task"] == "lungs":
         worst = min(study["dice_per_case"].values())
         return [
-            f"{cases} lung masks: mean Dice {metric_value(study['dice'], 'dice')}, worst {worst:.3f}."
+            f"{cases} lung masks: mean Dice {metric_value(study['dice'], 'dice')},"
+            f" worst {worst:.3f}."
         ]
     if study["task"] == "slices":
         return [f"Slices of {cases} cases: AUC {metric_value(study['auc'], 'auc')}."]

@@ -1,4 +1,4 @@
-"""Statistics of groups: neighbouring predicted classes, calibration, ROC, and who the patients are."""
+"""Statistics of groups: neighbouring predicted classes, calibration, ROC, and subgroups."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 
 from tf_covid.study import metrics
 from tf_covid.study.bootstrap import Bootstrap, wilson
-from tf_covid.study.predictions import select
+from tf_covid.study.combine import select
 from tf_covid.study.records import LungPredictions, Predictions
 
 #: Lower bounds of the age bands, in years, and their names.
 AGE_BANDS = ((0, "<40"), (40, "40-59"), (60, "60-79"), (80, "80+"))
 
-#: The group of those of whom it is not known.
+#: Name of the group of cases without the value.
 UNKNOWN = "unknown"
 
 
 def mann_whitney(predictions: Predictions) -> list[dict[str, Any]]:
-    """Does the true CT score rise from each predicted class to the next? Mann–Whitney U, two-sided, as in the paper.
+    """Mann–Whitney U test, two-sided: does the true CT score rise from class to class?
 
     Args:
-        predictions: Cases without a true CT score are left out.
+        predictions: Predictions of a classification; cases without a true CT score are left out.
 
     Returns:
         A row a neighbouring pair of predicted classes: `groups` (two class numbers); `n` (cases in
@@ -77,34 +77,32 @@ def calibration(predictions: Predictions, bootstrap: Bootstrap, bins: int = 10) 
     """Is the predicted class right as often as its probability says?
 
     Args:
-        predictions: Of each case the largest probability counts.
-        bootstrap: Replicates and seed.
-        bins: Equal steps from 0 to 1; a value on a border belongs to the lower one.
+        predictions: Predictions of a classification; of each case the largest probability counts.
+        bootstrap: Replicates and seed of the intervals.
+        bins: Number of equal steps from 0 to 1; a value on a border belongs to the lower one.
 
     Returns:
-        `ece`, the expected calibration error (mean distance of probability and share of right
+        `ece`, the expected calibration error (mean distance of probability and fraction of right
         answers, weighted by the cases of a bin); `brier`, the mean square of probability − right
         (1) or wrong (0); both as `{"value", "ci95", …}`, the first without an interval, since
         drawing again only adds error to it. `bins`, those that hold a case: `low`, `high`, `n`,
-        `probability` (mean), `right` (share) and `right_ci95` (Wilson).
+        `probability` (mean), `right` (fraction) and `right_ci95` (Wilson).
     """
     top = predictions.probabilities.max(axis=1)
     right = (predictions.predicted == predictions.truth).astype(np.float64)
     edges = np.linspace(0.0, 1.0, bins + 1)
-    place = np.clip(np.searchsorted(edges, top, side="left") - 1, 0, bins - 1)
+    bin_index = np.clip(np.searchsorted(edges, top, side="left") - 1, 0, bins - 1)
     rows: list[dict[str, Any]] = []
-    for number in np.unique(place):
-        inside = place == number
+    for index in np.unique(bin_index):
+        inside = bin_index == index
         rows.append(
             {
-                "low": float(edges[number]),
-                "high": float(edges[number + 1]),
+                "low": float(edges[index]),
+                "high": float(edges[index + 1]),
                 "n": int(inside.sum()),
                 "probability": float(top[inside].mean()),
                 "right": float(right[inside].mean()),
-                "right_ci95": wilson(
-                    float(right[inside].sum()), float(inside.sum()), bootstrap.level
-                ),
+                "right_ci95": wilson(int(right[inside].sum()), int(inside.sum()), bootstrap.level),
             }
         )
     error = sum(row["n"] * abs(row["probability"] - row["right"]) for row in rows) / len(top)
@@ -116,14 +114,14 @@ def calibration(predictions: Predictions, bootstrap: Bootstrap, bins: int = 10) 
 
 
 def roc(
-    truth: np.ndarray, score: np.ndarray, most: int = 500
+    truth: np.ndarray, score: np.ndarray, max_points: int = 500
 ) -> dict[str, list[float | None]] | None:
     """Points of the ROC curve, or None where all cases are of one class.
 
     Args:
-        truth: int (N,), 0 or 1.
-        score: float64 (N,).
-        most: Points; a longer curve is thinned evenly.
+        truth: True class of each case, 0 or 1, int (N,).
+        score: Score of each case, higher for class 1, float64 (N,).
+        max_points: Largest number of points; a longer curve is thinned evenly.
 
     Returns:
         `false_positive_rate`, `true_positive_rate` and `threshold`, of one length; the first
@@ -134,8 +132,8 @@ def roc(
     if len(np.unique(truth)) < 2:
         return None
     false, true, threshold = roc_curve(truth, score)
-    if len(false) > most:
-        rows = np.unique(np.linspace(0, len(false) - 1, most).round().astype(int))
+    if len(false) > max_points:
+        rows = np.unique(np.linspace(0, len(false) - 1, max_points).round().astype(int))
         false, true, threshold = false[rows], true[rows], threshold[rows]
     return {
         "false_positive_rate": false.tolist(),
@@ -145,11 +143,16 @@ def roc(
 
 
 def subgroups(predictions: Predictions | LungPredictions, bootstrap: Bootstrap) -> dict[str, Any]:
-    """The metrics again by `sex`, `age` band and `site`; None for what is known of nobody.
+    """The metrics again by sex, age band and site.
+
+    Args:
+        predictions: Predictions with what is known of the patients.
+        bootstrap: Replicates and seed of the intervals.
 
     Returns:
-        For each a list of rows: `group`, `n` (cases), `patients`, then the metrics (`dice` for
-        lungs). Those of whom it is not known are the last row.
+        `sex`, `age` and `site`, each a list of rows, or None where it is not known of any case.
+        A row: `group`, `n` (cases), `patients`, then the metrics (`dice` for lungs). Cases without
+        the value are the last row.
     """
     groups = {
         "sex": [value or UNKNOWN for value in predictions.sex],

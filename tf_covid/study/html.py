@@ -93,8 +93,8 @@ def comparison_page(
 
 
 def _picture(png: bytes, description: str) -> dict[str, Any]:
-    """A figure as a part of the page: its data URI, alternative text, and size there (half its pixels)."""
-    # With its size the page does not jump while it loads.
+    """A figure as a part of the page: data URI, alternative text, and size there."""
+    # Half its pixels, for sharp prints. With its size the page does not jump while it loads.
     width, height = png_size(png)
     return {"uri": png_uri(png), "alt": description, "width": width // 2, "height": height // 2}
 

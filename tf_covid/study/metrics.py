@@ -1,4 +1,4 @@
-"""The study's figures of merit, each on weighted cases so that a bootstrap of thousands of replicates is one product.
+"""The study's metrics, on weighted cases: a bootstrap of thousands of replicates is one product.
 
 A weight says how often a case is there; tests hold every metric against scikit-learn on the cases
 themselves. Macro averages (balanced accuracy, macro F1, AUC of several classes) run over all
@@ -19,39 +19,40 @@ from tf_covid.study.records import AnyPredictions, LungPredictions, Predictions,
 #: Names of the metrics of a classification, in the order of every table.
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "quadratic_kappa", "within_one", "auc")
 
-#: Those that are the share of cases with some property; Wilson's interval holds for them where the
-#: bootstrap has none.
+#: Those that are the fraction of cases with some property; where the bootstrap has no interval,
+#: Wilson's holds for them.
 PROPORTIONS = ("accuracy", "within_one")
 
 
 def measure(predictions: AnyPredictions, bootstrap: Bootstrap) -> dict[str, dict[str, Any] | None]:
-    """Every metric of a task, each as `{"value", "ci95", "left_out"}` over patients, or None where undefined.
+    """Every metric of a task, with its interval over patients.
 
     Args:
-        predictions: severity, covid: the metrics of `METRICS` and `mae`, of the CT score in points.
-            slices: `auc` over all slices of all cases and `mae`, of the diseased share. lungs:
-            `dice`, the mean over cases.
-        bootstrap: Replicates and seed.
+        predictions: Predictions of any task.
+        bootstrap: Replicates and seed of the intervals.
 
     Returns:
-        `within_one` is None for two classes, where it says nothing. A share of cases that is 0 or 1
-        has Wilson's interval, with the patients as its trials: drawing again what is all right
-        cannot give anything else.
+        Each metric by name as `{"value", "ci95", "left_out"}`, or None where undefined. Severity,
+        covid: the metrics of `METRICS`, and `mae` of the CT score in points; `within_one` is None
+        for two classes, where it says nothing. Slices: `auc` over all slices of all cases, and
+        `mae` of the diseased fraction. Lungs: `dice`, the mean over cases.
+        A fraction of cases that is 0 or 1 has Wilson's interval, with the patients as its trials:
+        drawing again what is all right cannot give anything else.
     """
-    found = estimate(statistic_of(predictions), predictions.patients, bootstrap)
+    measured = estimate(statistic_of(predictions), predictions.patients, bootstrap)
     total = len(set(predictions.patients))
     for name in PROPORTIONS:
-        metric = found.get(name)
+        metric = measured.get(name)
         if metric is not None and metric["value"] in (0.0, 1.0):
-            metric["ci95"] = wilson(metric["value"] * total, total, bootstrap.level)
-    error = found.get("mae")
+            metric["ci95"] = wilson(round(metric["value"] * total), total, bootstrap.level)
+    error = measured.get("mae")
     if error is not None:
         error["unit"] = (
             "share of the slice's lung"
             if predictions.task == "slices"
             else "points of the CT score"
         )
-    return found
+    return measured
 
 
 def statistic_of(predictions: AnyPredictions) -> Statistic:
@@ -60,7 +61,7 @@ def statistic_of(predictions: AnyPredictions) -> Statistic:
         return _mean_of("dice", predictions.dice)
     if isinstance(predictions, SlicePredictions):
         auc: Any = BinaryAUC(predictions.truth == 1, predictions.probability)
-        error = _mean_of("mae", np.abs(predictions.share - predictions.predicted_share))
+        error = _mean_of("mae", np.abs(predictions.fraction - predictions.predicted_fraction))
         return lambda weights: {"auc": auc(weights), **error(weights)}
     classes = predictions.probabilities.shape[1]
     cells = np.zeros((len(predictions.cases), classes * classes))
@@ -83,14 +84,14 @@ def _mean_of(name: str, values: np.ndarray) -> Statistic:
 
 
 def matrix_metrics(matrices: np.ndarray) -> dict[str, np.ndarray]:
-    """Metrics that a confusion matrix tells.
+    """Metrics that follow from a confusion matrix.
 
     Args:
-        matrices: float64 (R, C, C), cases by [truth, prediction].
+        matrices: Weight of the cases by [truth, prediction], float64 (R, C, C).
 
     Returns:
-        By name float64 (R,); NaN where undefined: see the head of this file, kappa where truth and
-        prediction are all of one class, `within_one` for two classes.
+        Values by name, float64 (R,). NaN where undefined: macro averages as the head of this file
+        says, kappa where truth and prediction are all of one class, `within_one` for two classes.
     """
     classes = matrices.shape[-1]
     hits = np.diagonal(matrices, axis1=1, axis2=2)
@@ -118,39 +119,42 @@ def matrix_metrics(matrices: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(
-        part, whole, out=np.full(np.shape(part), np.nan), where=(whole > 0) & np.isfinite(part)
+def _ratio(part: np.ndarray, total: np.ndarray) -> np.ndarray:
+    ratio: np.ndarray = np.divide(
+        part, total, out=np.full(np.shape(part), np.nan), where=(total > 0) & np.isfinite(part)
     )
+    return ratio
 
 
 def confusion_matrix(predictions: Predictions) -> np.ndarray:
-    """int64 (C, C), cases by [truth, prediction]."""
+    """Number of cases by [truth, prediction], int64 (C, C)."""
     from sklearn import metrics
 
     labels = range(predictions.probabilities.shape[1])
-    return metrics.confusion_matrix(predictions.truth, predictions.predicted, labels=labels)
+    matrix: np.ndarray = metrics.confusion_matrix(
+        predictions.truth, predictions.predicted, labels=labels
+    )
+    return matrix
 
 
 def per_class(matrix: np.ndarray, names: tuple[str, ...]) -> list[dict[str, Any]]:
     """Precision, recall, F1 and support of each class.
 
     Args:
-        matrix: int (C, C), cases by [truth, prediction].
-        names: C.
+        matrix: Number of cases by [truth, prediction], int (C, C).
+        names: Name of each class.
 
     Returns:
         A row a class, in order: `class`, `label`, `precision` (None if it was never predicted),
         `recall` and `f1` (None without a true case), `support` (true cases).
     """
     rows = []
-    for number, name in enumerate(names):
-        hits, true, predicted = (
-            float(part) for part in (matrix[number, number], *_margins(matrix, number))
-        )
+    for index, name in enumerate(names):
+        hits = float(matrix[index, index])
+        true, predicted = float(matrix[index].sum()), float(matrix[:, index].sum())
         rows.append(
             {
-                "class": number,
+                "class": index,
                 "label": name,
                 "precision": hits / predicted if predicted else None,
                 "recall": hits / true if true else None,
@@ -161,34 +165,30 @@ def per_class(matrix: np.ndarray, names: tuple[str, ...]) -> list[dict[str, Any]
     return rows
 
 
-def _margins(matrix: np.ndarray, number: int) -> tuple[Any, Any]:
-    return matrix[number].sum(), matrix[:, number].sum()
-
-
 def mean_class_error(matrix: np.ndarray) -> float:
     """Mean distance, in classes, of prediction and truth.
 
     Args:
-        matrix: (C, C), cases by [truth, prediction]; at least one case.
+        matrix: Number of cases by [truth, prediction], (C, C); at least one case.
     """
-    numbers = np.arange(len(matrix))
-    return float((matrix * np.abs(np.subtract.outer(numbers, numbers))).sum() / np.sum(matrix))
+    classes = np.arange(len(matrix))
+    return float((matrix * np.abs(np.subtract.outer(classes, classes))).sum() / np.sum(matrix))
 
 
 def from_matrix(
     matrix: np.ndarray, names: tuple[str, ...], bootstrap: Bootstrap | None = None
 ) -> dict[str, Any]:
-    """All that a published confusion matrix tells, under the names of `study.json`.
+    """All metrics that follow from a published confusion matrix, under the names of `study.json`.
 
     Args:
-        matrix: int (C, C), cases by [truth, prediction].
-        names: C.
-        bootstrap: Replicates and seed.
+        matrix: Number of cases by [truth, prediction], int (C, C).
+        names: Name of each class.
+        bootstrap: Replicates and seed of the intervals.
 
     Returns:
         `cases`, `confusion_matrix`, `per_class`, `mean_class_error` and the metrics; `auc` is None.
-        A matrix does not tell whose its cases are: each counts as a patient of its own. Shares have
-        Wilson's interval.
+        A matrix does not tell whose its cases are: each counts as a patient of its own. Fractions
+        of cases have Wilson's interval.
     """
     bootstrap = bootstrap or Bootstrap()
     matrix = np.asarray(matrix, np.int64)
@@ -198,40 +198,43 @@ def from_matrix(
     def statistic(weights: np.ndarray) -> Mapping[str, np.ndarray]:
         return matrix_metrics((weights @ onehot).reshape(-1, *matrix.shape))
 
-    found = estimate(statistic, [str(case) for case in range(len(cells))], bootstrap)
+    measured = estimate(statistic, [str(case) for case in range(len(cells))], bootstrap)
     for name in PROPORTIONS:
-        metric = found[name]
+        metric = measured[name]
         if metric is not None:
-            metric["ci95"] = wilson(metric["value"] * len(cells), len(cells), bootstrap.level)
+            metric["ci95"] = wilson(
+                round(metric["value"] * len(cells)), len(cells), bootstrap.level
+            )
     return {
         "cases": len(cells),
         "confusion_matrix": matrix.tolist(),
         "per_class": per_class(matrix, names),
         "mean_class_error": mean_class_error(matrix),
-        **found,
+        **measured,
         "auc": None,
     }
 
 
 def _class_auc(predictions: Predictions) -> Callable[[np.ndarray], np.ndarray]:
-    """ROC AUC of two classes; of more, the mean over the classes of each against all others (macro one-vs-rest)."""
+    """ROC AUC of two classes; of more, the mean over the classes of each one against all others."""
     classes = predictions.probabilities.shape[1]
-    wanted = [1] if classes == 2 else range(classes)
+    positives = [1] if classes == 2 else range(classes)
     parts = [
-        BinaryAUC(predictions.truth == number, predictions.probabilities[:, number])
-        for number in wanted
+        BinaryAUC(predictions.truth == positive, predictions.probabilities[:, positive])
+        for positive in positives
     ]
     return lambda weights: np.mean([part(weights) for part in parts], axis=0)
 
 
 class BinaryAUC:
-    """Area under the ROC curve of weighted cases: the probability that a positive case has more than a negative one.
+    """Area under the ROC curve of weighted cases.
 
-    Ties count half. Sorted once, so that a replicate costs a sum along the cases.
+    It is the probability that a positive case has a higher score than a negative one; ties count
+    half. Sorted once, so that a replicate costs a sum along the cases.
 
     Args:
-        truth: bool (N,).
-        score: float64 (N,).
+        truth: True for a positive case, bool (N,).
+        score: Score of each case, higher for positive ones, float64 (N,).
     """
 
     def __init__(self, truth: np.ndarray, score: np.ndarray) -> None:
@@ -242,7 +245,14 @@ class BinaryAUC:
         self._positive = truth[self._order].astype(np.float64)
 
     def __call__(self, weights: np.ndarray) -> np.ndarray:
-        """float64 (R,) from weights (R, N); NaN where one of the two sides has no case."""
+        """The area for each row of weights.
+
+        Args:
+            weights: Weight of each case, (R, N).
+
+        Returns:
+            float64 (R,); NaN where there is no positive or no negative case.
+        """
         weights = weights[:, self._order]
         positive = np.add.reduceat(weights * self._positive, self._starts, axis=1)
         negative = np.add.reduceat(weights * (1.0 - self._positive), self._starts, axis=1)

@@ -39,7 +39,7 @@ COVID_COLUMNS = ("LTC scratch", "LTC pre-trained", "I3D scratch", "I3D pre-train
 #: Cases of each class of the covid task.
 COVID_CASES = (175, 175)
 
-#: By class: (precision, recall, F1) in percent, one triple a column.
+#: (precision, recall, F1) in percent by class, one triple a column of `COVID_COLUMNS`.
 COVID_PERCENT = {
     "non-COVID": ((93, 94, 93), (98, 96, 97), (96, 95, 95), (96, 100, 98)),
     "COVID": ((94, 93, 93), (96, 98, 97), (95, 96, 95), (100, 96, 98)),
@@ -47,5 +47,5 @@ COVID_PERCENT = {
 
 
 def severity_results(bootstrap: Bootstrap | None = None) -> dict[str, Any]:
-    """The paper's severity results under the names of `study.json`, with what its matrix tells beyond its text."""
+    """The paper's severity results that follow from its matrix, under the names of `study.json`."""
     return from_matrix(np.array(SEVERITY_MATRIX), LABELS, bootstrap)

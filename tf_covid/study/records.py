@@ -1,29 +1,29 @@
-"""What the networks of a cross-validation answered on the cases that they had not seen."""
+"""Predictions on cases that the networks had not seen: one table a task."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from tf_covid.errors import TfCovidError
 from tf_covid.severity import CLASS_UPPER_SCORES, LABELS
 
-#: Classes of each task that classifies, by name; the position is the class number.
+#: Class names of each task that classifies, in the order of the class numbers.
 CLASSES = {"severity": LABELS, "covid": ("non-COVID", "COVID")}
 
-#: How far the probabilities of a case may sum from 1: float32 softmax, averaged.
+#: Largest distance from 1 of the sum of a case's probabilities: float32 softmax, averaged.
 SUM_TOLERANCE = 1e-3
 
 
 class StudyError(TfCovidError):
-    """Predictions or runs that cannot be read, joined, averaged or compared; the message has the facts."""
+    """Predictions or runs that cannot be read, joined, averaged or compared."""
 
 
 class _Columns:
-    """What the three kinds have in common: columns of one length, one row an answer."""
+    """What the three tables have in common: columns of one length, one row a prediction."""
 
     def _check_lengths(self) -> None:
         lengths = {
@@ -43,28 +43,30 @@ class _Columns:
             raise ValueError(f"{name} must lie within {low:g}–{high:g}, not {values[~within][0]}")
 
 
-def _set(owner: Any, name: str, value: Any, dtype: Any) -> None:
-    array = np.array(value, dtype)
+def _freeze(table: _Columns, name: str, dtype: type[np.generic]) -> None:
+    """Replace a column by a read-only copy of a type."""
+    array = np.array(getattr(table, name), dtype)
     array.setflags(write=False)
-    object.__setattr__(owner, name, array)
+    object.__setattr__(table, name, array)
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions(_Columns):
-    """One row a case, answered by the network of the fold that the case was held out of.
+    """Predictions of a classification: one row a case, by the network of the fold that tests it.
 
     Args:
-        task: "severity" (C = 5) or "covid" (C = 2).
-        cases: N names, each once.
-        patients: N; rows of one patient belong together.
-        folds: int (N,), from 0.
-        truth: int (N,), the class.
-        probabilities: float64 (N, C); rows sum to 1. The predicted class is the largest, the first
-            of equal ones.
-        ct_score: float64 (N,), true Global CT Score, 0–25; NaN unknown.
-        predicted_score: float64 (N,), NaN where the network has none.
-        sex, site: N texts, or None where unknown.
-        age: float64 (N,), years; NaN unknown.
+        task: Task, "severity" (C = 5 classes) or "covid" (C = 2).
+        cases: Name of each case, N texts, each once.
+        patients: Patient of each case, N texts.
+        folds: Fold that tests the case, int (N,), from 0.
+        truth: True class, int (N,).
+        probabilities: Probability of each class, float64 (N, C); rows sum to 1. The predicted class
+            is the largest, the first of equal ones.
+        ct_score: True Global CT Score, 0–25, float64 (N,); NaN where unknown.
+        predicted_score: Predicted Global CT Score, float64 (N,); NaN where the network has none.
+        sex: Sex of the patient, N texts; None where unknown.
+        age: Age of the patient in years, float64 (N,); NaN where unknown.
+        site: Site of the scan, N texts; None where unknown.
 
     Raises:
         ValueError: If columns differ in length, or a value is impossible.
@@ -84,12 +86,12 @@ class Predictions(_Columns):
 
     def __post_init__(self) -> None:
         for name in ("folds", "truth"):
-            _set(self, name, getattr(self, name), np.int64)
+            _freeze(self, name, np.int64)
         for name in ("probabilities", "ct_score", "predicted_score", "age"):
-            _set(self, name, getattr(self, name), np.float64)
+            _freeze(self, name, np.float64)
         self._check_lengths()
         if len(set(self.cases)) != len(self.cases):
-            raise ValueError("a case stands there twice")
+            raise ValueError("a case is listed twice")
         classes = len(CLASSES[self.task])
         if self.probabilities.shape != (len(self.cases), classes):
             raise ValueError(
@@ -105,22 +107,25 @@ class Predictions(_Columns):
 
     @property
     def predicted(self) -> np.ndarray:
-        """Int (N,), the class of the largest probability."""
-        return self.probabilities.argmax(axis=1)
+        """The class of the largest probability, int64 (N,)."""
+        predicted: np.ndarray = self.probabilities.argmax(axis=1)
+        return predicted
 
 
 @dataclass(frozen=True, eq=False)
 class SlicePredictions(_Columns):
-    """One row an axial slice: is it diseased, and how much of its lung?
+    """Predictions on axial slices: is the slice diseased, and how much of its lung?
 
     Args:
-        cases, patients: N; a case has many rows.
-        folds: int (N,), from 0.
-        slices: int (N,), from head to feet, from 0; each once in its case.
-        truth: int (N,), 0 or 1.
-        probability: float64 (N,), 0–1.
-        share: float64 (N,), true share of the slice's lung that is diseased, 0–1; NaN unknown.
-        predicted_share: float64 (N,); NaN where the network has none.
+        cases: Case of each slice, N texts.
+        patients: Patient of each slice, N texts.
+        folds: Fold that tests the case, int (N,), from 0.
+        slices: Index of the slice from head to feet, int (N,), from 0; each once in its case.
+        truth: 1 where the slice is diseased, else 0, int (N,).
+        probability: Predicted probability of disease, 0–1, float64 (N,).
+        fraction: True fraction of the slice's lung that is diseased, 0–1, float64 (N,); NaN where
+            unknown.
+        predicted_fraction: Predicted fraction, float64 (N,); NaN where the network has none.
 
     Raises:
         ValueError: If columns differ in length, or a value is impossible.
@@ -132,36 +137,37 @@ class SlicePredictions(_Columns):
     slices: np.ndarray
     truth: np.ndarray
     probability: np.ndarray
-    share: np.ndarray
-    predicted_share: np.ndarray
+    fraction: np.ndarray
+    predicted_fraction: np.ndarray
     task: ClassVar[Literal["slices"]] = "slices"
 
     def __post_init__(self) -> None:
         for name in ("folds", "slices", "truth"):
-            _set(self, name, getattr(self, name), np.int64)
-        for name in ("probability", "share", "predicted_share"):
-            _set(self, name, getattr(self, name), np.float64)
+            _freeze(self, name, np.int64)
+        for name in ("probability", "fraction", "predicted_fraction"):
+            _freeze(self, name, np.float64)
         self._check_lengths()
         if len(set(zip(self.cases, self.slices.tolist(), strict=True))) != len(self.cases):
-            raise ValueError("a slice stands there twice")
+            raise ValueError("a slice is listed twice")
         self._check_range("folds", 0, np.inf)
         self._check_range("slices", 0, np.inf)
         self._check_range("truth", 0, 1)
         self._check_range("probability", 0, 1)
-        self._check_range("share", 0, 1, unknown=True)
+        self._check_range("fraction", 0, 1, unknown=True)
 
 
 @dataclass(frozen=True, eq=False)
 class LungPredictions(_Columns):
-    """One row a case: how well its lung mask was met.
+    """Predictions of lung masks: how much of each case's true mask was found.
 
     Args:
-        cases: N names, each once.
-        patients: N.
-        folds: int (N,), from 0.
-        dice: float64 (N,), 0–1, over all voxels of the case.
-        sex, site: N texts, or None where unknown.
-        age: float64 (N,), years; NaN unknown.
+        cases: Name of each case, N texts, each once.
+        patients: Patient of each case, N texts.
+        folds: Fold that tests the case, int (N,), from 0.
+        dice: Dice of predicted and true mask over all voxels of the case, 0–1, float64 (N,).
+        sex: Sex of the patient, N texts; None where unknown.
+        age: Age of the patient in years, float64 (N,); NaN where unknown.
+        site: Site of the scan, N texts; None where unknown.
 
     Raises:
         ValueError: If columns differ in length, or a value is impossible.
@@ -177,12 +183,12 @@ class LungPredictions(_Columns):
     task: ClassVar[Literal["lungs"]] = "lungs"
 
     def __post_init__(self) -> None:
-        _set(self, "folds", self.folds, np.int64)
+        _freeze(self, "folds", np.int64)
         for name in ("dice", "age"):
-            _set(self, name, getattr(self, name), np.float64)
+            _freeze(self, name, np.float64)
         self._check_lengths()
         if len(set(self.cases)) != len(self.cases):
-            raise ValueError("a case stands there twice")
+            raise ValueError("a case is listed twice")
         self._check_range("folds", 0, np.inf)
         self._check_range("dice", 0, 1)
         self._check_range("age", 0, 130, unknown=True)

@@ -1,4 +1,4 @@
-"""What a study says about cases that its models may have been trained on: in `study.json`, on the page, in a line."""
+"""What a study says about cases that its models may have been trained on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def as_seen(sightings: Sequence[Sighting], cases: int) -> dict[str, Any]:
     """What the files of a study's models say about its cases, ready for JSON.
 
     Args:
-        sightings: One a model.
+        sightings: What the file of each model says.
         cases: Number of cases that were answered.
 
     Returns:
@@ -39,31 +39,37 @@ def seen_sentences(seen: Mapping[str, Any] | None, who: str = MODEL) -> list[str
     """What a reader must know before the figures; empty where all was checked and nothing found.
 
     Args:
-        seen: Of `as_seen`.
+        seen: Result of `as_seen`; None where training started at random.
         who: `MODEL` or `START`.
     """
     if seen is None:
         return []
-    found, of = [], seen["cases"]
+    sentences, of = [], seen["cases"]
     if count := len(seen["seen"]):
-        found.append(
+        sentences.append(
             f"{count} of {of} scans were in the training set of {who}: what it answers on them says"
             " nothing about new patients."
         )
     others = [case for case in seen["patients_seen"] or () if case not in seen["seen"]]
     if others:
-        found.append(f"{len(others)} more of {of} scans are of patients that {who} was trained on.")
+        sentences.append(
+            f"{len(others)} more of {of} scans are of patients that {who} was trained on."
+        )
     if seen["unchecked"]:
         why = "; ".join(
             f"{model}: {', '.join(parts)}" for model, parts in seen["unchecked"].items()
         )
         rest = "the others" if count else "these scans"
-        found.append(f"Whether {who} had been trained on {rest} could not be checked ({why}).")
-    return found
+        sentences.append(f"Whether {who} had been trained on {rest} could not be checked ({why}).")
+    return sentences
 
 
 def seen_in_short(seen: Mapping[str, Any] | None) -> str:
-    """What stands beside “a frozen model” in the head of the page."""
+    """The addition to “a frozen model” in the head of the page.
+
+    Args:
+        seen: Result of `as_seen`; None where it is not known.
+    """
     if seen is None:
         return ""
     if count := len(seen["seen"]):

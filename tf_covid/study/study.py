@@ -1,4 +1,4 @@
-"""`study.json` and `study.html`: what a finished run, or a frozen model on somebody's cohort, is worth."""
+"""`study.json` and `study.html` of a finished run, or of a frozen model on somebody's cohort."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_covid.atomic import write_text
-from tf_covid.errors import OutputError
+from tf_covid.atomic import make_folder, write_text
 from tf_covid.study import groups, html, metrics
 from tf_covid.study.bootstrap import Bootstrap
 from tf_covid.study.records import CLASSES, AnyPredictions, LungPredictions, Predictions
@@ -55,18 +54,18 @@ def build_study(
     seen_in_training: Mapping[str, Any] | None = None,
     bootstrap: Bootstrap | None = None,
 ) -> dict[str, Any]:
-    """All of `study.json`, from answers on cases; on those that the networks had not seen, as far as that is known.
+    """All of `study.json`, from predictions.
 
     Args:
-        predictions: The joined folds of a run, or what frozen models answered.
+        predictions: Joined folds of a run, predictions of frozen models, or anybody's.
         model: Name of the architecture, or of the frozen models.
         init: What training began with: "scratch", a file, or "frozen" where nothing was trained.
-        config: The settings, as they were.
-        seconds: Time of the training; None where nothing was trained.
-        versions: Of the libraries.
+        config: Settings of the run.
+        seconds: Time of the training in seconds; None where nothing was trained.
+        versions: Version of each library, by name.
         note: What a reader must know first, such as that the cohort is synthetic.
-        seen_in_training: Of `seen.as_seen`: which cases frozen models, or the weights that training
-            started from, had been trained on; None where training started at random.
+        seen_in_training: Result of `seen.as_seen`: which cases frozen models, or the weights that
+            training started from, had been trained on; None where training started at random.
         bootstrap: Replicates and seed of the intervals.
 
     Returns:
@@ -110,7 +109,7 @@ def build_study(
         study["roc"] = groups.roc(predictions.truth, predictions.probability)
     if isinstance(predictions, Predictions | LungPredictions):
         study["subgroups"] = groups.subgroups(predictions, bootstrap)
-    return {key: plain(study[key]) for key in KEYS}
+    return plain_dict({key: study[key] for key in KEYS})
 
 
 def write_study(
@@ -119,13 +118,13 @@ def write_study(
     curves: Mapping[Any, Mapping[str, Sequence[float]]],
     folder: Path,
 ) -> None:
-    """Write `study.html`, then `study.json`: each is whole or not there, and the JSON says that both are.
+    """Write `study.html`, then `study.json`, each atomically: where the JSON is, both are.
 
     Args:
-        study: Of `build_study`.
-        predictions: What it was built from.
+        study: Result of `build_study`.
+        predictions: Predictions that it was built from.
         curves: Learning curves by fold and name, a value an epoch; may be empty.
-        folder: The run's folder; made if it is not there.
+        folder: Folder of the run; made if it is not there.
 
     Raises:
         OutputError: If it cannot be written.
@@ -136,31 +135,23 @@ def write_study(
     write_text(to_json(study), folder / "study.json")
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder and its parents, if they are not there.
-
-    Raises:
-        OutputError: If it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from error
-
-
 def to_json(value: Mapping[str, Any]) -> str:
     """JSON text that every reader accepts: no NaN, no infinity."""
-    return json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(plain_dict(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def plain(value: Any) -> Any:
-    """The value in the types of JSON: arrays become lists, paths texts, and what is not finite None."""
+def plain_dict(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values in the types of JSON: lists for arrays, texts for paths, None for NaN."""
+    return {str(key): _plain(value) for key, value in values.items()}
+
+
+def _plain(value: object) -> object:
     if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
+        return _plain(value.tolist())
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return plain_dict(value)
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value

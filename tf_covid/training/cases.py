@@ -25,6 +25,7 @@ import click
 import numpy as np
 
 from tf_covid import phantom
+from tf_covid.atomic import replacing
 from tf_covid.cohort.workers import end_with_parent
 from tf_covid.phantom import PhantomSettings, draw_chest
 from tf_covid.weights import catalog, read_contract, seen
@@ -160,8 +161,7 @@ def _draw(folder: Path, seed: int) -> None:
     # The class follows from the seed, so that any range of seeds is balanced.
     chest = draw_chest(seed, case_shape(seed), severity=seed % 5)
     path = _path(folder, seed)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         np.savez(
             file,
             hu=chest.hu,
@@ -172,7 +172,6 @@ def _draw(folder: Path, seed: int) -> None:
             spacing_mm=np.asarray(chest.spacing_mm, np.float32),
             settings=json.dumps(chest.settings, default=float),
         )
-    os.replace(partial, path)
 
 
 @click.command()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tf_covid.atomic import replacing
 from tf_covid.preprocessor import Preprocessor
 from tf_covid.training import augment
 from tf_covid.training.cases import home, read_case
@@ -92,10 +92,8 @@ def make_clips(folder: Path, seeds: range, preprocessor: Preprocessor, mark: str
 
 def _save(path: Path, array: np.ndarray) -> None:
     """Write an array as a whole."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         np.save(file, array)
-    os.replace(partial, path)
 
 
 def read_clips(folder: Path, clips: Path, seeds: range) -> Clips:

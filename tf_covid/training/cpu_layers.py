@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import layers
 
+from tf_covid.layers.pool import max_pool_by_axis
+from tf_covid.tensor import Tensor
+
 
 class CpuMaxPool3D(layers.Layer):
-    """Max-pooling of values ≥ 0, axis by axis; the same answer as `MaxPooling3D`, with a faster gradient on a CPU.
+    """Max pooling of values ≥ 0 by axis: the answer of `MaxPooling3D`, a faster gradient on a CPU.
 
     Args:
-        pool_size, strides: Of each axis.
+        pool_size: Window along D, H, W.
+        strides: Stride along D, H, W.
 
     Input: (N, D, H, W, C), ≥ 0 (after a ReLU): the padding is 0. Padding is "same".
     """
@@ -22,26 +27,16 @@ class CpuMaxPool3D(layers.Layer):
         super().__init__(**kwargs)
         self.pool_size, self.strides = tuple(pool_size), tuple(strides)
 
-    def call(self, x: Any) -> Any:
+    def call(self, x: Tensor) -> Tensor:
         """Features → pooled features."""
-        for axis, (size, stride) in enumerate(zip(self.pool_size, self.strides, strict=True), 1):
-            if size == stride == 1:
-                continue
-            cells = x.shape[axis]
-            out = -(-cells // stride)
-            extra = max((out - 1) * stride + size - cells, 0)
-            x = tf.pad(
-                x, [[extra // 2, extra - extra // 2] if n == axis else [0, 0] for n in range(5)]
-            )
-            taps = []
-            for first in range(size):
-                cut = [slice(None)] * 5
-                cut[axis] = slice(first, first + (out - 1) * stride + 1, stride)
-                taps.append(x[tuple(cut)])
-            x = taps[0]
-            for tap in taps[1:]:
-                x = tf.maximum(x, tap)
-        return x
+        return max_pool_by_axis(
+            x,
+            self.pool_size,
+            self.strides,
+            "same",
+            fill=0,
+            maximum=lambda taps: functools.reduce(tf.maximum, taps),
+        )
 
     def get_config(self) -> dict[str, Any]:
         """Arguments that rebuild the layer."""
@@ -56,8 +51,8 @@ class CpuStem(layers.Layer):
     become channels, and so do the weights that meet them.
 
     Args:
-        filters: Of the convolution.
-        padding: "same" or "valid".
+        filters: Number of filters of the convolution.
+        padding: Padding of the convolution, "same" or "valid".
 
     Input: (N, D, H, W, C). The kernel is that of the `Conv3D`, (7, 7, 7, C, filters).
     """
@@ -70,7 +65,7 @@ class CpuStem(layers.Layer):
         """Make the kernel."""
         self.kernel = self.add_weight(name="kernel", shape=(7, 7, 7, shape[-1], self.filters))
 
-    def call(self, x: Any) -> Any:
+    def call(self, x: Tensor) -> Tensor:
         """Features of half the size."""
         pads = [[0, 0]]
         for side in x.shape[1:4]:
@@ -98,7 +93,7 @@ class CpuStem(layers.Layer):
 
 
 def cpu_optimised(network: keras.Model) -> keras.Model:
-    """The network with layers that a CPU trains faster, `CpuMaxPool3D` and `CpuStem`; weights in the same order."""
+    """The network with `CpuMaxPool3D` and `CpuStem` in place; the weights are in the same order."""
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
         if isinstance(layer, layers.MaxPooling3D) and layer.padding == "same":

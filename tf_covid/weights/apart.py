@@ -1,4 +1,7 @@
-"""Files that a reader in C takes apart are read in a process of their own: if it falls over, it falls alone."""
+"""Files that a reader in C takes apart are read in a process of their own.
+
+If it falls over, it falls alone.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,10 @@ from tf_covid.errors import UnsafeFile
 from tf_covid.weights import hdf5_child
 
 #: What reads HDF5, and the seconds that it may take on a busy machine.
-_READER, _MOST_SECONDS = "tf_covid.weights.hdf5_child", 120
+_READER, _MAX_SECONDS = "tf_covid.weights.hdf5_child", 120
 
 #: Bytes of a reader's answer: 10,000 names of tensors, with their shapes.
-_MOST_ANSWER = 32_000_000
+_MAX_ANSWER = 32_000_000
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def hdf5(path: Path, name: str, *, numbers: bool = True) -> Store:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         wish = "numbers" if numbers else "names"
-        run(_READER, [str(path.absolute()), made, name, wish], folder, name, "HDF5", _MOST_SECONDS)
+        run(_READER, [str(path.absolute()), made, name, wish], folder, name, "HDF5", _MAX_SECONDS)
         said = answer(folder / hdf5_child.ANSWER, name, "HDF5")
         texts = {
             key: (folder / key).read_text("utf-8")
@@ -96,7 +99,7 @@ def hdf5(path: Path, name: str, *, numbers: bool = True) -> Store:
         }
         variables = []
         with (
-            open(folder / hdf5_child.NUMBERS, "rb") if numbers else contextlib.nullcontext()
+            (folder / hdf5_child.NUMBERS).open("rb") if numbers else contextlib.nullcontext()
         ) as file:
             for one in said["variables"]:
                 kind, shape = np.dtype(one["type"]), one["shape"]
@@ -137,7 +140,7 @@ def run(
     }
     with (folder / "errors.txt").open("w+b") as said:
         try:
-            code = subprocess.run(
+            code = subprocess.run(  # noqa: S603  # this interpreter, with a reader of ours
                 command,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -166,10 +169,8 @@ def answer(path: Path, name: str, whose: str) -> dict[str, Any]:
         UnsafeFile: That which it found, or if it left nothing that can be read.
     """
     try:
-        if path.stat().st_size > _MOST_ANSWER:
-            raise UnsafeFile(
-                "hdf5_items", f"{name}: its names are longer than {_MOST_ANSWER} bytes"
-            )
+        if path.stat().st_size > _MAX_ANSWER:
+            raise UnsafeFile("hdf5_items", f"{name}: its names are longer than {_MAX_ANSWER} bytes")
         said: dict[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise UnsafeFile(

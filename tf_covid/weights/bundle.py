@@ -1,4 +1,6 @@
-"""TensorFlow's own reader of its checkpoints, in a process of its own: it is C++ that reads what somebody else wrote.
+"""TensorFlow's own reader of its checkpoints, in a process of its own.
+
+It is C++ that reads what somebody else wrote.
 
 `foreign.py` runs `python -m tf_covid.weights.bundle PREFIX FOLDER` and looks at what it left there
 as at any file. The memory, processor time and output that it may use follow from the size of the
@@ -17,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from tf_covid.errors import UnsafeFile
-from tf_covid.weights.hdf5 import MOST_WEIGHTS
+from tf_covid.weights.hdf5 import MAX_WEIGHTS
 
 #: What is left in the folder: the tensors by number, and what they are called or what went wrong.
 TENSORS, ANSWER = "tensors.safetensors", "answer.json"
@@ -70,7 +72,7 @@ def read(prefix: Path, size: int) -> tuple[dict[str, np.ndarray], dict[str, str]
             "damaged", f"{prefix}: is no readable TensorFlow checkpoint ({_line(error)})"
         ) from error
     # Neither format packs, so that a checkpoint cannot hold more than its files.
-    if total > min(size, MOST_WEIGHTS):
+    if total > min(size, MAX_WEIGHTS):
         raise UnsafeFile(
             "shape_bomb", f"{prefix}: its shapes ask for {total} bytes, its files hold {size}"
         )

@@ -12,7 +12,9 @@ MODEL, CARD = "model.keras", "README.md"
 
 
 def folder() -> Path:
-    """The folder of the shipped models: package data of `tf_covid.saved_models`, or `saved_models/` of a checkout.
+    """The folder of the shipped models.
+
+    Package data of `tf_covid.saved_models`, or `saved_models/` of a checkout.
 
     Raises:
         ModelError: If there is neither.
@@ -34,8 +36,8 @@ def shipped() -> dict[str, Path]:
     return {path.parent.name: path for path in sorted(folder().glob(f"*/{MODEL}"))}
 
 
-def vouched(path: Path, digest: str) -> bool:
-    """Whether the card beside a shipped model names this sha256 (hex), and so its weights are those that ship."""
+def matches_card(path: Path, digest: str) -> bool:
+    """Whether the model card beside a shipped model names this sha256 (hex)."""
     card = path.with_name(CARD)
     return card.is_file() and digest in card.read_text("utf-8")
 
@@ -58,7 +60,10 @@ def find(source: str | Path) -> Path:
 
 
 def name_of(source: str | Path) -> str:
-    """What a model is called in results: its shipped name, its file's name, or its folder's for a `model.keras`."""
+    """What a model is called in results.
+
+    Its shipped name, its file's name, or its folder's for a `model.keras`.
+    """
     if isinstance(source, str) and source in shipped():
         return source
     path = Path(source).absolute()

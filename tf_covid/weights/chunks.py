@@ -1,4 +1,6 @@
-"""Numbers of an HDF5 dataset, by our own code: its library finds where they lie, and unpacks nothing.
+"""Numbers of an HDF5 dataset, by our own code.
+
+Its library finds where they lie, and unpacks nothing.
 
 HDF5 inflates a chunk until its stream ends, whatever the header promises. Here a chunk is inflated
 to the size that its shape gives, and must end there.

@@ -95,7 +95,10 @@ class Contract(BaseModel):
 
     @model_serializer(mode="wrap")
     def _sparse(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without what is as in files of before: older versions refuse fields that they do not know."""
+        """Without what is as in files of before.
+
+        Older versions refuse fields that they do not know.
+        """
         return {
             key: value
             for key, value in write(self).items()

@@ -1,4 +1,4 @@
-"""The one loop that fills a network of ours from a published checkpoint, along a table of names (`sources.py`).
+"""The one loop that fills a network of ours from a checkpoint, along a table of names.
 
 One-to-one or it fails: every weight of ours gets a tensor, and every tensor is used, or both are
 listed.
@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from tf_covid.errors import ModelError
-from tf_covid.weights.sources import VARIABLES, Source, norm_of
+from tf_covid.weights.name_maps import VARIABLES, NameMap, norm_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Conversion:
 
 
 def convert(
-    source: Source,
+    name_map: NameMap,
     tensors: Mapping[str, np.ndarray],
     others: Mapping[str, str],
     network: keras.Model,
@@ -45,7 +45,7 @@ def convert(
     """Fill a network in place.
 
     Args:
-        source: How the tensors are named.
+        name_map: How the tensors are named.
         tensors: Name → values.
         others: Name → what else the file holds.
         network: Built by `tf_covid.models`; its input may have one channel where the source's has
@@ -57,35 +57,37 @@ def convert(
             listed.
     """
     layers = {layer.name: layer for layer in network.layers if layer.weights}
-    book = _Book(source, tensors)
+    ledger = _WeightLedger(name_map, tensors)
     for name, layer in layers.items():
-        if name in source.units and name not in drop:
-            book.fill(layer, layers.get(norm_of(name)) if norm_of(name) != name else None)
-    dropped = {name for unit in drop & source.units.keys() for name in source.names(unit).values()}
+        if name in name_map.units and name not in drop:
+            ledger.fill(layer, layers.get(norm_of(name)) if norm_of(name) != name else None)
+    dropped = {
+        name for unit in drop & name_map.units.keys() for name in name_map.names(unit).values()
+    }
     rest = {
         name: f"{name} {list(value.shape)}"
         for name, value in tensors.items()
-        if name not in book.used
+        if name not in ledger.used
     }
     rest |= {name: f"{name} {kind}" for name, kind in others.items()}
-    ignored = {name for name in rest if _matches(source.ignored, name)}
+    ignored = {name for name in rest if _matches(name_map.ignored, name)}
     left = {
-        name for name in rest.keys() - ignored if name in dropped or _matches(source.left, name)
+        name for name in rest.keys() - ignored if name in dropped or _matches(name_map.left, name)
     }
     unused = [text for name, text in rest.items() if name not in ignored | left]
-    if book.missing or book.wrong or unused:
-        parts = {"unfilled": book.missing, "of another shape": book.wrong, "unused": unused}
+    if ledger.missing or ledger.wrong or unused:
+        parts = {"unfilled": ledger.missing, "of another shape": ledger.wrong, "unused": unused}
         facts = "; ".join(
             f"{len(found)} {what}: {_shortened(found)}" for what, found in parts.items() if found
         )
-        raise ModelError(f"{source.title} into {network.name} is not one-to-one: {facts}")
-    for layer, values in book.values:
+        raise ModelError(f"{name_map.title} into {network.name} is not one-to-one: {facts}")
+    for layer, values in ledger.values:
         layer.set_weights(values)
     fresh = tuple(
-        name for name in layers if name in drop or _unit(name, layers) not in source.units
+        name for name in layers if name in drop or _unit(name, layers) not in name_map.units
     )
     return Conversion(
-        tuple(book.mapped),
+        tuple(ledger.mapped),
         tuple(sorted(ignored)),
         tuple(rest[name] for name in sorted(left)),
         fresh,
@@ -93,7 +95,7 @@ def convert(
 
 
 #: Entries of a list in an error.
-_MOST_LISTED = 40
+_MAX_LISTED = 40
 
 
 def _unit(layer: str, layers: Mapping[str, object]) -> str:
@@ -107,15 +109,15 @@ def _matches(patterns: tuple[str, ...], name: str) -> bool:
 
 
 def _shortened(entries: Sequence[str]) -> str:
-    more = len(entries) - _MOST_LISTED
-    return ", ".join(entries[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+    more = len(entries) - _MAX_LISTED
+    return ", ".join(entries[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-class _Book:
-    """What was found for each unit of ours, so far."""
+class _WeightLedger:
+    """Weights of ours that a tensor fills, those that none fills, and tensors used, so far."""
 
-    def __init__(self, source: Source, tensors: Mapping[str, np.ndarray]) -> None:
-        self._source, self._tensors = source, tensors
+    def __init__(self, name_map: NameMap, tensors: Mapping[str, np.ndarray]) -> None:
+        self._name_map, self._tensors = name_map, tensors
         self.used: set[str] = set()
         self.missing: list[str] = []
         self.wrong: list[str] = []
@@ -123,13 +125,13 @@ class _Book:
         self.values: list[tuple[keras.layers.Layer, list[np.ndarray]]] = []
 
     def fill(self, conv: keras.layers.Layer, norm: keras.layers.Layer | None) -> None:
-        """Values for a convolution or dense layer of ours, and for the batch normalisation that follows it."""
-        names = self._source.names(conv.name)
+        """Values for a convolution or dense layer of ours, and the batch norm behind it."""
+        names = self._name_map.names(conv.name)
         held = {variable: name for variable, name in names.items() if name in self._tensors}
         self.used |= set(held.values())
         found = {variable: self._tensors[name] for variable, name in held.items()}
         if "kernel" in found:
-            found["kernel"] = _laid_out(found["kernel"], self._source.layout, conv)
+            found["kernel"] = _laid_out(found["kernel"], self._name_map.layout, conv)
         wanted = _wanted(conv, norm)
         wrong = [
             f"{conv.name}/{variable} {list(wanted[variable])} ← {held[variable]}"
@@ -145,7 +147,7 @@ class _Book:
         ):
             if found["moving_variance"].min() < 0:
                 raise ModelError(f"{held['moving_variance']} holds a negative variance")
-            found = _folded(found, self._source.epsilon, norm)
+            found = _folded(found, self._name_map.epsilon, norm)
         gone = set() if norm is None else {"bias"} if norm.scale else {"bias", "gamma"}
         for layer in (conv, norm):
             if layer is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import tempfile
 import warnings
 import zipfile
@@ -30,7 +29,7 @@ POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixe
 
 #: No side of a clip, width of a layer or number of classes of ours comes near; a file must not ask
 #: for more memory.
-MOST_UNITS = 10_000
+MAX_UNITS = 10_000
 
 #: Attribute of a loaded network that holds its contract.
 _ATTRIBUTE = "tf_covid_contract"
@@ -79,7 +78,7 @@ def load(source: str | Path, *, precision: str = "float32") -> LoadedModel:
     if (
         isinstance(source, str)
         and source in catalog.shipped()
-        and not catalog.vouched(path, digest)
+        and not catalog.matches_card(path, digest)
     ):
         raise ModelError(
             f"{path}: sha256 {digest} is not the one in its model card; reinstall tf-covid"
@@ -90,7 +89,7 @@ def load(source: str | Path, *, precision: str = "float32") -> LoadedModel:
         weights = Path(folder) / quarantine.WEIGHTS
         with weights.open("wb") as file:
             quarantine.unpack_weights(archive, file)
-        ours = path in catalog.shipped().values() and catalog.vouched(path, digest)
+        ours = path in catalog.shipped().values() and catalog.matches_card(path, digest)
         listed = None if ours else apart.hdf5(weights, str(path), numbers=False)
         held = weights.stat().st_size
         network = build(contract.model, contract.arguments, path, precision=precision, held=held)
@@ -130,7 +129,9 @@ def load(source: str | Path, *, precision: str = "float32") -> LoadedModel:
 
 
 def _backed(path: Path, model: str, given: Mapping[str, Any], held: int) -> None:
-    """Refuse arguments that ask for larger layers than the file has bytes for: before anything is built.
+    """Refuse arguments that ask for larger layers than the file has bytes for.
+
+    Before anything is built.
 
     Raises:
         ModelError: With both numbers.
@@ -156,7 +157,7 @@ def _backed(path: Path, model: str, given: Mapping[str, Any], held: int) -> None
 
 
 def _check_shapes(path: Path, listed: apart.Store, network: keras.Model) -> None:
-    """Refuse a file whose floating-point datasets have other shapes than a network's weights, before they are read.
+    """Refuse a file whose floating-point datasets have other shapes than a network's weights.
 
     Raises:
         ModelError: With one shape that there are too many or too few of.
@@ -171,7 +172,9 @@ def _check_shapes(path: Path, listed: apart.Store, network: keras.Model) -> None
 
 
 def _read_apart(path: Path, weights: Path) -> Path:
-    """Weights that HDF5 read in another process, written anew by ours: another file in the same folder.
+    """Weights that HDF5 read in another process, written anew by ours.
+
+    Another file in the same folder.
 
     Raises:
         UnsafeFile: If a number is missing or damaged.
@@ -209,7 +212,9 @@ def read_contract(path: Path) -> Contract:
 def save_model(
     network: keras.Model, contract: Contract, path: Path, *, dtype: str = "float32"
 ) -> None:
-    """Write a `.keras` file that any Keras loads in safe mode, with its contract inside; atomically.
+    """Write a `.keras` file that any Keras loads in safe mode, with its contract inside.
+
+    Atomically.
 
     Args:
         network: A network built by `tf_covid.models`; an optimizer is left out.
@@ -226,7 +231,7 @@ def save_model(
 
 
 def write(network: keras.Model, contract: Contract, path: Path, *, dtype: str = "float32") -> None:
-    """`save_model` of a network that was just built from the contract's arguments, in float32 and not compiled."""
+    """`save_model` of a network just built from the contract's arguments, not compiled."""
     # Weights do not pack: a tenth of halves, which are there to be small, but a fourteenth of
     # float32, for its time.
     packing = zipfile.ZIP_STORED if dtype == "float32" else zipfile.ZIP_DEFLATED
@@ -243,14 +248,14 @@ def write(network: keras.Model, contract: Contract, path: Path, *, dtype: str = 
             weights = Path(source.extract(quarantine.WEIGHTS, folder))
             target.write(_cast(weights, dtype), quarantine.WEIGHTS, packing)
             target.writestr(quarantine.CONTRACT, contract.model_dump_json(indent=2))
-        os.replace(final, path)
+        final.replace(path)
 
 
 def _cast(weights: Path, dtype: str) -> Path:
     cast = weights.with_suffix(f".{dtype}.h5")
     with h5py.File(weights, "r") as source, h5py.File(cast, "w") as target:
 
-        def copy(name: str, item: Any) -> None:
+        def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
             if isinstance(item, h5py.Group):
                 made: Any = target.require_group(name)
             else:
@@ -308,8 +313,8 @@ def build(
         if model == "unet"
         else 1
     )
-    if any(number > MOST_UNITS for number in (widest, *_numbers(dict(arguments)))):
-        raise ModelError(f"{path}: an argument of {model} is over {MOST_UNITS}")
+    if any(number > MAX_UNITS for number in (widest, *_numbers(dict(arguments)))):
+        raise ModelError(f"{path}: an argument of {model} is over {MAX_UNITS}")
     if held is not None:
         _backed(path, model, arguments, held)
     try:
@@ -319,19 +324,22 @@ def build(
         raise ModelError(f"{path}: {model} cannot be built from its arguments: {facts}") from error
 
 
-def _alike(value: Any, default: Any) -> bool:
-    """Whether a value from a file has the type of a builder's default; whole numbers of it are 1 or more."""
+def _alike(value: object, default: object) -> bool:
+    """Whether a value from a file has the type of a builder's default.
+
+    Whole numbers of it are 1 or more.
+    """
     if isinstance(default, tuple):
         sides = value if isinstance(value, (list, tuple)) else ()
         return len(sides) == len(default) and all(side is None or _alike(side, 1) for side in sides)
     if type(default) is int:
-        return type(value) is int and value >= 1
+        return isinstance(value, int) and type(value) is int and value >= 1
     if isinstance(default, float):
-        return type(value) in (int, float) and 0 <= value <= 1
+        return isinstance(value, (int, float)) and type(value) is not bool and 0 <= value <= 1
     return type(value) is type(default)
 
 
-def _numbers(value: Any) -> Iterator[float]:
+def _numbers(value: object) -> Iterator[float]:
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):

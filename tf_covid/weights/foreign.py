@@ -1,4 +1,6 @@
-"""Tensors of a checkpoint that somebody else wrote, by name, whatever its format; nothing in it is run.
+"""Tensors of a checkpoint that somebody else wrote, by name, whatever its format.
+
+Nothing in it is run.
 
 Every reader looks at names, types and shapes before it reads a number; `quarantine`, `hdf5` and
 `pickles` say what is refused.
@@ -37,14 +39,14 @@ ENDINGS = {
 }
 
 #: Bytes of the part of a `.safetensors` that names its tensors.
-MOST_HEADER = 4_000_000
+MAX_HEADER = 4_000_000
 
 #: Bytes of a checkpoint's file: weights, and the optimizer's that a training keeps beside them.
-MOST_FILE = 4 * quarantine.MOST_WEIGHTS
+MAX_FILE = 4 * quarantine.MAX_WEIGHTS
 
 #: What reads a TensorFlow checkpoint and a file of torch, and how long it may take, the start of
 #: such a library on a busy machine included.
-_READER, _TORCH, _MOST_SECONDS = "tf_covid.weights.bundle", "tf_covid.weights.torch_child", 300
+_READER, _TORCH, _MAX_SECONDS = "tf_covid.weights.bundle", "tf_covid.weights.torch_child", 300
 
 #: Names of a Keras layer's variables, in the order in which Keras 3 saves them, by kind and number.
 _KERAS_3 = {
@@ -88,7 +90,9 @@ class Checkpoint:
 
 @contextlib.contextmanager
 def private(path: Path) -> Iterator[Path]:
-    """A copy of a checkpoint: what was looked at and hashed is what is read, whatever happens to the file meanwhile.
+    """A copy of a checkpoint.
+
+    What was looked at and hashed is what is read, whatever happens to the file meanwhile.
 
     Args:
         path: As for `read_checkpoint`.
@@ -115,17 +119,17 @@ def _copy(file: Path, target: Path) -> None:
     try:
         # Without waiting: a pipe may have taken its place.
         with (
-            open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as source,
+            open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as source,  # noqa: PTH123
             target.open("wb") as copy,
         ):
             facts = os.fstat(source.fileno())
             if not stat.S_ISREG(facts.st_mode):
                 raise UnsafeFile("unknown_format", f"{file}: is no regular file")
-            left = MOST_FILE + 1 if facts.st_size <= MOST_FILE else 0
+            left = MAX_FILE + 1 if facts.st_size <= MAX_FILE else 0
             while left > 0 and (piece := source.read(min(left, 1 << 20))):
                 left -= copy.write(piece)
             if left <= 0:
-                raise UnsafeFile("shape_bomb", f"{file}: is larger than {MOST_FILE} bytes")
+                raise UnsafeFile("shape_bomb", f"{file}: is larger than {MAX_FILE} bytes")
     except OSError as error:
         raise ModelError(
             f"{file}: cannot be copied to {target.parent} ({error.strerror})"
@@ -263,11 +267,11 @@ def _safetensors(path: Path, *, numbers: bool) -> Found:
     try:
         with path.open("rb") as file:
             header = int.from_bytes(file.read(8), "little")
-            if header > min(MOST_HEADER, path.stat().st_size):
+            if header > min(MAX_HEADER, path.stat().st_size):
                 raise UnsafeFile("damaged", f"{path}: its header claims {header} bytes")
-            if path.stat().st_size > quarantine.MOST_WEIGHTS:
+            if path.stat().st_size > quarantine.MAX_WEIGHTS:
                 raise UnsafeFile(
-                    "shape_bomb", f"{path}: is larger than {quarantine.MOST_WEIGHTS} bytes"
+                    "shape_bomb", f"{path}: is larger than {quarantine.MAX_WEIGHTS} bytes"
                 )
             listed = quarantine.parse(path, "its header", file.read(header))
             # Its reader checks that the tensors fill the file exactly; it copies none.
@@ -378,7 +382,7 @@ def _left(module: str, path: Path, name: str, whose: str) -> Found:
     """
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        apart.run(module, [str(path.absolute()), made], folder, name, whose, _MOST_SECONDS)
+        apart.run(module, [str(path.absolute()), made], folder, name, whose, _MAX_SECONDS)
         answer = apart.answer(folder / bundle.ANSWER, name, whose)
         names = answer["names"]
         # A file without tensors is none for its reader.

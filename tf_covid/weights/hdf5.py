@@ -1,4 +1,7 @@
-"""HDF5 files that somebody else wrote: every link, shape and text is looked at before a number is read."""
+"""HDF5 files that somebody else wrote.
+
+Every link, shape and text is looked at before a number is read.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +17,20 @@ from tf_covid.errors import UnsafeFile
 
 #: Bytes of all numbers in a file: the LTC of 64×224×224 with 2048-wide dense layers takes 0.5 GB in
 #: float32.
-MOST_WEIGHTS = 1_000_000_000
+MAX_WEIGHTS = 1_000_000_000
 
 #: Groups and datasets; letters of all their names; nesting.
-MOST_ITEMS, MOST_NAMES, MOST_DEPTH = 10_000, 1_000_000, 32
+MAX_ITEMS, MAX_NAMES, MAX_DEPTH = 10_000, 1_000_000, 32
 
 #: How many times more than it holds a packed dataset above 1 MB may give, and all above 50 MB:
 #: weights do not pack.
-MOST_RATIO, FREE_ONE, FREE_ALL = 10, 1_000_000, 50_000_000
+MAX_RATIO, FREE_ONE, FREE_ALL = 10, 1_000_000, 50_000_000
 
 #: Bytes of one chunk of numbers, which is unpacked whole; h5py's own choice is below 1 MB.
-MOST_CHUNK = 128_000_000
+MAX_CHUNK = 128_000_000
 
 #: Bytes of a text attribute: a config, and the name of a layer.
-MOST_TEXT, MOST_NAME = 4_000_000, 1000
+MAX_TEXT, MAX_NAME = 4_000_000, 1000
 
 #: Filters, each at most once and in this order: shuffle, deflate. `chunks.py` undoes both; HDF5
 #: would look for one that it does not know among the libraries of the host, and crashes where
@@ -58,7 +61,7 @@ def checked(path: Path, name: str) -> Iterator[h5py.File]:
         raise UnsafeFile("damaged", f"{name}: is no readable HDF5 file ({error})") from error
 
 
-def text(item: h5py.HLObject, key: str, name: str, most: int = MOST_TEXT) -> str | None:
+def text(item: h5py.HLObject, key: str, name: str, most: int = MAX_TEXT) -> str | None:
     """A text attribute; None where there is none.
 
     Args:
@@ -93,14 +96,14 @@ class _Check:
 
     def group(self, group: h5py.Group, depth: int) -> None:
         """Every link of a group, and what lies behind it."""
-        if depth > MOST_DEPTH:
-            raise UnsafeFile("hdf5_depth", f"{self._name}: groups nested deeper than {MOST_DEPTH}")
+        if depth > MAX_DEPTH:
+            raise UnsafeFile("hdf5_depth", f"{self._name}: groups nested deeper than {MAX_DEPTH}")
         for key in group:
             self._letters += len(key)
-            if len(self._seen) > MOST_ITEMS or self._letters > MOST_NAMES:
+            if len(self._seen) > MAX_ITEMS or self._letters > MAX_NAMES:
                 raise UnsafeFile(
                     "hdf5_items",
-                    f"{self._name}: over {MOST_ITEMS} groups and datasets, or {MOST_NAMES} letters"
+                    f"{self._name}: over {MAX_ITEMS} groups and datasets, or {MAX_NAMES} letters"
                     " of names",
                 )
             if not isinstance(key, str) or not key.isprintable():  # bytes where they are no UTF-8
@@ -146,13 +149,13 @@ class _Check:
         asked = count * (max(size, 4) if item.dtype.kind == "f" else size)
         self._asked, self._held = self._asked + asked, self._held + held
         # What datasets claim to hold adds up to the file at most, or they share their bytes.
-        most = min(MOST_WEIGHTS, FREE_ALL + MOST_RATIO * self._held)
+        most = min(MAX_WEIGHTS, FREE_ALL + MAX_RATIO * self._held)
         if self._asked > most or self._held > self._size:
             raise UnsafeFile(
                 "shape_bomb",
-                f"{self._name}: shapes ask for more than the file, or {MOST_WEIGHTS} bytes",
+                f"{self._name}: shapes ask for more than the file, or {MAX_WEIGHTS} bytes",
             )
-        if count * size > held and (not filters or count * size > max(FREE_ONE, MOST_RATIO * held)):
+        if count * size > held and (not filters or count * size > max(FREE_ONE, MAX_RATIO * held)):
             shape = list(item.shape)
             raise UnsafeFile(
                 "shape_bomb",
@@ -166,10 +169,10 @@ class _Check:
             if (start := item.id.get_offset()) is not None:
                 self._runs.append((start, start + item.id.get_storage_size()))
             return
-        if (one := math.prod(item.chunks) * item.dtype.itemsize) > MOST_CHUNK:
+        if (one := math.prod(item.chunks) * item.dtype.itemsize) > MAX_CHUNK:
             raise UnsafeFile(
                 "shape_bomb",
-                f"{self._name}: {key!r} has chunks of {one} bytes; {MOST_CHUNK} are read",
+                f"{self._name}: {key!r} has chunks of {one} bytes; {MAX_CHUNK} are read",
             )
         wanted = math.prod(
             -(-side // step) for side, step in zip(item.shape, item.chunks, strict=True)
@@ -202,7 +205,10 @@ def chunks_of(item: h5py.Dataset) -> list[h5py.h5d.StoreInfo]:
 
 
 def _plain(item: h5py.Dataset) -> bool:
-    """Whether a dataset's numbers are those of the machine: no text, structure, odd precision or name for a number."""
+    """Whether a dataset's numbers are those of the machine.
+
+    No text, structure, odd precision or name for a number.
+    """
     kind, size = item.dtype.kind, item.dtype.itemsize
     known = size in (2, 4, 8) if kind == "f" else size in (1, 2, 4, 8) and kind in "iub"
     if (

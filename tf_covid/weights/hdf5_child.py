@@ -1,4 +1,6 @@
-"""HDF5's own library, in a process of its own: it is C that finds its way through what somebody else wrote.
+"""HDF5's own library, in a process of its own.
+
+It is C that finds its way through what somebody else wrote.
 
 `apart.py` runs `python -m tf_covid.weights.hdf5_child FILE FOLDER NAME names|numbers` and looks at
 what it left in the folder as at any file. Memory, processor time and output are bounded.
@@ -24,10 +26,10 @@ ANSWER, NUMBERS, TEXTS = "answer.json", "numbers.raw", ("model_config", "trainin
 
 #: Bytes above what Python and HDF5 take themselves: two chunks, packed and not; and seconds of
 #: processor time.
-MOST_MEMORY, MOST_SECONDS = 600_000_000, 5
+MAX_MEMORY, MAX_SECONDS = 600_000_000, 5
 
 
-def limit(size: int, memory: int = MOST_MEMORY, seconds: int = MOST_SECONDS) -> None:
+def limit(size: int, memory: int = MAX_MEMORY, seconds: int = MAX_SECONDS) -> None:
     """Bound this process from now on.
 
     Args:
@@ -37,8 +39,8 @@ def limit(size: int, memory: int = MOST_MEMORY, seconds: int = MOST_SECONDS) -> 
     """
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     used = resource.getrusage(resource.RUSAGE_SELF)
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, mapped + memory + hdf5.MOST_WEIGHTS))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (hdf5.MOST_WEIGHTS + 20_000_000,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, mapped + memory + hdf5.MAX_WEIGHTS))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hdf5.MAX_WEIGHTS + 20_000_000,) * 2)
     allowed = math.ceil(used.ru_utime + used.ru_stime) + seconds + size // 20_000_000
     resource.setrlimit(
         resource.RLIMIT_CPU, (allowed, allowed + 1)
@@ -61,7 +63,7 @@ def read(path: Path, folder: Path, name: str, *, numbers: bool) -> dict[str, Any
     with hdf5.checked(path, name) as file:
         found: list[tuple[str, h5py.Dataset]] = []
 
-        def visit(place: str, item: Any) -> None:
+        def visit(place: str, item: object) -> None:
             if isinstance(item, h5py.Dataset):
                 found.append((place, item))
 
@@ -74,7 +76,7 @@ def read(path: Path, folder: Path, name: str, *, numbers: bool) -> dict[str, Any
                 "path": place,
                 "shape": list(item.shape),
                 "type": item.dtype.str,
-                "layer": hdf5.text(item.parent, "name", name, hdf5.MOST_NAME),
+                "layer": hdf5.text(item.parent, "name", name, hdf5.MAX_NAME),
             }
             for place, item in found
         ]

@@ -1,4 +1,7 @@
-"""From a trained 2D Inception-v1 to an I3D: what the network knows of pictures, it knows of a clip of them."""
+"""From a trained 2D Inception-v1 to an I3D.
+
+What the network knows of pictures, it knows of a clip of them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from tf_covid.errors import ModelError
 
 
 def inflate_kernel(kernel: np.ndarray, frames: int) -> np.ndarray:
-    """A 2D kernel (H, W, C, F), repeated `frames` times along time and divided by that number: (frames, H, W, C, F).
+    """A 2D kernel (H, W, C, F), repeated `frames` times along time and divided by that number.
+
+    (frames, H, W, C, F).
 
     A clip of one slice repeated then gives the answer of that slice (Carreira & Zisserman 2017,
     section 2.4).

@@ -13,7 +13,7 @@ from tf_covid.weights import quarantine
 
 #: Bytes of the part of a pickle that names its tensors, their numbers lie beside it: 60 KB for an
 #: I3D.
-MOST_PICKLE = 1_000_000
+MAX_PICKLE = 1_000_000
 
 #: All that a pickled state_dict calls: what makes tensors, by module and name; storages end in
 #: "Storage".
@@ -29,7 +29,9 @@ _TENSOR_MAKERS = {
 
 
 def check_pickle(path: Path) -> None:
-    """Refuse a `.pt` or `.pth` whose pickle calls anything but what makes tensors; nothing in it is run.
+    """Refuse a `.pt` or `.pth` whose pickle calls anything but what makes tensors.
+
+    Nothing in it is run.
 
     Raises:
         UnsafeFile: If it does, or is none.
@@ -38,7 +40,7 @@ def check_pickle(path: Path) -> None:
         with path.open("rb") as file:
             zipped = file.read(4) == b"PK\x03\x04"  # as torch decides
             file.seek(0)
-            head = b"" if zipped else file.read(MOST_PICKLE)
+            head = b"" if zipped else file.read(MAX_PICKLE)
     except OSError as error:
         raise UnsafeFile("damaged", f"{path}: cannot be read ({error.strerror})") from error
     if zipped != zipfile.is_zipfile(path):
@@ -63,12 +65,12 @@ def check_pickle(path: Path) -> None:
             raise UnsafeFile(
                 "damaged", f"{path}: holds {len(pickles)} pickles; a file of torch.save holds one"
             )
-        if pickles[0].file_size > MOST_PICKLE:
+        if pickles[0].file_size > MAX_PICKLE:
             raise UnsafeFile(
-                "unsafe_pickle", f"{path}: its pickle is longer than {MOST_PICKLE} bytes"
+                "unsafe_pickle", f"{path}: its pickle is longer than {MAX_PICKLE} bytes"
             )
         content = io.BytesIO()
-        quarantine.unpack(archive, pickles[0].filename, content, MOST_PICKLE)
+        quarantine.unpack(archive, pickles[0].filename, content, MAX_PICKLE)
         content.seek(0)
         _check_calls(path, content)
 

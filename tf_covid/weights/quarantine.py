@@ -15,27 +15,29 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import stat
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 from tf_covid.errors import ModelError, UnsafeFile
 from tf_covid.weights import hdf5
+
+#: JSON that somebody else wrote: whoever uses it checks it.
+Json: TypeAlias = Any
 
 #: A `.keras` file holds these and nothing else that we read.
 CONFIG, WEIGHTS, CONTRACT = "config.json", "model.weights.h5", "tf_covid.json"
 
 #: Limits, in bytes; the config of a large network of ours has 0.2 MB.
-MOST_JSON, MOST_WEIGHTS = 4_000_000, hdf5.MOST_WEIGHTS
+MAX_JSON, MAX_WEIGHTS = 4_000_000, hdf5.MAX_WEIGHTS
 
 #: Members of an archive, bytes of its list of them, and how many times more than it holds a member
 #: may give.
-MOST_MEMBERS, MOST_LIST, MOST_RATIO = 10_000, 2_000_000, 200
+MAX_MEMBERS, MAX_LIST, MAX_RATIO = 10_000, 2_000_000, 200
 
 #: Where Keras' own classes that a config may name live: no functions among them.
 _CLASSES = {
@@ -141,20 +143,20 @@ def sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """An archive whose member names stay inside it, and which is not too many files or too tightly packed.
+    """An archive whose members stay inside it, are not too many and not packed too tightly.
 
     Raises:
         UnsafeFile: If it is no zip, or one of those.
     """
     try:
-        if (size := _list_size(path)) > MOST_LIST:
+        if (size := _list_size(path)) > MAX_LIST:
             raise UnsafeFile("zip_bomb", f"{path}: the list of its files has {size} bytes")
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
         raise UnsafeFile("damaged", f"{path}: is no {path.suffix} file ({error})") from error
     with archive:
         members = archive.infolist()
-        if len(members) > MOST_MEMBERS:
+        if len(members) > MAX_MEMBERS:
             raise UnsafeFile("zip_bomb", f"{path}: holds {len(members)} files")
         if len({member.filename for member in members}) < len(members):
             # One reader would take the first, another the last.
@@ -179,10 +181,7 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
                     f"{path}: {member.filename!r} is packed with zip's method "
                     f"{member.compress_type}; 0 (stored) and 8 (deflated) are read",
                 )
-            if (
-                member.file_size > MOST_JSON
-                and member.file_size > MOST_RATIO * member.compress_size
-            ):
+            if member.file_size > MAX_JSON and member.file_size > MAX_RATIO * member.compress_size:
                 raise UnsafeFile(
                     "zip_bomb",
                     f"{path}: {member.filename!r} claims {member.file_size} bytes of"
@@ -192,7 +191,10 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _list_size(path: Path) -> int:
-    """Bytes of a zip's list of files, as its end says; 0 where that end is not found, which `zipfile` will say."""
+    """Bytes of a zip's list of files, as its end says.
+
+    0 where that end is not found, which `zipfile` will say.
+    """
     with path.open("rb") as file:
         file.seek(0, io.SEEK_END)
         file.seek(max(file.tell() - 66_000, 0))
@@ -208,7 +210,7 @@ def _list_size(path: Path) -> int:
 
 
 def unpack(archive: zipfile.ZipFile, name: str, target: BinaryIO, most: int) -> None:
-    """Write one member of a `.keras` file to an open file, at most `most` bytes of it, a piece at a time.
+    """Write one member of a `.keras` file to an open file, piece by piece, within a limit.
 
     Raises:
         UnsafeFile: If it is missing, larger than allowed, encrypted or damaged.
@@ -240,29 +242,29 @@ def unpack_weights(archive: zipfile.ZipFile, target: BinaryIO) -> None:
     Raises:
         UnsafeFile: As `unpack`; if they are far larger than the file that holds them.
     """
-    held = os.stat(str(archive.filename)).st_size
-    unpack(archive, WEIGHTS, target, min(MOST_WEIGHTS, hdf5.FREE_ALL + hdf5.MOST_RATIO * held))
+    held = Path(str(archive.filename)).stat().st_size
+    unpack(archive, WEIGHTS, target, min(MAX_WEIGHTS, hdf5.FREE_ALL + hdf5.MAX_RATIO * held))
 
 
-def as_json(archive: zipfile.ZipFile, name: str) -> Any:
+def as_json(archive: zipfile.ZipFile, name: str) -> Json:
     """A JSON member, as data.
 
     Raises:
         UnsafeFile: If it is missing, too large or no JSON.
     """
     text = io.BytesIO()
-    unpack(archive, name, text, MOST_JSON)
+    unpack(archive, name, text, MAX_JSON)
     return parse(Path(str(archive.filename)), name, text.getvalue())
 
 
-def parse(path: Path, name: str, text: str | bytes) -> Any:
+def parse(path: Path, name: str, text: str | bytes) -> Json:
     """JSON that somebody else wrote, as data.
 
     Raises:
         UnsafeFile: If it is too large or no JSON.
     """
-    if len(text) > MOST_JSON:
-        raise UnsafeFile("zip_bomb", f"{path}: {name} is longer than {MOST_JSON} bytes")
+    if len(text) > MAX_JSON:
+        raise UnsafeFile("zip_bomb", f"{path}: {name} is longer than {MAX_JSON} bytes")
     try:
         return json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
@@ -276,8 +278,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def check_config(path: Path, config: Any) -> None:
-    """Refuse a Keras config that names code: a Lambda layer, a pickled function, a class that is not Keras' own.
+def check_config(path: Path, config: Json) -> None:
+    """Refuse a Keras config that names code.
+
+    A Lambda layer, a pickled function, a class that is not Keras' own.
 
     The config is data to us and its weights alone are read; but who sends code in it sends no
     honest weights.
@@ -318,7 +322,7 @@ def check_config(path: Path, config: Any) -> None:
             )
 
 
-def _check_layers(path: Path, layers: Any) -> None:
+def _check_layers(path: Path, layers: Json) -> None:
     """The classes of a list of layers: a config of Keras 2 names no module."""
     for layer in layers if isinstance(layers, list) else []:
         kind = layer.get("class_name") if isinstance(layer, dict) else None
@@ -350,7 +354,7 @@ _SETTINGS = (
 )
 
 
-def architecture(config: Any) -> list[tuple[str, str, dict[str, Any]]]:
+def architecture(config: Json) -> list[tuple[str, str, dict[str, Any]]]:
     """(class, name, settings) of every layer of a functional model's `config.json`, read as data.
 
     Raises:

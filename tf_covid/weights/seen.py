@@ -1,4 +1,6 @@
-"""Which scans a network was trained on: salted fingerprints in its file, and whether a cohort has some of them.
+"""Which scans a network was trained on.
+
+Salted fingerprints in its file, and whether a cohort has some of them.
 
 A fingerprint is a hash of a scan's voxels, int16 HU in the one order that `tf_covid.scan` reads
 them in, behind a salt that stands beside it. No scan follows from it; but who holds a scan can test
@@ -30,9 +32,9 @@ class Sighting:
     """What a model file says about the scans of a cohort.
 
     Args:
-        model: Its name.
-        cases: Those whose voxels it was trained on, in the order of the cohort.
-        patients: Those whose patient it was trained on; None where the file keeps no patients.
+        model: Name of the model.
+        cases: Cases whose voxels it was trained on, in the order of the cohort.
+        patients: Cases whose patient it was trained on; None where the file keeps no patients.
         unchecked: What could not be checked, a sentence each.
     """
 
@@ -43,29 +45,33 @@ class Sighting:
 
 
 def fingerprints(pixels: Iterable[str], patients: Iterable[str] = (), *, seed: int) -> TrainedOn:
-    """Those of a training set.
+    """Salted fingerprints of a training set.
 
     Args:
         pixels: sha256 (hex) of the voxels of each scan.
         patients: Id of each patient; kept by option only.
-        seed: Of the run. The salt follows from it and from the scans, so that a run that is resumed
-            writes the same file; without the scans nobody can foresee it.
+        seed: Seed of the run. The salt follows from it and from the scans, so that a run that is
+            resumed writes the same file; without the scans nobody can foresee it.
     """
-    marks = sorted(set(pixels))
-    salt = hashlib.sha256("\n".join([f"trained on, seed {seed}", *marks]).encode()).hexdigest()[:32]
+    hashes = sorted(set(pixels))
+    seeded = "\n".join([f"trained on, seed {seed}", *hashes])
+    salt = hashlib.sha256(seeded.encode()).hexdigest()[:32]
     return TrainedOn(
         salt=salt,
-        scans=tuple(sorted(_fingerprint(salt, "scan", mark) for mark in marks)),
+        scans=tuple(sorted(_fingerprint(salt, "scan", pixel_hash) for pixel_hash in hashes)),
         patients=tuple(sorted({_fingerprint(salt, "patient", one) for one in patients})),
     )
 
 
-def _fingerprint(salt: str, kind: str, mark: str) -> str:
-    return hashlib.sha256(f"{salt} {kind} {mark}".encode()).hexdigest()[:_DIGITS]
+def _fingerprint(salt: str, kind: str, pixel_hash: str) -> str:
+    return hashlib.sha256(f"{salt} {kind} {pixel_hash}".encode()).hexdigest()[:_DIGITS]
 
 
 def ancestors(name: str, contract: Contract) -> tuple[TrainedOn, ...]:
-    """What a network that starts from a file keeps of it: its fingerprints, and what it leaves open."""
+    """What a network that starts from a file keeps of it.
+
+    Its fingerprints, and what it leaves open.
+    """
     if contract.trained_on is not None:
         return contract.trained_on
     return (
@@ -81,8 +87,8 @@ def look(
     """Whether a model was trained on scans of a cohort.
 
     Args:
-        name: Of the model.
-        contract: Of its file.
+        name: Name of the model.
+        contract: Contract of the model file.
         pixels: Case → sha256 (hex) of its voxels.
         patients: Case → patient's id.
     """
@@ -99,28 +105,31 @@ def look(
 
 
 def _among(
-    held: Sequence[tuple[str, frozenset[str]]], kind: str, marks: Mapping[str, str]
+    held: Sequence[tuple[str, frozenset[str]]], kind: str, hashes: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """Cases whose mark is among the fingerprints (salt, fingerprints)."""
+    """Cases whose hash is among the fingerprints (salt, fingerprints)."""
     return tuple(
         case
-        for case, mark in marks.items()
-        if any(_fingerprint(salt, kind, mark) in known for salt, known in held)
+        for case, pixel_hash in hashes.items()
+        if any(_fingerprint(salt, kind, pixel_hash) in known for salt, known in held)
     )
 
 
 def _unsaid(name: str, contract: Contract) -> str:
-    """Why a file without fingerprints cannot be compared; those of synthetic chests say how these are drawn again."""
+    """Why a file without fingerprints cannot be compared.
+
+    Those of synthetic chests say how these are drawn again.
+    """
     if not contract.origin.startswith(_PHANTOM):
         return UNSAID
     return f"it was trained on synthetic chests drawn from {_seeds(name)}"
 
 
 def _seeds(name: str) -> str:
-    """The seeds that the card of a shipped model names."""
+    """The seeds that the model card of a shipped model names."""
     path = catalog.shipped().get(name)
-    card = path.with_name(catalog.CARD) if path else None
-    text = card.read_text("utf-8") if card and card.is_file() else ""
+    model_card = path.with_name(catalog.CARD) if path else None
+    text = model_card.read_text("utf-8") if model_card and model_card.is_file() else ""
     counts = [int(after.split()[0]) for after in text.split("--train ")[1:]]
     return (
         f"seeds 0 to {max(counts) - 1} (its model card has the commands)"

@@ -1,4 +1,6 @@
-"""Torch's own reader, in a process of its own: its zips are read in C++, and what its pickles call is its own code.
+"""Torch's own reader, in a process of its own.
+
+Its zips are read in C++, and what its pickles call is its own code.
 
 `foreign.py` runs `python -m tf_covid.weights.torch_child FILE FOLDER`, after
 `pickles.check_pickle`, and looks at what it left there as at any file: the same two files as
@@ -11,11 +13,11 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tf_covid.errors import UnsafeFile
+from tf_covid.tensor import Tensor
 from tf_covid.weights.bundle import ANSWER, TENSORS, limit
 
 
@@ -64,7 +66,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     return tensors, others
 
 
-def _plain(name: str, value: Any) -> np.ndarray | str:
+def _plain(name: str, value: Tensor) -> np.ndarray | str:
     """The float32 values of a tensor, or what stands there instead."""
     if isinstance(value, (int, float, str, list, tuple, dict)) or value is None:
         return type(value).__name__  # a setting that a training script keeps among the weights

@@ -13,10 +13,10 @@ from tf_covid.result import QualityFlag
 from tf_covid.scan.checks import refusal
 from tf_covid.scan.dicom import terms
 from tf_covid.scan.dicom.header import Frame
-from tf_covid.scan.dicom.identity import Secrets
+from tf_covid.scan.dicom.identity import PatientIdentifiers
 from tf_covid.scan.dicom.left_out import BESIDE_GRID, NO_POSITION, LeftOut, matrix
 from tf_covid.scan.dicom.remarks import content_flags
-from tf_covid.scan.dicom.stack import Place, Stack, build, strays
+from tf_covid.scan.dicom.stack import SliceFrame, Stack, build, unexpected_frames
 from tf_covid.scan.grid import orient
 
 #: Share of a series' positions whose frames must agree in matrix and pixel spacing; the rest is
@@ -50,7 +50,7 @@ class Candidate:
     series_uid: str
     series_number: int
     kernel: str
-    places: tuple[Place, ...]
+    slice_frames: tuple[SliceFrame, ...]
     stack: Stack | None
     refusal: ScanRefused | None
     axial: bool
@@ -60,10 +60,22 @@ class Candidate:
     lung_ml: float | None = None
     elsewhere: bool = False
 
+    def built(self) -> Stack:
+        """Stack of this candidate.
+
+        Raises:
+            ScanRefused: With the reason, if it has none.
+        """
+        if self.stack is None:
+            raise self.refusal or ScanRefused(
+                [QualityFlag("no_slices", "error", "The slices make no stack.")]
+            )
+        return self.stack
+
     @property
     def length_mm(self) -> float:
         """From the first to the last slice."""
-        return self.stack.spacing_mm * (len(self.stack.slots) - 1) if self.stack else 0.0
+        return self.stack.spacing_mm * (len(self.stack.slice_groups) - 1) if self.stack else 0.0
 
     @property
     def lung_kernel(self) -> bool:
@@ -78,22 +90,22 @@ class Candidate:
     @property
     def region(self) -> str:
         """What its words say of the region of the body: "chest", "elsewhere" or nothing."""
-        return terms.region(self.places[0].instance)
+        return terms.region(self.slice_frames[0].instance)
 
     @property
     def series(self) -> frozenset[str]:
         """Its SeriesInstanceUIDs: one, but for images that were given one each."""
-        return frozenset(place.instance.series_uid for place in self.places)
+        return frozenset(slice_frame.instance.series_uid for slice_frame in self.slice_frames)
 
-    def describe(self, secrets: Secrets) -> str:
+    def describe(self, identifiers: PatientIdentifiers) -> str:
         """Counts, spacing and kernel; nothing from the header that could hold a name."""
         less = ", less of the lungs by a look and its words" if self.elsewhere else ""
         if self.stack is None:
-            return f"{len(self.places)} slices that form no stack{less}"
+            return f"{len(self.slice_frames)} slices that form no stack{less}"
         kind = "axial" if self.axial else "not axial"
-        kernel = terms.kernel_text(self.kernel, hidden=secrets.told(self.kernel))
+        kernel = terms.kernel_text(self.kernel, hidden=identifiers.occur_in(self.kernel))
         return (
-            f"{len(self.stack.slots)} {kind} slices, {self.stack.spacing_mm:.2f} mm apart,"
+            f"{len(self.stack.slice_groups)} {kind} slices, {self.stack.spacing_mm:.2f} mm apart,"
             f" {kernel}{less}"
         )
 
@@ -102,10 +114,10 @@ class Candidate:
 Look = Callable[[Candidate], "float | None"]
 
 
-def candidates(places: Sequence[Place], gap_mm: float) -> list[Candidate]:
+def candidates(slice_frames: Sequence[SliceFrame], gap_mm: float) -> list[Candidate]:
     """All stacks that the slices may form: of one series, kernel, direction and phase each."""
     found = []
-    for same_series, lone in _by_series(places):
+    for same_series, lone in _by_series(slice_frames):
         for same_direction in _by_orientation(same_series):
             for phase in _by_acquisition(same_direction):
                 candidate = _candidate(phase, gap_mm)
@@ -113,29 +125,37 @@ def candidates(places: Sequence[Place], gap_mm: float) -> list[Candidate]:
     return found
 
 
-def _by_series(places: Sequence[Place]) -> list[tuple[list[Place], bool]]:
-    """Slices of one series and kernel; series of one slice each are one, where most of the slices are such."""
-    sizes = Counter(place.instance.series_uid for place in places)
+def _by_series(slice_frames: Sequence[SliceFrame]) -> list[tuple[list[SliceFrame], bool]]:
+    """Slices of one series and kernel.
+
+    Series of one slice each are one, where most of the slices are such.
+    """
+    sizes = Counter(slice_frame.instance.series_uid for slice_frame in slice_frames)
     lone = {uid for uid, size in sizes.items() if size == 1}
-    merged = len(lone) >= _LEAST_LONE and len(lone) > len(places) / 2
+    merged = len(lone) >= _LEAST_LONE and len(lone) > len(slice_frames) / 2
     numbers = {
-        place.instance.series_number for place in places if place.instance.series_uid in lone
+        slice_frame.instance.series_number
+        for slice_frame in slice_frames
+        if slice_frame.instance.series_uid in lone
     }
     by_number = len(numbers) <= len(lone) / 2
-    series: dict[tuple[object, ...], list[Place]] = {}
-    for place in places:
-        one = place.instance
+    series: dict[tuple[object, ...], list[SliceFrame]] = {}
+    for slice_frame in slice_frames:
+        one = slice_frame.instance
         if alone := merged and one.series_uid in lone:
-            key: object = (matrix(one, place.frame), one.series_number if by_number else 0)
+            key: object = (matrix(one, slice_frame.frame), one.series_number if by_number else 0)
         else:
             key = one.series_uid
-        series.setdefault((alone, key, place.frame.kernel.upper()), []).append(place)
+        series.setdefault((alone, key, slice_frame.frame.kernel.upper()), []).append(slice_frame)
     return [(members, bool(key[0])) for key, members in series.items()]
 
 
 def _as_one(candidate: Candidate) -> Candidate:
-    """A stack of images with a SeriesInstanceUID each: a whole one without doubles is believed, and said."""
-    count = len(candidate.places)
+    """A stack of images with a SeriesInstanceUID each.
+
+    A whole one without doubles is believed, and said.
+    """
+    count = len(candidate.slice_frames)
     said = (
         f"{count} images have {count} SeriesInstanceUIDs (0020,000E), as an anonymiser leaves them"
     )
@@ -143,7 +163,9 @@ def _as_one(candidate: Candidate) -> Candidate:
         why = candidate.refusal.quality_flags[0]
         text = f"{said}, and form no single stack: {why.message}"
         return replace(candidate, refusal=refusal(why.code, text, why.value))
-    if candidate.stack and any(len(slot) > 1 for slot in candidate.stack.slots):
+    if candidate.stack and any(
+        len(slice_group) > 1 for slice_group in candidate.stack.slice_groups
+    ):
         text = (
             f"{said}, and some of them lie at one place: which of them are one series cannot be"
             " told."
@@ -157,42 +179,49 @@ def _as_one(candidate: Candidate) -> Candidate:
     return replace(candidate, quality_flags=(*candidate.quality_flags, flag))
 
 
-def _by_acquisition(places: Sequence[Place]) -> list[list[Place]]:
+def _by_acquisition(slice_frames: Sequence[SliceFrame]) -> list[list[SliceFrame]]:
     """Phases that one series holds on top of each other, such as inspiration and expiration, apart.
 
     Acquisitions that follow each other along the table stay together.
     """
-    phases: dict[str, list[Place]] = {}
-    for place in places:
-        phases.setdefault(place.instance.acquisition, []).append(place)
-    spots = [{place.frame.position for place in phase} for phase in phases.values()]
+    phases: dict[str, list[SliceFrame]] = {}
+    for slice_frame in slice_frames:
+        phases.setdefault(slice_frame.instance.acquisition, []).append(slice_frame)
+    spots = [{slice_frame.frame.position for slice_frame in phase} for phase in phases.values()]
     together = set().union(*spots)
     doubled = sum(len(spot) for spot in spots) - len(together)
-    return list(phases.values()) if doubled > len(together) / 2 else [list(places)]
+    return list(phases.values()) if doubled > len(together) / 2 else [list(slice_frames)]
 
 
-def _by_orientation(places: Sequence[Place]) -> list[list[Place]]:
+def _by_orientation(slice_frames: Sequence[SliceFrame]) -> list[list[SliceFrame]]:
     """Groups whose direction cosines agree within 1e-3: 0.4 mm at the edge of a chest."""
-    groups: list[tuple[np.ndarray | None, list[Place]]] = []
-    for place in places:
-        mine = np.array(place.frame.orientation) if len(place.frame.orientation) == 6 else None
+    groups: list[tuple[np.ndarray | None, list[SliceFrame]]] = []
+    for slice_frame in slice_frames:
+        mine = (
+            np.array(slice_frame.frame.orientation)
+            if len(slice_frame.frame.orientation) == 6
+            else None
+        )
         for theirs, members in groups:
             if (mine is None and theirs is None) or (
                 mine is not None and theirs is not None and np.abs(mine - theirs).max() < 1e-3
             ):
-                members.append(place)
+                members.append(slice_frame)
                 break
         else:
-            groups.append((mine, [place]))
-    if len(groups) > 3 and len(groups) > len(places) / 4:
+            groups.append((mine, [slice_frame]))
+    if len(groups) > 3 and len(groups) > len(slice_frames) / 4:
         # Every slice its own direction: that is no set of stacks, it is one broken series.
-        return [list(places)]
+        return [list(slice_frames)]
     return [members for _, members in groups]
 
 
-def _candidate(places: Sequence[Place], gap_mm: float) -> Candidate:
-    """One candidate of frames that nearly all agree in matrix and pixel spacing; else it carries a refusal."""
-    kept, apart = _sorted_out(places)
+def _candidate(slice_frames: Sequence[SliceFrame], gap_mm: float) -> Candidate:
+    """One candidate of frames that nearly all agree in matrix and pixel spacing.
+
+    Else it carries a refusal.
+    """
+    kept, apart = _sorted_out(slice_frames)
     first = kept[0]
     quality_flags: tuple[QualityFlag, ...] = ()
     stack, refused, axial = None, None, False
@@ -203,24 +232,24 @@ def _candidate(places: Sequence[Place], gap_mm: float) -> Candidate:
                 "The images of the series lie in many different directions.",
                 len(kept),
             )
-        others = _other_matrix(places)
-        if _spots(others) > (1 - _AGREE_SHARE) * _spots(places):
+        others = _other_matrix(slice_frames)
+        if _spots(others) > (1 - _AGREE_SHARE) * _spots(slice_frames):
             message = (
-                f"{len(others)} of {len(places)} images of the series have another matrix or pixel"
+                f"{len(others)} of {len(slice_frames)} images of the series have another matrix or pixel"
                 " spacing."
             )
             raise refusal("mixed_geometry", message, len(others))
-        if not all(_has_rescale(place.frame) for place in kept):
+        if not all(_has_rescale(slice_frame.frame) for slice_frame in kept):
             raise refusal(
                 "bad_header",
                 "RescaleSlope (0028,1053) or RescaleIntercept (0028,1052) is zero or no number.",
             )
         if stray := _strays(kept):
             beside = set(map(id, stray))
-            kept = [place for place in kept if id(place) not in beside]
+            kept = [slice_frame for slice_frame in kept if id(slice_frame) not in beside]
             apart += [LeftOut(one.instance, one.frame, BESIDE_GRID) for one in stray]
         built = build(kept, gap_mm)
-        shape = (first.instance.columns, first.instance.rows, len(built.slots))
+        shape = (first.instance.columns, first.instance.rows, len(built.slice_groups))
         axial = orient(built.affine_ras, shape)[0].axes[2] == 0
         if built.missing and not axial:
             # What is made up is told as axial slices; here it would be a part of every one of them.
@@ -237,7 +266,7 @@ def _candidate(places: Sequence[Place], gap_mm: float) -> Candidate:
         series_uid=first.instance.series_uid,
         series_number=first.instance.series_number,
         kernel=first.frame.kernel,
-        places=tuple(kept),
+        slice_frames=tuple(kept),
         stack=stack,
         refusal=refused,
         axial=axial,
@@ -247,63 +276,72 @@ def _candidate(places: Sequence[Place], gap_mm: float) -> Candidate:
     )
 
 
-def _sorted_out(places: Sequence[Place]) -> tuple[list[Place], list[LeftOut]]:
+def _sorted_out(slice_frames: Sequence[SliceFrame]) -> tuple[list[SliceFrame], list[LeftOut]]:
     """Frames with a position and the usual matrix, if most have one; and the others."""
-    placed = [place for place in places if _has_position(place)]
-    if 2 * len(placed) <= len(places):
-        placed = list(places)
+    placed = [slice_frame for slice_frame in slice_frames if _has_position(slice_frame)]
+    if 2 * len(placed) <= len(slice_frames):
+        placed = list(slice_frames)
     there = set(map(id, placed))
     apart = [
-        LeftOut(place.instance, place.frame, NO_POSITION)
-        for place in places
-        if id(place) not in there
+        LeftOut(slice_frame.instance, slice_frame.frame, NO_POSITION)
+        for slice_frame in slice_frames
+        if id(slice_frame) not in there
     ]
     other = set(map(id, _other_matrix(placed)))
     apart += [
-        LeftOut(place.instance, place.frame, "with another matrix or pixel spacing")
-        for place in placed
-        if id(place) in other
+        LeftOut(slice_frame.instance, slice_frame.frame, "with another matrix or pixel spacing")
+        for slice_frame in placed
+        if id(slice_frame) in other
     ]
-    return [place for place in placed if id(place) not in other], apart
+    return [slice_frame for slice_frame in placed if id(slice_frame) not in other], apart
 
 
-def _has_position(place: Place) -> bool:
-    return len(place.frame.position) == 3 and bool(np.isfinite(place.frame.position).all())
+def _has_position(slice_frame: SliceFrame) -> bool:
+    return len(slice_frame.frame.position) == 3 and bool(
+        np.isfinite(slice_frame.frame.position).all()
+    )
 
 
-def _other_matrix(places: Sequence[Place]) -> list[Place]:
-    """Frames whose matrix is not the one at the most places; many frames at one place count once."""
+def _other_matrix(slice_frames: Sequence[SliceFrame]) -> list[SliceFrame]:
+    """Frames whose matrix is not the one at the most places.
+
+    Many frames at one place count once.
+    """
     spots: dict[tuple[object, ...], set[object]] = {}
-    for place in places:
-        spots.setdefault(matrix(place.instance, place.frame), set()).add(
-            place.frame.position or id(place)
+    for slice_frame in slice_frames:
+        spots.setdefault(matrix(slice_frame.instance, slice_frame.frame), set()).add(
+            slice_frame.frame.position or id(slice_frame)
         )
     usual = max(spots, key=lambda kind: len(spots[kind]))
-    return [place for place in places if matrix(place.instance, place.frame) != usual]
+    return [
+        slice_frame
+        for slice_frame in slice_frames
+        if matrix(slice_frame.instance, slice_frame.frame) != usual
+    ]
 
 
-def _strays(places: Sequence[Place]) -> list[Place]:
+def _strays(slice_frames: Sequence[SliceFrame]) -> list[SliceFrame]:
     """Strays, if every frame has what their search needs."""
     return (
-        strays(places)
-        if all(map(_has_position, places)) and len(places[0].frame.orientation) == 6
+        unexpected_frames(slice_frames)
+        if all(map(_has_position, slice_frames)) and len(slice_frames[0].frame.orientation) == 6
         else []
     )
 
 
-def _spots(places: Sequence[Place]) -> int:
+def _spots(slice_frames: Sequence[SliceFrame]) -> int:
     """Number of positions; many frames at one place count once."""
-    return len({place.frame.position for place in places})
+    return len({slice_frame.frame.position for slice_frame in slice_frames})
 
 
 def _has_rescale(frame: Frame) -> bool:
     return bool(np.isfinite((frame.slope, frame.intercept)).all()) and frame.slope != 0
 
 
-def _parallel(places: Sequence[Place]) -> bool:
-    first = places[0].frame.orientation
+def _parallel(slice_frames: Sequence[SliceFrame]) -> bool:
+    first = slice_frames[0].frame.orientation
     return all(
-        len(place.frame.orientation) == len(first)
-        and np.allclose(place.frame.orientation, first, rtol=0, atol=1e-3)
-        for place in places
+        len(slice_frame.frame.orientation) == len(first)
+        and np.allclose(slice_frame.frame.orientation, first, rtol=0, atol=1e-3)
+        for slice_frame in slice_frames
     )

@@ -1,4 +1,7 @@
-"""Whether a JPEG scan holds its image to the last sample: libjpeg fills a stream that ends early up, and only warns."""
+"""Whether a JPEG scan holds its image to the last sample.
+
+Libjpeg fills a stream that ends early up, and only warns.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,9 @@ def is_complete(
 
 
 def ends_well(data: bytes) -> bool:
-    """Whether a JPEG 2000 stream reaches the end that it announces: its end marker, or the end of its last tile.
+    """Whether a JPEG 2000 stream reaches the end that it announces.
+
+    Its end marker, or the end of its last tile.
 
     Args:
         data: From SOC on; zeros behind it are padding.
@@ -76,12 +81,15 @@ def _proves_itself(stream: CodeStream, pixels: np.ndarray) -> bool:
 
 
 def _is_plain_lossless(stream: CodeStream) -> bool:
-    """Whether it is a lossless Huffman-coded scan of one component without restarts, which can be coded again."""
+    """Whether it is a lossless Huffman-coded scan, of one component without restarts."""
     return not stream.restart and stream.components == 1 and stream.frame == 0xC3
 
 
 def _last_codes(stream: CodeStream, pixels: np.ndarray) -> tuple[str, str] | None:
-    """The codes of the last samples, and the last bits of the scan, as text of 0 and 1; None if it cannot be told."""
+    """The codes of the last samples, and the last bits of the scan, as text of 0 and 1.
+
+    None if it cannot be told.
+    """
     table = _codes(*stream.tables.get(stream.table >> 4, (b"", b"")))
     if not table or pixels.shape[0] < 3:
         return None
@@ -104,7 +112,7 @@ def _last_codes(stream: CodeStream, pixels: np.ndarray) -> tuple[str, str] | Non
 
 
 def _codes_agree(stream: CodeStream, pixels: np.ndarray) -> bool:
-    """The last samples, coded again, must be the last bits of the scan but for up to seven of padding."""
+    """Whether the last samples, coded again, are the last bits of the scan but for padding."""
     coded = _last_codes(stream, pixels)
     if coded is None:
         return False
@@ -113,7 +121,10 @@ def _codes_agree(stream: CodeStream, pixels: np.ndarray) -> bool:
 
 
 def _codes_left(stream: CodeStream, pixels: np.ndarray) -> bool:
-    """Whether bits that are no padding follow the last sample: damage in the middle has made the image shorter."""
+    """Whether bits that are no padding follow the last sample.
+
+    Damage in the middle has made the image shorter.
+    """
     coded = _last_codes(stream, pixels) if _is_plain_lossless(stream) else None
     if coded is None:
         return False
@@ -123,7 +134,9 @@ def _codes_left(stream: CodeStream, pixels: np.ndarray) -> bool:
 
 
 def _differences(stream: CodeStream, pixels: np.ndarray) -> np.ndarray | None:
-    """What the last rows of a lossless JPEG differ by from their prediction (ITU T.81, H.1.2.1); flat, modulo 2^16.
+    """What the last rows of a lossless JPEG differ by from their prediction (ITU T.81, H.1.2.1).
+
+    Flat, modulo 2^16.
 
     As many rows as hold all the samples without a difference at the end.
     """
@@ -152,9 +165,9 @@ def _differences(stream: CodeStream, pixels: np.ndarray) -> np.ndarray | None:
         found = np.concatenate([above[:, :1], guess], axis=1)
         differences = ((here - found + 32768) & 0xFFFF) - 32768
         if differences[0].any() or differences.any(axis=1)[0]:
-            return differences.reshape(-1)
+            return np.asarray(differences).reshape(-1)
         if rows >= pixels.shape[0] - 1:
-            return differences.reshape(-1)
+            return np.asarray(differences).reshape(-1)
         rows = min(4 * rows, pixels.shape[0] - 1)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tf_covid.scan.dicom.stack import Place
+from tf_covid.scan.dicom.stack import SliceFrame
 
 #: Slices of a series that are looked at, evenly spread.
 SLICES_LOOKED_AT = 7
@@ -24,7 +24,9 @@ _LARGE_AREA, _LARGE_HU = 0.08, -975
 _LEAST_AREA, _LEAST_SHARE = 0.006, 0.015
 
 
-def lung_ml(places: Sequence[Place], hu_of: Callable[[Place], np.ndarray | None]) -> float | None:
+def lung_ml(
+    slice_frames: Sequence[SliceFrame], hu_of: Callable[[SliceFrame], np.ndarray | None]
+) -> float | None:
     """About how much lung a series shows.
 
     Args:
@@ -34,7 +36,9 @@ def lung_ml(places: Sequence[Place], hu_of: Callable[[Place], np.ndarray | None]
     Returns:
         In ml, 0 for less than a trace; None if no slice could be looked at.
     """
-    points = np.array([place.frame.position for place in places], dtype=np.float64)
+    points = np.array(
+        [slice_frame.frame.position for slice_frame in slice_frames], dtype=np.float64
+    )
     along = points @ _direction(points)
     order = np.argsort(along, kind="stable")
     picks = np.unique(
@@ -42,12 +46,12 @@ def lung_ml(places: Sequence[Place], hu_of: Callable[[Place], np.ndarray | None]
     )
     areas, shares = [], []
     for pick in picks:
-        place = places[order[pick]]
-        hu = hu_of(place)
+        slice_frame = slice_frames[order[pick]]
+        hu = hu_of(slice_frame)
         if hu is None:
             continue
         lung, body = lung_share(hu)
-        areas.append(lung * hu.size * float(np.prod(place.frame.spacing)))
+        areas.append(lung * hu.size * float(np.prod(slice_frame.frame.spacing)))
         shares.append(lung / body if body else 0.0)
     if not areas:
         return None

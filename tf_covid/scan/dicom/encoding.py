@@ -9,10 +9,14 @@ from typing import BinaryIO
 
 from pydicom.uid import UID_dictionary
 
-IMPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
-EXPLICIT, DEFLATED = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99"
-#: Transfer syntaxes that promise pixels without compression.
-NATIVE = (IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED)
+from tf_covid.scan.dicom.transfer_syntax import (
+    BIG_ENDIAN,
+    DEFLATED,
+    EXPLICIT,
+    IMPLICIT,
+    NATIVE,
+)
+
 #: Most bytes that a deflated data set may unpack to before its pixel data begin.
 MOST_INFLATED = 1 << 26
 #: Value representations whose length takes four bytes (PS3.5 7.1.2).
@@ -40,7 +44,10 @@ class Encoding:
 
     @property
     def syntax(self) -> str:
-        """The transfer syntax UID that describes the bytes; the label where the label names a compression."""
+        """The transfer syntax UID that describes the bytes.
+
+        The label where the label names a compression.
+        """
         if self.label and self.label not in NATIVE:
             return self.label
         if self.deflated:
@@ -60,13 +67,18 @@ class Encoding:
 
 
 def syntax_text(uid: str) -> str:
-    """The UID if DICOM knows it as a transfer syntax: the field is free text and could hold anything."""
+    """The UID if DICOM knows it as a transfer syntax.
+
+    The field is free text and could hold anything.
+    """
     entry = UID_dictionary.get(uid)
     return uid if entry is not None and entry[1] == "Transfer Syntax" else "unknown"
 
 
 def find_encoding(stream: BinaryIO) -> Encoding | None:
-    """Walk the meta information and look at the first element behind it; None if the file is not DICOM.
+    """Walk the meta information and look at the first element behind it.
+
+    None if the file is not DICOM.
 
     The meta group is walked here and not by pydicom, which would inflate a deflated file without a
     bound.
@@ -108,12 +120,18 @@ def find_encoding(stream: BinaryIO) -> Encoding | None:
 
 
 def _is_element(head: bytes) -> bool:
-    """Whether the bytes begin with an explicit element of group 0008: the data set is not packed."""
+    """Whether the bytes begin with an explicit element of group 0008.
+
+    The data set is not packed.
+    """
     return head[:2] == b"\x08\x00" and head[4:6].isalpha() and head[4:6].isupper()
 
 
 def body(stream: BinaryIO, encoding: Encoding) -> BinaryIO:
-    """The data set as a seekable stream; offsets count from the file's begin, or from that of the unpacked data."""
+    """The data set as a seekable stream.
+
+    Offsets count from the file's begin, or from that of the unpacked data.
+    """
     stream.seek(encoding.offset)
     return Inflating(stream) if encoding.deflated else stream  # type: ignore[return-value]
 
@@ -123,7 +141,7 @@ class TooLarge(ValueError):
 
 
 class Inflating(io.RawIOBase):
-    """A deflated data set, unpacked only as far as it is asked for, and never further than its bound.
+    """A deflated data set, unpacked as far as it is asked for, within its bound.
 
     Args:
         stream: At the first packed byte.

@@ -11,9 +11,10 @@ import struct
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import data_element_generator, read_dataset
@@ -173,11 +174,16 @@ class Instance:
 
 
 class Damaged(Exception):
-    """The file calls itself DICOM and cannot be read; the text says which element, and what is wrong with it."""
+    """The file calls itself DICOM and cannot be read.
+
+    The text says which element, and what is wrong with it.
+    """
 
 
 def read_header(source: Source) -> Instance | None:
-    """The header of a DICOM image; None for every other file: foreign ones, DICOMDIR, reports, presentation states.
+    """The header of a DICOM image.
+
+    None for every other file: foreign ones, DICOMDIR, reports, presentation states.
 
     Raises:
         Damaged: If the file is DICOM and its header cannot be read.
@@ -358,7 +364,7 @@ def _frame(dataset: Dataset, groups: dict[str, Dataset], index: int) -> Frame:
     )
 
 
-def _raw(dataset: Dataset, keyword: str) -> Any:
+def _raw(dataset: Dataset, keyword: str) -> RawDataElement | DataElement | None:
     element = dataset.get_item(keyword)
     return None if element is None or element.value in (None, b"", "") else element
 
@@ -374,7 +380,10 @@ def _text(dataset: Dataset, keyword: str) -> str:
 
 
 def _name(dataset: Dataset) -> str:
-    """The patient's name in the file's character set; it serves only to keep it out of every output."""
+    """The patient's name in the file's character set.
+
+    It serves only to keep it out of every output.
+    """
     with suppress(*ERRORS, LookupError):
         return str(dataset.get("PatientName", "")).strip(" \0")
     return _text(dataset, "PatientName")

@@ -15,7 +15,7 @@ _LEAST_LETTERS = 3
 
 
 @dataclass(frozen=True)
-class Secrets:
+class PatientIdentifiers:
     """Names, ids, birth dates, accession numbers and UIDs, as lower-case letters and digits only.
 
     Args:
@@ -27,8 +27,11 @@ class Secrets:
     tokens: frozenset[str]
 
     @classmethod
-    def of(cls, instances: Iterable[Instance]) -> Secrets:
-        """What these headers hold: every word of a name, and neighbouring words joined in both orders."""
+    def of(cls, instances: Iterable[Instance]) -> PatientIdentifiers:
+        """What these headers hold.
+
+        Every word of a name, and neighbouring words joined in both orders.
+        """
         names: set[str] = set()
         texts: set[str] = set()
         for one in instances:
@@ -47,14 +50,14 @@ class Secrets:
             found.update(words)
             for first, second in pairwise(words):
                 found |= {first + second, second + first}
-        parts = {secret for secret in found if len(secret) >= _LEAST_LETTERS}
+        parts = {part for part in found if len(part) >= _LEAST_LETTERS}
         return cls(frozenset(parts), frozenset(found - parts - {""}))
 
-    def told(self, text: str) -> bool:
+    def occur_in(self, text: str) -> bool:
         """Whether a text holds any of it."""
         plain = _plain(text)
         tokens = re.split(r"[\W_]+", unicodedata.normalize("NFKC", text))
-        return any(secret in plain for secret in self.parts) or any(
+        return any(part in plain for part in self.parts) or any(
             _plain(token) in self.tokens for token in tokens
         )
 

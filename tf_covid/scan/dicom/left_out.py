@@ -1,4 +1,4 @@
-"""What of a study is no slice of the stack that is read, why, and whether the stack has a hole where it lay.
+"""What of a study is not a slice of the stack that is read, why, and whether it leaves a hole.
 
 A series may hold more than its slices: localizers, dose reports, reformatted and projected images,
 a second reconstruction. They are named. But where images that are left out lie at a missing slice,
@@ -21,7 +21,7 @@ from tf_covid.scan.dicom.stack import (
     BESIDE_MM,
     CROWD,
     THICKNESS_SHARE,
-    Place,
+    SliceFrame,
     Stack,
     usual_thickness,
 )
@@ -77,24 +77,30 @@ class Line:
     corner: np.ndarray
 
     @classmethod
-    def of(cls, stack: Stack, places: Sequence[Place]) -> Line:
+    def of(cls, stack: Stack, slice_frames: Sequence[SliceFrame]) -> Line:
         """The line of a stack of these places."""
         column = np.array([-1.0, -1.0, 1.0]) * stack.affine_ras[:3, 2]
         origin = np.array([-1.0, -1.0, 1.0]) * stack.affine_ras[:3, 3]
         normal = column / np.linalg.norm(column)
-        first = places[0]
+        first = slice_frames[0]
         return cls(
             normal=normal,
             start=float(origin @ normal),
             spacing=stack.spacing_mm,
-            occupied=np.array([bool(slot) for slot in stack.slots]),
-            thickness=usual_thickness(places),
+            occupied=np.array([bool(slice_group) for slice_group in stack.slice_groups]),
+            thickness=usual_thickness(slice_frames),
             matrix=matrix(first.instance, first.frame),
-            series=frozenset(place.instance.series_uid for place in places),
+            series=frozenset(slice_frame.instance.series_uid for slice_frame in slice_frames),
             numbers=np.array(
-                [slot[0].instance.number if slot else -1 for slot in stack.slots], dtype=np.float64
+                [
+                    slice_group[0].instance.number if slice_group else -1
+                    for slice_group in stack.slice_groups
+                ],
+                dtype=np.float64,
             ),
-            acquisitions=frozenset(place.instance.acquisition for place in places),
+            acquisitions=frozenset(
+                slice_frame.instance.acquisition for slice_frame in slice_frames
+            ),
             corner=origin,
         )
 
@@ -104,13 +110,17 @@ class Line:
             [frame.position if len(frame.position) == 3 else (np.nan,) * 3 for frame in frames],
             dtype=np.float64,
         ).reshape(-1, 3)
-        return (points @ self.normal - self.start) / self.spacing
+        slice_groups: np.ndarray = (points @ self.normal - self.start) / self.spacing
+        return slice_groups
 
     def parallel(self, frame: Frame) -> bool:
-        """Whether the planes of frame and stack are parallel, to some degrees; a frame without orientation is."""
+        """Whether the planes of frame and stack are parallel, to some degrees.
+
+        A frame without orientation is.
+        """
         if len(frame.orientation) != 6:
             return True
-        return (
+        return bool(
             abs(sum(a * b for a, b in zip(_normal(frame.orientation), self.normal, strict=True)))
             > _SAME_LINE
         )
@@ -195,7 +205,7 @@ def other_series(line: Line, left_out: Sequence[LeftOut]) -> tuple[QualityFlag, 
             and line.parallel(frame)
         ):
             series.setdefault(one.instance.series_uid, []).append((one, frame))
-    slots: list[float] = []
+    slice_groups: list[float] = []
     numbers: list[int] = []
     torn = 0
     for members in series.values():
@@ -204,19 +214,19 @@ def other_series(line: Line, left_out: Sequence[LeftOut]) -> tuple[QualityFlag, 
         inside = holes | between | _continues(line, at)
         if occupied.any() or not inside.any():
             continue
-        slots += at[inside].tolist()
+        slice_groups += at[inside].tolist()
         numbers += [
             one.instance.number
             for (one, _), is_inside in zip(members, inside, strict=True)
             if is_inside
         ]
         torn += 1
-    holes, between, _, _ = _where(line, np.array(slots))
-    gaps = len(np.unique(np.floor(np.array(slots)[between])))
+    holes, between, _, _ = _where(line, np.array(slice_groups))
+    gaps = len(np.unique(np.floor(np.array(slice_groups)[between])))
     if not holes.any() and between.any() and gaps < _FILLED_GAPS * (len(line.occupied) - 1):
         return ()
-    if not slots or not _numbered_through(
-        line, np.array(slots), np.array(numbers, dtype=np.float64)
+    if not slice_groups or not _numbered_through(
+        line, np.array(slice_groups), np.array(numbers, dtype=np.float64)
     ):
         return ()
     known = line.numbers[line.occupied]
@@ -225,7 +235,7 @@ def other_series(line: Line, left_out: Sequence[LeftOut]) -> tuple[QualityFlag, 
         and np.abs(np.subtract.outer(numbers, known)).min() > _NEXT_NUMBER
     ):
         return ()  # the abdomen after the chest, numbered apart
-    return (split_series(len(slots), torn),)
+    return (split_series(len(slice_groups), torn),)
 
 
 def split_series(images: int, series: int) -> QualityFlag:
@@ -240,7 +250,10 @@ def split_series(images: int, series: int) -> QualityFlag:
 
 
 def _continues(line: Line, at: np.ndarray) -> np.ndarray:
-    """All images of a series that begins one spacing beyond an end of the stack, on its grid; else none of them."""
+    """All images of a series that begins one spacing beyond an end of the stack, on its grid.
+
+    Else none of them.
+    """
     last = len(line.occupied) - 1
     beyond = at - last if at.min() > 0 else -at
     return np.full(len(at), bool(abs(beyond.min() - 1) <= _AT_SLOT))
@@ -254,15 +267,15 @@ def _by_reason(left_out: Sequence[LeftOut]) -> list[list[LeftOut]]:
 
 
 def _where(line: Line, at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Masks over images: at a hole, between two slices, just beyond an end, at a slice that is there."""
+    """Masks over images: in a hole, between two slices, just beyond an end, at a slice."""
     last = len(line.occupied) - 1
     at = np.where(np.isfinite(at), at, -np.inf)
-    slot = np.clip(np.rint(np.maximum(at, -1e6)), 0, last).astype(np.int64)
-    on_slot = np.abs(at - slot) <= _AT_SLOT
-    holes = on_slot & ~line.occupied[slot]
+    slice_group = np.clip(np.rint(np.maximum(at, -1e6)), 0, last).astype(np.int64)
+    on_slot = np.abs(at - slice_group) <= _AT_SLOT
+    holes = on_slot & ~line.occupied[slice_group]
     between = ~on_slot & (at > 0) & (at < last)
     ends = ~on_slot & (((at <= 0) & (at >= -_BEYOND)) | ((at >= last) & (at <= last + _BEYOND)))
-    return holes, between, ends, on_slot & line.occupied[slot]
+    return holes, between, ends, on_slot & line.occupied[slice_group]
 
 
 def _harm(line: Line, group: Sequence[LeftOut]) -> int:
@@ -301,9 +314,12 @@ def _harm(line: Line, group: Sequence[LeftOut]) -> int:
 
 
 def _crowded(at: np.ndarray) -> np.ndarray:
-    """Which images share their place with others: one place looked at again and again is no end of a stack."""
-    places, counts = np.unique(np.round(at, 2), return_counts=True)
-    return np.isin(np.round(at, 2), places[counts >= CROWD])
+    """Which images share their place with others.
+
+    One place looked at again and again is no end of a stack.
+    """
+    slice_frames, counts = np.unique(np.round(at, 2), return_counts=True)
+    return np.isin(np.round(at, 2), slice_frames[counts >= CROWD])
 
 
 def _harm_by_number(line: Line, group: Sequence[LeftOut]) -> int:
@@ -314,14 +330,14 @@ def _harm_by_number(line: Line, group: Sequence[LeftOut]) -> int:
     """
     slice_like = bool(group) and group[0].reason in (NO_POSITION, NO_FRAMES, BESIDE_GRID)
     alike = [one for one in group if (one.instance.rows, one.instance.columns) == line.matrix[:2]]
-    slots = np.flatnonzero(line.occupied)
-    numbers = line.numbers[slots]
+    slice_groups = np.flatnonzero(line.occupied)
+    numbers = line.numbers[slice_groups]
     if not alike:
         return 0
-    if len(set(numbers)) < len(slots) or len(slots) < 3:
+    if len(set(numbers)) < len(slice_groups) or len(slice_groups) < 3:
         return len(alike) if slice_like else 0
-    slope, start = np.polyfit(numbers, slots, 1)
-    if np.abs(slope * numbers + start - slots).max() > 0.5:
+    slope, start = np.polyfit(numbers, slice_groups, 1)
+    if np.abs(slope * numbers + start - slice_groups).max() > 0.5:
         return len(alike) if slice_like else 0
     holes, between, ends, _ = _where(
         line, np.array([slope * one.instance.number + start for one in alike])
@@ -330,14 +346,14 @@ def _harm_by_number(line: Line, group: Sequence[LeftOut]) -> int:
 
 
 def _numbered_through(line: Line, at: np.ndarray, numbers: np.ndarray) -> bool:
-    """Whether instance numbers grow, or fall, along the slices of the stack and these others together.
+    """Whether instance numbers grow, or fall, along the stack and these others together.
 
     Where all numbers are the same, slices much thinner than their spacing say that every second one
     is elsewhere.
     """
-    slots = np.flatnonzero(line.occupied)
-    together = np.concatenate([line.numbers[slots], numbers])[
-        np.argsort(np.concatenate([slots, at]), kind="stable")
+    slice_groups = np.flatnonzero(line.occupied)
+    together = np.concatenate([line.numbers[slice_groups], numbers])[
+        np.argsort(np.concatenate([slice_groups, at]), kind="stable")
     ]
     steps = np.diff(together)
     if not steps.any():

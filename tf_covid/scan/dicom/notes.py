@@ -1,4 +1,4 @@
-"""What was noticed while pixel data were read, from several threads, as quality flags at the end."""
+"""What several threads noticed while they read pixel data, as quality flags at the end."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ _TEXTS: dict[str, tuple[Level, str]] = {
 
 @dataclass(frozen=True)
 class Notes:
-    """Names of the files of which something was noticed, by code; sets are filled by several threads."""
+    """Names of the files of which something was noticed, by code.
+
+    Sets are filled by several threads.
+    """
 
     found: dict[str, set[str]] = field(default_factory=lambda: {code: set() for code in _TEXTS})
 

@@ -1,4 +1,4 @@
-"""The element PixelData (7FE0,0010) → the bytes of each frame, its length held against what the header promises."""
+"""The element PixelData (7FE0,0010) → the bytes of each frame, as long as the header promises."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import BinaryIO, NoReturn
 
 from tf_covid.scan import archive
 from tf_covid.scan.checks import refusal
-from tf_covid.scan.dicom.encoding import LONG, NATIVE, Inflating, TooLarge, body, syntax_text
+from tf_covid.scan.dicom.encoding import LONG, Inflating, TooLarge, body, syntax_text
 from tf_covid.scan.dicom.header import DECIDING, Instance
 from tf_covid.scan.dicom.notes import Notes
 from tf_covid.scan.dicom.streams import STARTS
+from tf_covid.scan.dicom.transfer_syntax import NATIVE
 from tf_covid.scan.source import Source
 
 UNDEFINED = 0xFFFFFFFF
@@ -120,7 +121,9 @@ def _frames(stream: BinaryIO, instance: Instance, notes: Notes) -> Iterator[byte
 
 
 def _element(stream: BinaryIO, instance: Instance) -> tuple[int, int] | None:
-    """Tag and declared length of the next element; None at the end. Afterwards the stream is at the value.
+    """Tag and declared length of the next element; None at the end.
+
+    Afterwards the stream is at the value.
 
     Whether a value representation is written, is seen here once more: files mix both.
     """

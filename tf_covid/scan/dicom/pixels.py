@@ -1,4 +1,7 @@
-"""Stored frames → int16 HU: imagecodecs decodes (it releases the GIL), pydicom's decoders are the fallback."""
+"""Stored frames → int16 HU.
+
+Imagecodecs decodes (it releases the GIL), pydicom's decoders are the fallback.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,21 @@ from pydicom.uid import UID
 
 from tf_covid.scan.checks import refusal
 from tf_covid.scan.dicom.complete import ends_well, is_complete
-from tf_covid.scan.dicom.encoding import BIG_ENDIAN, NATIVE
 from tf_covid.scan.dicom.header import Frame, Instance
 from tf_covid.scan.dicom.notes import Notes
 from tf_covid.scan.dicom.pixeldata import Truncated, Undecodable, raw_frames, wrong_length
-from tf_covid.scan.dicom.streams import KINDS, RLE, CodeStream, Kind, code_stream
+from tf_covid.scan.dicom.streams import CodeStream, code_stream
+from tf_covid.scan.dicom.transfer_syntax import (
+    BIG_ENDIAN,
+    JPEG_2000_LOSSLESS,
+    JPEG_EXTENDED,
+    JPEG_LOSSLESS,
+    JPEG_LS,
+    KINDS,
+    NATIVE,
+    RLE,
+    Kind,
+)
 
 __all__ = [
     "CodeStream",
@@ -67,10 +80,10 @@ _CROSSINGS = 8
 #: Kind of stream → the transfer syntax under which pydicom's decoders take it.
 _UIDS: dict[Kind, str] = {
     "rle": RLE,
-    "jpeg": "1.2.840.10008.1.2.4.51",
-    "jpeg_lossless": "1.2.840.10008.1.2.4.57",
-    "jpegls": "1.2.840.10008.1.2.4.80",
-    "jpeg2k": "1.2.840.10008.1.2.4.90",
+    "jpeg": JPEG_EXTENDED,
+    "jpeg_lossless": JPEG_LOSSLESS,
+    "jpegls": JPEG_LS,
+    "jpeg2k": JPEG_2000_LOSSLESS,
 }
 #: Most bytes behind the end marker of a JPEG stream that are padding.
 _BEHIND = 16
@@ -114,7 +127,10 @@ def decode(data: bytes, instance: Instance, notes: Notes | None = None) -> tuple
 
 
 def is_native(data: bytes, instance: Instance) -> bool:
-    """Whether the bytes of a frame are its samples: they have exactly their size, and begin like no stream."""
+    """Whether the bytes of a frame are its samples.
+
+    They have exactly their size, and begin like no stream.
+    """
     size = instance.rows * instance.columns * instance.samples * instance.bits_allocated // 8
     if len(data) != size:
         return False
@@ -149,7 +165,9 @@ def _attempt(decoder: Callable[..., Any], *args: Any, **options: Any) -> np.ndar
 
 
 def _rle(data: bytes, instance: Instance, dtype: np.dtype) -> np.ndarray:
-    """The pixels of an RLE frame (PS3.5 G): a segment for each byte of a sample, the high one first.
+    """The pixels of an RLE frame (PS3.5 G).
+
+    A segment for each byte of a sample, the high one first.
 
     Decoders of whole frames stop where the image is full, whatever is left; so each segment is
     unpacked for itself.
@@ -214,7 +232,9 @@ def _by_pydicom(data: bytes, instance: Instance) -> np.ndarray:
 
 
 def stored_values(pixels: np.ndarray, precision: int, instance: Instance) -> np.ndarray:
-    """The stored values as numbers: bits above HighBit cut off (old files hold overlays there), the sign extended.
+    """The stored values as numbers.
+
+    Bits above HighBit cut off (old files hold overlays there), the sign extended.
 
     Raises:
         ScanRefused: `bits_stored` if the bits above belong to the values.
@@ -240,7 +260,7 @@ def stored_values(pixels: np.ndarray, precision: int, instance: Instance) -> np.
 
 
 def _check_high_bits(pixels: np.ndarray, values: np.ndarray, instance: Instance, high: int) -> None:
-    """Bits from `high` on may be zero, constant, the sign, or an overlay, but not a part of the values."""
+    """Check that bits from `high` on are zero, constant, the sign or an overlay, not values."""
     if high >= 8 * pixels.dtype.itemsize:
         return
     every = int(np.bitwise_or.reduce(pixels, axis=None))
@@ -279,4 +299,5 @@ def to_hu(stored: np.ndarray, frame: Frame) -> np.ndarray:
         )
     else:
         hu = np.rint(stored * np.float64(frame.slope) + np.float64(frame.intercept))
-    return np.clip(hu, _INT16.min, _INT16.max).astype(np.int16)
+    clipped: np.ndarray = np.clip(hu, _INT16.min, _INT16.max).astype(np.int16)
+    return clipped

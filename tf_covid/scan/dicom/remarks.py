@@ -1,4 +1,7 @@
-"""What the headers of a stack's slices say that limits what can be read from it: slabs, projections, mixtures."""
+"""What the headers of a stack's slices say that limits what can be read from it.
+
+Slabs, projections, mixtures.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,13 @@ from itertools import pairwise
 from tf_covid.result import QualityFlag
 from tf_covid.scan.checks import refusal
 from tf_covid.scan.dicom import terms
-from tf_covid.scan.dicom.stack import STRAY_SHARE, THICKNESS_SHARE, Place, Stack, usual_thickness
+from tf_covid.scan.dicom.stack import (
+    STRAY_SHARE,
+    THICKNESS_SHARE,
+    SliceFrame,
+    Stack,
+    usual_thickness,
+)
 
 #: Slices thicker than so many spacings, and by so many mm, are slabs: 5 mm every 2 mm is usual, 10
 #: mm every 1 mm not.
@@ -21,10 +30,10 @@ _THINNED_SHARE = 0.7
 _FEW_AGAINST = 0.15
 
 
-def content_flags(stack: Stack, places: Sequence[Place]) -> tuple[QualityFlag, ...]:
+def content_flags(stack: Stack, slice_frames: Sequence[SliceFrame]) -> tuple[QualityFlag, ...]:
     """What the header says of the slices of a stack that limits what can be read from them."""
     flags = []
-    thickness = usual_thickness(places)
+    thickness = usual_thickness(slice_frames)
     thick = (
         thickness > _SLAB_SPACINGS * stack.spacing_mm and thickness > stack.spacing_mm + _SLAB_MM
     )
@@ -35,7 +44,7 @@ def content_flags(stack: Stack, places: Sequence[Place]) -> tuple[QualityFlag, .
             " smoothed or exaggerated."
         )
         flags.append(QualityFlag("thick_slices", "warning", text, thickness))
-    first = places[0]
+    first = slice_frames[0]
     if word := terms.described_projection(first.instance):
         text = f"SeriesDescription (0008,103E) says {word}, ImageType ORIGINAL"
         if thick:
@@ -56,13 +65,13 @@ def content_flags(stack: Stack, places: Sequence[Place]) -> tuple[QualityFlag, .
 
 
 def _unnumbered(stack: Stack, thickness: float) -> tuple[QualityFlag, ...]:
-    """Whether InstanceNumbers between the first and the last are missing, and what thin slices far apart say to it.
+    """Which InstanceNumbers are missing, and what thin slices far apart say about it.
 
     Exports may be numbered in steps, so missing numbers alone are for information; but slices that
     are thinner than their distance, with numbers in between that are not there, look like a series
     of which every second file is gone.
     """
-    numbers = [slot[0].instance.number for slot in stack.slots if slot]
+    numbers = [slice_group[0].instance.number for slice_group in stack.slice_groups if slice_group]
     missing = (
         max(numbers) - min(numbers) + 1 - len(numbers) - len(stack.missing)
     )  # gaps are told by themselves
@@ -89,9 +98,9 @@ def _unnumbered(stack: Stack, thickness: float) -> tuple[QualityFlag, ...]:
 
 def _mixtures(stack: Stack) -> tuple[QualityFlag, ...]:
     """What differs between the slices of a stack that share series, matrix and direction."""
-    heads = [slot[0] for slot in stack.slots if slot]
+    heads = [slice_group[0] for slice_group in stack.slice_groups if slice_group]
     flags = []
-    derived = sum(place.frame.image_type[:1] == ("DERIVED",) for place in heads)
+    derived = sum(slice_frame.frame.image_type[:1] == ("DERIVED",) for slice_frame in heads)
     if 0 < derived < len(heads):
         text = (
             f"ImageType (0008,0008) calls {derived} of {len(heads)} slices DERIVED, the others not."
@@ -99,7 +108,8 @@ def _mixtures(stack: Stack) -> tuple[QualityFlag, ...]:
         flags.append(QualityFlag("mixed_image_type", "warning", text, derived))
     usual = usual_thickness(heads)
     other = sum(
-        abs(place.frame.thickness - usual) > THICKNESS_SHARE * max(usual, 0.1) for place in heads
+        abs(slice_frame.frame.thickness - usual) > THICKNESS_SHARE * max(usual, 0.1)
+        for slice_frame in heads
     )
     if other > STRAY_SHARE * len(heads):
         text = (
@@ -107,7 +117,7 @@ def _mixtures(stack: Stack) -> tuple[QualityFlag, ...]:
             f" {usual:g} mm."
         )
         flags.append(QualityFlag("mixed_thickness", "warning", text, other))
-    names = [place.instance.acquisition for place in heads]
+    names = [slice_frame.instance.acquisition for slice_frame in heads]
     turns = sum(a != b for a, b in pairwise(names))
     if turns > 2 * len(set(names)):
         text = (
@@ -116,7 +126,7 @@ def _mixtures(stack: Stack) -> tuple[QualityFlag, ...]:
             " the stack mixes them."
         )
         flags.append(QualityFlag("mixed_acquisitions", "warning", text, turns))
-    numbers = [place.instance.number for place in heads]
+    numbers = [slice_frame.instance.number for slice_frame in heads]
     falls = sum(a > b for a, b in pairwise(numbers))
     against = min(falls, len(numbers) - 1 - falls)
     if len(set(numbers)) == len(numbers) and 0 < against <= _FEW_AGAINST * len(numbers):
@@ -126,7 +136,7 @@ def _mixtures(stack: Stack) -> tuple[QualityFlag, ...]:
             " position."
         )
         flags.append(QualityFlag("instance_order", "warning", text, against))
-    unsaid = sum(not terms.says_hu(place.frame) for place in heads)
+    unsaid = sum(not terms.says_hu(slice_frame.frame) for slice_frame in heads)
     if 0 < unsaid < len(heads):
         text = (
             f"RescaleType (0028,1054) of {unsaid} of {len(heads)} slices is unspecified; it was"
@@ -138,11 +148,11 @@ def _mixtures(stack: Stack) -> tuple[QualityFlag, ...]:
 
 #: What decides how stored values become numbers, and the codes and elements that a mixture of it is
 #: told with.
-_FORMS: tuple[tuple[str, str, Callable[[Place], object]], ...] = (
+_FORMS: tuple[tuple[str, str, Callable[[SliceFrame], object]], ...] = (
     (
         "mixed_rescale",
         "RescaleSlope (0028,1053) or RescaleIntercept (0028,1052)",
-        lambda place: (place.frame.slope, place.frame.intercept),
+        lambda slice_frame: (slice_frame.frame.slope, slice_frame.frame.intercept),
     ),
     (
         "mixed_bits",
@@ -150,18 +160,21 @@ _FORMS: tuple[tuple[str, str, Callable[[Place], object]], ...] = (
             "BitsAllocated (0028,0100), BitsStored (0028,0101), HighBit (0028,0102) or"
             " PixelRepresentation (0028,0103)"
         ),
-        lambda place: (
-            place.instance.bits_allocated,
-            place.instance.bits_stored,
-            place.instance.high_bit,
-            place.instance.signed,
+        lambda slice_frame: (
+            slice_frame.instance.bits_allocated,
+            slice_frame.instance.bits_stored,
+            slice_frame.instance.high_bit,
+            slice_frame.instance.signed,
         ),
     ),
 )
 
 
-def _mixed_values(heads: Sequence[Place]) -> tuple[QualityFlag, ...]:
-    """Whether slices state different rules for what their stored values mean; a scanner writes one for a series."""
+def _mixed_values(heads: Sequence[SliceFrame]) -> tuple[QualityFlag, ...]:
+    """Whether slices state different rules for what their stored values mean.
+
+    A scanner writes one for a series.
+    """
     flags = []
     for code, elements, form in _FORMS:
         count = len(heads) - Counter(map(form, heads)).most_common(1)[0][1]

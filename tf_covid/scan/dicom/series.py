@@ -1,4 +1,6 @@
-"""Which stack of a study is read: written rules, so that the same folder always gives the same answer.
+"""Which stack of a study is read.
+
+Written rules, so that the same folder always gives the same answer.
 
 1. Only CT images with one sample: no localizers, no projections (MIP and the like), no screen
    captures, no maps whose rescale type is not HU. What is left out of the chosen series is said,
@@ -24,7 +26,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from tf_covid.errors import ScanRefused
@@ -32,7 +34,7 @@ from tf_covid.result import QualityFlag
 from tf_covid.scan.checks import LEAST_SLICES
 from tf_covid.scan.dicom.candidates import Candidate, Look, candidates
 from tf_covid.scan.dicom.header import Instance
-from tf_covid.scan.dicom.identity import Secrets
+from tf_covid.scan.dicom.identity import PatientIdentifiers
 from tf_covid.scan.dicom.left_out import (
     LeftOut,
     Line,
@@ -73,8 +75,8 @@ def choose(
     Raises:
         ScanRefused: `not_ct`, `projection`, `no_slices`, or what is wrong with the best candidate.
     """
-    places, others = slices(instances)
-    found = candidates(places, gap_mm)
+    slice_frames, others = slices(instances)
+    found = candidates(slice_frames, gap_mm)
     found = _looked_at(found, look)
     ranked, rank = _whole_ones_first(found, others, gap_mm)
     best = ranked[0]
@@ -86,9 +88,9 @@ def choose(
                 *(flag for flag in quality_flags if flag.level != "error"),
             )
         )
-    secrets = Secrets.of(instances)
+    identifiers = PatientIdentifiers.of(instances)
     if len(ranked) > 1:
-        text = "; ".join(candidate.describe(secrets) for candidate in ranked[:10])
+        text = "; ".join(candidate.describe(identifiers) for candidate in ranked[:10])
         quality_flags.append(
             QualityFlag(
                 "series_candidates",
@@ -100,13 +102,16 @@ def choose(
     if unrelated := [one for one in others if one.instance.series_uid not in best.series]:
         text = f"{len(unrelated)} images of other series are no CT slices: {counted(unrelated)}."
         quality_flags.append(QualityFlag("other_images", "info", text, len(unrelated)))
-    return best, _because(ranked, rank, secrets), tuple(quality_flags)
+    return best, _because(ranked, rank, identifiers), tuple(quality_flags)
 
 
 def _whole_ones_first(
     found: Sequence[Candidate], others: Sequence[LeftOut], gap_mm: float
-) -> tuple[list[Candidate], Callable[[Candidate], tuple[object, ...]]]:
-    """The candidates by the written rules, the best first; the first one was looked at for what it lacks."""
+) -> tuple[list[Candidate], Callable[[Candidate], tuple[float | str, ...]]]:
+    """The candidates by the written rules, the best first.
+
+    The first one was looked at for what it lacks.
+    """
     now = list(found)
     checked: set[int] = set()
     while True:
@@ -130,12 +135,12 @@ def _whole(
         if other is candidate:
             continue
         reason = _difference(candidate, other)
-        for place in other.places:
-            where = mine if place.instance.series_uid in series else foreign
-            where.append(LeftOut(place.instance, place.frame, reason))
+        for slice_frame in other.slice_frames:
+            where = mine if slice_frame.instance.series_uid in series else foreign
+            where.append(LeftOut(slice_frame.instance, slice_frame.frame, reason))
         mine += [one for one in other.apart if one.instance.series_uid in series]
-    line = Line.of(candidate.stack, candidate.places) if candidate.stack else None
-    said = same_series(line, mine, len(candidate.places))
+    line = Line.of(candidate.stack, candidate.slice_frames) if candidate.stack else None
+    said = same_series(line, mine, len(candidate.slice_frames))
     said += other_series(line, foreign) if line else _split(candidate, found, gap_mm)
     if any(flag.level == "error" for flag in said):
         return replace(candidate, stack=None, refusal=ScanRefused(said))
@@ -149,32 +154,36 @@ def _whole(
 def _split(
     candidate: Candidate, found: Sequence[Candidate], gap_mm: float
 ) -> tuple[QualityFlag, ...]:
-    """An error where slices without a stack form a whole one together with those of other series, numbered through."""
+    """An error where slices form a whole stack only together with those of other series."""
     codes = {flag.code for flag in candidate.refusal.quality_flags} if candidate.refusal else set()
     if not codes & _BROKEN:
         return ()
-    first = candidate.places[0]
+    first = candidate.slice_frames[0]
     kind = (matrix(first.instance, first.frame), first.frame.thickness)
     more = [
-        place
+        slice_frame
         for other in found
         if other is not candidate
         and not _difference(candidate, other).endswith(("Kernel", "Patient"))
-        for place in other.places
-        if (matrix(place.instance, place.frame), place.frame.thickness) == kind
+        for slice_frame in other.slice_frames
+        if (matrix(slice_frame.instance, slice_frame.frame), slice_frame.frame.thickness) == kind
     ]
-    series = {place.instance.series_uid for place in more} - candidate.series
+    series = {slice_frame.instance.series_uid for slice_frame in more} - candidate.series
     if not series:
         return ()
     try:
-        stack = build([*candidate.places, *more], gap_mm)
+        stack = build([*candidate.slice_frames, *more], gap_mm)
     except ScanRefused:
         return ()
-    numbers = [slot[0].instance.number for slot in stack.slots if len(slot) == 1]
+    numbers = [
+        slice_group[0].instance.number
+        for slice_group in stack.slice_groups
+        if len(slice_group) == 1
+    ]
     rising = all(a < b for a, b in pairwise(numbers)) or all(a > b for a, b in pairwise(numbers))
     return (
         (split_series(len(more), len(series)),)
-        if rising and len(numbers) == len(stack.slots)
+        if rising and len(numbers) == len(stack.slice_groups)
         else ()
     )
 
@@ -183,7 +192,10 @@ def _difference(candidate: Candidate, other: Candidate) -> str:
     """Why the frames of one candidate are no slices of another, as a phrase after a count."""
     if candidate.kernel.upper() != other.kernel.upper():
         return "with another ConvolutionKernel"
-    mine, theirs = candidate.places[0].frame.orientation, other.places[0].frame.orientation
+    mine, theirs = (
+        candidate.slice_frames[0].frame.orientation,
+        other.slice_frames[0].frame.orientation,
+    )
     if len(mine) != len(theirs) or any(
         abs(a - b) >= 1e-3 for a, b in zip(mine, theirs, strict=True)
     ):
@@ -193,7 +205,7 @@ def _difference(candidate: Candidate, other: Candidate) -> str:
 
 def _looked_at(found: Sequence[Candidate], look: Look | None) -> list[Candidate]:
     """The candidates, each with whether it shows something else than the lungs."""
-    large = [one for one in found if len(one.places) >= LEAST_SLICES]
+    large = [one for one in found if len(one.slice_frames) >= LEAST_SLICES]
     seen: dict[int, float] = {}
     if look is not None and len(large) > 1:
         for one in sorted(large, key=_rank(found))[:_MOST_LOOKS]:
@@ -213,65 +225,86 @@ def _looked_at(found: Sequence[Candidate], look: Look | None) -> list[Candidate]
     return [judged(one) for one in found]
 
 
-def _rank(found: Sequence[Candidate]) -> Callable[[Candidate], tuple[object, ...]]:
-    """The sort key of the written rules, the best candidate first."""
-    large = [
-        one for one in found if one.axial and not one.elsewhere and len(one.places) >= LEAST_SLICES
-    ]
-    longest = max((one.length_mm for one in large), default=0.0)
+@dataclass(frozen=True)
+class _Field:
+    """What a candidate is compared with: the others of its study.
+
+    Args:
+        longest_mm: Length of the longest axial candidate that shows the lungs, in mm.
+        broken: Whether no candidate of enough slices can be stacked.
+    """
+
+    longest_mm: float
+    broken: bool
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """One of the written rules, in the order of `RULES`.
+
+    Args:
+        reason: Why the chosen candidate is preferred where this rule decides.
+        key: What is compared; the smallest comes first.
+    """
+
+    reason: str
+    key: Callable[[Candidate, _Field], float | str]
+
+
+def _covers(one: Candidate, field: _Field) -> bool:
+    long = one.length_mm >= _LENGTH_SHARE * field.longest_mm
+    return long and len(one.slice_frames) >= LEAST_SLICES
+
+
+def _spacing(one: Candidate, field: _Field) -> float:
+    return round(one.stack.spacing_mm, 1) if one.stack else -len(one.slice_frames)
+
+
+#: Order and reasons: the first rule by which two candidates differ decides between them.
+RULES = (
+    _Rule("it shows the lungs", lambda one, field: one.elsewhere),
     # A few slices are no answer for a study whose chest cannot be stacked: then it is said what is
     # wrong with that.
-    broken = not any(one.stack for one in found if len(one.places) >= LEAST_SLICES)
-
-    def rank(candidate: Candidate) -> tuple[object, ...]:
-        enough = (
-            len(candidate.places) >= LEAST_SLICES and candidate.length_mm >= _LENGTH_SHARE * longest
-        )
-        return (
-            candidate.elsewhere,
-            broken and len(candidate.places) < LEAST_SLICES,
-            candidate.stack is None,
-            not candidate.plain,
-            not candidate.axial,
-            not enough,
-            not candidate.original,
-            round(candidate.stack.spacing_mm, 1) if candidate.stack else -len(candidate.places),
-            _REGIONS[candidate.region],
-            not candidate.lung_kernel,
-            -len(candidate.places),
-            candidate.series_number,
-            candidate.series_uid,
-        )
-
-    return rank
-
-
-_REASONS = (
-    "it shows the lungs",
-    "it is larger",
-    "it can be stacked",
-    "its slices are no slabs",
-    "it is axial",
-    "it covers enough",
-    "it is original",
-    "it is the thinnest",
-    "its words name the chest",
-    "it has a lung kernel",
-    "it has the most slices",
-    "it has the lowest series number",
-    "its UID sorts first",
+    _Rule("it is larger", lambda one, field: field.broken and len(one.slice_frames) < LEAST_SLICES),
+    _Rule("it can be stacked", lambda one, field: one.stack is None),
+    _Rule("its slices are no slabs", lambda one, field: not one.plain),
+    _Rule("it is axial", lambda one, field: not one.axial),
+    _Rule("it covers enough", lambda one, field: not _covers(one, field)),
+    _Rule("it is original", lambda one, field: not one.original),
+    _Rule("it is the thinnest", _spacing),
+    _Rule("its words name the chest", lambda one, field: _REGIONS[one.region]),
+    _Rule("it has a lung kernel", lambda one, field: not one.lung_kernel),
+    _Rule("it has the most slices", lambda one, field: -len(one.slice_frames)),
+    _Rule("it has the lowest series number", lambda one, field: one.series_number),
+    _Rule("its UID sorts first", lambda one, field: one.series_uid),
 )
 
 
+def _rank(found: Sequence[Candidate]) -> Callable[[Candidate], tuple[float | str, ...]]:
+    """The sort key of the written rules, the best candidate first."""
+    large = [
+        one
+        for one in found
+        if one.axial and not one.elsewhere and len(one.slice_frames) >= LEAST_SLICES
+    ]
+    field = _Field(
+        longest_mm=max((one.length_mm for one in large), default=0.0),
+        broken=not any(one.stack for one in found if len(one.slice_frames) >= LEAST_SLICES),
+    )
+    return lambda candidate: tuple(rule.key(candidate, field) for rule in RULES)
+
+
 def _because(
-    ranked: Sequence[Candidate], rank: Callable[[Candidate], tuple[object, ...]], secrets: Secrets
+    ranked: Sequence[Candidate],
+    rank: Callable[[Candidate], tuple[float | str, ...]],
+    identifiers: PatientIdentifiers,
 ) -> str:
     best = ranked[0]
     if len(ranked) == 1:
-        return f"The only stack of CT slices: {best.describe(secrets)}."
+        return f"The only stack of CT slices: {best.describe(identifiers)}."
     mine, next_best = rank(best), rank(ranked[1])
     decided = next(
-        (reason for reason, a, b in zip(_REASONS, mine, next_best, strict=True) if a != b),
-        _REASONS[-1],
+        (rule.reason for rule, a, b in zip(RULES, mine, next_best, strict=True) if a != b),
+        RULES[-1].reason,
     )
-    return f"Of {len(ranked)} stacks this one, because {decided}: {best.describe(secrets)}."
+    return f"Of {len(ranked)} stacks this one, because {decided}: {best.describe(identifiers)}."

@@ -9,16 +9,16 @@ from tf_covid.scan.checks import refusal
 from tf_covid.scan.dicom import terms
 from tf_covid.scan.dicom.header import Frame, Instance
 from tf_covid.scan.dicom.left_out import NO_FRAMES, LeftOut, counted
-from tf_covid.scan.dicom.stack import Place
+from tf_covid.scan.dicom.stack import SliceFrame
 
 
-def slices(instances: Iterable[Instance]) -> tuple[list[Place], list[LeftOut]]:
+def slices(instances: Iterable[Instance]) -> tuple[list[SliceFrame], list[LeftOut]]:
     """The frames that are CT slices, and all the others with the reason why they are none.
 
     Raises:
         ScanRefused: `not_ct`, `projection` or `no_slices` if there is no slice at all.
     """
-    places: list[Place] = []
+    slice_frames: list[SliceFrame] = []
     others: list[LeftOut] = []
     for one in instances:
         if reason := _no_ct(one):
@@ -31,10 +31,10 @@ def slices(instances: Iterable[Instance]) -> tuple[list[Place], list[LeftOut]]:
                 if reason:
                     others.append(LeftOut(one, frame, reason, slab))
                 else:
-                    places.append(Place(one, frame))
-    if not places:
+                    slice_frames.append(SliceFrame(one, frame))
+    if not slice_frames:
         raise _nothing(others)
-    return places, others
+    return slice_frames, others
 
 
 def _no_ct(instance: Instance) -> str:

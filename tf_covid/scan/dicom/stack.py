@@ -35,8 +35,8 @@ _RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
-class Place:
-    """A frame of a file."""
+class SliceFrame:
+    """A frame of a file, as a slice of a stack."""
 
     instance: Instance
     frame: Frame
@@ -47,14 +47,14 @@ class Stack:
     """Slices in order along the normal.
 
     Args:
-        slots: One for each slice of the uniform grid: the frames at that position (more than one
+        slice_groups: One for each slice of the uniform grid: the frames at that position (more than one
             where the position is doubled), or none where the slice is missing.
         spacing_mm: Between slices.
         affine_ras: (4, 4), index (column, row, slice) → RAS mm.
         quality_flags: What was noticed in the geometry.
     """
 
-    slots: tuple[tuple[Place, ...], ...]
+    slice_groups: tuple[tuple[SliceFrame, ...], ...]
     spacing_mm: float
     affine_ras: np.ndarray
     quality_flags: tuple[QualityFlag, ...] = ()
@@ -62,7 +62,9 @@ class Stack:
     @property
     def missing(self) -> tuple[int, ...]:
         """Numbers of the slices that are not there."""
-        return tuple(number for number, slot in enumerate(self.slots) if not slot)
+        return tuple(
+            number for number, slice_group in enumerate(self.slice_groups) if not slice_group
+        )
 
 
 def directions(orientation: Sequence[float]) -> np.ndarray:
@@ -89,7 +91,7 @@ def directions(orientation: Sequence[float]) -> np.ndarray:
     return np.stack([row, column, np.cross(row, column)])
 
 
-def build(places: Sequence[Place], gap_mm: float) -> Stack:
+def build(slice_frames: Sequence[SliceFrame], gap_mm: float) -> Stack:
     """Order frames of one orientation, matrix and pixel spacing into a stack.
 
     Args:
@@ -100,50 +102,53 @@ def build(places: Sequence[Place], gap_mm: float) -> Stack:
         ScanRefused: `bad_affine`, `single_slice`, `same_position`, `gantry_tilt`, `mixed_geometry`,
             `missing_slices`, `irregular_spacing`.
     """
-    first = places[0].frame
+    first = slice_frames[0].frame
     axes = directions(first.orientation)
     if any(
-        len(place.frame.position) != 3 or not np.isfinite(place.frame.position).all()
-        for place in places
+        len(slice_frame.frame.position) != 3 or not np.isfinite(slice_frame.frame.position).all()
+        for slice_frame in slice_frames
     ):
         bad = sum(
-            len(place.frame.position) != 3 or not np.isfinite(place.frame.position).all()
-            for place in places
+            len(slice_frame.frame.position) != 3
+            or not np.isfinite(slice_frame.frame.position).all()
+            for slice_frame in slice_frames
         )
         text = (
-            f"ImagePositionPatient (0020,0032) of {bad} of {len(places)} images is missing or not"
+            f"ImagePositionPatient (0020,0032) of {bad} of {len(slice_frames)} images is missing or not"
             " three numbers."
         )
         raise refusal("bad_affine", text, bad)
     if len(first.spacing) != 2 or not all(0.01 < float(size) < 100.0 for size in first.spacing):
         raise refusal("bad_affine", "PixelSpacing (0028,0030) is missing or impossible.")
-    positions = np.array([place.frame.position for place in places], dtype=np.float64)
+    positions = np.array(
+        [slice_frame.frame.position for slice_frame in slice_frames], dtype=np.float64
+    )
     along = positions @ axes[2]
     groups = _by_position(along)
     if len(groups) < 2:
-        raise _one_position(places)
-    merit = _merits(places, along, groups)
+        raise _one_position(slice_frames)
+    merit = _merits(slice_frames, along, groups)
     groups = [sorted(group, key=lambda one: merit[one]) for group in groups]
     heads = [group[0] for group in groups]
     _check_line(positions[heads], axes)
     index, spacing, start = _grid(along[heads], gap_mm)
-    slots: list[tuple[Place, ...]] = [()] * (int(index[-1]) + 1)
-    for slot, group in zip(index, groups, strict=True):
-        slots[int(slot)] = tuple(places[one] for one in group)
+    slice_groups: list[tuple[SliceFrame, ...]] = [()] * (int(index[-1]) + 1)
+    for slice_group, group in zip(index, groups, strict=True):
+        slice_groups[int(slice_group)] = tuple(slice_frames[one] for one in group)
     affine = np.eye(4)
     affine[:3, 0] = axes[0] * first.spacing[1]
     affine[:3, 1] = axes[1] * first.spacing[0]
     affine[:3, 2] = axes[2] * spacing
     affine[:3, 3] = positions[heads[0]] + axes[2] * (start - along[heads[0]])
-    made_up = sum(not slot for slot in slots)
-    if made_up > MOST_MADE_UP * len(slots):
+    made_up = sum(not slice_group for slice_group in slice_groups)
+    if made_up > MOST_MADE_UP * len(slice_groups):
         raise refusal(
             "missing_slices",
-            f"{made_up} of {len(slots)} slices are missing: too many to repair.",
+            f"{made_up} of {len(slice_groups)} slices are missing: too many to repair.",
             made_up,
         )
     quality_flags = (_repaired(along[heads], index, made_up, spacing),) if made_up else ()
-    return Stack(tuple(slots), spacing, _RAS @ affine, quality_flags)
+    return Stack(tuple(slice_groups), spacing, _RAS @ affine, quality_flags)
 
 
 def _by_position(along: np.ndarray) -> list[list[int]]:
@@ -157,19 +162,24 @@ def _by_position(along: np.ndarray) -> list[list[int]]:
     return groups
 
 
-def _one_position(places: Sequence[Place]) -> ScanRefused:
+def _one_position(slice_frames: Sequence[SliceFrame]) -> ScanRefused:
     """Why frames of one single position are no stack."""
-    count = len(places)
+    count = len(slice_frames)
     if (
         len(
-            {(place.instance.sop_uid or place.instance.name, place.frame.index) for place in places}
+            {
+                (slice_frame.instance.sop_uid or slice_frame.instance.name, slice_frame.frame.index)
+                for slice_frame in slice_frames
+            }
         )
         == 1
     ):
         copies = f" ({count} copies of it)" if count > 1 else ""
         text = f"There is one slice only{copies}; give the folder or zip of the whole series."
         return refusal("single_slice", text, 1)
-    points = np.array([place.frame.position for place in places], dtype=np.float64)
+    points = np.array(
+        [slice_frame.frame.position for slice_frame in slice_frames], dtype=np.float64
+    )
     if (apart := float(np.ptp(points, axis=0).max())) > BESIDE_MM:
         text = (
             f"The positions of {count} images differ by up to {apart:.1f} mm and lie in one plane"
@@ -186,7 +196,7 @@ def _one_position(places: Sequence[Place]) -> ScanRefused:
 
 
 def _merits(
-    places: Sequence[Place], along: np.ndarray, groups: Sequence[Sequence[int]]
+    slice_frames: Sequence[SliceFrame], along: np.ndarray, groups: Sequence[Sequence[int]]
 ) -> list[tuple[float, ...]]:
     """Sort keys for the frames of a doubled position, the best first.
 
@@ -194,35 +204,41 @@ def _merits(
     instance number that fits those of the neighbours, then the lowest: the frames that wait for the
     bolus are thicker, or an acquisition at one place, or numbered apart.
     """
-    if len(groups) == len(places):
-        return [()] * len(places)
-    usual = usual_thickness(places)
+    if len(groups) == len(slice_frames):
+        return [()] * len(slice_frames)
+    usual = usual_thickness(slice_frames)
     spots: Counter[str] = Counter()
     for group in groups:
-        spots.update({places[one].instance.acquisition for one in group})
+        spots.update({slice_frames[one].instance.acquisition for one in group})
     single = [group[0] for group in groups if len(group) == 1]
-    numbers = np.array([place.instance.number for place in places], dtype=np.float64)
+    numbers = np.array(
+        [slice_frame.instance.number for slice_frame in slice_frames], dtype=np.float64
+    )
     expected = np.interp(along, along[single], numbers[single]) if len(single) > 1 else numbers
     return [
         (
-            _differs(place.frame.thickness, usual),
-            -spots[place.instance.acquisition],
+            _differs(slice_frame.frame.thickness, usual),
+            -spots[slice_frame.instance.acquisition],
             round(abs(numbers[one] - expected[one])),
-            place.instance.number,
-            place.frame.index,
+            slice_frame.instance.number,
+            slice_frame.frame.index,
         )
-        for one, place in enumerate(places)
+        for one, slice_frame in enumerate(slice_frames)
     ]
 
 
-def usual_thickness(places: Sequence[Place]) -> float:
+def usual_thickness(slice_frames: Sequence[SliceFrame]) -> float:
     """SliceThickness at the most positions, in mm; many frames at one place count once."""
-    spots = {(place.frame.thickness, place.frame.position) for place in places}
+    spots = {
+        (slice_frame.frame.thickness, slice_frame.frame.position) for slice_frame in slice_frames
+    }
     return Counter(thickness for thickness, _ in spots).most_common(1)[0][0]
 
 
-def strays(places: Sequence[Place]) -> list[Place]:
-    """Frames that do not belong to the stack of the others: many at one place, or of another thickness at a few.
+def unexpected_frames(slice_frames: Sequence[SliceFrame]) -> list[SliceFrame]:
+    """Frames that do not belong to the stack of the others.
+
+    Many at one place, or of another thickness at a few.
 
     That is how a scanner watches the contrast arrive before the scan. Frames whose place the stack
     of the others needs (one of its slots, or the next one at an end) are none.
@@ -234,21 +250,24 @@ def strays(places: Sequence[Place]) -> list[Place]:
         What may be left out so that the others form a stack; empty if they do not, or if nothing
         stands out.
     """
-    axes = directions(places[0].frame.orientation)
-    along = np.array([place.frame.position for place in places], dtype=np.float64) @ axes[2]
+    axes = directions(slice_frames[0].frame.orientation)
+    along = (
+        np.array([slice_frame.frame.position for slice_frame in slice_frames], dtype=np.float64)
+        @ axes[2]
+    )
     groups = _by_position(along)
-    usual = usual_thickness(places)
+    usual = usual_thickness(slice_frames)
     most = max(1, int(STRAY_SHARE * len(groups)))
     crowds = [group for group in groups if len(group) >= CROWD]
     odd = [
         group
         for group in groups
-        if all(_differs(places[one].frame.thickness, usual) for one in group)
+        if all(_differs(slice_frames[one].frame.thickness, usual) for one in group)
     ]
     chosen = sorted(
         {one for found in (crowds, odd) if len(found) <= most for group in found for one in group}
     )
-    rest = sorted(set(range(len(places))) - set(chosen))
+    rest = sorted(set(range(len(slice_frames))) - set(chosen))
     if not chosen or len(rest) < 3:
         return []
     steps = np.diff(np.unique(np.round(along[rest], 2)))
@@ -265,7 +284,11 @@ def strays(places: Sequence[Place]) -> list[Place]:
         and abs(nearest[one] / spacing - round(nearest[one] / spacing)) < GRID_SHARE
         and low - 1.5 * spacing < along[one] < high + 1.5 * spacing
     }
-    return [places[one] for one in chosen if one not in needed and nearest[one] >= SAME_POSITION_MM]
+    return [
+        slice_frames[one]
+        for one in chosen
+        if one not in needed and nearest[one] >= SAME_POSITION_MM
+    ]
 
 
 def _differs(thickness: float, usual: float) -> bool:

@@ -1,31 +1,13 @@
-"""What a JPEG, JPEG-LS, JPEG 2000 or RLE stream says of itself, read before a decoder takes memory for it."""
+"""What a JPEG, JPEG-LS, JPEG 2000 or RLE stream says of itself, before it is decoded."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
-Kind = Literal["jpeg", "jpeg_lossless", "jpegls", "jpeg2k", "rle"]
+from tf_covid.scan.dicom.transfer_syntax import Kind
 
-_ROOT = "1.2.840.10008.1.2."
-RLE = f"{_ROOT}5"
-#: Transfer syntax → the kind of stream that it promises.
-KINDS: dict[str, Kind] = {
-    RLE: "rle",
-    f"{_ROOT}4.50": "jpeg",  # baseline, 8 bit
-    f"{_ROOT}4.51": "jpeg",  # extended, 12 bit
-    f"{_ROOT}4.57": "jpeg_lossless",
-    f"{_ROOT}4.70": "jpeg_lossless",  # first-order prediction
-    f"{_ROOT}4.80": "jpegls",
-    f"{_ROOT}4.81": "jpegls",  # near-lossless
-    f"{_ROOT}4.90": "jpeg2k",  # lossless
-    f"{_ROOT}4.91": "jpeg2k",
-    f"{_ROOT}4.201": "jpeg2k",  # high throughput, lossless
-    f"{_ROOT}4.202": "jpeg2k",
-    f"{_ROOT}4.203": "jpeg2k",
-}
 #: How streams begin; an RLE header begins with its number of segments, and the first one lies
 #: behind the header.
 STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
@@ -85,7 +67,10 @@ def code_stream(data: bytes) -> CodeStream | None:
 
 
 def is_rle(data: bytes) -> bool:
-    """Whether the bytes begin like an RLE header (PS3.5 G.5): 1 to 15 segments, the first at byte 64."""
+    """Whether the bytes begin like an RLE header (PS3.5 G.5).
+
+    1 to 15 segments, the first at byte 64.
+    """
     return (
         len(data) >= 64
         and 1 <= int.from_bytes(data[:4], "little") <= 15
@@ -200,7 +185,9 @@ def _scanned(
 
 
 def _end(data: bytes, scan: int) -> int:
-    """Where the end marker lies: at the end, as a rule, else wherever the first one is; −1 if there is none.
+    """Where the end marker lies: at the end, as a rule, else wherever the first one is.
+
+    −1 if there is none.
 
     Going through all of a stream for two bytes takes a tenth of the time of its decoding.
     """
@@ -211,7 +198,10 @@ def _end(data: bytes, scan: int) -> int:
 
 
 def first_end(stream: CodeStream) -> int:
-    """Where the first end marker of a JPEG lies, at which decoders stop; the length of the data without one."""
+    """Where the first end marker of a JPEG lies, at which decoders stop.
+
+    The length of the data without one.
+    """
     found = stream.data.find(_EOI, stream.scan)
     return found if found >= 0 else len(stream.data)
 

@@ -19,7 +19,7 @@ from tf_covid.scan.dicom.notes import Notes
 from tf_covid.scan.dicom.pixeldata import Truncated, Undecodable, raw_frames, undecodable_text
 from tf_covid.scan.dicom.pixels import decode, stored_values, to_hu
 from tf_covid.scan.dicom.series import Candidate, choose
-from tf_covid.scan.dicom.stack import Place, Stack
+from tf_covid.scan.dicom.stack import SliceFrame, Stack
 from tf_covid.scan.grid import allocate, check_size, orient
 from tf_covid.scan.limits import DEFAULT, Limits
 from tf_covid.scan.source import Source, workers
@@ -55,10 +55,9 @@ def read_study(
         ScanRefused: With a coded quality flag for everything that forbids an honest answer.
     """
     best, because, quality_flags = choose(instances, limits.gap_mm, _looking(sources))
-    stack = best.stack
-    assert stack is not None  # choose() raises otherwise
-    first = best.places[0].instance
-    stored_shape = (first.columns, first.rows, len(stack.slots))
+    stack = best.built()
+    first = best.slice_frames[0].instance
+    stored_shape = (first.columns, first.rows, len(stack.slice_groups))
     check_size(stored_shape, limits)
     source, affine = orient(stack.affine_ras, stored_shape)
     quality_flags += geometry_flags(np.linalg.norm(affine[:3, :3], axis=0))
@@ -70,11 +69,15 @@ def read_study(
     missing = stack.missing
     _interpolate(view, missing)
     axis = source.axes[2]
-    last = len(stack.slots) - 1
+    last = len(stack.slice_groups) - 1
     interpolated = tuple(
         sorted(last - number if source.flipped[2] else number for number in missing)
     )
-    found = quality_flags + _duplicate_flags(duplicates, len(stack.slots)) + notes.quality_flags()
+    found = (
+        quality_flags
+        + _duplicate_flags(duplicates, len(stack.slice_groups))
+        + notes.quality_flags()
+    )
     if any(flag.level == "error" for flag in found):
         raise ScanRefused(found)
     if axis != 0:
@@ -88,18 +91,18 @@ def read_study(
 def _looking(sources: Mapping[str, Source]) -> Callable[[Candidate], float | None]:
     """How much lung a candidate shows, in ml; None where its slices cannot be looked at."""
 
-    def one_frame(place: Place) -> np.ndarray | None:
-        one = place.instance
+    def one_frame(slice_frame: SliceFrame) -> np.ndarray | None:
+        one = slice_frame.instance
         if one.rows * one.columns > _MOST_PIXELS_LOOKED_AT:
             return None
         try:
             frames = raw_frames(one, sources[one.name])
-            data = next(islice(frames, place.frame.index, None), None)
-            return None if data is None else hu_of(place, data)
+            data = next(islice(frames, slice_frame.frame.index, None), None)
+            return None if data is None else hu_of(slice_frame, data)
         except (Truncated, Undecodable, ScanRefused):
             return None
 
-    return lambda candidate: lung_ml(candidate.places, one_frame)
+    return lambda candidate: lung_ml(candidate.slice_frames, one_frame)
 
 
 def _fill(
@@ -110,16 +113,24 @@ def _fill(
     Raises:
         ScanRefused: If a frame cannot be decoded, or if a slice was not filled exactly once.
     """
-    slot_of = {_key(place): number for number, slot in enumerate(stack.slots) for place in slot[:1]}
-    wanted = {_key(place): place for slot in stack.slots for place in slot[:1]}
-    total = len(stack.slots) - len(stack.missing)
+    slot_of = {
+        _key(slice_frame): number
+        for number, slice_group in enumerate(stack.slice_groups)
+        for slice_frame in slice_group[:1]
+    }
+    wanted = {
+        _key(slice_frame): slice_frame
+        for slice_group in stack.slice_groups
+        for slice_frame in slice_group[:1]
+    }
+    total = len(stack.slice_groups) - len(stack.missing)
     if len(wanted) != total or len({name for name, _ in wanted} - sources.keys()):
         raise _unfilled(total - len(wanted), total)
-    filled = np.zeros(len(stack.slots), dtype=np.uint8)
+    filled = np.zeros(len(stack.slice_groups), dtype=np.uint8)
 
-    def put(place: Place, data: bytes) -> None:
-        number = slot_of[_key(place)]
-        view[:, :, number] = hu_of(place, data, notes).T
+    def put(slice_frame: SliceFrame, data: bytes) -> None:
+        number = slot_of[_key(slice_frame)]
+        view[:, :, number] = hu_of(slice_frame, data, notes).T
         filled[number] += 1
 
     done = 0
@@ -140,23 +151,25 @@ def _fill(
             " is not supported."
         )
         raise refusal("undecodable", message, text) from None
-    expected = np.array([bool(slot) for slot in stack.slots], dtype=np.uint8)
+    expected = np.array([bool(slice_group) for slice_group in stack.slice_groups], dtype=np.uint8)
     if not np.array_equal(filled, expected):
         raise _unfilled(int((filled != expected).sum()), total)
     doubled = {
-        _key(place): (number, place)
-        for number, slot in enumerate(stack.slots)
-        for place in slot[1:]
+        _key(slice_frame): (number, slice_frame)
+        for number, slice_group in enumerate(stack.slice_groups)
+        for slice_frame in slice_group[1:]
     }
     equal: dict[tuple[str, int], bool] = {}
 
-    def compare(place: Place, data: bytes) -> None:
-        equal[_key(place)] = bool(
-            np.array_equal(hu_of(place, data).T, view[:, :, doubled[_key(place)][0]])
+    def compare(slice_frame: SliceFrame, data: bytes) -> None:
+        equal[_key(slice_frame)] = bool(
+            np.array_equal(hu_of(slice_frame, data).T, view[:, :, doubled[_key(slice_frame)][0]])
         )
 
     try:
-        for _ in _each([place for _, place in doubled.values()], sources, compare, notes):
+        for _ in _each(
+            [slice_frame for _, slice_frame in doubled.values()], sources, compare, notes
+        ):
             pass
     except (Truncated, Undecodable, ScanRefused):
         pass
@@ -165,8 +178,8 @@ def _fill(
     return _Duplicates(len(same - different), len(different))
 
 
-def _key(place: Place) -> tuple[str, int]:
-    return place.instance.name, place.frame.index
+def _key(slice_frame: SliceFrame) -> tuple[str, int]:
+    return slice_frame.instance.name, slice_frame.frame.index
 
 
 def _unfilled(count: int, total: int) -> ScanRefused:
@@ -178,17 +191,17 @@ def _unfilled(count: int, total: int) -> ScanRefused:
 
 
 def _each(
-    places: Iterable[Place],
+    slice_frames: Iterable[SliceFrame],
     sources: Mapping[str, Source],
-    work: Callable[[Place, bytes], None],
+    work: Callable[[SliceFrame, bytes], None],
     notes: Notes,
 ) -> Iterator[None]:
     """Run `work` on every frame in a pool, with a bounded number of frames in flight."""
-    files: dict[str, dict[int, Place]] = {}
-    for place in places:
-        files.setdefault(place.instance.name, {})[place.frame.index] = place
+    files: dict[str, dict[int, SliceFrame]] = {}
+    for slice_frame in slice_frames:
+        files.setdefault(slice_frame.instance.name, {})[slice_frame.frame.index] = slice_frame
 
-    def whole_file(wanted: dict[int, Place]) -> None:
+    def whole_file(wanted: dict[int, SliceFrame]) -> None:
         instance = next(iter(wanted.values())).instance
         for data in raw_frames(instance, sources[instance.name], notes):
             work(wanted[0], data)
@@ -214,12 +227,12 @@ def _each(
         pool.shutdown(cancel_futures=True)  # the first broken frame ends the work
 
 
-def hu_of(place: Place, data: bytes, notes: Notes | None = None) -> np.ndarray:
+def hu_of(slice_frame: SliceFrame, data: bytes, notes: Notes | None = None) -> np.ndarray:
     """(rows, columns) int16 HU of one frame; `notes` takes what is noticed."""
-    pixels, precision = decode(data, place.instance, notes)
-    stored = stored_values(pixels, precision, place.instance)
-    hu = to_hu(stored, place.frame)
-    return _padding_to_air(hu, stored, place.instance, place.frame)
+    pixels, precision = decode(data, slice_frame.instance, notes)
+    stored = stored_values(pixels, precision, slice_frame.instance)
+    hu = to_hu(stored, slice_frame.frame)
+    return _padding_to_air(hu, stored, slice_frame.instance, slice_frame.frame)
 
 
 def _padding_to_air(
@@ -248,7 +261,10 @@ def _padding_to_air(
 
 
 def _interpolate(view: np.ndarray, missing: tuple[int, ...]) -> None:
-    """Fill missing slices linearly from their neighbours. The first and the last slice are never missing."""
+    """Fill missing slices linearly from their neighbours.
+
+    The first and the last slice are never missing.
+    """
     gone = set(missing)
     for number in missing:
         before, after = number, number
@@ -285,7 +301,7 @@ def _duplicate_flags(duplicates: _Duplicates, total: int) -> tuple[QualityFlag, 
 
 def _identifiers(candidate: Candidate) -> dict[str, str]:
     """Who this is; leaves the program only by `--keep-identifiers`."""
-    one = candidate.places[0].instance
+    one = candidate.slice_frames[0].instance
     values = {
         "patient_id": one.patient_id,
         "patient_name": one.patient_name,

@@ -119,7 +119,10 @@ def modality_text(instance: Instance) -> str:
 
 
 def sop_class_text(instance: Instance) -> str:
-    """The name that the standard gives a SOP class, e.g. "SOP class Secondary Capture Image Storage"."""
+    """The name that the standard gives a SOP class, e.g.
+
+    "SOP class Secondary Capture Image Storage".
+    """
     name = UID(instance.sop_class, IGNORE).name
     return "SOP class unknown" if name == instance.sop_class else f"SOP class {name}"
 
@@ -141,7 +144,10 @@ def says_hu(frame: Frame) -> bool:
 
 
 def no_slice(frame: Frame) -> str:
-    """The word of ImageType that says this is no slice, e.g. "LOCALIZER"; empty if there is none."""
+    """The word of ImageType that says this is no slice, e.g.
+
+    "LOCALIZER"; empty if there is none.
+    """
     found = _NO_SLICES.search(" ".join(frame.image_type))
     return found.group().upper() if found else ""
 
@@ -169,7 +175,7 @@ def described_projection(instance: Instance) -> str:
 
 
 def averaged(instance: Instance, frame: Frame) -> bool:
-    """Whether ImageType or SeriesDescription says that the images are averages through slabs or over time."""
+    """Whether ImageType or SeriesDescription tells of averages through slabs or over time."""
     said = "MEAN" in frame.image_type or _AVERAGES.search(" ".join(frame.image_type))
     return bool(said or _AVERAGES.search(instance.series_description))
 

@@ -1,4 +1,7 @@
-"""Name maps of published checkpoints onto our networks, as data: a new source is a row of `SOURCES`."""
+"""Name maps of published checkpoints onto our networks, as data.
+
+A new source is a row of `NAME_MAPS`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tf_covid.models.inception import ROWS
+from tf_covid.models.inception import BLOCKS
 from tf_covid.models.ltc import TRUNKS
 
 #: Places of the convolutions in a mixed block, as our layer names have them: branch, suffix.
@@ -29,7 +32,7 @@ VARIABLES = {"kernel": 0, "bias": 0, "gamma": 1, "beta": 1, "moving_mean": 1, "m
 
 
 @dataclass(frozen=True)
-class Source:
+class NameMap:
     """A family of checkpoints.
 
     Args:
@@ -91,16 +94,18 @@ def _inception(
         blocks: Their name of each block, where it differs.
     """
     ours: dict[str, str] = {}
-    for row in ROWS:
-        if row.kind == "conv":
-            theirs = stem.format(suffix=row.suffix) if isinstance(stem, str) else stem[row.suffix]
-            ours[f"Conv{rank}d_{row.suffix}_conv"] = theirs
-        elif row.kind == "mixed":
-            block = (blocks or {}).get(row.suffix, row.suffix)
+    for block in BLOCKS:
+        if block.kind == "conv":
+            theirs = (
+                stem.format(suffix=block.suffix) if isinstance(stem, str) else stem[block.suffix]
+            )
+            ours[f"Conv{rank}d_{block.suffix}_conv"] = theirs
+        elif block.kind == "mixed":
+            their_block = (blocks or {}).get(block.suffix, block.suffix)
             for place, theirs in zip(PLACES, places, strict=True):
                 branch, suffix = place.split("_", 1)
-                unit = f"Mixed_{row.suffix}_Branch_{branch}_Conv{rank}d_{suffix}_conv"
-                ours[unit] = mixed.format(block=block, place=theirs)
+                unit = f"Mixed_{block.suffix}_Branch_{branch}_Conv{rank}d_{suffix}_conv"
+                ours[unit] = mixed.format(block=their_block, place=theirs)
     return ours
 
 
@@ -126,7 +131,10 @@ _TORCH = {
     "moving_variance": ".running_var",
 }
 _COUNTER = r".*\.num_batches_tracked"
-_SLOTS = r".*/(Momentum|RMSProp(_1)?|Adam(_1)?|ExponentialMovingAverage)|global_step|learning_rate|_CHECKPOINT.*"
+_SLOTS = (
+    r".*/(Momentum|RMSProp(_1)?|Adam(_1)?|ExponentialMovingAverage)"
+    r"|global_step|learning_rate|_CHECKPOINT.*"
+)
 _LETTERS = ("b0", "b1a", "b1b", "b2a", "b2b", "b3b")
 _BRANCHES = ("branch_0", "branch_1.0", "branch_1.1", "branch_2.0", "branch_2.1", "branch_3.1")
 _VISION = ("branch1", "branch2.0", "branch2.1", "branch3.0", "branch3.1", "branch4.1")
@@ -140,12 +148,12 @@ _SHIFTED = (
 )
 
 
-def _kinetics(title: str, prefix: str) -> Source:
+def _kinetics(title: str, prefix: str) -> NameMap:
     units = _inception(3, prefix + "Conv3d_{suffix}", prefix + "Mixed_{block}/{place}", _slashed(3))
     # The published name breaks the pattern here.
     units["Mixed_5b_Branch_2_Conv3d_0b_3x3_conv"] = f"{prefix}Mixed_5b/Branch_2/Conv3d_0a_3x3"
     head = (f"{prefix}Logits/Conv3d_0c_1x1/conv_3d", "")
-    return Source(
+    return NameMap(
         title,
         "i3d",
         _with_norm(units, "/conv_3d", "/batch_norm", Conv3d_0c_1x1=head),
@@ -155,14 +163,14 @@ def _kinetics(title: str, prefix: str) -> Source:
     )
 
 
-def _slim() -> Source:
+def _slim() -> NameMap:
     units = _inception(
         2, "InceptionV1/Conv2d_{suffix}", "InceptionV1/Mixed_{block}/{place}", _slashed(2)
     )
     units["Mixed_5b_Branch_2_Conv2d_0b_3x3_conv"] = "InceptionV1/Mixed_5b/Branch_2/Conv2d_0a_3x3"
     head = ("InceptionV1/Logits/Conv2d_0c_1x1", "")
     units_and_head = _with_norm(units, "", "/BatchNorm", logits=head)
-    return Source(
+    return NameMap(
         "TF-Slim's Inception-v1 on ImageNet",
         "inception_v1",
         units_and_head,
@@ -174,22 +182,22 @@ def _slim() -> Source:
 
 def _torch_i3d(
     title: str, stem: str, mixed: str, places: Sequence[str], norm: str, head: str
-) -> Source:
+) -> NameMap:
     units = _with_norm(
         _inception(3, stem, mixed, places), ".conv3d", norm, Conv3d_0c_1x1=(f"{head}.conv3d", "")
     )
     # Kinetics was learned with an epsilon of 1e-3; an early version of one port took 1e-5, which
     # was its mistake.
-    return Source(title, "i3d", units, _TORCH, layout="torch", ignored=(_COUNTER,), input=SIGNED)
+    return NameMap(title, "i3d", units, _TORCH, layout="torch", ignored=(_COUNTER,), input=SIGNED)
 
 
-def _torchvision() -> Source:
+def _torchvision() -> NameMap:
     stem = {"1a_7x7": "conv1", "2b_1x1": "conv2", "2c_3x3": "conv3"}
     units = _inception(2, stem, "inception{block}.{place}", _VISION, _SHIFTED)
     # Its first convolution pads three pixels on every side, which "same" does not. The input is
     # [-1, 1]: to what torchvision's own transform gives, its `transform_input` adds what brings it
     # there.
-    return Source(
+    return NameMap(
         "torchvision's GoogLeNet on ImageNet",
         "inception_v1",
         _with_norm(units, ".conv", ".bn", logits=("fc", "")),
@@ -202,8 +210,8 @@ def _torchvision() -> Source:
     )
 
 
-def _keras(title: str, model: str, units: Mapping[str, str], head: str, theirs: str) -> Source:
-    return Source(
+def _keras(title: str, model: str, units: Mapping[str, str], head: str, theirs: str) -> NameMap:
+    return NameMap(
         title,
         model,
         _with_norm(units, "_conv", "_bn", **{head: (theirs, "")}),
@@ -214,14 +222,14 @@ def _keras(title: str, model: str, units: Mapping[str, str], head: str, theirs: 
 
 def _c3d(
     title: str, names: Sequence[str], dense: str, *, torch: bool = True, input: Input = SPORTS
-) -> list[Source]:
-    """C3D for the eight-convolution trunk, and for the five-convolution net, which has three of its shapes."""
+) -> list[NameMap]:
+    """C3D for the eight-convolution trunk, and for the five-convolution net."""
     eight = dict(zip(_C3D, names, strict=True))
     five = {"conv1": eight["conv1a"], "conv2": eight["conv2a"], "conv3": eight["conv3a"]}
     rest = "|".join(re.escape(theirs) for theirs in eight.values() if theirs not in five.values())
 
-    def one(trunk: str, units: Mapping[str, str], *left: str) -> Source:
-        return Source(
+    def one(trunk: str, units: Mapping[str, str], *left: str) -> NameMap:
+        return NameMap(
             title,
             "ltc",
             {ours: (theirs, "") for ours, theirs in units.items()},
@@ -235,8 +243,11 @@ def _c3d(
     return [one("c3d", eight), one("ltc", five, rf"({rest})[./].*")]
 
 
-def _unet(depth: int) -> Source:
-    """A PyTorch U-Net of the common layout with transposed convolutions; it numbers its way up from the bottom."""
+def _unet(depth: int) -> NameMap:
+    """A PyTorch U-Net of the common layout with transposed convolutions.
+
+    It numbers its way up from the bottom.
+    """
     units: dict[str, tuple[str, str]] = {"logits": ("outc.conv", "")}
     places = {
         f"down{level}": f"down{level}.maxpool_conv.1.double_conv" for level in range(1, depth)
@@ -248,7 +259,7 @@ def _unet(depth: int) -> Source:
     for ours, theirs in places.items():
         for number, first in ((1, 0), (2, 3)):
             units[f"{ours}_conv{number}"] = (f"{theirs}.{first}", f"{theirs}.{first + 1}")
-    return Source(
+    return NameMap(
         f"a PyTorch U-Net, {depth} levels",
         "unet",
         units,
@@ -264,7 +275,7 @@ _C3D_NAMES = ("conv1", "conv2", "conv3a", "conv3b", "conv4a", "conv4b", "conv5a"
 _FEATURES = tuple(f"features.{number}" for number in (0, 3, 6, 8, 11, 13, 16, 18))
 
 #: In the order in which they are tried; the one that finds most of its kernels is taken.
-SOURCES: tuple[Source, ...] = (
+NAME_MAPS: tuple[NameMap, ...] = (
     _kinetics("DeepMind's I3D on Kinetics-400, RGB (Sonnet names)", "RGB/inception_i3d/"),
     _kinetics("DeepMind's I3D on Kinetics-400, optical flow", "Flow/inception_i3d/"),
     _kinetics("DeepMind's I3D on Kinetics-600 (Sonnet names, no prefix)", ""),
@@ -318,8 +329,8 @@ SOURCES: tuple[Source, ...] = (
 )
 
 
-def of_ours(model: str, layers: Iterable[str]) -> Source:
-    """The table of a file with our own layer names, for the layers of a network or of the file, norms aside."""
-    return Source(
+def of_ours(model: str, layers: Iterable[str]) -> NameMap:
+    """The table of a file with our own layer names, for a network's layers or the file's."""
+    return NameMap(
         "a file of ours", model, {layer: (layer, norm_of(layer)) for layer in layers}, _KERAS
     )

@@ -1,4 +1,7 @@
-"""What a checkpoint is to become: the source, the arguments and the contract, before anything is built."""
+"""What a checkpoint is to become.
+
+The name map, the arguments and the contract, before anything is built.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from tf_covid.weights.contract import Contract, Preprocessing, Task
 from tf_covid.weights.convert import Conversion
 from tf_covid.weights.files import read_contract
 from tf_covid.weights.foreign import Checkpoint
-from tf_covid.weights.sources import SOURCES, Source, of_ours
+from tf_covid.weights.name_maps import NAME_MAPS, NameMap, of_ours
 
 #: Clip (D, H, W) or slice (H, W) of an imported network where none is given: that of the published
 #: weights.
@@ -75,11 +78,11 @@ class ImportRequest:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ImportPlan:
     """What is to be built, before anything is.
 
     Args:
-        source: How the tensors are named.
+        name_map: How the tensors are named.
         tensors, others: As in `Checkpoint`.
         arguments: Of the builder of the network that the file holds.
         classes: Number of logits.
@@ -88,7 +91,7 @@ class Plan:
         ours: It is a file of ours, with or without its contract.
     """
 
-    source: Source
+    name_map: NameMap
     tensors: Mapping[str, np.ndarray]
     others: Mapping[str, str]
     arguments: dict[str, Any]
@@ -98,80 +101,81 @@ class Plan:
     ours: bool
 
     @classmethod
-    def make(cls, path: Path, read: Checkpoint, wish: ImportRequest) -> Plan:
-        """Choose the source, and find what follows from the tensors' shapes.
+    def make(cls, path: Path, read: Checkpoint, request: ImportRequest) -> ImportPlan:
+        """Choose the name map, and find what follows from the tensors' shapes.
 
         Raises:
             ModelError: If nothing that we know fits, or the classifier does not.
         """
-        model = wish.parent
+        model = request.parent
         contract = _own_contract(path, model) if read.format == "keras" else None
         ours = contract is not None or _looks_ours(model, read)
         if ours:
-            arguments = dict(contract.arguments) if contract else _guess(path, model, read, wish)
+            arguments = dict(contract.arguments) if contract else _guess(path, model, read, request)
             _backed(path, model, arguments, read.tensors)
             scaling = contract.preprocessing if contract else Preprocessing()
             layers = {
                 name.removesuffix("/kernel") for name in read.tensors if name.endswith("/kernel")
             }
-            source = replace(
+            name_map = replace(
                 of_ours(model, layers | set(_NEEDED[model])),
                 input=(scaling.input_scale, scaling.input_offset),
             )
         else:
-            source = _find(path, read, wish)
-            arguments = dict(source.arguments)
+            name_map = _find(path, read, request)
+            arguments = dict(name_map.arguments)
         if model == "unet":
-            return cls._of_unet(path, read, wish, source, arguments, contract, ours)
+            return cls._of_unet(path, read, request, name_map, arguments, contract, ours)
 
         tensors = read.tensors
-        theirs = _classes(source, tensors)
-        channels = _channels(path, source, tensors, rgb=wish.rgb)
-        classes = wish.classes or (
-            len(severity.LABELS) if wish.allow_missing_head or theirs is None else theirs
+        theirs = _classes(name_map, tensors)
+        channels = _channels(path, name_map, tensors, rgb=request.rgb)
+        classes = request.classes or (
+            len(severity.LABELS) if request.allow_missing_head or theirs is None else theirs
         )
         keeps = theirs == classes
         c3d = model == "ltc" and not ours  # its dense layers fit no clip but its own
-        if not keeps and not wish.allow_missing_head and not c3d:
+        if not keeps and not request.allow_missing_head and not c3d:
             have = f"has {theirs} classes, not {classes}" if theirs else "has no classifier"
             raise ModelError(
                 f"{path}: {have}; --allow-missing-head starts a new one, which must be trained"
             )
-        sides = wish.sides(model) or tuple(arguments.get("input_shape", (*CLIPS[model], 1)))[:-1]
+        sides = request.sides(model) or tuple(arguments.get("input_shape", (*CLIPS[model], 1)))[:-1]
         if arguments.get("stem") == "symmetric" and any(
             side is None or side % 32 for side in sides[-2:]
         ):
             raise ModelError(
-                f"{source.title} is exact in multiples of 32 pixels only, not {sides[-2:]}"
+                f"{name_map.title} is exact in multiples of 32 pixels only, not {sides[-2:]}"
             )
         arguments |= {"input_shape": [*sides, channels], "classes": classes}
         if not keeps:
             arguments.pop("head", None)
-        elif "Conv3d_0c_1x1" in source.units:
+        elif "Conv3d_0c_1x1" in name_map.units:
             arguments["head"] = "kinetics"
-        return cls(source, tensors, read.others, arguments, classes, keeps, contract, ours)
+        return cls(name_map, tensors, read.others, arguments, classes, keeps, contract, ours)
 
     @classmethod
     def _of_unet(
         cls,
         path: Path,
         read: Checkpoint,
-        wish: ImportRequest,
-        source: Source,
+        request: ImportRequest,
+        name_map: NameMap,
         arguments: dict[str, Any],
         contract: Contract | None,
         ours: bool,
-    ) -> Plan:
+    ) -> ImportPlan:
         """A U-Net's plan: everything but its sides follows from its tensors."""
         tensors = dict(read.tensors)
-        channels = _channels(path, source, tensors, rgb=wish.rgb)
-        outputs = _classes(source, tensors)
-        if outputs is None or wish.classes not in (None, outputs):
+        channels = _channels(path, name_map, tensors, rgb=request.rgb)
+        outputs = _classes(name_map, tensors)
+        if outputs is None or request.classes not in (None, outputs):
             raise ModelError(
-                f"{path}: has {outputs or 'no'} outputs, not {wish.classes}; a U-Net keeps its own"
+                f"{path}: has {outputs or 'no'} outputs, not {request.classes}; a U-Net keeps"
+                " its own"
             )
-        if source.layout == "torch":
-            head = source.kernel("logits")
+        if name_map.layout == "torch":
+            head = name_map.kernel("logits")
             bias = head.removesuffix("weight") + "bias"
             if outputs > 2:
                 raise ModelError(
@@ -182,56 +186,58 @@ class Plan:
                 # Softmax of background and lung is the sigmoid of their difference.
                 tensors |= {name: tensors[name][1:] - tensors[name][:1] for name in (head, bias)}
                 outputs = 1
-        depth = sum(unit.startswith("down") and unit.endswith("conv1") for unit in source.units)
-        stem = tensors[source.kernel("down0_conv1")]
-        filters = int(stem.shape[0] if source.layout == "torch" else stem.shape[-1])
-        sides = wish.sides("unet") or tuple(arguments.get("input_shape", (*CLIPS["unet"], 1)))[:-1]
+        depth = sum(unit.startswith("down") and unit.endswith("conv1") for unit in name_map.units)
+        stem = tensors[name_map.kernel("down0_conv1")]
+        filters = int(stem.shape[0] if name_map.layout == "torch" else stem.shape[-1])
+        sides = (
+            request.sides("unet") or tuple(arguments.get("input_shape", (*CLIPS["unet"], 1)))[:-1]
+        )
         arguments = {
             "input_shape": [*sides, channels],
             "depth": depth,
             "filters": filters,
             "outputs": outputs,
         }
-        widest = tensors.get(source.kernel("bottom_conv2"))
+        widest = tensors.get(name_map.kernel("bottom_conv2"))
         ends = (
             None
             if widest is None
             else widest.shape[:2]
-            if source.layout == "torch"
+            if name_map.layout == "torch"
             else widest.shape[2:]
         )
         if ends != (filters * 2**depth,) * 2:
             raise ModelError(
-                f"{path}: {source.kernel('bottom_conv2')} does not fit {filters} filters, {depth}"
+                f"{path}: {name_map.kernel('bottom_conv2')} does not fit {filters} filters, {depth}"
                 " levels"
             )
-        return cls(source, tensors, read.others, arguments, outputs, True, contract, ours)
+        return cls(name_map, tensors, read.others, arguments, outputs, True, contract, ours)
 
     def contract_of(
-        self, path: Path, sha256: str, done: Conversion, wish: ImportRequest
+        self, path: Path, sha256: str, done: Conversion, request: ImportRequest
     ) -> Contract:
         """What the new file says about itself; a file of ours keeps what it said."""
         old = self.contract
-        if old is not None and self.keeps_head and not wish.inflate:
+        if old is not None and self.keeps_head and not request.inflate:
             return old.model_copy(update={"arguments": self.arguments})
-        scale, offset = self.source.input
+        scale, offset = self.name_map.input
         base = old.preprocessing if old else Preprocessing()
-        task = _TASKS_2D.get(wish.model) or _TASKS.get(self.classes, "pretrained")
-        if self.keeps_head and not self.ours and wish.model != "unet":
+        task = _TASKS_2D.get(request.model) or _TASKS.get(self.classes, "pretrained")
+        if self.keeps_head and not self.ours and request.model != "unet":
             task = "pretrained"
         note = (
             old.note
             if old
             else ""
             if self.ours
-            else f"Imported from {self.source.title}; trained on no CT."
+            else f"Imported from {self.name_map.title}; trained on no CT."
         )
         if done.fresh:
             note += (
                 f" Untrained: {', '.join(done.fresh)}; its answers mean nothing before training."
             )
         return Contract(
-            model=wish.model,
+            model=request.model,
             arguments=self.arguments,
             task=task,
             preprocessing=base.model_copy(update={"input_scale": scale, "input_offset": offset}),
@@ -240,7 +246,7 @@ class Plan:
                 :2000
             ],
             origin=f"tfcovid import of {path.name}, sha256 {sha256}"[:2000],
-            endpoint=old.endpoint if old and not wish.inflate else None,
+            endpoint=old.endpoint if old and not request.inflate else None,
             licence=old.licence if old else "" if self.ours else "that of the source",
             # What was untrained in a file of ours is so in the new one.
             untrained_head=bool(done.fresh) or (old is not None and old.untrained_head),
@@ -248,24 +254,24 @@ class Plan:
         )
 
 
-def _find(path: Path, read: Checkpoint, wish: ImportRequest) -> Source:
+def _find(path: Path, read: Checkpoint, request: ImportRequest) -> NameMap:
     """The family whose kernels the file has most of."""
 
-    def score(source: Source) -> int:
-        rank = NETWORKS[source.model].rank + 2
-        kernels = {source.kernel(unit) for unit in source.units}
+    def score(name_map: NameMap) -> int:
+        rank = NETWORKS[name_map.model].rank + 2
+        kernels = {name_map.kernel(unit) for unit in name_map.units}
         found = sum(
             name in read.tensors and read.tensors[name].ndim in (rank, 2) for name in kernels
         )
         return found if 2 * found >= len(kernels) else 0
 
     rows = [
-        source
-        for source in SOURCES
-        if source.model != "ltc" or source.arguments["trunk"] == wish.trunk
+        name_map
+        for name_map in NAME_MAPS
+        if name_map.model != "ltc" or name_map.arguments["trunk"] == request.trunk
     ]
     best = max(rows, key=score)
-    if best.model == wish.parent and score(best):
+    if best.model == request.parent and score(best):
         return best
     if score(best):
         hints = {
@@ -274,13 +280,15 @@ def _find(path: Path, read: Checkpoint, wish: ImportRequest) -> Source:
         }
         raise ModelError(
             f"{path}: holds {best.title}, for --model {best.model}; "
-            + hints.get((best.model, wish.parent), f"not {wish.model}")
+            + hints.get((best.model, request.parent), f"not {request.model}")
         )
-    known = "; ".join(sorted({source.title for source in rows if source.model == wish.parent}))
+    known = "; ".join(
+        sorted({name_map.title for name_map in rows if name_map.model == request.parent})
+    )
     first = ", ".join(sorted(read.tensors)[:5])
     raise ModelError(
-        f"{path}: has the names of no checkpoint that we know for {wish.parent} ({known}); first:"
-        f" {first}"
+        f"{path}: has the names of no checkpoint that we know for {request.parent} ({known});"
+        f" first: {first}"
     )
 
 
@@ -322,7 +330,7 @@ def _looks_ours(model: str, read: Checkpoint) -> bool:
     return all(f"{layer}/kernel" in read.tensors for layer in _MARKS[model])
 
 
-def _guess(path: Path, model: str, read: Checkpoint, wish: ImportRequest) -> dict[str, Any]:
+def _guess(path: Path, model: str, read: Checkpoint, request: ImportRequest) -> dict[str, Any]:
     """Arguments of one of our builders from the weights alone."""
     tensors = read.tensors
 
@@ -332,7 +340,7 @@ def _guess(path: Path, model: str, read: Checkpoint, wish: ImportRequest) -> dic
     def channels(layer: str) -> int:
         return int(tensors[f"{layer}/kernel"].shape[-2])
 
-    sides = list(wish.sides(model) or CLIPS[model])
+    sides = list(request.sides(model) or CLIPS[model])
     try:
         if model == "unet":
             depth = sum(bool(re.fullmatch(r"down\d+_conv1/kernel", name)) for name in tensors)
@@ -368,7 +376,9 @@ def _guess(path: Path, model: str, read: Checkpoint, wish: ImportRequest) -> dic
 def _backed(
     path: Path, model: str, arguments: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
 ) -> None:
-    """Refuse arguments whose largest layers the file does not hold: what is built must be paid for in bytes.
+    """Refuse arguments whose largest layers the file does not hold.
+
+    What is built must be paid for in bytes.
 
     Raises:
         ModelError: With the first layer that does not fit.
@@ -401,25 +411,30 @@ def _backed(
             )
 
 
-def _classes(source: Source, tensors: Mapping[str, np.ndarray]) -> int | None:
-    head = next((unit for unit in _CLASSIFIERS if unit in source.units), None)
-    kernel = tensors.get(source.kernel(head)) if head else None
+def _classes(name_map: NameMap, tensors: Mapping[str, np.ndarray]) -> int | None:
+    head = next((unit for unit in _CLASSIFIERS if unit in name_map.units), None)
+    kernel = tensors.get(name_map.kernel(head)) if head else None
     if kernel is None or kernel.ndim < 2:
         return None
-    return int(kernel.shape[0] if source.layout == "torch" else kernel.shape[-1])
+    return int(kernel.shape[0] if name_map.layout == "torch" else kernel.shape[-1])
 
 
-def _channels(path: Path, source: Source, tensors: Mapping[str, np.ndarray], *, rgb: bool) -> int:
-    """Channels of our input: one where the source's are scaled alike, since CT has three equal ones."""
-    stem = next((unit for unit in _STEMS if unit in source.units), None)
-    kernel = tensors.get(source.kernel(stem)) if stem else None
+def _channels(
+    path: Path, name_map: NameMap, tensors: Mapping[str, np.ndarray], *, rgb: bool
+) -> int:
+    """Channels of our input.
+
+    One where the source's are scaled alike, since CT has three equal ones.
+    """
+    stem = next((unit for unit in _STEMS if unit in name_map.units), None)
+    kernel = tensors.get(name_map.kernel(stem)) if stem else None
     if kernel is None or kernel.ndim < 4:
         raise ModelError(
-            f"{path}: has no first convolution {source.kernel(stem) if stem else ''}".rstrip()
+            f"{path}: has no first convolution {name_map.kernel(stem) if stem else ''}".rstrip()
         )
-    theirs = int(kernel.shape[1] if source.layout == "torch" else kernel.shape[-2])
+    theirs = int(kernel.shape[1] if name_map.layout == "torch" else kernel.shape[-2])
     if theirs == 2:
         raise ModelError(f"{path}: takes two channels, optical flow; a CT has none")
-    if theirs == 3 and not rgb and max(len(part) for part in source.input) == 1:
+    if theirs == 3 and not rgb and max(len(part) for part in name_map.input) == 1:
         return 1
     return theirs

@@ -26,7 +26,7 @@ def unpacked(bits: Any, shape: tuple[int, ...]) -> Any:
     return tf.reshape(tf.cast(flat, tf.float32), [-1, *shape])
 
 
-class Feed(keras.layers.Layer):
+class TrainingInput(keras.layers.Layer):
     """What clips and slices have in common: records → HU, lungs and lesions on the network's grid.
 
     Args:
@@ -124,10 +124,10 @@ class Feed(keras.layers.Layer):
         ]
 
 
-class ClipTrainingInput(Feed):
+class ClipTrainingInput(TrainingInput):
     """Records of the cache → clips, as the stratifier makes them of a scan; changed at random in training.
 
-    Input: see `Feed.spread`. Output: clips (N, T, h, w, channels), and the share of disease within
+    Input: see `TrainingInput.spread`. Output: clips (N, T, h, w, channels), and the share of disease within
     their lungs, float32 (N, T, h, w).
     """
 
@@ -139,16 +139,16 @@ class ClipTrainingInput(Feed):
         return self.finish(hu, lungs), lesions * tf.cast(lungs >= 0.5, tf.float32)
 
 
-class SliceTrainingInput(Feed):
+class SliceTrainingInput(TrainingInput):
     """Slices of records → a 2D network's input and the masks that go with it; changed at random in training.
 
     Args:
         grid: Height and width of the records' slices.
         size: Those of the network.
         masked: Set everything outside the lungs to 0, as in a clip; a lung model sees all.
-        **kwargs: See `Feed`; no slice takes its neighbour's place.
+        **kwargs: See `TrainingInput`; no slice takes its neighbour's place.
 
-    Input: `hu` (N, H, W), and see `Feed.spread`. Output: slices (N, h, w, channels), and the masks
+    Input: `hu` (N, H, W), and see `TrainingInput.spread`. Output: slices (N, h, w, channels), and the masks
     of lungs and of disease within them, float32 (N, h, w, 2) of 0 and 1.
     """
 
