@@ -29,7 +29,7 @@ def test_the_time_left_counts_what_this_process_did(
     clock: list[float], capsys: pytest.CaptureFixture[str], first: int, said: list[str]
 ) -> None:
     """Steps of 10, 12 and 14 seconds, of 30; those before `first` were done by an earlier process."""
-    with console.watch("fold 0", 30) as step:
+    with console.step_progress("fold 0", 30) as step:
         for number, (text, seconds) in enumerate(
             zip("abc", (10.0, 12.0, 14.0), strict=True), first
         ):
@@ -51,7 +51,7 @@ def test_the_bar_begins_where_the_run_goes_on(
         "_terminal",
         lambda: Console(file=shown, force_terminal=True, color_system=None, width=120),
     )
-    with console.watch("fold [0]", 10) as step:
+    with console.step_progress("fold [0]", 10) as step:
         clock[0] += 4.0
         step(7, "epoch 8/10")
     last = next(line for line in reversed(shown.getvalue().split("\r")) if "epoch" in line)

@@ -27,7 +27,18 @@ FILES = sorted(HOUSE.rglob("*.py"))
 
 #: The road. A room may import those before it, never one after it.
 ROAD = (
-    *("errors", "tensor", "atomic", "extras", "severity", "result", "scan", "layers", "models"),
+    *(
+        "errors",
+        "tensor",
+        "atomic",
+        "extras",
+        "severity",
+        "tasks",
+        "result",
+        "scan",
+        "layers",
+        "models",
+    ),
     *(
         "weights",
         "preprocessor",

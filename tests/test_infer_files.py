@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from tf_covid.cli import main
 from tf_covid.cohort.cases import cases_of
-from tf_covid.infer import Options, Outcome, Run, Summary, finished
+from tf_covid.infer import CaseOutcome, Options, Run, Summary, finished
 from tf_covid.phantom import draw_chest
 from tf_covid.phantom.files import write_nifti_volume
 from tf_covid.result import QualityFlag
@@ -59,20 +59,20 @@ def test_two_runs_into_one_folder_lose_no_row(tmp_path: Path) -> None:
     one, two = Summary(tmp_path, every_s=0), Summary(tmp_path, every_s=0)
     for number, summary in enumerate((one, two, one, two, two, one)):
         case = f"c{number}"
-        summary.add(Outcome(case, put(tmp_path, case), tmp_path / case))
+        summary.add(CaseOutcome(case, put(tmp_path, case), tmp_path / case))
         assert sorted(rows(tmp_path)) == [f"c{before}" for before in range(number + 1)]
 
 
 def test_many_processes_into_one_folder(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\n"
-        "from tf_covid.infer import Outcome, Summary, finished\n"
+        "from tf_covid.infer import CaseOutcome, Summary, finished\n"
         "out = Path(sys.argv[1]); summary = Summary(out, every_s=0)\n"
         "for number in range(20):\n"
         "    folder = out / f'{sys.argv[2]}{number}'; folder.mkdir()\n"
         "    text = (out / 'seed.txt').read_text().replace('CASE', folder.name)\n"
         "    (folder / 'result.json').write_text(text)\n"
-        "    summary.add(Outcome(folder.name, finished(folder), folder))\n"
+        "    summary.add(CaseOutcome(folder.name, finished(folder), folder))\n"
     )
     (tmp_path / "seed.txt").write_text(json.dumps({**VALUES, "case": "CASE"}))
     runs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "pqr"]
@@ -89,9 +89,9 @@ def test_many_processes_into_one_folder(tmp_path: Path) -> None:
 def test_what_is_not_on_disk_stays_in_the_table(tmp_path: Path) -> None:
     summary = Summary(tmp_path, every_s=0)
     summary.add(
-        Outcome("lost", {**VALUES, "case": "lost"}, tmp_path / "lost", problem="not_written")
+        CaseOutcome("lost", {**VALUES, "case": "lost"}, tmp_path / "lost", problem="not_written")
     )
-    summary.add(Outcome("b", put(tmp_path, "b"), tmp_path / "b"))
+    summary.add(CaseOutcome("b", put(tmp_path, "b"), tmp_path / "b"))
     put(tmp_path, "b", status="repaired")
     summary.write()
     with (tmp_path / "summary.csv").open(encoding="utf-8") as file:
@@ -134,7 +134,7 @@ def test_the_line_of_a_case_names_its_warnings(count: int) -> None:
         {"code": f"flag_{number}", "level": "warning", "message": "."} for number in range(count)
     ]
     flags.append({"code": "series_candidates", "level": "info", "message": "."})
-    line = Outcome("a", {**VALUES, "quality_flags": flags}, Path("out/a")).line()
+    line = CaseOutcome("a", {**VALUES, "quality_flags": flags}, Path("out/a")).line()
     words = {0: "", 1: "; 1 warning: flag_0", 3: "; 3 warnings: flag_0, flag_1, flag_2"}[count]
     assert f"12.0 % of the lungs involved{words} (1.0 s)" in line
     assert "series_candidates" not in line

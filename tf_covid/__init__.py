@@ -4,7 +4,7 @@ The map of the house, in the order of imports; a room may use those above it, ne
 
     errors, tensor              what can go wrong; types of what TensorFlow and Keras hand over
     atomic, extras              files that are whole or not there; libraries that an extra brings
-    severity, result            the study's scales; what we say about one scan
+    severity, tasks, result     the study's scales; a row a task; what we say about one scan
     scan/                       BYTES → SCAN: int16 HU in one canonical order, its quality flags
     layers/                     SCAN → CLIP: window, lung mask and box, slice rule, resampling
     models/                     CLIP → LOGITS: U-Net, LTC, I3D, Inception-v1; stock Keras layers

@@ -1,4 +1,4 @@
-"""What the command line says, and where: progress on a terminal, plain lines in a log, errors in one line."""
+"""Output of the command line: progress on a terminal, plain lines in a log, errors in one line."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tf_covid.infer import CaseOutcome
 
 Item = TypeVar("Item")
 
@@ -20,13 +25,21 @@ def error(message: str) -> None:
     click.echo(f"error: {shown}", err=True)
 
 
+def outcome(case: CaseOutcome) -> None:
+    """What became of one case: its answer on standard output, or an error."""
+    if case.problem:
+        error(f"{case.case}: {case.problem}")
+    else:
+        click.echo(case.line())
+
+
 def note(message: str) -> None:
     """A line about what is going on, on standard error."""
     click.echo(message, err=True)
 
 
 def progress(items: Sequence[Item], label: str, name: str = "case") -> Iterator[Item]:
-    """The items one after the other, with a bar on a terminal, and else a plain line each on standard error.
+    """The items one after the other, with a bar on a terminal, or a line each on standard error.
 
     Args:
         items: What is worked through.
@@ -60,8 +73,8 @@ def progress(items: Sequence[Item], label: str, name: str = "case") -> Iterator[
 
 
 @contextmanager
-def watch(label: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """Show `total` steps of some minutes each: a bar with the time left on a terminal, and else a plain line each.
+def step_progress(label: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    """Show steps of some minutes each: a bar with the time left on a terminal, or a line each.
 
     Args:
         label: What is being done, e.g. "fold 0".
@@ -81,10 +94,10 @@ def watch(label: str, total: int) -> Iterator[Callable[[int, str], None]]:
 
     if not sys.stderr.isatty():
 
-        def say(number: int, text: str) -> None:
-            click.echo(f"{label}: {text}; {left(number)}", err=True)
+        def log(step: int, text: str) -> None:
+            click.echo(f"{label}: {text}; {left(step)}", err=True)
 
-        yield say
+        yield log
         return
     from rich.markup import escape
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -109,7 +122,7 @@ def watch(label: str, total: int) -> Iterator[Callable[[int, str], None]]:
         yield show
 
 
-def _terminal() -> Any:
+def _terminal() -> Console:
     from rich.console import Console
 
     return Console(stderr=True)

@@ -1,4 +1,4 @@
-"""What can go wrong, by kind. A library raises these with the facts; only the command line exits."""
+"""What can go wrong, by kind. The library raises these with the facts; the command line exits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class TfCovidError(Exception):
-    """Base of every error that `tf_covid` raises on purpose. Its text states the facts and the way out."""
+    """Base of every error that `tf_covid` raises on purpose; it states the facts and the way out."""
 
 
 class ScanRefused(TfCovidError):
@@ -51,16 +51,20 @@ class UnsafeFile(ModelError):
         super().__init__(f"{code}: {message}")
 
 
+class OptionError(TfCovidError):
+    """Options that do not go together, or that nothing can be done with."""
+
+
 class OutputError(TfCovidError):
     """An output that cannot be written, or that would overwrite another case's answer."""
 
 
 class ManifestError(TfCovidError):
-    """A manifest with one or more wrong rows; the message has a line for each, with row and column."""
+    """A manifest with wrong rows; the message has a line for each, with row and column."""
 
 
 class CohortError(TfCovidError):
-    """A cohort that cannot be trained or measured on: classes missing, patients on both sides, too many bad scans."""
+    """A cohort that cannot be used: a class is missing, a patient on both sides, scans refused."""
 
 
 class TrainingError(TfCovidError):
@@ -68,4 +72,4 @@ class TrainingError(TfCovidError):
 
 
 class ServingError(TfCovidError):
-    """A server or client that cannot work as asked, or what the other side answered instead of an answer."""
+    """A server or client that cannot work as asked, or an answer that is not one."""

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +16,9 @@ from typing import Any
 
 from tf_covid.atomic import make_folder
 from tf_covid.cohort.cases import SUMMARY
-from tf_covid.errors import OutputError, ScanRefused
+from tf_covid.errors import OptionError, OutputError, ScanRefused
 from tf_covid.pipeline import Models, refused, stratify, versions
-from tf_covid.report import row, write_case, write_summary
+from tf_covid.report import summary_row, write_case, write_summary
 from tf_covid.result import QualityFlag, Result
 from tf_covid.scan import Case, Scan, mask_files
 from tf_covid.scan.reader import Reader
@@ -52,9 +52,39 @@ class Options:
     identifiers: bool = False
     lungs_labels: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.lungs_labels and self.lungs is None:
+            raise OptionError("--lungs-labels are labels of the mask that --lungs names.")
+
+    def check_cases(self, count: int) -> None:
+        """Check that the options fit so many cases.
+
+        Raises:
+            OptionError: If a user's mask would stand for several scans, or for none.
+        """
+        if self.lungs is not None and count != 1:
+            raise OptionError(
+                f"--lungs is the mask of one scan, but the input holds {count} cases."
+            )
+
+    def check_server(self) -> None:
+        """Check that a server can answer with these options.
+
+        Raises:
+            OptionError: If they need the models in this process.
+        """
+        if self.lungs is not None or self.precision != "float32":
+            raise OptionError(
+                "--lungs and --precision need the models in this process, not a --server."
+            )
+        if self.attention_target != "severity" or self.attention not in ("none", "gradcam"):
+            raise OptionError(
+                "A --server explains by gradcam what raises severity, or nothing (none)."
+            )
+
 
 @dataclass(frozen=True)
-class Outcome:
+class CaseOutcome:
     """What became of one case.
 
     Args:
@@ -150,7 +180,7 @@ class Run:
 
         return LocalModels(self.options.models, precision=self.options.precision)
 
-    def answer(self, case: Case) -> Outcome:
+    def answer(self, case: Case) -> CaseOutcome:
         """Read, stratify and write one case, unless its answer is there.
 
         A refusal is no answer: what refused a scan may have been put right, so it is tried again.
@@ -159,15 +189,17 @@ class Run:
         before = finished(folder)
         if before is not None and before["status"] != "refused":
             # An input that cannot be read twice has no fingerprint, and matches nothing.
-            mark = self._reader.fingerprint(case) if self._reader else case.fingerprint()
-            if mark and before["versions"].get("request") == self._request(case.name, mark):
-                return Outcome(case.name, before, folder, kept=True)
+            fingerprint = self._reader.fingerprint(case) if self._reader else case.fingerprint()
+            if fingerprint and before["versions"].get("request") == self._request(
+                case.name, fingerprint
+            ):
+                return CaseOutcome(case.name, before, folder, kept=True)
             if not self.overwrite:
                 message = (
                     "an answer of this name to another scan, model or option is there; see"
                     " --overwrite"
                 )
-                return Outcome(case.name, before, folder, problem=f"name_taken: {message}")
+                return CaseOutcome(case.name, before, folder, problem=f"name_taken: {message}")
         start = time.perf_counter()
         scan = None
         try:
@@ -191,14 +223,14 @@ class Run:
         except (OutputError, MemoryError) as error:
             text = str(error) or "there is not enough memory to write it"
             lost = refused(case.name, [QualityFlag("not_written", "error", text)])
-            return Outcome(
+            return CaseOutcome(
                 case.name,
                 finished(folder) or lost.as_dict(),
                 folder,
                 problem=f"not_written: {text}",
             )
         values = written.as_dict()
-        return Outcome(case.name, values, folder, problem=_problem(values, case.path))
+        return CaseOutcome(case.name, values, folder, problem=_problem(values, case.path))
 
     def _stratify(self, scan: Scan, models: Models[Any]) -> Result:
         import tensorflow as tf
@@ -234,42 +266,57 @@ def _own_mask(options: Options) -> list[Any] | None:
     return [[quarantine.sha256(file) for file in files], sorted(options.lungs_labels)]
 
 
+def run_cases(run: Run, cases: Iterable[Case]) -> Iterator[CaseOutcome]:
+    """Answer case after case, and keep `summary.csv` of the output folder.
+
+    Raises:
+        ModelError, ServingError: If the models cannot answer any scan.
+        OutputError: If the summary cannot be written.
+    """
+    summary = Summary(run.out)
+    for case in cases:
+        outcome = run.answer(case)
+        summary.add(outcome)
+        yield outcome
+    summary.write()
+
+
 class Summary:
-    """`summary.csv` of an output folder: a row for each case in it, of this run, of earlier ones and of others now.
+    """`summary.csv` of an output folder: a row for each case in it, whichever run answered it.
 
     Args:
         out: Folder of the answers.
-        every_s: Least time between two writes on the way, in seconds: each writes all rows.
+        every_s: Minimum time between two writes, in seconds: each writes all rows.
     """
 
     def __init__(self, out: Path, *, every_s: float = 5.0) -> None:
         self.path, self.every_s, self._written = out / SUMMARY, every_s, 0.0
         self.rows: dict[str, dict[str, Any]] = {}
         self._seen: dict[str, tuple[int, ...]] = {}
-        self._look()
+        self._read_new()
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: CaseOutcome) -> None:
         """Take a case in, and write the table if it is time.
 
         Raises:
             OutputError: If it cannot be written.
         """
-        self.rows[outcome.case] = row(outcome.values)
+        self.rows[outcome.case] = summary_row(outcome.values)
         if time.monotonic() - self._written > self.every_s:
             self.write()
 
     def write(self) -> None:
-        """Write the table, with what other processes have answered meanwhile; one process writes at a time.
+        """Write the table, with the answers of other processes; one process writes at a time.
 
         Raises:
             OutputError: If it cannot be written.
         """
-        with _alone(self.path.parent):
-            self._look()
+        with _locked(self.path.parent):
+            self._read_new()
             write_summary(self.rows.values(), self.path)
         self._written = time.monotonic()
 
-    def _look(self) -> None:
+    def _read_new(self) -> None:
         """Take in each `result.json` of the folder that is new or has changed."""
         for folder in sorted(self.path.parent.iterdir()):
             if folder.name.startswith("."):
@@ -278,29 +325,29 @@ class Summary:
                 status = (folder / "result.json").stat()
             except OSError:
                 continue
-            mark = (status.st_ino, status.st_mtime_ns, status.st_size)
-            values = finished(folder) if self._seen.get(folder.name) != mark else None
+            version = (status.st_ino, status.st_mtime_ns, status.st_size)
+            values = finished(folder) if self._seen.get(folder.name) != version else None
             if values is not None:
-                self._seen[folder.name] = mark
-                self.rows[folder.name] = row(values)
+                self._seen[folder.name] = version
+                self.rows[folder.name] = summary_row(values)
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a folder against other processes that ask for it so; where the file system has no locks, nothing is held."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock against other processes; a file system without locks holds nothing."""
     if fcntl is None:
         yield
         return
     try:
-        number = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be read ({error.strerror})") from error
     try:
         with suppress(OSError):
-            fcntl.flock(number, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(number)
+        os.close(descriptor)
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
@@ -313,7 +360,7 @@ def finished(folder: Path) -> dict[str, Any] | None:
             values["quality_flags"] = values.pop("findings")
             values["versions"].pop("request", None)
         # All that is read of it later, so that a foreign file of this name is no answer either.
-        row(values)
+        summary_row(values)
         return values if isinstance(values["versions"], dict) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -324,7 +371,5 @@ def _problem(values: dict[str, Any], path: Path) -> str | None:
         return None
     errors = [flag for flag in values["quality_flags"] if flag["level"] == "error"]
     # The terminal alone names a path that leads nowhere: files of ours hold no path of an input.
-    where = (
-        f" ({os.path.abspath(path)})" if any(flag["code"] == "not_found" for flag in errors) else ""
-    )
+    where = f" ({path.absolute()})" if any(flag["code"] == "not_found" for flag in errors) else ""
     return "; ".join(f"{flag['code']}: {flag['message']}" for flag in errors) + where

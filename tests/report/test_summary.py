@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tf_covid.errors import OutputError
-from tf_covid.report import row, write_summary
+from tf_covid.report import summary_row, write_summary
 from tf_covid.result import Result
 
 HEADER = (
@@ -28,7 +28,7 @@ def test_the_columns_are_those_of_the_contract(
     make_case: Any, refused: Result, tmp_path: Path
 ) -> None:
     result, _ = make_case()
-    write_summary([row(result), row(refused)], tmp_path / "out/summary.csv")
+    write_summary([summary_row(result), summary_row(refused)], tmp_path / "out/summary.csv")
     assert (tmp_path / "out/summary.csv").read_text("utf-8").splitlines()[0] == HEADER
     answered, without = read(tmp_path / "out/summary.csv")
     assert answered["class"] == "2"
@@ -51,13 +51,15 @@ def test_the_columns_are_those_of_the_contract(
 
 def test_a_finished_case_gives_the_same_row(make_case: Any, tmp_path: Path) -> None:
     result, _ = make_case()
-    write_summary([row(result), row(json.loads(result.to_json()))], tmp_path / "summary.csv")
+    write_summary(
+        [summary_row(result), summary_row(json.loads(result.to_json()))], tmp_path / "summary.csv"
+    )
     first, second = read(tmp_path / "summary.csv")
     assert first == second
 
 
 def test_a_covid_answer_fills_the_same_columns(covid_case: Any, tmp_path: Path) -> None:
-    write_summary([row(covid_case[0])], tmp_path / "summary.csv")
+    write_summary([summary_row(covid_case[0])], tmp_path / "summary.csv")
     (cells,) = read(tmp_path / "summary.csv")
     assert (cells["class"], cells["label"], cells["ct_score"]) == ("1", "positive", "")
     assert [cells[f"probability_{number}"] for number in range(5)] == ["0.17", "0.83", "", "", ""]
@@ -65,7 +67,7 @@ def test_a_covid_answer_fills_the_same_columns(covid_case: Any, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", " =1", "\t=1", "\r\n=1"])
 def test_no_cell_is_a_formula(name: str, make_case: Any, tmp_path: Path) -> None:
-    write_summary([row(make_case(case=name)[0])], tmp_path / "summary.csv")
+    write_summary([summary_row(make_case(case=name)[0])], tmp_path / "summary.csv")
     assert read(tmp_path / "summary.csv")[0]["case"] == "'" + "".join(
         " " if letter.isspace() else letter for letter in name
     )
@@ -73,7 +75,7 @@ def test_no_cell_is_a_formula(name: str, make_case: Any, tmp_path: Path) -> None
 
 def test_a_failure_keeps_the_old_table(make_case: Any, tmp_path: Path) -> None:
     path = tmp_path / "summary.csv"
-    write_summary([row(make_case()[0])], path)
+    write_summary([summary_row(make_case()[0])], path)
     before = path.read_bytes()
     with pytest.raises(ValueError, match="unknown"):
         write_summary([{"unknown": 1}], path)
@@ -84,4 +86,4 @@ def test_a_failure_keeps_the_old_table(make_case: Any, tmp_path: Path) -> None:
 def test_a_folder_in_the_way_is_an_output_error(make_case: Any, tmp_path: Path) -> None:
     (tmp_path / "summary.csv").mkdir()
     with pytest.raises(OutputError, match=r"summary\.csv"):
-        write_summary([row(make_case()[0])], tmp_path / "summary.csv")
+        write_summary([summary_row(make_case()[0])], tmp_path / "summary.csv")

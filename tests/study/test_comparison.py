@@ -119,11 +119,9 @@ def test_other_tasks_have_no_paper(
 
 
 def test_different_cases_are_said(make: Any, finished: Finished, tmp_path: Path) -> None:
-    whole = make.severity()
-    part, rest = select(whole, np.arange(50)), select(whole, np.arange(50, 60))
-    found = compare(
-        [finished(whole, "whole"), finished(part, "part")], tmp_path / "out", make.quick
-    )
+    full = make.severity()
+    part, rest = select(full, np.arange(50)), select(full, np.arange(50, 60))
+    found = compare([finished(full, "full"), finished(part, "part")], tmp_path / "out", make.quick)
     (row,) = found["differences"]
     assert (row["cases"], row["only_first"], row["only_second"]) == (50, 10, 0)
     assert row["metrics"]["accuracy"]["value"] == 0.0, "on the shared cases only"

@@ -223,11 +223,11 @@ def test_a_seed_draws_the_same_again(make: Any) -> None:
 
 def test_chunks_do_not_change_the_draws(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     predictions = make.slices()
-    whole = measure(predictions, make.quick)
+    full = measure(predictions, make.quick)
     monkeypatch.setattr("tf_covid.study.bootstrap._CHUNK_CELLS", 1000)
     again = measure(predictions, make.quick)
-    for name in whole:
-        assert again[name]["ci95"] == pytest.approx(whole[name]["ci95"])
+    for name in full:
+        assert again[name]["ci95"] == pytest.approx(full[name]["ci95"])
 
 
 def test_slices_and_lungs(make: Any) -> None:

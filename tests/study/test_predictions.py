@@ -1,4 +1,4 @@
-"""Predictions on disk, joined and averaged."""
+"""predictions.csv."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tf_covid.errors import OutputError
-from tf_covid.study import StudyError, ensemble, join, read_predictions, select, write_predictions
+from tf_covid.study import StudyError, read_predictions, select, write_predictions
 
 
 def same(first: Any, second: Any) -> bool:
@@ -138,60 +138,6 @@ def test_impossible_values_are_no_predictions(make: Any) -> None:
             dataclasses.replace(make.answers([0, 1, 2, 3, 4], [0, 1, 2, 3, 4]), **wrong)
     with pytest.raises(ValueError, match="no prediction"):
         select(make.lungs(), np.zeros(0, int))
-
-
-@pytest.mark.parametrize("task", ["severity", "covid", "slices", "lungs"])
-def test_folds_join_to_the_whole(task: str, make: Any) -> None:
-    whole = make.tables[task]()
-    parts = [select(whole, whole.folds == fold) for fold in np.unique(whole.folds)]
-    joined = join(parts)
-    key = "slices" if task == "slices" else "folds"
-    assert sorted(zip(joined.cases, getattr(joined, key), strict=True)) == sorted(
-        zip(whole.cases, getattr(whole, key), strict=True)
-    )
-
-
-def test_join_refuses_doubled_cases_and_patients_in_two_folds(make: Any) -> None:
-    whole = make.severity()
-    with pytest.raises(StudyError, match="'case-000' was predicted twice"):
-        join([whole, whole])
-    leaking = make.severity(folds=np.arange(60) % 4)
-    with pytest.raises(StudyError, match="patient is in fold 0 and in fold 1"):
-        join([leaking])
-    with pytest.raises(StudyError, match="one task"):
-        join([whole, make.covid()])
-    with pytest.raises(StudyError, match="one task"):
-        join([])
-
-
-def test_an_ensemble_is_the_mean(make: Any) -> None:
-    first, second = make.severity(1), make.severity(2)
-    order = np.random.default_rng(0).permutation(60)
-    found = ensemble([first, select(second, order)])
-    assert found.cases == first.cases
-    assert (found.folds == 0).all()
-    np.testing.assert_allclose(
-        found.probabilities, (first.probabilities + second.probabilities) / 2
-    )
-    np.testing.assert_allclose(
-        found.predicted_score, (first.predicted_score + second.predicted_score) / 2
-    )
-    # One network has no score: the mean of those that have one.
-    without = dataclasses.replace(second, predicted_score=np.full(60, np.nan))
-    np.testing.assert_array_equal(ensemble([first, without]).predicted_score, first.predicted_score)
-    assert np.isnan(ensemble([without]).predicted_score).all()
-
-
-def test_an_ensemble_refuses_other_cases_and_other_truth(make: Any) -> None:
-    whole = make.severity()
-    with pytest.raises(StudyError, match=r"not the same cases.*'case-000'"):
-        ensemble([whole, select(whole, np.arange(1, 60))])
-    with pytest.raises(StudyError, match="'case-003' has different truth"):
-        ensemble(
-            [whole, dataclasses.replace(whole, truth=np.where(np.arange(60) == 3, 0, whole.truth))]
-        )
-    with pytest.raises(StudyError, match="different ct_score"):
-        ensemble([whole, dataclasses.replace(whole, ct_score=np.full(60, np.nan))])
 
 
 def test_columns_cannot_be_changed_behind_the_checks(make: Any) -> None:

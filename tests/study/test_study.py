@@ -172,20 +172,20 @@ def test_a_reader_sees_the_result_and_the_cases_that_went_wrong(
 def test_a_fold_without_a_class_is_a_study_too(make: Any, finished: Callable[..., Path]) -> None:
     """By site: the second has no critical case, the third healthy ones only. All make one table."""
     truth = np.array([0, 1, 2, 3, 4, 4, 0, 1, 2, 3, 0, 0])
-    whole = make.answers(
+    full = make.answers(
         truth,
         np.roll(truth, 1),
         folds=np.repeat([0, 1, 2], [6, 4, 2]),
         site=("A",) * 6 + ("B",) * 6,
     )
-    study = json.loads((finished(whole) / "study.json").read_text("utf-8"))
+    study = json.loads((finished(full) / "study.json").read_text("utf-8"))
     assert study["folds"] == 3
     assert study["balanced_accuracy"]["value"] is not None
     assert study["auc"] is not None
-    checked((finished(whole) / "study.html").read_text("utf-8"))
+    checked((finished(full) / "study.html").read_text("utf-8"))
     # One of these folds alone has no macro average: an average over fewer classes would not
     # compare.
-    alone = select(whole, whole.folds == 1)
+    alone = select(full, full.folds == 1)
     study = json.loads((finished(alone, "alone") / "study.json").read_text("utf-8"))
     assert study["accuracy"] is not None
     assert study["balanced_accuracy"] is study["macro_f1"] is study["auc"] is None

@@ -24,13 +24,13 @@ def as_predictions(
     answers: Mapping[str, np.ndarray],
     fold: int,
 ) -> AnyPredictions:
-    """Answers of `Lesson.answers` with what is known of their cases.
+    """Answers of `Objective.answers` with what is known of their cases.
 
     Args:
         task: "severity", "covid", "slices" or "lungs".
         rows: The cases, in the order of the answers' records.
         labels: Case → class.
-        answers: Of the lesson.
+        answers: Of the objective.
         fold: Its number.
     """
     cases, patients = tuple(row.case for row in rows), tuple(row.patient for row in rows)

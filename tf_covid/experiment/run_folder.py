@@ -28,7 +28,7 @@ class FitRequest:
 
     Args:
         manifest: The cohort.
-        task: ManifestRow of `lessons.MODELS`.
+        task: Name of a row of `tasks.TASKS`.
         model: Network.
         out: The run's folder.
         settings: How.

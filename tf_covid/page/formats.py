@@ -62,9 +62,14 @@ def p_value(p: float | None) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.0995 else f"p = {p:.2f}"
 
 
+def thousands(value: float) -> str:
+    """A number without decimals, with a thin space between the thousands."""
+    return f"{value:,.0f}".replace(",", "\u2009")
+
+
 def millilitres(volume_ml: float) -> str:
     """A volume with a thin space between the thousands."""
-    return f"{volume_ml:,.0f}".replace(",", "\u2009") + " ml"
+    return thousands(volume_ml) + " ml"
 
 
 def duration(seconds: float | None) -> str:

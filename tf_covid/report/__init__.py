@@ -13,6 +13,6 @@ that draw.
 """
 
 from tf_covid.report.files import write_case
-from tf_covid.report.summary import row, write_summary
+from tf_covid.report.summary import summary_row, write_summary
 
-__all__ = ["row", "write_case", "write_summary"]
+__all__ = ["summary_row", "write_case", "write_summary"]

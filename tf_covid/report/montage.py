@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tf_covid.page import palette
 from tf_covid.page.figure_style import SLIDE, styled, to_bytes
-from tf_covid.page.formats import probability
+from tf_covid.page.formats import millilitres, probability, thousands
 from tf_covid.report import text as sentences
 from tf_covid.report.slide import WIDTH_PX, blank_slide, rectangle, set_limits, shortened, write
 from tf_covid.result import DISCLAIMER
@@ -108,8 +108,8 @@ def _facts(page: Axes, result: Result) -> None:
     if result.lungs is not None:
         lungs = result.lungs
         facts.append(("Involved lung", f"{lungs.involvement_percent:.1f} %"))
-        facts.append(("Lung volume", f"{lungs.volume_ml:.0f} ml"))
-        facts.append(("right, left", f"{lungs.right_ml:.0f}, {lungs.left_ml:.0f} ml"))
+        facts.append(("Lung volume", millilitres(lungs.volume_ml)))
+        facts.append(("right, left", f"{thousands(lungs.right_ml)}, {millilitres(lungs.left_ml)}"))
         facts.append(("Slices used", f"{lungs.slices_kept} of {lungs.slices_total}"))
     for row, (name, value) in enumerate(facts):
         y = 74 + row * 25

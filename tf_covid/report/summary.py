@@ -34,8 +34,8 @@ def write_summary(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Write the table of a run, in the order given, all or nothing.
 
     Args:
-        rows: From `row`.
-        path: The file; missing parents are made.
+        rows: Rows of `summary_row`.
+        path: The CSV file; missing parents are made.
 
     Raises:
         OutputError: If it cannot be written.
@@ -47,11 +47,14 @@ def write_summary(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
         writer.writerows(rows)
 
 
-def row(result: Result | Mapping[str, Any]) -> dict[str, Any]:
+def summary_row(result: Result | Mapping[str, Any]) -> dict[str, Any]:
     """One row of the table; what was not computed is empty.
 
     A COVID answer fills the same columns: class 0 or 1, label "negative" or "positive", and the
     probabilities of both.
+
+    Args:
+        result: A result, or what its `result.json` holds.
     """
     values = result if isinstance(result, Mapping) else result.as_dict()
     severity, covid = values.get("severity"), values.get("covid")

@@ -1,0 +1,78 @@
+"""What all commands share: errors in one line, exit codes, and types of parameters."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+#: Parameter that names a folder, which need not be there.
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+def guarded(command: Callable[..., bool]) -> Callable[..., None]:
+    """Turn errors into one line and exit 1; add `--debug`, which shows the traceback.
+
+    Args:
+        command: Gives whether all went well: True is exit 0, False is exit 1.
+    """
+
+    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+    @functools.wraps(command)
+    def run(*args: Any, debug: bool, **kwargs: Any) -> None:
+        from tf_covid import console
+        from tf_covid.errors import OptionError
+
+        try:
+            done = command(*args, **kwargs)
+        except click.ClickException:
+            raise
+        except OptionError as failure:
+            raise click.UsageError(str(failure)) from None
+        except KeyboardInterrupt:
+            console.error("interrupted; finished cases are kept")
+            raise SystemExit(130) from None
+        except Exception as failure:  # the outermost layer: whatever it is, one line and exit 1
+            if debug:
+                raise
+            text = str(failure).strip() or "no further text"
+            console.error(
+                text
+                if _ours(failure)
+                else f"{type(failure).__name__}: {text} (--debug shows where)"
+            )
+            raise SystemExit(1) from None
+        raise SystemExit(0 if done else 1)
+
+    return run
+
+
+def lung_labels(
+    context: click.Context, option: click.Parameter, text: str | None
+) -> tuple[int, ...]:
+    """Labels between commas, as numbers, each once.
+
+    Args:
+        context: Context of the command, as click passes it.
+        option: Option that the text was given to.
+        text: Labels as they were typed.
+
+    Raises:
+        click.BadParameter: If one is not a whole number above 0.
+    """
+    labels = [] if text is None else [label.strip() for label in text.split(",")]
+    if not all(re.fullmatch(r"0*[1-9][0-9]{0,8}", label, re.ASCII) for label in labels):
+        raise click.BadParameter(
+            f"{text!r} is not a list of whole numbers above 0, such as 10,11,12,13,14."
+        )
+    return tuple(dict.fromkeys(map(int, labels)))
+
+
+def _ours(failure: Exception) -> bool:
+    from tf_covid.errors import TfCovidError
+
+    return isinstance(failure, TfCovidError)

@@ -1,0 +1,245 @@
+"""Commands that read or make scans: `infer`, `check`, `phantom`."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tf_covid.cli.guard import FOLDER, guarded, lung_labels
+
+if TYPE_CHECKING:
+    from tf_covid.client.remote import RemoteModels
+    from tf_covid.infer import Options
+    from tf_covid.scan import Case
+
+
+@click.command()
+@click.argument(
+    "inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="INPUT..."
+)
+@click.option(
+    "--out",
+    required=True,
+    type=FOLDER,
+    help="Folder of the answers: OUT/<case>/ and OUT/summary.csv.",
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    default=("severity-i3d",),
+    show_default=True,
+    metavar="NAME|FILE",
+    help="Shipped name or .keras file; several of one task: the mean of their probabilities.",
+)
+@click.option(
+    "--lungs",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Your own lung mask (NIfTI, NRRD, MHA), 0 outside and one value inside.",
+)
+@click.option(
+    "--lungs-labels",
+    callback=lung_labels,
+    metavar="N,N",
+    help="The labels of --lungs that are lung, e.g. 10,11,12,13,14 of TotalSegmentator.",
+)
+@click.option(
+    "--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True
+)
+@click.option(
+    "--attention",
+    type=click.Choice(["gradcam", "gradcam++", "layercam", "none"]),
+    default="gradcam",
+    show_default=True,
+)
+@click.option(
+    "--attention-target",
+    type=click.Choice(["severity", "class"]),
+    default="severity",
+    show_default=True,
+    help="What raises severity, or what speaks for the predicted class.",
+)
+@click.option(
+    "--overwrite", is_flag=True, help="Replace an answer of the same name to another question."
+)
+@click.option(
+    "--keep-identifiers", is_flag=True, help="Put UIDs, patient id and name into result.json."
+)
+@click.option(
+    "--one-case", is_flag=True, hidden=True, help="Answer nothing unless the input is one case."
+)
+@click.option(
+    "--server",
+    metavar="URL",
+    help=(
+        "Let a server answer, ours or TF Serving: http://HOST:8501 or grpc://HOST:8500. --model is"
+        " its name there; a token is read from the variable TFCOVID_TOKEN."
+    ),
+)
+@guarded
+def infer(
+    inputs: tuple[Path, ...],
+    out: Path,
+    models: tuple[str, ...],
+    lungs: Path | None,
+    lungs_labels: tuple[int, ...],
+    precision: str,
+    attention: str,
+    attention_target: str,
+    overwrite: bool,
+    keep_identifiers: bool,
+    one_case: bool,
+    server: str | None,
+) -> bool:
+    """Answer chest CTs: severity class, CT score, lungs, attention map, report.
+
+    INPUT is a DICOM folder, a .zip, .tar or .tar.gz of one, NIfTI, NRRD, MetaImage, a folder of
+    those, or a manifest .csv. Several patients, studies or volume files are several cases. Exits
+    with 1 if any case was refused; the rest is done.
+    """
+    from tf_covid.scan.reader import Reader
+
+    problems = 0
+    with Reader() as reader:  # starts while this process imports the rest
+        from tf_covid import console
+        from tf_covid.cohort.cases import cases_of
+        from tf_covid.infer import Options, Run, run_cases
+
+        options = Options(
+            models, precision, attention, attention_target, lungs, keep_identifiers, lungs_labels
+        )
+        cases = list(cases_of(inputs, reader.find))
+        cases = [_single(cases)] if one_case else cases
+        options.check_cases(len(cases))
+        remote = None if server is None else _remote(server, options)
+        run = Run(
+            out,
+            options,
+            overwrite=overwrite,
+            before_models=console.import_tensorflow,
+            remote=remote,
+            reader=reader,
+        )
+        for outcome in run_cases(run, console.progress(cases, "infer", "name")):
+            problems += outcome.problem is not None
+            console.outcome(outcome)
+    return problems == 0
+
+
+def _single(cases: list[Case]) -> Case:
+    from tf_covid.scan.cases import only_case
+
+    case = only_case(cases)
+    if case is None:
+        raise click.ClickException(
+            f"several_cases: the upload holds {len(cases)} cases; send each for itself"
+        )
+    return case
+
+
+def _remote(server: str, options: Options) -> RemoteModels:
+    from tf_covid import console
+
+    options.check_server()
+    console.import_tensorflow()
+    from tf_covid.client.remote import RemoteModels
+    from tf_covid.client.transport import connect
+
+    return RemoteModels(
+        connect(server, os.environ.get("TFCOVID_TOKEN")), options.models, console.note
+    )
+
+
+@click.command()
+@click.argument(
+    "inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="INPUT..."
+)
+@click.option("--json", "as_json", is_flag=True, help="A JSON object a line instead of text.")
+@click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Processes that read scans.",
+)
+@guarded
+def check(inputs: tuple[Path, ...], as_json: bool, workers: int) -> bool:
+    """Read scans and judge them without any network: a line a case, with status and quality flags.
+
+    INPUT is as for infer. Exits with 1 if any case was refused.
+    """
+    import json
+
+    from tf_covid.scan.reader import Reader
+
+    with Reader() as reader:
+        from tf_covid import console
+        from tf_covid.cohort.cases import cases_of
+        from tf_covid.cohort.check import check_cases
+
+        cases, refused = list(cases_of(inputs, reader.find)), 0
+        answers = check_cases(cases, workers, reader)
+        for _, checked in zip(console.progress(cases, "check", "name"), answers, strict=True):
+            refused += checked.status == "refused"
+            click.echo(json.dumps(checked.as_dict()) if as_json else checked.line())
+    return not refused
+
+
+@click.command()
+@click.option(
+    "--cases",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 100_000),
+    help="Number of patients.",
+)
+@click.option("--out", required=True, type=FOLDER, help="Folder of the cohort.")
+@click.option(
+    "--format", "kind", type=click.Choice(["dicom", "nifti"]), default="dicom", show_default=True
+)
+@click.option(
+    "--size", default=512, show_default=True, type=click.IntRange(64, 1024), help="Pixels a side."
+)
+@click.option(
+    "--slices",
+    type=click.IntRange(16, 1000),
+    help="Slices of each scan; drawn for each if not given.",
+)
+@click.option("--seed", default=1, show_default=True, type=click.IntRange(0, 2**31 - 1))
+@click.option(
+    "--per-class",
+    type=(click.IntRange(0),) * 5,
+    metavar="N N N N N",
+    help="Patients of each severity class, instead of --cases.",
+)
+@guarded
+def phantom(
+    cases: int,
+    out: Path,
+    kind: str,
+    size: int,
+    slices: int | None,
+    seed: int,
+    per_class: tuple[int, ...] | None,
+) -> bool:
+    """Make a synthetic cohort with its truth: scans, masks of lungs, lobes, lesions; manifest.csv."""
+    from tf_covid import console
+    from tf_covid.phantom.cohort import write_cohort
+
+    cases = sum(per_class) if per_class else cases
+    path = write_cohort(
+        out,
+        cases,
+        seed=seed,
+        size=size,
+        slices=slices,
+        format=kind,
+        progress=functools.partial(console.progress, label="phantom"),
+        per_class=per_class,
+    )
+    click.echo(path)
+    return True

@@ -1,0 +1,296 @@
+"""Commands of cohorts and training: `manifest`, `import`, `fit`, `evaluate`, `study`."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+import click
+
+from tf_covid.cli.guard import FOLDER, guarded
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@click.option(
+    "--from",
+    "kind",
+    required=True,
+    type=click.Choice(["mosmed", "stoic", "covid-ct-md"]),
+    help="The data set whose layout the folder has.",
+)
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The new .csv."
+)
+@guarded
+def manifest(folder: Path, kind: str, out: Path) -> bool:
+    """Write the manifest of a public data set: MosMedData, STOIC2021 or COVID-CT-MD."""
+    from tf_covid.cohort.adapters import adapt
+
+    click.echo(adapt(folder, kind, out))
+    return True
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--model",
+    required=True,
+    type=click.Choice(["i3d", "ltc", "inception_v1", "unet"]),
+    help="The network that it becomes.",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The new .keras file.",
+)
+@click.option(
+    "--classes",
+    type=click.IntRange(2, 10_000),
+    help="Number of classes, if not those of the source.",
+)
+@click.option("--inflate", is_flag=True, help="FILE is a 2D Inception-v1, the new file an I3D.")
+@click.option(
+    "--allow-missing-head",
+    is_flag=True,
+    help="Start a new classifier (5 classes unless told otherwise).",
+)
+@click.option(
+    "--clip",
+    type=(int, int, int),
+    metavar="D H W",
+    help="Clip of the new network (i3d: 64 224 224, ltc: 16 112 112 if not given).",
+)
+@click.option(
+    "--trunk",
+    type=click.Choice(["c3d", "ltc"]),
+    default="c3d",
+    show_default=True,
+    help="Of --model ltc: C3D's eight convolutions, or LTC's five, three of which fit.",
+)
+@click.option(
+    "--rgb",
+    is_flag=True,
+    help="Keep three input channels where one gives the same answer for a CT.",
+)
+@guarded
+def import_(
+    file: Path,
+    model: str,
+    out: Path,
+    classes: int | None,
+    inflate: bool,
+    allow_missing_head: bool,
+    clip: tuple[int, int, int] | None,
+    trunk: str,
+    rgb: bool,
+) -> bool:
+    """Make a .keras file of ours from a checkpoint, and print as JSON what became of each tensor.
+
+    FILE is a TensorFlow checkpoint (its prefix or .index), .safetensors, .pt, .pth, .h5,
+    .weights.h5 or .keras. Only numbers are read from it; nothing in it is run.
+    """
+    import json
+
+    from tf_covid import console
+
+    console.import_tensorflow()
+    from tf_covid.weights.import_plan import ImportRequest
+    from tf_covid.weights.importing import import_weights
+
+    done = import_weights(
+        file, ImportRequest(model, classes, inflate, allow_missing_head, clip, trunk, rgb), out
+    )
+    click.echo(json.dumps(done, indent=1))
+    return True
+
+
+@click.command()
+@click.argument("manifest", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--task", required=True, type=click.Choice(["severity", "covid", "lungs", "slices"]))
+@click.option(
+    "--model",
+    required=True,
+    type=click.Choice(["i3d", "ltc", "unet", "inception_v1"]),
+    help="i3d or ltc for severity and covid, unet for lungs, inception_v1 for slices.",
+)
+@click.option("--out", required=True, type=FOLDER, help="Folder of the run.")
+@click.option(
+    "--init",
+    default="scratch",
+    show_default=True,
+    metavar="scratch|NAME|FILE",
+    help="Weights to start from: a shipped name, or a .keras file of fit or import.",
+)
+@click.option(
+    "--folds",
+    default="4",
+    show_default=True,
+    metavar="N|FILE",
+    help="Number of folds, or the folds.json of an earlier run.",
+)
+@click.option(
+    "--by-site", is_flag=True, help="Leave one site out in each fold, whatever --folds says."
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Settings, a TOML file.",
+)
+@click.option("--resume", is_flag=True, help="Finish the run in --out.")
+@click.option(
+    "--max-skipped",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Unusable scans allowed.",
+)
+@click.option(
+    "--strategy",
+    type=click.Choice(["one", "mirrored"]),
+    default="one",
+    show_default=True,
+    help="Train on one device, or on all GPUs of this machine.",
+)
+@click.option("--cache", type=FOLDER, help="Folder of the prepared scans; OUT/cache if not given.")
+@click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Processes that read scans.",
+)
+@click.option(
+    "--patient-fingerprints",
+    is_flag=True,
+    help="Keep salted hashes of patients' ids in the model files, beside those of the scans.",
+)
+@guarded
+def fit(
+    manifest: Path,
+    task: str,
+    model: str,
+    out: Path,
+    init: str,
+    folds: str,
+    by_site: bool,
+    config: Path | None,
+    resume: bool,
+    max_skipped: int,
+    strategy: str,
+    cache: Path | None,
+    workers: int,
+    patient_fingerprints: bool,
+) -> bool:
+    """Train a network on a cohort by cross-validation, and measure it on its test cases.
+
+    MANIFEST is a .csv with a row a scan. Writes OUT/fold-<k>/model.keras, OUT/study.json and
+    OUT/study.html. A run that was killed goes on with --resume and ends with the same weights.
+    """
+    from tf_covid import console
+
+    console.import_tensorflow()
+    from tf_covid.experiment.fit import fit as run
+    from tf_covid.experiment.run_folder import FitRequest
+    from tf_covid.training.checkpoint import deterministic
+    from tf_covid.training.settings import Settings, read_settings
+
+    deterministic()
+    counted = re.fullmatch(r"[0-9]{1,9}", folds) is not None  # else it is a file
+    number = int(folds) if counted else 0
+    if counted and number < 2:
+        raise click.UsageError(
+            "--folds needs 2 at least: a fold is tested by the network of the others."
+        )
+    request = FitRequest(
+        manifest,
+        task,
+        model,
+        out,
+        read_settings(config, console.note) if config else Settings(),
+        init=None if init == "scratch" else init,
+        folds=number,
+        folds_file=None if number else Path(folds),
+        by_site=by_site,
+        cache=cache,
+        max_skipped=max_skipped,
+        mirrored=strategy == "mirrored",
+        patient_fingerprints=patient_fingerprints,
+    )
+
+    page = run(
+        request,
+        resume=resume,
+        workers=workers,
+        on_message=console.note,
+        epoch_progress=console.step_progress,
+        progress=functools.partial(console.progress, label="read", name="case"),
+    )
+    click.echo(page)
+    return True
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL... MANIFEST")
+@click.option("--out", required=True, type=FOLDER, help="Folder of study.json and study.html.")
+@click.option(
+    "--max-skipped",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Unusable scans allowed.",
+)
+@click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Processes that read scans.",
+)
+@guarded
+def evaluate(models: tuple[str, ...], out: Path, max_skipped: int, workers: int) -> bool:
+    """Measure frozen models on a labelled cohort, and say which of its scans they were trained on.
+
+    MODEL is a shipped name or a .keras file; several of one task answer with the mean of their
+    probabilities. MANIFEST is a .csv with a row a scan.
+    """
+    from tf_covid import console
+
+    *names, manifest = models
+    if not names:
+        raise click.UsageError("Name a model and a manifest.")
+    console.import_tensorflow()
+    from tf_covid.experiment.evaluate import evaluate as run
+
+    page = run(
+        names,
+        Path(manifest),
+        out,
+        max_skipped=max_skipped,
+        workers=workers,
+        on_message=console.note,
+        progress=functools.partial(console.progress, label="read", name="case"),
+    )
+    click.echo(page)
+    return True
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=FOLDER, metavar="RUN...")
+@click.option(
+    "--out",
+    default=Path("study"),
+    show_default=True,
+    type=FOLDER,
+    help="Folder of the comparison.",
+)
+@guarded
+def study(runs: tuple[Path, ...], out: Path) -> bool:
+    """Put finished runs and the paper side by side: tables, figures, differences, intervals."""
+    from tf_covid.study import compare
+
+    compare(runs, out)
+    click.echo(out / "comparison.html")
+    return True
