@@ -104,6 +104,7 @@ def test_one_scan_is_asked_about_once_and_never_gets_the_answer_to_another(serve
     np.testing.assert_array_equal(first, again)
 
 
+@pytest.mark.slow
 def test_several_models_answer_with_their_mean(small_files, small_lungs, small_export, tmp_path):
     from tf_covid.local import LocalModels
 
@@ -206,6 +207,7 @@ def test_what_an_export_does_not_hold_is_refused(server):
         stratify(made_scan(), there, attention="layercam")
 
 
+@pytest.mark.slow
 def test_a_model_that_changes_under_a_run_ends_it(small_files, small_lungs, tmp_path):
     export(small_files.network, tmp_path / "m")
     with Server(ServerSettings(models=tmp_path, port=0, grpc_port=0, poll_s=0.1)) as running:

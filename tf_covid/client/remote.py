@@ -19,6 +19,7 @@ from tf_covid.client.transport import GrpcServer, Rejected, RestServer, ServerUn
 from tf_covid.errors import ModelError, ScanRefused, ServingError
 from tf_covid.export.signatures import METHOD, TARGET
 from tf_covid.result import QualityFlag
+from tf_covid.tasks import TASKS
 from tf_covid.weights import Contract
 from tf_covid.weights.contract import check_trained
 
@@ -243,7 +244,7 @@ class RemoteModels:
     def _answer(
         self, model: RemoteModel, answer: dict[str, Any], hu: np.ndarray
     ) -> Answer[RemoteEvidence]:
-        classes = len(model.contract.classes) or (5 if self.task == "severity" else 2)
+        classes = len(model.contract.classes) or len(TASKS[self.task].labels)
         logits = _array(answer, "logits", (classes,))
         score = float(_array(answer, "ct_score", ())) if "ct_score" in answer else None
         keep = _array(answer, "keep", (len(hu),)) > 0

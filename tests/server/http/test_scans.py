@@ -383,6 +383,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_what_a_killed_server_leaves(program: Any, tmp_path: Path, until: Any, later: Any) -> None:
     """Its child ends with it, and the next server deletes its uploads, but not those of one that lives."""
 
