@@ -4,7 +4,7 @@ The map of the house, in the order of imports; a room may use those above it, ne
 
     errors, tensor              what can go wrong; types of what TensorFlow and Keras hand over
     atomic, extras              files that are whole or not there; libraries that an extra brings
-    severity, result            the study's scales; what we say about one scan
+    severity, tasks, result     the study's scales; a row a task; what we say about one scan
     scan/                       BYTES → SCAN: int16 HU in one canonical order, its quality flags
     layers/                     SCAN → CLIP: window, lung mask and box, slice rule, resampling
     models/                     CLIP → LOGITS: U-Net, LTC, I3D, Inception-v1; stock Keras layers
@@ -13,6 +13,7 @@ The map of the house, in the order of imports; a room may use those above it, ne
     stratifier_model.py         a preprocessor and a network as one Keras model
     lungs.py                    after the graph: components, left and right, volumes, involvement
     attention/                  LOGITS → MAP: Grad-CAM, brought onto the source grid
+    answer.py                   what networks answer about a scan, on any backend
     local.py                    the models of this process, asked one scan at a time
     page/                       what report and study share: colours, formats, base page
     report/                     RESULT → FILES: montage, report, maps
@@ -28,7 +29,7 @@ The map of the house, in the order of imports; a room may use those above it, ne
     server/                     SAVEDMODEL → ANSWERS: TF Serving's REST (http/) and gRPC API
     verify/                     Keras, SavedModel, OpenVINO and server, compared value by value
     doctor/                     what is installed and works
-    console.py, cli.py          what a terminal shows; the commands
+    console.py, cli/            what a terminal shows; the commands
 
 A volume is (D, H, W) throughout: D from head to feet, H from anterior to posterior, W from the
 patient's right to left.

@@ -14,10 +14,11 @@ from tf_covid.cohort.cache import CacheRecord, _example
 from tf_covid.cohort.manifest import ManifestRow
 from tf_covid.models import NETWORKS
 from tf_covid.training import fold, norms
-from tf_covid.training.fold import Plan, Trained, train
+from tf_covid.training.fold import FoldPlan, Trained, train
+from tf_covid.training.network_spec import NetworkSpec
 from tf_covid.training.settings import Settings, Stage
-from tf_covid.training.tasks import lesson_for
-from tf_covid.weights import Contract, Preprocessing, load_model, save_model
+from tf_covid.training.tasks import objective_for
+from tf_covid.weights import Contract, load_model, save_model
 
 GRID = (8, 32, 32)
 UNET: dict[str, Any] = {
@@ -46,7 +47,7 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[CacheRecord]:
     return found
 
 
-def plan(task: str = "lungs", model: str = "unet", **changes: Any) -> Plan:
+def plan(task: str = "lungs", model: str = "unet", **changes: Any) -> FoldPlan:
     settings = Settings(**({"epochs": 3, "batch": 4, "learning_rate": 0.01} | UNET | changes))
     rows = [
         ManifestRow(
@@ -59,22 +60,21 @@ def plan(task: str = "lungs", model: str = "unet", **changes: Any) -> Plan:
         )
         for n in range(7)
     ]
-    lesson = lesson_for(
-        task, model, rows, {f"case{n}": 0 for n in range(7)}, settings, Preprocessing(), 1, GRID
-    )
-    lesson.arguments |= settings.network
-    return Plan(model, lesson, settings, None, 0)
+    network = NetworkSpec.of(task, model, rows, settings)
+    labels = {f"case{n}": 0 for n in range(7)}
+    objective = objective_for(task, network, rows, labels, settings, GRID)
+    return FoldPlan(network, objective, settings, 0)
 
 
-def run(asked: Plan, entries: list[CacheRecord], folder: Path, validation: int = 0) -> Trained:
+def run(asked: FoldPlan, entries: list[CacheRecord], folder: Path, validation: int = 0) -> Trained:
     folder.mkdir(exist_ok=True)
     return train(asked, entries[validation:], entries[:validation], folder)
 
 
-def clips(asked: Plan, entries: list[CacheRecord]) -> np.ndarray:
+def clips(asked: FoldPlan, entries: list[CacheRecord]) -> np.ndarray:
     order = np.arange(len(entries))[np.newaxis]
-    data = asked.lesson.batches(entries, order=order, seed=0, even=True)
-    return np.concatenate([asked.lesson.prepare(*batch, False)[0].numpy() for batch in data])
+    data = asked.objective.batches(entries, order=order, seed=0, even=True)
+    return np.concatenate([asked.objective.prepare(*batch, False)[0].numpy() for batch in data])
 
 
 @pytest.mark.parametrize(
@@ -98,9 +98,9 @@ def test_the_shortest_stage_counts() -> None:
 def test_statistics_are_those_of_the_whole_set(entries: list[CacheRecord]) -> None:
     """By hand: mean and variance of what the first convolution gives over all clips, whatever the batches."""
     asked = plan()
-    network = NETWORKS["unet"].build(**asked.lesson.arguments)
+    network = NETWORKS["unet"].build(**asked.network.arguments)
     before = network.get_weights()
-    found = norms.Census(network, asked.lesson, entries).take(
+    found = norms.Census(network, asked.objective, entries).take(
         [norm.name for norm in norms.norms_of(network)]
     )
     assert all(
@@ -119,17 +119,18 @@ def test_as_few_clips_as_asked_for_are_taken(
     entries: list[CacheRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = plan()
-    network = NETWORKS["unet"].build(**asked.lesson.arguments)
+    network = NETWORKS["unet"].build(**asked.network.arguments)
     seen: list[int] = []
-    prepare = asked.lesson.prepare
+    kind = type(asked.objective)
+    prepare = kind.prepare
 
-    def counting(inputs: Any, targets: Any, training: bool) -> Any:
+    def counting(objective: Any, inputs: Any, targets: Any, training: bool) -> Any:
         assert not training
         seen.append(int(inputs["hu"].shape[0]))
-        return prepare(inputs, targets, training)
+        return prepare(objective, inputs, targets, training)
 
-    monkeypatch.setattr(asked.lesson, "prepare", counting)
-    census = norms.Census(network, asked.lesson, entries)
+    monkeypatch.setattr(kind, "prepare", counting)
+    census = norms.Census(network, asked.objective, entries)
     names = [norm.name for norm in norms.norms_of(network)]
     for most, count in ((2, 3), (9, 9), (1000, 21), (None, 21)):
         seen.clear()
@@ -140,10 +141,10 @@ def test_as_few_clips_as_asked_for_are_taken(
 
 def test_frozen_layers_keep_what_they_have(entries: list[CacheRecord]) -> None:
     asked = plan()
-    network = NETWORKS["unet"].build(**asked.lesson.arguments)
+    network = NETWORKS["unet"].build(**asked.network.arguments)
     names = [norm.name for norm in norms.norms_of(network)]
-    assert set(norms.Census(network, asked.lesson, entries).take(names[2:])) == set(names[2:])
-    assert norms.Census(network, asked.lesson, entries).take([]) == {}
+    assert set(norms.Census(network, asked.objective, entries).take(names[2:])) == set(names[2:])
+    assert norms.Census(network, asked.objective, entries).take([]) == {}
 
 
 def test_a_frozen_stage_is_saved_as_it_learned(entries: list[CacheRecord], tmp_path: Path) -> None:
@@ -159,10 +160,10 @@ def test_a_network_answers_as_it_was_trained(entries: list[CacheRecord], tmp_pat
     """Its loss on its own clips is not far above that with the statistics of each batch, after a few steps only."""
     asked = plan(epochs=6)
     trained = run(asked, entries, tmp_path)
-    pictures, loss = clips(asked, entries), asked.lesson.losses([])[0]["logits"]
-    data = asked.lesson.batches(entries, order=np.arange(7)[np.newaxis], seed=0, even=True)
+    pictures, loss = clips(asked, entries), asked.objective.losses([])[0]["logits"]
+    data = asked.objective.batches(entries, order=np.arange(7)[np.newaxis], seed=0, even=True)
     truth = np.concatenate(
-        [asked.lesson.prepare(*batch, False)[1]["logits"].numpy() for batch in data]
+        [asked.objective.prepare(*batch, False)[1]["logits"].numpy() for batch in data]
     )
 
     def measured(network: keras.Model, training: bool) -> float:
@@ -173,7 +174,7 @@ def test_a_network_answers_as_it_was_trained(entries: list[CacheRecord], tmp_pat
     path = tmp_path / "model.keras"
     save_model(
         trained.network,
-        Contract(model="unet", arguments=asked.lesson.arguments, task="lungs", note=""),
+        Contract(model="unet", arguments=asked.network.arguments, task="lungs", note=""),
         path,
     )
     read = load_model(path)
@@ -184,14 +185,15 @@ def test_a_network_answers_as_it_was_trained(entries: list[CacheRecord], tmp_pat
     assert keras.saving.load_model(path, compile=False).input_shape == read.input_shape
 
 
+@pytest.mark.slow
 def test_what_judges_is_what_is_saved(entries: list[CacheRecord], tmp_path: Path) -> None:
     """The loss of the best epoch on the held-out patients is that of the saved network: the same statistics."""
     asked = plan(epochs=4, validation_fraction=0.3, keep="best")
     trained = run(asked, entries, tmp_path, validation=2)
-    data = asked.lesson.batches(entries[:2], order=np.arange(2)[np.newaxis], seed=asked.seed)
-    loss, found = asked.lesson.losses([])[0]["logits"], []
+    data = asked.objective.batches(entries[:2], order=np.arange(2)[np.newaxis], seed=asked.seed)
+    loss, found = asked.objective.losses([])[0]["logits"], []
     for batch in data:
-        pictures, truth = asked.lesson.prepare(*batch, False)
+        pictures, truth = asked.objective.prepare(*batch, False)
         found.append(
             (
                 float(np.mean(loss(truth["logits"], trained.network(pictures)["logits"]))),
@@ -202,6 +204,7 @@ def test_what_judges_is_what_is_saved(entries: list[CacheRecord], tmp_path: Path
     assert mean == pytest.approx(min(trained.curves["val_loss"]), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_judging_changes_nothing_of_the_training(
     entries: list[CacheRecord], tmp_path: Path
 ) -> None:
@@ -238,7 +241,7 @@ def _made(folder: Path) -> Path:
 
 def test_a_network_without_batch_norms_needs_nothing(entries: list[CacheRecord]) -> None:
     asked = plan("severity", "ltc", clip=(16, 32, 32), network={"dense": 8})
-    network = NETWORKS["ltc"].build(**asked.lesson.arguments)
+    network = NETWORKS["ltc"].build(**asked.network.arguments)
     norms.set_momentum(network, 20)
     assert norms.norms_of(network) == [] == norms.learning(network)
-    assert norms.Census(network, asked.lesson, entries).take([]) == {}
+    assert norms.Census(network, asked.objective, entries).take([]) == {}

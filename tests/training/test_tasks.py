@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from pydantic import ValidationError
 
 from tf_covid.cohort.manifest import ManifestRow
 from tf_covid.errors import CohortError, TrainingError
+from tf_covid.models import NETWORKS
 from tf_covid.training import losses
+from tf_covid.training.network_spec import NetworkSpec
 from tf_covid.training.settings import Settings, Stage, read_settings
-from tf_covid.training.tasks import class_weights, labels_of, lesson_for
-from tf_covid.weights import Preprocessing
+from tf_covid.training.tasks import class_weights, labels_of, objective_for
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 
@@ -90,6 +92,29 @@ def test_labels_come_from_class_or_score() -> None:
         labels_of([row("m", mosmed_class=3)], "severity")
 
 
+def test_a_network_is_complete_and_frozen_before_it_is_built() -> None:
+    rows = [row("a", ct_score=3), row("b", severity=4)]
+    network = NetworkSpec.of("severity", "ltc", rows, Settings(dropout=0.2, network={"dense": 8}))
+    assert network.arguments == {
+        "input_shape": [24, 64, 64, 1],
+        "classes": 5,
+        "ct_score": True,
+        "dropout": 0.2,
+        "dense": 8,
+    }
+    assert NETWORKS["ltc"].build(**network.arguments).input_shape == (None, 24, 64, 64, 1)
+    with pytest.raises(FrozenInstanceError):
+        network.model = "i3d"  # type: ignore[misc]
+    objective = objective_for("severity", network, rows, {"a": 1, "b": 4}, Settings(), (24, 64, 64))
+    with pytest.raises(FrozenInstanceError):
+        objective.cells = {}  # type: ignore[attr-defined]
+
+
+def test_a_setting_cannot_contradict_the_task() -> None:
+    with pytest.raises(TrainingError, match="classes follow from the task"):
+        NetworkSpec.of("covid", "ltc", [row("a")], Settings(network={"classes": 3}))
+
+
 def numbers(*values: float) -> Any:
     return tf.constant([list(values)], tf.float32)
 
@@ -148,11 +173,14 @@ def test_a_case_weighs_against_the_frequency_of_its_class() -> None:
         ("slices", "inception_v1", Settings(clip=(8, 33, 33)), "multiple of 8 pixels"),
     ],
 )
-def test_lessons_that_do_not_fit_are_named(
+def test_objectives_that_do_not_fit_are_named(
     task: str, model: str, settings: Settings, said: str
 ) -> None:
-    grid = settings.clip
+    grid, rows = settings.clip, [row("a", severity=1)]
+
+    def objective() -> object:
+        network = NetworkSpec.of(task, model, rows, settings)
+        return objective_for(task, network, rows, {"a": 1}, settings, grid)
+
     with pytest.raises(TrainingError, match=said):
-        lesson_for(
-            task, model, [row("a", severity=1)], {"a": 1}, settings, Preprocessing(), 1, grid
-        )
+        objective()

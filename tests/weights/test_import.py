@@ -284,6 +284,7 @@ def test_the_five_convolutions_take_the_three_that_fit(checkpoints, tmp_path):
     assert "conv5b/kernel [3, 3, 3, 512, 512]" in done["left"]
 
 
+@pytest.mark.slow
 def test_c3d_through_the_stratifier_sees_blue_green_red_of_0_to_255_less_their_means(
     checkpoints, tmp_path
 ):
@@ -376,6 +377,7 @@ def test_our_own_parent_inflates(tmp_path):
     assert load_model(tmp_path / "x.keras").input_shape == (None, 8, 32, 32, 1)
 
 
+@pytest.mark.slow
 def test_the_parent_that_fit_trains_on_slices_inflates(tmp_path):
     """Its output `share`, how much of a slice is diseased, has no place in a network of volumes: left, and listed."""
     arguments = {"input_shape": [32, 32, 1], "classes": 2, "share": True}
@@ -592,7 +594,7 @@ def test_an_altered_shipped_file_is_not_loaded(tmp_path, monkeypatch):
 
 
 def test_training_that_starts_from_a_file_keeps_its_window(tmp_path):
-    from tf_covid.training.initialise import inherited
+    from tf_covid.training.initialise import preprocessing_of_init
     from tf_covid.training.settings import Settings
 
     asked = Preprocessing(
@@ -604,10 +606,10 @@ def test_training_that_starts_from_a_file_keeps_its_window(tmp_path):
     )
     save_model(UNet((32, 32, 1), filters=2), contract, tmp_path / "x.keras")
     # Slice rule and box come before the network's input, and are the run's own.
-    assert inherited(tmp_path / "x.keras")[0] == Preprocessing(
+    assert preprocessing_of_init(tmp_path / "x.keras")[0] == Preprocessing(
         level_hu=-600.0, width_hu=1500.0, input_scale=(2.0,)
     )
-    kept = Settings(box_margin=0.1).preprocessing(inherited(tmp_path / "x.keras")[0])
+    kept = Settings(box_margin=0.1).preprocessing(preprocessing_of_init(tmp_path / "x.keras")[0])
     assert (kept.level_hu, kept.width_hu, kept.box, kept.box_margin) == (
         -600.0,
         1500.0,
@@ -616,12 +618,13 @@ def test_training_that_starts_from_a_file_keeps_its_window(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_training_that_starts_from_an_import_keeps_its_input(inceptions, tmp_path):
-    from tf_covid.training.initialise import inherited
+    from tf_covid.training.initialise import preprocessing_of_init
 
     wish = ImportRequest("i3d", clip=(16, 32, 32), inflate=True, allow_missing_head=True)
     import_weights(inceptions["torchvision"], wish, tmp_path / "x.keras")
-    preprocessing, channels, shared = inherited(tmp_path / "x.keras")
+    preprocessing, channels, shared = preprocessing_of_init(tmp_path / "x.keras")
     assert (preprocessing.input_scale, preprocessing.input_offset, channels) == ((2.0,), (-1.0,), 1)
     assert shared == {"stem": "symmetric"}
-    assert inherited(None)[1:] == (1, {})
+    assert preprocessing_of_init(None)[1:] == (1, {})

@@ -18,8 +18,10 @@ from tf_covid.study.predictions import write_predictions
 from tf_covid.study.records import AnyPredictions
 from tf_covid.study.seen import as_seen, seen_sentences
 from tf_covid.study.study import build_study, write_study
+from tf_covid.tasks import TASKS
+from tf_covid.training.network_spec import NetworkSpec
 from tf_covid.training.settings import Settings
-from tf_covid.training.tasks import MODELS, labels_of, lesson_for
+from tf_covid.training.tasks import labels_of, objective_for
 from tf_covid.weights import LoadedModel, catalog, load, quarantine, seen
 from tf_covid.weights.contract import check_trained
 
@@ -75,7 +77,7 @@ def evaluate(
         filled = cache.fill(
             rows,
             out / "cache",
-            _wanted(model, rows),
+            _cache_spec(model, rows),
             workers=workers,
             max_skipped=max_skipped,
             progress=progress,
@@ -110,15 +112,19 @@ def _models(sources: Sequence[str | Path]) -> list[LoadedModel]:
     for model in models:
         check_trained(model.name, model.contract)
     tasks = sorted({model.contract.task for model in models})
-    if len(tasks) > 1 or tasks[0] not in MODELS:
+    if len(tasks) > 1 or tasks[0] not in TASKS:
         raise ModelError(
-            f"models of one task, {', '.join(MODELS)}, are needed, not {', '.join(tasks)}"
+            f"models of one task, {', '.join(TASKS)}, are needed, not {', '.join(tasks)}"
         )
-    if tasks[0] in ("severity", "covid"):
+    task = TASKS[tasks[0]]
+    if task.classifies_scans:
         LocalModels(sources)  # that they go together, and with our lung model
-    elif tasks[0] == "slices" and models[0].contract.lungs_sha256 not in (None, load(LUNGS).sha256):
+    elif task.cache_kind == "clips" and models[0].contract.lungs_sha256 not in (
+        None,
+        load(LUNGS).sha256,
+    ):
         raise ModelError(f"{models[0].name} was trained behind another lung model than {LUNGS}")
-    if tasks[0] in ("slices", "lungs") and len(models) > 1:
+    if not task.classifies_scans and len(models) > 1:
         raise ModelError(
             f"several models of the task {tasks[0]} do not answer together; evaluate them one"
             " by one"
@@ -126,21 +132,18 @@ def _models(sources: Sequence[str | Path]) -> list[LoadedModel]:
     return models
 
 
-def _wanted(model: LoadedModel, rows: Sequence[ManifestRow]) -> cache.CacheSpec:
+def _cache_spec(model: LoadedModel, rows: Sequence[ManifestRow]) -> cache.CacheSpec:
     """Records on the network's own grid: the clip is the one that `infer` makes."""
-    contract = model.contract
-    shape = model.network.input_shape
-    grid = (
-        shape[1:4]
-        if contract.task in ("severity", "covid")
-        else (cache.LARGEST_GRID[0], *shape[1:3])
-    )
-    d, h, w = grid
-    planes = contract.task == "lungs"
-    lesions = all(row.lesions for row in rows) if planes else contract.task == "slices"
+    task, shape = TASKS[model.contract.task], model.network.input_shape
+    d, h, w = shape[1:4] if task.classifies_scans else (cache.LARGEST_GRID[0], *shape[1:3])
+    lesions = {
+        "always": True,
+        "where all have them": all(row.lesions for row in rows),
+        "for deep supervision": False,
+    }[task.lesions]
     sha256 = quarantine.sha256(catalog.find(LUNGS))
     return cache.CacheSpec(
-        "planes" if planes else "clips", (d, h, w), contract.preprocessing, LUNGS, sha256, lesions
+        task.cache_kind, (d, h, w), model.contract.preprocessing, LUNGS, sha256, lesions
     )
 
 
@@ -153,19 +156,18 @@ def _answers(
     used = [row for row in rows if row.case in entries]
     if not used:
         raise CohortError("no scan of the manifest can be used")
-    wanted = _wanted(model, rows)
+    spec = _cache_spec(model, rows)
     shape = model.network.input_shape
     clip = shape[1:4] if len(shape) == 5 else (1, *shape[1:3])
-    settings = Settings(clip=clip)
-    lesson = lesson_for(
-        model.contract.task,
-        model.contract.model,
+    contract = model.contract
+    arguments = contract.arguments | {"input_shape": list(shape[1:])}
+    objective = objective_for(
+        contract.task,
+        NetworkSpec(contract.model, arguments, contract.preprocessing),
         used,
         labels,
-        settings,
-        model.contract.preprocessing,
-        shape[-1],
-        wanted.grid,
+        Settings(clip=clip),
+        spec.grid,
     )
-    answers = lesson.answers(model.network, [entries[row.case] for row in used])
+    answers = objective.answers(model.network, [entries[row.case] for row in used])
     return as_predictions(model.contract.task, used, labels, answers, 0)

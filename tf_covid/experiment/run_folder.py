@@ -28,7 +28,7 @@ class FitRequest:
 
     Args:
         manifest: The cohort.
-        task: Name of the task, a row of `training.tasks`.
+        task: Name of a row of `tasks.TASKS`.
         model: Network.
         out: The run's folder.
         settings: How.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import time
@@ -22,10 +23,11 @@ from tf_covid.models import NETWORKS
 from tf_covid.training import checkpoint
 from tf_covid.training.cpu_layers import cpu_optimised
 from tf_covid.training.dense import add_deep_supervision
-from tf_covid.training.initialise import centre, start_from
+from tf_covid.training.initialise import data_dependent_init, start_from
+from tf_covid.training.network_spec import NetworkSpec
 from tf_covid.training.norms import Census, Judged, copy_weights, give, learning, set_momentum
 from tf_covid.training.settings import Settings, Stage
-from tf_covid.training.tasks import ClipLesson, Lesson
+from tf_covid.training.tasks import ClipObjective, Objective
 from tf_covid.training.trainer_model import TrainerModel
 from tf_covid.weights.files import POLICIES
 
@@ -40,28 +42,26 @@ OnEpochEnd = Callable[[int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
-class Plan:
+class FoldPlan:
     """What one fold's training is made of.
 
     Args:
-        model: ManifestRow of the table of models.
-        lesson: What it learns.
-        settings: How.
-        init: Weights to start from; None: at random.
-        fold: Its number, which the seed follows from.
-        mirrored: Use all devices.
+        network: The network that is trained.
+        objective: What the network is trained to answer.
+        settings: Settings of the training.
+        fold: Index of the fold, which the seed follows from.
+        mirrored: Whether all devices are used.
     """
 
-    model: str
-    lesson: Lesson
+    network: NetworkSpec
+    objective: Objective
     settings: Settings
-    init: str | Path | None
     fold: int
     mirrored: bool = False
 
     @property
     def seed(self) -> int:
-        """Of this fold."""
+        """Seed of this fold: weights, order of the records and augmentation follow from it."""
         return (self.settings.seed * 1009 + self.fold) % 2**31
 
 
@@ -83,7 +83,7 @@ class Trained:
 
 
 def train(
-    plan: Plan,
+    plan: FoldPlan,
     train_records: Sequence[CacheRecord],
     validation_records: Sequence[CacheRecord],
     folder: Path,
@@ -118,18 +118,18 @@ def train(
             settings, train_records, validation_records, len(devices)
         )
     epoch_visits = len(visits(len(train_records), 0, plan.seed, settings.batch))
-    steps = plan.lesson.steps(epoch_visits)
+    steps = plan.objective.steps(epoch_visits)
     with strategy.scope():
-        network, trainer, origin = _build(plan)
+        network, trainer, objective, origin = _build(plan)
         optimizer = _optimizer(settings, steps)
         optimizer.build(trainer.trainable_variables)
     set_momentum(trainer.network, steps * _shortest(settings))
     # What is saved: in float32, without what training added.
-    plain = NETWORKS[plan.model].build(**plan.lesson.arguments)
-    census = Census(plain, plan.lesson, train_records)
+    plain = NETWORKS[plan.network.model].build(**plan.network.arguments)
+    census = Census(plain, objective, train_records)
     state_file = folder / "state.npz"
-    if NETWORKS[plan.model].data_dependent_init and plan.init is None and not state_file.exists():
-        centre(network, _first_clips(plan, train_records))
+    if _centred(plan.network) and not state_file.exists():
+        data_dependent_init(network, _first_clips(plan, train_records))
     weights = list(trainer.variables)
     variables = [*weights, *optimizer.variables]
     state = (
@@ -146,7 +146,7 @@ def train(
             continue
         with strategy.scope():
             _freeze(network, trainer, stage)
-            losses, shares, metrics = plan.lesson.losses(cases)
+            losses, shares, metrics = objective.losses(cases)
             # Each device has the mean of its share of the batch, and Keras adds up what the devices
             # have.
             shares = {name: share / strategy.num_replicas_in_sync for name, share in shares.items()}
@@ -157,6 +157,7 @@ def train(
         _fit(
             trainer,
             plan,
+            objective,
             train_records,
             validation_records,
             state,
@@ -189,40 +190,45 @@ def _for_replicas(
     return validation_records[: len(validation_records) // replicas * replicas]
 
 
-def _first_clips(plan: Plan, train_records: Sequence[CacheRecord]) -> np.ndarray:
+def _first_clips(plan: FoldPlan, train_records: Sequence[CacheRecord]) -> np.ndarray:
     """What the network meets in the beginning, unchanged, (N, D, H, W, C)."""
     first = train_records[:64]
-    data = plan.lesson.batches(first, order=np.arange(len(first))[np.newaxis], seed=plan.seed)
+    data = plan.objective.batches(first, order=np.arange(len(first))[np.newaxis], seed=plan.seed)
     return np.concatenate(
-        [plan.lesson.prepare(inputs, targets, False)[0].numpy() for inputs, targets in data]
+        [plan.objective.prepare(inputs, targets, False)[0].numpy() for inputs, targets in data]
     )
 
 
-def _build(plan: Plan) -> tuple[keras.Model, TrainerModel, str]:
-    settings, lesson = plan.settings, plan.lesson
+def _centred(network: NetworkSpec) -> bool:
+    return NETWORKS[network.model].data_dependent_init and network.init is None
+
+
+def _build(plan: FoldPlan) -> tuple[keras.Model, TrainerModel, Objective, str]:
+    """The network in training, what trains it, what it is asked for then, and its weights' origin."""
+    settings, model, objective = plan.settings, plan.network.model, plan.objective
     policy = "float32"
     if settings.precision == "mixed":
         policy = POLICIES["float16" if tf.config.list_logical_devices("GPU") else "bfloat16"]
     try:
-        network = NETWORKS[plan.model].build(**lesson.arguments, dtype=policy)
+        network = NETWORKS[model].build(**plan.network.arguments, dtype=policy)
     except (TypeError, ValueError) as error:
         raise TrainingError(
-            f"{plan.model} cannot be built with these settings: {str(error).splitlines()[0]}"
+            f"{model} cannot be built with these settings: {str(error).splitlines()[0]}"
         ) from error
-    origin = start_from(network, plan.init)
-    if isinstance(lesson, ClipLesson) and settings.disease_endpoints:
+    origin = start_from(network, plan.network.init)
+    if isinstance(objective, ClipObjective) and settings.disease_endpoints:
         names = {layer.name for layer in network.layers}
         if unknown := [name for name in settings.disease_endpoints if name not in names]:
-            raise TrainingError(
-                f"disease_endpoints: {plan.model} has no layer {', '.join(unknown)}"
-            )
+            raise TrainingError(f"disease_endpoints: {model} has no layer {', '.join(unknown)}")
         try:
-            network, lesson.cells = add_deep_supervision(network, settings.disease_endpoints)
+            network, cells = add_deep_supervision(network, settings.disease_endpoints)
         except ValueError as error:
             raise TrainingError(f"disease_endpoints: {error}") from error
+        objective = dataclasses.replace(objective, cells=cells)
     if not tf.config.list_logical_devices("GPU"):
         network = cpu_optimised(network)
-    return network, TrainerModel(network, lesson.prepare, name=f"{plan.model}_trainer"), origin
+    trainer = TrainerModel(network, objective.prepare, name=f"{model}_trainer")
+    return network, trainer, objective, origin
 
 
 def _optimizer(settings: Settings, steps: int) -> keras.optimizers.Optimizer:
@@ -275,31 +281,32 @@ def _freeze(network: keras.Model, trainer: keras.Model, stage: Stage | None) -> 
 
 def _fit(
     trainer: TrainerModel,
-    plan: Plan,
+    plan: FoldPlan,
+    objective: Objective,
     train_records: Sequence[CacheRecord],
     validation_records: Sequence[CacheRecord],
     state: checkpoint.TrainingState,
     last: int,
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> None:
-    settings, lesson, start = plan.settings, plan.lesson, state.epoch
+    settings, start = plan.settings, state.epoch
     order = np.stack(
         [
             visits(len(train_records), epoch, plan.seed, settings.batch)
             for epoch in range(start, last)
         ]
     )
-    data = lesson.batches(train_records, order=order, seed=plan.seed, first_epoch=start)
+    data = objective.batches(train_records, order=order, seed=plan.seed, first_epoch=start)
     measured: dict[str, Any] = {}
     if validation_records:
-        measured["validation_data"] = lesson.batches(
+        measured["validation_data"] = objective.batches(
             validation_records, order=np.arange(len(validation_records))[np.newaxis], seed=plan.seed
         )
     trainer.fit(
         data,
         initial_epoch=start,
         epochs=last,
-        steps_per_epoch=lesson.steps(order.shape[1]),
+        steps_per_epoch=objective.steps(order.shape[1]),
         shuffle=False,
         verbose=0,
         callbacks=list(callbacks),

@@ -15,7 +15,7 @@ from tf_covid.weights import Preprocessing, catalog, load, read_contract
 log = logging.getLogger(__name__)
 
 
-def inherited(init: str | Path | None) -> tuple[Preprocessing, int, dict[str, Any]]:
+def preprocessing_of_init(init: str | Path | None) -> tuple[Preprocessing, int, dict[str, Any]]:
     """What a classifier that starts from a file must share with it, or the weights would meet another input.
 
     Returns:
@@ -68,7 +68,7 @@ def start_from(network: keras.Model, init: str | Path | None) -> str:
     return f", started from the weights {source.sha256}"
 
 
-def centre(network: keras.Model, clips: np.ndarray) -> None:
+def data_dependent_init(network: keras.Model, clips: np.ndarray) -> None:
     """Set what a network without batch normalisation starts from: each unit has mean 0 and variance 1 on `clips`.
 
     A dense unit has few values to tell its variance by, one a clip, so that all units of its layer

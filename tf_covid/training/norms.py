@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_covid.cohort.cache import CacheRecord
-from tf_covid.training.tasks import Lesson
+from tf_covid.training.tasks import Objective
 
 #: The momentum of Keras, which long runs keep.
 SLOWEST = 0.99
@@ -64,14 +64,14 @@ class Census:
 
     Args:
         network: Without what was there for the training only; its weights are overwritten.
-        lesson: What makes clips of records.
+        objective: What makes clips of records.
         entries: The training set, in a fixed order.
     """
 
     def __init__(
-        self, network: keras.Model, lesson: Lesson, entries: Sequence[CacheRecord]
+        self, network: keras.Model, objective: Objective, entries: Sequence[CacheRecord]
     ) -> None:
-        self.network, self._lesson, self._entries = network, lesson, entries
+        self.network, self._objective, self._entries = network, objective, entries
         self.norms = norms_of(network)
         self._graphs: dict[frozenset[str], Any] = {}
 
@@ -91,14 +91,14 @@ class Census:
             return {}
         count = len(self._entries)
         if most is not None:
-            count = min(count, max(1, most // self._lesson.each))
+            count = min(count, max(1, most // self._objective.each))
         order = np.linspace(0, len(self._entries) - 1, count).round().astype(int)[np.newaxis]
-        data = self._lesson.batches(self._entries, order=order, seed=0, even=True)
+        data = self._objective.batches(self._entries, order=order, seed=0, even=True)
         graph = self._graph(frozenset(norm.name for norm in chosen), chosen)
         before = self.network.get_weights()
         clips, means, squares = 0, [0.0] * len(chosen), [0.0] * len(chosen)
         for inputs, targets in data:
-            batch, _ = self._lesson.prepare(inputs, targets, False)
+            batch, _ = self._objective.prepare(inputs, targets, False)
             size = int(batch.shape[0])
             clips += size
             for number, (mean, variance) in enumerate(graph(batch)):

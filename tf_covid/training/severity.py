@@ -26,7 +26,7 @@ from tf_covid.training.cases import UNSEEN, draw_cases, drawn, phantom_mark
 from tf_covid.training.clips import Clips, batches, make_clips, masked, read_clips
 from tf_covid.training.cpu_layers import cpu_optimised
 from tf_covid.training.dense import add_deep_supervision
-from tf_covid.training.initialise import centre, inherited, start_from
+from tf_covid.training.initialise import data_dependent_init, preprocessing_of_init, start_from
 from tf_covid.training.losses import disease_loss, score_loss
 from tf_covid.training.run import NOTE, continues, fit, setup, train_only
 from tf_covid.weights import Contract, load, save_model
@@ -173,7 +173,7 @@ def main(
     draw_cases(folder, held_out)
     draw_cases(folder, range(train))
     unet = load(lungs)
-    preprocessing, channels, shared = inherited(init)
+    preprocessing, channels, shared = preprocessing_of_init(init)
     arguments = {
         "input_shape": [*clip, channels],
         "classes": len(severity.LABELS),
@@ -188,7 +188,7 @@ def main(
         where = make_clips(folder, seeds, preprocessor, unet.sha256)
     seen = read_clips(folder, where, range(train))
     if kind == "ltc" and init is None:
-        centre(network, masked(seen[:64], preprocessor))
+        data_dependent_init(network, masked(seen[:64], preprocessor))
     trained = recipe.build(**arguments, dtype=POLICIES[precision])
     trained.set_weights(network.get_weights())
     curves = teach(

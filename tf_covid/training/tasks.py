@@ -1,4 +1,4 @@
-"""What each task teaches: which records it needs, what a network is asked for, and what its answers are."""
+"""What a network is trained to answer in each task: its inputs, targets, losses and outputs."""
 
 from __future__ import annotations
 
@@ -10,32 +10,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_covid import severity
 from tf_covid.cohort.cache import CacheRecord
 from tf_covid.cohort.dataset import batches
 from tf_covid.cohort.manifest import ManifestRow
 from tf_covid.cohort.training_input import ClipTrainingInput, SliceTrainingInput
 from tf_covid.errors import CohortError, TrainingError
+from tf_covid.tasks import TASKS
 from tf_covid.training import losses
 from tf_covid.training.dense import pooled
+from tf_covid.training.network_spec import NetworkSpec
 from tf_covid.training.settings import Settings
-from tf_covid.weights import Preprocessing
-
-#: Task → labels of the logits.
-CLASSES = {
-    "severity": severity.LABELS,
-    "covid": ("negative", "positive"),
-    "lungs": (),
-    "slices": ("clear", "diseased"),
-}
-
-#: Task → networks that can learn it.
-MODELS = {
-    "severity": ("i3d", "ltc"),
-    "covid": ("i3d", "ltc"),
-    "lungs": ("unet",),
-    "slices": ("inception_v1",),
-}
 
 #: A slice counts as diseased from this share of its lung.
 DISEASED_SHARE = 0.005
@@ -47,31 +31,13 @@ def labels_of(rows: Sequence[ManifestRow], task: str) -> dict[str, int]:
     Raises:
         CohortError: If a row lacks what the task is about.
     """
-    if task == "severity":
-        found = {row.case: _severity(row) for row in rows}
-    elif task == "covid":
-        found = {row.case: row.covid for row in rows}
-    else:
-        mask = {"lungs": "lungs", "slices": "lesions"}[task]
-        found = {row.case: 0 if getattr(row, mask) else None for row in rows}
-    if lacking := [case for case, label in found.items() if label is None]:
-        needs = {
-            "severity": "severity or ct_score",
-            "covid": "covid",
-            "lungs": "lungs",
-            "slices": "lesions",
-        }[task]
+    labels = {row.case: TASKS[task].label_of(row) for row in rows}
+    if missing := [case for case, label in labels.items() if label is None]:
         raise CohortError(
-            f"{len(lacking)} of {len(rows)} rows have no {needs}, which the task {task} needs: "
-            f"{', '.join(lacking[:5])}{' …' if len(lacking) > 5 else ''}"
+            f"{len(missing)} of {len(rows)} rows have no {TASKS[task].columns}, which the task"
+            f" {task} needs: {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}"
         )
-    return {case: int(label) for case, label in found.items() if label is not None}
-
-
-def _severity(row: ManifestRow) -> int | None:
-    if row.severity is not None or row.ct_score is None:
-        return row.severity
-    return severity.severity_class(row.ct_score)
+    return {case: int(label) for case, label in labels.items() if label is not None}
 
 
 def score_of(row: ManifestRow) -> float:
@@ -79,15 +45,13 @@ def score_of(row: ManifestRow) -> float:
     return float("nan") if row.ct_score is None else row.ct_score
 
 
-class Lesson(Protocol):
-    """What a task asks of a network.
+class Objective(Protocol):
+    """What a network is trained to answer: an immutable value.
 
-    `arguments` build the network; `each` is the number of its inputs that a record gives in an
-    epoch; `targets` come with each record; `batches` with `even` are as alike in size as they can
-    be, and none larger than in training.
+    `each` is the number of the network's inputs that a record gives in an epoch; `targets` come
+    with each record; `batches` with `even` are as alike in size as they can be, and none larger
+    than in training.
     """
-
-    arguments: dict[str, Any]
 
     @property
     def each(self) -> int: ...
@@ -119,45 +83,29 @@ class Lesson(Protocol):
     ) -> dict[str, np.ndarray]: ...
 
 
-@dataclass
-class ClipLesson:
+@dataclass(frozen=True)
+class ClipObjective:
     """severity, covid: a class, a CT score and where the disease lies, from a whole clip.
 
     Args:
-        task: Its name.
-        rows: Case → row.
+        task: Name of the task.
+        rows: Case → row of the manifest.
         labels: Case → class.
-        settings: Of the run.
-        preprocessing: Of the network.
-        channels: Of its input.
-        grid: Of the records.
-        cells: Endpoint → its cells (d, h, w), where the disease is asked for.
+        settings: Settings of the training.
+        grid: Frames, height and width of the records.
+        scored: Whether the network answers with a CT score as well.
+        feed: Makes clips and lesion masks of a batch of records.
+        cells: Output of deep supervision → cells (d, h, w) of its endpoint.
     """
 
     task: str
     rows: Mapping[str, ManifestRow]
     labels: Mapping[str, int]
     settings: Settings
-    preprocessing: Preprocessing
-    channels: int
     grid: tuple[int, int, int]
-    cells: dict[str, tuple[int, int, int]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        known = any(row.ct_score is not None for row in self.rows.values())
-        self.scored = bool(self.task == "severity" and known and self.settings.ct_score_weight)
-        self.arguments: dict[str, Any] = {
-            "input_shape": [*self.settings.clip, self.channels],
-            "classes": len(CLASSES[self.task]),
-            "ct_score": self.scored,
-        }
-        self.feed = ClipTrainingInput(
-            self.grid,
-            self.settings.clip,
-            self.preprocessing,
-            self.channels,
-            self.settings.augmentation,
-        )
+    scored: bool
+    feed: ClipTrainingInput
+    cells: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
     @property
     def each(self) -> int:
@@ -185,7 +133,7 @@ class ClipLesson:
     ) -> tuple[dict[str, losses.Loss], dict[str, float], dict[str, Any]]:
         """Losses, their weights, metrics."""
         weights = class_weights(
-            [self.labels[case] for case in cases], len(CLASSES[self.task]), self.settings
+            [self.labels[case] for case in cases], len(TASKS[self.task].labels), self.settings
         )
         make = losses.ordinal if self.settings.loss == "ordinal" else losses.cross_entropy
         found: dict[str, losses.Loss] = {"logits": make(weights)}
@@ -237,41 +185,19 @@ class ClipLesson:
         return _joined(found, network)
 
 
-@dataclass
-class SliceLesson:
+@dataclass(frozen=True)
+class SliceObjective:
     """slices: is this slice diseased, and how much of its lung, from one frame of a clip.
 
     Args:
-        settings: Of the run.
-        preprocessing: Of the network.
-        channels: Of its input.
-        grid: Of the records.
+        settings: Settings of the training.
+        grid: Frames, height and width of the records.
+        feed: Makes pictures and masks of a batch of slices.
     """
 
     settings: Settings
-    preprocessing: Preprocessing
-    channels: int
     grid: tuple[int, int, int]
-    #: The pictures are masked, as in a clip, so that the network can be inflated.
-    masked: bool = True
-
-    def __post_init__(self) -> None:
-        self.arguments: dict[str, Any] = {
-            "input_shape": [*self.settings.clip[1:], self.channels],
-            "classes": len(CLASSES["slices"]),
-            "share": True,
-        }
-        self.feed = self._feed()
-
-    def _feed(self) -> SliceTrainingInput:
-        return SliceTrainingInput(
-            self.grid[1:],
-            self.settings.clip[1:],
-            masked=self.masked,
-            augmentation=self.settings.augmentation,
-            preprocessing=self.preprocessing,
-            channels=self.channels,
-        )
+    feed: SliceTrainingInput
 
     @property
     def each(self) -> int:
@@ -301,7 +227,7 @@ class SliceLesson:
         """Losses, their weights, metrics. Slices are not weighed: half of them are diseased, more or less."""
         accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
         wanted: dict[str, losses.Loss] = {
-            "logits": losses.cross_entropy([1.0] * len(CLASSES["slices"])),
+            "logits": losses.cross_entropy([1.0] * len(TASKS["slices"].labels)),
             "share": losses.share_loss,
         }
         return wanted, {"logits": 1.0, "share": 20.0}, {"logits": accuracy}
@@ -365,32 +291,16 @@ class SliceLesson:
                 yield number, inputs, *self.prepare(inputs, targets, False)
 
 
-class LungLesson(SliceLesson):
+@dataclass(frozen=True)
+class MaskObjective(SliceObjective):
     """lungs: the mask of a slice, and of its disease where the cohort has lesion masks.
 
     Args:
-        masks: 1 for the lungs; 2 for the disease, too.
-        *rest: See `SliceLesson`.
+        settings, grid, feed: See `SliceObjective`.
+        masks: Outputs of the network: 1 for the lungs, 2 for the lungs and the disease.
     """
 
-    def __init__(
-        self,
-        masks: int,
-        settings: Settings,
-        preprocessing: Preprocessing,
-        channels: int,
-        grid: tuple[int, int, int],
-    ) -> None:
-        self.masks = masks
-        super().__init__(settings, preprocessing, channels, grid, masked=False)
-
-    def __post_init__(self) -> None:
-        """Build what the masks decide."""
-        self.arguments = {
-            "input_shape": [*self.settings.clip[1:], self.channels],
-            "outputs": self.masks,
-        }
-        self.feed = self._feed()
+    masks: int = 1
 
     def prepare(
         self, inputs: dict[str, Any], targets: dict[str, Any], training: bool
@@ -418,39 +328,113 @@ class LungLesson(SliceLesson):
         return {"dice": np.array(dice)}
 
 
-def lesson_for(
+def _clip_objective(
     task: str,
-    model: str,
+    network: NetworkSpec,
     rows: Sequence[ManifestRow],
     labels: Mapping[str, int],
     settings: Settings,
-    preprocessing: Preprocessing,
-    channels: int,
     grid: tuple[int, int, int],
-) -> Lesson:
-    """The lesson of a task.
+) -> Objective:
+    feed = ClipTrainingInput(
+        grid, settings.clip, network.preprocessing, network.channels, settings.augmentation
+    )
+    scored = bool(network.arguments.get("ct_score"))
+    return ClipObjective(
+        task, {row.case: row for row in rows}, labels, settings, grid, scored, feed
+    )
 
-    Raises:
-        TrainingError: If the network cannot learn it, or the settings do not fit.
+
+def _slice_input(
+    task: str,
+    network: NetworkSpec,
+    settings: Settings,
+    grid: tuple[int, int, int],
+    *,
+    masked: bool,
+) -> SliceTrainingInput:
+    """The layers in front of a 2D network.
+
+    Args:
+        task: Name of the task.
+        network: The network to be trained.
+        settings: Settings of the training.
+        grid: Frames, height and width of the records.
+        masked: Whether the pictures are masked, as in a clip.
     """
-    if model not in MODELS[task]:
-        raise TrainingError(f"the task {task} is for {' or '.join(MODELS[task])}, not for {model}")
-    if settings.disease_endpoints and task not in ("severity", "covid"):
+    if settings.disease_endpoints:
         raise TrainingError(
             f"disease_endpoints are layers of a 3D network; the task {task} has none"
-        )
-    if task in ("severity", "covid"):
-        return ClipLesson(
-            task, {row.case: row for row in rows}, labels, settings, preprocessing, channels, grid
         )
     if grid[1] * grid[2] % 8:
         raise TrainingError(
             f"the task {task} needs slices of a multiple of 8 pixels, not {grid[1]}×{grid[2]}"
         )
-    if task == "slices":
-        return SliceLesson(settings, preprocessing, channels, grid)
-    masks = 2 if all(row.lesions for row in rows) else 1
-    return LungLesson(masks, settings, preprocessing, channels, grid)
+    return SliceTrainingInput(
+        grid[1:],
+        settings.clip[1:],
+        masked=masked,
+        augmentation=settings.augmentation,
+        preprocessing=network.preprocessing,
+        channels=network.channels,
+    )
+
+
+def _slice_objective(
+    task: str,
+    network: NetworkSpec,
+    rows: Sequence[ManifestRow],
+    labels: Mapping[str, int],
+    settings: Settings,
+    grid: tuple[int, int, int],
+) -> Objective:
+    # Masked, as in a clip, so that the network can be inflated.
+    return SliceObjective(settings, grid, _slice_input(task, network, settings, grid, masked=True))
+
+
+def _mask_objective(
+    task: str,
+    network: NetworkSpec,
+    rows: Sequence[ManifestRow],
+    labels: Mapping[str, int],
+    settings: Settings,
+    grid: tuple[int, int, int],
+) -> Objective:
+    feed = _slice_input(task, network, settings, grid, masked=False)
+    return MaskObjective(settings, grid, feed, int(network.arguments.get("outputs", 1)))
+
+
+#: Name of the task → makes its objective.
+OBJECTIVES = {
+    "severity": _clip_objective,
+    "covid": _clip_objective,
+    "lungs": _mask_objective,
+    "slices": _slice_objective,
+}
+
+
+def objective_for(
+    task: str,
+    network: NetworkSpec,
+    rows: Sequence[ManifestRow],
+    labels: Mapping[str, int],
+    settings: Settings,
+    grid: tuple[int, int, int],
+) -> Objective:
+    """What a network is trained to answer.
+
+    Args:
+        task: Name of the task.
+        network: The network, complete.
+        rows: Rows of the manifest.
+        labels: Case → class.
+        settings: Settings of the training.
+        grid: Frames, height and width of the records.
+
+    Raises:
+        TrainingError: If the settings do not fit the task.
+    """
+    return OBJECTIVES[task](task, network, rows, labels, settings, grid)
 
 
 def class_weights(labels: Sequence[int], classes: int, settings: Settings) -> list[float]:

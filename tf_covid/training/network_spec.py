@@ -1,0 +1,94 @@
+"""A network that is to be trained: complete, and frozen, before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tf_covid.cohort.manifest import ManifestRow
+from tf_covid.errors import TrainingError
+from tf_covid.tasks import TASKS
+from tf_covid.training.initialise import preprocessing_of_init
+from tf_covid.training.settings import Settings
+from tf_covid.weights import Preprocessing
+
+#: Arguments that follow from the task, so that no setting may name them.
+_FIXED = {"input_shape", "classes", "ct_score", "outputs", "share", "dtype"}
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """All that a network is built from.
+
+    Args:
+        model: Row of `models.NETWORKS`.
+        arguments: Arguments of its builder.
+        preprocessing: Slice rule, lung box, HU window and input scaling.
+        init: Shipped name or file whose weights it starts from; None: at random.
+    """
+
+    model: str
+    arguments: Mapping[str, Any]
+    preprocessing: Preprocessing
+    init: str | Path | None = None
+
+    @property
+    def channels(self) -> int:
+        """Channels of the network's input."""
+        return int(self.arguments["input_shape"][-1])
+
+    @classmethod
+    def of(
+        cls,
+        task: str,
+        model: str,
+        rows: Sequence[ManifestRow],
+        settings: Settings,
+        init: str | Path | None = None,
+    ) -> NetworkSpec:
+        """The network of a training.
+
+        Args:
+            task: Name of the task.
+            model: Row of `models.NETWORKS`.
+            rows: Rows of the manifest: what they know decides the network's outputs.
+            settings: Settings of the training.
+            init: Shipped name or file whose weights it starts from; None: at random.
+
+        Raises:
+            TrainingError: If the network cannot learn the task, or a setting contradicts it.
+            ModelError: If `init` is missing or damaged.
+        """
+        networks = TASKS[task].networks
+        if model not in networks:
+            raise TrainingError(f"the task {task} is for {' or '.join(networks)}, not for {model}")
+        if fixed := settings.network.keys() & _FIXED:
+            raise TrainingError(f"network: {', '.join(sorted(fixed))} follow from the task")
+        preprocessing, channels, shared = preprocessing_of_init(init)
+        own = {} if settings.dropout is None else {"dropout": settings.dropout}
+        return cls(
+            model,
+            _arguments(task, rows, settings, channels) | shared | own | settings.network,
+            settings.preprocessing(preprocessing),
+            init,
+        )
+
+
+def _arguments(
+    task: str, rows: Sequence[ManifestRow], settings: Settings, channels: int
+) -> dict[str, Any]:
+    """Input shape and outputs, which follow from the task and what the cohort knows."""
+    row = TASKS[task]
+    if row.classifies_scans:
+        known = any(one.ct_score is not None for one in rows)
+        return {
+            "input_shape": [*settings.clip, channels],
+            "classes": len(row.labels),
+            "ct_score": bool(row.scored and known and settings.ct_score_weight),
+        }
+    picture = {"input_shape": [*settings.clip[1:], channels]}
+    if row.labels:
+        return picture | {"classes": len(row.labels), "share": True}
+    return picture | {"outputs": 2 if all(one.lesions for one in rows) else 1}
