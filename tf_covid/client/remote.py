@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from tf_covid import attention
 from tf_covid.answer import Answer, Segmentation, finite_probabilities, mean_known, mean_map
 from tf_covid.attention import Axis
-from tf_covid.client.transport import GrpcServer, Rejected, RestServer, Unavailable
+from tf_covid.client.transport import GrpcServer, Rejected, RestServer, ServerUnavailable
 from tf_covid.errors import ModelError, ScanRefused, ServingError
 from tf_covid.export.signatures import METHOD, TARGET
 from tf_covid.result import QualityFlag
@@ -212,7 +212,7 @@ class RemoteModels:
         for number in range(1, TRIES + 1):
             try:
                 return self._server.predict(name, "infer_bytes", inputs)
-            except Unavailable as error:
+            except ServerUnavailable as error:
                 if number == TRIES:
                     raise
                 self._say(f"{error}; asking again")
