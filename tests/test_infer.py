@@ -171,7 +171,7 @@ def test_a_finished_case_is_kept_and_another_question_needs_overwrite(patient, a
     assert not (out / "volume" / "attention.nii.gz").exists()
 
 
-@pytest.mark.parametrize("method", ["gradcam++", "layercam"])
+@pytest.mark.parametrize("method", ["gradcam++", pytest.param("layercam", marks=pytest.mark.slow)])
 def test_other_methods_and_the_papers_target(patient, tmp_path, method):
     run(
         patient / "volume.nii.gz",
@@ -186,6 +186,7 @@ def test_other_methods_and_the_papers_target(patient, tmp_path, method):
     assert (looked["method"], looked["target"]) == (method, "class")
 
 
+@pytest.mark.slow
 def test_several_models_give_their_mean_and_bfloat16_is_near(patient, answered, tmp_path):
     run(
         patient / "volume.nii.gz",
@@ -378,6 +379,7 @@ def test_one_call_in_python(patient):
     assert set(network.output) == {"logits", "ct_score"}
 
 
+@pytest.mark.slow
 def test_real_scan_in_three_formats_answers_alike(real_ct, tmp_path):
     import SimpleITK
 
@@ -393,6 +395,7 @@ def test_real_scan_in_three_formats_answers_alike(real_ct, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_lungs_of_the_real_scan(real_ct, tmp_path):
     import SimpleITK
 

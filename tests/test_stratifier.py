@@ -162,6 +162,7 @@ def test_networks_of_unknown_size_are_refused(unet):
         tf_covid.stratifier(UNet((32, 32, 1), depth=2), unet)
 
 
+@pytest.mark.slow
 def test_shipped_names_join(tmp_path):
     joined = tf_covid.stratifier("severity-i3d", precision="bfloat16")
     answer = joined({"hu": scan(24)[None], "depth": np.array([24], np.int32)})

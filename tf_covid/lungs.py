@@ -17,8 +17,8 @@ from tf_covid.result import Lungs
 #: Label of each lung in `lungs.nii.gz`.
 RIGHT, LEFT = 1, 2
 
-#: A separate piece of the mask belongs to the lungs when it has this share of the largest piece: a
-#: lung compressed by an effusion is kept, bowel gas and table tubes are not.
+#: A separate piece of the mask belongs to the lungs when it has this fraction of the largest piece:
+#: a lung compressed by an effusion is kept, bowel gas and table tubes are not.
 LEAST_PIECE = 0.04
 
 #: Lung denser than this is counted as involved where no lung model found the disease (the
@@ -30,7 +30,8 @@ INVOLVED_HU = -700.0
 #: count as disease.
 THIN_MM = 3.5
 
-#: A piece of lung lies on one side of the body when the other side has less than this share of it.
+#: A piece of lung lies on one side of the body when the other side has less than this fraction of
+#: it.
 STRADDLES = 0.15
 
 
@@ -41,13 +42,14 @@ class LungReading:
     Args:
         labels: uint8 (D, H, W) on the scan's grid; 0 outside, 1 right, 2 left.
         lungs: Volumes and involvement.
-        share: (D,) share of each slice that is lung, on the U-Net's grid, after cleaning.
+        lung_fraction: (D,) fraction of each slice that is lung, on the U-Net's grid, after
+            cleaning.
         involved: bool (D, h, w), diseased lung on the U-Net's grid: what the involvement counts.
     """
 
     labels: np.ndarray
     lungs: Lungs
-    share: np.ndarray
+    lung_fraction: np.ndarray
     involved: np.ndarray
 
 
@@ -66,7 +68,7 @@ def read_lungs(
         probability: float32 (D, h, w), lung probability on the U-Net's grid.
         keep: bool (D,), the kept slices.
         spacing_mm: Voxel size of `hu` along (D, H, W).
-        mask: The user's own mask, bool (D, H, W): taken as it is, and only its sides are told.
+        mask: The user's own mask, bool (D, H, W): taken as it is, and only its sides are found.
         disease: float32 (D, h, w), probability of diseased lung on the U-Net's grid: above 0.5 it
             is involvement, within the mask. Without it density decides (`INVOLVED_HU`, less what is
             as thin as a vessel).
@@ -100,15 +102,17 @@ def read_lungs(
     right, left = (
         sum(int(np.count_nonzero(plane == side)) for plane in labels) for side in (RIGHT, LEFT)
     )
-    cells, ill = (volume.sum(axis=(1, 2)) for volume in (sides > 0, involved))
+    cells, diseased = (volume.sum(axis=(1, 2)) for volume in (sides > 0, involved))
     lungs = Lungs(
         volume_ml=(right + left) * voxel_ml,
         left_ml=left * voxel_ml,
         right_ml=right * voxel_ml,
         slices_kept=int(keep.sum()),
         slices_total=len(keep),
-        involvement_percent=float(100.0 * ill.sum() / max(cells.sum(), 1)),
-        involvement_per_slice=tuple(float(value) for value in 100.0 * ill / np.maximum(cells, 1)),
+        involvement_percent=float(100.0 * diseased.sum() / max(cells.sum(), 1)),
+        involvement_per_slice=tuple(
+            float(value) for value in 100.0 * diseased / np.maximum(cells, 1)
+        ),
         involvement_by="hu_rule" if disease is None else "lesion_mask",
     )
     return LungReading(labels, lungs, cells / float(np.prod(grid)), involved)
@@ -186,7 +190,7 @@ def _cores(core: np.ndarray, total: int, middle: float) -> np.ndarray | None:
     large = large[large > 0]
     if not len(large):
         return None
-    if any(STRADDLES < share < 1 - STRADDLES for share in of_right[large]):
+    if any(STRADDLES < fraction < 1 - STRADDLES for fraction in of_right[large]):
         return None
     side = np.zeros(count + 1, np.uint8)
     side[large] = np.where(of_right[large] > 0.5, RIGHT, LEFT)
@@ -215,14 +219,14 @@ def _dense(hu: np.ndarray, mask: np.ndarray, cell_mm: tuple[float, float, float]
         THIN_MM + (cell_mm[1] + cell_mm[2]) / 4
     )  # from the border to a cell's centre is half a cell more
     out: np.ndarray = np.zeros_like(dense)
-    for number in np.flatnonzero(dense.any(axis=(1, 2))):
+    for slice_index in np.flatnonzero(dense.any(axis=(1, 2))):
         # One cell more around: the picture's border is a border.
-        plane = np.pad(dense[number], 1)
+        plane = np.pad(dense[slice_index], 1)
         core = ndimage.distance_transform_edt(plane, sampling=cell_mm[1:]) >= thin
         if core.any():
             # Back to the border from the core: opening by a disk, whose radius no cell size rounds.
             near = ndimage.distance_transform_edt(~core, sampling=cell_mm[1:]) <= thin
-            out[number] = (near & plane)[1:-1, 1:-1]
+            out[slice_index] = (near & plane)[1:-1, 1:-1]
     return out
 
 

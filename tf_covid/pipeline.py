@@ -314,7 +314,7 @@ def _flags(
     # Of the cleaned mask: a table's tube in the last slice does not cut a lung off. Too little lung
     # was refused before.
     limits = lung_flags(
-        reading.share, min_fraction=models.slice_minimum, spacing_mm=scan.spacing_mm
+        reading.lung_fraction, min_fraction=models.slice_minimum, spacing_mm=scan.spacing_mm
     )
     flags = [flag for flag in limits if flag.level != "error"]
     lungs = reading.lungs

@@ -201,6 +201,7 @@ def until(done: Callable[[], bool], seconds: float = 120.0) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_killed_parent_and_leave_nothing_for_long(
     rows: list[ManifestRow], wanted: cache.CacheSpec, tmp_path: Path
 ) -> None:

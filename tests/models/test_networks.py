@@ -24,6 +24,17 @@ ROWS = {
 }
 each_network = pytest.mark.parametrize(("name", "arguments"), ROWS.values(), ids=ROWS.keys())
 
+#: Rows that share their graph's code with another row: what takes seconds is tried on them by the
+#: slow tests.
+VARIANTS = ("i3d-rgb", "i3d-symmetric", "inception_v1-symmetric")
+each_network_variants_slow = pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        pytest.param(*row, id=id, marks=pytest.mark.slow if id in VARIANTS else ())
+        for id, row in ROWS.items()
+    ],
+)
+
 
 def batch(arguments, count=2):
     return np.random.default_rng(0).random((count, *arguments["input_shape"]), np.float32)
@@ -57,7 +68,7 @@ def test_keras_file_opens_in_safe_mode_without_our_classes(name, arguments, tmp_
     np.testing.assert_array_equal(network(clip)["logits"], again(clip)["logits"])
 
 
-@each_network
+@each_network_variants_slow
 def test_saved_model_answers_alike(name, arguments, tmp_path):
     network = NETWORKS[name].build(**arguments)
     network.export(tmp_path / "saved", verbose=False)
@@ -66,8 +77,10 @@ def test_saved_model_answers_alike(name, arguments, tmp_path):
     np.testing.assert_allclose(layer(clip)["logits"], network(clip)["logits"], atol=1e-5)
 
 
-@each_network
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+@each_network_variants_slow
+@pytest.mark.parametrize(
+    "precision", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
+)
 def test_one_training_step_changes_every_trainable_weight(name, arguments, precision):
     keras.utils.set_random_seed(0)
     network = NETWORKS[name].build(

@@ -117,6 +117,7 @@ def _run(seed: int, count: int, workers: int, out: Path, known: float = 0.0) -> 
     assert done.returncode == (1 if wrong else 0), done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_a_small_run_has_no_fault(tmp_path: Path) -> None:
     _run(seed=14, count=200, workers=1, out=tmp_path / "fuzz.jsonl")
 

@@ -180,6 +180,7 @@ def run(small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_a_fold_knows_what_it_learned_from(run: Path) -> None:
     tested = json.loads((run / "folds.json").read_text())["test"]
     for fold in (0, 1):
@@ -192,6 +193,7 @@ def test_a_fold_knows_what_it_learned_from(run: Path) -> None:
     assert json.loads((run / "study.json").read_text())["seen_in_training"] is None
 
 
+@pytest.mark.slow
 def test_evaluate_says_which_scans_were_in_the_training_set(
     run: Path, small_cohort: Path, tmp_path: Path
 ) -> None:

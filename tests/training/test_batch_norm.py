@@ -185,6 +185,7 @@ def test_a_network_answers_as_it_was_trained(entries: list[CacheRecord], tmp_pat
     assert keras.saving.load_model(path, compile=False).input_shape == read.input_shape
 
 
+@pytest.mark.slow
 def test_what_judges_is_what_is_saved(entries: list[CacheRecord], tmp_path: Path) -> None:
     """The loss of the best epoch on the held-out patients is that of the saved network: the same statistics."""
     asked = plan(epochs=4, validation_fraction=0.3, keep="best")
@@ -203,6 +204,7 @@ def test_what_judges_is_what_is_saved(entries: list[CacheRecord], tmp_path: Path
     assert mean == pytest.approx(min(trained.curves["val_loss"]), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_judging_changes_nothing_of_the_training(
     entries: list[CacheRecord], tmp_path: Path
 ) -> None:

@@ -82,7 +82,12 @@ def run(asked: FoldPlan, entries: list[CacheRecord], folder: Path, validation: i
             {"clip": (8, 32, 32), "precision": "mixed", "disease_endpoints": ("Mixed_3c",)},
             marks=pytest.mark.slow,
         ),
-        ("slices", "inception_v1", {"clip": (1, 32, 32), "slices_per_scan": 2}),
+        pytest.param(
+            "slices",
+            "inception_v1",
+            {"clip": (1, 32, 32), "slices_per_scan": 2},
+            marks=pytest.mark.slow,
+        ),
         (
             "lungs",
             "unet",

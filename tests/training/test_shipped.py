@@ -172,6 +172,7 @@ def test_the_disease_is_asked_for_on_the_cells_of_the_endpoints():
     }
 
 
+@pytest.mark.slow
 def test_training_starts_from_what_fits_of_a_file(tmp_path):
     contract = Contract(
         model="unet", arguments={"input_shape": [32, 32, 1], "filters": 2}, task="lungs", note="-"
@@ -191,6 +192,7 @@ def test_training_starts_from_what_fits_of_a_file(tmp_path):
     assert start_from(two, None) == ""
 
 
+@pytest.mark.slow
 def test_the_mean_of_lung_models_is_that_of_all_their_weights(tmp_path):
     models = []
     for number, filters in enumerate((2, 2, 3)):

@@ -43,6 +43,7 @@ def test_an_export_agrees_in_every_way(small_files, small_lungs, small_export):
     assert len({one.scan for one in checks}) == 2
 
 
+@pytest.mark.slow
 def test_another_models_export_does_not_agree(small_files, small_lungs, small_export):
     checks = []
     for check in verify(small_files.other, small_export.stratifier):
@@ -99,6 +100,7 @@ def test_nothing_that_is_answered_goes_unseen(small_models, name):
     assert largest_difference(question.right[signature], answer)[0] > 0.5
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_is_named(small_files, small_lungs, small_export, monkeypatch):
     monkeypatch.setattr(room, "_with_openvino", lambda *arguments: iter(()))
     with pytest.raises(ServingError, match="does not answer"):

@@ -179,7 +179,7 @@ HDF5: dict[str, tuple[str, Callable[[h5py.File], object]]] = {
         lambda f: f.create_dataset("x", (2,), np.dtype(("f4", (2,)))),
     ),
     "floats of 20 bits": ("not_numbers", odd_float),
-    "a name that is no text": ("damaged", lambda f: h5py.h5g.create(f.id, b"a\xff")),
+    "a name that is not a text": ("damaged", lambda f: h5py.h5g.create(f.id, b"a\xff")),
     "a name with a line break": (
         "damaged",
         lambda f: f.create_dataset("a\nb/kernel", data=np.ones(2, "f4")),

@@ -284,6 +284,7 @@ def test_the_five_convolutions_take_the_three_that_fit(checkpoints, tmp_path):
     assert "conv5b/kernel [3, 3, 3, 512, 512]" in done["left"]
 
 
+@pytest.mark.slow
 def test_c3d_through_the_stratifier_sees_blue_green_red_of_0_to_255_less_their_means(
     checkpoints, tmp_path
 ):
@@ -376,6 +377,7 @@ def test_our_own_parent_inflates(tmp_path):
     assert load_model(tmp_path / "x.keras").input_shape == (None, 8, 32, 32, 1)
 
 
+@pytest.mark.slow
 def test_the_parent_that_fit_trains_on_slices_inflates(tmp_path):
     """Its output `share`, how much of a slice is diseased, has no place in a network of volumes: left, and listed."""
     arguments = {"input_shape": [32, 32, 1], "classes": 2, "share": True}
@@ -616,6 +618,7 @@ def test_training_that_starts_from_a_file_keeps_its_window(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_training_that_starts_from_an_import_keeps_its_input(inceptions, tmp_path):
     from tf_covid.training.initialise import preprocessing_of_init
 

@@ -332,7 +332,8 @@ def test_i3d_answers_as_its_source(source, seed, frames, checkpoints, tmp_path, 
     assert difference < 1e-4
 
 
-@pytest.mark.parametrize("source", ["branch", pytest.param("sonnet", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["branch", "sonnet"])
 def test_one_channel_answers_as_three_equal_ones(source, checkpoints, tmp_path, record_property):
     draw, write, *_ = I3D[source]
     tensors = draw(checkpoints, 13)

@@ -30,8 +30,8 @@ class Split:
     Args:
         backbone: Clip → features.
         head: Features → `{"logits": …}` and `ct_score` where the network has one.
-        tie_sharing_head: The same answers from the same weights, with pools whose gradient is right
-            (`TieSharingMaxPool3D`).
+        tie_sharing_head: `head` with the same answers and weights, with pools whose gradient is
+            right (`TieSharingMaxPool3D`).
         explained: `tie_sharing_head`, logits only; its first layer is called "features".
         endpoint: Name of the layer at the cut.
     """
@@ -47,7 +47,7 @@ def split(network: keras.Model, endpoint: str) -> Split:
     """Cut a functional network at the output of a layer.
 
     Args:
-        network: From clips to `{"logits": …}`.
+        network: Model from clips to `{"logits": …}`.
         endpoint: Layer name, e.g. "Mixed_5c".
 
     Raises:

@@ -46,17 +46,17 @@ def feature_axes(network: keras.Model, endpoint: str) -> tuple[Axis, Axis, Axis]
     target = network.get_layer(endpoint)
     for layer in network.layers:
         if isinstance(layer, keras.layers.ZeroPadding3D):
-            for number, (before, after) in enumerate(layer.padding):
-                axes[number] = Axis(
-                    axes[number].step, axes[number].first - before * axes[number].step
+            for axis_index, (before, after) in enumerate(layer.padding):
+                axes[axis_index] = Axis(
+                    axes[axis_index].step, axes[axis_index].first - before * axes[axis_index].step
                 )
-                sizes[number] += before + after
+                sizes[axis_index] += before + after
         strides = getattr(layer, "strides", None)
         if strides is not None and max(strides) > 1:
             kernels = getattr(layer, "kernel_size", None) or layer.pool_size
-            for number, (kernel, stride) in enumerate(zip(kernels, strides, strict=True)):
-                axes[number], sizes[number] = _through(
-                    axes[number], sizes[number], kernel, stride, layer.padding
+            for axis_index, (kernel, stride) in enumerate(zip(kernels, strides, strict=True)):
+                axes[axis_index], sizes[axis_index] = _through(
+                    axes[axis_index], sizes[axis_index], kernel, stride, layer.padding
                 )
         if layer is target:
             break
@@ -92,52 +92,57 @@ def onto_scan(
 
     Args:
         raw: float32 (d, h, w), ≥ 0.
-        axes: From `feature_axes`.
+        axes: Axes of the map, from `feature_axes`.
         clip: (D', H', W') of the clip.
         keep: bool (D,), the kept slices.
-        box: (4,) top, bottom, left, right as shares of height and width.
+        box: (4,) top, bottom, left, right as fractions of height and width.
         lungs: (D, H, W), not 0 within the lungs.
 
     Returns:
         uint8 (D, H, W), 255 at the maximum; 0 outside the lungs, the box and the kept slices, and
-        everywhere where the map is 0. And the share of the map that lay within the lungs before it
-        was cut, 0–1, or None for an empty map.
+        everywhere where the map is 0. And the fraction of the map that lay within the lungs before
+        it was cut, 0–1, or None for an empty map.
     """
     rows = _plane_weights(axes[1], raw.shape[1], clip[1], lungs.shape[1], box[0], box[1])
     columns = _plane_weights(axes[2], raw.shape[2], clip[2], lungs.shape[2], box[2], box[3])
     planes = np.matmul(np.matmul(rows, raw), columns.T).astype(np.float32)  # (d, H, W)
     kept = np.flatnonzero(keep)
     # The rank of a kept slice among the kept, as the sampler put them one behind the other.
-    place = (np.arange(len(kept)) + 0.5) / max(len(kept), 1) * clip[0] - 0.5
-    along = centre_weights((place - axes[0].first) / axes[0].step, raw.shape[0])
+    position = (np.arange(len(kept)) + 0.5) / max(len(kept), 1) * clip[0] - 0.5
+    along = centre_weights((position - axes[0].first) / axes[0].step, raw.shape[0])
 
     def slices() -> Iterator[tuple[int, np.ndarray]]:
-        """Number and float map of every kept slice.
+        """Index and float map of every kept slice.
 
         Made twice rather than held, since a scan of them is large.
         """
-        for number, weights in zip(kept, along, strict=True):
-            yield int(number), sum(weights[tap] * planes[tap] for tap in np.flatnonzero(weights))
+        for slice_index, weights in zip(kept, along, strict=True):
+            yield (
+                int(slice_index),
+                sum(weights[tap] * planes[tap] for tap in np.flatnonzero(weights)),
+            )
 
     total = within = highest = 0.0
-    for number, plane in slices():
-        inside = plane[lungs[number] > 0]
+    for slice_index, plane in slices():
+        inside = plane[lungs[slice_index] > 0]
         total, within = total + float(plane.sum()), within + float(inside.sum())
         highest = max(highest, float(inside.max(initial=0.0)))
     out = np.zeros(lungs.shape, np.uint8)
     if highest > 0:
-        for number, plane in slices():
-            out[number] = np.rint(np.where(lungs[number] > 0, plane, 0.0) * (255.0 / highest))
+        for slice_index, plane in slices():
+            out[slice_index] = np.rint(
+                np.where(lungs[slice_index] > 0, plane, 0.0) * (255.0 / highest)
+            )
     return out, within / total if total > 0 else None
 
 
 def _plane_weights(
     axis: Axis, cells: int, clip: int, size: int, start: float, stop: float
 ) -> np.ndarray:
-    share = (np.arange(size) + 0.5) / size
-    place = (share - start) / (stop - start) * clip - 0.5
-    inside = (share >= start) & (share <= stop)
-    return centre_weights((place - axis.first) / axis.step, cells) * inside[:, np.newaxis]
+    fraction = (np.arange(size) + 0.5) / size
+    position = (fraction - start) / (stop - start) * clip - 0.5
+    inside = (fraction >= start) & (fraction <= stop)
+    return centre_weights((position - axis.first) / axis.step, cells) * inside[:, np.newaxis]
 
 
 def centre_weights(cell: np.ndarray, cells: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 Figures that compare an attention map with lesions that are known.
 
 Everywhere: an attention map is uint8 (D, H, W), 255 at its maximum and 0 outside the lungs, as
-`onto_scan` makes it (any other map that is not negative will do); an empty one has found nothing.
+`onto_scan` makes it (any other map that is not negative will do); an empty one points nowhere.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def brightest(attention: np.ndarray, spacing_mm: Spacing) -> tuple[int, int, int
     highest = attention.max(initial=0)
     if highest == 0:
         return None
-    places = np.argwhere(attention == highest)
-    off_mm = (places - places.mean(axis=0)) * spacing_mm
-    d, h, w = places[np.square(off_mm).sum(axis=1).argmin()]
+    maxima = np.argwhere(attention == highest)
+    off_mm = (maxima - maxima.mean(axis=0)) * spacing_mm
+    d, h, w = maxima[np.square(off_mm).sum(axis=1).argmin()]
     return int(d), int(h), int(w)
 
 
@@ -56,24 +56,24 @@ def pointing_game(
 
     Source: Zhang et al. 2016 (arXiv 1608.00507), who allow 15 pixels.
     """
-    place = brightest(attention, spacing_mm)
-    if place is None:
+    peak = brightest(attention, spacing_mm)
+    if peak is None:
         return False
     reach = [math.ceil(tolerance_mm / step) for step in spacing_mm]
-    start = [max(centre - far, 0) for centre, far in zip(place, reach, strict=True)]
+    start = [max(centre - far, 0) for centre, far in zip(peak, reach, strict=True)]
     box = tuple(
         slice(first, centre + far + 1)
-        for first, centre, far in zip(start, place, reach, strict=True)
+        for first, centre, far in zip(start, peak, reach, strict=True)
     )
-    off_mm = (np.argwhere(lesions[box]) + start - np.array(place)) * spacing_mm
+    off_mm = (np.argwhere(lesions[box]) + start - np.array(peak)) * spacing_mm
     return bool((np.square(off_mm).sum(axis=1) <= tolerance_mm**2).any())
 
 
 def energy_inside(attention: np.ndarray, lesions: np.ndarray) -> float:
-    """Share of a map's sum that lies within the lesions, 0–1; 0 for an empty map.
+    """Fraction of a map's sum that lies within the lesions, 0–1; 0 for an empty map.
 
-    Divided by the lesions' share of the lungs it says how many times denser the map is in lesions
-    than a map that paints the lungs evenly.
+    Divided by the lesions' fraction of the lungs it says how many times denser the map is in
+    lesions than a map that paints the lungs evenly.
 
     Args:
         attention: (D, H, W), ≥ 0.

@@ -74,20 +74,20 @@ class LungSegmenter(keras.layers.Layer):
         columns = full_axis_matrix(grid[1], shape[3])
         count = tf.shape(valid)[0]
 
-        def body(numbers: Tensor, written: Tensor) -> Tensor:
-            planes = tf.gather_nd(hu, tf.gather(valid, tf.maximum(numbers, 0)))
+        def body(indices: Tensor, written: Tensor) -> Tensor:
+            planes = tf.gather_nd(hu, tf.gather(valid, tf.maximum(indices, 0)))
             small = in_plane(rows, clipped_hu(planes), columns)
             logits = self.unet(self.window(small)[..., tf.newaxis], training=False)["logits"]
-            keep = tf.cast(numbers >= 0, tf.float32)[:, tf.newaxis, tf.newaxis, tf.newaxis]
+            keep = tf.cast(indices >= 0, tf.float32)[:, tf.newaxis, tf.newaxis, tf.newaxis]
             probability = tf.sigmoid(tf.cast(logits, tf.float32)) * keep
             return tf.tensor_scatter_nd_add(
-                written, tf.maximum(numbers, 0)[:, tf.newaxis], probability
+                written, tf.maximum(indices, 0)[:, tf.newaxis], probability
             )
 
         flat = over_chunks(
             count, self.chunk, body, tf.zeros(tf.stack([tf.maximum(count, 1), *grid, outputs]))
         )
-        # An empty batch of slices has one row that is in nobody's place.
+        # An empty batch of slices has one row that belongs to no slice.
         return tf.scatter_nd(
             valid, flat[:count], tf.cast(tf.concat([shape[:2], [*grid, outputs]], 0), valid.dtype)
         )
@@ -115,20 +115,21 @@ class LungSegmenter(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("tf_covid")
 class LungBox(keras.layers.Layer):
-    """The box in the plane around the lungs of the kept slices, as shares of the image.
+    """The box in the plane around the lungs of the kept slices, as fractions of the image.
 
     Args:
         box: "lungs" for the box of the mask plus a margin; "none" for the full frame, as in the
             paper.
-        margin: Share of the box's side added on each side, cut at the image's border.
-        noise: A row or column belongs to the box when it holds at least this share of the fullest
-            one's lung: a stray pixel of the mask must not move the box.
+        margin: Fraction of the box's side added on each side, cut at the image's border.
+        noise: A row or column belongs to the box when it holds at least this fraction of the
+            fullest one's lung: a stray pixel of the mask must not move the box.
 
     Input: lung probability (N, D, h, w), and `keep` bool (N, D). Output: float32 (N, 4): top,
-    bottom, left, right as shares of height and width, 0 … 1; the full frame where nothing is kept.
+    bottom, left, right as fractions of height and width, 0 … 1; the full frame where nothing is
+    kept.
 
     Raises:
-        ValueError: If `box` is neither, or a share is not within [0, 1).
+        ValueError: If `box` is neither, or a fraction is not within [0, 1).
     """
 
     def __init__(
@@ -166,9 +167,9 @@ class LungBox(keras.layers.Layer):
         first = tf.reduce_min(tf.where(taken, cell, length), axis=1) / length
         last = tf.reduce_max(tf.where(taken, cell + 1.0, 0.0), axis=1) / length
         extra = self.margin * (last - first)
-        found = last > first
-        start = tf.where(found, tf.maximum(first - extra, 0.0), 0.0)
-        stop = tf.where(found, tf.minimum(last + extra, 1.0), 1.0)
+        any_lung = last > first
+        start = tf.where(any_lung, tf.maximum(first - extra, 0.0), 0.0)
+        stop = tf.where(any_lung, tf.minimum(last + extra, 1.0), 1.0)
         return tf.stack([start, stop], axis=1)
 
     def compute_output_spec(self, probability: Tensor, keep: Tensor) -> keras.KerasTensor:

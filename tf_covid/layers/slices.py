@@ -13,10 +13,10 @@ from tf_covid.tensor import Tensor
 
 @keras.saving.register_keras_serializable("tf_covid")
 class SliceRule(keras.layers.Layer):
-    """Keep the slices whose lung mask covers at least a share of the image (the study: 5 %).
+    """Keep the slices whose lung mask covers at least a fraction of the image (the study: 5 %).
 
     Args:
-        minimum: The least share of the image, 0 … 1, that is lung.
+        minimum: Smallest fraction of the image, 0 … 1, that is lung.
 
     Input: lung probability (N, D, h, w). Output: bool (N, D); padding slices hold no lung and are
     not kept.
@@ -59,9 +59,9 @@ class ClipSampler(keras.layers.Layer):
         frames, height, width: Size of the clip.
         chunk: Slices at a time; memory grows with it, not with the number of slices.
 
-    Input: a volume (N, D, H, W), HU or any other; `keep` bool (N, D); `box` (N, 4) as shares of the
-    image. Output: float32 (N, frames, height, width); 0 where no slice is kept. HU outside −1024 …
-    3071 are clipped first.
+    Input: a volume (N, D, H, W), HU or any other; `keep` bool (N, D); `box` (N, 4) as fractions of
+    the image. Output: float32 (N, frames, height, width); 0 where no slice is kept. HU outside
+    −1024 … 3071 are clipped first.
 
     Raises:
         ValueError: If a size is not positive.
@@ -88,12 +88,12 @@ class ClipSampler(keras.layers.Layer):
         along = tf.transpose(depth_matrix(keep, self.frames), [0, 2, 1])  # (N, D, T)
         cells = self.height * self.width
 
-        def body(numbers: Tensor, clip: Tensor) -> Tensor:
-            places = tf.gather(kept, tf.maximum(numbers, 0))
-            planes = clipped_hu(tf.gather_nd(volume, places))
-            owner = places[:, 0]
+        def body(indices: Tensor, clip: Tensor) -> Tensor:
+            slices = tf.gather(kept, tf.maximum(indices, 0))
+            planes = clipped_hu(tf.gather_nd(volume, slices))
+            owner = slices[:, 0]
             small = in_plane(tf.gather(rows, owner), planes, tf.gather(columns, owner))
-            weights = tf.gather_nd(along, places) * tf.cast(numbers >= 0, tf.float32)[:, tf.newaxis]
+            weights = tf.gather_nd(along, slices) * tf.cast(indices >= 0, tf.float32)[:, tf.newaxis]
             owners = tf.one_hot(owner, shape[0], dtype=tf.float32)
             spread = tf.reshape(
                 owners[:, :, tf.newaxis] * weights[:, tf.newaxis, :], [self.chunk, -1]

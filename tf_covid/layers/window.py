@@ -43,8 +43,8 @@ class HUWindow(keras.layers.Layer):
     def call(self, hu: Tensor) -> Tensor:
         """HU → [0, 1]."""
         lowest = self.level_hu - self.width_hu / 2
-        share = (tf.cast(hu, tf.float32) - lowest) / self.width_hu
-        return tf.cast(tf.clip_by_value(share, 0.0, 1.0), self.compute_dtype)
+        fraction = (tf.cast(hu, tf.float32) - lowest) / self.width_hu
+        return tf.cast(tf.clip_by_value(fraction, 0.0, 1.0), self.compute_dtype)
 
     def compute_output_spec(self, hu: Tensor) -> keras.KerasTensor:
         """The input's shape in the compute dtype."""
@@ -73,8 +73,9 @@ class MaskedClip(keras.layers.Layer):
     Args:
         channels: Number of equal channels; three for networks that came from natural images.
 
-    Input: a windowed clip (N, D, H, W) in [0, 1], and the lung share of its voxels, same shape, in
-    [0, 1]; a voxel is lung from a share of one half. Output: (N, D, H, W, channels), compute dtype.
+    Input: a windowed clip (N, D, H, W) in [0, 1], and the lung fraction of its voxels, same shape,
+    in [0, 1]; a voxel is lung from a fraction of one half. Output: (N, D, H, W, channels), compute
+    dtype.
 
     Raises:
         ValueError: If `channels` is not positive.

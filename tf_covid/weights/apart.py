@@ -35,10 +35,10 @@ class Variable:
     """A dataset of an HDF5 file.
 
     Args:
-        path: Its place in the file, e.g. "layers/conv3d/vars/0".
+        path: Path of the dataset within the file, e.g. "layers/conv3d/vars/0".
         layer: The text "name" that its group bears; None where there is none.
-        values: Its numbers, float32 or the file's integers; zeros that take no memory where only
-            names were read.
+        values: Values of the dataset, float32 or the file's integers; zeros that take no memory
+            where only names were read.
     """
 
     path: str
@@ -56,9 +56,9 @@ class Store:
     """What an HDF5 file holds.
 
     Args:
-        variables: Its datasets, in the order of their places.
-        layers: Names in its group "layers".
-        texts: Texts of its root, by name: a `.h5` of Keras keeps its config so.
+        variables: Datasets of the file, in the order of their paths.
+        layers: Names in the group "layers".
+        texts: Text attributes of the root group, by name: a `.h5` of Keras keeps its config so.
     """
 
     variables: tuple[Variable, ...]
@@ -70,7 +70,7 @@ def stand_in(shape: Sequence[int], kind: np.dtype) -> np.ndarray:
     """Zeros of a shape that take no memory; float32 for each floating-point type.
 
     Raises:
-        ValueError: If it is no shape of an array.
+        ValueError: If it is not a shape of an array.
     """
     return np.broadcast_to(np.zeros((), np.float32 if kind.kind == "f" else kind), tuple(shape))
 
@@ -80,8 +80,8 @@ def hdf5(path: Path, name: str, *, numbers: bool = True) -> Store:
 
     Args:
         path: The file.
-        name: What it is called in a refusal.
-        numbers: Whether its numbers are read, or its names and shapes only.
+        name: Name of the file in an error message.
+        numbers: Whether values are read, or names and shapes only.
 
     Raises:
         UnsafeFile: As `hdf5.checked` and `chunks.write`; if the reader crashed, or ran out of its
@@ -89,8 +89,8 @@ def hdf5(path: Path, name: str, *, numbers: bool = True) -> Store:
     """
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        wish = "numbers" if numbers else "names"
-        run(_READER, [str(path.absolute()), made, name, wish], folder, name, "HDF5", _MAX_SECONDS)
+        mode = "numbers" if numbers else "names"
+        run(_READER, [str(path.absolute()), made, name, mode], folder, name, "HDF5", _MAX_SECONDS)
         said = answer(folder / hdf5_child.ANSWER, name, "HDF5")
         texts = {
             key: (folder / key).read_text("utf-8")
@@ -117,12 +117,12 @@ def run(
     """Run a module of ours until it ends.
 
     Args:
-        module: Its full name.
-        arguments: Of its command line.
-        folder: Where it runs, and where what it says is kept.
-        name: The file that it reads, for errors.
-        whose: Whose reader it is, for errors.
-        seconds: It may take.
+        module: Full name of the Python module.
+        arguments: Arguments of the command line.
+        folder: Working directory of the process; its standard error is kept there.
+        name: Name of the file that is read, for error messages.
+        whose: Name of the library that reads, for error messages.
+        seconds: Largest running time.
 
     Raises:
         UnsafeFile: If it crashed, or ran out of its memory or time.
@@ -166,7 +166,7 @@ def answer(path: Path, name: str, whose: str) -> dict[str, Any]:
     """What a reader left.
 
     Raises:
-        UnsafeFile: That which it found, or if it left nothing that can be read.
+        UnsafeFile: With the reader's own refusal, or if it left nothing that can be read.
     """
     try:
         if path.stat().st_size > _MAX_ANSWER:

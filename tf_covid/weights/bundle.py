@@ -51,7 +51,7 @@ def read(prefix: Path, size: int) -> tuple[dict[str, np.ndarray], dict[str, str]
         size: Bytes of its files.
 
     Returns:
-        Name → float32 values, and name → type and shape of all that are no floating-point tensors.
+        Name → float32 values, and name → type and shape of all that are not floating-point tensors.
 
     Raises:
         UnsafeFile: If it is damaged, or promises more than it holds.
@@ -69,7 +69,7 @@ def read(prefix: Path, size: int) -> tuple[dict[str, np.ndarray], dict[str, str]
         )
     except errors as error:
         raise UnsafeFile(
-            "damaged", f"{prefix}: is no readable TensorFlow checkpoint ({_line(error)})"
+            "damaged", f"{prefix}: is not a readable TensorFlow checkpoint ({_line(error)})"
         ) from error
     # Neither format packs, so that a checkpoint cannot hold more than its files.
     if total > min(size, MAX_WEIGHTS):

@@ -31,7 +31,7 @@ def write(path: Path, item: h5py.Dataset, target: BinaryIO, name: str) -> np.dty
         path: The HDF5 file.
         item: A dataset that `hdf5.checked` let pass.
         target: Gets float32 for floating-point numbers and the file's own integers, little-endian.
-        name: What the dataset is called in a refusal.
+        name: Name of the dataset in an error message.
 
     Returns:
         The type of what was written.
@@ -79,7 +79,7 @@ def _chunked(item: h5py.Dataset, made: np.dtype, name: str) -> Iterator[np.ndarr
         ):
             raise UnsafeFile(
                 "damaged",
-                f"{name} has a chunk at {list(place)}, which is none of {list(item.shape)}",
+                f"{name} has a chunk at {list(place)}, which lies outside {list(item.shape)}",
             )
         mask, packed = item.id.read_direct_chunk(place)
         if mask:

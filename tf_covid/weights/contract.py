@@ -63,13 +63,13 @@ class Contract(BaseModel):
 
     Args:
         model: Row of the table of models, e.g. "i3d".
-        arguments: Arguments of its builder.
-        task: What it answers.
-        preprocessing: How HU become its input.
+        arguments: Arguments of the network's builder.
+        task: Task that the network answers.
+        preprocessing: How HU become the network's input.
         classes: Labels of the logits, in order.
         endpoint: Layer that Grad-CAM explains, if not the last one before the head.
         lungs_sha256: The lung model it was trained behind; None for a lung model.
-        note: What it was trained on, and its limits; stands in every result.
+        note: What the network was trained on, and its limits; stands in every result.
         origin: Who made the weights, and how.
         licence: SPDX identifier.
         untrained_head: Layers that answer were drawn at random and not trained yet: it is there to
@@ -117,11 +117,11 @@ def check_trained(name: str, contract: Contract) -> None:
     """Refuse a network that would answer at random.
 
     Args:
-        name: Of the model or its file, for the error.
-        contract: What its file says about it.
+        name: Name of the model or its file, for the error message.
+        contract: Contract in the model's file.
 
     Raises:
-        ModelError: If its head is untrained.
+        ModelError: If the network's head is untrained.
     """
     if contract.untrained_head or _UNTRAINED in contract.note:
         task = contract.task if contract.task != "pretrained" else "TASK"

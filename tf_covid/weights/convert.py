@@ -23,7 +23,7 @@ class Conversion:
 
     Args:
         mapped: (their tensors, our weight, its shape), one for each weight that was filled.
-        ignored: Tensors that are no weight of the network.
+        ignored: Tensors that are not weights of the network.
         left: Tensors that we have no layer for, with their shapes.
         fresh: Our layers that no tensor filled: they keep their random start.
     """
@@ -45,7 +45,7 @@ def convert(
     """Fill a network in place.
 
     Args:
-        name_map: How the tensors are named.
+        name_map: Names of the tensors for each layer of ours.
         tensors: Name → values.
         others: Name → what else the file holds.
         network: Built by `tf_covid.models`; its input may have one channel where the source's has

@@ -148,7 +148,7 @@ def _backed(path: Path, model: str, given: Mapping[str, Any], held: int) -> None
         else:
             return  # their trunks are as wide as they are
     except TypeError as error:
-        raise ModelError(f"{path}: its arguments are none of {model} ({error})") from error
+        raise ModelError(f"{path}: its arguments do not fit {model} ({error})") from error
     if 2 * asked > held:
         raise ModelError(
             f"{path}: the weights do not fit the architecture (over {asked} of them, in {held}"
@@ -218,8 +218,8 @@ def save_model(
 
     Args:
         network: A network built by `tf_covid.models`; an optimizer is left out.
-        contract: What the file says about itself.
-        path: Ends with `.keras`.
+        contract: Contract to write into the file.
+        path: File to write; ends with `.keras`.
         dtype: "float16" halves the file; Keras casts back to the variables' float32 on loading.
 
     Raises:
@@ -282,8 +282,8 @@ def build(
 
     Args:
         model: Row of the table of models.
-        arguments: Of its builder; data of a file, so that none that the builder does not document
-            gets through.
+        arguments: Arguments of the network's builder; data of a file, so that none that the
+            builder does not document gets through.
         path: The file, for errors.
         precision: A key of `POLICIES`.
         held: Bytes of the weights that are to fill it; None where they were looked at already.

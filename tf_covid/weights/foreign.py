@@ -75,9 +75,9 @@ class Checkpoint:
     Args:
         format: A value of `ENDINGS`.
         tensors: Name → float32 values. A variable of Keras is called "layer/variable".
-        others: Name → type and shape of all that are no floating-point tensors.
-        sha256: Of the file; of a TensorFlow checkpoint in several, of their digests in the order of
-            their names.
+        others: Name → type and shape of all that are not floating-point tensors.
+        sha256: sha256 (hex) of the file; of a TensorFlow checkpoint in several files, of their
+            digests in the order of their names.
         layers: Layers of a Keras file, those without variables too.
     """
 
@@ -95,13 +95,13 @@ def private(path: Path) -> Iterator[Path]:
     What was looked at and hashed is what is read, whatever happens to the file meanwhile.
 
     Args:
-        path: As for `read_checkpoint`.
+        path: Checkpoint, as for `read_checkpoint`.
 
     Yields:
         The copy's path, under the same file name; what is raised in the block names the original.
 
     Raises:
-        UnsafeFile: If there is no such file, it is no file, or is too large.
+        UnsafeFile: If there is no such file, it is not a regular file, or is too large.
         ModelError: If it cannot be copied.
     """
     _, files = _format(path)
@@ -124,7 +124,7 @@ def _copy(file: Path, target: Path) -> None:
         ):
             facts = os.fstat(source.fileno())
             if not stat.S_ISREG(facts.st_mode):
-                raise UnsafeFile("unknown_format", f"{file}: is no regular file")
+                raise UnsafeFile("unknown_format", f"{file}: is not a regular file")
             left = MAX_FILE + 1 if facts.st_size <= MAX_FILE else 0
             while left > 0 and (piece := source.read(min(left, 1 << 20))):
                 left -= copy.write(piece)
@@ -140,15 +140,15 @@ def list_checkpoint(path: Path) -> Checkpoint | None:
     """Names and shapes of what `read_checkpoint` would read, so that none is read in vain.
 
     Args:
-        path: As there.
+        path: Checkpoint, as for `read_checkpoint`.
 
     Returns:
-        Its answer with zeros for numbers, which take no memory, and no sha256; None for `.pt` and
-        checkpoints of TensorFlow, which name and read at once, and never unpack to more than they
-        hold.
+        The checkpoint with zeros for values, which take no memory, and no sha256; None for `.pt`
+        and checkpoints of TensorFlow, which name and read at once, and never unpack to more than
+        they hold.
 
     Raises:
-        UnsafeFile: As there.
+        UnsafeFile: If `read_checkpoint` would refuse the names and shapes.
     """
     kind, _ = _format(path)
     return (
@@ -159,15 +159,15 @@ def list_checkpoint(path: Path) -> Checkpoint | None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Every tensor of a file that nobody changes meanwhile, see `private`.
+    """Every tensor of a file that does not change meanwhile, see `private`.
 
     Args:
         path: A TensorFlow checkpoint (prefix, `.index`, `.data-…`, or the one file of the first
             format), `.safetensors`, `.pt`, `.pth`, `.pickle`, `.h5`, `.weights.h5` or `.keras`.
 
     Raises:
-        UnsafeFile: If it is no such file, damaged, hostile, or holds a number that is not finite;
-            its `code` says which.
+        UnsafeFile: If there is no such file, it is damaged, hostile, or holds a number that is not
+            finite; its `code` says which.
     """
     kind, files = _format(path)
     digest = hashlib.sha256()
@@ -241,7 +241,7 @@ def _format(path: Path) -> tuple[str, list[Path]]:
                 "no_file", f"{path}: no such file, and no TensorFlow checkpoint with an .index"
             )
         if not all(stat.S_ISREG(file.stat().st_mode) for file in files):
-            raise UnsafeFile("unknown_format", f"{path}: is no regular file")
+            raise UnsafeFile("unknown_format", f"{path}: is not a regular file")
         if known == "tensorflow" and re.search(r"[][*?\\]", str(prefix)):
             raise UnsafeFile(
                 "unknown_format",
@@ -297,7 +297,7 @@ def _safetensors(path: Path, *, numbers: bool) -> Found:
                     )
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise UnsafeFile(
-            "damaged", f"{path}: is no readable .safetensors file ({error})"
+            "damaged", f"{path}: is not a readable .safetensors file ({error})"
         ) from error
 
 
@@ -354,7 +354,7 @@ def _keras_3(path: Path, store: apart.Store) -> Found:
         else:
             raise UnsafeFile(
                 "unknown_layout",
-                f"{path}: {one.path} is no variable of a layer of a functional model",
+                f"{path}: {one.path} is not a variable of a layer of a functional model",
             )
     for place, items in groups.items():
         kind = re.sub(r"_\d+$", "", place)
@@ -378,7 +378,7 @@ def _left(module: str, path: Path, name: str, whose: str) -> Found:
     """What another library finds in a process of its own: if its reader falls over, it falls alone.
 
     Raises:
-        UnsafeFile: As there; if it crashed, or ran out of its memory or time.
+        UnsafeFile: If the library refuses the file, crashed, or ran out of its memory or time.
     """
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)

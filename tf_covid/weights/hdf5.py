@@ -44,7 +44,7 @@ def checked(path: Path, name: str) -> Iterator[h5py.File]:
 
     Args:
         path: The file.
-        name: What it is called in a refusal.
+        name: Name of the file in an error message.
 
     Raises:
         UnsafeFile: On external, soft or repeated links, numbers outside the file, anything but
@@ -58,17 +58,17 @@ def checked(path: Path, name: str) -> Iterator[h5py.File]:
             check.apart()
             yield file
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
-        raise UnsafeFile("damaged", f"{name}: is no readable HDF5 file ({error})") from error
+        raise UnsafeFile("damaged", f"{name}: is not a readable HDF5 file ({error})") from error
 
 
-def text(item: h5py.HLObject, key: str, name: str, most: int = MAX_TEXT) -> str | None:
+def text(item: h5py.HLObject, key: str, name: str, max_bytes: int = MAX_TEXT) -> str | None:
     """A text attribute; None where there is none.
 
     Args:
-        item: What bears it.
-        key: Its name.
-        name: What the file is called in a refusal.
-        most: Bytes that it may have.
+        item: File, group or dataset that bears the attribute.
+        key: Name of the attribute.
+        name: Name of the file in an error message.
+        max_bytes: Largest size of the text.
 
     Raises:
         UnsafeFile: If it is anything but one text of a bounded size.
@@ -78,10 +78,12 @@ def text(item: h5py.HLObject, key: str, name: str, most: int = MAX_TEXT) -> str 
     attribute = item.attrs.get_id(key)
     if attribute.shape != () or h5py.check_string_dtype(attribute.dtype) is None:
         raise UnsafeFile("not_numbers", f"{name}: its attribute {key!r} is not one text")
-    value = item.attrs[key] if attribute.get_storage_size() <= most else None
+    value = item.attrs[key] if attribute.get_storage_size() <= max_bytes else None
     # A text of any length lies elsewhere in the file, and its place alone is counted as stored.
-    if value is None or len(value) > most:
-        raise UnsafeFile("shape_bomb", f"{name}: its attribute {key!r} is longer than {most} bytes")
+    if value is None or len(value) > max_bytes:
+        raise UnsafeFile(
+            "shape_bomb", f"{name}: its attribute {key!r} is longer than {max_bytes} bytes"
+        )
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
@@ -107,7 +109,9 @@ class _Check:
                     " of names",
                 )
             if not isinstance(key, str) or not key.isprintable():  # bytes where they are no UTF-8
-                raise UnsafeFile("damaged", f"{self._name}: a name inside is no text ({key!a:.80})")
+                raise UnsafeFile(
+                    "damaged", f"{self._name}: a name inside is not a text ({key!a:.80})"
+                )
             if not isinstance(group.get(key, getlink=True), h5py.HardLink):
                 raise UnsafeFile(
                     "hdf5_link",
@@ -149,8 +153,8 @@ class _Check:
         asked = count * (max(size, 4) if item.dtype.kind == "f" else size)
         self._asked, self._held = self._asked + asked, self._held + held
         # What datasets claim to hold adds up to the file at most, or they share their bytes.
-        most = min(MAX_WEIGHTS, FREE_ALL + MAX_RATIO * self._held)
-        if self._asked > most or self._held > self._size:
+        max_asked = min(MAX_WEIGHTS, FREE_ALL + MAX_RATIO * self._held)
+        if self._asked > max_asked or self._held > self._size:
             raise UnsafeFile(
                 "shape_bomb",
                 f"{self._name}: shapes ask for more than the file, or {MAX_WEIGHTS} bytes",

@@ -54,18 +54,18 @@ def read(path: Path, folder: Path, name: str, *, numbers: bool) -> dict[str, Any
     Args:
         path: The file.
         folder: Gets `TEXTS` and, where they are asked for, `NUMBERS`.
-        name: What the file is called in a refusal.
+        name: Name of the file in an error message.
         numbers: Whether the numbers are read too, after all names and shapes.
 
     Raises:
-        UnsafeFile: As `hdf5.checked` and `chunks.write`.
+        UnsafeFile: If `hdf5.checked` or `chunks.write` refuses the file.
     """
     with hdf5.checked(path, name) as file:
-        found: list[tuple[str, h5py.Dataset]] = []
+        datasets: list[tuple[str, h5py.Dataset]] = []
 
-        def visit(place: str, item: object) -> None:
+        def visit(path_inside: str, item: object) -> None:
             if isinstance(item, h5py.Dataset):
-                found.append((place, item))
+                datasets.append((path_inside, item))
 
         file.visititems(visit)
         for key in TEXTS:
@@ -73,26 +73,27 @@ def read(path: Path, folder: Path, name: str, *, numbers: bool) -> dict[str, Any
                 (folder / key).write_text(content, "utf-8", "replace")
         variables = [
             {
-                "path": place,
+                "path": path_inside,
                 "shape": list(item.shape),
                 "type": item.dtype.str,
                 "layer": hdf5.text(item.parent, "name", name, hdf5.MAX_NAME),
             }
-            for place, item in found
+            for path_inside, item in datasets
         ]
         layers = file.get("layers")
         if numbers:
             # A dataset in chunks is put together whole; by now it is known to be worth it.
             soft, hard = resource.getrlimit(resource.RLIMIT_AS)
             largest = max(
-                (item.size * max(item.dtype.itemsize, 4) for _, item in found if item.chunks),
+                (item.size * max(item.dtype.itemsize, 4) for _, item in datasets if item.chunks),
                 default=0,
             )
             if soft != resource.RLIM_INFINITY:
                 resource.setrlimit(resource.RLIMIT_AS, (min(soft + largest, hard), hard))
             with (folder / NUMBERS).open("wb") as target:
                 types = [
-                    chunks.write(path, item, target, f"{name}: {place}") for place, item in found
+                    chunks.write(path, item, target, f"{name}: {path_inside}")
+                    for path_inside, item in datasets
                 ]
             variables = [
                 {**one, "type": kind.str} for one, kind in zip(variables, types, strict=True)
@@ -103,11 +104,11 @@ def read(path: Path, folder: Path, name: str, *, numbers: bool) -> dict[str, Any
         }
 
 
-def main(path: Path, folder: Path, name: str, wish: str) -> None:
+def main(path: Path, folder: Path, name: str, mode: str) -> None:
     """Read a file within limits, and leave in a folder what was found."""
     limit(path.stat().st_size)
     try:
-        answer = read(path, folder, name, numbers=wish == "numbers")
+        answer = read(path, folder, name, numbers=mode == "numbers")
     except UnsafeFile as error:
         answer = {"code": error.code, "facts": str(error).removeprefix(f"{error.code}: ")}
     (folder / ANSWER).write_text(json.dumps(answer), encoding="utf-8")

@@ -55,7 +55,7 @@ class ImportRequest:
         allow_missing_head: A new classifier is no error, for another number of classes or where the
             file has none.
         clip: (D, H, W) of clips, its last two for slices; the source's own, or `CLIPS`, if None.
-        trunk: Of LTC: "c3d" or "ltc".
+        trunk: Trunk of LTC, "c3d" or "ltc".
         rgb: Keep three input channels where one would give the same answer.
     """
 
@@ -82,13 +82,14 @@ class ImportPlan:
     """What is to be built, before anything is.
 
     Args:
-        name_map: How the tensors are named.
-        tensors, others: As in `Checkpoint`.
-        arguments: Of the builder of the network that the file holds.
+        name_map: Names of the tensors for each layer of ours.
+        tensors: Name → float32 values, as in `Checkpoint`.
+        others: Name → type and shape of what is not a floating-point tensor.
+        arguments: Arguments of the builder of the network that the file holds.
         classes: Number of logits.
-        keeps_head: The file's classifier stays.
-        contract: That of a file of ours.
-        ours: It is a file of ours, with or without its contract.
+        keeps_head: Whether the file's classifier stays.
+        contract: Contract in the file; None where it has none.
+        ours: Whether `tf_covid` wrote the file, with or without its contract.
     """
 
     name_map: NameMap
@@ -354,21 +355,21 @@ def _guess(path: Path, model: str, read: Checkpoint, request: ImportRequest) -> 
         if model == "ltc":
             trunk = "c3d" if "conv1a/kernel" in tensors else "ltc"
             shape = [*sides, channels("conv1a" if trunk == "c3d" else "conv1")]
-            found: dict[str, Any] = {"trunk": trunk, "dense": width("fc6")}
+            more: dict[str, Any] = {"trunk": trunk, "dense": width("fc6")}
         else:
             rank = NETWORKS[model].rank
-            shape, found = [*sides, channels(f"Conv{rank}d_1a_7x7_conv")], {}
+            shape, more = [*sides, channels(f"Conv{rank}d_1a_7x7_conv")], {}
             if f"zero_padding{rank}d" in read.layers:
-                found["stem"] = "symmetric"
+                more["stem"] = "symmetric"
         if "Conv3d_0c_1x1/kernel" in tensors:
             return {
                 "input_shape": shape,
                 "classes": width("Conv3d_0c_1x1"),
                 "head": "kinetics",
-                **found,
+                **more,
             }
         score = "ct_score_share/kernel" in tensors
-        return {"input_shape": shape, "classes": width("logits"), "ct_score": score, **found}
+        return {"input_shape": shape, "classes": width("logits"), "ct_score": score, **more}
     except (KeyError, IndexError) as error:
         raise ModelError(f"{path}: looks like a file of ours, but lacks {error}") from error
 
@@ -387,7 +388,7 @@ def _backed(
     shape = arguments.get("input_shape", [1] * (len(CLIPS[model]) + 1))
     fits = isinstance(shape, list) and len(shape) == len(CLIPS[model]) + 1
     if not fits or any(side is not None and type(side) is not int for side in shape):
-        raise ModelError(f"{path}: its arguments are none of {model} (input_shape {shape!r:.80})")
+        raise ModelError(f"{path}: its arguments do not fit {model} (input_shape {shape!r:.80})")
     try:
         if model == "unet":
             wide = arguments.get("filters", 16) * 2 ** min(arguments.get("depth", 4), 16)
@@ -400,7 +401,7 @@ def _backed(
                 "fc7": (dense, dense),
             }
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path}: its arguments are none of {model} ({error})") from error
+        raise ModelError(f"{path}: its arguments do not fit {model} ({error})") from error
     for layer, shape in wanted.items():
         held = tensors.get(f"{layer}/kernel")
         if held is None or held.shape != shape:

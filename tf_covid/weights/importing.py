@@ -26,8 +26,8 @@ def import_weights(path: Path, request: ImportRequest, out: Path) -> dict[str, A
     """Make a `.keras` file of ours from a checkpoint, and read it back.
 
     Args:
-        path: See `foreign.read_checkpoint`.
-        request: What it is to become.
+        path: Checkpoint, as for `foreign.read_checkpoint`.
+        request: What the checkpoint is to become.
         out: The new file; ends with `.keras`.
 
     Returns:
@@ -36,7 +36,8 @@ def import_weights(path: Path, request: ImportRequest, out: Path) -> dict[str, A
 
     Raises:
         UnsafeFile: If the file is damaged or hostile.
-        ModelError: If it is none that we know for this model, or does not fit one-to-one.
+        ModelError: If no known checkpoint of this model has its names, or it does not fit
+            one-to-one.
         OutputError: If `out` cannot be written.
     """
     if request.model not in NETWORKS:
@@ -102,9 +103,9 @@ def _fitted(
 
     Args:
         path: The file, for errors.
-        read: What it holds.
-        request: What it is to become.
-        network: That which names and shapes of the same file gave; built anew if None.
+        read: Content of the file, or its names and shapes.
+        request: What the checkpoint is to become.
+        network: Network that names and shapes of the same file gave; built anew if None.
 
     Raises:
         ModelError: If names or shapes do not fit.

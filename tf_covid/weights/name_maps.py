@@ -36,16 +36,17 @@ class NameMap:
     """A family of checkpoints.
 
     Args:
-        title: What it is, for people.
+        title: Name of the family, for people.
         model: The network of ours that it fills, a row of the table of models.
-        units: Its names. Layers of ours that are not among them keep their start.
+        units: Our unit → names of its convolution and norm in the checkpoint. Layers of ours that
+            are not among them keep their start.
         variables: Our variable → what follows the unit's name there.
         layout: "keras" kernels are (…, in, out); "torch" ones (out, in, …).
-        ignored: Patterns of tensors that are no weight of the network.
+        ignored: Patterns of tensors that are not weights of the network.
         left: Patterns of tensors that we have no layer for.
-        input: What the network takes.
-        epsilon: Of its batch normalisation.
-        arguments: Of our builder, where the source needs others than the default.
+        input: Scale and offset of the network's input, from [0, 1].
+        epsilon: ε of the checkpoint's batch normalisation.
+        arguments: Arguments of our builder, where the source needs others than the default.
     """
 
     title: str

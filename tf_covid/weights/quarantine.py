@@ -329,7 +329,7 @@ def _check_layers(path: Path, layers: Json) -> None:
         if kind is not None and kind not in _STOCK | _CODE and kind != "function":
             raise UnsafeFile(
                 "unknown_class",
-                f"{path}: its config holds a layer {kind}, which is none of Keras' own",
+                f"{path}: its config holds a layer {kind}, which is not one of Keras' own",
             )
 
 

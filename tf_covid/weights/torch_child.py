@@ -28,7 +28,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         path: A file of `torch.save`.
 
     Returns:
-        Name → values, and name → type and shape of all that are no floating-point tensors.
+        Name → values, and name → type and shape of all that are not floating-point tensors.
 
     Raises:
         UnsafeFile: If it is damaged, holds anything but named tensors, or promises more than it
@@ -71,7 +71,7 @@ def _plain(name: str, value: Tensor) -> np.ndarray | str:
     if isinstance(value, (int, float, str, list, tuple, dict)) or value is None:
         return type(value).__name__  # a setting that a training script keeps among the weights
     if str(value.layout) != "torch.strided" or value.is_quantized or value.device.type != "cpu":
-        raise UnsafeFile("not_numbers", f"{name} is no plain tensor")
+        raise UnsafeFile("not_numbers", f"{name} is not a plain tensor")
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         raise UnsafeFile(
             "shape_bomb", f"{name} of shape {list(value.shape)} asks for more than the file holds"
