@@ -41,8 +41,8 @@ def triangle_matrix(start: Tensor, stop: Tensor, size_out: Tensor, positions: Te
         (N, size_out, M) float32; each row sums to 1, or to 0 where no cell takes part.
     """
     step = ((stop - start) / tf.cast(size_out, tf.float32))[:, tf.newaxis, tf.newaxis]
-    number = tf.range(size_out, dtype=tf.float32)[tf.newaxis, :, tf.newaxis]
-    centre = start[:, tf.newaxis, tf.newaxis] + (number + 0.5) * step
+    index = tf.range(size_out, dtype=tf.float32)[tf.newaxis, :, tf.newaxis]
+    centre = start[:, tf.newaxis, tf.newaxis] + (index + 0.5) * step
     distance = tf.abs(centre - (positions[:, tf.newaxis, :] + 0.5)) / tf.maximum(step, 1.0)
     weights = tf.maximum(1.0 - distance, 0.0)
     return tf.math.divide_no_nan(weights, tf.reduce_sum(weights, axis=-1, keepdims=True))

@@ -110,8 +110,8 @@ def dense_outputs(
     x = layers.Dropout(dropout, name="dropout", dtype=dtype)(x)
     outputs = {"logits": layers.Dense(classes, name="logits", dtype="float32")(x)}
     if ct_score:
-        share = layers.Dense(1, activation="sigmoid", name="ct_score_share", dtype="float32")(x)
-        outputs["ct_score"] = layers.Rescaling(25.0, name="ct_score", dtype="float32")(share)
+        fraction = layers.Dense(1, activation="sigmoid", name="ct_score_share", dtype="float32")(x)
+        outputs["ct_score"] = layers.Rescaling(25.0, name="ct_score", dtype="float32")(fraction)
     return outputs
 
 

@@ -80,7 +80,7 @@ def LTC(
         )
     inputs = keras.Input(input_shape, name="clip")
     x = inputs
-    for number, stage in enumerate(TRUNKS[trunk], 1):
+    for index, stage in enumerate(TRUNKS[trunk], 1):
         for conv, filters in stage:
             x = layers.Conv3D(
                 filters,
@@ -91,8 +91,8 @@ def LTC(
                 name=conv,
                 dtype=dtype,
             )(x)
-        size = (1, 2, 2) if number == 1 else (2, 2, 2)
-        x = max_pool(x, f"pool{number}", size, size, padding="valid", dtype=dtype)
+        size = (1, 2, 2) if index == 1 else (2, 2, 2)
+        x = max_pool(x, f"pool{index}", size, size, padding="valid", dtype=dtype)
     x = layers.Flatten(name="flatten", dtype=dtype)(x)
     x = layers.Dense(
         dense, activation="relu", kernel_initializer="he_normal", name="fc6", dtype=dtype

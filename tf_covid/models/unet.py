@@ -66,16 +66,16 @@ def UNet(
 
 
 def _double_conv(x: Tensor, name: str, filters: int, dtype: DType) -> Tensor:
-    for number in (1, 2):
+    for index in (1, 2):
         x = layers.Conv2D(
             filters,
             3,
             padding="same",
             use_bias=False,
             kernel_initializer="he_normal",
-            name=f"{name}_conv{number}",
+            name=f"{name}_conv{index}",
             dtype=dtype,
         )(x)
-        x = layers.BatchNormalization(name=f"{name}_bn{number}", dtype=dtype)(x)
-        x = layers.ReLU(name=f"{name}_relu{number}", dtype=dtype)(x)
+        x = layers.BatchNormalization(name=f"{name}_bn{index}", dtype=dtype)(x)
+        x = layers.ReLU(name=f"{name}_relu{index}", dtype=dtype)(x)
     return x

@@ -171,12 +171,12 @@ def _slice_ticks(
 ) -> tuple[tuple[float, str], ...]:
     step = max(1, int(nice_top((last - first) / 10.0, 1.0)))
     numbers = [
-        number for number in range(first + 1, last + 1) if number % step == 0 or number == first + 1
+        index for index in range(first + 1, last + 1) if index % step == 0 or index == first + 1
     ]
     # The first number of the picture is shown unless it would touch its neighbour.
     if len(numbers) > 1 and numbers[1] - numbers[0] < step / 2:
         numbers = numbers[1:]
-    return tuple((y(number - 0.5), str(number)) for number in numbers)
+    return tuple((y(index - 0.5), str(index)) for index in numbers)
 
 
 def _runs(kept: np.ndarray, y: Callable[[float], float]) -> tuple[tuple[float, float], ...]:

@@ -187,8 +187,8 @@ def bars(result: Result) -> list[Bar]:
     if result.severity is not None:
         chosen = result.severity.number
         return [
-            Bar(f"{number} {LABELS[number]}", probability, number == chosen)
-            for number, probability in enumerate(result.severity.probabilities)
+            Bar(f"{index} {LABELS[index]}", probability, index == chosen)
+            for index, probability in enumerate(result.severity.probabilities)
         ]
     if result.covid is not None:
         probability, positive = result.covid.probability, result.covid.positive

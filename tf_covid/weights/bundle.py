@@ -108,8 +108,8 @@ def main(prefix: Path, folder: Path) -> None:
         tensors, others = read(prefix, size)
         save_file(
             {
-                str(number): np.ascontiguousarray(value)
-                for number, value in enumerate(tensors.values())
+                str(index): np.ascontiguousarray(value)
+                for index, value in enumerate(tensors.values())
             },
             folder / TENSORS,
         )

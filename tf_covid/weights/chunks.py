@@ -71,17 +71,17 @@ def _pieces(path: Path, item: h5py.Dataset, name: str) -> Iterator[np.ndarray]:
 def _chunked(item: h5py.Dataset, made: np.dtype, name: str) -> Iterator[np.ndarray]:
     """All numbers of a dataset in chunks, which are put together whole."""
     values = np.zeros(item.shape, made)
-    for found in hdf5.chunks_of(item):
-        place = tuple(int(side) for side in found.chunk_offset)
+    for results in hdf5.chunks_of(item):
+        position = tuple(int(side) for side in results.chunk_offset)
         if any(
             at >= side or at % step
-            for at, side, step in zip(place, item.shape, item.chunks, strict=True)
+            for at, side, step in zip(position, item.shape, item.chunks, strict=True)
         ):
             raise UnsafeFile(
                 "damaged",
-                f"{name} has a chunk at {list(place)}, which lies outside {list(item.shape)}",
+                f"{name} has a chunk at {list(position)}, which lies outside {list(item.shape)}",
             )
-        mask, packed = item.id.read_direct_chunk(place)
+        mask, packed = item.id.read_direct_chunk(position)
         if mask:
             raise UnsafeFile(
                 "unknown_packing", f"{name} has a chunk that skips filters (mask {mask})"
@@ -89,7 +89,7 @@ def _chunked(item: h5py.Dataset, made: np.dtype, name: str) -> Iterator[np.ndarr
         chunk = _unpacked(packed, item, name).reshape(item.chunks)
         region = tuple(
             slice(at, min(at + step, side))
-            for at, step, side in zip(place, item.chunks, item.shape, strict=True)
+            for at, step, side in zip(position, item.chunks, item.shape, strict=True)
         )
         with np.errstate(over="ignore"):
             values[region] = chunk[tuple(slice(0, part.stop - part.start) for part in region)]

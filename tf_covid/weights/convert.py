@@ -78,7 +78,9 @@ def convert(
     if ledger.missing or ledger.wrong or unused:
         parts = {"unfilled": ledger.missing, "of another shape": ledger.wrong, "unused": unused}
         facts = "; ".join(
-            f"{len(found)} {what}: {_shortened(found)}" for what, found in parts.items() if found
+            f"{len(results)} {what}: {_shortened(results)}"
+            for what, results in parts.items()
+            if results
         )
         raise ModelError(f"{name_map.title} into {network.name} is not one-to-one: {facts}")
     for layer, values in ledger.values:
@@ -129,29 +131,29 @@ class _WeightLedger:
         names = self._name_map.names(conv.name)
         held = {variable: name for variable, name in names.items() if name in self._tensors}
         self.used |= set(held.values())
-        found = {variable: self._tensors[name] for variable, name in held.items()}
-        if "kernel" in found:
-            found["kernel"] = _laid_out(found["kernel"], self._name_map.layout, conv)
+        results = {variable: self._tensors[name] for variable, name in held.items()}
+        if "kernel" in results:
+            results["kernel"] = _laid_out(results["kernel"], self._name_map.layout, conv)
         wanted = _wanted(conv, norm)
         wrong = [
             f"{conv.name}/{variable} {list(wanted[variable])} ← {held[variable]}"
             f" {list(value.shape)}"
-            for variable, value in found.items()
+            for variable, value in results.items()
             if value.shape != wanted[variable]
         ]
         self.wrong += wrong
         if (
             norm is not None
             and not wrong
-            and {"kernel", "moving_mean", "moving_variance"} <= found.keys()
+            and {"kernel", "moving_mean", "moving_variance"} <= results.keys()
         ):
-            if found["moving_variance"].min() < 0:
+            if results["moving_variance"].min() < 0:
                 raise ModelError(f"{held['moving_variance']} holds a negative variance")
-            found = _folded(found, self._name_map.epsilon, norm)
+            results = _folded(results, self._name_map.epsilon, norm)
         gone = set() if norm is None else {"bias"} if norm.scale else {"bias", "gamma"}
         for layer in (conv, norm):
             if layer is not None:
-                self._take(layer, found, names, held, gone, complete=not wrong)
+                self._take(layer, results, names, held, gone, complete=not wrong)
 
     def _take(
         self,

@@ -313,7 +313,7 @@ def build(
         if model == "unet"
         else 1
     )
-    if any(number > MAX_UNITS for number in (widest, *_numbers(dict(arguments)))):
+    if any(index > MAX_UNITS for index in (widest, *_numbers(dict(arguments)))):
         raise ModelError(f"{path}: an argument of {model} is over {MAX_UNITS}")
     if held is not None:
         _backed(path, model, arguments, held)

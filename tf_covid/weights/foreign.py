@@ -179,7 +179,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def _checkpoint(path: Path, kind: str, sha256: str, *, numbers: bool) -> Checkpoint:
     layers: set[str] = set()
-    found = {
+    results = {
         "safetensors": lambda: _safetensors(path, numbers=numbers),
         "torch": lambda: _torch(path),
         "hdf5": lambda: _hdf5(path, layers, numbers=numbers),
@@ -188,7 +188,7 @@ def _checkpoint(path: Path, kind: str, sha256: str, *, numbers: bool) -> Checkpo
     }[kind]()
     tensors: dict[str, np.ndarray] = {}
     others: dict[str, str] = {}
-    for name, value in found:
+    for name, value in results:
         if name in tensors or name in others:
             raise UnsafeFile("ambiguous_name", f"{path}: holds {name!r} twice")
         if isinstance(value, str):
@@ -356,14 +356,14 @@ def _keras_3(path: Path, store: apart.Store) -> Found:
                 "unknown_layout",
                 f"{path}: {one.path} is not a variable of a layer of a functional model",
             )
-    for place, items in groups.items():
-        kind = re.sub(r"_\d+$", "", place)
+    for position, items in groups.items():
+        kind = re.sub(r"_\d+$", "", position)
         names = _KERAS_3.get((kind, len(items)), ("kernel", "bias"))
         if len(items) > len(names):
-            raise UnsafeFile("unknown_layout", f"{path}: {place} has {len(items)} variables")
+            raise UnsafeFile("unknown_layout", f"{path}: {position} has {len(items)} variables")
         # Its name stands beside its variables; files of older Keras call a layer by its class and
         # number only.
-        layer = items[0][1].layer or place
+        layer = items[0][1].layer or position
         for variable, (_, one) in zip(
             names, sorted(items, key=lambda entry: entry[0]), strict=False
         ):
@@ -386,6 +386,6 @@ def _left(module: str, path: Path, name: str, whose: str) -> Found:
         answer = apart.answer(folder / bundle.ANSWER, name, whose)
         names = answer["names"]
         # A file without tensors is none for its reader.
-        for number, value in _safetensors(folder / bundle.TENSORS, numbers=True) if names else ():
-            yield names[int(number)], value
+        for index, value in _safetensors(folder / bundle.TENSORS, numbers=True) if names else ():
+            yield names[int(index)], value
         yield from answer["others"].items()

@@ -119,11 +119,11 @@ class _Check:
                     " not need",
                 )
             item = group[key]
-            place = h5py.h5o.get_info(item.id).addr
-            if place in self._seen:
+            position = h5py.h5o.get_info(item.id).addr
+            if position in self._seen:
                 # Groups that hold each other, or the same one twice, are walked for ever.
                 raise UnsafeFile("hdf5_link", f"{self._name}: {key!r} is linked twice")
-            self._seen.add(place)
+            self._seen.add(position)
             if isinstance(item, h5py.Group):
                 self.group(item, depth + 1)
             else:
@@ -141,7 +141,7 @@ class _Check:
                 "not_numbers", f"{self._name}: {key!r} holds {item.dtype}, not numbers"
             )
         made, size = item.id.get_create_plist(), item.dtype.itemsize
-        filters = [made.get_filter(number)[0] for number in range(made.get_nfilters())]
+        filters = [made.get_filter(index)[0] for index in range(made.get_nfilters())]
         if filters != [one for one in FILTERS if one in filters]:
             raise UnsafeFile(
                 "unknown_packing",
@@ -181,14 +181,16 @@ class _Check:
         wanted = math.prod(
             -(-side // step) for side, step in zip(item.shape, item.chunks, strict=True)
         )
-        found = chunks_of(item)
-        if sorted(one.chunk_offset for one in found) != sorted({one.chunk_offset for one in found}):
+        results = chunks_of(item)
+        if sorted(one.chunk_offset for one in results) != sorted(
+            {one.chunk_offset for one in results}
+        ):
             raise UnsafeFile("damaged", f"{self._name}: {key!r} holds one of its chunks twice")
-        if len(found) != wanted:
+        if len(results) != wanted:
             raise UnsafeFile(
-                "damaged", f"{self._name}: {key!r} holds {len(found)} of its {wanted} chunks"
+                "damaged", f"{self._name}: {key!r} holds {len(results)} of its {wanted} chunks"
             )
-        self._runs += [(one.byte_offset, one.byte_offset + one.size) for one in found]
+        self._runs += [(one.byte_offset, one.byte_offset + one.size) for one in results]
 
     def apart(self) -> None:
         """Refuse datasets that share their bytes, after the walk."""
@@ -203,9 +205,9 @@ def chunks_of(item: h5py.Dataset) -> list[h5py.h5d.StoreInfo]:
     Raises:
         RuntimeError: If they cannot be found.
     """
-    found: list[h5py.h5d.StoreInfo] = []
-    item.id.chunk_iter(found.append)
-    return found
+    results: list[h5py.h5d.StoreInfo] = []
+    item.id.chunk_iter(results.append)
+    return results
 
 
 def _plain(item: h5py.Dataset) -> bool:

@@ -261,10 +261,10 @@ def _find(path: Path, read: Checkpoint, request: ImportRequest) -> NameMap:
     def score(name_map: NameMap) -> int:
         rank = NETWORKS[name_map.model].rank + 2
         kernels = {name_map.kernel(unit) for unit in name_map.units}
-        found = sum(
+        results = sum(
             name in read.tensors and read.tensors[name].ndim in (rank, 2) for name in kernels
         )
-        return found if 2 * found >= len(kernels) else 0
+        return results if 2 * results >= len(kernels) else 0
 
     rows = [
         name_map

@@ -68,8 +68,8 @@ class NameMap:
         """Each of `VARIABLES` → what it is called there, for one of our units."""
         units = self.units[unit]
         return {
-            one: units[place] + self.variables.get(one, f"/{one}")
-            for one, place in VARIABLES.items()
+            one: units[position] + self.variables.get(one, f"/{one}")
+            for one, position in VARIABLES.items()
         }
 
 
@@ -103,15 +103,15 @@ def _inception(
             ours[f"Conv{rank}d_{block.suffix}_conv"] = theirs
         elif block.kind == "mixed":
             their_block = (blocks or {}).get(block.suffix, block.suffix)
-            for place, theirs in zip(PLACES, places, strict=True):
-                branch, suffix = place.split("_", 1)
+            for position, theirs in zip(PLACES, places, strict=True):
+                branch, suffix = position.split("_", 1)
                 unit = f"Mixed_{block.suffix}_Branch_{branch}_Conv{rank}d_{suffix}_conv"
                 ours[unit] = mixed.format(block=their_block, place=theirs)
     return ours
 
 
 def _slashed(rank: int) -> list[str]:
-    return [f"Branch_{place[0]}/Conv{rank}d_{place[2:]}" for place in PLACES]
+    return [f"Branch_{position[0]}/Conv{rank}d_{position[2:]}" for position in PLACES]
 
 
 def _with_norm(
@@ -250,14 +250,14 @@ def _unet(depth: int) -> NameMap:
     It numbers its way up from the bottom.
     """
     units: dict[str, tuple[str, str]] = {"logits": ("outc.conv", "")}
-    places = {
+    positions = {
         f"down{level}": f"down{level}.maxpool_conv.1.double_conv" for level in range(1, depth)
     }
-    places |= {"down0": "inc.double_conv", "bottom": f"down{depth}.maxpool_conv.1.double_conv"}
+    positions |= {"down0": "inc.double_conv", "bottom": f"down{depth}.maxpool_conv.1.double_conv"}
     for level in range(depth):
-        places[f"up{level}"] = f"up{depth - level}.conv.double_conv"
+        positions[f"up{level}"] = f"up{depth - level}.conv.double_conv"
         units[f"up{level}"] = (f"up{depth - level}.up", "")
-    for ours, theirs in places.items():
+    for ours, theirs in positions.items():
         for number, first in ((1, 0), (2, 3)):
             units[f"{ours}_conv{number}"] = (f"{theirs}.{first}", f"{theirs}.{first + 1}")
     return NameMap(

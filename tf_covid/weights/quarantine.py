@@ -273,9 +273,9 @@ def parse(path: Path, name: str, text: str | bytes) -> Json:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object whose keys differ; of two equal ones a reader takes the one or the other."""
-    if len(found := dict(pairs)) < len(pairs):
+    if len(results := dict(pairs)) < len(pairs):
         raise ValueError("a key stands twice")
-    return found
+    return results
 
 
 def check_config(path: Path, config: Json) -> None:

@@ -58,11 +58,11 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         name = str(key)
         if name in tensors or name in others:
             raise UnsafeFile("ambiguous_name", f"{path}: holds {name!r} twice")
-        found = _plain(f"{path}: {name}", value)
-        if isinstance(found, np.ndarray):
-            tensors[name] = found
+        results = _plain(f"{path}: {name}", value)
+        if isinstance(results, np.ndarray):
+            tensors[name] = results
         else:
-            others[name] = found
+            others[name] = results
     return tensors, others
 
 
@@ -99,7 +99,7 @@ def main(path: Path, folder: Path) -> None:
         limit(path.stat().st_size)
         tensors, others = read(path)
         save_file(
-            {str(number): value for number, value in enumerate(tensors.values())}, folder / TENSORS
+            {str(index): value for index, value in enumerate(tensors.values())}, folder / TENSORS
         )
         answer = {"names": list(tensors), "others": others}
     except ImportError:
