@@ -16,6 +16,7 @@ from tests.test_house import CHECKOUT, FILES, HOUSE, module_name
 IDENTIFIERS = {
     "Pupil|pupil": "TrainerModel, model",
     "Lesson|lesson|lesson_for|lessons": "Task",
+    "Wish|wish": "FitRequest, ImportRequest, request",
     "goes_on": "resume",
     "clip_norm": "gradient_clip_norm",
     "Feed|ClipFeed": "TrainingInput",
@@ -32,8 +33,10 @@ IDENTIFIERS = {
 
 #: What users and readers of docstrings read, and what is said instead.
 PHRASES = {
+    r"made up": "interpolated",
     r"held out": "validation, test",
     r"no number any more": "became NaN or infinite",
+    r"\bif it is none\b": "if it is not a …",
 }
 
 #: Its code is hashed into what model cards say about the drawn chests: it keeps its names.

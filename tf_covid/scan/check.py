@@ -19,7 +19,7 @@ class Checked:
 
     Args:
         case: Its name.
-        status: "pass", "repaired" (slices were made up) or "refused".
+        status: "pass", "repaired" (slices were interpolated) or "refused".
         quality_flags: Everything that was noticed.
         seconds: How long it took to read.
         shape: (D, H, W) of the scan; None if it was refused.
