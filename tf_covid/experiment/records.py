@@ -115,10 +115,10 @@ def fill_cache(
         )
     if not filled.entries:
         raise TrainingError("no scan of the manifest can be used")
-    return _as_before(request.out / "records.json", filled.entries, on_message)
+    return records_of_run(request.out / "records.json", filled.entries, on_message)
 
 
-def _as_before(
+def records_of_run(
     path: Path, entries: dict[str, cache.CacheRecord], on_message: Callable[[str], None]
 ) -> dict[str, cache.CacheRecord]:
     """The scans that the run began with, and that they are the same; a run that begins writes down which.
