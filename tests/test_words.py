@@ -24,9 +24,12 @@ IDENTIFIERS = {
     "keeper": "CheckpointCallback",
     "Patient": "HeaderTimeoutProtocol",
     "_?Doorman|doorman": "AuthInterceptor",
+    "Fault|Full|Gone|Invalid": "ServingError, QueueFull, ClientDisconnected, InvalidArgument",
     "Parts": "ServerContext",
+    "hurry": "deadline",
     "need": "optional_import",
     "Member|fair_head": "EnsembleMember",
+    "Stored|Reading|Place|slots": "RawVolume, LoadedVolume, SlicePosition, slice groups",
     "_Book|Outcome|vouched": "WeightLedger, CaseOutcome, matches the card",
     "wording|canvas": "formatting, figure style",
 }
