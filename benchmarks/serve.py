@@ -432,9 +432,9 @@ def _stopped(
     """Stop a server, with a request in flight if one is given; gives what was wrong."""
     from load import Client
 
-    from tf_covid.server.settings import Settings
+    from tf_covid.server.settings import ServerSettings
 
-    grace = float(Settings.model_fields["grace_s"].default)
+    grace = float(ServerSettings.model_fields["grace_s"].default)
     faults, call = list[str](), None
     client = Client(server, patience_s)
     if flying is not None:

@@ -25,7 +25,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
 from tf_covid.server.server import Server
-from tf_covid.server.settings import Settings
+from tf_covid.server.settings import ServerSettings
 
 #: Seconds after which a test gives up; none waits for so long on a machine that works.
 PATIENCE_S = 60.0
@@ -328,7 +328,7 @@ class Running:
     def open_gate(self, model: str = "gate", value: float = 0.0) -> None:
         """Let one computation of `Gate` end; not through the queue, which may be full."""
         version = self.server.repository.available()[model]
-        version.entry("open").run({"value": np.float32(value)})
+        version.runner("open").run({"value": np.float32(value)})
 
     def until(self, what: Callable[[], object]) -> None:
         """Wait until something is so."""
@@ -384,7 +384,7 @@ def _later() -> Callable[[Callable[[], Any]], Later]:
 
 def _start(stack: ExitStack, store: Store, command: Any = None, **settings: Any) -> Running:
     wanted = {"port": 0, "grpc_port": 0, "poll_s": 0.1, "grace_s": 5.0, **settings}
-    server = stack.enter_context(Server(Settings(models=store.folder, **wanted), command))
+    server = stack.enter_context(Server(ServerSettings(models=store.folder, **wanted), command))
     names = [path.name for path in store.folder.iterdir() if not path.name.startswith(".")]
     assert not names or server.wait_until_ready(PATIENCE_S, *names)
     return Running(server, stack)

@@ -27,32 +27,11 @@ FILES = sorted(HOUSE.rglob("*.py"))
 
 #: The road. A room may import those before it, never one after it.
 ROAD = (
-    *(
-        "errors",
-        "tensor",
-        "atomic",
-        "extras",
-        "severity",
-        "tasks",
-        "result",
-        "scan",
-        "layers",
-        "models",
-    ),
-    *(
-        "weights",
-        "preprocessor",
-        "stratifier_model",
-        "lungs",
-        "attention",
-        "answer",
-        "local",
-        "page",
-        "report",
-        "pipeline",
-    ),
-    *("cohort", "phantom", "study", "training", "infer", "experiment", "export", "client"),
-    *("server", "verify", "doctor", "console", "cli"),
+    *("errors", "tensor", "atomic", "extras", "severity", "tasks", "result", "scan", "layers"),
+    *("models", "weights", "preprocessor", "stratifier_model", "lungs", "attention", "answer"),
+    *("local", "page", "report", "pipeline", "cohort", "phantom", "study", "training"),
+    *("infer", "experiment", "export", "client", "server", "verify", "doctor", "console"),
+    "cli",
 )
 
 #: All that `tfcovid --help` may load beside the standard library: anything else takes hundreds of

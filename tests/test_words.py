@@ -14,15 +14,27 @@ from tests.test_house import CHECKOUT, FILES, HOUSE, module_name
 #: Identifiers that are not to come back, and what is said instead: functions, classes, parameters,
 #: attributes and variables. With a room, where the word means something else in others.
 IDENTIFIERS = {
+    "Pupil|pupil": "TrainerModel, model",
+    "Lesson|lesson|lesson_for|lessons": "Task",
+    "goes_on": "resume",
+    "clip_norm": "gradient_clip_norm",
+    "Feed|ClipFeed": "TrainingInput",
     "quick|supervised": "cpu_optimised, add_deep_supervision",
+    "keeper": "CheckpointCallback",
     "Patient": "HeaderTimeoutProtocol",
     "_?Doorman|doorman": "AuthInterceptor",
     "Parts": "ServerContext",
     "need": "optional_import",
+    "Member|fair_head": "EnsembleMember",
+    "_Book|Outcome|vouched": "WeightLedger, CaseOutcome, matches the card",
+    "wording|canvas": "formatting, figure style",
 }
 
 #: What users and readers of docstrings read, and what is said instead.
-PHRASES = {}
+PHRASES = {
+    r"held out": "validation, test",
+    r"no number any more": "became NaN or infinite",
+}
 
 #: Its code is hashed into what model cards say about the drawn chests: it keeps its names.
 KEPT = HOUSE / "phantom"

@@ -13,6 +13,7 @@ The map of the house, in the order of imports; a room may use those above it, ne
     stratifier_model.py         a preprocessor and a network as one Keras model
     lungs.py                    after the graph: components, left and right, volumes, involvement
     attention/                  LOGITS → MAP: Grad-CAM, brought onto the source grid
+    answer.py                   what networks answer about a scan, on any backend
     local.py                    the models of this process, asked one scan at a time
     page/                       what report and study share: colours, formats, base page
     report/                     RESULT → FILES: montage, report, maps
@@ -28,7 +29,7 @@ The map of the house, in the order of imports; a room may use those above it, ne
     server/                     SAVEDMODEL → ANSWERS: TF Serving's REST (http/) and gRPC API
     verify/                     Keras, SavedModel, OpenVINO and server, compared value by value
     doctor/                     what is installed and works
-    console.py, cli.py          what a terminal shows; the commands
+    console.py, cli/            what a terminal shows; the commands
 
 A volume is (D, H, W) throughout: D from head to feet, H from anterior to posterior, W from the
 patient's right to left.

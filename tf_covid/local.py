@@ -17,6 +17,7 @@ from tf_covid.errors import ModelError
 from tf_covid.layers.resample import full_axis_matrix, in_plane
 from tf_covid.models import NETWORKS
 from tf_covid.preprocessor import Preprocessor
+from tf_covid.tasks import TASKS
 from tf_covid.tensor import Tensor
 from tf_covid.weights import LoadedModel, load
 from tf_covid.weights.contract import check_trained
@@ -101,7 +102,7 @@ class LocalModels:
         tasks = sorted({model.contract.task for model in loaded})
         for model in loaded:
             check_trained(model.name, model.contract)
-        if len(tasks) > 1 or tasks[0] not in ("severity", "covid"):
+        if len(tasks) > 1 or not _classifies_scans(tasks[0]):
             raise ModelError(
                 f"models of one task, severity or covid, are needed, not {', '.join(tasks)}"
             )
@@ -210,9 +211,13 @@ class LocalModels:
         return " + ".join(dict.fromkeys(member.split.endpoint for member in self.members))
 
 
+def _classifies_scans(task: str) -> bool:
+    return task in TASKS and TASKS[task].classifies_scans
+
+
 def _check_classes(model: LoadedModel) -> None:
     """Refuse a network whose logits are not its task's, in the order of `severity.LABELS`."""
-    expected = len(severity.LABELS) if model.contract.task == "severity" else 2
+    expected = len(TASKS[model.contract.task].labels)
     count = model.network.output["logits"].shape[-1]
     if count != expected:
         raise ModelError(

@@ -19,7 +19,7 @@ from tf_covid.export.savedmodel import export
 from tf_covid.pipeline import stratify
 from tf_covid.scan import Scan, SourceGrid
 from tf_covid.server.server import Server
-from tf_covid.server.settings import Settings
+from tf_covid.server.settings import ServerSettings
 
 
 def made_scan(seed=0):
@@ -34,7 +34,7 @@ def made_scan(seed=0):
 def server(small_export):
     folder = small_export.stratifier.parents[1]
     with Server(
-        Settings(models=folder, port=0, grpc_port=0, token="a-token-for-tests", poll_s=0.2)
+        ServerSettings(models=folder, port=0, grpc_port=0, token="a-token-for-tests", poll_s=0.2)
     ) as running:
         assert running.wait_until_ready(60, "small", "small-clip")
         yield running
@@ -110,7 +110,7 @@ def test_several_models_answer_with_their_mean(small_files, small_lungs, small_e
 
     export(small_files.network, tmp_path / "one")
     export(small_files.other, tmp_path / "two")
-    with Server(Settings(models=tmp_path, port=0, grpc_port=0)) as running:
+    with Server(ServerSettings(models=tmp_path, port=0, grpc_port=0)) as running:
         assert running.wait_until_ready(60, "one", "two")
         there = RemoteModels(connect(running.rest_url), ["one", "two"])
         here = LocalModels([small_files.network, small_files.other])
@@ -210,7 +210,7 @@ def test_what_an_export_does_not_hold_is_refused(server):
 @pytest.mark.slow
 def test_a_model_that_changes_under_a_run_ends_it(small_files, small_lungs, tmp_path):
     export(small_files.network, tmp_path / "m")
-    with Server(Settings(models=tmp_path, port=0, grpc_port=0, poll_s=0.1)) as running:
+    with Server(ServerSettings(models=tmp_path, port=0, grpc_port=0, poll_s=0.1)) as running:
         assert running.wait_until_ready(60, "m")
         there = RemoteModels(connect(running.rest_url), ["m"])
         stratify(made_scan(), there)

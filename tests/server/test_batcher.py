@@ -21,7 +21,7 @@ from tf_covid.server.errors import (
     Unavailable,
 )
 from tf_covid.server.servable import SignatureRunner, Version
-from tf_covid.server.tensor_spec import Spec
+from tf_covid.server.tensor_spec import TensorSpec
 
 FOREVER_S = 60.0
 
@@ -52,13 +52,13 @@ def version_of(
     name: str = "classify_clip",
     out: tuple[int | None, ...] = (None, 2),
 ) -> Version:
-    entry = SignatureRunner(
+    runner = SignatureRunner(
         name,
-        {"clip": Spec("clip", tf.float32, (None, None))},
-        {"y": Spec("y", tf.float32, out)},
+        {"clip": TensorSpec("clip", tf.float32, (None, None))},
+        {"y": TensorSpec("y", tf.float32, out)},
         function,
     )
-    return Version("model", 1, {name: entry}, {}, None)
+    return Version("model", 1, {name: runner}, {}, None)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def ask(
 ) -> PendingRequest:
     name = version.signatures[0]
     clip = np.full((rows, columns), value, np.float32)
-    return engine.submit(version, version.entry(name), {"clip": clip}, time.monotonic() + limit_s)
+    return engine.submit(version, version.runner(name), {"clip": clip}, time.monotonic() + limit_s)
 
 
 def test_one_too_many_is_refused_at_once(engine: Any, switch: Switch, until: Any) -> None:
@@ -96,7 +96,7 @@ def test_one_too_many_is_refused_at_once(engine: Any, switch: Switch, until: Any
     with pytest.raises(QueueFull, match="2 requests are waiting"):
         ask(queue, version, 4)
     switch.go.set()
-    assert [queue.wait(work)["y"][0, 0] for work in (first, *waiting)] == [2, 4, 6]
+    assert [queue.wait(request)["y"][0, 0] for request in (first, *waiting)] == [2, 4, 6]
     until(lambda: queue.running == 0)
     ask(queue, version, 5)
 
@@ -146,8 +146,10 @@ def test_those_that_wait_together_are_computed_together(engine: Any, switch: Swi
     works = [ask(queue, version, value, rows=1 + value % 2) for value in range(1, 9)]
     other = ask(queue, version, 100, columns=3)
     switch.go.set()
-    for value, work in enumerate(works, 1):
-        np.testing.assert_array_equal(queue.wait(work)["y"], np.full((1 + value % 2, 2), 2 * value))
+    for value, request in enumerate(works, 1):
+        np.testing.assert_array_equal(
+            queue.wait(request)["y"], np.full((1 + value % 2, 2), 2 * value)
+        )
     np.testing.assert_array_equal(queue.wait(other)["y"], [[200, 200, 200]])
     queue.wait(first)
     sizes = [len(seen) for seen in switch.seen]
@@ -161,7 +163,7 @@ def test_a_batch_waits_a_little_for_more(engine: Any, switch: Switch) -> None:
     switch.go.set()
     queue, version = engine(batch=2, batch_wait_s=FOREVER_S), version_of(switch)
     works = [ask(queue, version, value) for value in (1, 2)]
-    assert [queue.wait(work)["y"][0, 0] for work in works] == [2, 4]
+    assert [queue.wait(request)["y"][0, 0] for request in works] == [2, 4]
     assert [len(seen) for seen in switch.seen] == [2]
 
 
@@ -193,12 +195,12 @@ def test_outputs_that_are_not_one_row_an_input_row_are_never_shared(
     began.acquire()
     works = [ask(queue, version, value, columns=3) for value in (1, 2)]
     go.set()
-    for value, work in enumerate(works, 1):
-        np.testing.assert_array_equal(queue.wait(work)["y"], np.full((3, 1), value))
+    for value, request in enumerate(works, 1):
+        np.testing.assert_array_equal(queue.wait(request)["y"], np.full((3, 1), value))
     queue.wait(first)
-    assert not version_of(flipped, out=(2, 2)).entry("classify_clip").batchable
-    assert not version_of(flipped, "other").entry("other").batchable
-    assert version_of(flipped, "serving_default").entry("serving_default").batchable
+    assert not version_of(flipped, out=(2, 2)).runner("classify_clip").batchable
+    assert not version_of(flipped, "other").runner("other").batchable
+    assert version_of(flipped, "serving_default").runner("serving_default").batchable
 
 
 def test_many_threads_each_get_their_own(engine: Any, later: Any) -> None:
@@ -239,7 +241,7 @@ def test_closing_finishes_what_is_there(
     with pytest.raises(Unavailable):
         ask(queue, version, 3)
     switch.go.set()
-    assert [queue.wait(work)["y"][0, 0] for work in works] == [2, 4]
+    assert [queue.wait(request)["y"][0, 0] for request in works] == [2, 4]
     assert closing.result() is True
 
 
@@ -248,11 +250,11 @@ def test_closing_does_not_wait_for_ever(engine: Any, switch: Switch, until: Any)
     works = [ask(queue, version, value) for value in (1, 2)]
     switch.began.acquire()
     assert queue.close(0.01) is False
-    for work in (
+    for request in (
         works
     ):  # the one that is being computed, too: nobody can interrupt it, and nobody waits for it
         with pytest.raises(Unavailable):
-            queue.wait(work)
+            queue.wait(request)
     switch.go.set()
     until(lambda: queue.running == 0)
 
@@ -261,14 +263,14 @@ def test_who_is_in_a_hurry_need_not_wait(
     engine: Any, switch: Switch, later: Any, until: Any
 ) -> None:
     queue, version = engine(), version_of(switch, "other")
-    work = ask(queue, version, 1)
+    request = ask(queue, version, 1)
     switch.began.acquire()
     closing = later(lambda: queue.close(FOREVER_S))
     until(lambda: queue._closing)
-    queue.hurry()
+    queue.end_grace_time()
     assert closing.result() is False
     with pytest.raises(Unavailable):
-        queue.wait(work)
+        queue.wait(request)
     switch.go.set()
 
 
@@ -278,17 +280,17 @@ def test_what_a_close_has_answered_does_not_begin(
     version = version_of(switch)
     queue = Batcher(8, workers=0)
     for answer in ("close", "drop"):
-        work = PendingRequest(
+        request = PendingRequest(
             version,
-            version.entry("classify_clip"),
+            version.runner("classify_clip"),
             {"clip": np.ones((1, 2), np.float32)},
             time.monotonic(),
         )
         if answer == "close":
-            work.future.set_exception(Unavailable("the server is stopping"))
+            request.future.set_exception(Unavailable("the server is stopping"))
         else:
-            queue.drop(work)
-        queue._compute([work])
+            queue.drop(request)
+        queue._compute([request])
     assert not switch.seen
     assert not caplog.records
     queue.close(0)

@@ -13,7 +13,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from tf_covid.errors import ServingError
-from tf_covid.export import graph_ops as safety
+from tf_covid.export import graph_ops
 from tf_covid.server.errors import NotFound
 from tf_covid.server.repository import Repository
 from tf_covid.server.servable import WARMUP
@@ -32,7 +32,7 @@ def served(repository: Repository) -> dict[str, int]:
 
 def answer(repository: Repository, name: str = "m") -> int:
     with repository.lease(name) as version:
-        return int(version.entry("").run(ONE)["version"][0])
+        return int(version.runner("").run(ONE)["version"][0])
 
 
 def state(repository: Repository, version: int, name: str = "m") -> tuple[str, str]:
@@ -85,7 +85,7 @@ def test_the_old_version_stays_until_its_last_request_is_finished(
         store.put("linear-2", "m", 2)
         repository.poll()
         assert state(repository, 1) == ("UNLOADING", "")
-        assert int(old.entry("").run(ONE)["version"][0]) == 1
+        assert int(old.runner("").run(ONE)["version"][0]) == 1
         assert answer(repository) == 2
     assert state(repository, 1) == ("END", "")
     assert old.signatures == ()
@@ -258,19 +258,19 @@ def test_a_name_does_not_make_a_saver(store: Any) -> None:
             if value.func.name == old:
                 value.func.name = new
     with pytest.raises(ServingError, match="SaveV2"):
-        safety.check(graph)  # a signature leads to it
+        graph_ops.check(graph)  # a signature leads to it
     graph.signature_def.clear()
     known = graph.object_graph_def.concrete_functions
     known[new].CopyFrom(known.pop(old))
     with pytest.raises(ServingError, match="SaveV2"):
-        safety.check(graph)  # whoever loads it can call it
+        graph_ops.check(graph)  # whoever loads it can call it
     del known[new]
-    safety.check(graph)
+    graph_ops.check(graph)
 
 
 def test_every_denied_operation_is_one_of_tensorflow() -> None:
     known = {name for name in dir(tf.raw_ops) if name[0].isupper()}
-    denied = {name for name in known if safety._NEVER.fullmatch(name)}
+    denied = {name for name in known if graph_ops._NEVER.fullmatch(name)}
     must = {
         "ReadFile",
         "WriteFile",
@@ -375,13 +375,13 @@ def test_descriptions_of_messages_in_files_are_refused(
 ) -> None:
     graph = saved_model_pb2.SavedModel().meta_graphs.add()
     node = graph.graph_def.node.add(name="n", op=operation)
-    safety.check(graph)
+    graph_ops.check(graph)
     node.attr["descriptor_source"].s = source
     if good:
-        safety.check(graph)
+        graph_ops.check(graph)
     else:
         with pytest.raises(ServingError, match=operation):
-            safety.check(graph)
+            graph_ops.check(graph)
 
 
 def test_an_unreadable_folder_keeps_what_is_loaded(store: Any, repository: Repository) -> None:

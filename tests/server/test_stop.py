@@ -19,7 +19,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from tf_covid.errors import ServingError
 from tf_covid.server.server import Server
-from tf_covid.server.settings import Settings
+from tf_covid.server.settings import ServerSettings
 
 Code = grpc.StatusCode
 ONE = {"inputs": {"x": [1.0]}}
@@ -36,12 +36,12 @@ def test_a_stop_finishes_what_is_in_flight(gate: Any, until: Any) -> None:
     running = gate(grace_s=60.0)
     server = running.server
     rest = running.in_thread(lambda: running.ask("gate", ONE))
-    until(lambda: server.engine.running == 1)
+    until(lambda: server.batcher.running == 1)
     over_grpc = running.in_thread(lambda: running.predict.Predict(message(), 60))
-    until(lambda: server.engine.depth == 1)
+    until(lambda: server.batcher.depth == 1)
     with httpx.Client(base_url=server.rest_url, trust_env=False, timeout=60) as other:
         stopping = running.in_thread(server.stop)
-        until(lambda: server._parts.closed.is_set())
+        until(lambda: server._context.closed.is_set())
         assert other.get("/readyz").status_code == 503
         assert other.get("/healthz").status_code == 200
         refused = other.post("/v1/models/gate:predict", json=ONE)
@@ -49,7 +49,7 @@ def test_a_stop_finishes_what_is_in_flight(gate: Any, until: Any) -> None:
         assert "stopping" in refused.json()["error"]
         version = server.repository.available()["gate"]
         for value in (1.0, 2.0):
-            version.entry("open").run({"value": np.float32(value)})
+            version.runner("open").run({"value": np.float32(value)})
         assert rest.result().json() == {"outputs": [2.0]}
         assert list(over_grpc.result().outputs["y"].float_val) == [3.0]
     assert stopping.result() is True
@@ -61,14 +61,14 @@ def test_a_stop_does_not_wait_for_ever(gate: Any, until: Any) -> None:
     running = gate()
     server = running.server
     version = server.repository.available()["gate"]
-    entry = version.entry("open")
+    runner = version.runner("open")
     stuck = running.in_thread(lambda: running.ask("gate", ONE))
-    until(lambda: server.engine.running == 1)
+    until(lambda: server.batcher.running == 1)
     waiting = running.in_thread(lambda: running.ask("gate", ONE))
-    until(lambda: server.engine.depth == 1)
+    until(lambda: server.batcher.depth == 1)
     assert server.stop(grace_s=0.2) is False
     assert waiting.result().status_code == 503
-    entry.run({"value": np.float32(0)})
+    runner.run({"value": np.float32(0)})
     assert stuck.result().status_code == 503
 
 
@@ -76,8 +76,8 @@ def test_the_program_ends_well(store: Any) -> None:
     store.put("gate", "gate")
     program = (
         "import sys; from pathlib import Path\n"
-        "from tf_covid.server.server import serve; from tf_covid.server.settings import Settings\n"
-        "settings = Settings(models=Path(sys.argv[1]), port=0, grpc_port=0, grace_s=600)\n"
+        "from tf_covid.server.server import serve; from tf_covid.server.settings import ServerSettings\n"
+        "settings = ServerSettings(models=Path(sys.argv[1]), port=0, grpc_port=0, grace_s=600)\n"
         "serve(settings, lambda line: print(line, flush=True))\n"
     )
     child = subprocess.Popen(
@@ -164,7 +164,7 @@ def test_a_start_that_fails_leaves_nothing(
     monkeypatch.setattr(uvicorn.Server, "serve", nothing)
     monkeypatch.setattr("tf_covid.server.server._START_S", 0.2)
     before = set(threading.enumerate())
-    server = Server(Settings(models=store.folder, port=0, grpc_port=0))
+    server = Server(ServerSettings(models=store.folder, port=0, grpc_port=0))
     with pytest.raises(ServingError, match="REST did not start"):
         server.__enter__()
     until(

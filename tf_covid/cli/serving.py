@@ -151,9 +151,9 @@ def serve(
 
     console.import_tensorflow()
     from tf_covid.server.server import serve as run
-    from tf_covid.server.settings import Settings
+    from tf_covid.server.settings import ServerSettings
 
-    settings = Settings(
+    settings = ServerSettings(
         models=models,
         port=port,
         grpc_port=grpc_port,

@@ -15,10 +15,11 @@ from pydantic import ValidationError
 from tf_covid import attention
 from tf_covid.answer import Answer, Segmentation, finite_probabilities, mean_known, mean_map
 from tf_covid.attention import Axis
-from tf_covid.client.transport import GrpcServer, Rejected, RestServer, Unavailable
+from tf_covid.client.transport import GrpcServer, Rejected, RestServer, ServerUnavailable
 from tf_covid.errors import ModelError, ScanRefused, ServingError
 from tf_covid.export.signatures import METHOD, TARGET
 from tf_covid.result import QualityFlag
+from tf_covid.tasks import TASKS
 from tf_covid.weights import Contract
 from tf_covid.weights.contract import check_trained
 
@@ -211,7 +212,7 @@ class RemoteModels:
         for number in range(1, TRIES + 1):
             try:
                 return self._server.predict(name, "infer_bytes", inputs)
-            except Unavailable as error:
+            except ServerUnavailable as error:
                 if number == TRIES:
                     raise
                 self._say(f"{error}; asking again")
@@ -243,7 +244,7 @@ class RemoteModels:
     def _answer(
         self, model: RemoteModel, answer: dict[str, Any], hu: np.ndarray
     ) -> Answer[RemoteEvidence]:
-        classes = len(model.contract.classes) or (5 if self.task == "severity" else 2)
+        classes = len(model.contract.classes) or len(TASKS[self.task].labels)
         logits = _array(answer, "logits", (classes,))
         score = float(_array(answer, "ct_score", ())) if "ct_score" in answer else None
         keep = _array(answer, "keep", (len(hu),)) > 0

@@ -23,7 +23,7 @@ _LARGEST = 2**31 - 1  # of a gRPC message, in bytes
 Inputs = Mapping[str, np.ndarray]
 
 
-class Unavailable(ServingError):
+class ServerUnavailable(ServingError):
     """The server is not there, is starting, or has no room now: worth another try."""
 
 
@@ -65,7 +65,7 @@ class RestServer:
             version: None: the one that the server has.
 
         Raises:
-            Unavailable, Rejected: As the server says.
+            ServerUnavailable, Rejected: As the server says.
         """
         text = json.dumps(
             {
@@ -82,7 +82,9 @@ class RestServer:
                 headers={"Content-Type": "application/json"},
             )
         except self._errors as error:
-            raise Unavailable(f"{self.url} does not answer ({type(error).__name__})") from error
+            raise ServerUnavailable(
+                f"{self.url} does not answer ({type(error).__name__})"
+            ) from error
         try:
             values = response.json()
         except ValueError as error:
@@ -94,8 +96,8 @@ class RestServer:
             # What is wrong with the scan refuses the scan; what is wrong with the server ends the
             # run.
             kinds = {
-                429: Unavailable,
-                503: Unavailable,
+                429: ServerUnavailable,
+                503: ServerUnavailable,
                 400: Rejected,
                 413: Rejected,
                 422: Rejected,
@@ -154,7 +156,7 @@ class GrpcServer:
         """Named outputs, as arrays; see `RestServer.predict`.
 
         Raises:
-            Unavailable, Rejected: As the server says.
+            ServerUnavailable, Rejected: As the server says.
         """
         request = self._messages.PredictRequest()
         request.model_spec.name, request.model_spec.signature_name = model, signature
@@ -167,8 +169,8 @@ class GrpcServer:
         except self._grpc.RpcError as error:
             code, codes = error.code(), self._grpc.StatusCode
             kinds = {
-                codes.UNAVAILABLE: Unavailable,
-                codes.RESOURCE_EXHAUSTED: Unavailable,
+                codes.UNAVAILABLE: ServerUnavailable,
+                codes.RESOURCE_EXHAUSTED: ServerUnavailable,
                 codes.INVALID_ARGUMENT: Rejected,
             }
             # A scan above the server's message size is the same code as a full queue; it does not

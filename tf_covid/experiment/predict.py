@@ -24,44 +24,76 @@ def as_predictions(
     answers: Mapping[str, np.ndarray],
     fold: int,
 ) -> AnyPredictions:
-    """Answers of `Objective.answers` with what is known of their cases.
+    """The study's table of what a network answered.
 
     Args:
-        task: "severity", "covid", "slices" or "lungs".
-        rows: The cases, in the order of the answers' records.
+        task: Name of the task.
+        rows: Rows of the manifest, in the order of the answers' records.
         labels: Case → class.
-        answers: Of the objective.
-        fold: Its number.
+        answers: What `Objective.answers` returned.
+        fold: Index of the fold that the rows were tested in.
     """
-    cases, patients = tuple(row.case for row in rows), tuple(row.patient for row in rows)
-    if task == "slices":
-        owner = answers["record"].astype(int)
-        return SlicePredictions(
-            cases=tuple(cases[number] for number in owner),
-            patients=tuple(patients[number] for number in owner),
-            folds=np.full(len(owner), fold),
-            slices=answers["slice"],
-            truth=answers["truth"],
-            probability=answers["probability"],
-            fraction=answers["share"],
-            predicted_fraction=answers["predicted_share"],
-        )
-    known: dict[str, Any] = {
-        "cases": cases,
-        "patients": patients,
+    return _TABLES[task](task, rows, labels, answers, fold)
+
+
+def _scans(
+    task: Any,
+    rows: Sequence[ManifestRow],
+    labels: Mapping[str, int],
+    answers: Mapping[str, np.ndarray],
+    fold: int,
+) -> AnyPredictions:
+    return Predictions(
+        task=task,
+        truth=np.array([labels[row.case] for row in rows]),
+        probabilities=answers["probabilities"],
+        ct_score=np.array([score_of(row) for row in rows]),
+        predicted_score=answers["ct_score"],
+        **_known(rows, fold),
+    )
+
+
+def _lungs(
+    task: str,
+    rows: Sequence[ManifestRow],
+    labels: Mapping[str, int],
+    answers: Mapping[str, np.ndarray],
+    fold: int,
+) -> AnyPredictions:
+    return LungPredictions(dice=answers["dice"], **_known(rows, fold))
+
+
+def _slices(
+    task: str,
+    rows: Sequence[ManifestRow],
+    labels: Mapping[str, int],
+    answers: Mapping[str, np.ndarray],
+    fold: int,
+) -> AnyPredictions:
+    record = answers["record"].astype(int)
+    return SlicePredictions(
+        cases=tuple(rows[index].case for index in record),
+        patients=tuple(rows[index].patient for index in record),
+        folds=np.full(len(record), fold),
+        slices=answers["slice"],
+        truth=answers["truth"],
+        probability=answers["probability"],
+        fraction=answers["share"],
+        predicted_fraction=answers["predicted_share"],
+    )
+
+
+def _known(rows: Sequence[ManifestRow], fold: int) -> dict[str, Any]:
+    """The columns that every table with a row a scan has."""
+    return {
+        "cases": tuple(row.case for row in rows),
+        "patients": tuple(row.patient for row in rows),
         "folds": np.full(len(rows), fold),
         "sex": tuple(row.sex for row in rows),
         "age": np.array([np.nan if row.age is None else row.age for row in rows]),
         "site": tuple(row.site for row in rows),
     }
-    if task == "lungs":
-        return LungPredictions(dice=answers["dice"], **known)
-    kind: Any = task
-    return Predictions(
-        task=kind,
-        truth=np.array([labels[case] for case in cases]),
-        probabilities=answers["probabilities"],
-        ct_score=np.array([score_of(row) for row in rows]),
-        predicted_score=answers["ct_score"],
-        **known,
-    )
+
+
+#: Name of the task → makes its table.
+_TABLES = {"severity": _scans, "covid": _scans, "lungs": _lungs, "slices": _slices}

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from tf_covid import severity
 from tf_covid.atomic import output_errors, remove_leftovers, temporary_directory
 from tf_covid.errors import OutputError
 from tf_covid.export import warmup
 from tf_covid.export.signatures import ServingModule, Signature
 from tf_covid.local import LocalModels
 from tf_covid.scan.checks import LEAST_SLICES
+from tf_covid.tasks import TASKS
 
 #: Beside the export of a model: `classify_clip` alone, as a model that a server may batch.
 CLIP_SUFFIX = "-clip"
@@ -170,9 +170,7 @@ def write(
 def _documents(models: LocalModels, module: ServingModule) -> dict[str, str]:
     """Model card, input contract and labels."""
     model = models.members[0].model
-    labels = model.contract.classes or (
-        severity.LABELS if models.task == "severity" else ("negative", "positive")
-    )
+    labels = model.contract.classes or TASKS[models.task].labels
     model_card = json.loads(module.model_card)
     contract = {
         "inputs": {

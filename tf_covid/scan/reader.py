@@ -274,7 +274,7 @@ def serve(line: int, ended: int) -> None:
         line: Number of its end of the socket.
         ended: Number of the pipe that ends when the parent is gone.
     """
-    threading.Thread(target=_outlive, args=(ended,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(ended,), daemon=True).start()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the scan
     memory_bytes = int(sys.argv[4])
     with socket.socket(fileno=line) as there:
@@ -360,7 +360,7 @@ def _megabytes(job: str, about: Any) -> float:
     return 0.0
 
 
-def _outlive(ended: int) -> None:
+def _exit_with_parent(ended: int) -> None:
     with contextlib.suppress(OSError):
         os.read(ended, 1)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""The value that every reader returns: int16 HU in one canonical order, with its geometry and its history.
+"""The value that every reader returns: int16 HU in one canonical order, with geometry and history.
 
 Canonical order (D, H, W): D from head to feet, H from anterior to posterior, W from the patient's
 right to left (highdicom's F-P-L). Millimetres are DICOM's LPS everywhere inside; RAS exists only

@@ -16,8 +16,8 @@ import numpy as np
 from tf_covid.server.errors import (
     ClientDisconnected,
     Failed,
-    Fault,
     QueueFull,
+    RequestError,
     TooSlow,
     Unavailable,
 )
@@ -33,20 +33,20 @@ class PendingRequest:
 
     Args:
         version: Who answers it.
-        entry: With which signature.
+        runner: With which signature.
         inputs: Arrays that `SignatureRunner.check` has passed.
         deadline: `time.monotonic()` after which nobody wants the answer.
     """
 
     def __init__(
-        self, version: Version, entry: SignatureRunner, inputs: Arrays, deadline: float
+        self, version: Version, runner: SignatureRunner, inputs: Arrays, deadline: float
     ) -> None:
         self.version = version
-        self.entry = entry
+        self.runner = runner
         self.inputs = inputs
         self.deadline = deadline
         self.future: Future[Outputs] = Future()
-        self.rows, self.kind = _kind(version, entry, inputs)
+        self.rows, self.batch_key = _batch_key(version, runner, inputs)
         version.hold()
         self.future.add_done_callback(lambda _: version.release())
 
@@ -77,10 +77,10 @@ class Batcher:
         self._waiting: deque[PendingRequest] = deque()
         self._running: list[PendingRequest] = []
         self._changed = threading.Condition()
-        self._closing = self._closed = self._hurried = False
+        self._closing = self._closed = self._grace_ended = False
         for number in range(workers):
             threading.Thread(
-                target=self._work, name=f"tfcovid-engine-{number}", daemon=True
+                target=self._work, name=f"tfcovid-batcher-{number}", daemon=True
             ).start()
 
     @property
@@ -94,7 +94,7 @@ class Batcher:
         return len(self._running)
 
     def submit(
-        self, version: Version, entry: SignatureRunner, inputs: Arrays, deadline: float
+        self, version: Version, runner: SignatureRunner, inputs: Arrays, deadline: float
     ) -> PendingRequest:
         """Put a request into the queue. The caller holds a lease on its version.
 
@@ -109,33 +109,33 @@ class Batcher:
                 raise QueueFull(
                     f"{len(self._waiting)} requests are waiting already; ask again later"
                 )
-            work = PendingRequest(version, entry, inputs, deadline)
-            self._waiting.append(work)
+            request = PendingRequest(version, runner, inputs, deadline)
+            self._waiting.append(request)
             self._changed.notify_all()
-        return work
+        return request
 
-    def drop(self, work: PendingRequest) -> None:
+    def drop(self, request: PendingRequest) -> None:
         """Forget a request that nobody waits for any more. One that is being computed is finished, unseen."""
         with self._changed:
-            if work in self._waiting:
-                self._waiting.remove(work)
+            if request in self._waiting:
+                self._waiting.remove(request)
                 self._changed.notify_all()
-        work.future.cancel()
+        request.future.cancel()
 
-    def wait(self, work: PendingRequest) -> Outputs:
+    def wait(self, request: PendingRequest) -> Outputs:
         """The answer.
 
         Raises:
-            Fault: Why there is none.
+            RequestError: Why there is none.
         """
         try:
-            return work.future.result(max(work.deadline - time.monotonic(), 0))
+            return request.future.result(max(request.deadline - time.monotonic(), 0))
         except FutureTimeout:
             raise too_slow() from None
         except CancelledError:
             raise ClientDisconnected("the client has gone") from None
         finally:
-            self.drop(work)
+            self.drop(request)
 
     def close(self, grace_s: float) -> bool:
         """Take no more requests, and finish those that are here; False if that took longer than the grace time.
@@ -145,7 +145,7 @@ class Batcher:
         """
 
         def is_over() -> bool:
-            return self._hurried or not (self._waiting or self._running)
+            return self._grace_ended or not (self._waiting or self._running)
 
         with self._changed:
             self._closing = True
@@ -154,14 +154,14 @@ class Batcher:
             self._closed = True
             self._waiting.clear()
             self._changed.notify_all()
-        for work in left:
-            _settle(work, Unavailable("the server is stopping"))
+        for request in left:
+            _settle(request, Unavailable("the server is stopping"))
         return not left
 
-    def hurry(self) -> None:
+    def end_grace_time(self) -> None:
         """End the grace time of `close` now."""
         with self._changed:
-            self._hurried = True
+            self._grace_ended = True
             self._changed.notify_all()
 
     def _work(self) -> None:
@@ -170,16 +170,16 @@ class Batcher:
                 self._compute(batch)
             finally:
                 with self._changed:
-                    self._running = [work for work in self._running if work not in batch]
+                    self._running = [request for request in self._running if request not in batch]
                     self._changed.notify_all()
                 del batch  # a scan of 157 MB must not stay until the next one comes
 
     def _compute(self, batch: list[PendingRequest]) -> None:
-        live = [work for work in batch if _begins(work)]
-        late = [work for work in live if work.deadline <= time.monotonic()]
-        for work in late:
-            _settle(work, too_slow())
-        self._answer([work for work in live if work not in late])
+        live = [request for request in batch if _begins(request)]
+        late = [request for request in live if request.deadline <= time.monotonic()]
+        for request in late:
+            _settle(request, too_slow())
+        self._answer([request for request in live if request not in late])
 
     def _next(self) -> list[PendingRequest] | None:
         """The next requests that are to be computed together; None at the end."""
@@ -191,13 +191,15 @@ class Batcher:
             self._running.append(first)
             batch, rows = [first], first.rows
             until = time.monotonic() + self._batch_wait_s
-            while first.kind is not None:
-                for work in [work for work in self._waiting if work.kind == first.kind]:
-                    if rows + work.rows <= self._batch:
-                        self._waiting.remove(work)
-                        self._running.append(work)
-                        batch.append(work)
-                        rows += work.rows
+            while first.batch_key is not None:
+                for request in [
+                    request for request in self._waiting if request.batch_key == first.batch_key
+                ]:
+                    if rows + request.rows <= self._batch:
+                        self._waiting.remove(request)
+                        self._running.append(request)
+                        batch.append(request)
+                        rows += request.rows
                 left = until - time.monotonic()
                 if rows >= self._batch or left <= 0 or self._closing or first.future.cancelled():
                     break
@@ -207,29 +209,32 @@ class Batcher:
     def _answer(self, batch: Sequence[PendingRequest]) -> None:
         if len(batch) > 1 and self._answer_together(batch):
             return
-        for work in batch:
-            if work.deadline <= time.monotonic():
-                _settle(work, too_slow())
+        for request in batch:
+            if request.deadline <= time.monotonic():
+                _settle(request, too_slow())
                 continue
             try:
-                outputs = work.entry.run(work.inputs)
-            except Fault as fault:
-                _settle(work, fault)
+                outputs = request.runner.run(request.inputs)
+            except RequestError as error:
+                _settle(request, error)
             # the thread's outermost layer: it must live, and the client must hear something
             except Exception as error:
                 _LOG.error("a computation failed: %s", type(error).__name__)
-                _settle(work, Failed(f"the computation failed ({type(error).__name__})"))
+                _settle(request, Failed(f"the computation failed ({type(error).__name__})"))
             else:
-                self._observe(work.rows)
-                _settle(work, outputs)
+                self._observe(request.rows)
+                _settle(request, outputs)
 
     def _answer_together(self, batch: Sequence[PendingRequest]) -> bool:
-        """Answer a batch at once; False if that does not work out, and each is to be asked for itself."""
+        """Answer a batch at once; False if that fails, and each is to be asked alone."""
         names = batch[0].inputs
-        rows = sum(work.rows for work in batch)
+        rows = sum(request.rows for request in batch)
         try:
-            outputs = batch[0].entry.run(
-                {name: np.concatenate([work.inputs[name] for work in batch]) for name in names}
+            outputs = batch[0].runner.run(
+                {
+                    name: np.concatenate([request.inputs[name] for request in batch])
+                    for name in names
+                }
             )
         except (
             Exception
@@ -239,31 +244,31 @@ class Batcher:
             return False  # not one row an input row: whose is what cannot be told
         self._observe(rows)
         start = 0
-        for work in batch:
-            part = slice(start, start := start + work.rows)
+        for request in batch:
+            part = slice(start, start := start + request.rows)
             # A copy: a client's answer must not keep the whole batch alive.
-            _settle(work, {name: array[part].copy() for name, array in outputs.items()})
+            _settle(request, {name: array[part].copy() for name, array in outputs.items()})
         return True
 
 
-def _begins(work: PendingRequest) -> bool:
+def _begins(request: PendingRequest) -> bool:
     """Whether somebody still waits for an answer; not for one that was cancelled, or that `close` has answered."""
-    if work.future.done():
+    if request.future.done():
         return False
     try:
-        return work.future.set_running_or_notify_cancel()
+        return request.future.set_running_or_notify_cancel()
     except RuntimeError:  # just now
         return False
 
 
-def _settle(work: PendingRequest, answer: Outputs | Fault) -> None:
+def _settle(request: PendingRequest, answer: Outputs | RequestError) -> None:
     """Answer a request, unless that has been done: the end of the server may have been faster."""
     # Of one that was cancelled, or that `close` has answered, nobody waits for more.
     with contextlib.suppress(InvalidStateError):
-        if isinstance(answer, Fault):
-            work.future.set_exception(answer)
+        if isinstance(answer, RequestError):
+            request.future.set_exception(answer)
         else:
-            work.future.set_result(answer)
+            request.future.set_result(answer)
 
 
 def too_slow() -> TooSlow:
@@ -271,15 +276,15 @@ def too_slow() -> TooSlow:
     return TooSlow("the time limit of this request is over")
 
 
-def _kind(
-    version: Version, entry: SignatureRunner, inputs: Arrays
+def _batch_key(
+    version: Version, runner: SignatureRunner, inputs: Arrays
 ) -> tuple[int, tuple[object, ...] | None]:
     """Rows of a request, and what it must share with another to be computed together; None: nothing will do."""
     rows = {len(array) if array.ndim else -1 for array in inputs.values()}
-    if len(rows) != 1 or not entry.batchable or not (count := rows.pop()) > 0:
+    if len(rows) != 1 or not runner.batchable or not (count := rows.pop()) > 0:
         return 1, None
     return count, (
         id(version),
-        entry.name,
+        runner.name,
         *((name, inputs[name].shape[1:]) for name in sorted(inputs)),
     )

@@ -14,7 +14,7 @@ from tf_covid.server.errors import Unavailable
 from tf_covid.server.metrics import Metrics
 from tf_covid.server.repository import Repository
 from tf_covid.server.servable import Version
-from tf_covid.server.settings import Settings
+from tf_covid.server.settings import ServerSettings
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,16 @@ class ServerContext:
     Args:
         settings: How it is set up.
         repository: Its models.
-        engine: Its queue.
+        batcher: Its queue.
         metrics: Its counters.
         stopping: Set once it is to end: it is not ready any more, and takes no scans.
         closed: Set once it takes no more requests; until then a scan in flight may ask for its
             answers.
     """
 
-    settings: Settings
+    settings: ServerSettings
     repository: Repository
-    engine: Batcher
+    batcher: Batcher
     metrics: Metrics
     stopping: threading.Event = field(default_factory=threading.Event)
     closed: threading.Event = field(default_factory=threading.Event)

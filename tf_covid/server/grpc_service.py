@@ -16,17 +16,16 @@ from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, predict_pb2
 
 from tf_covid.errors import ServingError
-from tf_covid.server import context as shared
-from tf_covid.server import tensor_proto as protos
+from tf_covid.server import tensor_proto
 from tf_covid.server.batcher import too_slow
-from tf_covid.server.context import ServerContext
+from tf_covid.server.context import ServerContext, metadata
 from tf_covid.server.errors import (
     ClientDisconnected,
     Failed,
-    Fault,
     InvalidArgument,
     NoSignature,
     QueueFull,
+    RequestError,
 )
 from tf_covid.server.http.middleware import is_token
 from tf_covid.server.metrics import UNKNOWN
@@ -41,18 +40,18 @@ _SPARE = 8
 _IDLE_MS, _AGE_MS = 600_000, 3_600_000
 
 
-def start(parts: ServerContext, address: str) -> tuple[Any, int]:
+def start(server: ServerContext, address: str) -> tuple[Any, int]:
     """Start the gRPC server; gives it and its port.
 
     Args:
-        parts: Of the server.
+        server: Settings, models, queue and counters of the server.
         address: IP address to listen at.
 
     Raises:
         ServingError: If the port is taken.
     """
-    settings = parts.settings
-    most = min(settings.most_bytes, 2**31 - 1)
+    settings = server.settings
+    most = min(settings.max_message_bytes, 2**31 - 1)
     threads = settings.queue + settings.workers * settings.batch + _SPARE
     options = [
         ("grpc.max_concurrent_streams", threads),
@@ -63,22 +62,22 @@ def start(parts: ServerContext, address: str) -> tuple[Any, int]:
         ("grpc.max_send_message_length", most),
         ("grpc.so_reuseport", 0),  # two servers on one port would share its clients
     ]
-    server = grpc.server(
+    grpc_server = grpc.server(
         ThreadPoolExecutor(threads, "tfcovid-grpc"),
         interceptors=[] if settings.token is None else [AuthInterceptor(settings.token)],
         options=options,
         maximum_concurrent_rpcs=threads,
     )
-    server.add_generic_rpc_handlers(_handlers(parts))
+    grpc_server.add_generic_rpc_handlers(_handlers(server))
     host = f"[{address}]" if ":" in address else address
     try:
-        port = server.add_insecure_port(f"{host}:{settings.grpc_port}")
+        port = grpc_server.add_insecure_port(f"{host}:{settings.grpc_port}")
     except RuntimeError as error:
         raise ServingError(
             f"{host}:{settings.grpc_port}: gRPC cannot listen there; is it in use?"
         ) from error
-    server.start()
-    return server, port
+    grpc_server.start()
+    return grpc_server, port
 
 
 class AuthInterceptor(grpc.ServerInterceptor):
@@ -125,7 +124,7 @@ class _Reader:
         """A message, which counts as being here until the block ends.
 
         Raises:
-            Fault: If there is none, it is none of its kind, or the memory for messages is full.
+            RequestError: If there is none, it is none of its kind, or the memory for messages is full.
         """
         timer = threading.Timer(self._limit_s, context.cancel)
         timer.daemon = True
@@ -154,14 +153,14 @@ class _Reader:
                 self._here -= size
 
 
-def _handlers(parts: ServerContext) -> tuple[Any, ...]:
+def _handlers(server: ServerContext) -> tuple[Any, ...]:
     """The two services.
 
     Their calls are served as streams of one message, which looks the same to clients: a handler for
     one message would wait for it without an end.
     """
-    reader = _Reader(parts.settings.most_bytes, parts.settings.read_limit_s)
-    prediction, models = _Prediction(parts, reader), _Models(parts, reader)
+    reader = _Reader(server.settings.max_message_bytes, server.settings.read_limit_s)
+    prediction, models = _Prediction(server, reader), _Models(server, reader)
 
     def handlers(**calls: Callable[..., Any]) -> dict[str, Any]:
         return {
@@ -197,8 +196,8 @@ class _Labels:
 
 
 class _Prediction:
-    def __init__(self, parts: ServerContext, reader: _Reader) -> None:
-        self._parts = parts
+    def __init__(self, server: ServerContext, reader: _Reader) -> None:
+        self._server_context = server
         self._reader = reader
 
     def predict(self, messages: Iterator[bytes], context: Any) -> Any:
@@ -208,9 +207,9 @@ class _Prediction:
         code = "INTERNAL"
         try:
             response = _guarded(lambda: self._read_and_predict(messages, context, labels))
-            code = "OK" if not isinstance(response, Fault) else response.grpc
+            code = "OK" if not isinstance(response, RequestError) else response.grpc
         finally:
-            self._parts.metrics.count(
+            self._server_context.metrics.count(
                 labels.model, labels.signature, "grpc", code, time.monotonic() - asked
             )
         return _sent(response, context)
@@ -220,38 +219,42 @@ class _Prediction:
             return self._predict(request, context, labels)
 
     def _predict(self, request: Any, context: Any, labels: _Labels) -> Any:
-        parts = self._parts
-        parts.check_open()
+        server = self._server_context
+        server.check_open()
         # A client without a deadline has all the time in the world, which gRPC tells as None or as
         # a huge number.
         theirs = context.time_remaining()
         limit = min(
-            parts.settings.time_limit_s, parts.settings.time_limit_s if theirs is None else theirs
+            server.settings.time_limit_s, server.settings.time_limit_s if theirs is None else theirs
         )
         deadline = time.monotonic() + limit
-        with parts.repository.lease(*_asked(request.model_spec)) as version:
+        with server.repository.lease(*_asked(request.model_spec)) as version:
             labels.model = version.name
             name = request.model_spec.signature_name
             if name and name not in version.signatures:
                 raise NoSignature(f'Serving signature key "{name[:200]}" not found.')
-            entry = version.entry(name)
-            labels.signature = entry.name
-            wanted = _wanted(request.output_filter, entry.outputs)
-            inputs = protos.to_arrays(request.inputs, entry.inputs, parts.settings.most_bytes)
-            entry.check(inputs)
+            runner = version.runner(name)
+            labels.signature = runner.name
+            wanted = _wanted(request.output_filter, runner.outputs)
+            inputs = tensor_proto.to_arrays(
+                request.inputs, runner.inputs, server.settings.max_message_bytes
+            )
+            runner.check(inputs)
             if limit <= 0:
                 raise too_slow()
-            work = parts.engine.submit(version, entry, inputs, deadline)
-            if not context.add_callback(lambda: parts.engine.drop(work)):
-                parts.engine.drop(work)
+            pending = server.batcher.submit(version, runner, inputs, deadline)
+            if not context.add_callback(lambda: server.batcher.drop(pending)):
+                server.batcher.drop(pending)
                 raise ClientDisconnected("the client has gone")
-            outputs = parts.engine.wait(work)
+            outputs = server.batcher.wait(pending)
             response = predict_pb2.PredictResponse()
             response.model_spec.name = version.name
             response.model_spec.version.value = version.number
-            response.model_spec.signature_name = entry.name
+            response.model_spec.signature_name = runner.name
             for name in wanted:
-                response.outputs[name].CopyFrom(protos.to_proto(outputs[name], entry.outputs[name]))
+                response.outputs[name].CopyFrom(
+                    tensor_proto.to_proto(outputs[name], runner.outputs[name])
+                )
             return response
 
     def metadata(self, messages: Iterator[bytes], context: Any) -> Any:
@@ -268,15 +271,15 @@ class _Prediction:
                 for field in request.metadata_field:
                     if field != "signature_def":
                         raise InvalidArgument(f"Metadata field {field[:100]} is not supported")
-                with self._parts.repository.lease(*_asked(request.model_spec)) as version:
-                    return shared.metadata(version)
+                with self._server_context.repository.lease(*_asked(request.model_spec)) as version:
+                    return metadata(version)
 
         return _sent(_guarded(tell), context)
 
 
 class _Models:
-    def __init__(self, parts: ServerContext, reader: _Reader) -> None:
-        self._parts = parts
+    def __init__(self, server: ServerContext, reader: _Reader) -> None:
+        self._server_context = server
         self._reader = reader
 
     def status(self, messages: Iterator[bytes], context: Any) -> Any:
@@ -286,7 +289,7 @@ class _Models:
             with self._reader.read(
                 get_model_status_pb2.GetModelStatusRequest, messages, context
             ) as request:
-                return self._parts.status(*_asked(request.model_spec))
+                return self._server_context.status(*_asked(request.model_spec))
 
         return _sent(_guarded(tell), context)
 
@@ -295,8 +298,8 @@ def _guarded(call: Callable[[], Any]) -> Any:
     """A call's answer, or the fault that it raised."""
     try:
         return call()
-    except Fault as fault:
-        return fault
+    except RequestError as error:
+        return error
     except (
         Exception
     ) as error:  # the outermost layer: gRPC would log a traceback, and send the text of any error
@@ -305,7 +308,7 @@ def _guarded(call: Callable[[], Any]) -> Any:
 
 
 def _sent(answer: Any, context: Any) -> Any:
-    if isinstance(answer, Fault):
+    if isinstance(answer, RequestError):
         context.abort(grpc.StatusCode[answer.grpc], str(answer))
     return answer
 

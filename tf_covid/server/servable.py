@@ -17,10 +17,10 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from tf_covid.errors import ModelError, ServingError
-from tf_covid.export import graph_ops as safety
-from tf_covid.server import tensor_proto as protos
-from tf_covid.server.errors import Failed, Fault, InvalidArgument, OutOfMemory
-from tf_covid.server.tensor_spec import Spec
+from tf_covid.export import graph_ops
+from tf_covid.server import tensor_proto
+from tf_covid.server.errors import Failed, InvalidArgument, OutOfMemory, RequestError
+from tf_covid.server.tensor_spec import TensorSpec
 from tf_covid.weights import Contract
 from tf_covid.weights.contract import check_trained
 
@@ -52,8 +52,8 @@ class SignatureRunner:
     """
 
     name: str
-    inputs: Mapping[str, Spec]
-    outputs: Mapping[str, Spec]
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
     function: Callable[..., Any]
 
     @property
@@ -119,7 +119,7 @@ class Version:
     Args:
         name: Of the model.
         number: Of the version.
-        entries: Its signatures, by name.
+        runners: Its signatures, by name.
         signature_defs: The same as TF Serving tells them, by name, `SignatureDef`.
         loaded: What keeps its variables alive.
     """
@@ -128,14 +128,14 @@ class Version:
         self,
         name: str,
         number: int,
-        entries: Mapping[str, SignatureRunner],
+        runners: Mapping[str, SignatureRunner],
         signature_defs: Mapping[str, Any],
         loaded: Any,
     ) -> None:
         self.name = name
         self.number = number
         self.signature_defs = signature_defs
-        self._entries = dict(entries)
+        self._runners = dict(runners)
         self._loaded = loaded
         self._lock = threading.Lock()
         self._leases = 0
@@ -144,20 +144,20 @@ class Version:
     @property
     def signatures(self) -> tuple[str, ...]:
         """Names of what can be asked for."""
-        return tuple(self._entries)
+        return tuple(self._runners)
 
-    def entry(self, signature: str) -> SignatureRunner:
+    def runner(self, signature: str) -> SignatureRunner:
         """The signature of that name; "" is the default one.
 
         Raises:
             InvalidArgument: If there is none.
         """
         name = signature or DEFAULT
-        if name not in self._entries:
+        if name not in self._runners:
             raise InvalidArgument(
                 f'Serving signature name: "{name[:200]}" not found in signature def'
             )
-        return self._entries[name]
+        return self._runners[name]
 
     @contextmanager
     def lease(self) -> Iterator[Version]:
@@ -190,7 +190,7 @@ class Version:
             if self._leases or self._when_drained is None:
                 return
             done, self._when_drained = self._when_drained, None
-            self._entries, self._loaded = {}, None
+            self._runners, self._loaded = {}, None
         done()
 
 
@@ -213,16 +213,16 @@ def load(name: str, number: int, folder: Path) -> Version:
         graphs = [graph for graph in saved.meta_graphs if "serve" in graph.meta_info_def.tags]
         if len(saved.meta_graphs) != 1 or not graphs:
             raise ServingError("saved_model.pb must hold one graph, with the tag 'serve'")
-        safety.check(graphs[0])
+        graph_ops.check(graphs[0])
         _check_head(folder / CARD)
         loaded = tf.saved_model.load(str(folder), tags=["serve"])
         definitions = dict(graphs[0].signature_def)
-        entries = {
-            key: _entry(key, definitions[key], loaded.signatures[key]) for key in loaded.signatures
+        runners = {
+            key: _runner(key, definitions[key], loaded.signatures[key]) for key in loaded.signatures
         }
-        if not entries:
+        if not runners:
             raise ServingError("it has no signatures")
-        version = Version(name, number, entries, definitions, loaded)
+        version = Version(name, number, runners, definitions, loaded)
         _warm_up(version, folder / WARMUP)
         return version
     except ServingError:
@@ -249,9 +249,9 @@ def _check_head(card: Path) -> None:
         raise ServingError(str(error)) from error
 
 
-def _entry(name: str, definition: Any, function: Any) -> SignatureRunner:
-    inputs = {key: Spec.of(key, info) for key, info in definition.inputs.items()}
-    outputs = {key: Spec.of(key, info) for key, info in definition.outputs.items()}
+def _runner(name: str, definition: Any, function: Any) -> SignatureRunner:
+    inputs = {key: TensorSpec.of(key, info) for key, info in definition.inputs.items()}
+    outputs = {key: TensorSpec.of(key, info) for key, info in definition.outputs.items()}
     return SignatureRunner(name, inputs, outputs, function)
 
 
@@ -267,12 +267,12 @@ def _warm_up(version: Version, path: Path) -> None:
             raise ServingError(f"warm-up request {number} is no predict_log")
         request = log.predict_log.request
         try:
-            entry = version.entry(request.model_spec.signature_name)
-            inputs = protos.to_arrays(request.inputs, entry.inputs, _MOST_GRAPH)
-            entry.check(inputs)
-            entry.run(inputs)
-        except Fault as fault:
-            raise ServingError(f"warm-up request {number} fails: {fault}") from fault
+            runner = version.runner(request.model_spec.signature_name)
+            inputs = tensor_proto.to_arrays(request.inputs, runner.inputs, _MOST_GRAPH)
+            runner.check(inputs)
+            runner.run(inputs)
+        except RequestError as error:
+            raise ServingError(f"warm-up request {number} fails: {error}") from error
 
 
 def _as_array(tensor: Any) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from tf_covid.errors import ServingError
 from tf_covid.extras import optional_import
-from tf_covid.server.settings import Settings, is_loopback
+from tf_covid.server.settings import ServerSettings, is_loopback
 
 _LOG = logging.getLogger("tf_covid.server")
 
@@ -40,7 +40,7 @@ class Server:
         ServingError: If a library is missing, the folder of models is none, or a port is taken.
     """
 
-    def __init__(self, settings: Settings, command: Any = None) -> None:
+    def __init__(self, settings: ServerSettings, command: Any = None) -> None:
         for module in (
             "fastapi",
             "grpc",
@@ -63,10 +63,10 @@ class Server:
     def __enter__(self) -> Self:
         """Start to listen and to load."""
         # Here, so that `import tf_covid.server.server` needs neither TensorFlow nor the extra.
-        from tf_covid.server import grpc_service as rpc
+        from tf_covid.server import grpc_service
         from tf_covid.server.batcher import Batcher
         from tf_covid.server.context import ServerContext
-        from tf_covid.server.http.routes import Rest
+        from tf_covid.server.http.routes import RestApi
         from tf_covid.server.http.scan_process import infer_command
         from tf_covid.server.http.scans import Scans
         from tf_covid.server.metrics import Metrics
@@ -78,24 +78,24 @@ class Server:
         self.rest_url = f"http://{_bracketed(self._address)}:{port}"
         repository = Repository(settings.models, settings.poll_s)
         metrics = Metrics(
-            lambda: engine.depth, lambda: engine.running, lambda: len(repository.available())
+            lambda: batcher.depth, lambda: batcher.running, lambda: len(repository.available())
         )
-        engine = Batcher(
+        batcher = Batcher(
             settings.queue,
             settings.workers,
             settings.batch,
             settings.batch_wait_ms / 1000,
             metrics.batch_rows.observe,
         )
-        self.repository, self.engine, self.metrics = repository, engine, metrics
-        self._parts = ServerContext(settings, repository, engine, metrics)
+        self.repository, self.batcher, self.metrics = repository, batcher, metrics
+        self._context = ServerContext(settings, repository, batcher, metrics)
         try:
-            self._grpc, grpc_port = rpc.start(self._parts, self._address)
+            self._grpc, grpc_port = grpc_service.start(self._context, self._address)
             self.grpc_address = f"{_bracketed(self._address)}:{grpc_port}"
             self._scans = Scans(
-                self._parts, self._command or infer_command(lambda: self._own_url(port))
+                self._context, self._command or infer_command(lambda: self._own_url(port))
             )
-            self._rest = Rest(self._parts, self._scans)
+            self._rest = RestApi(self._context, self._scans)
             self._start_rest()
         except BaseException:
             self.stop(0)
@@ -139,12 +139,12 @@ class Server:
         def left() -> float:
             return max(self._until - time.monotonic(), 0)
 
-        self._parts.stopping.set()
+        self._context.stopping.set()
         if self._scans is not None:  # each of these may be None, where a start has failed
             self._scans.drain(left)  # before the doors close: its process asks here for its answers
-        self._parts.closed.set()
+        self._context.closed.set()
         over = None if self._grpc is None else self._grpc.stop(left())
-        finished = self.engine.close(left())
+        finished = self.batcher.close(left())
         if self._scans is not None:
             self._scans.close()
         if over is not None:
@@ -159,19 +159,19 @@ class Server:
         self.repository.stop()
         return finished
 
-    def hurry(self) -> None:
+    def end_grace_time(self) -> None:
         """End the grace time of a `stop` that goes on in another thread."""
         self._until = time.monotonic()
-        self.engine.hurry()
+        self.batcher.end_grace_time()
 
     def _start_rest(self) -> None:
         import uvicorn
 
-        from tf_covid.server.http.body import patient_protocol
+        from tf_covid.server.http.body import header_timeout_protocol
 
         config = uvicorn.Config(
             self._rest.app(self._hosts()),
-            http=patient_protocol(self.settings.read_limit_s),
+            http=header_timeout_protocol(self.settings.read_limit_s),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -210,7 +210,7 @@ class Server:
         return f"http://{_bracketed(everywhere.get(self._address, self._address))}:{port}"
 
 
-def serve(settings: Settings, say: Callable[[str], None]) -> None:
+def serve(settings: ServerSettings, say: Callable[[str], None]) -> None:
     """Serve until SIGTERM, SIGINT or SIGHUP, then finish what is in flight. For the main thread of a program.
 
     Args:
@@ -220,10 +220,10 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
     Raises:
         ServingError: If it cannot start.
     """
-    stop, hurry = threading.Event(), threading.Event()
+    stop, at_once = threading.Event(), threading.Event()
 
     def on_signal(number: int, frame: object) -> None:
-        (hurry if stop.is_set() else stop).set()
+        (at_once if stop.is_set() else stop).set()
 
     before = {
         number: signal.signal(number, on_signal)
@@ -242,8 +242,8 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
             ended.start()
             while ended.is_alive():
                 ended.join(0.2)
-                if hurry.is_set():
-                    server.hurry()
+                if at_once.is_set():
+                    server.end_grace_time()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

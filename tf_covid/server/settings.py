@@ -16,7 +16,7 @@ _Port = Annotated[int, Field(ge=0, le=65_535)]
 _Positive = Annotated[float, Field(gt=0, le=86_400)]
 
 
-class Settings(BaseModel):
+class ServerSettings(BaseModel):
     """Settings of the embedded server.
 
     Args:
@@ -86,7 +86,7 @@ class Settings(BaseModel):
         return self
 
     @property
-    def most_bytes(self) -> int:
+    def max_message_bytes(self) -> int:
         """Largest request and answer, in bytes."""
         return int(self.message_mb * 2**20)
 

@@ -13,7 +13,7 @@ from tensorflow.core.framework import tensor_pb2
 from tf_covid.server.errors import Failed, InvalidArgument
 
 if TYPE_CHECKING:
-    from tf_covid.server.tensor_spec import Spec
+    from tf_covid.server.tensor_spec import TensorSpec
 
 #: Ranks above this are no tensors of ours; TensorFlow's own limit is 254.
 MOST_AXES = 32
@@ -47,7 +47,7 @@ _FIELDS = {
 
 
 def to_arrays(
-    inputs: Mapping[str, Any], specs: Mapping[str, Spec], most: int
+    inputs: Mapping[str, Any], specs: Mapping[str, TensorSpec], most: int
 ) -> dict[str, np.ndarray]:
     """The inputs of a request, by name.
 
@@ -66,7 +66,7 @@ def to_arrays(
     }
 
 
-def to_array(proto: Any, spec: Spec, most: int) -> np.ndarray:
+def to_array(proto: Any, spec: TensorSpec, most: int) -> np.ndarray:
     """One input, of the type of the signature; a view of the message's bytes where there is `tensor_content`.
 
     Args:
@@ -151,7 +151,7 @@ def _boxed(values: Any, dtype: np.dtype, count: int, wrong: Any) -> np.ndarray:
     return whole
 
 
-def to_proto(array: np.ndarray, spec: Spec) -> Any:
+def to_proto(array: np.ndarray, spec: TensorSpec) -> Any:
     """An output as `TensorProto`.
 
     Raises:

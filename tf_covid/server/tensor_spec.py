@@ -12,7 +12,7 @@ from tf_covid.server.errors import InvalidArgument
 
 
 @dataclass(frozen=True)
-class Spec:
+class TensorSpec:
     """One input or output of a signature.
 
     Args:
@@ -26,7 +26,7 @@ class Spec:
     shape: tuple[int | None, ...] | None
 
     @classmethod
-    def of(cls, name: str, info: Any) -> Spec:
+    def of(cls, name: str, info: Any) -> TensorSpec:
         """From a `TensorInfo`."""
         shape = tf.TensorShape(info.tensor_shape)
         return cls(

@@ -9,10 +9,11 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from tf_covid.errors import TfCovidError
-from tf_covid.severity import CLASS_UPPER_SCORES, LABELS
+from tf_covid.severity import CLASS_UPPER_SCORES
+from tf_covid.tasks import TASKS
 
 #: Class names of each task that classifies, in the order of the class numbers.
-CLASSES = {"severity": LABELS, "covid": ("non-COVID", "COVID")}
+CLASSES = {name: task.study_labels for name, task in TASKS.items() if task.classifies_scans}
 
 #: Largest distance from 1 of the sum of a case's probabilities: float32 softmax, averaged.
 SUM_TOLERANCE = 1e-3

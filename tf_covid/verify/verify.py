@@ -19,13 +19,13 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tf_covid.client.remote import card_marks
 from tf_covid.client.transport import GrpcServer, RestServer, connect
 from tf_covid.errors import ServingError
-from tf_covid.export import graph_ops as safety
+from tf_covid.export import graph_ops
 from tf_covid.export.savedmodel import CLIP_SUFFIX
 from tf_covid.local import LocalModels
 from tf_covid.phantom.cohort import write_cohort
 from tf_covid.scan import find_cases
 from tf_covid.server.server import Server
-from tf_covid.server.settings import Settings
+from tf_covid.server.settings import ServerSettings
 from tf_covid.verify import replay
 from tf_covid.verify.openvino import SIGNATURES, OpenVino
 from tf_covid.verify.reference import TOLERANCE, Reference, largest_difference, reference
@@ -145,7 +145,7 @@ def _check_safe(folder: Path) -> None:
     try:
         saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
         for graph in saved.meta_graphs:
-            safety.check(graph)
+            graph_ops.check(graph)
     except (DecodeError, OSError) as error:
         raise ServingError(
             f"{folder}: saved_model.pb cannot be read ({type(error).__name__})"
@@ -260,7 +260,7 @@ def _embedded(export: Path, folder: Path) -> Iterator[Sequence[str]]:
     place.mkdir(parents=True)
     os.symlink(export.resolve(), place / export.name, target_is_directory=True)
     with Server(
-        Settings(models=folder / "models", port=0, grpc_port=0, time_limit_s=_REPLAY_S)
+        ServerSettings(models=folder / "models", port=0, grpc_port=0, time_limit_s=_REPLAY_S)
     ) as server:
         if not server.wait_until_ready(_REPLAY_S, export.parent.name):
             raise ServingError(f"{export}: the embedded server cannot load it")

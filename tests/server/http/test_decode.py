@@ -16,23 +16,23 @@ from tf_covid.server import tensor_proto
 from tf_covid.server.errors import Failed, InvalidArgument, TooLarge
 from tf_covid.server.http import decode, encode
 from tf_covid.server.servable import SignatureRunner
-from tf_covid.server.tensor_spec import Spec
+from tf_covid.server.tensor_spec import TensorSpec
 
-HU = Spec("hu", tf.int16, (None, None, None))
-X = Spec("x", tf.float32, (None, 3))
-
-
-def spec(dtype: Any, *shape: int | None, name: str = "x") -> Spec:
-    return Spec(name, dtype, shape)
+HU = TensorSpec("hu", tf.int16, (None, None, None))
+X = TensorSpec("x", tf.float32, (None, 3))
 
 
-def entry(*inputs: Spec) -> SignatureRunner:
+def spec(dtype: Any, *shape: int | None, name: str = "x") -> TensorSpec:
+    return TensorSpec(name, dtype, shape)
+
+
+def runner(*inputs: TensorSpec) -> SignatureRunner:
     return SignatureRunner("serving_default", {one.name: one for one in inputs}, {}, lambda: None)
 
 
-def read(body: Any, *inputs: Spec) -> dict[str, np.ndarray]:
+def read(body: Any, *inputs: TensorSpec) -> dict[str, np.ndarray]:
     text = body if isinstance(body, (bytes, bytearray)) else json.dumps(body).encode()
-    return decode.parse_predict_request(text, lambda name: entry(*inputs)).inputs
+    return decode.parse_predict_request(text, lambda name: runner(*inputs)).inputs
 
 
 def test_rows_and_columns_are_the_same() -> None:
@@ -71,7 +71,7 @@ def test_strings_plain_and_base64() -> None:
 
 def test_long_lists_of_numbers() -> None:
     volume = np.random.default_rng(1).integers(-1024, 3000, (2, 9, 64, 32)).astype(np.int16)
-    one = Spec("hu", tf.int16, (None, None, None, None))
+    one = TensorSpec("hu", tf.int16, (None, None, None, None))
     for body in (
         json.dumps({"instances": volume.tolist()}),
         json.dumps({"instances": [{"hu": part.tolist()} for part in volume]}),
@@ -234,40 +234,44 @@ def test_a_plain_list_needs_one_input() -> None:
 
 def test_answers_in_rows_and_columns() -> None:
     y, z = np.array([[0.2, 1], [1e20, -3]], np.float32), np.array([1, 2], np.int64)
-    assert json.loads(encode.answer({"y": y}, rows=True)) == {
+    assert json.loads(encode.predict_response({"y": y}, rows=True)) == {
         "predictions": [[0.2, 1.0], [1e20, -3.0]]
     }
-    assert json.loads(encode.answer({"y": y}, rows=False)) == {
+    assert json.loads(encode.predict_response({"y": y}, rows=False)) == {
         "outputs": [[0.2, 1.0], [1e20, -3.0]]
     }
-    assert json.loads(encode.answer({"y": y, "z": z}, rows=True)) == {
+    assert json.loads(encode.predict_response({"y": y, "z": z}, rows=True)) == {
         "predictions": [{"y": [0.2, 1.0], "z": 1}, {"y": [1e20, -3.0], "z": 2}]
     }
-    assert json.loads(encode.answer({"y": y, "z": z}, rows=False)) == {
+    assert json.loads(encode.predict_response({"y": y, "z": z}, rows=False)) == {
         "outputs": {"y": [[0.2, 1.0], [1e20, -3.0]], "z": [1, 2]}
     }
-    assert b"1.0" in encode.answer({"y": y}, rows=True)
+    assert b"1.0" in encode.predict_response({"y": y}, rows=True)
     with pytest.raises(InvalidArgument, match="inconsistent"):
-        encode.answer({"y": y, "z": z[:1]}, rows=True)
+        encode.predict_response({"y": y, "z": z[:1]}, rows=True)
     with pytest.raises(InvalidArgument, match="no shape"):
-        encode.answer({"y": y.sum()}, rows=True)
-    assert json.loads(encode.answer({"y": np.float32(2.5)}, rows=False)) == {"outputs": 2.5}
+        encode.predict_response({"y": y.sum()}, rows=True)
+    assert json.loads(encode.predict_response({"y": np.float32(2.5)}, rows=False)) == {
+        "outputs": 2.5
+    }
     empty = np.zeros((2, 0, 3), np.float32)
-    assert json.loads(encode.answer({"y": empty}, rows=True)) == {"predictions": [[], []]}
-    assert json.loads(encode.answer({"y": empty[:0]}, rows=False)) == {"outputs": []}
+    assert json.loads(encode.predict_response({"y": empty}, rows=True)) == {"predictions": [[], []]}
+    assert json.loads(encode.predict_response({"y": empty[:0]}, rows=False)) == {"outputs": []}
 
 
 def test_odd_values_are_written_as_tf_serving_does() -> None:
-    body = encode.answer({"y": np.array([np.nan, np.inf, -np.inf, 1.0], np.float32)}, rows=True)
+    body = encode.predict_response(
+        {"y": np.array([np.nan, np.inf, -np.inf, 1.0], np.float32)}, rows=True
+    )
     assert body.split() == b'{ "predictions": [NaN, Infinity, -Infinity, 1.0] }'.split()
-    assert b"[true, false]" in encode.answer({"y": np.array([True, False])}, rows=False)
+    assert b"[true, false]" in encode.predict_response({"y": np.array([True, False])}, rows=False)
     raw = np.array([b"\0\xff", b"ok"], object)
-    assert json.loads(encode.answer({"a_bytes": raw}, rows=True)) == {
+    assert json.loads(encode.predict_response({"a_bytes": raw}, rows=True)) == {
         "predictions": [{"b64": "AP8="}, {"b64": "b2s="}]
     }
     with pytest.raises(Failed, match="output 'a'"):
-        encode.answer({"a": raw}, rows=True)
-    assert json.loads(encode.answer({"a": raw[1:]}, rows=True)) == {"predictions": ["ok"]}
+        encode.predict_response({"a": raw}, rows=True)
+    assert json.loads(encode.predict_response({"a": raw[1:]}, rows=True)) == {"predictions": ["ok"]}
 
 
 @pytest.mark.parametrize(
@@ -289,7 +293,7 @@ def test_odd_values_are_written_as_tf_serving_does() -> None:
 def test_messages_round_trip(dtype: Any, boxed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensor_proto, "MOST_BOXED", 1000 if boxed else 0)
     array = np.arange(12).reshape(3, 4).astype(dtype.as_numpy_dtype)
-    one = Spec("x", dtype, (None, 4))
+    one = TensorSpec("x", dtype, (None, 4))
     message = tensor_proto.to_proto(array, one)
     np.testing.assert_array_equal(tf.make_ndarray(message), array)
     np.testing.assert_array_equal(tensor_proto.to_array(message, one, 1 << 20), array)
@@ -301,7 +305,7 @@ def test_messages_round_trip(dtype: Any, boxed: bool, monkeypatch: pytest.Monkey
 
 def test_strings_round_trip_in_messages() -> None:
     array = np.array([[b"a", b"\0\xff"]], object)
-    one = Spec("x", tf.string, (None, 2))
+    one = TensorSpec("x", tf.string, (None, 2))
     message = tensor_proto.to_proto(array, one)
     assert message.string_val == [b"a", b"\0\xff"]
     np.testing.assert_array_equal(tensor_proto.to_array(message, one, 1 << 20), array)

@@ -24,7 +24,7 @@ from tensorflow_serving.apis import (
 from tf_covid.errors import ServingError
 from tf_covid.server.http.middleware import is_token
 from tf_covid.server.server import Server
-from tf_covid.server.settings import Settings, is_loopback
+from tf_covid.server.settings import ServerSettings, is_loopback
 
 Code = grpc.StatusCode
 ONE = {"inputs": {"x": [1.0]}}
@@ -68,7 +68,7 @@ def received(connection: socket.socket) -> bytes:
 
 def test_one_too_many_is_refused_by_both_protocols(gate: Any, until: Any) -> None:
     running = gate(queue=2)
-    engine = running.server.engine
+    engine = running.server.batcher
     first = running.in_thread(lambda: running.ask("gate", ONE))
     until(lambda: engine.running == 1)
     waiting = [running.in_thread(lambda: running.ask("gate", ONE)) for _ in range(2)]
@@ -86,7 +86,7 @@ def test_one_too_many_is_refused_by_both_protocols(gate: Any, until: Any) -> Non
 
 def test_the_time_limit_and_what_waits_longer_is_not_computed(gate: Any, until: Any) -> None:
     running = gate(time_limit_s=2.0)
-    engine = running.server.engine
+    engine = running.server.batcher
     late = [running.in_thread(lambda: running.ask("gate", ONE)) for _ in range(2)]
     assert [call.result().status_code for call in late] == [504, 504]
     with pytest.raises(grpc.RpcError) as caught:
@@ -104,18 +104,18 @@ def test_the_time_limit_and_what_waits_longer_is_not_computed(gate: Any, until: 
 def test_a_clients_own_deadline(gate: Any, until: Any) -> None:
     running = gate()
     first = running.in_thread(lambda: running.ask("gate", ONE))
-    until(lambda: running.server.engine.running == 1)
+    until(lambda: running.server.batcher.running == 1)
     with pytest.raises(grpc.RpcError) as caught:
         running.predict.Predict(message(), 0.5)
     assert caught.value.code() == Code.DEADLINE_EXCEEDED
-    until(lambda: running.server.engine.depth == 0)
+    until(lambda: running.server.batcher.depth == 0)
     running.open_gate()
     assert first.result().status_code == 200
 
 
 def test_the_work_of_a_client_that_has_gone_is_dropped(gate: Any, until: Any) -> None:
     running = gate()
-    engine = running.server.engine
+    engine = running.server.batcher
     first = running.in_thread(lambda: running.ask("gate", ONE))
     until(lambda: engine.running == 1)
     body = json.dumps(ONE).encode()
@@ -133,7 +133,7 @@ def test_the_work_of_a_client_that_has_gone_is_dropped(gate: Any, until: Any) ->
 
 def test_clips_that_wait_together_are_one_batch(gate: Any, until: Any) -> None:
     running = gate(batch=4, queue=8)
-    engine = running.server.engine
+    engine = running.server.batcher
     first = running.in_thread(lambda: running.ask("gate", ONE))
     until(lambda: engine.running == 1)
     calls = []
@@ -279,7 +279,7 @@ def test_a_body_that_a_thread_still_holds_counts(
     reader, go = running.server._rest._reader, threading.Event()
     monkeypatch.setattr(
         "tf_covid.server.http.routes.decode.parse_predict_request",
-        lambda body, entry_of: go.wait(60),
+        lambda body, runner_of: go.wait(60),
     )
     assert running.ask("m", {"inputs": [[1, 2, 3]]}).status_code == 504
     assert reader._here > 0
@@ -410,7 +410,7 @@ def test_messages_of_all_calls_together_have_a_limit(gate: Any, until: Any) -> N
     held = [
         running.predict.Predict.future(message(value=[1.0] * 2000), timeout=60) for _ in range(2)
     ]
-    until(lambda: running.server.engine.running + running.server.engine.depth == 2)
+    until(lambda: running.server.batcher.running + running.server.batcher.depth == 2)
     with pytest.raises(grpc.RpcError) as caught:
         running.predict.Predict(message(value=[1.0] * 2000), 60)
     assert caught.value.code() == Code.RESOURCE_EXHAUSTED
@@ -439,7 +439,7 @@ def test_tokens() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.3.2.1"])
 def test_hosts_that_nobody_else_can_reach(tmp_path: Path, host: str) -> None:
-    assert is_loopback(Settings(models=tmp_path, host=host).address())
+    assert is_loopback(ServerSettings(models=tmp_path, host=host).address())
 
 
 @pytest.mark.parametrize(
@@ -447,8 +447,8 @@ def test_hosts_that_nobody_else_can_reach(tmp_path: Path, host: str) -> None:
 )
 def test_hosts_that_others_can_reach_need_a_token(tmp_path: Path, host: str) -> None:
     with pytest.raises(ServingError, match="token"):
-        Settings(models=tmp_path, host=host)
-    Settings(models=tmp_path, host=host, token=TOKEN)
+        ServerSettings(models=tmp_path, host=host)
+    ServerSettings(models=tmp_path, host=host, token=TOKEN)
 
 
 @pytest.mark.parametrize(
@@ -456,22 +456,22 @@ def test_hosts_that_others_can_reach_need_a_token(tmp_path: Path, host: str) -> 
 )
 def test_tokens_that_cannot_be_sent(tmp_path: Path, token: str) -> None:
     with pytest.raises(ServingError, match="token"):
-        Settings(models=tmp_path, token=token)
+        ServerSettings(models=tmp_path, token=token)
 
 
 def test_unknown_host_folder_and_taken_ports(tmp_path: Path, running: Any) -> None:
     with pytest.raises(ServingError, match="no address"):
-        Settings(models=tmp_path, host="no.such.host.invalid")
+        ServerSettings(models=tmp_path, host="no.such.host.invalid")
     with pytest.raises(ServingError, match="no folder of models"):
-        Server(Settings(models=tmp_path / "none"))
+        Server(ServerSettings(models=tmp_path / "none"))
     taken = int(running.server.rest_url.rsplit(":", 1)[1])
     with (
         pytest.raises(ServingError, match=f"{taken}: cannot listen"),
-        Server(Settings(models=tmp_path, port=taken)),
+        Server(ServerSettings(models=tmp_path, port=taken)),
     ):
         pass
     taken = int(running.server.grpc_address.rsplit(":", 1)[1])
-    settings = Settings(models=tmp_path, port=0, grpc_port=taken)
+    settings = ServerSettings(models=tmp_path, port=0, grpc_port=taken)
     with pytest.raises(ServingError, match=f"{taken}: gRPC cannot listen"), Server(settings):
         pass
 

@@ -15,14 +15,14 @@ from tf_covid.server import tensor_proto
 from tf_covid.server.errors import InvalidArgument
 from tf_covid.server.http import decode
 from tf_covid.server.servable import SignatureRunner
-from tf_covid.server.tensor_spec import Spec
+from tf_covid.server.tensor_spec import TensorSpec
 
 SIZE = 6000
 
 
-def entry(dtype: Any, *shape: int | None) -> SignatureRunner:
+def runner(dtype: Any, *shape: int | None) -> SignatureRunner:
     return SignatureRunner(
-        "serving_default", {"clip": Spec("clip", dtype, shape)}, {}, lambda: None
+        "serving_default", {"clip": TensorSpec("clip", dtype, shape)}, {}, lambda: None
     )
 
 
@@ -65,7 +65,7 @@ def test_a_clip_with_what_is_no_number_is_an_invalid_argument(
     way: str, value: float, dtype: Any
 ) -> None:
     values = np.full((2, SIZE), 0.5, dtype.as_numpy_dtype)
-    one = entry(dtype, None, None)
+    one = runner(dtype, None, None)
     WAYS[way](values, one)
     values[1, 7] = value
     with pytest.raises(InvalidArgument, match=r"'clip': 1 of .* numbers are NaN or infinite"):
@@ -79,7 +79,7 @@ def test_a_clip_with_what_is_no_number_is_an_invalid_argument(
 def test_json_that_is_no_number(text: str, count: int) -> None:
     body = '{"instances": [[' + "0.5," * count + text + "]]}"
     with pytest.raises(InvalidArgument):
-        decode.parse_predict_request(body.encode(), lambda name: entry(tf.float32, None, None))
+        decode.parse_predict_request(body.encode(), lambda name: runner(tf.float32, None, None))
 
 
 @pytest.mark.parametrize(
@@ -88,19 +88,21 @@ def test_json_that_is_no_number(text: str, count: int) -> None:
 def test_a_depth_that_is_no_whole_number(text: str) -> None:
     with pytest.raises(InvalidArgument):
         decode.parse_predict_request(
-            f'{{"inputs": [{text}]}}'.encode(), lambda name: entry(tf.int32, None)
+            f'{{"inputs": [{text}]}}'.encode(), lambda name: runner(tf.int32, None)
         )
 
 
 def test_a_depth_of_another_type_is_named() -> None:
     for dtype in (tf.int64, tf.float32, tf.int16, tf.uint8):
         with pytest.raises(InvalidArgument, match="the signature wants int32"):
-            arrays(tf.make_tensor_proto(np.array([3], dtype.as_numpy_dtype)), entry(tf.int32, None))
+            arrays(
+                tf.make_tensor_proto(np.array([3], dtype.as_numpy_dtype)), runner(tf.int32, None)
+            )
 
 
 def test_bytes_are_no_numbers_until_the_graph_reads_them() -> None:
     body = json.dumps(
         {"instances": [{"b64": base64.b64encode(np.float32([np.nan]).tobytes()).decode()}]}
     )
-    found = decode.parse_predict_request(body.encode(), lambda name: entry(tf.string, None)).inputs
+    found = decode.parse_predict_request(body.encode(), lambda name: runner(tf.string, None)).inputs
     assert found["clip"].dtype == object

@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tf_covid.server.settings import Settings
+from tf_covid.server.settings import ServerSettings
 
 
 def error(response: httpx.Response) -> str:
@@ -268,8 +268,8 @@ def test_requests_that_come_together_each_get_their_own_rows(running: Any) -> No
 
 def test_the_settings_reject_typos(tmp_path: Any) -> None:
     with pytest.raises(ValueError, match="quue"):
-        Settings(models=tmp_path, quue=3)
-    assert "secret" not in repr(Settings(models=tmp_path, token="secret-secret"))
+        ServerSettings(models=tmp_path, quue=3)
+    assert "secret" not in repr(ServerSettings(models=tmp_path, token="secret-secret"))
 
 
 def test_a_json_list_of_a_whole_scan_is_too_large(running: Any) -> None:

@@ -337,13 +337,13 @@ SERVER = textwrap.dedent("""
     import importlib.util, sys
     from pathlib import Path
     from tf_covid.server import server
-    from tf_covid.server.settings import Settings
+    from tf_covid.server.settings import ServerSettings
     spec = importlib.util.spec_from_file_location("stand_in", sys.argv[2])
     stand_in = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(stand_in)
     real = server.Server
     server.Server = lambda settings: real(settings, stand_in.command)
-    server.serve(Settings(models=Path(sys.argv[1]), port=0, grpc_port=0), lambda line: print(line, flush=True))
+    server.serve(ServerSettings(models=Path(sys.argv[1]), port=0, grpc_port=0), lambda line: print(line, flush=True))
     """)
 
 

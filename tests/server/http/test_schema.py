@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tf_covid import __version__
-from tf_covid.server.errors import Fault
+from tf_covid.server.errors import RequestError
 from tf_covid.server.http import schema
 from tf_covid.server.http.scan_process import FILES
 from tf_covid.server.http.scans import _suffix
@@ -43,7 +43,7 @@ def test_it_is_openapi_and_tells_of_scans_only(document: dict[str, Any]) -> None
 
 def test_every_error_of_the_server_is_in_it(document: dict[str, Any]) -> None:
     said = set(document["paths"]["/v1/scans"]["post"]["responses"])
-    kinds = {kind.http for kind in Fault.__subclasses__()}
+    kinds = {kind.http for kind in RequestError.__subclasses__()}
     # 499 is an answer that nobody is there to see.
     assert said == {"200", "422", *map(str, kinds - {499})}
 

@@ -46,7 +46,7 @@ class Reader:
         """A body, which counts as being here until the block, and its user, ends.
 
         Raises:
-            Fault: If it is too large, too slow, packed, or the memory for bodies is full.
+            RequestError: If it is too large, too slow, packed, or the memory for bodies is full.
         """
         body, counted = Body(bytearray()), 0
 
@@ -80,7 +80,7 @@ class Reader:
         """Hand a body over in pieces; gives its size in bytes.
 
         Raises:
-            Fault: If it is too large, too slow or packed, or the client goes.
+            RequestError: If it is too large, too slow or packed, or the client goes.
         """
         if (encoding := request.headers.get("content-encoding", "identity")).lower() != "identity":
             raise Unsupported(
@@ -114,7 +114,7 @@ async def gone(request: Request) -> None:
         pass
 
 
-def patient_protocol(limit_s: float) -> type[H11Protocol]:
+def header_timeout_protocol(limit_s: float) -> type[H11Protocol]:
     """Uvicorn's protocol, which closes a connection whose request headers do not arrive in that time.
 
     uvicorn itself waits for ever for the first request, so a few sleeping clients could use up all

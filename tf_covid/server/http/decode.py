@@ -16,7 +16,7 @@ from tf_covid.server.errors import InvalidArgument
 from tf_covid.server.http.json_text import parse
 from tf_covid.server.servable import SignatureRunner
 from tf_covid.server.tensor_proto import MOST_AXES
-from tf_covid.server.tensor_spec import Spec
+from tf_covid.server.tensor_spec import TensorSpec
 
 #: Largest whole number up to which each float type holds all of them: TF Serving refuses larger
 #: ones.
@@ -28,24 +28,24 @@ class PredictRequest:
     """A predict request.
 
     Args:
-        entry: The signature that is asked.
+        runner: The signature that is asked.
         inputs: Arrays by name, checked against it.
         rows: Whether it came as `instances`, and the answer goes as `predictions`.
     """
 
-    entry: SignatureRunner
+    runner: SignatureRunner
     inputs: dict[str, np.ndarray]
     rows: bool
 
 
 def parse_predict_request(
-    body: bytes | bytearray, entry_of: Callable[[str], SignatureRunner]
+    body: bytes | bytearray, runner_of: Callable[[str], SignatureRunner]
 ) -> PredictRequest:
     """Read the body of `:predict`: a `PredictRequest`, checked against the signature.
 
     Args:
         body: JSON.
-        entry_of: The signature of a name, "" for the default one.
+        runner_of: The signature of a name, "" for the default one.
 
     Raises:
         InvalidArgument: If it is malformed, or not what the signature asks for; the text names the
@@ -57,72 +57,72 @@ def parse_predict_request(
         raise InvalidArgument(
             "JSON Value: not formatted correctly. 'signature_name' key must be a string value."
         )
-    entry = entry_of(name)
+    runner = runner_of(name)
     if ("instances" in document) == ("inputs" in document):
         raise InvalidArgument(
             "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist"
             if "inputs" in document
             else "Missing 'inputs' or 'instances' key"
         )
-    if not entry.inputs:
+    if not runner.inputs:
         raise InvalidArgument(f"Failed to get input map for signature: {name or 'DEFAULT'}")
     rows = "instances" in document
     inputs = (
-        _of_rows(document["instances"], entry) if rows else _of_columns(document["inputs"], entry)
+        _of_rows(document["instances"], runner) if rows else _of_columns(document["inputs"], runner)
     )
-    entry.check(inputs)
-    return PredictRequest(entry, inputs, rows)
+    runner.check(inputs)
+    return PredictRequest(runner, inputs, rows)
 
 
-def _of_rows(instances: Any, entry: SignatureRunner) -> dict[str, np.ndarray]:
+def _of_rows(instances: Any, runner: SignatureRunner) -> dict[str, np.ndarray]:
     if not isinstance(instances, list):
         raise InvalidArgument("Expecting 'instances' to be an list/array")
     if not instances:
         raise InvalidArgument("No values in 'instances' array")
     if not _is_named(instances[0]):
-        if len(entry.inputs) > 1:
+        if len(runner.inputs) > 1:
             raise InvalidArgument(
                 "instances is a plain list, but expecting list of objects as multiple input"
-                f" tensors required as per tensorinfo_map: {', '.join(entry.inputs)}"
+                f" tensors required as per tensorinfo_map: {', '.join(runner.inputs)}"
             )
         if any(map(_is_named, instances)):
             raise InvalidArgument("Expecting value/list but got object in 'instances' list")
-        (spec,) = entry.inputs.values()
+        (spec,) = runner.inputs.values()
         return {spec.name: to_array(instances, spec)}
     for number, instance in enumerate(instances):
         if not _is_named(instance):
             raise InvalidArgument(f"Expecting object but got list at item {number} of input list")
-        if instance.keys() != entry.inputs.keys():
-            wrong = sorted(instance.keys() ^ entry.inputs.keys())
+        if instance.keys() != runner.inputs.keys():
+            wrong = sorted(instance.keys() ^ runner.inputs.keys())
             raise InvalidArgument(
                 f"Failed to process element: {number} of 'instances' list. JSON object: keys must"
-                f" be equal to: {','.join(entry.inputs)} (missing or unknown:"
+                f" be equal to: {','.join(runner.inputs)} (missing or unknown:"
                 f" {','.join(name[:100] for name in wrong[:20])})"
             )
     return {
         name: to_array([row[name] for row in instances], spec)
-        for name, spec in entry.inputs.items()
+        for name, spec in runner.inputs.items()
     }
 
 
-def _of_columns(inputs: Any, entry: SignatureRunner) -> dict[str, np.ndarray]:
+def _of_columns(inputs: Any, runner: SignatureRunner) -> dict[str, np.ndarray]:
     if not _is_named(inputs):
-        if len(entry.inputs) > 1:
+        if len(runner.inputs) > 1:
             raise InvalidArgument(
                 "inputs is a plain value/list, but expecting an object as multiple input tensors"
-                f" required as per tensorinfo_map: {', '.join(entry.inputs)}"
+                f" required as per tensorinfo_map: {', '.join(runner.inputs)}"
             )
-        (spec,) = entry.inputs.values()
+        (spec,) = runner.inputs.values()
         return {spec.name: to_array(inputs, spec)}
-    for name in entry.inputs:
+    for name in runner.inputs:
         if name not in inputs:
             raise InvalidArgument(f"Missing named input: {name} in 'inputs' object.")
-    if unknown := sorted(set(inputs) - set(entry.inputs)):
+    if unknown := sorted(set(inputs) - set(runner.inputs)):
         raise InvalidArgument(
             f"Unknown named input: {', '.join(name[:100] for name in unknown[:20])} in 'inputs'"
             " object."
         )
-    return {name: to_array(inputs[name], spec) for name, spec in entry.inputs.items()}
+    return {name: to_array(inputs[name], spec) for name, spec in runner.inputs.items()}
 
 
 def _is_named(value: Any) -> bool:
@@ -132,7 +132,7 @@ def _is_named(value: Any) -> bool:
     )
 
 
-def to_array(value: Any, spec: Spec) -> np.ndarray:
+def to_array(value: Any, spec: TensorSpec) -> np.ndarray:
     """A JSON value as an array of the type of an input.
 
     Args:
@@ -146,7 +146,7 @@ def to_array(value: Any, spec: Spec) -> np.ndarray:
     return _typed(flat, spec).reshape(shape)
 
 
-def _flattened(value: Any, spec: Spec) -> tuple[list[Any], tuple[int, ...]]:
+def _flattened(value: Any, spec: TensorSpec) -> tuple[list[Any], tuple[int, ...]]:
     """The values of nested lists in order, and the lists' lengths; without recursion."""
     level, shape = [value], list[int]()
     while True:
@@ -171,7 +171,7 @@ def _flattened(value: Any, spec: Spec) -> tuple[list[Any], tuple[int, ...]]:
             return level, tuple(shape)
 
 
-def _typed(values: list[Any], spec: Spec) -> np.ndarray:
+def _typed(values: list[Any], spec: TensorSpec) -> np.ndarray:
     """Values without lists as an array of one axis, of the type of the input."""
     dtype = spec.dtype
     if dtype.name == "string":
@@ -203,7 +203,7 @@ def _typed(values: list[Any], spec: Spec) -> np.ndarray:
     )
 
 
-def _whole(values: list[int], target: np.dtype, spec: Spec) -> np.ndarray:
+def _whole(values: list[int], target: np.dtype, spec: TensorSpec) -> np.ndarray:
     limits = np.iinfo(target)
     try:
         # NumPy 1 wraps what is below 0 around in an unsigned type, instead of an error.
@@ -219,7 +219,9 @@ def _whole(values: list[int], target: np.dtype, spec: Spec) -> np.ndarray:
     )
 
 
-def _floats(values: list[float], kinds: set[type], target: np.dtype, spec: Spec) -> np.ndarray:
+def _floats(
+    values: list[float], kinds: set[type], target: np.dtype, spec: TensorSpec
+) -> np.ndarray:
     largest, exact = float(spec.dtype.max), _EXACT.get(target)
     try:
         wide = np.array(values, np.float64)
@@ -240,7 +242,7 @@ def _floats(values: list[float], kinds: set[type], target: np.dtype, spec: Spec)
     )
 
 
-def _as_bytes(value: Any, spec: Spec) -> bytes:
+def _as_bytes(value: Any, spec: TensorSpec) -> bytes:
     try:
         if isinstance(value, str):
             return value.encode()

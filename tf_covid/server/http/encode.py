@@ -16,7 +16,7 @@ from tf_covid.server.errors import Failed, InvalidArgument
 _MOST_SHORT = 1_000_000
 
 
-def answer(outputs: Mapping[str, np.ndarray], *, rows: bool) -> bytes:
+def predict_response(outputs: Mapping[str, np.ndarray], *, rows: bool) -> bytes:
     """The body of the answer: NaN and Infinity as TF Serving writes them, bytes of `…_bytes` as `{"b64": …}`.
 
     Args:

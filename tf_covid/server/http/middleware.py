@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from tf_covid.server.errors import Failed, Fault, Forbidden, Unauthenticated
+from tf_covid.server.errors import Failed, Forbidden, RequestError, Unauthenticated
 
 _LOG = logging.getLogger("tf_covid.server")
 
@@ -29,7 +29,7 @@ def error_body(text: str) -> bytes:
     return json.dumps({"error": text}).encode()
 
 
-class Guard:
+class AccessMiddleware:
     """ASGI middleware: asks for the token, checks Host on loopback and Origin, turns faults into JSON, logs.
 
     Args:
@@ -64,8 +64,8 @@ class Guard:
             try:
                 self._check(scope)
                 await self._app(scope, receive, watched)
-            except Fault as fault:
-                await _refuse(watched, fault, started=bool(status))
+            except RequestError as error:
+                await _refuse(watched, error, started=bool(status))
             except (
                 Exception
             ) as error:  # the outermost layer: uvicorn would log a traceback with what was asked
@@ -107,14 +107,14 @@ def _host_name(header: bytes) -> str:
     return name if colon and port.isdigit() and not name.endswith(":") else text
 
 
-async def _refuse(send: _Send, fault: Fault, *, started: bool) -> None:
+async def _refuse(send: _Send, error: RequestError, *, started: bool) -> None:
     if started:
         raise ConnectionError(
             "the answer broke off"
         ) from None  # uvicorn closes the connection, so that the client sees it
-    body = error_body(str(fault))
+    body = error_body(str(error))
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if isinstance(fault, Unauthenticated):
+    if isinstance(error, Unauthenticated):
         headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": fault.http, "headers": headers})
+    await send({"type": "http.response.start", "status": error.http, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -16,10 +16,10 @@ from tf_covid import __version__
 from tf_covid.server import context
 from tf_covid.server.batcher import Outputs, PendingRequest, too_slow
 from tf_covid.server.context import ServerContext
-from tf_covid.server.errors import ClientDisconnected, Failed, Fault, InvalidArgument
+from tf_covid.server.errors import ClientDisconnected, Failed, InvalidArgument, RequestError
 from tf_covid.server.http import decode, encode, schema
 from tf_covid.server.http.body import Reader, gone
-from tf_covid.server.http.middleware import Guard, error_body
+from tf_covid.server.http.middleware import AccessMiddleware, error_body
 from tf_covid.server.http.scans import Scans
 from tf_covid.server.metrics import UNKNOWN
 from tf_covid.server.servable import SignatureRunner
@@ -45,21 +45,21 @@ DESCRIPTION = (
 _JSON_THREADS = 2
 
 
-class Rest:
+class RestApi:
     """The handlers of the REST API.
 
     Args:
-        parts: Of the server.
+        context: Of the server.
         scans: Answers whole scans.
     """
 
-    def __init__(self, parts: ServerContext, scans: Scans) -> None:
-        self._parts = parts
+    def __init__(self, context: ServerContext, scans: Scans) -> None:
+        self._context = context
         self._scans = scans
-        self._reader = Reader(parts.settings.most_bytes, parts.settings.read_limit_s)
+        self._reader = Reader(context.settings.max_message_bytes, context.settings.read_limit_s)
         self._json = ThreadPoolExecutor(_JSON_THREADS, "tfcovid-json")
 
-    def app(self, hosts: frozenset[str] | None) -> Guard:
+    def app(self, hosts: frozenset[str] | None) -> AccessMiddleware:
         """The application for uvicorn.
 
         Args:
@@ -88,11 +88,11 @@ class Rest:
         self._scans.add_routes(app)
         document = schema.without_validation(app.openapi())
         app.openapi = lambda: document  # type: ignore[method-assign]
-        app.add_exception_handler(Fault, _on_fault)
+        app.add_exception_handler(RequestError, _on_request_error)
         for status in (404, 405):  # what the router itself says
             app.add_exception_handler(status, _on_no_route)
         app.add_exception_handler(Exception, _on_failure)
-        return Guard(app, self._parts.settings.token, hosts)
+        return AccessMiddleware(app, self._context.settings.token, hosts)
 
     def close(self) -> None:
         """End the threads."""
@@ -101,43 +101,45 @@ class Rest:
     async def predict(self, request: Request) -> Response:
         """`POST /v1/models/{name}[/versions/{version}]:predict`."""
         start, model, signature, code = time.monotonic(), UNKNOWN, UNKNOWN, "500"
-        deadline = start + self._parts.settings.time_limit_s
+        deadline = start + self._context.settings.time_limit_s
         try:
-            self._parts.check_open()
+            self._context.check_open()
             name, number = _asked(request)
-            with self._parts.repository.lease(name, number) as version:
+            with self._context.repository.lease(name, number) as version:
                 model = version.name
 
-                def entry_of(name: str) -> SignatureRunner:
+                def runner_of(name: str) -> SignatureRunner:
                     nonlocal signature
-                    entry = version.entry(name)
-                    signature = entry.name
-                    return entry
+                    runner = version.runner(name)
+                    signature = runner.name
+                    return runner
 
                 async with self._reader.read(request) as body:
-                    body.user = self._json.submit(decode.parse_predict_request, body.data, entry_of)
+                    body.user = self._json.submit(
+                        decode.parse_predict_request, body.data, runner_of
+                    )
                     asked = await _in_time(deadline, body.user)
-                work = self._parts.engine.submit(version, asked.entry, asked.inputs, deadline)
+                work = self._context.batcher.submit(version, asked.runner, asked.inputs, deadline)
                 outputs = await self._result(request, work)
-            writing = self._json.submit(encode.answer, outputs, rows=asked.rows)
+            writing = self._json.submit(encode.predict_response, outputs, rows=asked.rows)
             text = await _in_time(deadline, writing)
             code = "200"
             return _json(text)
-        except Fault as fault:
-            code = str(fault.http)
+        except RequestError as error:
+            code = str(error.http)
             raise
         finally:
-            self._parts.metrics.count(model, signature, "rest", code, time.monotonic() - start)
+            self._context.metrics.count(model, signature, "rest", code, time.monotonic() - start)
 
     async def status(self, request: Request) -> Response:
         """`GET /v1/models/{name}[/versions/{version}]`."""
         name, number = _asked(request)
-        return _json(_as_json(self._parts.status(name, number)))
+        return _json(_as_json(self._context.status(name, number)))
 
     async def metadata(self, request: Request) -> Response:
         """`GET /v1/models/{name}[/versions/{version}]/metadata`."""
         name, number = _asked(request)
-        with self._parts.repository.lease(name, number) as version:
+        with self._context.repository.lease(name, number) as version:
             spec, signatures = (
                 _as_json(context.metadata(version).model_spec),
                 _as_json(context.signature_map(version)),
@@ -148,7 +150,7 @@ class Rest:
     async def metrics(self) -> Response:
         """`GET /metrics`."""
         return Response(
-            self._parts.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"
+            self._context.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"
         )
 
     async def healthy(self) -> Response:
@@ -157,9 +159,9 @@ class Rest:
 
     async def ready(self) -> Response:
         """`GET /readyz`: a model is served, and the server is not stopping."""
-        if self._parts.stopping.is_set():
+        if self._context.stopping.is_set():
             return _json(error_body("the server is stopping"), 503)
-        if not (models := self._parts.repository.available()):
+        if not (models := self._context.repository.available()):
             return _json(error_body("no model is available yet"), 503)
         return _json(
             json.dumps(
@@ -181,7 +183,7 @@ class Rest:
         finally:
             left.cancel()
             answer.cancel()
-            self._parts.engine.drop(work)
+            self._context.batcher.drop(work)
 
 
 async def _in_time(deadline: float, work: Future[_T]) -> _T:
@@ -221,8 +223,8 @@ def _as_json(message: Any) -> str:
     )
 
 
-async def _on_fault(request: Request, error: Exception) -> Response:
-    status = error.http if isinstance(error, Fault) else Failed.http
+async def _on_request_error(request: Request, error: Exception) -> Response:
+    status = error.http if isinstance(error, RequestError) else Failed.http
     return _json(error_body(str(error)), status)
 
 

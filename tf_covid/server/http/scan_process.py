@@ -20,9 +20,9 @@ from typing import Any
 from tf_covid.server.errors import (
     ClientDisconnected,
     Failed,
-    Fault,
     InvalidArgument,
     OutOfMemory,
+    RequestError,
     TooSlow,
     Unavailable,
 )
@@ -62,14 +62,14 @@ os.execvp(sys.argv[2], sys.argv[2:])
 Command = Callable[[Path, Path, str], Sequence[str]]
 
 
-class SeveralCases(Fault):
+class SeveralCases(RequestError):
     """An upload with several cases: one patient's answer must not go for another's."""
 
     http, grpc = 422, "FAILED_PRECONDITION"
 
 
 @dataclass(frozen=True)
-class Limits:
+class ProcessLimits:
     """What a child may use.
 
     Args:
@@ -82,7 +82,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ScanAnswer:
     """A child's answer.
 
     Args:
@@ -126,9 +126,9 @@ def run(
     folder: Path,
     out: Path,
     token: str | None,
-    limits: Limits,
+    limits: ProcessLimits,
     given_up: threading.Event,
-) -> Answer:
+) -> ScanAnswer:
     """Run a child until it has written its answer.
 
     Args:
@@ -140,7 +140,7 @@ def run(
         given_up: Set when nobody waits any more; the child is killed.
 
     Raises:
-        Fault: Why there is no answer.
+        RequestError: Why there is no answer.
     """
     environment = {**os.environ, "TMPDIR": str(folder)}
     environment.pop("TFCOVID_TOKEN", None)
@@ -165,7 +165,7 @@ def run(
     return _answer(child.returncode, out, _last_line(words, folder))
 
 
-def _limit(pid: int, limits: Limits, folder: Path) -> None:
+def _limit(pid: int, limits: ProcessLimits, folder: Path) -> None:
     """Set the limits from outside: code that runs between fork and exec can hang in a program with many threads."""
     try:
         resource.prlimit(pid, resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
@@ -202,7 +202,7 @@ def _last_line(words: Path, folder: Path) -> str:
     )
 
 
-def _answer(code: int, out: Path, line: str) -> Answer:
+def _answer(code: int, out: Path, line: str) -> ScanAnswer:
     if code in (-signal.SIGKILL, 137) or "MemoryError" in line or "bad_alloc" in line:
         raise OutOfMemory("out_of_memory: the scan needs more memory than one scan may have here")
     if code < 0 or code > 1:
@@ -228,4 +228,4 @@ def _answer(code: int, out: Path, line: str) -> Answer:
     if code and values.get("status") != "refused":
         raise Failed(f"the scan was not answered: {line}")
     folder = path.parent
-    return Answer(values, {name: folder / name for name in FILES if (folder / name).is_file()})
+    return ScanAnswer(values, {name: folder / name for name in FILES if (folder / name).is_file()})

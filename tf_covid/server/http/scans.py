@@ -25,16 +25,16 @@ from fastapi.responses import FileResponse
 from tf_covid.server.context import ServerContext
 from tf_covid.server.errors import (
     ClientDisconnected,
-    Fault,
     InvalidArgument,
     NotFound,
     QueueFull,
+    RequestError,
     Unavailable,
     servable_not_found,
 )
 from tf_covid.server.http import schema
 from tf_covid.server.http.body import Reader, gone
-from tf_covid.server.http.scan_process import FILES, Answer, Command, Limits, run
+from tf_covid.server.http.scan_process import FILES, Command, ProcessLimits, ScanAnswer, run
 
 #: The signature of a model that answers whole scans.
 SIGNATURE = "infer_bytes"
@@ -75,16 +75,18 @@ class Scans:
     Nothing of a request becomes a path: names are looked up in a table.
 
     Args:
-        parts: Of the server.
+        context: Of the server.
         command: Gives the command line of a child from upload, output folder and model.
     """
 
-    def __init__(self, parts: ServerContext, command: Command) -> None:
-        settings = parts.settings
-        self._parts = parts
+    def __init__(self, context: ServerContext, command: Command) -> None:
+        settings = context.settings
+        self._context = context
         self._command = command
-        self._reader = Reader(settings.most_bytes, settings.read_limit_s)
-        self._limits = Limits(settings.scan_time_limit_s, int(settings.scan_memory_gb * 2**30))
+        self._reader = Reader(settings.max_message_bytes, settings.read_limit_s)
+        self._limits = ProcessLimits(
+            settings.scan_time_limit_s, int(settings.scan_memory_gb * 2**30)
+        )
         self._keep_s = settings.scan_keep_minutes * 60
         self._free = settings.scan_children
         self._threads = ThreadPoolExecutor(settings.scan_children, "tfcovid-scan")
@@ -135,7 +137,7 @@ class Scans:
         """`POST /v1/scans?model=NAME`: a zip of DICOM or a NIfTI file in, result.json out."""
         code = 500
         try:
-            if self._parts.stopping.is_set():
+            if self._context.stopping.is_set():
                 raise Unavailable("the server is stopping")
             model = self._model(request.query_params.get("model"))
             self._in_flight += 1
@@ -145,11 +147,11 @@ class Scans:
                 self._in_flight -= 1
             code = response.status_code
             return response
-        except Fault as fault:
-            code = fault.http
+        except RequestError as error:
+            code = error.http
             raise
         finally:
-            self._parts.metrics.scans.labels(str(code)).inc()
+            self._context.metrics.scans.labels(str(code)).inc()
 
     async def file(self, scan: str, file: str) -> Response:
         """`GET /v1/scans/{id}/{file}`."""
@@ -170,7 +172,7 @@ class Scans:
 
     def _model(self, asked: str | None) -> str:
         """The model that is to answer: the one that is asked for, or the first that can."""
-        available = self._parts.repository.available()
+        available = self._context.repository.available()
         if asked is None:
             able = sorted(
                 name for name, version in available.items() if SIGNATURE in version.signatures
@@ -210,7 +212,7 @@ class Scans:
     @contextmanager
     def _disk(self) -> Iterator[Callable[[int], None]]:
         """Counts the bytes of an upload, until it is deleted."""
-        mine, most = 0, 2 * self._parts.settings.most_bytes
+        mine, most = 0, 2 * self._context.settings.max_message_bytes
 
         def keep(size: int) -> None:
             nonlocal mine
@@ -254,15 +256,15 @@ class Scans:
             suffix = _suffix(whole.read(_HEAD))
         return path.rename(folder / f"scan{suffix}")
 
-    async def _child(self, request: Request, upload: Path, folder: Path, model: str) -> Answer:
+    async def _child(self, request: Request, upload: Path, folder: Path, model: str) -> ScanAnswer:
         given_up, out = threading.Event(), folder / "out"
-        token = self._parts.settings.token
+        token = self._context.settings.token
         with self._lock:
             self._running.add(given_up)
         if self._stop.is_set():
             given_up.set()
 
-        def call() -> Answer:
+        def call() -> ScanAnswer:
             return run(
                 self._command(upload, out, model), folder, out, token, self._limits, given_up
             )
@@ -283,7 +285,7 @@ class Scans:
     def _keep(self, scan: str, kept: _Kept) -> None:
         with self._lock:
             self._kept[scan] = kept
-            most = self._parts.settings.scan_kept
+            most = self._context.settings.scan_kept
             old = [self._kept.popitem(last=False)[1] for _ in range(len(self._kept) - most)]
         for answer in old:
             shutil.rmtree(answer.folder, ignore_errors=True)

@@ -137,7 +137,7 @@ def without_validation(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _responses(kinds: tuple[type[errors.Fault], ...]) -> dict[int | str, dict[str, Any]]:
+def _responses(kinds: tuple[type[errors.RequestError], ...]) -> dict[int | str, dict[str, Any]]:
     content = {"application/json": {"schema": _ERROR}}
     return {
         kind.http: {"description": (kind.__doc__ or "").split("\n")[0], "content": content}
