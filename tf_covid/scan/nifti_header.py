@@ -304,7 +304,7 @@ def _regular(affine: np.ndarray) -> bool:
 
 
 def parse(block: bytes) -> NiftiHeader | None:
-    """The header that a file begins with; None if it is none of NIfTI or Analyze.
+    """The header that a file begins with; None if it is of neither NIfTI nor Analyze.
 
     Args:
         block: The first `HEADER_BYTES` bytes of the file, fewer if it is shorter.
