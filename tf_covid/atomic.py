@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
     with output_errors(path):
         try:
             yield partial
-            os.replace(partial, path)
+            os.replace(partial, path)  # noqa: PTH105  # tests let it fail
         finally:
             # Where the disk fails, the first error is the one to tell.
             with suppress(OSError):
@@ -236,5 +236,5 @@ def _where() -> str:
     with suppress(OSError):
         facts.append(Path("/proc/sys/kernel/random/boot_id").read_text("ascii"))
     with suppress(OSError):
-        facts.append(os.readlink("/proc/self/ns/pid"))
+        facts.append(str(Path("/proc/self/ns/pid").readlink()))
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:8]

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class TfCovidError(Exception):
-    """Base of every error that `tf_covid` raises on purpose; it states the facts and the way out."""
+    """Base of every error that `tf_covid` raises on purpose; states the facts and the way out."""
 
 
 class ScanRefused(TfCovidError):

@@ -1,4 +1,4 @@
-"""What we say about one scan, and its JSON (`result.json`). Values only: no computing, no writing."""
+"""The result of one scan and its JSON (`result.json`): values only, no computing, no writing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class QualityFlag:
     value: float | int | str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The flag for JSON: a value that is no finite number is text, and one of NumPy's is plain."""
+        """The flag for JSON; a value that is not a finite number is text, one of NumPy is plain."""
         value: Any = self.value
         if not isinstance(value, (int, float, str, type(None))):
             value = value.item() if hasattr(value, "item") else str(value)
@@ -197,7 +197,7 @@ class Result:
         )
 
 
-def _rounded(value: Any) -> Any:
+def _rounded(value: object) -> object:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError("a result holds a number that is not finite")

@@ -70,7 +70,7 @@ def severity_class(score: float) -> int:
 
 
 def points_outside(score: float, number: int) -> int:
-    """By how many whole points a Global CT Score lies above or below all scores of a severity class; 0 within them.
+    """Whole points by which a Global CT Score lies outside the scores of a severity class.
 
     Args:
         score: 0–25, rounded half up.

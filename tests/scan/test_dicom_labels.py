@@ -14,7 +14,7 @@ from tf_covid.phantom.encode import encode_frame
 from tf_covid.phantom.files import Pixels, write_dicom
 from tf_covid.scan import read
 from tf_covid.scan.dicom import Damaged, read_header
-from tf_covid.scan.source import FileSource
+from tf_covid.scan.source import DiskFile
 
 _ROOT = "1.2.840.10008.1.2"
 IMPLICIT, EXPLICIT, BIG, DEFLATED = _ROOT, f"{_ROOT}.1", f"{_ROOT}.2", f"{_ROOT}.1.99"
@@ -284,7 +284,7 @@ def test_a_needed_number_that_is_none_is_named(series, text: str, found: str) ->
     file = sorted(series.iterdir())[0]
     replace_value(file, 0x00281053, text)
     with pytest.raises(Damaged, match=r"RescaleSlope \(0028,1053\)") as caught:
-        read_header(FileSource.of(file))
+        read_header(DiskFile.of(file))
     assert found in str(caught.value)
     assert "Doe" not in str(caught.value)
 
@@ -304,7 +304,7 @@ def test_a_header_that_ends_early_says_so(series) -> None:
     for end in (200, data.index(b"\x28\x00\x10\x00US")):
         file.write_bytes(data[:end])
         with pytest.raises(Damaged, match="ends"):
-            read_header(FileSource.of(file))
+            read_header(DiskFile.of(file))
 
 
 @pytest.mark.parametrize("syntax", ["Doe^Jane", "1.2.3.4567", f"{_ROOT}.4.100"])

@@ -17,7 +17,7 @@ import pytest
 from tf_covid.errors import ScanRefused
 from tf_covid.scan import read
 from tf_covid.scan.payload import Unpacked
-from tf_covid.scan.volume import Stored, read_stored
+from tf_covid.scan.volume import RawVolume, load_volume
 
 RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -268,7 +268,7 @@ def test_text_with_one_number_more_or_less(marker, tmp_path: Path, refused) -> N
 def test_a_volume_of_which_a_slice_was_not_written_is_refused() -> None:
     slabs = [np.zeros((4, 5), np.int16)] * 2
     with pytest.raises(ScanRefused, match="2 of 3 slices"):
-        read_stored(Stored((4, 5, 3), np.eye(4), iter(slabs)), "")
+        load_volume(RawVolume((4, 5, 3), np.eye(4), iter(slabs)), "")
 
 
 def test_an_array_that_is_not_filled_holds_zeros() -> None:
@@ -295,11 +295,11 @@ PROBE = """
 import resource, sys
 from pathlib import Path
 from tf_covid.errors import ScanRefused
-from tf_covid.scan.source import FileSource
+from tf_covid.scan.source import DiskFile
 from tf_covid.scan.volumes import read_volume
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    read_volume([FileSource.of(Path(sys.argv[1]))])
+    read_volume([DiskFile.of(Path(sys.argv[1]))])
 except ScanRefused as error:
     print(error.quality_flags[0].code, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """

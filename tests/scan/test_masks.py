@@ -361,7 +361,7 @@ def test_labels_on_the_command_line_are_digits_between_commas(text: str, tmp_pat
     ]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 2
-    assert "no list of whole numbers" in result.output
+    assert "not a list of whole numbers" in result.output
 
 
 def test_labels_need_a_mask(scan, tmp_path: Path) -> None:

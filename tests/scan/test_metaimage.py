@@ -12,7 +12,7 @@ import SimpleITK as sitk
 
 from tf_covid.phantom.files import write_nifti_volume
 from tf_covid.scan import read
-from tf_covid.scan.source import FileSource
+from tf_covid.scan.source import DiskFile
 from tf_covid.scan.volumes import open_volume
 
 FIELDS = {
@@ -76,7 +76,7 @@ TYPES = {
 def test_types_as_simpleitk_reads_them(tmp_path: Path, name: str) -> None:
     values = np.arange(60).reshape(3, 4, 5).astype(TYPES[name])
     path = write(tmp_path / "a.mha", values.tobytes(), ElementType=name, DimSize="5 4 3")
-    with open_volume([FileSource.of(path)]) as volume:
+    with open_volume([DiskFile.of(path)]) as volume:
         np.testing.assert_array_equal(np.stack(list(volume.slabs), axis=2), values.T)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), values)
 
@@ -86,7 +86,7 @@ def test_long_of_eight_bytes(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.mha", values.astype("<i8").tobytes(), ElementType="MET_LONG", DimSize="5 4 3"
     )
-    with open_volume([FileSource.of(path)]) as volume:
+    with open_volume([DiskFile.of(path)]) as volume:
         np.testing.assert_array_equal(np.stack(list(volume.slabs), axis=2), values.T)
 
 
@@ -106,7 +106,7 @@ def test_an_oblique_matrix_is_read_as_simpleitk_reads_it(marker, tmp_path: Path)
     matrix = " ".join(repr(float(value)) for value in turn.T.ravel())
     path = write(tmp_path / "a.mha", marker.hu.tobytes(), TransformMatrix=matrix)
     image = sitk.ReadImage(str(path))
-    with open_volume([FileSource.of(path)]) as volume:
+    with open_volume([DiskFile.of(path)]) as volume:
         for index in ((0, 0, 0), (31, 0, 0), (3, 20, 13)):
             there = np.array(image.TransformIndexToPhysicalPoint(index)) * [-1, -1, 1]
             np.testing.assert_allclose((volume.affine_ras @ [*index, 1])[:3], there, atol=1e-6)

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from tf_covid.scan import read
-from tf_covid.scan.source import FileSource
+from tf_covid.scan.source import DiskFile
 from tf_covid.scan.volumes import open_volume
 
 RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -200,7 +200,7 @@ def test_simpleitk_and_nibabel_place_the_qform_where_we_do(marker, tmp_path: Pat
     made.set_qform(turn @ RAS @ marker.affine[:, [2, 1, 0, 3]], code=1)
     made.set_sform(None, code=0)
     path = write(tmp_path / "a.nii", made, marker)
-    with open_volume([FileSource.of(path)]) as volume:
+    with open_volume([DiskFile.of(path)]) as volume:
         np.testing.assert_allclose(volume.affine_ras, nib.load(path).affine, atol=1e-4)
         image = sitk.ReadImage(str(path))
         for index in ((0, 0, 0), (31, 39, 13), (5, 0, 7)):

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 
 from tf_covid.scan import read
 from tf_covid.scan.limits import DEFAULT
-from tf_covid.scan.source import FileSource
+from tf_covid.scan.source import DiskFile
 from tf_covid.scan.volumes import open_volume, read_volume
 
 FIELDS = {
@@ -38,7 +38,7 @@ def write(path: Path, data: bytes, **changes: str | None) -> Path:
 
 def stored(path: Path) -> np.ndarray:
     """The numbers of the file, (i, j, k)."""
-    with open_volume([FileSource.of(path)], DEFAULT) as volume:
+    with open_volume([DiskFile.of(path)], DEFAULT) as volume:
         return np.stack(list(volume.slabs), axis=2)
 
 
@@ -122,7 +122,7 @@ def test_what_simpleitk_writes(tmp_path: Path, pixel: int, compressed: bool, suf
     path = tmp_path / f"a.{suffix}"
     sitk.WriteImage(image, str(path), useCompression=compressed)
     np.testing.assert_array_equal(stored(path), values.T)
-    with open_volume([FileSource.of(path)]) as volume:
+    with open_volume([DiskFile.of(path)]) as volume:
         assert volume.quality_flags == ()
         for index in ((0, 0, 0), (6, 0, 0), (0, 5, 0), (1, 2, 4)):
             there = np.array(image.TransformIndexToPhysicalPoint(index)) * [-1, -1, 1]
@@ -374,5 +374,5 @@ def test_a_field_is_stated_once(marker, tmp_path: Path, refused) -> None:
 
 
 def test_read_volume_says_why_it_was_chosen(marker, tmp_path: Path) -> None:
-    reading = read_volume([FileSource.of(write(tmp_path / "a.nrrd", marker.hu.tobytes()))])
+    reading = read_volume([DiskFile.of(write(tmp_path / "a.nrrd", marker.hu.tobytes()))])
     assert reading.chosen_because == "The only volume of the file."

@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 
 from tf_covid.errors import ScanRefused
-from tf_covid.scan.source import FileSource
+from tf_covid.scan.source import DiskFile
 from tf_covid.scan.volumes import (
     VOLUME_NAMES,
     data_file_of,
@@ -34,11 +34,11 @@ def image(marker) -> sitk.Image:
     return made
 
 
-def sources(path: Path) -> list[FileSource]:
+def sources(path: Path) -> list[DiskFile]:
     """A header and the data file that it names."""
-    name = data_file_of(FileSource.of(path))
+    name = data_file_of(DiskFile.of(path))
     assert name is not None
-    return [FileSource.of(path), FileSource.of(path.with_name(name))]
+    return [DiskFile.of(path), DiskFile.of(path.with_name(name))]
 
 
 def codes(files) -> list[str]:
@@ -54,7 +54,7 @@ def test_pairs_as_simpleitk_writes_them(
 ) -> None:
     path = tmp_path / f"a.{suffix}"
     sitk.WriteImage(image, str(path), useCompression=compressed and suffix != "hdr")
-    for given in (sources(path), [FileSource.of(path)]):
+    for given in (sources(path), [DiskFile.of(path)]):
         reading = read_volume(given)
         np.testing.assert_array_equal(reading.hu, marker.hu)
         assert reading.quality_flags == ()
@@ -65,7 +65,7 @@ def test_a_nifti_pair_of_nibabel(marker, tmp_path: Path, names: tuple[str, str])
     nib.Nifti1Pair(marker.hu, RAS @ marker.affine).to_filename(tmp_path / "made.img")
     for made, name in zip(("made.hdr", "made.img"), names, strict=True):
         shutil.move(tmp_path / made, tmp_path / name)
-    assert data_file_of(FileSource.of(tmp_path / names[0])) == names[1]
+    assert data_file_of(DiskFile.of(tmp_path / names[0])) == names[1]
     reading = read_volume(sources(tmp_path / names[0]))
     np.testing.assert_array_equal(reading.hu, marker.hu)
     np.testing.assert_allclose(reading.affine, marker.affine, atol=1e-4)
@@ -116,7 +116,7 @@ def test_the_length_of_a_data_file_is_checked(
         (tmp_path / data).write_bytes(changed)
         assert codes(sources(path)) == [code]
     (tmp_path / data).unlink()
-    assert codes([FileSource.of(path)]) == ["detached_data"]
+    assert codes([DiskFile.of(path)]) == ["detached_data"]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_link_is_no_data_file(image, tmp_path: Path, suffix: str, data: str) -
     sitk.WriteImage(image, str(path))
     shutil.move(tmp_path / data, tmp_path / "elsewhere")
     os.symlink(tmp_path / "elsewhere", tmp_path / data)
-    assert codes([FileSource.of(path)]) == ["detached_data"]
+    assert codes([DiskFile.of(path)]) == ["detached_data"]
     assert codes(sources(path)) == ["detached_data"]
 
 
@@ -156,17 +156,17 @@ def test_data_is_one_file_beside_the_header(image, tmp_path: Path, name: str, su
     (tmp_path / "secret").write_bytes((tmp_path / "in/a.raw").read_bytes())
     path.write_bytes(path.read_bytes().replace(b"a.raw", name.encode()))
     with pytest.raises(ScanRefused) as caught:
-        data_file_of(FileSource.of(path))
+        data_file_of(DiskFile.of(path))
     assert [flag.code for flag in caught.value.quality_flags] == ["detached_data"]
     assert name not in str(caught.value) or name in ("..", "LIST")
-    assert codes([FileSource.of(path)]) == ["detached_data"]
+    assert codes([DiskFile.of(path)]) == ["detached_data"]
 
 
 def test_another_file_than_the_named_one_is_not_taken(image, tmp_path: Path) -> None:
     sitk.WriteImage(image, str(tmp_path / "a.mhd"))
     (tmp_path / "b.raw").write_bytes((tmp_path / "a.raw").read_bytes())
     (tmp_path / "a.raw").unlink()
-    assert codes([FileSource.of(tmp_path / "a.mhd"), FileSource.of(tmp_path / "b.raw")]) == [
+    assert codes([DiskFile.of(tmp_path / "a.mhd"), DiskFile.of(tmp_path / "b.raw")]) == [
         "detached_data"
     ]
 
@@ -175,8 +175,8 @@ def test_a_header_with_its_own_voxels(image, marker, tmp_path: Path) -> None:
     for made, name in (("a.mha", "b.mhd"), ("a.nrrd", "b.nhdr"), ("a.nii", "b.hdr")):
         sitk.WriteImage(image, str(tmp_path / made))
         shutil.move(tmp_path / made, tmp_path / name)
-        assert data_file_of(FileSource.of(tmp_path / name)) is None
-        np.testing.assert_array_equal(read_volume([FileSource.of(tmp_path / name)]).hu, marker.hu)
+        assert data_file_of(DiskFile.of(tmp_path / name)) is None
+        np.testing.assert_array_equal(read_volume([DiskFile.of(tmp_path / name)]).hu, marker.hu)
 
 
 def test_names() -> None:
@@ -197,22 +197,22 @@ def test_a_false_name_is_told(image, marker, tmp_path: Path, suffix: str, kind: 
         if other != suffix:
             path = Path(shutil.copy(tmp_path / f"a.{suffix}", tmp_path / f"b.{other}"))
             with pytest.raises(ScanRefused, match=f"The file is {kind}, though its name ends like"):
-                read_volume([FileSource.of(path)])
+                read_volume([DiskFile.of(path)])
     nameless = Path(shutil.copy(tmp_path / f"a.{suffix}", tmp_path / "scan"))
-    np.testing.assert_array_equal(read_volume([FileSource.of(nameless)]).hu, marker.hu)
+    np.testing.assert_array_equal(read_volume([DiskFile.of(nameless)]).hu, marker.hu)
 
 
 def test_what_is_no_volume(tmp_path: Path) -> None:
     for data in (b"", b"x" * 1000, b"\x1f\x8b" + bytes(50), b"ENVI\nsamples = 5\n", bytes(348)):
         assert kind_of(data, "a.hdr") is None
         (tmp_path / "scan").write_bytes(data or b"x")
-        assert codes([FileSource.of(tmp_path / "scan")]) == ["not_a_volume"]
+        assert codes([DiskFile.of(tmp_path / "scan")]) == ["not_a_volume"]
         (tmp_path / "a.hdr").write_bytes(data or b"x")
         with pytest.raises(ScanRefused):
-            data_file_of(FileSource.of(tmp_path / "a.hdr"))
+            data_file_of(DiskFile.of(tmp_path / "a.hdr"))
 
 
 def test_masks_of_pairs_are_opened_too(image, tmp_path: Path) -> None:
     sitk.WriteImage(image > -500, str(tmp_path / "m.mhd"))
-    with open_volume([FileSource.of(tmp_path / "m.mhd")]) as stored:
+    with open_volume([DiskFile.of(tmp_path / "m.mhd")]) as stored:
         assert {value for slab in stored.slabs for value in np.unique(slab)} == {0, 1}

@@ -13,7 +13,7 @@ from tf_covid.phantom.files import write_dicom
 from tf_covid.scan import read
 from tf_covid.scan.dicom import read_header, terms
 from tf_covid.scan.dicom.content import lung_share
-from tf_covid.scan.source import FileSource
+from tf_covid.scan.source import DiskFile
 
 SIZE = 64
 
@@ -306,6 +306,6 @@ def test_words_for_a_region(series: Path, edit, text: str, region: str) -> None:
         dataset.BodyPartExamined, dataset.SeriesDescription = "", text
 
     edit(file, say)
-    instance = read_header(FileSource.of(file))
+    instance = read_header(DiskFile.of(file))
     assert instance is not None
     assert terms.region(instance) == region

@@ -50,7 +50,7 @@ from tf_covid.scan.dicom.transfer_syntax import (
 )
 from tf_covid.scan.grid import check_size, orient
 from tf_covid.scan.limits import DEFAULT
-from tf_covid.scan.source import FileSource, workers
+from tf_covid.scan.source import DiskFile, workers
 
 #: Lossless transfer syntaxes that DCMTK and we decode alike. Of lossy ones, two decoders may round
 #: later slices apart.
@@ -217,7 +217,7 @@ def _prepare(path: SeriesPath) -> DicomSeriesFiles:
     first = slice_frames[0].instance
     check_size((first.columns, first.rows, len(slice_frames)), DEFAULT)
     sources = {
-        slice_frame.instance.name: FileSource.of(paths[slice_frame.instance.name])
+        slice_frame.instance.name: DiskFile.of(paths[slice_frame.instance.name])
         for slice_frame in slice_frames
     }
     short = sum(
@@ -272,7 +272,7 @@ def _instances(path: SeriesPath) -> tuple[tuple[Instance, ...], dict[str, Path]]
     found: dict[str, Path] = {}
     instances = []
     for number, file in enumerate(map(Path, path)):
-        source = FileSource(
+        source = DiskFile(
             file, f"{number}/{file.name}", file.stat().st_size
         )  # names of two folders may be the same
         instance = read_header(source)
@@ -296,7 +296,7 @@ def _padding_is_tissue(slice_frame: SliceFrame) -> bool:
     )
 
 
-def _is_whole(instance: Instance, source: FileSource) -> bool:
+def _is_whole(instance: Instance, source: DiskFile) -> bool:
     """Whether the pixel data lie in the file to their end: DCMTK would fill up what is missing."""
     order = ">" if instance.transfer_syntax == BIG_ENDIAN else "<"
     with source.open() as stream:
@@ -337,7 +337,7 @@ def _head(instance: Instance) -> bytes:
 
 
 def _check_first(
-    series: DicomSeriesFiles, slice_frames: Sequence[SliceFrame], sources: dict[str, FileSource]
+    series: DicomSeriesFiles, slice_frames: Sequence[SliceFrame], sources: dict[str, DiskFile]
 ) -> None:
     """Compare the first slice of each way of storing with our reader's."""
     seen = set()

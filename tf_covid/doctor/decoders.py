@@ -1,4 +1,4 @@
-"""Which DICOM transfer syntaxes decode here: each is tried on a frame that is encoded on the spot."""
+"""Which DICOM transfer syntaxes decode here: each is tried on a frame encoded on the spot."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
 from tf_covid.scan.checks import refusal
-from tf_covid.scan.leftovers import Left
+from tf_covid.scan.leftovers import Leftovers
 from tf_covid.scan.limits import DEFAULT, Limits
-from tf_covid.scan.source import Source
+from tf_covid.scan.source import ScanFile
 
 #: What a damaged archive raises while it is read.
 ERRORS = (
@@ -45,7 +45,7 @@ _MOST_VERSION = 63
 
 
 @dataclass(frozen=True)
-class MemberSource:
+class ZipMember:
     """A member of an open zip; `name` is unique in it, also where two members have the same."""
 
     archive: zipfile.ZipFile
@@ -54,9 +54,11 @@ class MemberSource:
 
     @property
     def size(self) -> int:
+        """Unpacked length of the member, in bytes."""
         return self.info.file_size
 
     def open(self) -> AbstractContextManager[BinaryIO]:
+        """A seekable binary stream, to be closed by the caller."""
         return cast("AbstractContextManager[BinaryIO]", self.archive.open(self.info))
 
 
@@ -64,8 +66,8 @@ class MemberSource:
 class Members:
     """The regular files in an archive, in order of their names, and what it holds besides."""
 
-    sources: list[Source]
-    left: Left
+    sources: list[ScanFile]
+    left: Leftovers
 
 
 @dataclass(frozen=True)
@@ -117,16 +119,18 @@ def open_zip(path: Path, limits: Limits = DEFAULT) -> Iterator[Members]:
         same = sum(
             name != info.filename.rstrip("/") for name, info in zip(names, files, strict=True)
         )
-        sources: list[Source] = [
-            MemberSource(archive, info, name) for name, info in zip(names, files, strict=True)
+        sources: list[ScanFile] = [
+            ZipMember(archive, info, name) for name, info in zip(names, files, strict=True)
         ]
-        yield Members(sources, Left(same_names=same, member_links=len(links), unlisted=unlisted))
+        yield Members(
+            sources, Leftovers(same_names=same, member_links=len(links), unlisted=unlisted)
+        )
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """The names, each once: the second of a name lies in a folder `#2` beside the first, so that its ending stays.
+    """The names, each once.
 
-    A header and a data file that are there twice stay beside each other.
+    The second file of a name lies in a folder `#2` beside the first, so that its ending stays. A header and a data file that are there twice stay beside each other.
     """
     taken, result = set(names), []
     seen: dict[str, int] = {}
@@ -142,7 +146,9 @@ def unique_names(names: Sequence[str]) -> list[str]:
 
 
 def check_names(names: Sequence[str], kind: str) -> None:
-    """Refuse an archive with names that lead out of it: nothing is written under them, but it was made to harm.
+    """Refuse an archive with names that lead out of it.
+
+    Nothing is written under those names, but such an archive was made to harm.
 
     Raises:
         ScanRefused: `archive_unsafe`.

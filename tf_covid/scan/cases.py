@@ -1,4 +1,4 @@
-"""Inputs → cases: which patients and studies lie in a path, what they are called, and how each is read."""
+"""Inputs → cases: which patients and studies lie in a path, and how each is named and read."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from tf_covid.scan.archive import Members, looks_like_zip, open_zip
 from tf_covid.scan.checks import refusal
 from tf_covid.scan.contents import ARCHIVE_NAMES, Contents, look, volume_of
 from tf_covid.scan.folder import walk
-from tf_covid.scan.leftovers import Left, what_it_is
+from tf_covid.scan.leftovers import Leftovers, what_it_is
 from tf_covid.scan.limits import DEFAULT, Limits
 from tf_covid.scan.names import case_names, unique
 from tf_covid.scan.quiet import quiet
 from tf_covid.scan.scan import Scan
-from tf_covid.scan.source import FileSource, Source, fingerprint
+from tf_covid.scan.source import DiskFile, ScanFile, fingerprint
 from tf_covid.scan.tape import gzip_holds_tar, looks_like_tar, open_tar
 from tf_covid.scan.torn import torn_flags
-from tf_covid.scan.volume import Reading
+from tf_covid.scan.volume import LoadedVolume
 from tf_covid.scan.volumes import is_volume, read_volume
 
 _HEAD_BYTES = 512
@@ -63,7 +63,7 @@ class Case:
         return any(flag.level == "error" for flag in self.quality_flags)
 
     def fingerprint(self) -> str:
-        """sha256 (hex) over the raw bytes of the files that belong to this case; empty if they cannot be read."""
+        """sha256 (hex) over the raw bytes of the case's files; empty if they cannot be read."""
         try:
             with self._sources() as sources:
                 return fingerprint(sources)
@@ -113,8 +113,11 @@ class Case:
             identifiers=reading.identifiers or {},
         )
 
-    def _slice_axis(self, reading: Reading) -> int:
-        """The canonical axis that the slices were acquired along; that of the widest spacing where no header tells."""
+    def _slice_axis(self, reading: LoadedVolume) -> int:
+        """The canonical axis that the slices were acquired along.
+
+        Where no header states it, the axis of the widest spacing.
+        """
         stored_last = reading.source.axes[2]
         if self.instances:
             return stored_last
@@ -124,14 +127,14 @@ class Case:
         )
 
     @contextmanager
-    def _sources(self) -> Iterator[list[Source]]:
+    def _sources(self) -> Iterator[list[ScanFile]]:
         """The files of this case, each exactly once.
 
         Raises:
             ScanRefused: `input_changed` if one of them is not there any more.
         """
         if not self.members:
-            yield [FileSource.of(self.path)]
+            yield [DiskFile.of(self.path)]
         elif _is_archive(self.path):
             with _open_archive(self.path, self.limits) as members:
                 found = {source.name: source for source in members.sources}
@@ -143,9 +146,9 @@ class Case:
                 yield [found[name] for name in self.members]
         else:
             folder = self.path if self.path.is_dir() else self.path.parent
-            yield [FileSource.of(folder / name, folder) for name in self.members]
+            yield [DiskFile.of(folder / name, folder) for name in self.members]
 
-    def _reading(self, sources: Sequence[Source]) -> Reading:
+    def _reading(self, sources: Sequence[ScanFile]) -> LoadedVolume:
         if self.instances:
             return dicom.read_study(
                 self.instances, {source.name: source for source in sources}, self.limits
@@ -211,8 +214,8 @@ def _find(path: Path, limits: Limits) -> list[Case]:
             if not contents.studies and not contents.volumes:
                 raise _nothing(contents.left, len(members.sources))
             return _cases(path, contents, limits)
-    source = FileSource.of(path)
-    contents = look([source], Left())
+    source = DiskFile.of(path)
+    contents = look([source], Leftovers())
     if not contents.studies:
         raise (
             _nothing(contents.left, 1)
@@ -254,10 +257,10 @@ def _open_archive(path: Path, limits: Limits) -> Iterator[Members]:
 
 def _volume_file(path: Path, limits: Limits) -> Case:
     """A volume file by itself; its data file, if it has one, lies beside it."""
-    source = FileSource.of(path)
+    source = DiskFile.of(path)
     volume = volume_of(
         source,
-        lambda: {one.name: FileSource.of(one) for one in path.parent.iterdir() if one.is_file()},
+        lambda: {one.name: DiskFile.of(one) for one in path.parent.iterdir() if one.is_file()},
     )
     members = volume.members if len(volume.members) > 1 else ()
     return Case(case_names(path, [""], [()])[0], path, members, (), volume.quality_flags, limits)
@@ -280,18 +283,18 @@ def _in_folder(path: Path, limits: Limits) -> list[Case]:
             flag.code for case in found for flag in case.quality_flags if flag.level == "error"
         }
         if codes == _NO_SCAN:
-            left += Left(foreign=1)
+            left += Leftovers(foreign=1)
         elif all(case.refused for case in found):
             broken += found
         elif all(
             case.instances and known.issuperset(one.sop_uid for one in case.instances)
             for case in found
         ):
-            left += Left(copies=1)
+            left += Leftovers(copies=1)
         else:
             inner += found
     if own and not inner:
-        left += Left(unread_archives=len(broken))
+        left += Leftovers(unread_archives=len(broken))
     else:
         inner += broken
     contents = dataclasses.replace(contents, left=left)
@@ -304,7 +307,7 @@ def _in_folder(path: Path, limits: Limits) -> list[Case]:
     return [dataclasses.replace(case, name=name) for case, name in zip(cases, names, strict=True)]
 
 
-def _is_archive_of_cases(source: FileSource) -> bool:
+def _is_archive_of_cases(source: DiskFile) -> bool:
     name = PurePosixPath(source.name)
     return (
         name.name.lower().endswith(ARCHIVE_NAMES)
@@ -340,7 +343,7 @@ def _folder(names: Sequence[str]) -> str:
     return "" if common == "." else common
 
 
-def _nothing(left: Left, count: int) -> ScanRefused:
+def _nothing(left: Leftovers, count: int) -> ScanRefused:
     if left.damaged:
         message = (
             f"No DICOM header could be read: {left.damaged} of {count} file(s) are cut off, damaged"
@@ -360,7 +363,7 @@ def _refused(path: Path, quality_flags: tuple[QualityFlag, ...], limits: Limits)
 
 
 def only_case(cases: Sequence[Case]) -> Case | None:
-    """The one case of an input, or its one DICOM study where volume files (masks, as a rule) lie beside it, if any."""
+    """The one case of an input, or its one DICOM study beside volume files (masks, as a rule)."""
     if len(cases) == 1:
         return cases[0]
     studies = [case for case in cases if case.instances]

@@ -1,4 +1,4 @@
-"""The reader and the input gate alone: what a data manager runs over a cohort first. No network, no TensorFlow."""
+"""The reader and the input gate alone, without a network: what a data manager runs first."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Checked:
     """What the gate says of one case.
 
     Args:
-        case: Its name.
-        status: "pass", "repaired" (slices were made up) or "refused".
+        case: Name of the case.
+        status: "pass", "repaired" (slices were interpolated) or "refused".
         quality_flags: Everything that was noticed.
         seconds: How long it took to read.
         shape: (D, H, W) of the scan; None if it was refused.

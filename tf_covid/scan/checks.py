@@ -1,4 +1,4 @@
-"""The input gate: what must be true of a scan before anything is computed from it, each as a coded quality flag."""
+"""The input gate: what must be true of a scan before anything is computed from it."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def hu_flags(hu: np.ndarray) -> tuple[QualityFlag, ...]:
 
 
 def _peaks(sample: np.ndarray) -> str:
-    """The one or two most frequent values (more than 300 HU apart where the range allows), as text."""
+    """The one or two most frequent values, more than 300 HU apart where possible, as text."""
     if not sample.size:
         return "none"
     values, counts = np.unique(sample, return_counts=True)

@@ -12,9 +12,9 @@ from pydicom.uid import UID_dictionary
 from tf_covid.errors import ScanRefused
 from tf_covid.result import QualityFlag
 from tf_covid.scan import archive, dicom
-from tf_covid.scan.archive import MemberSource
-from tf_covid.scan.leftovers import PACKED_NAMES, Left
-from tf_covid.scan.source import FileSource, Source
+from tf_covid.scan.archive import ZipMember
+from tf_covid.scan.leftovers import PACKED_NAMES, Leftovers
+from tf_covid.scan.source import DiskFile, ScanFile
 from tf_covid.scan.volumes import data_file_of, is_volume
 
 #: How the names of archives end that are looked into.
@@ -58,10 +58,10 @@ class Contents:
 
     studies: tuple[tuple[dicom.Instance, ...], ...]
     volumes: tuple[Volume, ...]
-    left: Left
+    left: Leftovers
 
 
-def look(sources: Sequence[Source], left: Left) -> Contents:
+def look(sources: Sequence[ScanFile], left: Leftovers) -> Contents:
     """Sort the files of an input by what they hold.
 
     Args:
@@ -78,7 +78,7 @@ def look(sources: Sequence[Source], left: Left) -> Contents:
     volumes = [volume for volume in volumes if volume.members[0] not in data_files]
     known = data_files | {volume.members[0] for volume in volumes}
     instances: list[dicom.Instance] = []
-    foreign: list[Source] = []
+    foreign: list[ScanFile] = []
     for source in sources:
         if source.name in known:
             continue
@@ -87,14 +87,14 @@ def look(sources: Sequence[Source], left: Left) -> Contents:
             if instance is None:
                 _read_through(source)
         except (dicom.Damaged, OSError, *archive.ERRORS):
-            left += Left(damaged=1)
+            left += Leftovers(damaged=1)
             continue
         if instance is not None:
             instances.append(instance)
         elif source.name.lower().endswith((*ARCHIVE_NAMES, *PACKED_NAMES)) and not _hidden(
             source.name
         ):
-            left += Left(archives=1)
+            left += Leftovers(archives=1)
         else:
             foreign.append(source)
     slices = {_place(one.name) for one in instances}
@@ -108,11 +108,11 @@ def look(sources: Sequence[Source], left: Left) -> Contents:
         for source in foreign
         if PurePosixPath(source.name).name.upper() == "DICOMDIR"
     )
-    left += Left(foreign=len(foreign) - damaged, damaged=damaged, listed_images=listed)
+    left += Leftovers(foreign=len(foreign) - damaged, damaged=damaged, listed_images=listed)
     return Contents(_studies(instances), tuple(volumes), left)
 
 
-def volume_of(source: Source, beside: Callable[[], Mapping[str, Source]]) -> Volume:
+def volume_of(source: ScanFile, beside: Callable[[], Mapping[str, ScanFile]]) -> Volume:
     """A volume file with the data file that its header names, among the files beside it.
 
     Args:
@@ -137,7 +137,7 @@ def volume_of(source: Source, beside: Callable[[], Mapping[str, Source]]) -> Vol
         alike = [other for other in by_name if other.casefold() == name.casefold()]
         name = alike[0] if len(alike) == 1 else name
     found = by_name.get(name)
-    if found is None or (isinstance(found, FileSource) and found.path.is_symlink()):
+    if found is None or (isinstance(found, DiskFile) and found.path.is_symlink()):
         what = "is missing" if found is None else "is a link, which is not followed"
         message = (
             f"The data file that the header names {what}; it belongs into the folder of the header."
@@ -146,7 +146,7 @@ def volume_of(source: Source, beside: Callable[[], Mapping[str, Source]]) -> Vol
     return Volume((source.name, name))
 
 
-def _was_slice(source: Source, among_slices: bool, same_size: bool) -> bool:
+def _was_slice(source: ScanFile, among_slices: bool, same_size: bool) -> bool:
     """Whether a file that is no image was a slice once: what is left of it says so, or its name, size and place do.
 
     Args:
@@ -185,13 +185,13 @@ def _place(name: str) -> tuple[str, str]:
     return path.parent.as_posix(), path.suffix.lower()
 
 
-def _read_through(source: Source) -> None:
+def _read_through(source: ScanFile) -> None:
     """Read a foreign member of a zip to its end, so that its check sum is asked for: it may be a slice that is damaged.
 
     Raises:
         BadZipFile: If the check sum is wrong.
     """
-    if isinstance(source, MemberSource):
+    if isinstance(source, ZipMember):
         with source.open() as stream:
             while stream.read(_CHUNK):
                 pass

@@ -8,8 +8,8 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from tf_covid.scan.leftovers import Left
-from tf_covid.scan.source import FileSource
+from tf_covid.scan.leftovers import Leftovers
+from tf_covid.scan.source import DiskFile
 
 #: An answer of ours holds both of these, and files of no other name than those below.
 _ANSWER = {"result.json", "report.html"}
@@ -18,14 +18,14 @@ _ANSWER_STEMS = {"result", "report", "montage", "lungs", "attention"}
 _HALF_WRITTEN = re.compile(r"\..+\.\d+\.[0-9a-f]{8}\.(old|partial)")
 
 
-def walk(folder: Path) -> tuple[list[FileSource], Left]:
+def walk(folder: Path) -> tuple[list[DiskFile], Leftovers]:
     """Every regular file below, in order of its name, without our own answers, whole or half-written.
 
     Links to files are followed, links to folders are not: they may run in circles or through a
     whole disk. One that leads to a place below the folder leaves nothing out, any other is counted.
     """
-    found: list[FileSource] = []
-    left = Left()
+    found: list[DiskFile] = []
+    left = Leftovers()
     root = os.path.realpath(folder)
     ahead = [folder]
     while ahead:
@@ -36,7 +36,7 @@ def walk(folder: Path) -> tuple[list[FileSource], Left]:
         except OSError:
             if here == folder:
                 raise  # the input itself
-            left += Left(no_access=1)
+            left += Leftovers(no_access=1)
             continue
         answer = _is_answer(
             [entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)]
@@ -55,22 +55,22 @@ def walk(folder: Path) -> tuple[list[FileSource], Left]:
     return found, left
 
 
-def _file(path: Path, folder: Path, root: str) -> tuple[list[FileSource], Left]:
+def _file(path: Path, folder: Path, root: str) -> tuple[list[DiskFile], Leftovers]:
     """The source of what is no folder, or why there is none."""
     try:
         status = path.stat()
     except PermissionError:
-        return [], Left(no_access=1)
+        return [], Leftovers(no_access=1)
     except OSError:  # a link to nothing or in a circle; or the file went away
-        return [], Left(broken_links=1)
+        return [], Leftovers(broken_links=1)
     if stat.S_ISDIR(status.st_mode):
         inside = os.path.commonpath([os.path.realpath(path), root]) == root
-        return [], Left() if inside else Left(linked_folders=1)
+        return [], Leftovers() if inside else Leftovers(linked_folders=1)
     if not stat.S_ISREG(status.st_mode):
-        return [], Left(special=1)
+        return [], Leftovers(special=1)
     if not os.access(path, os.R_OK):
-        return [], Left(no_access=1)
-    return [FileSource(path, path.relative_to(folder).as_posix(), status.st_size)], Left()
+        return [], Leftovers(no_access=1)
+    return [DiskFile(path, path.relative_to(folder).as_posix(), status.st_size)], Leftovers()
 
 
 def _is_answer(files: Sequence[str]) -> bool:

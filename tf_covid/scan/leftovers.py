@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from tf_covid.result import Level, QualityFlag
-from tf_covid.scan.source import Source
+from tf_covid.scan.source import ScanFile
 
 #: Kind of file → how it begins, and where. The first that fits is named.
 _BEGINS: tuple[tuple[str, int, bytes], ...] = (
@@ -45,7 +45,7 @@ TAKES = "DICOM (files, folders, .zip, .tar, .tar.gz), NIfTI, NRRD and MetaImage 
 
 
 @dataclass(frozen=True)
-class Left:
+class Leftovers:
     """How many things of each kind were left out of an input.
 
     Args:
@@ -84,9 +84,9 @@ class Left:
     endless: int = 0
     listed_images: int = 0
 
-    def __add__(self, other: Left) -> Left:
+    def __add__(self, other: Leftovers) -> Leftovers:
         names = [field.name for field in dataclasses.fields(self)]
-        return Left(**{name: getattr(self, name) + getattr(other, name) for name in names})
+        return Leftovers(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
     def flags(self) -> tuple[QualityFlag, ...]:
         """A flag for each kind that there is."""
@@ -110,7 +110,7 @@ class Left:
         return "; ".join(found)
 
 
-#: Field of `Left` → code, level and text of its flag.
+#: Field of `Leftovers` → code, level and text of its flag.
 _FLAGS: tuple[tuple[str, str, Level, str], ...] = (
     ("foreign", "foreign_files", "info", "other file(s) in the input were left alone."),
     (
@@ -221,7 +221,7 @@ _FLAGS: tuple[tuple[str, str, Level, str], ...] = (
 )
 
 
-def what_it_is(source: Source) -> str:
+def what_it_is(source: ScanFile) -> str:
     """What a file that is no scan is instead, and what to do with it, in a sentence; general if its kind is unknown."""
     with source.open() as stream:
         head = stream.read(_HEAD_BYTES)

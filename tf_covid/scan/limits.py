@@ -1,4 +1,4 @@
-"""How much of an input is believed. Everything is an argument, so that a test or a small machine can lower it."""
+"""How much of an input is believed, as arguments that a test or a small machine can lower."""
 
 from __future__ import annotations
 

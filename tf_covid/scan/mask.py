@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,8 +22,8 @@ from tf_covid.scan.mask_check import (
 )
 from tf_covid.scan.quiet import quiet
 from tf_covid.scan.scan import Scan
-from tf_covid.scan.source import FileSource
-from tf_covid.scan.volume import Stored
+from tf_covid.scan.source import DiskFile
+from tf_covid.scan.volume import RawVolume
 from tf_covid.scan.volumes import data_file_of, is_volume, open_volume
 
 #: How far a corner of the mask's grid may lie from the scan's: a share of the smallest voxel edge.
@@ -32,7 +31,7 @@ CORNER_SHARE = 0.25
 
 
 def user_lungs(
-    given: Any, scan: Scan, labels: Sequence[int] = (), limits: Limits = DEFAULT
+    given: object, scan: Scan, labels: Sequence[int] = (), limits: Limits = DEFAULT
 ) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:
     """A user's own lung mask, checked in its values, its grid and what lies under it.
 
@@ -58,7 +57,7 @@ def user_lungs(
 
 
 def array_mask(
-    given: Any, scan: Scan, *, may_be_empty: bool = False, labels: Sequence[int] = ()
+    given: object, scan: Scan, *, may_be_empty: bool = False, labels: Sequence[int] = ()
 ) -> np.ndarray:
     """A mask that is an array already.
 
@@ -79,7 +78,7 @@ def array_mask(
 
 
 def _of_array(
-    given: Any, scan: Scan, labels: tuple[float, ...], *, lesions: bool = False
+    given: object, scan: Scan, labels: tuple[float, ...], *, lesions: bool = False
 ) -> tuple[np.ndarray, MaskValues]:
     array = _as_array(given)
     if array.shape != scan.shape:
@@ -101,7 +100,7 @@ def _of_array(
     return array if array.dtype == np.bool_ else inside(array, labels), values
 
 
-def _as_array(given: Any) -> np.ndarray:
+def _as_array(given: object) -> np.ndarray:
     if not isinstance(given, (list, tuple)) and not hasattr(given, "__array__"):
         message = (
             f"A {type(given).__name__} is no mask: give an array (D, H, W) or the path of a file."
@@ -138,7 +137,7 @@ def mask_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
         raise refusal("not_found", "There is no such mask file.")
     if not is_volume(path.name):
         raise refusal("mask_grid", "A mask is read from NIfTI, NRRD or MHA.")
-    name = data_file_of(FileSource.of(path))
+    name = data_file_of(DiskFile.of(path))
     if name is None:
         return (path,)
     data = path.with_name(name)
@@ -185,7 +184,7 @@ def read_mask(
 def _of_file(
     path: Path, scan: Scan, limits: Limits, labels: tuple[float, ...], *, lesions: bool = False
 ) -> tuple[np.ndarray, MaskValues]:
-    sources = [FileSource.of(file) for file in mask_files(path)]
+    sources = [DiskFile.of(file) for file in mask_files(path)]
     values = MaskValues()
     with quiet(), open_volume(sources, limits) as stored:
         mask, affine = _filled(stored, labels, values)
@@ -207,7 +206,7 @@ def _of_file(
 
 
 def _filled(
-    stored: Stored, labels: tuple[float, ...], values: MaskValues
+    stored: RawVolume, labels: tuple[float, ...], values: MaskValues
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bool (D, H, W) in canonical order, and its LPS affine; the values are collected."""
     source, affine = orient(stored.affine_ras, stored.shape)

@@ -1,4 +1,4 @@
-"""The check of masks, one for files, arrays and manifests: which values they hold, and what lies under them."""
+"""The check of masks, one for files, arrays and manifests: their values and what lies under them."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def check_labels(labels: Sequence[int]) -> tuple[float, ...]:
 def inside(slab: np.ndarray, labels: Sequence[float]) -> np.ndarray:
     """bool: what `accept` will call inside, should it accept the values."""
     if labels:
-        return np.isin(slab, labels)
+        return np.asarray(np.isin(slab, labels))
     # NaN differs from all, itself too.
     return (slab != 0) & (slab == slab) if slab.dtype.kind == "f" else slab != 0
 
@@ -178,7 +178,7 @@ def _accept_labels(values: MaskValues, labels: Sequence[float]) -> None:
 
 
 def missing_labels(values: MaskValues, labels: Sequence[float]) -> tuple[QualityFlag, ...]:
-    """A warning `mask_labels` where some of the labels are in no voxel: a lobe that was removed, or a slip."""
+    """A warning `mask_labels` where some labels are in no voxel: a removed lobe, or a slip."""
     missing = ", ".join(f"{label:g}" for label in labels if label not in values.found)
     if not missing:
         return ()
@@ -209,7 +209,7 @@ def _not_a_mask(values: MaskValues, lesions: bool) -> Exception:
 
 
 def check_lungs(mask: np.ndarray, scan: Scan) -> tuple[QualityFlag, ...]:
-    """Whether a mask can be of the lungs of a scan: its volume, and what lies under it and beside it.
+    """Whether a mask can be of a scan's lungs: its volume, and what lies under and beside it.
 
     Args:
         mask: bool (D, H, W) in canonical order.

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -20,8 +21,8 @@ from tf_covid.scan.geometry import disagreement, no_position
 from tf_covid.scan.grid import RAS_TO_LPS, check_size, one_volume
 from tf_covid.scan.limits import DEFAULT, Limits
 from tf_covid.scan.payload import Coding, Layout, Slabs, Unpacked
-from tf_covid.scan.source import Source
-from tf_covid.scan.volume import Stored
+from tf_covid.scan.source import ScanFile
+from tf_covid.scan.volume import RawVolume
 
 NAMES = (".mha", ".mhd")
 #: Longest header that is read.
@@ -167,7 +168,7 @@ def parse(head: bytes) -> MetaHeader:
     return MetaHeader(fields, "" if local else line[1], end or len(head))
 
 
-def data_file_field(source: Source) -> str | None:
+def data_file_field(source: ScanFile) -> str | None:
     """The data file as the header names it; None if the voxels follow the header.
 
     Raises:
@@ -176,7 +177,7 @@ def data_file_field(source: Source) -> str | None:
     return _header(source).data_file or None
 
 
-def _header(source: Source) -> MetaHeader:
+def _header(source: ScanFile) -> MetaHeader:
     if source.size == 0:
         raise refusal("empty_file", "The file is empty.")
     with source.open() as stream:
@@ -185,8 +186,8 @@ def _header(source: Source) -> MetaHeader:
 
 @contextmanager
 def open_metaimage(
-    source: Source, data: Source | None = None, limits: Limits = DEFAULT
-) -> Iterator[Stored]:
+    source: ScanFile, data: ScanFile | None = None, limits: Limits = DEFAULT
+) -> Iterator[RawVolume]:
     """The volume in an MHA file, or in an MHD header and its data file.
 
     Args:
@@ -234,7 +235,7 @@ def open_metaimage(
             flags += (QualityFlag("length_unchecked", "warning", message, before),)
     with held_by.open() as raw:
         raw.seek(begin)
-        yield Stored(shape, affine, Slabs(Unpacked(raw, coding, held, beyond), layout), flags)
+        yield RawVolume(shape, affine, Slabs(Unpacked(raw, coding, held, beyond), layout), flags)
 
 
 def _shape(header: MetaHeader, limits: Limits) -> tuple[int, int, int]:
@@ -341,8 +342,7 @@ def _spacing(header: MetaHeader, count: int) -> tuple[np.ndarray, tuple[QualityF
     elif size is not None and (np.abs(size - spacing)[:3] > 0.01 * np.abs(spacing)[:3]).any():
         message = "ElementSpacing and ElementSize differ; ElementSpacing was taken, as ITK does."
         return spacing, (QualityFlag("affine_disagree", "warning", message),)
-    assert spacing is not None
-    return spacing, ()
+    return cast(np.ndarray, spacing), ()
 
 
 def _positive(header: MetaHeader, title: str, count: int) -> np.ndarray | None:

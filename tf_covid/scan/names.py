@@ -44,7 +44,7 @@ def case_names(path: Path, parts: Sequence[str], groups: Sequence[Sequence[Insta
         hash of the case's SOP Instance UIDs instead: they are long and random, so the hash cannot
         be turned back by trying, as a patient id could.
     """
-    own = path.name if path.name not in ("", "..") else os.path.basename(os.path.realpath(path))
+    own = path.name if path.name not in ("", "..") else Path(os.path.realpath(path)).name
     base = _safe(_stem(own)) or "case"
     if len(groups) == 1:
         names = [base]

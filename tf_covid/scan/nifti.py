@@ -23,8 +23,8 @@ from tf_covid.scan.limits import DEFAULT, Limits
 from tf_covid.scan.nifti_header import HEADER_BYTES, NiftiHeader, parse
 from tf_covid.scan.payload import Layout, Slabs, Unpacked
 from tf_covid.scan.scan import Scan
-from tf_covid.scan.source import Source
-from tf_covid.scan.volume import Stored
+from tf_covid.scan.source import ScanFile
+from tf_covid.scan.volume import RawVolume
 
 #: How the names of files with one volume end; `.hdr` has its voxels in an `.img`.
 NAMES = (".nii", ".nii.gz", ".hdr")
@@ -33,8 +33,8 @@ _GZIP = b"\x1f\x8b"
 
 @contextmanager
 def open_nifti(
-    source: Source, data: Source | None = None, limits: Limits = DEFAULT
-) -> Iterator[Stored]:
+    source: ScanFile, data: ScanFile | None = None, limits: Limits = DEFAULT
+) -> Iterator[RawVolume]:
     """The volume in a NIfTI-1 or -2 file, or in a header (NIfTI or Analyze 7.5) and its `.img`.
 
     Args:
@@ -58,7 +58,7 @@ def open_nifti(
             _skip_to(stream, header, offset)
             layout = Layout(shape, header.dtype(), stream.coding, 0, slope, inter)
             layout.check(max(0, source.size - offset) if stream.coding == "raw" else source.size)
-            yield Stored(shape, affine, Slabs(stream, layout), flags + odd)
+            yield RawVolume(shape, affine, Slabs(stream, layout), flags + odd)
             return
     if header.kind == "analyze" and not source.name.lower().endswith(".hdr"):
         message = (
@@ -75,11 +75,11 @@ def open_nifti(
     with _unpacked(data) as stream:
         layout = Layout(shape, header.dtype(), stream.coding, offset, slope, inter)
         layout.check(data.size)
-        yield Stored(shape, affine, Slabs(stream, layout), flags + odd)
+        yield RawVolume(shape, affine, Slabs(stream, layout), flags + odd)
 
 
 @contextmanager
-def _unpacked(source: Source) -> Iterator[Unpacked]:
+def _unpacked(source: ScanFile) -> Iterator[Unpacked]:
     """The bytes of a file; compressed or not is told from its first bytes, not from its name."""
     if source.size == 0:
         raise refusal("empty_file", "The file is empty.")
@@ -89,7 +89,7 @@ def _unpacked(source: Source) -> Iterator[Unpacked]:
         yield Unpacked(raw, "gzip" if packed else "raw", source.size)
 
 
-def is_pair(source: Source) -> bool:
+def is_pair(source: ScanFile) -> bool:
     """Whether the file is a header whose voxels lie in an `.img`.
 
     Raises:

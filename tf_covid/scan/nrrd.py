@@ -21,8 +21,8 @@ from tf_covid.scan.grid import check_size
 from tf_covid.scan.limits import DEFAULT, Limits
 from tf_covid.scan.nrrd_geometry import nrrd_affine
 from tf_covid.scan.payload import Coding, Layout, Slabs, Unpacked
-from tf_covid.scan.source import Source
-from tf_covid.scan.volume import Stored
+from tf_covid.scan.source import ScanFile
+from tf_covid.scan.volume import RawVolume
 
 NAMES = (".nrrd", ".nhdr")
 #: Longest header that is read: exports of DICOM write their whole header into key/value pairs.
@@ -173,7 +173,7 @@ def parse(head: bytes) -> NrrdHeader:
     return NrrdHeader(fields, end.end() if end else len(head), end is not None, unknown)
 
 
-def data_file_field(source: Source) -> str | None:
+def data_file_field(source: ScanFile) -> str | None:
     """The data file as the header names it; None if the voxels follow the header.
 
     Raises:
@@ -182,7 +182,7 @@ def data_file_field(source: Source) -> str | None:
     return _header(source).fields.get("datafile")
 
 
-def _header(source: Source) -> NrrdHeader:
+def _header(source: ScanFile) -> NrrdHeader:
     if source.size == 0:
         raise refusal("empty_file", "The file is empty.")
     with source.open() as stream:
@@ -191,8 +191,8 @@ def _header(source: Source) -> NrrdHeader:
 
 @contextmanager
 def open_nrrd(
-    source: Source, data: Source | None = None, limits: Limits = DEFAULT
-) -> Iterator[Stored]:
+    source: ScanFile, data: ScanFile | None = None, limits: Limits = DEFAULT
+) -> Iterator[RawVolume]:
     """The volume in an NRRD file, or in a detached header and its data file.
 
     Args:
@@ -240,7 +240,7 @@ def open_nrrd(
         if skip < 0:
             skipped, flag = _from_the_end(layout, held)
             layout, flags = Layout(shape, layout.dtype, coding, skipped), (*flags, *flag)
-        yield Stored(shape, affine, Slabs(Unpacked(raw, coding, held), layout), flags)
+        yield RawVolume(shape, affine, Slabs(Unpacked(raw, coding, held), layout), flags)
 
 
 def _from_the_end(layout: Layout, held: int) -> tuple[int, tuple[QualityFlag, ...]]:

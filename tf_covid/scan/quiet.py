@@ -1,4 +1,4 @@
-"""Silence for libraries that warn about what hospitals send; what matters becomes a quality flag instead."""
+"""Silence for libraries that warn about what hospitals send; quality flags say what matters."""
 
 from __future__ import annotations
 

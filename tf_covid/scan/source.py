@@ -14,7 +14,7 @@ from typing import BinaryIO, Protocol
 _CHUNK = 1 << 20
 
 
-class Source(Protocol):
+class ScanFile(Protocol):
     """The bytes of one input file.
 
     `name` is its relative path, with forward slashes; it may hold a patient's name, so it goes into
@@ -22,17 +22,19 @@ class Source(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Relative path of the file, with forward slashes."""
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """Length of the file, in bytes."""
 
     def open(self) -> AbstractContextManager[BinaryIO]:
         """A seekable binary stream, to be closed by the caller."""
 
 
 @dataclass(frozen=True)
-class FileSource:
+class DiskFile:
     """A file on disk."""
 
     path: Path
@@ -40,24 +42,31 @@ class FileSource:
     size: int
 
     @classmethod
-    def of(cls, path: Path, root: Path | None = None) -> FileSource:
+    def of(cls, path: Path, root: Path | None = None) -> DiskFile:
         """The file at `path`, named relative to `root`."""
         name = path.relative_to(root).as_posix() if root else path.name
         return cls(path, name, path.stat().st_size)
 
     def open(self) -> AbstractContextManager[BinaryIO]:
+        """A seekable binary stream, to be closed by the caller."""
         return self.path.open("rb")
 
 
 def workers() -> int:
-    """Threads for hashing and decoding: both release the GIL, and more than eight only wait for the disk."""
+    """Number of threads for hashing and decoding.
+
+    Both release the GIL; more than eight threads only wait for the disk.
+    """
     return min(8, os.cpu_count() or 1)
 
 
-def fingerprint(sources: Iterable[Source]) -> str:
-    """sha256 (hex) over the sorted sha256 of each source's raw bytes: names and order of the files do not matter."""
+def fingerprint(sources: Iterable[ScanFile]) -> str:
+    """sha256 (hex) over the sorted sha256 of each file's raw bytes.
 
-    def digest(source: Source) -> bytes:
+    Names and order of the files do not matter.
+    """
+
+    def digest(source: ScanFile) -> bytes:
         hasher = hashlib.sha256()
         with source.open() as stream:
             while block := stream.read(_CHUNK):

@@ -20,9 +20,9 @@ from typing import Any, BinaryIO, cast
 
 from tf_covid.scan.archive import Members, check_names, unique_names
 from tf_covid.scan.checks import refusal
-from tf_covid.scan.leftovers import Left
+from tf_covid.scan.leftovers import Leftovers
 from tf_covid.scan.limits import DEFAULT, Limits
-from tf_covid.scan.source import Source
+from tf_covid.scan.source import ScanFile
 
 #: What `tarfile` raises on heads that make no sense.
 _HEAD_ERRORS = (
@@ -44,7 +44,7 @@ _HEADS_BYTES = 4 * _BLOCK
 
 
 @dataclass(frozen=True)
-class PartSource:
+class TarMember:
     """A part of an open file.
 
     Args:
@@ -60,13 +60,14 @@ class PartSource:
     size: int
 
     def open(self) -> AbstractContextManager[BinaryIO]:
+        """A seekable binary stream, to be closed by the caller."""
         return cast("AbstractContextManager[BinaryIO]", io.BufferedReader(_Part(self), _CHUNK))
 
 
 class _Part(io.RawIOBase):
     """A seekable stream of a part; it has a position of its own, so that threads may read one file."""
 
-    def __init__(self, part: PartSource) -> None:
+    def __init__(self, part: TarMember) -> None:
         self._part, self._at = part, 0
 
     def readable(self) -> bool:
@@ -137,7 +138,7 @@ def open_tar(path: Path, limits: Limits = DEFAULT) -> Iterator[Members]:
             trailing = _unpack(path, cast("BinaryIO", whole), limits)
             whole.flush()
             members = _members(cast("BinaryIO", whole), limits)
-            yield Members(members.sources, members.left + Left(trailing=trailing))
+            yield Members(members.sources, members.left + Leftovers(trailing=trailing))
 
 
 def _unpack(path: Path, out: BinaryIO, limits: Limits) -> bool:
@@ -216,13 +217,17 @@ def _members(stream: BinaryIO, limits: Limits) -> Members:
     names = unique_names([info.name for info in files])
     same = sum(name != info.name for name, info in zip(names, files, strict=True))
     number = stream.fileno()
-    sources: list[Source] = [
-        PartSource(number, name, info.offset_data, info.size)
+    sources: list[ScanFile] = [
+        TarMember(number, name, info.offset_data, info.size)
         for name, info in zip(names, files, strict=True)
     ]
     odd = size % _BLOCK != 0 or _padding_is_used(stream, files)
-    left = Left(
-        same_names=same, member_links=_strays(infos), unlisted=behind, trailing=odd, endless=endless
+    left = Leftovers(
+        same_names=same,
+        member_links=_unexpected_members(infos),
+        unlisted=behind,
+        trailing=odd,
+        endless=endless,
     )
     return Members(sources, left)
 
@@ -272,7 +277,7 @@ def _sum_is_right(head: bytes) -> bool:
         return False
 
 
-def _strays(infos: Sequence[tarfile.TarInfo]) -> int:
+def _unexpected_members(infos: Sequence[tarfile.TarInfo]) -> int:
     """Links, devices, sparse files, folders that hold data; a link to a regular member of the tar loses nothing."""
     regular = {info.name for info in infos if info.isreg() and not info.issparse()}
     count = 0

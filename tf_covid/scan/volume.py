@@ -1,4 +1,4 @@
-"""What a file holds before it is a scan: stored slabs of any numeric type with an affine, and their conversion."""
+"""What a file holds before it is a scan: raw slabs with an affine, and their conversion to HU."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _AT_A_TIME = 1 << 20
 
 
 @dataclass(frozen=True)
-class Stored:
+class RawVolume:
     """A volume as its file stores it.
 
     Args:
-        shape: Of the stored array, in its own axis order.
+        shape: Sizes of the stored array, in its own axis order.
         affine_ras: (4, 4), stored index → RAS mm.
         slabs: One (shape[0], shape[1]) array for each index of the last axis, already scaled; read
             once, in order. A `payload.Slabs` has `quality_flags` of its own, complete after its
@@ -41,8 +41,11 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What every format's reader hands over; `cases` adds the name and the fingerprint and makes it a `Scan`."""
+class LoadedVolume:
+    """What every format's reader hands over.
+
+    `cases` adds the name and the fingerprint and makes it a `Scan`.
+    """
 
     hu: np.ndarray
     affine: np.ndarray
@@ -53,8 +56,8 @@ class Reading:
     identifiers: dict[str, str] | None = None
 
 
-def read_stored(stored: Stored, chosen_because: str) -> Reading:
-    """HU of a stored volume: rounded, clipped to int16, what is not a number made air and counted."""
+def load_volume(stored: RawVolume, chosen_because: str) -> LoadedVolume:
+    """HU of a raw volume: rounded and clipped to int16; NaN and infinity become air, counted."""
     if min(stored.shape) < 2:
         raise refusal("single_slice", "The image has one slice only; a scan is a volume.", 1)
     source, affine = orient(stored.affine_ras, stored.shape)
@@ -71,7 +74,7 @@ def read_stored(stored: Stored, chosen_because: str) -> Reading:
     if not_numbers:
         message = f"{not_numbers} voxels were not a number; they were read as air ({AIR_HU} HU)."
         quality_flags += (QualityFlag("not_a_number", "warning", message, not_numbers),)
-    return Reading(hu, affine, source, quality_flags, chosen_because=chosen_because)
+    return LoadedVolume(hu, affine, source, quality_flags, chosen_because=chosen_because)
 
 
 def check_filled(filled: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""Volume files of every format but DICOM, behind one door: which names they have, and how one is opened."""
+"""Volume files of every format but DICOM: which names they have, and how one is opened."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import PurePosixPath
 from tf_covid.scan import metaimage, nifti, nifti_header, nrrd
 from tf_covid.scan.checks import refusal
 from tf_covid.scan.limits import DEFAULT, Limits
-from tf_covid.scan.source import FileSource, Source
-from tf_covid.scan.volume import Reading, Stored, read_stored
+from tf_covid.scan.source import DiskFile, ScanFile
+from tf_covid.scan.volume import LoadedVolume, RawVolume, load_volume
 
 #: How the names of volume files end, in lower case; the `.img`, `.raw` or `.zraw` of a header is no
 #: volume of its own.
@@ -58,7 +58,7 @@ def kind_of(head: bytes, name: str = "") -> str | None:
     return None
 
 
-def data_file_of(source: Source) -> str | None:
+def data_file_of(source: ScanFile) -> str | None:
     """The bare name of the file beside `source` that holds its voxels; None if `source` holds them itself.
 
     Raises:
@@ -98,7 +98,7 @@ def _bare(name: str | None) -> str | None:
     return plain
 
 
-def _data(sources: Sequence[Source]) -> Source | None:
+def _data(sources: Sequence[ScanFile]) -> ScanFile | None:
     """The data file of a header: handed over, or found beside it; never a link, never in another folder."""
     header = sources[0]
     if not header.name.lower().endswith(_HEADERS) or (name := data_file_of(header)) is None:
@@ -107,7 +107,7 @@ def _data(sources: Sequence[Source]) -> Source | None:
     for source in sources[1:]:
         if PurePosixPath(source.name) == folder / name:
             return _no_link(source)
-    if isinstance(header, FileSource) and (path := header.path.with_name(name)).is_file():
+    if isinstance(header, DiskFile) and (path := header.path.with_name(name)).is_file():
         return _no_link(
             replace(header, path=path, name=(folder / name).as_posix(), size=path.stat().st_size)
         )
@@ -118,8 +118,8 @@ def _data(sources: Sequence[Source]) -> Source | None:
     raise refusal("detached_data", message)
 
 
-def _no_link(source: Source) -> Source:
-    if isinstance(source, FileSource) and source.path.is_symlink():
+def _no_link(source: ScanFile) -> ScanFile:
+    if isinstance(source, DiskFile) and source.path.is_symlink():
         raise refusal(
             "detached_data",
             "The data file beside the header is a link to another place; links are not read.",
@@ -128,7 +128,7 @@ def _no_link(source: Source) -> Source:
 
 
 @contextmanager
-def open_volume(sources: Sequence[Source], limits: Limits = DEFAULT) -> Iterator[Stored]:
+def open_volume(sources: Sequence[ScanFile], limits: Limits = DEFAULT) -> Iterator[RawVolume]:
     """The volume in a file, or in a header and its data file.
 
     Args:
@@ -158,7 +158,7 @@ def open_volume(sources: Sequence[Source], limits: Limits = DEFAULT) -> Iterator
         yield stored
 
 
-def read_volume(sources: Sequence[Source], limits: Limits = DEFAULT) -> Reading:
+def read_volume(sources: Sequence[ScanFile], limits: Limits = DEFAULT) -> LoadedVolume:
     """HU of a volume file.
 
     Args:
@@ -169,4 +169,4 @@ def read_volume(sources: Sequence[Source], limits: Limits = DEFAULT) -> Reading:
         ScanRefused: See the readers of the formats.
     """
     with open_volume(sources, limits) as stored:
-        return read_stored(stored, "The only volume of the file.")
+        return load_volume(stored, "The only volume of the file.")

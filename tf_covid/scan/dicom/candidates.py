@@ -244,7 +244,7 @@ def _candidate(slice_frames: Sequence[SliceFrame], gap_mm: float) -> Candidate:
                 "bad_header",
                 "RescaleSlope (0028,1053) or RescaleIntercept (0028,1052) is zero or no number.",
             )
-        if stray := _strays(kept):
+        if stray := _unexpected_members(kept):
             beside = set(map(id, stray))
             kept = [slice_frame for slice_frame in kept if id(slice_frame) not in beside]
             apart += [LeftOut(one.instance, one.frame, BESIDE_GRID) for one in stray]
@@ -252,7 +252,7 @@ def _candidate(slice_frames: Sequence[SliceFrame], gap_mm: float) -> Candidate:
         shape = (first.instance.columns, first.instance.rows, len(built.slice_groups))
         axial = orient(built.affine_ras, shape)[0].axes[2] == 0
         if built.missing and not axial:
-            # What is made up is told as axial slices; here it would be a part of every one of them.
+            # Interpolated slices are listed as axial; here one would be part of every axial slice.
             text = (
                 f"{len(built.missing)} slice(s) are missing, and only gaps between axial slices are"
                 " repaired."
@@ -320,7 +320,7 @@ def _other_matrix(slice_frames: Sequence[SliceFrame]) -> list[SliceFrame]:
     ]
 
 
-def _strays(slice_frames: Sequence[SliceFrame]) -> list[SliceFrame]:
+def _unexpected_members(slice_frames: Sequence[SliceFrame]) -> list[SliceFrame]:
     """Strays, if every frame has what their search needs."""
     return (
         unexpected_frames(slice_frames)

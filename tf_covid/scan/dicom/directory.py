@@ -9,13 +9,13 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import dcmread
 
 from tf_covid.scan.dicom.header import ERRORS
-from tf_covid.scan.source import Source
+from tf_covid.scan.source import ScanFile
 
 #: A larger file is no index of a folder that a person sends.
 _MOST_BYTES = 64 << 20
 
 
-def missing_images(directory: Source, names: Sequence[str]) -> int:
+def missing_images(directory: ScanFile, names: Sequence[str]) -> int:
     """How many images a DICOMDIR lists that are not in the input.
 
     Names are compared without upper and lower case, and without the ending or version that a copy

@@ -22,7 +22,7 @@ from pydicom.multival import MultiValue
 
 from tf_covid.scan import archive
 from tf_covid.scan.dicom.encoding import Encoding, body, find_encoding
-from tf_covid.scan.source import Source
+from tf_covid.scan.source import ScanFile
 
 #: What pydicom and the file system raise on damaged files.
 ERRORS = (
@@ -180,7 +180,7 @@ class Damaged(Exception):
     """
 
 
-def read_header(source: Source) -> Instance | None:
+def read_header(source: ScanFile) -> Instance | None:
     """The header of a DICOM image.
 
     None for every other file: foreign ones, DICOMDIR, reports, presentation states.

@@ -14,7 +14,7 @@ from tf_covid.scan.dicom.header import DECIDING, Instance
 from tf_covid.scan.dicom.notes import Notes
 from tf_covid.scan.dicom.streams import STARTS
 from tf_covid.scan.dicom.transfer_syntax import NATIVE
-from tf_covid.scan.source import Source
+from tf_covid.scan.source import ScanFile
 
 UNDEFINED = 0xFFFFFFFF
 #: Bytes behind the last frame that are padding, if they are fewer than a row as well.
@@ -38,7 +38,7 @@ class _Value:
     length: int
 
 
-def raw_frames(instance: Instance, source: Source, notes: Notes | None = None) -> Iterator[bytes]:
+def raw_frames(instance: Instance, source: ScanFile, notes: Notes | None = None) -> Iterator[bytes]:
     """The bytes of each frame of one file, in the order of the file.
 
     Args:

@@ -22,8 +22,8 @@ from tf_covid.scan.dicom.series import Candidate, choose
 from tf_covid.scan.dicom.stack import SliceFrame, Stack
 from tf_covid.scan.grid import allocate, check_size, orient
 from tf_covid.scan.limits import DEFAULT, Limits
-from tf_covid.scan.source import Source, workers
-from tf_covid.scan.volume import AIR_HU, Reading
+from tf_covid.scan.source import ScanFile, workers
+from tf_covid.scan.volume import AIR_HU, LoadedVolume
 
 #: Padding that lies above this is not air: outside the field of view it is made air.
 _PADDING_AS_AIR_HU = -900
@@ -42,8 +42,8 @@ class _Duplicates:
 
 
 def read_study(
-    instances: Sequence[Instance], sources: Mapping[str, Source], limits: Limits = DEFAULT
-) -> Reading:
+    instances: Sequence[Instance], sources: Mapping[str, ScanFile], limits: Limits = DEFAULT
+) -> LoadedVolume:
     """Read the best stack of one study.
 
     Args:
@@ -85,10 +85,10 @@ def read_study(
             "The slices were not acquired in axial planes; they were reordered, not resampled."
         )
         found += (QualityFlag("not_axial", "info", message),)
-    return Reading(hu, affine, source, found, interpolated, because, _identifiers(best))
+    return LoadedVolume(hu, affine, source, found, interpolated, because, _identifiers(best))
 
 
-def _looking(sources: Mapping[str, Source]) -> Callable[[Candidate], float | None]:
+def _looking(sources: Mapping[str, ScanFile]) -> Callable[[Candidate], float | None]:
     """How much lung a candidate shows, in ml; None where its slices cannot be looked at."""
 
     def one_frame(slice_frame: SliceFrame) -> np.ndarray | None:
@@ -106,7 +106,7 @@ def _looking(sources: Mapping[str, Source]) -> Callable[[Candidate], float | Non
 
 
 def _fill(
-    view: np.ndarray, stack: Stack, sources: Mapping[str, Source], notes: Notes
+    view: np.ndarray, stack: Stack, sources: Mapping[str, ScanFile], notes: Notes
 ) -> _Duplicates:
     """Decode every frame into `view` (columns, rows, slices), the first of each position last.
 
@@ -192,7 +192,7 @@ def _unfilled(count: int, total: int) -> ScanRefused:
 
 def _each(
     slice_frames: Iterable[SliceFrame],
-    sources: Mapping[str, Source],
+    sources: Mapping[str, ScanFile],
     work: Callable[[SliceFrame, bytes], None],
     notes: Notes,
 ) -> Iterator[None]:
