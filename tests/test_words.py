@@ -16,6 +16,7 @@ from tests.test_house import CHECKOUT, FILES, HOUSE, module_name
 IDENTIFIERS = {
     "Pupil|pupil": "TrainerModel, model",
     "Lesson|lesson|lesson_for|lessons": "Task",
+    "Wish|wish": "FitRequest, ImportRequest, request",
     "goes_on": "resume",
     "clip_norm": "gradient_clip_norm",
     "Feed|ClipFeed": "TrainingInput",
@@ -23,17 +24,22 @@ IDENTIFIERS = {
     "keeper": "CheckpointCallback",
     "Patient": "HeaderTimeoutProtocol",
     "_?Doorman|doorman": "AuthInterceptor",
+    "Fault|Full|Gone|Invalid": "ServingError, QueueFull, ClientDisconnected, InvalidArgument",
     "Parts": "ServerContext",
+    "hurry": "deadline",
     "need": "optional_import",
     "Member|fair_head": "EnsembleMember",
+    "Stored|Reading|Place|slots": "RawVolume, LoadedVolume, SlicePosition, slice groups",
     "_Book|Outcome|vouched": "WeightLedger, CaseOutcome, matches the card",
     "wording|canvas": "formatting, figure style",
 }
 
 #: What users and readers of docstrings read, and what is said instead.
 PHRASES = {
+    r"made up": "interpolated",
     r"held out": "validation, test",
     r"no number any more": "became NaN or infinite",
+    r"\bif it is none\b": "if it is not a …",
 }
 
 #: Its code is hashed into what model cards say about the drawn chests: it keeps its names.

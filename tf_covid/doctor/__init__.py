@@ -18,7 +18,10 @@ DISTRIBUTION = "tf-covid"
 
 @dataclass(frozen=True)
 class Row:
-    """One fact. `ok` is None where it is only told; False where the default install promises better."""
+    """One fact.
+
+    `ok` is None where it is only stated, False where the default install promises better.
+    """
 
     name: str
     value: str
@@ -52,7 +55,10 @@ class Report:
 
 
 def report() -> Report:
-    """Look at everything; takes some seconds, since it imports TensorFlow and loads the shipped weights."""
+    """Look at everything.
+
+    It takes some seconds, since it imports TensorFlow and loads the shipped weights.
+    """
     sections = (
         ("Python", _python),
         ("Packages", _packages),
@@ -203,7 +209,7 @@ def _weights() -> Iterator[Row]:
 
 
 def _loaded(name: str, digests: dict[str, str]) -> Row:
-    """Whether a shipped model loads, and whether the lung model that it was trained behind is the shipped one."""
+    """Whether a shipped model loads, and the lung model that it was trained behind is shipped."""
     try:
         weights = importlib.import_module("tf_covid.weights")
         model = weights.load(name)

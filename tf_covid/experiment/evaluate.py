@@ -36,7 +36,7 @@ def evaluate(
     on_message: Callable[[str], None],
     progress: cache.Progress | None = None,
 ) -> Path:
-    """Measure frozen models; several of severity or covid answer with the mean of their probabilities.
+    """Measure frozen models; several classifiers answer with the mean of their probabilities.
 
     Cases that a model was trained on are answered as well, and the study says how many they are;
     and where a file does not say what it was trained on, the study says that.

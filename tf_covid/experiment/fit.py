@@ -162,7 +162,7 @@ def _seen_by_init(
     records: Mapping[str, cache.CacheRecord],
     on_message: Callable[[str], None],
 ) -> dict[str, Any] | None:
-    """What the file that the run starts from says about the cohort, ready for JSON; None where it starts at random.
+    """How many scans the file of `init` was trained on, ready for JSON; None without `init`.
 
     Its scans are tested in some fold: their answers say nothing about new patients, and the study
     says so.
@@ -303,7 +303,7 @@ def _trained_on(
     cases: Sequence[str],
     cohort: _Cohort,
 ) -> tuple[TrainedOn, ...]:
-    """Fingerprints of what a fold learned from, and of what the weights that it started from had."""
+    """Fingerprints of what a fold, and the weights that it started from, learned from."""
     pixels = [cohort.records[case].fingerprints["pixels"] for case in cases]
     patients = (
         {row.patient for row in cohort.rows if row.case in set(cases)}

@@ -121,7 +121,7 @@ def fill_cache(
 def records_of_run(
     path: Path, entries: dict[str, cache.CacheRecord], on_message: Callable[[str], None]
 ) -> dict[str, cache.CacheRecord]:
-    """The scans that the run began with, and that they are the same; a run that begins writes down which.
+    """The scans that the run began with, checked to be the same; a new run writes down which.
 
     Raises:
         TrainingError: If one of them has changed or can no longer be read.
@@ -148,7 +148,7 @@ def identities(
     records: Mapping[str, cache.CacheRecord],
     on_message: Callable[[str], None],
 ) -> dict[str, dict[str, str]]:
-    """What must not be on both sides of a fold: hashes of patient, DICOM study and pixels of each case.
+    """Hashes of patient, DICOM study and pixels of each case: none may be on both sides of a fold.
 
     An id that most patients have is the placeholder of an anonymiser, and is left out.
     """

@@ -1,4 +1,4 @@
-"""BYTES → SCAN: DICOM, zip, NIfTI, NRRD and MHA in; int16 HU in one canonical order out, with what was found wrong.
+"""BYTES → SCAN: DICOM, zip, NIfTI, NRRD and MHA in; int16 HU in one canonical order out.
 
 `find_cases` looks (headers only), `Case.read` reads, `read` does both for a path with one case. A
 `ScanRefused` carries coded quality flags: there is no other way to fail on an input. `read_mask`

@@ -64,7 +64,7 @@ def orient(affine_ras: np.ndarray, shape: tuple[int, int, int]) -> tuple[SourceG
 
 
 def allocate(source: SourceGrid, dtype: type[np.generic]) -> tuple[np.ndarray, np.ndarray]:
-    """A canonical (D, H, W) array of zeros and its view in the stored order, to be filled by the reader.
+    """A canonical (D, H, W) array of zeros, and its view in the stored order to be filled.
 
     Zeros, not `np.empty`: what nobody fills must not be another patient's voxels.
     """

@@ -116,7 +116,7 @@ def check_labels(labels: Sequence[int]) -> tuple[float, ...]:
 def inside(slab: np.ndarray, labels: Sequence[float]) -> np.ndarray:
     """bool: what `accept` will call inside, should it accept the values."""
     if labels:
-        return np.isin(slab, labels)
+        return np.asarray(np.isin(slab, labels))
     # NaN differs from all, itself too.
     return (slab != 0) & (slab == slab) if slab.dtype.kind == "f" else slab != 0
 

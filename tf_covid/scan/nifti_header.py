@@ -1,4 +1,4 @@
-"""The headers of NIfTI-1, NIfTI-2 and Analyze 7.5: sizes, voxel type, scaling, and where the patient lies.
+"""The headers of NIfTI-1, NIfTI-2 and Analyze 7.5: sizes, voxel type, scaling, orientation.
 
 The NIfTI-1 standard (nifti1.h) decides; where ITK and nibabel read a field differently, a quality
 flag says so.
@@ -82,7 +82,7 @@ class NiftiHeader:
         """
         code, bits = int(self.fields["datatype"]), int(self.fields["bitpix"])
         try:
-            dtype = self.fields.get_data_dtype()
+            dtype = np.dtype(self.fields.get_data_dtype())
         except (HeaderDataError, KeyError):
             raise refusal(
                 "bad_header", f"The header declares an unknown voxel type: datatype {code}.", code
@@ -304,7 +304,7 @@ def _regular(affine: np.ndarray) -> bool:
 
 
 def parse(block: bytes) -> NiftiHeader | None:
-    """The header that a file begins with; None if it is none of NIfTI or Analyze.
+    """The header that a file begins with; None if it is of neither NIfTI nor Analyze.
 
     Args:
         block: The first `HEADER_BYTES` bytes of the file, fewer if it is shorter.

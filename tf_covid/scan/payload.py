@@ -1,4 +1,4 @@
-"""The voxels of a NIfTI, NRRD or MetaImage file: unpacked slab by slab, counted, and checked to their last byte.
+"""The voxels of a NIfTI, NRRD or MetaImage file: unpacked slab by slab, counted and checked.
 
 Nothing is unpacked beyond what the header declares, but for the few bytes that tell whether there
 is more. Every checksum and end marker is looked at: zlib compares CRC32 and length (gzip) or

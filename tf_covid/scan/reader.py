@@ -1,6 +1,6 @@
-"""The reader in a process of its own, which may crash, hang or eat memory alone: a case that it dies of is refused.
+"""The reader in a process of its own, which may crash, hang or eat memory alone.
 
-The process is a fresh interpreter that imports the scan room only, never TensorFlow. Voxels come
+A case that the process dies of is refused. The process is a fresh interpreter that imports the scan room only, never TensorFlow. Voxels come
 back through a file without a name in shared memory; everything else is small.
 """
 
@@ -100,7 +100,7 @@ class Reader:
         ]
         with theirs:
             try:
-                self._child = subprocess.Popen(
+                self._child = subprocess.Popen(  # noqa: S603  # our own interpreter and program
                     [*command, str(self._memory_bytes)],
                     pass_fds=(theirs.fileno(), ended),
                     stdin=subprocess.DEVNULL,
@@ -157,7 +157,7 @@ class Reader:
             ) from None
         if isinstance(scan, ScanRefused):
             raise scan
-        return dataclasses.replace(scan, hu=voxels)
+        return dataclasses.replace(cast("Scan", scan), hu=voxels)
 
     def check(self, case: Case) -> Checked:
         """`check_case`; refused with `reader_failed` if the reader dies of it."""
@@ -170,7 +170,8 @@ class Reader:
     def _ask(self, job: str, about: Any) -> tuple[Any, Any]:
         self.start()
         line = self._line
-        assert line is not None  # start() made it
+        if line is None:
+            raise RuntimeError("the reader has no connection after its start")
         try:
             _send(line, (job, about))
             answer, file = _receive(line)
@@ -192,9 +193,11 @@ class Reader:
 
     def _end_of_child(self) -> int:
         """How the child that hung up ended."""
-        assert self._child is not None
+        child = self._child
+        if child is None:
+            raise RuntimeError("the reader has no child process")
         try:
-            code = self._child.wait(5.0)
+            code = child.wait(5.0)
         except subprocess.TimeoutExpired:
             code = -signal.SIGKILL
         self.close()
@@ -207,7 +210,7 @@ class _Lost(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class _Failed:
-    """What the child answers to a job that ended in a fault of ours: which error and where, without its text."""
+    """The child's answer to a job that ended in a fault of ours: error and place, without text."""
 
     where: str
 
@@ -316,7 +319,7 @@ def _work(job: str, about: Any) -> tuple[Any, np.ndarray | None]:
 
 @contextlib.contextmanager
 def _shared(voxels: np.ndarray) -> Any:
-    """Number of an open file without a name that holds the voxels, in memory where the system has such files."""
+    """Descriptor of an unnamed open file that holds the voxels, in memory where possible."""
     data = voxels.reshape(-1).view("u1").data
     with contextlib.ExitStack() as stack:
         if hasattr(os, "memfd_create"):

@@ -47,7 +47,7 @@ class Scan:
         source: The grid of the source file.
         fingerprint: sha256 (hex) over the bytes of the input files that belong to this case.
         quality_flags: What was noticed; none of level "error" (that is a `ScanRefused`).
-        interpolated: Numbers of the slices that were made up by gap repair.
+        interpolated: Numbers of the slices that were interpolated.
         chosen_because: Why this series and no other, for a human.
         identifiers: Names, ids and UIDs from the header; they leave the program only by
             `--keep-identifiers`.

@@ -1,4 +1,4 @@
-"""Series whose images state several patients or studies: the parts of one torn scan must not answer for the whole."""
+"""Series whose images state several patients or studies: no part may answer for the full scan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One network, trained on one side of a fold: epochs, stages, early stopping, and going on after a kill."""
+"""One network, trained on one side of a fold: epochs, stages, early stopping, resume."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def _centred(network: NetworkSpec) -> bool:
 
 
 def _build(plan: FoldPlan) -> tuple[keras.Model, TrainerModel, Objective, str]:
-    """The network in training, what trains it, what it is asked for then, and its weights' origin."""
+    """The network in training, its trainer, its objective then, and the origin of its weights."""
     settings, model, objective = plan.settings, plan.network.model, plan.objective
     policy = "float32"
     if settings.precision == "mixed":

@@ -54,17 +54,21 @@ class Objective(Protocol):
     """
 
     @property
-    def each(self) -> int: ...
+    def each(self) -> int:
+        """Inputs of the network that a record gives in an epoch."""
 
-    def targets(self, cases: Sequence[str]) -> dict[str, np.ndarray]: ...
+    def targets(self, cases: Sequence[str]) -> dict[str, np.ndarray]:
+        """Targets that the manifest gives, by name, a row a case."""
 
     def prepare(
         self, inputs: dict[str, Any], targets: dict[str, Any], training: bool
-    ) -> tuple[Any, dict[str, Any]]: ...
+    ) -> tuple[Any, dict[str, Any]]:
+        """The network's input and the truth of each output, of a batch of records."""
 
     def losses(
         self, cases: Sequence[str]
-    ) -> tuple[dict[str, losses.Loss], dict[str, float], dict[str, Any]]: ...
+    ) -> tuple[dict[str, losses.Loss], dict[str, float], dict[str, Any]]:
+        """Losses, weights of the losses and metrics of the outputs, by name of the output."""
 
     def batches(
         self,
@@ -74,13 +78,16 @@ class Objective(Protocol):
         seed: int,
         first_epoch: int = 0,
         even: bool = False,
-    ) -> tf.data.Dataset: ...
+    ) -> tf.data.Dataset:
+        """Batches of records in the given order."""
 
-    def steps(self, visits: int) -> int: ...
+    def steps(self, visits: int) -> int:
+        """Number of batches of so many visits to records."""
 
     def answers(
         self, network: keras.Model, entries: Sequence[CacheRecord]
-    ) -> dict[str, np.ndarray]: ...
+    ) -> dict[str, np.ndarray]:
+        """What a network answers on records, by column."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +231,7 @@ class SliceObjective:
     def losses(
         self, cases: Sequence[str]
     ) -> tuple[dict[str, losses.Loss], dict[str, float], dict[str, Any]]:
-        """Losses, their weights, metrics. Slices are not weighed: half of them are diseased, more or less."""
+        """Losses, their weights, metrics; slices are not weighed: about half are diseased."""
         accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
         wanted: dict[str, losses.Loss] = {
             "logits": losses.cross_entropy([1.0] * len(TASKS["slices"].labels)),
@@ -262,7 +269,7 @@ class SliceObjective:
     def answers(
         self, network: keras.Model, entries: Sequence[CacheRecord]
     ) -> dict[str, np.ndarray]:
-        """A row a slice: `record` and `slice`, their numbers; `truth`, `probability`, `share`, `predicted_share`."""
+        """A row a slice: index of record and slice, truth, probability, true and predicted share."""
         names = ("truth", "probability", "share", "predicted_share")
         found: dict[str, list[np.ndarray]] = {name: [] for name in ("record", "slice", *names)}
         for number, inputs, pictures, truth in self._each(entries):
@@ -447,7 +454,7 @@ def class_weights(labels: Sequence[int], classes: int, settings: Settings) -> li
 
 
 def _even(most: int, count: int) -> int:
-    """The size of as few batches of `count` as `most` allows, so that the last is hardly smaller than the others."""
+    """The size of as few batches of `count` as `most` allows, all of nearly the same size."""
     return -(-count // -(-count // most))
 
 

@@ -252,7 +252,7 @@ def _candidate(slice_frames: Sequence[SliceFrame], gap_mm: float) -> Candidate:
         shape = (first.instance.columns, first.instance.rows, len(built.slice_groups))
         axial = orient(built.affine_ras, shape)[0].axes[2] == 0
         if built.missing and not axial:
-            # What is made up is told as axial slices; here it would be a part of every one of them.
+            # Interpolated slices are listed as axial; here one would be part of every axial slice.
             text = (
                 f"{len(built.missing)} slice(s) are missing, and only gaps between axial slices are"
                 " repaired."

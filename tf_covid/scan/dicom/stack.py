@@ -24,8 +24,8 @@ SAME_POSITION_MM = 0.05
 GRID_SHARE, GRID_MM = 0.1, 0.06
 #: How far a slice may lie beside the line of the others, in mm.
 BESIDE_MM = 1.0
-#: Largest share of the slices that may be made up.
-MOST_MADE_UP = 0.5
+#: Largest fraction of the slices that may be interpolated.
+MAX_INTERPOLATED_FRACTION = 0.5
 #: Thicknesses that differ by more than this share are two.
 THICKNESS_SHARE = 0.1
 #: So many frames at one place are a crowd; at most this share of the positions may be left out as
@@ -140,14 +140,14 @@ def build(slice_frames: Sequence[SliceFrame], gap_mm: float) -> Stack:
     affine[:3, 1] = axes[1] * first.spacing[0]
     affine[:3, 2] = axes[2] * spacing
     affine[:3, 3] = positions[heads[0]] + axes[2] * (start - along[heads[0]])
-    made_up = sum(not slice_group for slice_group in slice_groups)
-    if made_up > MOST_MADE_UP * len(slice_groups):
+    interpolated = sum(not slice_group for slice_group in slice_groups)
+    if interpolated > MAX_INTERPOLATED_FRACTION * len(slice_groups):
         raise refusal(
             "missing_slices",
-            f"{made_up} of {len(slice_groups)} slices are missing: too many to repair.",
-            made_up,
+            f"{interpolated} of {len(slice_groups)} slices are missing: too many to repair.",
+            interpolated,
         )
-    quality_flags = (_repaired(along[heads], index, made_up, spacing),) if made_up else ()
+    quality_flags = (_repaired(along[heads], index, interpolated, spacing),) if interpolated else ()
     return Stack(tuple(slice_groups), spacing, _RAS @ affine, quality_flags)
 
 
@@ -345,15 +345,17 @@ def _grid(along: np.ndarray, gap_mm: float) -> tuple[np.ndarray, float, float]:
     return index, float(slope), float(start)
 
 
-def _repaired(along: np.ndarray, index: np.ndarray, made_up: int, spacing: float) -> QualityFlag:
+def _repaired(
+    along: np.ndarray, index: np.ndarray, interpolated: int, spacing: float
+) -> QualityFlag:
     before = np.flatnonzero(np.diff(index) > 1)
     widest = float(np.diff(along)[before].max())
     message = (
-        f"{made_up} missing slice(s) were made up by interpolation: {len(before)} gap(s) of up to"
+        f"{interpolated} missing slice(s) were interpolated: {len(before)} gap(s) of up to"
         f" {widest:.1f} mm after {_places(along[before])} mm along the slice normal (spacing"
         f" {spacing:.1f} mm)."
     )
-    return QualityFlag("missing_slices", "warning", message, made_up)
+    return QualityFlag("missing_slices", "warning", message, interpolated)
 
 
 def _places(values: np.ndarray) -> str:

@@ -148,7 +148,7 @@ def run(
         environment["TFCOVID_TOKEN"] = token
     words = folder / "words.txt"
     with words.open("wb") as said:
-        child = subprocess.Popen(
+        child = subprocess.Popen(  # noqa: S603  # our own program; no shell
             (sys.executable, "-I", "-S", "-c", _ENDS_WITH_US, str(os.getpid()), *command),
             cwd=folder,
             env=environment,

@@ -25,7 +25,7 @@ def test_exactly_five_percent_is_kept_and_a_cell_less_is_not():
 
 
 @pytest.mark.parametrize("minimum", [0, 1, -0.1])
-def test_slice_rule_refuses_impossible_shares(minimum):
+def test_slice_rule_refuses_impossible_fractions(minimum):
     with pytest.raises(ValueError, match="minimum must lie within"):
         SliceRule(minimum)
 
