@@ -1,4 +1,6 @@
-"""Which of the phantom's effects does a lung model need? A small U-Net, trained without one group of them at a time.
+"""Which of the phantom's effects does a lung model need?
+
+A small U-Net, trained without one group of them at a time.
 
     TF_COVID_REAL_CT=… python benchmarks/ablation.py [--cases 120] [--steps 300] [--folder
     build/ablation]
@@ -30,6 +32,7 @@ import numpy as np
 from tables import DOCS, Page, mean, number, say, table, unseen
 
 from tf_covid.phantom import PhantomSettings, draw_chest
+from tf_covid.tensor import Tensor
 from tf_covid.training.cases import UNSEEN, Case, case_shape
 
 # Nothing here imports TensorFlow before the first network: the processes that draw import this
@@ -89,7 +92,7 @@ class Variant:
         return hashlib.sha256(repr((self.settings, self.healthy)).encode()).hexdigest()[:12]
 
 
-def switched_off(name: str, setting: Any) -> Any:
+def switched_off(name: str, setting: Tensor) -> Tensor:
     """A probability of 0; a range collapsed onto its value nearest to 0."""
     if name.startswith("p_"):
         return 0.0
@@ -115,7 +118,10 @@ def variant(name: str, patterns: Sequence[str]) -> Variant:
 
 
 def variants() -> list[Variant]:
-    """Everything, then without each group, then without any of them; groups that the phantom does not have are out."""
+    """Everything, then without each group, then without any of them.
+
+    Groups that the phantom does not have are out.
+    """
     everything = [one for patterns in GROUPS.values() for one in patterns]
     found = [
         variant("nothing", ()),
@@ -151,14 +157,16 @@ class Course:
 
     def run(self, without: Variant, number: int) -> dict[str, Any]:
         """The figures of one run: from its file if it is there, else by training."""
-        held = f"{without.name.replace(' ', '-')}-{number}-{self.cases}x{self.steps}-{len(self.chests)}-{without.mark}"
+        name = without.name.replace(" ", "-")
+        sizes = f"{self.cases}x{self.steps}-{len(self.chests)}"
+        held = f"{name}-{number}-{sizes}-{without.mark}"
         path = self.folder / f"{held}.json"
         if not path.exists():
             say(f"without {without.name}, run {number + 1}")
             figures = self._measure(without, number)
             partial = path.with_suffix(f".{os.getpid()}.partial")
             partial.write_text(json.dumps(figures, indent=1), "utf-8")
-            os.replace(partial, path)
+            partial.replace(path)
         found = json.loads(path.read_text("utf-8"))
         missing = [scan.name for scan in self.scans if scan.name not in found["real"]]
         if missing:

@@ -63,7 +63,10 @@ def answer(
     probability: np.ndarray,
     spacing_mm: tuple[float, float, float],
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Probabilities (models, 5) and CT scores (models,), the mean last; None where the pipeline refuses the scan."""
+    """Probabilities (models, 5) and CT scores (models,), the mean last.
+
+    None where the pipeline refuses the scan.
+    """
     if refuses(gate(models, probability, spacing_mm)):
         return None
     answers = models.classify(hu, probability)

@@ -1,4 +1,6 @@
-"""Does the attention look where the disease is? Every way to make a map, on unseen synthetic chests with disease.
+"""Does the attention look where the disease is?
+
+Every way to make a map, on unseen synthetic chests with disease.
 
     python benchmarks/attention.py [--cases 60] [--checks 15] [--folder build/unseen] [--model
     severity-i3d]
@@ -59,7 +61,10 @@ class Way(NamedTuple):
 
 @dataclass(frozen=True)
 class Seen:
-    """One scan as the network meets it: clip, what brings a map back, lungs uint8 (D, H, W), predicted class."""
+    """One scan as the network meets it.
+
+    Clip, what brings a map back, lungs uint8 (D, H, W), predicted class.
+    """
 
     clip: Any
     keep: np.ndarray
@@ -70,8 +75,15 @@ class Seen:
 
 @dataclass(frozen=True)
 class Look:
-    """What a map found: hit within the tolerance, hit within a lesion, energy in lesions, that over an even map's,
-    and the share of the map within the lungs before it was cut to them.
+    """What a map found of the lesions, and how much of it lay within the lungs.
+
+    Args:
+        near: Whether its maximum lies within a lesion, or no farther from one than the tolerance.
+        inside: Whether its maximum lies within a lesion.
+        energy: Fraction of the map within lesions.
+        density: That, over the fraction of an even map.
+        in_lungs: Fraction of the map within the lungs before it was cut to them.
+        empty: Whether the map is zero everywhere.
     """
 
     near: float
@@ -132,7 +144,7 @@ class Explainer:
 
     @contextmanager
     def randomised(self, seed: int, *, head_only: bool) -> Iterator[None]:
-        """The network with fresh random weights behind the endpoint that `infer` explains, or everywhere."""
+        """The network with random weights behind the endpoint of `infer`, or everywhere."""
         keras.utils.set_random_seed(seed)
         fresh = NETWORKS[self.contract.model].build(**self.contract.arguments)
         trained = self.network.get_weights()
@@ -160,7 +172,10 @@ def look(
 
 
 def blind(lesions: np.ndarray, lungs: np.ndarray, case: Case) -> dict[Way | str, Look]:
-    """What needs no network: a lung's centre, the picture itself, and the lungs painted evenly (hits of chance)."""
+    """What needs no network.
+
+    A lung's centre, the picture itself, and the lungs painted evenly (hits of chance).
+    """
     share = np.count_nonzero(lesions) / np.count_nonzero(lungs)
     off_mm = ndimage.distance_transform_edt(~lesions, sampling=case.spacing_mm)
     chance = float((off_mm[lungs > 0] <= TOLERANCE_MM).mean())
@@ -181,7 +196,10 @@ def blind(lesions: np.ndarray, lungs: np.ndarray, case: Case) -> dict[Way | str,
 
 
 def correlation(one: np.ndarray, other: np.ndarray, lungs: np.ndarray) -> float:
-    """Pearson's r of two maps over the voxels of the lungs; 0 where one of them is empty or even."""
+    """Pearson's r of two maps over the voxels of the lungs.
+
+    0 where one of them is empty or even.
+    """
     a, b = (volume[lungs > 0].astype(np.float32) for volume in (one, other))
     return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else 0.0
 
@@ -206,7 +224,10 @@ def check(
 
 @dataclass
 class Findings:
-    """Everything measured on one network: (class, look) for each way and each blind map, and the checks."""
+    """Everything measured on one network.
+
+    (class, look) for each way and each blind map, and the checks.
+    """
 
     looks: dict[Way | str, list[tuple[int, Look]]]
     checks: Checks
@@ -253,7 +274,10 @@ def of_class(looks: Sequence[tuple[int, Look]], number: int) -> float:
 
 
 def evenly(looks: Sequence[tuple[int, Look]]) -> float:
-    """Mean of the classes' median densities: no class counts for more because its lesions are smaller."""
+    """Mean of the classes' median densities.
+
+    No class counts for more because its lesions are smaller.
+    """
     values = [of_class(looks, number) for number in CLASSES]
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 

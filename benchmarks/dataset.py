@@ -1,4 +1,4 @@
-"""Clips a second from the cache, beside reading the same bytes with NumPy, and its share of a training step.
+"""Clips a second from the cache, beside NumPy's reading, and its share of a training step.
 
 python benchmarks/dataset.py [--records 200] [--steps 3]
 """
@@ -87,7 +87,7 @@ def main(records: int, steps: int) -> None:
 
 
 def share(data: tf.data.Dataset, grid: tuple[int, int, int], rate: float, steps: int) -> None:
-    """What the pipeline and the layers in front of the network take of a training step of I3D at 32×112×112."""
+    """What pipeline and input layers take of a training step of I3D at 32×112×112."""
     feed = ClipTrainingInput(grid, grid, Preprocessing(), 1, Augmentation())
     network = cpu_optimised(I3D((*grid, 1), ct_score=False))
     optimizer = keras.optimizers.Adam(1e-4)

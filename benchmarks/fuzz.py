@@ -1,4 +1,6 @@
-"""Seeded mutations of small scans in every format, and what the reader makes of each: `python benchmarks/fuzz.py`.
+"""Seeded mutations of small scans in every format, and what the reader makes of each.
+
+`python benchmarks/fuzz.py`.
 
     python benchmarks/fuzz.py --seed 1 --count 20000 --out fuzz.jsonl     # about half an hour on
                                                                           two cores
@@ -51,7 +53,7 @@ def main() -> int:
     asked = range(options.start, options.start + options.count)
     numbers = [n for n in asked if n not in done and base_of(options.seed, n, every).name in wanted]
     begun = time.monotonic()
-    with open(options.out or os.devnull, "a", encoding="utf-8") as stream:
+    with Path(options.out or os.devnull).open("a", encoding="utf-8") as stream:
         for count, record in enumerate(
             records(numbers, options.seed, every, known, options.workers), 1
         ):

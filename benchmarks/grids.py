@@ -1,4 +1,7 @@
-"""How fine a mask's grid may be: what it could reach at best, and what it costs. No network is trained here."""
+"""How fine a mask's grid may be: what it could reach at best, and what it costs.
+
+No network is trained here.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ HEADER = (
 
 
 def grid_table() -> str:
-    """A row a grid: the ceiling of Dice, and seconds for 300 slices of every width and precision."""
+    """A row a grid: ceiling of Dice, seconds for 300 slices of every width and precision."""
     ceilings: dict[int, list[float]] = {side: [] for side in SIDES}
     for seed in range(UNSEEN, UNSEEN + CHESTS):
         lungs = draw_chest(seed, SHAPE, severity=seed % 5).lungs > 0
@@ -56,7 +59,7 @@ def grid_table() -> str:
 
 
 def ceiling(lungs: np.ndarray, side: int) -> float:
-    """Dice of a true mask with itself, brought onto a grid of `side` cells by the layers' own matrices and back."""
+    """Dice of a true mask with itself, brought onto a grid of `side` cells and back."""
     height, width = lungs.shape[1:]
     down = full_axis_matrix(side, height), full_axis_matrix(side, width)
     up = full_axis_matrix(height, side), full_axis_matrix(width, side)
@@ -69,7 +72,10 @@ def ceiling(lungs: np.ndarray, side: int) -> float:
 
 
 def seconds(side: int, filters: int, policy: str) -> float:
-    """Time of 300 slices through an untrained U-Net: the median of three runs, after one that traces the graph."""
+    """Time of 300 slices through an untrained U-Net.
+
+    The median of three runs, after one that traces the graph.
+    """
     network = UNet((side, side, 1), filters=filters, dtype=policy)
     forward = tf.function(lambda slices: network(slices, training=False)["logits"])
     slices = tf.random.stateless_uniform([CHUNK, side, side, 1], [0, 1])

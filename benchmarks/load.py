@@ -1,4 +1,4 @@
-"""Scans that a server is asked about, clients that ask by REST and gRPC, and how many of them it bears at once."""
+"""Scans that a server is asked about, and clients that ask by REST and gRPC."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from processes import Direct, ServerProcess
 from tensorflow_serving.apis import predict_pb2
 
 from tf_covid.export import warmup
+from tf_covid.tensor import Tensor
 from tf_covid.verify.reference import TOLERANCE, largest_difference
 
 #: Code of a request that nobody answered.
@@ -35,7 +36,10 @@ _PREDICT = "/tensorflow.serving.PredictionService/Predict"
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back: HTTP status or name of the gRPC code, or `LOST`; the error's text; the outputs."""
+    """What came back: HTTP status or name of the gRPC code, or `LOST`.
+
+    The error's text; the outputs.
+    """
 
     code: str
     text: str = ""
@@ -76,7 +80,7 @@ class Question:
 
 def message(
     model: str, signature: str, inputs: Mapping[str, np.ndarray], version: int | None = None
-) -> Any:
+) -> Tensor:
     """A `PredictRequest`."""
     request = predict_pb2.PredictRequest()
     request.model_spec.name, request.model_spec.signature_name = model, signature
@@ -95,7 +99,7 @@ def rest_body(hu: np.ndarray, shape: Sequence[int]) -> bytes:
 
 
 def chest(shape: tuple[int, int, int], seed: int) -> np.ndarray:
-    """int16 HU: the chest of the warm-up at any size, with other noise and other consolidations for each seed."""
+    """int16 HU: the chest of the warm-up at any size, with noise and lesions of each seed."""
     rng = np.random.default_rng(seed)
     small = warmup.chest()
     places = [np.arange(size) * have // size for size, have in zip(shape, small.shape, strict=True)]
@@ -191,7 +195,7 @@ class Client:
         """Ask by gRPC."""
         return self.reply_of(self.call.future(payload, timeout=self.patience_s))
 
-    def reply_of(self, future: Any) -> Reply:
+    def reply_of(self, future: Tensor) -> Reply:
         """The reply of a call that has begun."""
         try:
             response = future.result(self.patience_s + 5)
@@ -261,7 +265,10 @@ def _read(status: int, body: bytes) -> Reply:
 
 
 def patiently(ask: Callable[[], Reply], until: float) -> tuple[Reply, int]:
-    """The reply of a client that asks again, after a pause, while the server is full; and how often it was."""
+    """The reply of a client that asks again, after a pause, while the server is full.
+
+    And how often it was.
+    """
     for number in itertools.count():
         reply = ask()
         if not reply.is_wait:
@@ -293,7 +300,7 @@ def rush(
     patience_s: float,
     seed: int,
 ) -> Rush:
-    """Let several clients ask, each one question after the other, until enough are asked or the time is over.
+    """Let several clients ask, one question after the other, until enough are asked.
 
     Args:
         server: Who is asked.

@@ -86,7 +86,10 @@ class Measured:
 def readings(
     models: LocalModels, hu: np.ndarray, spacing_mm: tuple[float, float, float]
 ) -> tuple[np.ndarray, dict[str, LungReading]]:
-    """The kept slices, and what each way of reading involvement says; the learned one only where the model has it."""
+    """The kept slices, and what each way of reading involvement says.
+
+    The learned one only where the model has it.
+    """
     found = models.segment(hu)
     keep = kept(models, found.probability)
     read = {RULE: read_lungs(hu, found.probability, keep, spacing_mm)}

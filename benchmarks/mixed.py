@@ -1,4 +1,4 @@
-"""A mixed load: good requests between malformed, lying, oversize, aborted and slow ones, each with its right answer."""
+"""A mixed load: good requests between malformed, lying, oversize, aborted and slow ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What the phantom looks like and all that it draws: docs/phantoms.png, and the tables of docs/phantom.md.
+"""What the phantom looks like and all that it draws.
+
+Docs/phantoms.png, and the tables of docs/phantom.md.
 
     python benchmarks/phantom_sheet.py [--seed 0] [--slices 128] [--workers 2]
 
@@ -19,7 +21,6 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -29,6 +30,7 @@ from tables import DOCS, Page, say, table
 from tf_covid.phantom import Chest, PhantomSettings, draw_chest
 from tf_covid.report.pictures import Plane, plain
 from tf_covid.severity import LABELS
+from tf_covid.tensor import Tensor
 
 COLUMNS, ROWS, TILE, GAP = 6, 4, 165, 2
 
@@ -50,7 +52,10 @@ EXCEPTIONS = (
 
 
 def tile(job: tuple[int, int]) -> Image.Image:
-    """One phantom, by seed and number of slices, at a random level within its lungs; its class in the corner."""
+    """One phantom, by seed and number of slices, at a random level within its lungs.
+
+    Its class in the corner.
+    """
     seed, slices = job
     chest = draw_chest(seed, (slices, 256, 256), severity=seed % len(LABELS))
     lung = (chest.lungs > 0).sum(axis=(1, 2))
@@ -86,7 +91,7 @@ def save(picture: Image.Image, path: Path) -> None:
     say(f"{path}: {picture.width}×{picture.height}, {path.stat().st_size / 1000:.0f} kB")
 
 
-def value(name: str, setting: Any) -> str:
+def value(name: str, setting: Tensor) -> str:
     """What a setting says, with its unit."""
     unit = UNITS.get(name.rsplit("_", 1)[-1], "")
     if name.startswith("p_"):

@@ -1,4 +1,7 @@
-"""The processes that `serve.py` measures: the embedded server, and the same SavedModel called directly."""
+"""The processes that `serve.py` measures.
+
+The embedded server, and the same SavedModel called directly.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Real scans with their masks, where a folder of them is given; laid out as `ct/cip` and `ct/totalsegmentator`."""
+"""Real scans with their masks, where a folder of them is given.
+
+Laid out as `ct/cip` and `ct/totalsegmentator`.
+"""
 
 from __future__ import annotations
 

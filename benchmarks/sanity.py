@@ -1,4 +1,7 @@
-"""What can be asked of a lung mask without labels: does it hold air, miss none, and stay as the picture changes?"""
+"""What can be asked of a lung mask without labels.
+
+Does it hold air, miss none, and stay as the picture changes?
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The embedded server under load: what it costs, how many clients it bears, and whether it stays right and small.
+"""The embedded server under load.
+
+What it costs, how many clients it bears, and whether it stays right and small.
 
     python benchmarks/serve.py [--model severity-i3d | --export DIR --model NAME] [--mixed 300]
 
@@ -354,7 +356,10 @@ def many(
 def concurrency(
     server: ServerProcess, load: Load, scans: Sequence[Question], clips: Sequence[Question]
 ) -> list[str]:
-    """Scans by both protocols and clips by gRPC, from more and more clients; gives what was wrong."""
+    """Scans by both protocols and clips by gRPC, from more and more clients.
+
+    Gives what was wrong.
+    """
     from load import rush
 
     rows, faults = [], list[str]()

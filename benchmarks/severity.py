@@ -1,4 +1,6 @@
-"""Severity models against the truth, and what else their answer follows: the tables of docs/severity.md.
+"""Severity models against the truth, and what else their answer follows.
+
+The tables of docs/severity.md.
 
     python benchmarks/severity.py [--cases 300] [--healthy 100] [--real DIR] [--model NAME]...
 

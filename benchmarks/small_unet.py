@@ -1,4 +1,7 @@
-"""A lung U-Net small enough to be trained dozens of times: to compare what it is trained on, not to be used."""
+"""A lung U-Net small enough to be trained dozens of times.
+
+To compare what it is trained on, not to be used.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from sanity import dice
 from tf_covid.layers import HUWindow
 from tf_covid.layers.resample import clipped_hu, full_axis_matrix, in_plane
 from tf_covid.models import UNet
+from tf_covid.tensor import Tensor
 from tf_covid.training import augment
 from tf_covid.training.lungs import on_grid
 
@@ -22,7 +26,10 @@ Slices = tuple[np.ndarray, np.ndarray]
 
 
 def small(hu: np.ndarray, lungs: np.ndarray) -> Slices:
-    """One scan, int16 (D, H, W), and its lungs on the U-Net's grid: HU and share of lung, float16 (D, 64, 64)."""
+    """One scan, int16 (D, H, W), and its lungs on the U-Net's grid.
+
+    HU and share of lung, float16 (D, 64, 64).
+    """
     planes, share = on_grid(clipped_hu(hu), SIDE), on_grid(tf.constant(lungs, tf.float32), SIDE)
     return planes.numpy().astype(np.float16), share.numpy().astype(np.float16)
 
@@ -44,8 +51,11 @@ def train(scans: Iterable[Slices], steps: int, seed: int) -> keras.Model:
     return network
 
 
-def _changed(hu: Any, share: Any) -> tuple[Any, Any]:
-    """Rotated, scaled, shifted and mirrored; neither noise nor blur, which would stand in for the scanner's."""
+def _changed(hu: Tensor, share: Tensor) -> tuple[Any, Any]:
+    """Rotated, scaled, shifted and mirrored.
+
+    Neither noise nor blur, which would stand in for the scanner's.
+    """
     count = tf.shape(hu)[0]
     both = tf.stack([tf.cast(hu, tf.float32) + 1024.0, tf.cast(share, tf.float32)], axis=-1)
     matrices = augment.affine_matrices(count, degrees=20, scale=(0.72, 1.3), shift=0.1, side=SIDE)
@@ -53,7 +63,7 @@ def _changed(hu: Any, share: Any) -> tuple[Any, Any]:
     return HUWindow()(both[..., :1] - 1024.0), {"logits": tf.cast(both[..., 1:] >= 0.5, tf.float32)}
 
 
-def _loss(mask: Any, logits: Any) -> Any:
+def _loss(mask: Tensor, logits: Tensor) -> Tensor:
     """Cross-entropy plus soft Dice over the batch."""
     entropy = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=mask, logits=logits))
     share = tf.sigmoid(logits)

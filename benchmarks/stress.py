@@ -1,4 +1,7 @@
-"""A severity network behind a worse lung mask: shrunk, grown or bitten until Dice with the first mask is about 0.9."""
+"""A severity network behind a worse lung mask.
+
+Shrunk, grown or bitten until Dice with the first mask is about 0.9.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,10 @@ def reached(probability: np.ndarray, disturbed: np.ndarray) -> float:
 
 
 def _lost(inside: np.ndarray) -> float:
-    """How many cells a mask loses until its Dice with itself is `AIM`: 2 (n − k) / (2 n − k) solved for k."""
+    """How many cells a mask loses until its Dice with itself is `AIM`.
+
+    2 (n − k) / (2 n − k) solved for k.
+    """
     return float(inside.sum() * (2 - 2 * AIM) / (2 - AIM))
 
 
@@ -72,7 +78,10 @@ def _in_plane(mask: np.ndarray, cell_mm: Cell) -> np.ndarray:
 
 
 def _nearest(distance: np.ndarray, among: np.ndarray, count: float) -> np.ndarray:
-    """Those `among` up to the distance that takes in about `count` of them; cells of one distance stay together."""
+    """Those `among` up to the distance that takes in about `count` of them.
+
+    Cells of one distance stay together.
+    """
     steps, members = np.unique(np.round(distance[among], 6), return_counts=True)
     if not len(steps):
         return np.zeros_like(among)

@@ -1,4 +1,7 @@
-"""What the measuring programs share: unseen chests on disk, Markdown tables, and the marked places they go to."""
+"""What the measuring programs share.
+
+Unseen chests on disk, Markdown tables, and the marked places they go to.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ def say(text: str) -> None:
 
 
 def unseen(folder: Path, seeds: range) -> Iterator[Case]:
-    """The cases of `seeds`, drawn first where they are not there yet; one at a time, with a line every ten."""
+    """The cases of `seeds`, drawn first where they are not there yet.
+
+    One at a time, with a line every ten.
+    """
     say(f"{len(seeds)} synthetic chests in {folder}")
     draw_cases(folder, seeds)
     for number, seed in enumerate(seeds, 1):

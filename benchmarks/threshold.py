@@ -39,7 +39,10 @@ def enclosed(hu: np.ndarray, below: float) -> np.ndarray:
 
 
 def lungs_by_threshold(hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    """Enclosed air below −400 HU without the windpipe, the two largest pieces, closed and filled; bool (D, H, W)."""
+    """Enclosed air below −400 HU without the windpipe, the two largest pieces, closed and filled.
+
+    Bool (D, H, W).
+    """
     air = _without_windpipe(enclosed(hu, AIR_HU), hu, spacing_mm)
     pieces, count = ndimage.label(air)
     if not count:

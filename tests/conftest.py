@@ -15,8 +15,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Files' contents are named after their argument: they may hold the second they were made in (gzip, zip), and
-    workers that collect in different seconds would not agree on the tests' names."""
+    """Files' contents are named after their argument.
+
+    They may hold the second they were made in (gzip, zip), and workers that collect in different
+    seconds would not agree on the tests' names."""
     return argname if isinstance(val, bytes) else None
 
 
@@ -43,7 +45,10 @@ def real_ct() -> Path:
 
 @pytest.fixture(scope="session")
 def threshold_unet() -> Callable[[dict[str, Any]], Any]:
-    """Builder of a U-Net, from its arguments, whose weights are set by hand: lung below −400 HU, disease above −700."""
+    """Builder of a U-Net, from its arguments, whose weights are set by hand.
+
+    Lung below −400 HU, disease above −700.
+    """
     import keras
     import numpy as np
 

@@ -107,7 +107,10 @@ def _queue() -> Any:
 
 
 class Gate(tf.Module):
-    """Computes for as long as the test wants: each request waits until somebody has opened the gate for it."""
+    """Computes for as long as the test wants.
+
+    Each request waits until somebody has opened the gate for it.
+    """
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
     def serving_default(self, x: Any) -> dict[str, Any]:
@@ -211,7 +214,8 @@ class Store:
 
 @dataclass(frozen=True)
 class SmallFiles:
-    """A U-Net set by hand, lung below −400 HU and disease above −700, and two random networks behind it."""
+    """A U-Net set by hand, lung below −400 HU and disease above −700, and two random networks
+    behind it."""
 
     lungs: Path
     network: Path
@@ -410,7 +414,10 @@ def running(new_store: Callable[[], Store]) -> Iterator[Running]:
 
 @pytest.fixture
 def gate(start: Any, store: Any) -> Any:
-    """Starts a server of a model that computes until the test opens its gate; opens it at the end."""
+    """Starts a server of a model that computes until the test opens its gate.
+
+    Opens it at the end.
+    """
     made = []
 
     def make(**settings: Any) -> Any:

@@ -116,7 +116,7 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     atomic.write_text("whole", tmp_path / "a")
-    with pytest.raises(OutputError, match="a: cannot be written: No space left on device"):  # noqa: SIM117
+    with pytest.raises(OutputError, match="a: cannot be written: No space left on device"):  # noqa: PT012, SIM117
         with atomic.replacing(tmp_path / "a") as partial:
             partial.write_text("half")
             raise OSError(28, "a paragraph of HDF5 about it")

@@ -28,7 +28,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_the_time_left_counts_what_this_process_did(
     clock: list[float], capsys: pytest.CaptureFixture[str], first: int, said: list[str]
 ) -> None:
-    """Steps of 10, 12 and 14 seconds, of 30; those before `first` were done by an earlier process."""
+    """Steps of 10, 12 and 14 seconds, of 30.
+
+    Those before `first` were done by an earlier process.
+    """
     with console.step_progress("fold 0", 30) as step:
         for number, (text, seconds) in enumerate(
             zip("abc", (10.0, 12.0, 14.0), strict=True), first

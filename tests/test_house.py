@@ -69,7 +69,10 @@ def imports(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def room(name: str) -> str | None:
-    """The room that an imported name lives in; None outside, and for what the front door defines."""
+    """The room that an imported name lives in.
+
+    None outside, and for what the front door defines.
+    """
     parts = name.split(".")
     if parts[0] != "tf_covid" or len(parts) == 1 or parts[1].startswith("__"):
         return None

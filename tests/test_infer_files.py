@@ -1,4 +1,7 @@
-"""What `infer` leaves in its folder and says of it, without any network: tables of several runs, older answers."""
+"""What `infer` leaves in its folder and says of it, without any network.
+
+Tables of several runs, older answers.
+"""
 
 from __future__ import annotations
 

@@ -61,7 +61,10 @@ def test_small_pieces_go_and_holes_are_filled():
 
 
 def test_a_separate_lobe_beside_touching_lungs_keeps_its_side():
-    """Right lung and left upper lobe joined in front, the left lower lobe apart: common in severe disease."""
+    """Right lung and left upper lobe joined in front, the left lower lobe apart.
+
+    Common in severe disease.
+    """
     upper, lower = (slice(2, 9), *L[1:]), (slice(11, 18), *L[1:])
     hu, probability = body(R, upper, lower, (slice(4, 6), slice(20, 24), slice(48, 72)))
     labels = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).labels

@@ -20,7 +20,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy: a stale build/ must not leak into it. An export and a stray file lie beside the weights."""
+    """Built from a copy: a stale build/ must not leak into it.
+
+    An export and a stray file lie beside the weights.
+    """
     copy = tmp_path_factory.mktemp("copy")
     for name in SOURCES:
         if (CHECKOUT / name).is_dir():

@@ -84,7 +84,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Any:  # noqa: ANN401  # whatever the name stands for
     if name == "models":
         return importlib.import_module("tf_covid.models")
     if name in _HOMES:

@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from tf_covid.tensor import Json
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -165,7 +167,7 @@ class Result:
         if self.status == "refused":
             return head | {"versions": self.versions}
 
-        def plain(value: Any) -> Any:
+        def plain(value: Json) -> Json:
             return None if value is None else dataclasses.asdict(value)
 
         series = plain(self.series)

@@ -1,4 +1,4 @@
-"""Names for the values of libraries that describe their types wrongly or not at all."""
+"""Names for values whose own types say nothing, or the wrong thing."""
 
 from __future__ import annotations
 
@@ -9,3 +9,9 @@ Tensor: TypeAlias = Any
 
 #: What Keras takes as `dtype`: a name ("float32", "mixed_bfloat16"), a `keras.DTypePolicy`, None.
 DType: TypeAlias = Any
+
+#: A message of protobuf, or part of one: the generated classes have no types.
+Message: TypeAlias = Any
+
+#: A value of JSON, or a cell of a table, that somebody else wrote: whoever uses it checks it.
+Json: TypeAlias = Any

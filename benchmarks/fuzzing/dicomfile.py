@@ -1,4 +1,4 @@
-"""A DICOM file as a list of elements that may be changed in ways that no writer allows, and back to bytes."""
+"""A DICOM file as elements that may be changed in ways no writer allows, and back to bytes."""
 
 from __future__ import annotations
 

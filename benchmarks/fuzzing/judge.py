@@ -145,7 +145,10 @@ def _only_shifted(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def _judge(changed: Changed, away: np.ndarray | None) -> tuple[str, str]:
-    """What betrays a silent difference: by the mutation, by the code stream's own lengths, by the slices beside it."""
+    """What betrays a silent difference.
+
+    By the mutation, by the code stream's own lengths, by the slices beside it.
+    """
     if changed.harmless:
         return "harmless", ""
     if changed.betrayed_by:

@@ -169,7 +169,10 @@ def _cut(rng: np.random.Generator, base: Base) -> Changed:
 
 
 def _cut_stream(rng: np.random.Generator, base: Base) -> Changed | None:
-    """The code stream of a frame cut, its item and file whole: what a stopped encoder or transfer leaves."""
+    """The code stream of a frame cut, its item and file whole.
+
+    What a stopped encoder or transfer leaves.
+    """
     member = _target(rng, base)
     file = parse(base.members[member][1])
     data = file.get(PIXELS) or b""

@@ -1,4 +1,7 @@
-"""How a DICOM file is built, changed: labels, lengths, doubled and retired elements, items, functional groups."""
+"""How a DICOM file is built, changed.
+
+Labels, lengths, doubled and retired elements, items, functional groups.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Values of DICOM elements that are changed: in one slice, in every fourth, in half of them, in all."""
+"""Values of DICOM elements that are changed.
+
+In one slice, in every fourth, in half of them, in all.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a mutation is: a named change of a base, drawn from a seed, with what in the file betrays it."""
+"""What a mutation is.
+
+A named change of a base, drawn from a seed, with what in the file betrays it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Worker processes that read the inputs: one that dies of a signal, hangs or grows is an outcome, not the end."""
+"""Worker processes that read the inputs.
+
+One that dies of a signal, hangs or grows is an outcome, not the end.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ from fuzzing.draw import Input, draw, put
 from fuzzing.judge import Outcome, Truth, outcome_of, truth_of
 from fuzzing.seeds import Base, chest
 from tf_covid.errors import ScanRefused
+from tf_covid.tensor import Tensor
 
 #: A worker's address space; what is above `judge.MOST_MIB` of resident memory is counted before.
 _ADDRESS_BYTES = 8 << 30
@@ -92,7 +96,7 @@ class _Worker:
     """A process that is started anew where it dies."""
 
     def __init__(
-        self, context: Any, seed: int, bases: list[Base], truths: dict[str, Truth], room: Path
+        self, context: Tensor, seed: int, bases: list[Base], truths: dict[str, Truth], room: Path
     ) -> None:
         self._context, self._arguments = context, (seed, bases, truths, room)
         self._number: int | None = None

@@ -1,4 +1,7 @@
-"""The scans that are mutated: one small chest, written in every format, transfer syntax and container."""
+"""The scans that are mutated.
+
+One small chest, written in every format, transfer syntax and container.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +87,10 @@ class Base:
 
 
 def chest(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """int16 HU (20, 48, 40) of a chest that no flip maps onto itself, and its LPS affine: 5 × 7.5 × 7.5 mm."""
+    """int16 HU (20, 48, 40) of a chest that no flip maps onto itself, and its LPS affine.
+
+    5 × 7.5 × 7.5 mm.
+    """
     rng = np.random.default_rng(seed)
     d, h, w = np.ogrid[:20, :48, :40]
     at = d / 19.0

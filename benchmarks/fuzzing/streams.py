@@ -1,4 +1,4 @@
-"""Whether the code streams of a changed file are whole by their own lengths, told without the reader under test."""
+"""Whether code streams of a changed file are whole, told without the reader under test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Ended(Exception):
 
 
 def are_whole(base: Base) -> bool:
-    """Whether every RLE and Huffman-coded JPEG frame holds exactly the samples that its header promises."""
+    """Whether every RLE and Huffman-coded JPEG frame holds the samples that its header promises."""
     for name, data in base.members:
         if name == "DICOMDIR" or data[128:132] != b"DICM":
             continue
@@ -71,7 +71,10 @@ def _unpacked(segment: bytes) -> int:
 
 
 def _jpeg(frame: bytes) -> bool:
-    """Walk the Huffman codes of a JPEG frame of one component: exactly its samples or blocks, and no byte behind."""
+    """Walk the Huffman codes of a JPEG frame of one component.
+
+    Exactly its samples or blocks, and no byte behind.
+    """
     tables: dict[int, _Codes] = {}
     at, kind, rows, columns = 2, 0, 0, 0
     while frame[at : at + 1] == b"\xff":

@@ -32,7 +32,8 @@ def test_backbone_and_head_are_the_network(i3d, clip):
 
 @pytest.mark.parametrize("number", [0, 3])
 def test_gradcam_equals_the_closed_form_of_a_global_pool_head(i3d, clip, number):
-    """The gradient of a logit behind a global average is its dense weights over the number of cells (Zhou 2016)."""
+    """The gradient of a logit behind a global average is its dense weights over the number of cells
+    (Zhou 2016)."""
     cut = attention.split(i3d, "Mixed_5c")
     features = cut.backbone(clip)
     raw = attention.attention_map(cut.explained, features, attention.class_logit(number))
@@ -147,7 +148,8 @@ def test_cells_lie_where_the_network_put_them(network, endpoint):
 
 @pytest.mark.parametrize("stem", ["same", "symmetric"])
 def test_a_spot_lights_the_cells_that_lie_around_it(stem):
-    """The stem's kernel set to ones sees a single voxel with windows whose mean position is that voxel's."""
+    """The stem's kernel set to ones sees a single voxel with windows whose mean position is that
+    voxel's."""
     network = I3D((16, 64, 64, 1), classes=2, stem=stem)
     conv = network.get_layer("Conv3d_1a_7x7_conv")
     conv.set_weights([np.ones(conv.kernel.shape, np.float32)])
@@ -275,7 +277,8 @@ def test_the_fair_pool_is_a_max_pool_and_its_gradient_is_tensorflows_where_nothi
 
 
 def test_ties_share_the_gradient_of_their_window():
-    """TensorFlow's own CPU kernel gives it to each of them, 27 times over where a clip is constant."""
+    """TensorFlow's own CPU kernel gives it to each of them, 27 times over where a clip is
+    constant."""
     x = tf.ones((1, 6, 6, 6, 1))
     with tf.GradientTape() as tape:
         tape.watch(x)
@@ -284,7 +287,8 @@ def test_ties_share_the_gradient_of_their_window():
 
 
 def test_a_map_is_the_same_in_a_graph_and_outside(i3d, clip):
-    """What tf-keras-vis computes outside a graph is what an export computes inside, on a clip that is mostly empty."""
+    """What tf-keras-vis computes outside a graph is what an export computes inside, on a clip that
+    is mostly empty."""
     clip = np.array(clip)
     clip[:, :, :20], clip[:, :, :, 40:] = 0, 0
     cut = attention.split(i3d, "Mixed_3c")

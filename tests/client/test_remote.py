@@ -1,4 +1,7 @@
-"""A server's answers through the pipeline: the same as those of models in this process, or a named error."""
+"""A server's answers through the pipeline.
+
+The same as those of models in this process, or a named error.
+"""
 
 from __future__ import annotations
 

@@ -23,14 +23,20 @@ JPEG_LOSSLESS = "1.2.840.10008.1.2.4.70"
 
 @pytest.fixture(scope="module")
 def chest() -> Chest:
-    """A chest with disease, of few slices that are 5 mm apart on paper; its arrays are not to be changed."""
+    """A chest with disease, of few slices that are 5 mm apart on paper.
+
+    Its arrays are not to be changed.
+    """
     chest = draw_chest(11, (24, 64, 64), severity=3)
     chest.affine[:3, 0] *= 5.0 / chest.spacing_mm[0]  # voxels above 12 mm are refused
     return replace(chest, spacing_mm=(5.0, *chest.spacing_mm[1:]))
 
 
 def write_mosmed(folder: Path, chest: Chest) -> Path:
-    """A study in each class and a second one in CT-1 with a mask; 8 mm slices, one file unpacked."""
+    """A study in each class and a second one in CT-1 with a mask.
+
+    8 mm slices, one file unpacked.
+    """
     affine = chest.affine.copy()
     affine[:3, 0] *= 8.0 / chest.spacing_mm[0]
     names = {
@@ -55,7 +61,8 @@ def write_mosmed(folder: Path, chest: Chest) -> Path:
 
 
 def write_stoic(folder: Path, chest: Chest) -> Path:
-    """Three patients, written by SimpleITK with age and sex in the header, compressed as the set's are."""
+    """Three patients, written by SimpleITK with age and sex in the header, compressed as the set's
+    are."""
     scans = folder / "data/mha"
     scans.mkdir(parents=True)
     (folder / "metadata").mkdir()
@@ -74,7 +81,8 @@ def write_stoic(folder: Path, chest: Chest) -> Path:
 
 
 def write_covid_ct_md(folder: Path, chest: Chest) -> Path:
-    """Two COVID-19 cases, a CAP and a normal one, JPEG lossless, with labels for the first three."""
+    """Two COVID-19 cases, a CAP and a normal one, JPEG lossless, with labels for the first
+    three."""
     cases = {
         "COVID-19 Cases": ("P001", "P002"),
         "Cap Cases": ("cap001",),

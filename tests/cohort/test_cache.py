@@ -355,7 +355,8 @@ def test_masks_that_are_none_are_not_trained_on(
     for name, (column, values, code) in made.items():
         path = as_nifti(tmp_path / f"{name}.nii.gz", row.lungs, values)
         why = cache.make(row.model_copy(update={column: path}), tmp_path / "cache", planes)
-        assert isinstance(why, str) and re.match(f"{code}", why), (name, why)
+        assert isinstance(why, str), (name, why)
+        assert re.match(f"{code}", why), (name, why)
     assert not list((tmp_path / "cache").glob("*.tfrecord"))
     right = np.where(lungs > 0, 255, 0).astype(np.uint8)
     path = as_nifti(tmp_path / "right.nii.gz", row.lungs, right)

@@ -1,4 +1,7 @@
-"""Batches: in the order that was asked for, the same whatever happened before; and the layers that take them."""
+"""Batches: in the order that was asked for, the same whatever happened before.
+
+And the layers that take them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ STILL = Augmentation(
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Nine records; every voxel of record n is n − 100 HU, its slices count up by 10; the lungs are the inner box."""
+    """Nine records; every voxel of record n is n − 100 HU, its slices count up by 10.
+
+    The lungs are the inner box.
+    """
     folder, paths = tmp_path_factory.mktemp("records"), []
     lungs = np.zeros(GRID, bool)
     lungs[:, 4:12, 4:12] = True

@@ -159,7 +159,10 @@ def test_patients_that_tell_when_to_stop_are_of_all_classes() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_class_keeps_somebody_to_be_trained_on(seed: int) -> None:
-    """Class 1 is only in earlier scans of three patients who got worse; half of them are held out."""
+    """Class 1 is only in earlier scans of three patients who got worse.
+
+    Half of them are held out.
+    """
     rows, labels = cohort({0: 6})
     for number in range(3):
         for scan, label in enumerate((1, 2)):

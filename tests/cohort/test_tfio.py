@@ -21,7 +21,7 @@ from tf_covid.phantom.files import ORIENTATIONS, Pixels, write_dicom
 HERE = importlib.util.find_spec("tensorflow_io") is not None
 needs_tfio = pytest.mark.skipif(
     not HERE,
-    reason="needs tensorflow-io: pip install -e '.[test,tfio]', in a virtual environment of its own",
+    reason="needs tensorflow-io: pip install -e '.[test,tfio]', in an environment of its own",
 )
 
 _JPEG = "1.2.840.10008.1.2.4."
@@ -103,7 +103,8 @@ def test_the_order_is_canonical_whatever_the_file_has(write, chest, orientation)
 
 @needs_tfio
 def test_what_a_header_says_about_display_does_not_matter(write, chest):
-    """A window, an inverted display and an overlay group change DCMTK's pixels of the file itself."""
+    """A window, an inverted display and an overlay group change DCMTK's pixels of the file
+    itself."""
     import tensorflow as tf
     import tensorflow_io as tfio
 

@@ -66,7 +66,10 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def refused(*arguments: str) -> str:
-    """What a command says that ends before it trains; in this process, where TensorFlow is loaded."""
+    """What a command says that ends before it trains.
+
+    In this process, where TensorFlow is loaded.
+    """
     done = CliRunner().invoke(main, arguments[3:])
     assert isinstance(done.exception, SystemExit), done.output
     assert done.exit_code == 1
@@ -367,7 +370,8 @@ def test_workers_of_a_killed_run_end(small_cohort: Path, tmp_path: Path) -> None
 def test_a_full_disk_ends_a_run_and_nothing_is_lost(
     finished: Path, small_cohort: Path, tmp_path: Path
 ) -> None:
-    """The system refuses to write more than 2 MB into a file, from the second fold's first epoch on."""
+    """The system refuses to write more than 2 MB into a file, from the second fold's first epoch
+    on."""
     asked = command(small_cohort, tmp_path / "run", "--config", str(config(tmp_path)))
     with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

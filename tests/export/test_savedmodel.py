@@ -239,7 +239,8 @@ LEAVES = (
 
 
 def test_only_ops_of_a_stock_server(small_export):
-    """Every op of graph and functions is registered by plain TensorFlow, and none leaves the graph."""
+    """Every op of graph and functions is registered by plain TensorFlow, and none leaves the
+    graph."""
     from tensorflow.python.framework import op_def_registry
 
     for folder in (small_export.stratifier, small_export.clip):

@@ -17,7 +17,10 @@ DATA = Path(__file__).parents[1] / "data"
 
 
 def drawn(name, shape, seed=7):
-    """The rule of the parity file: He for kernels, 1 + 0.1·|x| for variances, 0.1·x for everything else."""
+    """The rule of the parity file.
+
+    He for kernels, 1 + 0.1·|x| for variances, 0.1·x for everything else.
+    """
     x = np.random.default_rng(zlib.crc32(f"{seed}:{name}".encode())).standard_normal(
         shape, dtype=np.float32
     )

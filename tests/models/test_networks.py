@@ -150,9 +150,10 @@ def test_published_endpoint_names_are_layers_in_order():
     ids=["i3d", "inception_v1"],
 )
 def test_a_symmetric_stem_is_the_other_one_voxel_before(build, shape):
-    """On an even side "same" puts two zeros before and three behind, "symmetric" three on each: pushed one voxel on,
-    the clip gives what it gave, in every window but the last two of an axis, which saw the voxel
-    pushed out.
+    """On an even side "same" puts two zeros before and three behind, "symmetric" three on each.
+
+    Pushed one voxel on, the clip gives what it gave, in every window but the last two of an axis,
+    which saw the voxel pushed out.
     """
     rank = len(shape) - 1
     symmetric, same = build(shape, classes=2, stem="symmetric"), build(shape, classes=2)

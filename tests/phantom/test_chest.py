@@ -118,9 +118,8 @@ def test_every_organ_lies_where_it_does_in_people(seed: int) -> None:
     centre = {side: np.argwhere(c.lungs == side).mean(axis=0) for side in (1, 2)}
     assert centre[1][2] < centre[2][2], "W runs from the patient's right to left"
     lobes = {lobe: np.argwhere(c.lobes == lobe).mean(axis=0) for lobe in range(1, 6)}
-    assert lobes[1][0] < lobes[3][0] and lobes[4][0] < lobes[5][0], (
-        "upper lobes are nearer to the head"
-    )
+    assert lobes[1][0] < lobes[3][0], "upper lobes are nearer to the head"
+    assert lobes[4][0] < lobes[5][0], "upper lobes are nearer to the head"
     assert lobes[2][1] < lobes[3][1], "the middle lobe lies in front of the lower one"
     # Right under the right lung's dome lies liver, as dense as soft tissue.
     lowest = np.where(c.lobes == 3, np.arange(SMALL[0])[:, None, None], -1).max(axis=0)
@@ -204,7 +203,8 @@ def test_geometry_is_lps_with_the_right_spacing() -> None:
     np.testing.assert_allclose(np.linalg.norm(c.affine[:3, :3], axis=0), c.spacing_mm)
     head, feet = c.affine @ [0, 0, 0, 1], c.affine @ [1, 0, 0, 1]
     assert feet[2] < head[2], "D runs to the feet"
-    assert c.affine[1, 1] > 0 and c.affine[0, 2] > 0, "H runs to the back, W to the left"
+    assert c.affine[1, 1] > 0, "H runs to the back, W to the left"
+    assert c.affine[0, 2] > 0, "H runs to the back, W to the left"
     assert 280 < c.spacing_mm[2] * SMALL[2] < 500
 
 

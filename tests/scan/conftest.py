@@ -28,7 +28,10 @@ class Marker:
 
 @pytest.fixture(scope="session")
 def marker() -> Marker:
-    """A chest that no flip and no rotation maps onto itself: a bright block high, in front, on the right."""
+    """A chest that no flip and no rotation maps onto itself.
+
+    A bright block high, in front, on the right.
+    """
     hu = np.full((14, 40, 32), -1000, dtype=np.int16)
     hu[:, 6:34, 4:28] = 40
     hu[:, 10:28, 6:14] = -850
@@ -71,7 +74,10 @@ def edit() -> Callable[[Path, Change], None]:
 
 @pytest.fixture(scope="session")
 def refused() -> Callable[[Path], dict[str, QualityFlag]]:
-    """The errors with which the one case of a path is refused, by code; the test fails if it is read."""
+    """The errors with which the one case of a path is refused, by code.
+
+    The test fails if it is read.
+    """
 
     def read(path: Path) -> dict[str, QualityFlag]:
         (case,) = find_cases(path)
@@ -95,7 +101,8 @@ def enhanced() -> Callable[[list[Path]], Dataset]:
 
 
 def _enhanced(files: list[Path]) -> Dataset:
-    """One enhanced multi-frame instance of classic ones, its frames out of order, each with its own rescale."""
+    """One enhanced multi-frame instance of classic ones, its frames out of order, each with its own
+    rescale."""
     slices = [pydicom.dcmread(file) for file in files]
     slices = slices[1::2] + slices[::2]
     first = slices[0]

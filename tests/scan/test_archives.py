@@ -1,4 +1,5 @@
-"""Zips and tars: every member is one file, every check sum is asked for, and nothing is passed over."""
+"""Zips and tars: every member is one file, every check sum is asked for, and nothing is passed
+over."""
 
 from __future__ import annotations
 

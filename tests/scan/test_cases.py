@@ -25,7 +25,8 @@ def pack(folder: Path, path: Path) -> Path:
 
 
 def test_a_hospital_folder(marker, tmp_path: Path, quality_flags) -> None:
-    """Nested, without extensions, with a viewer, a DICOMDIR, a report and a text beside the images."""
+    """Nested, without extensions, with a viewer, a DICOMDIR, a report and a text beside the
+    images."""
     root = tmp_path / "export"
     write_dicom(marker.hu, marker.affine, root / "A" / "B" / "C", shuffle_names=True)
     (root / "VIEWER").mkdir()

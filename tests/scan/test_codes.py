@@ -32,7 +32,10 @@ def levels(row: ast.Tuple) -> list[str]:
 
 
 def codes_of(source: str) -> set[str]:
-    """First arguments of `refusal` and `QualityFlag`; in tables of flags what stands before a level, or is its key."""
+    """First arguments of `refusal` and `QualityFlag`.
+
+    In tables of flags what stands before a level, or is its key.
+    """
     found: set[str] = set()
     tree = ast.parse(source)
     for node in ast.walk(tree):

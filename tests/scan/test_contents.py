@@ -79,7 +79,7 @@ def test_broken_links_and_what_is_no_file(series: Path, quality_flags) -> None:
     (series / "circle").symlink_to(series / "circle")
     os.mkfifo(series / "pipe")
     with socket.socket(socket.AF_UNIX) as line:
-        here = os.getcwd()
+        here = Path.cwd()
         os.chdir(series)  # the path of a socket is short
         try:
             line.bind("socket")
@@ -195,7 +195,7 @@ def test_a_report_beside_the_slices_is_no_lost_slice(
 
 
 def test_a_name_that_is_no_unicode(marker, series: Path, tmp_path: Path) -> None:
-    folder = os.path.join(os.fsencode(tmp_path), b"caf\xe9")
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
     shutil.copytree(os.fsencode(series), folder)
     (case,) = find_cases(os.fsdecode(folder))
     assert case.name.isascii()

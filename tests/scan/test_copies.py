@@ -1,4 +1,7 @@
-"""The same voxels at two places, and slices with rules of their own, are said; one noise never comes twice."""
+"""The same voxels at two places, and slices with rules of their own, are said.
+
+One noise never comes twice.
+"""
 
 from __future__ import annotations
 

@@ -40,7 +40,10 @@ def test_missing_slices_are_made_up_and_listed(marker, series: Path, quality_fla
 def test_a_gap_between_slices_that_are_not_axial_is_refused(
     marker, tmp_path: Path, refused, orientation: str
 ) -> None:
-    """The numbers of made-up slices are of axial ones; here a part of every axial slice would be made up."""
+    """The numbers of made-up slices are of axial ones.
+
+    Here a part of every axial slice would be made up.
+    """
     folder = write_dicom(marker.hu, marker.affine, tmp_path / "a", orientation=orientation)
     sorted(folder.iterdir())[5].unlink()
     flag = refused(folder)["missing_slices"]

@@ -1,4 +1,5 @@
-"""More pixel data than the header promises, and streams that are whole in length but not in content."""
+"""More pixel data than the header promises, and streams that are whole in length but not in
+content."""
 
 from __future__ import annotations
 

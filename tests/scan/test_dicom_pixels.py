@@ -106,7 +106,10 @@ def test_padding_below_air_stays_and_passes_the_gate(marker, tmp_path: Path, pad
 
 
 def test_padding_that_reads_as_tissue_becomes_air_outside_only(marker, tmp_path: Path) -> None:
-    """Stored 0 with intercept 0 is water. At the corners it is padding, within the body it is water."""
+    """Stored 0 with intercept 0 is water.
+
+    At the corners it is padding, within the body it is water.
+    """
     hu = marker.hu.copy()
     outside = np.zeros(hu.shape, dtype=bool)
     outside[:, :3], outside[:, -3:], outside[:, :, :2], outside[:, :, -2:] = True, True, True, True

@@ -1,4 +1,5 @@
-"""Compressed pixel data that end early, lie about their size, or hold more or fewer frames than the header says."""
+"""Compressed pixel data that end early, lie about their size, or hold more or fewer frames than the
+header says."""
 
 from __future__ import annotations
 
@@ -85,7 +86,10 @@ def images() -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", images())
 @pytest.mark.parametrize("predictor", range(1, 8))
 def test_lossless_jpeg_is_whole_or_not_for_every_predictor(name: str, predictor: int) -> None:
-    """A cut stream is seen as one, or decodes to the same image: padding that is filled up is padding."""
+    """A cut stream is seen as one, or decodes to the same image.
+
+    Padding that is filled up is padding.
+    """
     image = images()[name]
     data = bytes(
         imagecodecs.jpeg8_encode(image, lossless=True, predictor=predictor, bitspersample=12)

@@ -1,4 +1,7 @@
-"""The mutator of `benchmarks/fuzz.py`: its bases are read, its inputs do not change, and a small run finds nothing."""
+"""The mutator of `benchmarks/fuzz.py`.
+
+Its bases are read, its inputs do not change, and a small run finds nothing.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +92,10 @@ def test_the_judge_knows_a_whole_code_stream(fuzzing: SimpleNamespace) -> None:
 
 
 def _run(seed: int, count: int, workers: int, out: Path, known: float = 0.0) -> None:
-    """In a process of its own, as by hand: workers are forked, and this process may hold TensorFlow and its threads."""
+    """In a process of its own, as by hand.
+
+    Workers are forked, and this process may hold TensorFlow and its threads.
+    """
     command = [
         sys.executable,
         str(BENCHMARKS / "fuzz.py"),

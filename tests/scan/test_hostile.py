@@ -21,7 +21,8 @@ MAKERS: dict[str, tuple[str, Callable[[Path, Path], Path]]] = {}
 
 
 def case(code: str) -> Callable[[Callable[[Path, Path], Path]], Callable[[Path, Path], Path]]:
-    """The test input that the function makes in a folder, with the DICOM series at hand, is refused with `code`."""
+    """The test input that the function makes in a folder, with the DICOM series at hand, is refused
+    with `code`."""
 
     def register(maker: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
         MAKERS[maker.__name__.strip("_")] = (code, maker)

@@ -19,7 +19,8 @@ MAKERS: dict[str, tuple[str, Callable[[Path, Path], Path]]] = {}
 
 
 def case(code: str) -> Callable[[Callable[[Path, Path], Path]], Callable[[Path, Path], Path]]:
-    """The test input that the function makes in a folder, with the DICOM series at hand, is refused with `code`."""
+    """The test input that the function makes in a folder, with the DICOM series at hand, is refused
+    with `code`."""
 
     def register(maker: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
         MAKERS[maker.__name__.strip("_")] = (code, maker)
@@ -312,7 +313,10 @@ def test_refused_with_one_clear_code(
 
 
 def test_an_mha_never_shows_another_file(tmp_path: Path, marker) -> None:
-    """MetaIO takes `Comment\\nElementDataFile` for one key and honours the second one; it never sees that header."""
+    """MetaIO takes `Comment\\nElementDataFile` for one key and honours the second one.
+
+    It never sees that header.
+    """
     put(tmp_path / "secret", np.full(marker.hu.shape, 77, "<i2").tobytes())
     text = (
         MHA.format(sizes="32 40 14")
@@ -350,7 +354,9 @@ def test_random_damage_never_escapes(series: Path, tmp_path: Path) -> None:
                 tmp_path / "fuzz" / name, bytes(damaged[: rng.integers(1, len(damaged) + 1)])
             )
             for one in find_cases(path):
+                codes: list[str] = []
                 try:
                     one.read()
                 except ScanRefused as error:
-                    assert all(flag.code.isidentifier() for flag in error.quality_flags)
+                    codes = [flag.code for flag in error.quality_flags]
+                assert all(code.isidentifier() for code in codes)

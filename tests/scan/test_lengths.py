@@ -1,4 +1,7 @@
-"""Streams that end early, are damaged or hold more than their header says: NIfTI, NRRD and MetaImage."""
+"""Streams that end early, are damaged or hold more than their header says.
+
+NIfTI, NRRD and MetaImage.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Masks of one's own: which values are one, what must lie under it, and what every other is called."""
+"""Masks of one's own.
+
+Which values are one, what must lie under it, and what every other is called.
+"""
 
 from __future__ import annotations
 
@@ -285,7 +288,10 @@ def test_white_lungs_with_some_air_are_pointed_out_not_refused(lungs) -> None:
 
 
 def test_an_inverted_mask_of_a_scan_cut_to_the_chest(lungs) -> None:
-    """Too small to be told by its volume: no air around the body, one centimetre of it around the lungs."""
+    """Too small to be told by its volume.
+
+    No air around the body, one centimetre of it around the lungs.
+    """
     scan = chest()
     inner = (slice(6, 34), slice(16, 64), slice(12, 84))
     cut = Scan("cut", scan.hu[inner].copy(), scan.affine, scan.source, "")

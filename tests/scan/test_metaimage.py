@@ -1,4 +1,7 @@
-"""MetaImage: types, byte orders and geometry against SimpleITK; synonyms, and what a header leaves open."""
+"""MetaImage: types, byte orders and geometry against SimpleITK.
+
+Synonyms, and what a header leaves open.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""NIfTI headers: units, sform against qform, quaternions, scaling, types; what nibabel and ITK read differently."""
+"""NIfTI headers: units, sform against qform, quaternions, scaling, types.
+
+What nibabel and ITK read differently.
+"""
 
 from __future__ import annotations
 
@@ -163,7 +166,10 @@ def test_an_unusable_qform_alone_is_refused(marker, tmp_path: Path, refused, cha
 
 @pytest.mark.parametrize("excess", [0.0, 4e-7, 1e-6, 1e-4])
 def test_a_quaternion_slightly_too_long(marker, tmp_path: Path, excess: float) -> None:
-    """nibabel refuses from 4e-7 on; the standard's reference reader and ITK make it one of length 1."""
+    """nibabel refuses from 4e-7 on.
+
+    The standard's reference reader and ITK make it one of length 1.
+    """
     made = header(marker, sform=False, qform=True)
     length = np.sqrt(1 + excess) / np.linalg.norm(
         [float(made[f"quatern_{axis}"]) for axis in "bcd"]

@@ -1,4 +1,7 @@
-"""NRRD: every encoding, type, byte order and space, held against SimpleITK; what a header leaves open is flagged."""
+"""NRRD: every encoding, type, byte order and space, held against SimpleITK.
+
+What a header leaves open is flagged.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,8 @@ FIELDS = {
 
 
 def write(path: Path, data: bytes, **changes: str | None) -> Path:
-    """An NRRD file; a field that is changed to None is left out, an underscore stands for a space."""
+    """An NRRD file; a field that is changed to None is left out, an underscore stands for a
+    space."""
     fields = FIELDS | {key.replace("_", " "): value for key, value in changes.items()}
     text = "".join(f"{key}: {value}\n" for key, value in fields.items() if value is not None)
     path.write_bytes(b"NRRD0005\n" + text.encode() + b"\n" + data)

@@ -113,7 +113,10 @@ def test_outputs_lie_on_the_source_voxel_for_voxel(marker, tmp_path: Path, order
 def test_outputs_of_dicom_lie_where_itk_sees_the_series(
     marker, tmp_path: Path, orientation: str
 ) -> None:
-    """ITK reads the series with its own code; the bright block is at the same millimetres in both."""
+    """ITK reads the series with its own code.
+
+    The bright block is at the same millimetres in both.
+    """
     folder = write_dicom(marker.hu, marker.affine, tmp_path / "a", orientation=orientation)
     write_nifti((marker.hu > 500).astype(np.uint8), read(folder), tmp_path / "out.nii.gz")
     files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))

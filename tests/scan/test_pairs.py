@@ -1,9 +1,11 @@
-"""Headers whose voxels lie in another file: .hdr and .img, .mhd and .raw, .nhdr and its data; and false names."""
+"""Headers whose voxels lie in another file: .hdr and .img, .mhd and .raw, .nhdr and its data.
+
+And false names.
+"""
 
 from __future__ import annotations
 
 import gzip
-import os
 import shutil
 from pathlib import Path
 
@@ -126,7 +128,7 @@ def test_a_link_is_no_data_file(image, tmp_path: Path, suffix: str, data: str) -
     path = tmp_path / f"a.{suffix}"
     sitk.WriteImage(image, str(path))
     shutil.move(tmp_path / data, tmp_path / "elsewhere")
-    os.symlink(tmp_path / "elsewhere", tmp_path / data)
+    (tmp_path / data).symlink_to(tmp_path / "elsewhere")
     assert codes([DiskFile.of(path)]) == ["detached_data"]
     assert codes(sources(path)) == ["detached_data"]
 

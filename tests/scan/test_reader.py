@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import subprocess
 import sys
@@ -164,7 +163,7 @@ def test_it_ends_with_its_parent(end: str, tmp_path: Path) -> None:
         "reader = Reader()\nreader.find('nothing')\nprint(reader._child.pid, flush=True)\n" + end
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=os.getcwd()
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=Path.cwd()
     )
     pid, until = int(done.stdout), time.monotonic() + 10
     while alive(pid) and time.monotonic() < until:

@@ -1,4 +1,5 @@
-"""Which stack of a study is read, and that the reason is told without anything that could name a patient."""
+"""Which stack of a study is read, and that the reason is told without anything that could name a
+patient."""
 
 from __future__ import annotations
 
@@ -15,7 +16,10 @@ from tf_covid.scan import read
 
 @pytest.fixture
 def study(marker, tmp_path: Path):
-    """Adds a series to one study; the value of every voxel is shifted by `shift` HU to tell it again."""
+    """Adds a series to one study.
+
+    The value of every voxel is shifted by `shift` HU to tell it again.
+    """
 
     def add(name: str, *, shift: int = 0, every: int = 1, **options: Any) -> Path:
         hu = marker.hu[::every] + np.int16(shift)

@@ -24,7 +24,10 @@ def _disc(depth: float, width: float, y: float = 32, x: float = 32) -> np.ndarra
 
 
 def body(part: str, slices: int, seed: int = 0) -> np.ndarray:
-    """int16 HU (D, H, W) of a torso or a head: "chest" has lungs, "abdomen" gas in the bowel, "head" a skull."""
+    """int16 HU (D, H, W) of a torso or a head.
+
+    "chest" has lungs, "abdomen" gas in the bowel, "head" a skull.
+    """
     hu = np.full((slices, SIZE, SIZE), -1000, np.int16)
     hu[:, _disc(20, 27)] = -100
     hu[:, _disc(18, 25)] = 40

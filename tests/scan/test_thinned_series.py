@@ -1,4 +1,7 @@
-"""A series of which every second file is gone has even positions; its numbers and its thickness tell."""
+"""A series of which every second file is gone has even positions.
+
+Its numbers and its thickness tell.
+"""
 
 from __future__ import annotations
 

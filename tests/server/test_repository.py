@@ -238,7 +238,8 @@ def test_a_graph_that_touches_files_or_runs_python_is_refused(
 
 
 def test_a_name_does_not_make_a_saver(store: Any) -> None:
-    """A function named like the saver's own is not trusted where a signature leads to it, or a caller can."""
+    """A function named like the saver's own is not trusted where a signature leads to it, or a
+    caller can."""
     graph = saved_model_pb2.SavedModel.FromString(
         (store.export("saves") / "saved_model.pb").read_bytes()
     ).meta_graphs[0]

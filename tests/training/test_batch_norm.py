@@ -1,4 +1,7 @@
-"""Batch norms of a trained network: what is judged and saved answers as well as what was trained."""
+"""Batch norms of a trained network.
+
+What is judged and saved answers as well as what was trained.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +99,8 @@ def test_the_shortest_stage_counts() -> None:
 
 
 def test_statistics_are_those_of_the_whole_set(entries: list[CacheRecord]) -> None:
-    """By hand: mean and variance of what the first convolution gives over all clips, whatever the batches."""
+    """By hand: mean and variance of what the first convolution gives over all clips, whatever the
+    batches."""
     asked = plan()
     network = NETWORKS["unet"].build(**asked.network.arguments)
     before = network.get_weights()
@@ -148,7 +152,8 @@ def test_frozen_layers_keep_what_they_have(entries: list[CacheRecord]) -> None:
 
 
 def test_a_frozen_stage_is_saved_as_it_learned(entries: list[CacheRecord], tmp_path: Path) -> None:
-    """What stands before the first layer that learns normalises by what it had, in training and afterwards."""
+    """What stands before the first layer that learns normalises by what it had, in training and
+    afterwards."""
     asked = plan(epochs=2, stages=(Stage(epochs=2, train_from="up0_conv1"),))
     trained = run(asked, entries, tmp_path)
     for norm in norms.norms_of(trained.network):
@@ -157,7 +162,8 @@ def test_a_frozen_stage_is_saved_as_it_learned(entries: list[CacheRecord], tmp_p
 
 
 def test_a_network_answers_as_it_was_trained(entries: list[CacheRecord], tmp_path: Path) -> None:
-    """Its loss on its own clips is not far above that with the statistics of each batch, after a few steps only."""
+    """Its loss on its own clips is not far above that with the statistics of each batch, after a
+    few steps only."""
     asked = plan(epochs=6)
     trained = run(asked, entries, tmp_path)
     pictures, loss = clips(asked, entries), asked.objective.losses([])[0]["logits"]
@@ -187,7 +193,10 @@ def test_a_network_answers_as_it_was_trained(entries: list[CacheRecord], tmp_pat
 
 @pytest.mark.slow
 def test_what_judges_is_what_is_saved(entries: list[CacheRecord], tmp_path: Path) -> None:
-    """The loss of the best epoch on the held-out patients is that of the saved network: the same statistics."""
+    """The loss of the best epoch on the held-out patients is that of the saved network.
+
+    The same statistics.
+    """
     asked = plan(epochs=4, validation_fraction=0.3, keep="best")
     trained = run(asked, entries, tmp_path, validation=2)
     data = asked.objective.batches(entries[:2], order=np.arange(2)[np.newaxis], seed=asked.seed)

@@ -20,7 +20,10 @@ from tf_covid.training import run
 
 
 def _train(out, die_at=None):
-    """Five epochs of two steps; the process kills itself in the epoch that needs the batch `die_at`."""
+    """Five epochs of two steps.
+
+    The process kills itself in the epoch that needs the batch `die_at`.
+    """
 
     def batches():
         for number in range(10**6):

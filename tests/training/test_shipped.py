@@ -146,7 +146,8 @@ def test_slices_and_masks_change_alike_and_clips_stay_masked():
     assert masked.min() >= 0
     assert masked.max() <= 1
     assert (masked == 0).mean() > 0.15
-    assert found.max() <= 1 and not found[masked[..., 0] == 0].any(), "no disease outside the mask"
+    assert found.max() <= 1, "no disease outside the mask"
+    assert not found[masked[..., 0] == 0].any(), "no disease outside the mask"
     assert found.sum() > 100
 
 
@@ -273,7 +274,10 @@ def test_the_disease_of_a_corner_is_asked_for_in_that_corner():
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_new_outputs_learn_alone_at_the_start_only(tmp_path, monkeypatch, killed):
-    """And the arithmetic is that of the precision; no network is trained here, the calls are looked at."""
+    """And the arithmetic is that of the precision.
+
+    No network is trained here, the calls are looked at.
+    """
     calls = []
     monkeypatch.setattr(
         "tf_covid.training.severity.train_only",

@@ -116,7 +116,8 @@ def test_infer_by_a_server_writes_what_infer_writes(server, patients, protocol, 
     again = tfcovid(
         *arguments, tmp_path / "here", "--server", server[protocol], TFCOVID_TOKEN=TOKEN
     )
-    assert again.returncode == 0 and again.stdout.count("(kept)") == 2, again.stdout + again.stderr
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.count("(kept)") == 2, again.stdout + again.stderr
 
 
 def test_a_zip_of_dicom_gets_its_result_and_files(server, patients, tmp_path):
@@ -183,7 +184,8 @@ def test_the_examples_say_what_infer_says(server, patients, example, protocol, t
 )
 def test_a_server_that_cannot_be_asked_is_one_line(patients, tmp_path, arguments, message):
     done = tfcovid("infer", patients / "manifest.csv", "--out", tmp_path / "out", *arguments)
-    assert done.returncode == 1 and message in done.stderr.splitlines()[-1], done.stderr
+    assert done.returncode == 1, done.stderr
+    assert message in done.stderr.splitlines()[-1], done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -1,4 +1,5 @@
-"""Checkpoints drawn by a rule that anybody can follow, written in the formats and with the names of those published."""
+"""Checkpoints drawn by a rule that anybody can follow, written in the formats and with the names of
+those published."""
 
 from __future__ import annotations
 
@@ -23,7 +24,10 @@ Tensors = dict[str, np.ndarray]
 
 
 def drawn(name: str, shape: tuple[int, ...], seed: int = 7) -> np.ndarray:
-    """The rule of the parity file: He for kernels, 1 + 0.1·|x| for variances, 0.1·x for everything else."""
+    """The rule of the parity file.
+
+    He for kernels, 1 + 0.1·|x| for variances, 0.1·x for everything else.
+    """
     x = np.random.default_rng(zlib.crc32(f"{seed}:{name}".encode())).standard_normal(
         shape, dtype=np.float32
     )
@@ -51,7 +55,10 @@ def sonnet(
 
 
 def flattened(tensors: Tensors) -> Tensors:
-    """The misprint mended, batch norms with one axis, and no prefix: "Mixed_3b/Branch_0/Conv3d_0a_1x1/conv_3d/w"."""
+    """The misprint mended, batch norms with one axis, and no prefix.
+
+    "Mixed_3b/Branch_0/Conv3d_0a_1x1/conv_3d/w".
+    """
     found = {}
     for name, value in tensors.items():
         plain = name.removeprefix(SONNET).replace(
@@ -117,7 +124,10 @@ def keras_i3d(tensors: Tensors) -> Tensors:
 
 
 def slim(seed: int = 7) -> Tensors:
-    """TF-Slim's Inception-v1: the same names with two dimensions, 1001 classes, and its global step."""
+    """TF-Slim's Inception-v1.
+
+    The same names with two dimensions, 1001 classes, and its global step.
+    """
     found: Tensors = {}
     for name, value in sonnet(seed).items():
         flat = name.removeprefix(SONNET).replace("Conv3d", "Conv2d")
@@ -156,7 +166,10 @@ def write_safetensors(tensors: Tensors, path: Path) -> Path:
 
 
 def write_legacy_h5(tensors: Tensors, path: Path, *, root: str = "") -> Path:
-    """What `save_weights` of Keras 2 wrote: the layer's name twice, attributes that list the names."""
+    """What `save_weights` of Keras 2 wrote.
+
+    The layer's name twice, attributes that list the names.
+    """
     layers: dict[str, Tensors] = {"input_1": {}, "lambda_1": {}}
     for name, value in tensors.items():
         layer, variable = name.split("/")
@@ -174,7 +187,8 @@ def write_legacy_h5(tensors: Tensors, path: Path, *, root: str = "") -> Path:
 
 
 def write_keras_3(tensors: Tensors, path: Path) -> Path:
-    """What `save_weights` of Keras 3 writes, by Keras itself, from a model whose layers bear these names."""
+    """What `save_weights` of Keras 3 writes, by Keras itself, from a model whose layers bear these
+    names."""
     layers: dict[str, Tensors] = {}
     for name, value in tensors.items():
         layer, variable = name.split("/")
@@ -200,7 +214,8 @@ def write_keras_3(tensors: Tensors, path: Path) -> Path:
 
 
 def inceptions(seed: int = 7) -> dict[str, Tensors]:
-    """The same Inception-v1 with the names of TF-Slim, of the Keras port and of torchvision's GoogLeNet."""
+    """The same Inception-v1 with the names of TF-Slim, of the Keras port and of torchvision's
+    GoogLeNet."""
     tensors = slim(seed)
     units: dict[str, Tensors] = {}
     for name, value in tensors.items():
@@ -280,7 +295,9 @@ _C3D = {
 
 
 def c3d(style: str, folder: Path) -> tuple[Path, tuple[str, ...]]:
-    """A C3D file and the names of its dense layers, which are small: they are left, whatever their width.
+    """A C3D file and the names of its dense layers, which are small.
+
+    They are left, whatever their width.
 
     Args:
         style: "keras", "torch", "features" or "mmaction".
@@ -354,7 +371,10 @@ def torch_unet(
 
 
 def check_inflated(parent: keras.Model, network: keras.Model, picture: np.ndarray) -> None:
-    """The law of inflation: a boring clip of 128 frames gives the 2D parent's answer, in the interior."""
+    """The law of inflation.
+
+    A boring clip of 128 frames gives the 2D parent's answer, in the interior.
+    """
     flat = keras.Model(parent.input, [parent.get_layer(name).output for name in endpoint_names(2)])(
         picture
     )

@@ -1,4 +1,7 @@
-"""Weight files that promise little and take much: refused before it is taken, or read for what they promise."""
+"""Weight files that promise little and take much.
+
+Refused before it is taken, or read for what they promise.
+"""
 
 from __future__ import annotations
 
@@ -319,7 +322,8 @@ FILES: dict[str, tuple[str, Callable[[Path], Path]]] = {
 
 
 def judged(*paths: Path) -> list[tuple[str, float]]:
-    """The code with which each file is refused, and the most memory that a process took so far, in MB."""
+    """The code with which each file is refused, and the most memory that a process took so far, in
+    MB."""
     command = [sys.executable, "-c", READER, *map(str, paths)]
     found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     lines = [line.split() for line in found.stdout.splitlines()]
@@ -412,7 +416,10 @@ def summed_kernel(file: h5py.File) -> None:
 def test_a_model_file_of_a_user_is_looked_at_apart(
     code: str, kernel: Callable[[h5py.File], object], honest: Path, tmp_path: Path
 ) -> None:
-    """What `infer --model` reads: it dies of nothing that is in the file, and reads no number of a wrong shape."""
+    """What `infer --model` reads.
+
+    It dies of nothing that is in the file, and reads no number of a wrong shape.
+    """
     with pytest.raises(ModelError, match=code):
         load(rewritten(honest, tmp_path / "a.keras", model=spoilt(honest, kernel)))
 

@@ -1,4 +1,5 @@
-"""Our model files: any Keras reads them, we read them without running anything, and bad ones are named."""
+"""Our model files: any Keras reads them, we read them without running anything, and bad ones are
+named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Hostile weight files: refused with their code, in a process of its own that is watched while it reads them."""
+"""Hostile weight files.
+
+Refused with their code, in a process of its own that is watched while it reads them.
+"""
 
 from __future__ import annotations
 
@@ -509,7 +512,8 @@ def test_a_damaged_checkpoint_is_refused(checkpoint: Path) -> None:
 
 
 def test_names_that_tensorflow_would_follow_elsewhere(checkpoint: Path) -> None:
-    """It takes some for patterns, and would follow the file "checkpoint" of a folder to wherever it leads."""
+    """It takes some for patterns, and would follow the file "checkpoint" of a folder to wherever it
+    leads."""
     checkpoint.mkdir()
     assert refused(checkpoint.with_name("model.ckpt.index")) == "unknown_format"
     (checkpoint.parent / "m[o]del.ckpt").write_bytes(b"x")
@@ -545,7 +549,10 @@ def test_a_reader_that_falls_over_falls_alone(
 def test_a_checkpoint_is_read_in_another_process(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which starts in no folder of the user's: who sends a checkpoint could send a tensorflow.py with it."""
+    """Which starts in no folder of the user's.
+
+    Who sends a checkpoint could send a tensorflow.py with it.
+    """
     for name in ("tensorflow", "numpy", "tf_covid"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')\n")
     monkeypatch.chdir(tmp_path)

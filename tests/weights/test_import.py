@@ -184,7 +184,8 @@ def inceptions(checkpoints, tmp_path_factory):
 def test_inception_inflates_from_every_file_at_every_endpoint(
     kind, checkpoints, inceptions, tmp_path
 ):
-    """A boring clip through the inflated network is the slice through its parent, in the middle of time."""
+    """A boring clip through the inflated network is the slice through its parent, in the middle of
+    time."""
     path = inceptions[kind]
     flat = import_weights(
         path, ImportRequest("inception_v1", clip=(64, 64)), tmp_path / "flat.keras"
@@ -288,7 +289,8 @@ def test_the_five_convolutions_take_the_three_that_fit(checkpoints, tmp_path):
 def test_c3d_through_the_stratifier_sees_blue_green_red_of_0_to_255_less_their_means(
     checkpoints, tmp_path
 ):
-    """Each channel has its own offset, outside the lungs too, where the window's 0 stands for black."""
+    """Each channel has its own offset, outside the lungs too, where the window's 0 stands for
+    black."""
     path, _ = checkpoints.c3d("keras", tmp_path)
     import_weights(path, ImportRequest("ltc", clip=(16, 64, 64)), tmp_path / "x.keras")
     network = load_model(tmp_path / "x.keras")
@@ -379,7 +381,10 @@ def test_our_own_parent_inflates(tmp_path):
 
 @pytest.mark.slow
 def test_the_parent_that_fit_trains_on_slices_inflates(tmp_path):
-    """Its output `share`, how much of a slice is diseased, has no place in a network of volumes: left, and listed."""
+    """Its output `share`, how much of a slice is diseased, has no place in a network of volumes.
+
+    Left, and listed.
+    """
     arguments = {"input_shape": [32, 32, 1], "classes": 2, "share": True}
     keras.utils.set_random_seed(2)
     parent = InceptionV1(**arguments)
@@ -467,9 +472,9 @@ def test_the_command_prints_json_and_names_errors(checkpoints, tmp_path):
         ),
     ):
         result = CliRunner().invoke(main, arguments)
-        assert (
-            result.exit_code == 1 and text in result.stderr and "Traceback" not in result.output
-        ), result.output
+        assert result.exit_code == 1, result.output
+        assert text in result.stderr, result.output
+        assert "Traceback" not in result.output, result.output
         assert result.stderr.count("\n") == 1
 
 

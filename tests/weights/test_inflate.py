@@ -1,4 +1,7 @@
-"""Inflation by its law: a boring clip (one slice repeated) gives the 2D parent's answer, in the interior."""
+"""Inflation by its law.
+
+A boring clip (one slice repeated) gives the 2D parent's answer, in the interior.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Imported networks answer as the published ones: against forward passes written here, from the source's own tensors.
+"""Imported networks answer as the published ones.
+
+Against forward passes written here, from the source's own tensors.
 
 Nothing below uses a network, a table or a name of ours: plain TensorFlow operations (NumPy for the
 U-Net) follow the published code, with the tensors as they are called and laid out in the source.
@@ -361,7 +363,10 @@ INCEPTION = {
 
 
 def inception_source(c, kind: str, seed: int) -> Tensors:
-    """The tensors of one of the published Inception-v1; torchvision's with γ, which the others lack."""
+    """The tensors of one of the published Inception-v1.
+
+    Torchvision's with γ, which the others lack.
+    """
     tensors = c.inceptions(seed)[kind.removesuffix(" 3")]
     gammas = {
         name: list(value.shape) for name, value in tensors.items() if name.endswith(".bn.weight")
@@ -484,7 +489,8 @@ def torch() -> Any:
     ids=["branch", "b1a"],
 )
 def test_i3d_from_a_file_of_torch_itself(source, old, wrapped, torch, checkpoints, tmp_path):
-    """What `torch.save` writes of a state_dict, in its format of today and of before 1.6, bare and beside an epoch."""
+    """What `torch.save` writes of a state_dict, in its format of today and of before 1.6, bare and
+    beside an epoch."""
     tensors = I3D[source][0](checkpoints, 11)
     state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
     held = {"epoch": 3, "state_dict": state} if wrapped else state

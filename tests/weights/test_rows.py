@@ -1,4 +1,5 @@
-"""Every row of the table of sources in docs/import.md, from the command line to a file that any Keras loads."""
+"""Every row of the table of sources in docs/import.md, from the command line to a file that any
+Keras loads."""
 
 from __future__ import annotations
 

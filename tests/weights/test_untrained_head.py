@@ -79,7 +79,8 @@ def test_an_import_that_keeps_its_head_is_trained(tmp_path: Path) -> None:
         path, ImportRequest("ltc", classes=2, allow_missing_head=True), tmp_path / "other.keras"
     )
     contract = read_contract(tmp_path / "other.keras")
-    assert contract.untrained_head and contract.trained_on == (part,), "its trunk has seen them"
+    assert contract.untrained_head, "its trunk has seen them"
+    assert contract.trained_on == (part,), "its trunk has seen them"
 
 
 def _ensemble(path: Path, folder: Path) -> None:

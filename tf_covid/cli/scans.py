@@ -226,7 +226,10 @@ def phantom(
     seed: int,
     per_class: tuple[int, ...] | None,
 ) -> bool:
-    """Make a synthetic cohort with its truth: scans, masks of lungs, lobes, lesions; manifest.csv."""
+    """Make a synthetic cohort with its truth: scans, masks of lungs, lobes, lesions.
+
+    Manifest.csv.
+    """
     from tf_covid import console
     from tf_covid.phantom.cohort import write_cohort
 

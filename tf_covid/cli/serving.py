@@ -63,8 +63,8 @@ def export(model: str, out: Path, version: int | None) -> bool:
 def verify(model: str, export: Path, servers: tuple[str, ...], scans: tuple[Path, ...]) -> bool:
     """Prove that a model and its export answer alike, in Keras, SavedModel, OpenVINO and a server.
 
-    The server is asked by REST and gRPC. MODEL is a shipped name or a .keras file, EXPORT the folder that `tfcovid export` wrote. Exits
-    with 1 if any value differs by more than 1e-4.
+    The server is asked by REST and gRPC. MODEL is a shipped name or a .keras file, EXPORT the
+    folder that `tfcovid export` wrote. Exits with 1 if any value differs by more than 1e-4.
     """
     from tf_covid import console
 

@@ -1,4 +1,7 @@
-"""Answers from a server, ours or TF Serving: what `tfcovid infer --server` hands to the pipeline."""
+"""Answers from a server, ours or TF Serving.
+
+What `tfcovid infer --server` hands to the pipeline.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +136,10 @@ class RemoteModels:
         return [*(model.sha256 for model in self.models), self.models[0].lungs_sha256]
 
     def segment(self, hu: np.ndarray) -> Segmentation:
-        """Lung and diseased lung of one scan, int16 (D, H, W); the first model's answer comes with them."""
+        """Lung and diseased lung of one scan, int16 (D, H, W).
+
+        The first model's answer comes with them.
+        """
         answer = self._scan(hu)[0]
         lungs = _mask(answer, "lungs_bytes", len(hu))
         disease = _mask(answer, "disease_bytes", len(hu)) if self.finds_disease else None
@@ -148,7 +154,10 @@ class RemoteModels:
         )
 
     def classify(self, hu: np.ndarray, probability: np.ndarray) -> list[Answer[RemoteEvidence]]:
-        """Every model's answer about the scan; `probability` is the server's own, from `segment`."""
+        """Every model's answer about the scan.
+
+        `probability` is the server's own, from `segment`.
+        """
         answers = self._scan(hu)
         while len(answers) < len(self.models):
             answers.append(self._asked(len(answers), hu))
@@ -274,7 +283,7 @@ def _array(answer: dict[str, Any], name: str, shape: tuple[int | None, ...]) -> 
     )
     if not fits:
         raise ServingError(f"the server's {name} has the shape {values.shape}, not {expected}")
-    return values[0]
+    return np.asarray(values[0])
 
 
 def _text(answer: dict[str, Any], name: str) -> bytes:
@@ -299,11 +308,11 @@ def _mask(answer: dict[str, Any], name: str, slices: int) -> np.ndarray:
         raise ServingError(
             f"the server's {name} have the shape {values.shape}, for a scan of {slices} slices"
         )
-    return values
+    return np.asarray(values)
 
 
 def card_marks(answer: dict[str, Any], url: str) -> tuple[str, str]:
-    """sha256 of the network's and of the lung model's file, as an answer of `infer_bytes` tells them.
+    """sha256 of the network's and the lung model's file, from an answer of `infer_bytes`.
 
     Raises:
         ServingError: If it tells none.

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tf_covid.errors import ServingError
 from tf_covid.extras import optional_import
+from tf_covid.tensor import Json, Message
 
 #: Seconds that one request may take.
 TIMEOUT_S = 600.0
@@ -28,7 +29,10 @@ class ServerUnavailable(ServingError):
 
 
 class Rejected(ServingError):
-    """The server will not answer this scan, however often it is asked: it is too large, or not what it takes."""
+    """The server will not answer this scan, however often it is asked.
+
+    It is too large, or not what it takes.
+    """
 
 
 class RestServer:
@@ -60,9 +64,10 @@ class RestServer:
         """Named outputs, as nested lists, and bytes for names that end in `_bytes`.
 
         Args:
-            model, signature: Whom to ask.
+            model: Name of the model that is asked.
+            signature: Name of the signature that is asked.
             inputs: Arrays by name.
-            version: None: the one that the server has.
+            version: Version number; None: the one that the server has.
 
         Raises:
             ServerUnavailable, Rejected: As the server says.
@@ -219,8 +224,8 @@ def connect(
     return GrpcServer(f"{host}:{port or 8500}", token, timeout_s, secure=parts.scheme == "grpcs")
 
 
-def _put(values: np.ndarray, proto: Any) -> None:
-    """Write an array into a message, without the copies of `tf.make_tensor_proto` and `CopyFrom`."""
+def _put(values: np.ndarray, proto: Message) -> None:
+    """Write an array into a message, without the copies of `tf.make_tensor_proto`."""
     proto.dtype = tf.as_dtype(
         values.dtype if values.dtype != object else tf.string
     ).as_datatype_enum
@@ -232,13 +237,13 @@ def _put(values: np.ndarray, proto: Any) -> None:
         proto.tensor_content = values.tobytes()
 
 
-def _as_json(values: np.ndarray) -> Any:
+def _as_json(values: np.ndarray) -> Json:
     if values.dtype == object:
         return [{"b64": base64.b64encode(text).decode("ascii")} for text in values]
     return values.tolist()
 
 
-def _from_json(name: str, value: Any) -> Any:
+def _from_json(name: str, value: Json) -> Json:
     if not name.endswith("_bytes"):
         return value
     try:

@@ -1,4 +1,6 @@
-"""Public data sets → manifests: the folder as it was downloaded goes in, nothing is moved or copied.
+"""Public data sets → manifests.
+
+The folder as it was downloaded goes in, nothing is moved or copied.
 
 What a data set calls severity is never taken for the severity classes of this project: it has a
 column of its own.
@@ -6,7 +8,6 @@ column of its own.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tf_covid.cohort.manifest import ManifestRow, refuse, write_manifest
 from tf_covid.cohort.mosmed import mosmed_rows
 from tf_covid.cohort.stoic import stoic_rows
 from tf_covid.errors import ManifestError
+from tf_covid.tensor import Json
 
 #: Name of a data set → what reads its folder. Each gives rows with `Path` objects for files.
 ADAPTERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
@@ -64,15 +66,13 @@ def adapt(folder: Path, kind: str, out: Path) -> Path:
         except ValidationError as error:
             errors += [f"{row['case']}, {item['loc'][0]}: {item['msg']}" for item in error.errors()]
     refuse(folder.name, errors)
-    base = Path(os.path.abspath(out.parent))
+    base = out.parent.absolute()
     write_manifest(({key: _cell(value, base) for key, value in row.items()} for row in rows), out)
     return out
 
 
-def _cell(value: Any, base: Path) -> Any:
+def _cell(value: Json, base: Path) -> Json:
     if not isinstance(value, Path):
         return value
-    path = Path(
-        os.path.abspath(value)
-    )  # not resolve(): a link that the user made is the name that he knows
+    path = value.absolute()  # not resolve(): a link that the user made is the name that he knows
     return (path.relative_to(base) if path.is_relative_to(base) else path).as_posix()

@@ -1,4 +1,6 @@
-"""Random changes of slices and clips in training: plain TF ops on the device, drawn from a seed and from nothing else.
+"""Random changes of slices and clips in training.
+
+Plain TF ops on the device, drawn from a seed and from nothing else.
 
 The same seed gives the same change in any process: a run that was killed and resumed sees what it
 would have seen.
@@ -6,11 +8,13 @@ would have seen.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import tensorflow as tf
 from pydantic import BaseModel, ConfigDict, Field
+
+from tf_covid.tensor import Tensor
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -48,33 +52,33 @@ class Draws:
         seed: int32 (2,).
     """
 
-    def __init__(self, seed: Any) -> None:
+    def __init__(self, seed: Tensor) -> None:
         self.seed, self._count = seed, 0
 
-    def _next(self) -> Any:
+    def _next(self) -> Tensor:
         self._count += 1
         return tf.random.experimental.stateless_fold_in(self.seed, self._count)
 
-    def uniform(self, shape: Any, low: float, high: float) -> Any:
+    def uniform(self, shape: Tensor, low: float, high: float) -> Tensor:
         """float32 within [low, high)."""
         return tf.random.stateless_uniform(shape, self._next(), low, high)
 
-    def integer(self, low: Any, high: Any) -> Any:
+    def integer(self, low: Tensor, high: Tensor) -> Tensor:
         """One int32 within [low, high)."""
         return tf.random.stateless_uniform([], self._next(), low, high, tf.int32)
 
-    def normal(self, shape: Any) -> Any:
+    def normal(self, shape: Tensor) -> Tensor:
         """float32 of mean 0 and standard deviation 1."""
         return tf.random.stateless_normal(shape, self._next())
 
-    def chance(self, count: Any, share: float) -> Any:
+    def chance(self, count: Tensor, share: float) -> Tensor:
         """Bool (count,), true in this share of the cases."""
         return self.uniform([count], 0.0, 1.0) < share
 
 
 def affine_matrices(
     draws: Draws,
-    count: Any,
+    count: Tensor,
     *,
     degrees: float,
     scale: tuple[float, float],
@@ -82,8 +86,8 @@ def affine_matrices(
     side: int,
     width: int = 0,
     uneven: float = 0.05,
-) -> Any:
-    """Random rotation, anisotropic scale and shift about the centre, as (N, 8) projective transforms.
+) -> Tensor:
+    """Random rotation, scale and shift about the centre, as (N, 8) projective transforms.
 
     Args:
         draws: Where the numbers come from.
@@ -109,7 +113,7 @@ def affine_matrices(
     return tf.stack([a, b, offset_x, c, d, offset_y, zero, zero], axis=1)
 
 
-def warp(pictures: Any, matrices: Any, fill: float) -> Any:
+def warp(pictures: Tensor, matrices: Tensor, fill: float) -> Tensor:
     """Bilinear warp of pictures (N, H, W, C) float32; outside is `fill`."""
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=pictures,
@@ -121,13 +125,13 @@ def warp(pictures: Any, matrices: Any, fill: float) -> Any:
     )
 
 
-def flip(pictures: Any, axis: int, chosen: Any) -> Any:
+def flip(pictures: Tensor, axis: int, chosen: Tensor) -> Tensor:
     """Flip those items of a batch that are chosen, along an axis."""
     shape = [-1] + [1] * (len(pictures.shape) - 1)
     return tf.where(tf.reshape(chosen, shape), tf.reverse(pictures, [axis]), pictures)
 
 
-def jittered_hu(draws: Draws, hu: Any, how: Augmentation) -> Any:
+def jittered_hu(draws: Draws, hu: Tensor, how: Augmentation) -> Tensor:
     """HU (N, …) as another scanner might give them: its calibration, its noise."""
     shape = tf.concat([tf.shape(hu)[:1], tf.ones([len(hu.shape) - 1], tf.int32)], axis=0)
     if how.hu_scale or how.hu_shift:

@@ -1,4 +1,6 @@
-"""The cache: each scan is read, and its lungs found, once; what a network is fed with lies in a TFRecord a scan.
+"""The cache: each scan is read, and its lungs found, once.
+
+What a network is fed with lies in a TFRecord a scan.
 
 A record's name is a hash of the bytes of the scan, of the masks that go into it and of every
 setting, so that a changed scan or setting never meets what was made before. A record counts once
@@ -82,7 +84,10 @@ class CacheSpec:
             raise CohortError(f"the sides of the working grid must be positive, not {self.grid}")
 
     def settings(self) -> list[Any]:
-        """All that decides what a record holds, besides the scan. Window and input scaling come after the cache."""
+        """All that decides what a record holds, besides the scan.
+
+        Window and input scaling come after the cache.
+        """
         rule = self.preprocessing.model_dump(include={"slice_minimum", "box", "box_margin"})
         return [FORMAT, self.kind, self.grid, rule, self.lungs_sha256, self.lesions]
 
@@ -186,7 +191,10 @@ def _check_space(rows: Sequence[ManifestRow], folder: Path, wanted: CacheSpec) -
 
 
 def _lacks(row: ManifestRow, folder: Path, wanted: CacheSpec) -> bool:
-    """Whether a record is still to be made of this scan; one that will be refused counts, too: nobody knows yet."""
+    """Whether a record is still to be made of this scan.
+
+    One that will be refused counts, too: nobody knows yet.
+    """
     try:
         _, mark, path = _place(row, folder, wanted)
     except (ScanRefused, ModelError, OSError):
@@ -218,7 +226,7 @@ def make(row: ManifestRow, folder: Path, wanted: CacheSpec) -> CacheRecord | str
 
 
 def _place(row: ManifestRow, folder: Path, wanted: CacheSpec) -> tuple[Case, str, Path]:
-    """A scan, the hash of its bytes ("" if they cannot be read twice), and where its record is or will be.
+    """A scan, the hash of its bytes ("" if unknown), and where its record is or will be.
 
     Raises:
         ScanRefused, ModelError, OSError: If it or a mask cannot be read.

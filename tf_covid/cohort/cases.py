@@ -43,7 +43,10 @@ def _of_manifest(path: Path, find: Callable[[Path], list[Case]]) -> Iterator[Cas
 
 
 def case_of_row(line: ManifestRow, find: Callable[[Path], list[Case]] = find_cases) -> Case:
-    """The case of a row of a manifest; one that refuses where the row's path holds more than one."""
+    """The case of a row of a manifest.
+
+    One that refuses where the row's path holds more than one.
+    """
     found = find(line.path)
     case = only_case(found)
     if case is None:

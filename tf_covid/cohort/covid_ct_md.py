@@ -62,7 +62,9 @@ _LOBES = 5
 
 
 def covid_ct_md_rows(folder: Path) -> list[dict[str, Any]]:
-    """A row for each patient of a COVID-CT-MD folder: COVID-19, then CAP, then normal, each in order of its number.
+    """A row for each patient of a COVID-CT-MD folder.
+
+    COVID-19, then CAP, then normal, each in order of its number.
 
     Args:
         folder: The one that holds the three folders.
@@ -201,7 +203,10 @@ def _label_file(folder: Path, kind: str) -> Path | None:
 
 
 def _add_labels(folder: Path, rows: dict[str, dict[str, Any]]) -> list[str]:
-    """Put paths and row of the labels into the rows of labelled patients; what is wrong with the labels."""
+    """Put paths and row of the labels into the rows of labelled patients.
+
+    What is wrong with the labels.
+    """
     index = next(
         (path for path in sorted(folder.iterdir()) if path.name.lower() == "index.csv"), None
     )
@@ -307,7 +312,10 @@ def _row_of(labels: list[int], length: int) -> Callable[[int], int] | None:
 
 
 def _misfits(labels: np.ndarray, slices: int) -> list[str]:
-    """What is wrong with the labels of one case; the array is as long as the longest series and filled up."""
+    """What is wrong with the labels of one case.
+
+    The array is as long as the longest series and filled up.
+    """
     import numpy as np
 
     inside, beyond = labels[:slices], labels[slices:]

@@ -1,4 +1,7 @@
-"""Records of the cache → batches. int16 HU and packed masks leave the pipeline; all else happens on the device."""
+"""Records of the cache → batches.
+
+Int16 HU and packed masks leave the pipeline; all else happens on the device.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+from tf_covid.tensor import Tensor
 
 #: Records that are read at the same time.
 READERS = 4
@@ -45,7 +50,9 @@ def batches(
     first_epoch: int = 0,
     slices: int = 0,
 ) -> tf.data.Dataset:
-    """Batches of records, in a given order, epoch after epoch; an epoch's last batch may be smaller.
+    """Batches of records, in a given order, epoch after epoch.
+
+    An epoch's last batch may be smaller.
 
     An epoch depends on nothing before it, so that a run that goes on with it sees what it would
     have seen.
@@ -72,14 +79,14 @@ def batches(
     files = tf.constant([str(path) for path in paths])
     tables = {name: tf.constant(values) for name, values in targets.items()}
 
-    def read(number: Any, place: Any) -> tf.data.Dataset:
+    def read(number: Tensor, place: Tensor) -> tf.data.Dataset:
         # One record a file: paths are shuffled, not volumes.
         target = {name: table[number] for name, table in tables.items()}
         mark = tf.stack([tf.constant(seed, tf.int32), tf.cast(place, tf.int32)])
         record = tf.data.TFRecordDataset(files[number])
         return record.map(lambda text: ({**_parsed(text, grid), "seed": mark}, target))
 
-    def epoch(numbers: Any, places: Any) -> tf.data.Dataset:
+    def epoch(numbers: Tensor, places: Tensor) -> tf.data.Dataset:
         found = tf.data.Dataset.from_tensor_slices((numbers, places)).interleave(
             read,
             cycle_length=READERS,
@@ -105,7 +112,7 @@ def batches(
     return counted.prefetch(2).with_options(options)
 
 
-def _parsed(text: Any, grid: tuple[int, int, int]) -> dict[str, Any]:
+def _parsed(text: Tensor, grid: tuple[int, int, int]) -> dict[str, Any]:
     parts = tf.io.parse_single_example(
         text, {name: tf.io.FixedLenFeature([], tf.string) for name in ("hu", "lungs", "lesions")}
     )
@@ -125,7 +132,10 @@ def _parsed(text: Any, grid: tuple[int, int, int]) -> dict[str, Any]:
 def _slices(
     inputs: dict[str, Any], target: dict[str, Any], grid: tuple[int, int, int], count: int
 ) -> tf.data.Dataset:
-    """Slices of one record, each with a seed of its own. Rows of a mask are whole bytes: see `plane_bytes`."""
+    """Slices of one record, each with a seed of its own.
+
+    Rows of a mask are whole bytes: see `plane_bytes`.
+    """
     seed = inputs["seed"]
     chosen = tf.range(grid[0])
     if count > 0:

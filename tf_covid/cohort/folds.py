@@ -1,4 +1,7 @@
-"""Who is trained on and who is tested on: folds by patient, and the audit that no patient is on both sides."""
+"""Who is trained on and who is tested on.
+
+Folds by patient, and the audit that no patient is on both sides.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ from tf_covid.errors import CohortError
 
 
 class Folds(BaseModel):
-    """In which fold each case is tested; it is trained on in all others. Written to `folds.json`, to be used again.
+    """In which fold each case is tested; it is trained on in all others.
+
+    Written to `folds.json`, to be used again.
 
     Args:
         kind: "stratified": by class, grouped by patient; "site": one site a fold, left out of its
@@ -145,7 +150,7 @@ def _sites(rows: Sequence[ManifestRow]) -> dict[str, str]:
 
 
 def _enough(classes: Sequence[int], patients: Sequence[str], count: int) -> None:
-    """Each class needs a patient in each fold, or a fold would test what nobody can be right about."""
+    """Check that each class has a patient in each fold: a fold tests what it can learn."""
     of_class: dict[int, set[str]] = defaultdict(set)
     for label, patient in zip(classes, patients, strict=True):
         of_class[label].add(patient)
@@ -207,9 +212,9 @@ def audit(fingerprints: Mapping[str, Mapping[str, str]], folds: Folds) -> None:
     """Refuse to train where something of a case is on both sides of a fold.
 
     Args:
-        fingerprints: Case → what must not be on both sides, by kind: "patient" (near-equal is the same),
-            "study", "pixels" (hashes will do).
-        folds: The folds.
+        fingerprints: Case → what must not be on both sides, by kind: "patient" (near-equal is the
+            same), "study", "pixels" (hashes will do).
+        folds: In which fold each case is tested.
 
     Raises:
         CohortError: Naming the kind and the cases.

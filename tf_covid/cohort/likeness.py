@@ -1,4 +1,7 @@
-"""Ids that a person, a spreadsheet or an anonymiser may have written in two ways: `P01` and `p-1`, `1` and `1.0`."""
+"""Ids that a person, a spreadsheet or an anonymiser may have written in two ways.
+
+`P01` and `p-1`, `1` and `1.0`.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,9 @@ def _plain(letter: str) -> str:
 
 
 def near_groups(ids: Iterable[str]) -> dict[str, str]:
-    """Id → the first, in order of the alphabet, of those that are near-equal to it; itself, if there is no other.
+    """Id → the first, in order of the alphabet, of those that are near-equal to it.
+
+    Itself, if there is no other.
 
     Args:
         ids: May hold an id more than once.

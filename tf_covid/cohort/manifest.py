@@ -14,6 +14,7 @@ from tf_covid import severity
 from tf_covid.atomic import replacing
 from tf_covid.cohort.table import decimal_number, read_table, whole_number
 from tf_covid.errors import ManifestError
+from tf_covid.tensor import Json
 
 #: Columns that mean something to us, in the order in which we write them; others are kept as they
 #: are.
@@ -39,7 +40,7 @@ _Whole = BeforeValidator(whole_number)
 _Decimal = BeforeValidator(decimal_number)
 
 
-def _scores(value: Any) -> Any:
+def _scores(value: Json) -> Json:
     return tuple(re.split(r"[\s,;|/]+", value.strip())) if isinstance(value, str) else value
 
 
@@ -171,7 +172,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _reason(error: Any) -> str:
+def _reason(error: Json) -> str:
     """What pydantic says, or, where we said it, without pydantic's prefix."""
     return str(error["msg"]).removeprefix("Value error, ")
 
@@ -206,5 +207,5 @@ def write_manifest(rows: Iterable[dict[str, Any]], path: Path) -> None:
             writer.writerow({key: _cell(value) for key, value in row.items()})
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: Json) -> Json:
     return " ".join(str(item) for item in value) if isinstance(value, (list, tuple)) else value

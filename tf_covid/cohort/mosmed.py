@@ -110,7 +110,10 @@ def _others(studies: Path) -> list[str]:
 def _files(
     folder: Path, pattern: re.Pattern[str], what: str
 ) -> tuple[list[tuple[str, Path]], list[str]]:
-    """(case, file) of every file that fits, and a line for each that does not. Hidden ones are left alone."""
+    """(case, file) of every file that fits, and a line for each that does not.
+
+    Hidden ones are left alone.
+    """
     files, wrong = [], []
     for path in sorted(folder.iterdir()):
         match = pattern.fullmatch(path.name)

@@ -18,7 +18,10 @@ Planes = dict[str, np.ndarray | None]
 def whole_slices(
     scan: Scan, lungs: np.ndarray, lesions: np.ndarray | None, grid: tuple[int, int, int]
 ) -> Planes:
-    """Whole slices, evenly chosen, as `LungSegmenter` brings them onto its grid; a mask is where half a cell is."""
+    """Whole slices, evenly chosen, as `LungSegmenter` brings them onto its grid.
+
+    A mask is where half a cell is.
+    """
     from tf_covid.layers.resample import clipped_hu, full_axis_matrix, in_plane
 
     count, height, width = grid

@@ -1,4 +1,4 @@
-"""STOIC2021 (Revel et al. 2021, doi 10.1148/radiol.2021210384; stoic2021.grand-challenge.org) → rows of a manifest.
+"""STOIC2021 (Revel et al. 2021, doi 10.1148/radiol.2021210384) → rows of a manifest.
 
 The public training set as it is distributed:
 
@@ -89,7 +89,7 @@ def stoic_rows(folder: Path) -> list[dict[str, Any]]:
 def _row(
     cells: dict[str, str], files: dict[str, Path], seen: dict[str, int]
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    """What one row of `reference.csv` says, if it belongs to a scan, and "column: reason" for all that is wrong."""
+    """What a row of `reference.csv` says of a scan, and "column: reason" for all that is wrong."""
     patient = cells["PatientID"]
     bits = {column: _BITS.get(cells[column]) for column in _COLUMNS[1:]}
     errors = [
@@ -144,8 +144,9 @@ def person(age: str, sex: str, where: str) -> tuple[dict[str, Any], list[str]]:
     """Age and sex of a patient as DICOM writes them (PS3.5 6.2, Age String): 065Y, 018M; M, F, O.
 
     Args:
-        age, sex: The values; empty where unknown.
-        where: What they were found in, for a message.
+        age: Value of PatientAge; empty where unknown.
+        sex: Value of PatientSex; empty where unknown.
+        where: File that they were read from, for a message.
 
     Returns:
         `{"age": years or None, "sex": text or None}`, and a line for each value that is neither

@@ -1,4 +1,7 @@
-"""Tables of text as people and spreadsheets write them: what is unambiguous is read, all else is named."""
+"""Tables of text as people and spreadsheets write them.
+
+What is unambiguous is read, all else is named.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from tf_covid.errors import ManifestError
+from tf_covid.tensor import Json
 
 #: More rows than any chest CT cohort has; a wrong file with this many is not read to its end.
 MAX_ROWS = 1_000_000
@@ -37,8 +41,10 @@ _FLOAT = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]{1,4})?
 Table = list[tuple[int, dict[str, str]]]
 
 
-def whole_number(value: Any) -> Any:
-    """A whole number from its digits: "3", or "3.0" and "3,0" as spreadsheets write it. What is no text stays.
+def whole_number(value: Json) -> Json:
+    """A whole number from its digits: "3", or "3.0" and "3,0" as spreadsheets write it.
+
+    What is no text stays.
 
     Raises:
         ValueError: If it is another text: "1_0", "1e3", digits of another script.
@@ -51,7 +57,7 @@ def whole_number(value: Any) -> Any:
     return int(found[1])
 
 
-def decimal_number(value: Any) -> Any:
+def decimal_number(value: Json) -> Json:
     """A number from its digits, with a point or a comma: "11.5", "11,5". What is no text stays.
 
     Raises:
@@ -64,8 +70,10 @@ def decimal_number(value: Any) -> Any:
     return float(value.strip().replace(",", "."))
 
 
-def written_float(value: Any) -> Any:
-    """The text of a number as programs write it ("0.25", "1e-07"), unchanged; what is no text stays.
+def written_float(value: Json) -> Json:
+    """The text of a number as programs write it ("0.25", "1e-07"), unchanged.
+
+    What is no text stays.
 
     Raises:
         ValueError: If it is another text that Python's `float` would read: "1_0", digits of another
@@ -144,7 +152,10 @@ def _encoding(path: Path) -> str:
 def _records(
     path: Path, encoding: str, delimiter: str | None
 ) -> Iterator[Iterator[tuple[int, list[str]]]]:
-    """The rows that hold a value, with their numbers; a line `sep=;` is no row, as in a spreadsheet."""
+    """The rows that hold a value, with their numbers.
+
+    A line `sep=;` is no row, as in a spreadsheet.
+    """
     with path.open(encoding=encoding, newline="") as file:
         said = _said(file)
         if said is None:

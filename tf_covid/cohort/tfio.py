@@ -1,4 +1,6 @@
-"""DICOM decoded inside a `tf.data` graph, by tensorflow-io. An extra: `pip install -e '.[tfio]'`, TensorFlow 2.16.
+"""DICOM decoded inside a `tf.data` graph, by tensorflow-io.
+
+An extra: `pip install -e '.[tfio]'`, TensorFlow 2.16.
 
 `tfio.image.decode_dicom_image` gives what DCMTK would put on a screen: scaled to an unsigned range
 that follows from the header, rounded where the rescale slope is a fraction, windowed or inverted
@@ -22,7 +24,6 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -51,6 +52,7 @@ from tf_covid.scan.dicom.transfer_syntax import (
 from tf_covid.scan.grid import check_size, orient
 from tf_covid.scan.limits import DEFAULT
 from tf_covid.scan.source import DiskFile, workers
+from tf_covid.tensor import Tensor
 
 #: Lossless transfer syntaxes that DCMTK and we decode alike. Of lossy ones, two decoders may round
 #: later slices apart.
@@ -72,12 +74,17 @@ SeriesPath = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 class ExtraMissing(TfCovidError):
-    """A package that is not installed by default is needed; the message names the extra that brings it."""
+    """A package that is not installed by default is needed.
+
+    The message names the extra that brings it.
+    """
 
 
 @dataclass(frozen=True)
 class DicomSeriesFiles:
-    """What the graph needs to know of one series; lists are in the order in which slices are stacked.
+    """What the graph needs to know of one series.
+
+    Lists are in the order in which slices are stacked.
 
     Args:
         files: Paths.
@@ -132,7 +139,9 @@ def dicom_dataset(
 
 
 def read_series_tfio(path: SeriesPath) -> np.ndarray:
-    """One series through the graph: int16 HU (D, H, W), checked like a scan that `tf_covid.read` reads.
+    """One series through the graph.
+
+    Int16 HU (D, H, W), checked like a scan that `tf_covid.read` reads.
 
     Args:
         path: A folder with one series, or its files.
@@ -155,7 +164,7 @@ def read_series_tfio(path: SeriesPath) -> np.ndarray:
     return hu
 
 
-def _decoder() -> Any:
+def _decoder() -> Tensor:
     """`tfio.image.decode_dicom_image`, where it works."""
     way = (
         "pip install -e '.[tfio]' in the checkout, into a virtual environment of its own, or read"
@@ -173,11 +182,10 @@ def _decoder() -> Any:
 
 
 def _prepare(path: SeriesPath) -> DicomSeriesFiles:
-    """Read the headers of a series, order them, and refuse what the graph would not read as our reader does."""
+    """Read and order the headers of a series; refuse what the graph reads otherwise than we."""
     instances, paths = _instances(path)
     best, _, _ = choose(instances, DEFAULT.gap_mm)
-    stack = best.stack
-    assert stack is not None  # choose() raises otherwise
+    stack = best.built()
     for count, what in (
         (len(stack.missing), "slice(s) are missing"),
         (
@@ -320,7 +328,10 @@ def _is_whole(instance: Instance, source: DiskFile) -> bool:
 
 
 def _head(instance: Instance) -> bytes:
-    """A DICOM header up to the pixel data, in the file's own transfer syntax: how the bits lie, and nothing else."""
+    """A DICOM header up to the pixel data, in the file's own transfer syntax.
+
+    How the bits lie, and nothing else.
+    """
     dataset = Dataset()
     dataset.SOPClassUID, dataset.SOPInstanceUID = CTImageStorage, "2.25.1"
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"

@@ -1,4 +1,7 @@
-"""Layers that make a network's input of what the cache holds, on the device: resampling, augmentation, window, mask."""
+"""Layers that make a network's input of what the cache holds, on the device.
+
+Resampling, augmentation, window, mask.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,11 @@ import tensorflow as tf
 from tf_covid.cohort.augment import Augmentation, Draws, affine_matrices, flip, jittered_hu, warp
 from tf_covid.layers import HUWindow, MaskedClip, input_scaling
 from tf_covid.layers.resample import axis_matrix, full_axis_matrix, in_plane
+from tf_covid.tensor import Tensor
 from tf_covid.weights import Preprocessing
 
 
-def unpacked(bits: Any, shape: tuple[int, ...]) -> Any:
+def unpacked(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Packed bits uint8 (N, bytes) → float32 (N, *shape) of 0 and 1."""
     shifts = tf.constant([7, 6, 5, 4, 3, 2, 1, 0], tf.uint8)
     spread = tf.bitwise.bitwise_and(
@@ -52,14 +56,17 @@ class TrainingInput(keras.layers.Layer):
         self.masked = MaskedClip(channels, dtype="float32")
         self.scaling = input_scaling(preprocessing.input_scale, preprocessing.input_offset)
 
-    def spread(self, hu: Any, lungs: Any, lesions: Any, seed: Any, training: bool) -> list[Any]:
+    def spread(
+        self, hu: Tensor, lungs: Tensor, lesions: Tensor, seed: Tensor, training: bool
+    ) -> list[Any]:
         """HU, share of lung and share of disease, each float32 (N, T, h, w).
 
         Args:
             hu: (N, D, H, W).
-            lungs, lesions: uint8 (N, bytes), packed bits.
+            lungs: Lung mask, uint8 (N, bytes), packed bits.
+            lesions: Lesion mask, uint8 (N, bytes), packed bits.
             seed: int32 (N, 2); the first row is what the whole batch is drawn from.
-            training: Change them.
+            training: Whether they are changed at random.
         """
         draws, how = Draws(seed[0]), self.augmentation
         parts = [tf.cast(hu, tf.float32), unpacked(lungs, self.grid), unpacked(lesions, self.grid)]
@@ -72,12 +79,15 @@ class TrainingInput(keras.layers.Layer):
             parts[0] = jittered_hu(draws, parts[0], how)
         return parts
 
-    def finish(self, hu: Any, lungs: Any) -> Any:
+    def finish(self, hu: Tensor, lungs: Tensor) -> Tensor:
         """Window, mask and input scaling, as in the stratifier; (N, T, h, w, channels)."""
         return self.scaling(self.masked(self.window(hu), lungs))
 
-    def _along(self, draws: Draws, count: Any, reach: float) -> Any:
-        """Weights from the record's frames to the clip's; in training from a little further in or out."""
+    def _along(self, draws: Draws, count: Tensor, reach: float) -> Tensor:
+        """Weights from the record's frames to the clip's.
+
+        In training from a little further in or out.
+        """
         depth, frames = self.grid[0], self.clip[0]
         if not reach or depth == 1:
             return full_axis_matrix(frames, depth)
@@ -85,7 +95,7 @@ class TrainingInput(keras.layers.Layer):
         stop = (1.0 + draws.uniform([count], -reach, reach)) * depth
         return axis_matrix(start, stop, frames, depth)
 
-    def _resampled(self, part: Any, along: Any) -> Any:
+    def _resampled(self, part: Tensor, along: Tensor) -> Tensor:
         (depth, height, width), (frames, rows, columns) = self.grid, self.clip
         count = tf.shape(part)[0]
         thin = tf.matmul(along, tf.reshape(part, [count, depth, height * width]))
@@ -125,14 +135,16 @@ class TrainingInput(keras.layers.Layer):
 
 
 class ClipTrainingInput(TrainingInput):
-    """Records of the cache → clips, as the stratifier makes them of a scan; changed at random in training.
+    """Records of the cache → clips, as the stratifier makes them of a scan.
 
-    Input: see `TrainingInput.spread`. Output: clips (N, T, h, w, channels), and the share of disease within
-    their lungs, float32 (N, T, h, w).
+    Changed at random in training.
+
+    Input: see `TrainingInput.spread`. Output: clips (N, T, h, w, channels), and the diseased
+    fraction within their lungs, float32 (N, T, h, w).
     """
 
     def call(
-        self, hu: Any, lungs: Any, lesions: Any, seed: Any, training: bool = False
+        self, hu: Tensor, lungs: Tensor, lesions: Tensor, seed: Tensor, training: bool = False
     ) -> tuple[Any, Any]:
         """Records → clips and their lesions."""
         hu, lungs, lesions = self.spread(hu, lungs, lesions, seed, training)
@@ -140,7 +152,9 @@ class ClipTrainingInput(TrainingInput):
 
 
 class SliceTrainingInput(TrainingInput):
-    """Slices of records → a 2D network's input and the masks that go with it; changed at random in training.
+    """Slices of records → a 2D network's input and the masks that go with it.
+
+    Changed at random in training.
 
     Args:
         grid: Height and width of the records' slices.
@@ -148,8 +162,8 @@ class SliceTrainingInput(TrainingInput):
         masked: Set everything outside the lungs to 0, as in a clip; a lung model sees all.
         **kwargs: See `TrainingInput`; no slice takes its neighbour's place.
 
-    Input: `hu` (N, H, W), and see `TrainingInput.spread`. Output: slices (N, h, w, channels), and the masks
-    of lungs and of disease within them, float32 (N, h, w, 2) of 0 and 1.
+    Input: `hu` (N, H, W), and see `TrainingInput.spread`. Output: slices (N, h, w, channels), and
+    the masks of lungs and of disease within them, float32 (N, h, w, 2) of 0 and 1.
     """
 
     def __init__(
@@ -167,7 +181,7 @@ class SliceTrainingInput(TrainingInput):
         self.masks_lungs = masked
 
     def call(
-        self, hu: Any, lungs: Any, lesions: Any, seed: Any, training: bool = False
+        self, hu: Tensor, lungs: Tensor, lesions: Tensor, seed: Tensor, training: bool = False
     ) -> tuple[Any, Any]:
         """Records → slices and masks."""
         hu, lungs, lesions = self.spread(hu[:, tf.newaxis], lungs, lesions, seed, training)

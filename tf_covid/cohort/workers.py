@@ -8,9 +8,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tf_covid.errors import CohortError
+from tf_covid.tensor import Json
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -58,7 +59,7 @@ def end_with_parent() -> None:
         threading.Thread(target=_outlive, args=(parent,), daemon=True).start()
 
 
-def _outlive(parent: Any) -> None:
+def _outlive(parent: Json) -> None:
     # Waits at a pipe that the parent alone holds open: the system closes it, whatever the parent
     # died of.
     parent.join()

@@ -14,6 +14,7 @@ from tf_covid.study.records import (
     Predictions,
     SlicePredictions,
 )
+from tf_covid.tensor import Tensor
 from tf_covid.training.tasks import score_of
 
 
@@ -37,7 +38,7 @@ def as_predictions(
 
 
 def _scans(
-    task: Any,
+    task: Tensor,
     rows: Sequence[ManifestRow],
     labels: Mapping[str, int],
     answers: Mapping[str, np.ndarray],

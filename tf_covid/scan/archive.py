@@ -130,7 +130,8 @@ def open_zip(path: Path, limits: Limits = DEFAULT) -> Iterator[Members]:
 def unique_names(names: Sequence[str]) -> list[str]:
     """The names, each once.
 
-    The second file of a name lies in a folder `#2` beside the first, so that its ending stays. A header and a data file that are there twice stay beside each other.
+    The second file of a name lies in a folder `#2` beside the first, so that its ending stays. A
+    header and a data file that are there twice stay beside each other.
     """
     taken, result = set(names), []
     seen: dict[str, int] = {}

@@ -1,4 +1,7 @@
-"""The files of an input → what they are: DICOM by patient and study, volumes with their data files, and the rest."""
+"""The files of an input → what they are.
+
+DICOM by patient and study, volumes with their data files, and the rest.
+"""
 
 from __future__ import annotations
 
@@ -147,7 +150,9 @@ def volume_of(source: ScanFile, beside: Callable[[], Mapping[str, ScanFile]]) ->
 
 
 def _was_slice(source: ScanFile, among_slices: bool, same_size: bool) -> bool:
-    """Whether a file that is no image was a slice once: what is left of it says so, or its name, size and place do.
+    """Whether a file that is no image was a slice once.
+
+    What is left of it says so, or its name, size and place do.
 
     Args:
         source: The file.
@@ -186,7 +191,9 @@ def _place(name: str) -> tuple[str, str]:
 
 
 def _read_through(source: ScanFile) -> None:
-    """Read a foreign member of a zip to its end, so that its check sum is asked for: it may be a slice that is damaged.
+    """Read a foreign member of a zip to its end, so that its check sum is asked for.
+
+    It may be a slice that is damaged.
 
     Raises:
         BadZipFile: If the check sum is wrong.

@@ -19,7 +19,7 @@ _HALF_WRITTEN = re.compile(r"\..+\.\d+\.[0-9a-f]{8}\.(old|partial)")
 
 
 def walk(folder: Path) -> tuple[list[DiskFile], Leftovers]:
-    """Every regular file below, in order of its name, without our own answers, whole or half-written.
+    """Every regular file below, in order of its name, without our own answers.
 
     Links to files are followed, links to folders are not: they may run in circles or through a
     whole disk. One that leads to a place below the folder leaves nothing out, any other is counted.

@@ -1,4 +1,4 @@
-"""What the geometry in a header says, held against what else the file says and against what a chest can be."""
+"""Geometry of a header, held against the rest of the file and against what a chest can be."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def no_position() -> QualityFlag:
 
 
 def position_flags(affine: np.ndarray) -> tuple[QualityFlag, ...]:
-    """A warning where a header places the scan metres away: the answer needs no position, but other programs do.
+    """A warning where a header places the scan metres away.
+
+    The answer needs no position, but other programs do.
 
     Args:
         affine: (4, 4), index → mm; finite.
@@ -65,7 +67,7 @@ def position_flags(affine: np.ndarray) -> tuple[QualityFlag, ...]:
 
 
 def in_millimetres(unit: str, factor: float) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:
-    """The matrix that makes a unit of length mm, and the flag that says so where it changes anything.
+    """The matrix that turns a unit of length into mm, and the flag that says so.
 
     Args:
         unit: As it is written.

@@ -1,4 +1,7 @@
-"""What an input holds besides its scans: counted, named with its reason, and never passed over without a word."""
+"""What an input holds besides its scans.
+
+Counted, named with its reason, and never passed over without a word.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +101,10 @@ class Leftovers:
         )
 
     def reasons(self) -> str:
-        """The same in one line, for a refusal; "" if nothing was left out for a reason of its own."""
+        """The same in one line, for a refusal.
+
+        "" if nothing was left out for a reason of its own.
+        """
         names = [
             (field, text) for field, _, _, text in _FLAGS if field not in ("foreign", "copies")
         ]
@@ -222,7 +228,10 @@ _FLAGS: tuple[tuple[str, str, Level, str], ...] = (
 
 
 def what_it_is(source: ScanFile) -> str:
-    """What a file that is no scan is instead, and what to do with it, in a sentence; general if its kind is unknown."""
+    """What a file that is no scan is instead, and what to do with it, in a sentence.
+
+    General if its kind is unknown.
+    """
     with source.open() as stream:
         head = stream.read(_HEAD_BYTES)
     for kind, at, begin in _BEGINS:

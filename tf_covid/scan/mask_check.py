@@ -1,4 +1,7 @@
-"""The check of masks, one for files, arrays and manifests: their values and what lies under them."""
+"""The check of masks, one for files, arrays and manifests.
+
+Their values and what lies under them.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +121,8 @@ def inside(slab: np.ndarray, labels: Sequence[float]) -> np.ndarray:
     if labels:
         return np.asarray(np.isin(slab, labels))
     # NaN differs from all, itself too.
-    return (slab != 0) & (slab == slab) if slab.dtype.kind == "f" else slab != 0
+    inside = (slab != 0) & (slab == slab) if slab.dtype.kind == "f" else slab != 0
+    return np.asarray(inside)
 
 
 def accept(values: MaskValues, labels: Sequence[float] = (), *, lesions: bool = False) -> None:

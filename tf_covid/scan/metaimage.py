@@ -250,7 +250,10 @@ def _shape(header: MetaHeader, limits: Limits) -> tuple[int, int, int]:
 
 
 def _dtype(header: MetaHeader, held: int, shape: tuple[int, int, int]) -> np.dtype:
-    """The type of a stored voxel. LONG has 4 bytes, but 8 where old 64-bit programs wrote it: the length tells."""
+    """The type of a stored voxel.
+
+    LONG has 4 bytes, but 8 where old 64-bit programs wrote it: the length tells.
+    """
     name = header.fields.get("elementtype", "")
     if name not in _TYPES:
         raise refusal(
@@ -263,7 +266,7 @@ def _dtype(header: MetaHeader, held: int, shape: tuple[int, int, int]) -> np.dty
 
 
 def _begin(header: MetaHeader, local: int) -> tuple[int, bool]:
-    """First byte of the voxels in the file that holds them, and whether they are its last bytes instead."""
+    """First byte of the voxels in their file, and whether they are its last bytes instead."""
     text = header.fields.get("headersize", "0")
     if not re.fullmatch(r"-1|\d{1,9}", text):
         raise refusal("bad_header", "The MetaImage header states a HeaderSize that is none.")
@@ -379,7 +382,7 @@ def _one_of(
 
 
 def _against(letters: str, affine: np.ndarray) -> str:
-    """How AnatomicalOrientation ("RAI": the axes come from right, front and below) contradicts the matrix."""
+    """How AnatomicalOrientation ("RAI": from right, front and below) contradicts the matrix."""
     if (
         len(letters) != 3
         or len({_LETTERS[letter][0] for letter in letters if letter in _LETTERS}) != 3

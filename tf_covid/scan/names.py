@@ -72,7 +72,10 @@ def _stem(name: str) -> str:
 
 
 def _safe(name: str) -> str:
-    """ASCII letters, digits, `.`, `_` and `-`; no leading dot, so that it is neither hidden nor a way upwards."""
+    """ASCII letters, digits, `.`, `_` and `-`.
+
+    No leading dot, so that it is neither hidden nor a way upwards.
+    """
     ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9._-]+", "_", ascii_name).strip("._-")
 
@@ -86,7 +89,10 @@ def _hashed(group: Sequence[Instance]) -> str:
 
 
 def unique(names: Sequence[str]) -> list[str]:
-    """The names, each once, with a number behind the second of a name; upper and lower case are the same."""
+    """The names, each once, with a number behind the second of a name.
+
+    Upper and lower case are the same.
+    """
     taken: set[str] = set()
     result = []
     for name in names:

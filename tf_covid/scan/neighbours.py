@@ -1,4 +1,7 @@
-"""Each slice against its neighbours: one slice of other values or of another content shows there, not in the whole."""
+"""Each slice against its neighbours.
+
+One slice of other values or of another content shows there, not in the whole.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +86,9 @@ def neighbour_flags(hu: np.ndarray, axis: int = 0) -> tuple[QualityFlag, ...]:
 
 
 def _repeated(slices: np.ndarray, told: np.ndarray, sample: np.ndarray) -> tuple[QualityFlag, ...]:
-    """A warning where two places of the scan hold the same voxels: noise never repeats itself, copies do.
+    """A warning where two places of the scan hold the same voxels.
+
+    Noise never repeats itself, copies do.
 
     Args:
         slices: int16 (slices, rows, columns).
@@ -105,7 +110,7 @@ def _repeated(slices: np.ndarray, told: np.ndarray, sample: np.ndarray) -> tuple
 
 
 def _shifted(sample: np.ndarray, next_one: np.ndarray) -> list[float]:
-    """The jumps, in HU, between neighbours whose air and tissue both moved, or of one slice against two like ones."""
+    """Jumps in HU between neighbours whose air and tissue moved, or of one slice against two."""
     jumps: list[float] = []
     # Medians are dear: only where the slices differ more than most do.
     looked = np.flatnonzero(
@@ -139,7 +144,9 @@ def _common_shift(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _between_shift(before: np.ndarray, middle: np.ndarray, after: np.ndarray) -> float:
-    """How far the soft tissue that both neighbours show moved in the slice between; 0 if it did not.
+    """How far the soft tissue that both neighbours show moved in the slice between.
+
+    0 if it did not.
 
     Air alone may move: a coronal slice may lie in the table.
     """
@@ -158,7 +165,7 @@ def _moved(differences: np.ndarray) -> float:
 
 
 def _odd_ends(next_one: np.ndarray) -> list[int]:
-    """The first or last slice, if it is much further from its neighbour than the next ones are from theirs."""
+    """The first or last slice, if it is much further from its neighbour than the next ones."""
     if len(next_one) < 4:
         return []
     least = 2 * _APART_HU

@@ -1,4 +1,4 @@
-"""NIfTI (`.nii`, `.nii.gz`, `.hdr` with `.img`) and Analyze 7.5 in, and label or map volumes out on the source's grid.
+"""NIfTI and Analyze 7.5 in; label and map volumes out, on the grid of their source.
 
 The voxels are streamed: a compressed file is never unpacked beyond what its header declares, and a
 float64 file costs one slab more than the int16 scan.
@@ -118,7 +118,9 @@ def read_header(stream: Unpacked) -> NiftiHeader:
 
 
 def _skip_to(stream: Unpacked, header: NiftiHeader, offset: int) -> None:
-    """Pass over the extensions between header and voxels; where they announce themselves, they end before the voxels.
+    """Pass over the extensions between header and voxels.
+
+    Where they announce themselves, they end before the voxels.
 
     Raises:
         ScanRefused: `bad_header`, `truncated_file`.

@@ -98,10 +98,12 @@ class NiftiHeader:
                 f" bitpix says {bits}."
             )
             raise refusal("bad_header", message, bits)
-        return dtype
+        return np.dtype(dtype)
 
     def scaling(self) -> tuple[float, float, tuple[QualityFlag, ...]]:
-        """scl_slope, scl_inter, and what is odd about them; a slope of 0 or NaN means that nothing is scaled.
+        """scl_slope, scl_inter, and what is odd about them.
+
+        A slope of 0 or NaN means that nothing is scaled.
 
         Raises:
             ScanRefused: `bad_header` if one of them is infinite, or the intercept of a slope is no
@@ -161,7 +163,9 @@ class NiftiHeader:
         return int(offset) or least
 
     def affine(self) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:
-        """(4, 4), stored index → RAS mm, by the sform, else the qform, else the order of storage; and what is odd.
+        """(4, 4), stored index → RAS mm, by the sform, else the qform, else the order of storage.
+
+        And what is odd.
 
         Raises:
             ScanRefused: `bad_affine`.
@@ -237,14 +241,20 @@ class NiftiHeader:
         return affine
 
     def _base(self) -> np.ndarray:
-        """What nibabel and Analyze assume: the first axis runs to the left, the second to the front, up the third."""
+        """What nibabel and Analyze assume.
+
+        The first axis runs to the left, the second to the front, up the third.
+        """
         size = np.abs(np.array(self.fields["pixdim"][1:4], dtype=np.float64)) * [-1.0, 1.0, 1.0]
         affine = np.diag([*size, 1.0])
         affine[:3, 3] = -size * (np.array(self.fields["dim"][1:4], dtype=np.float64) - 1) / 2
         return affine
 
     def _against(self, sform: np.ndarray, qform: np.ndarray | None) -> tuple[QualityFlag, ...]:
-        """Where sform, qform and pixdim say different things: nibabel takes the sform, ITK the size from pixdim."""
+        """Where sform, qform and pixdim say different things.
+
+        Nibabel takes the sform, ITK the size from pixdim.
+        """
         size = np.array(self.fields["pixdim"][1:4], dtype=np.float64)
         if not (np.isfinite(size).all() and (size > 0).all()):
             text = "pixdim states no size of the voxels"
@@ -323,7 +333,7 @@ def parse(block: bytes) -> NiftiHeader | None:
 
 
 def _byte_order(block: bytes, length: int, *, named: bool) -> Literal["<", ">"] | None:
-    """By `sizeof_hdr`; where that is neither, by `dim[0]`, as nibabel does for files that are named by their magic."""
+    """Byte order by `sizeof_hdr`; where that is neither, by `dim[0]`, as nibabel does."""
     for order, word in (("<", "little"), (">", "big")):
         if int.from_bytes(block[:4], word) == length:  # type: ignore[arg-type]
             return order  # type: ignore[return-value]

@@ -244,7 +244,10 @@ def open_nrrd(
 
 
 def _from_the_end(layout: Layout, held: int) -> tuple[int, tuple[QualityFlag, ...]]:
-    """`byte skip: -1`: the voxels are the last bytes. How many there should be is then not to be checked."""
+    """`byte skip: -1`: the voxels are the last bytes.
+
+    How many there should be is then not to be checked.
+    """
     if layout.coding != "raw":
         raise refusal("bad_header", "byte skip −1 is for raw voxels only (NRRD definition).")
     before = held - layout.needed

@@ -1,4 +1,7 @@
-"""Where an NRRD file places its voxels: space, directions, spacings and origin in words of the format → RAS mm."""
+"""Where an NRRD file places its voxels.
+
+Space, directions, spacings and origin in words of the format → RAS mm.
+"""
 
 from __future__ import annotations
 
@@ -127,7 +130,10 @@ def _origin(fields: dict[str, str]) -> np.ndarray:
 def _spacings(
     fields: dict[str, str], sizes: tuple[int, ...], axes: tuple[int, int, int]
 ) -> tuple[list[float], tuple[QualityFlag, ...]]:
-    """Mm of the axes in space: `spacings`, else `axis mins` and `axis maxs`, else 1, as ITK assumes."""
+    """Mm of the axes in space.
+
+    `spacings`, else `axis mins` and `axis maxs`, else 1, as ITK assumes.
+    """
     spacings = _numbers(fields, "spacings", len(sizes))
     if spacings is not None:
         used = [abs(spacings[axis]) for axis in axes]
@@ -172,7 +178,10 @@ def _numbers(fields: dict[str, str], name: str, count: int) -> list[float] | Non
 def _units(
     fields: dict[str, str], axes: tuple[int, int, int]
 ) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:
-    """`space units` belong to `space directions`, `units` to `spacings`; one unit for all three axes."""
+    """`space units` belong to `space directions`, `units` to `spacings`.
+
+    One unit for all three axes.
+    """
     directed = "spacedirections" in fields
     words = re.findall(r'"([^"]*)"', fields.get("spaceunits" if directed else "units", ""))
     used = words[:3] if directed else [words[axis] for axis in axes if axis < len(words)]

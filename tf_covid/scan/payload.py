@@ -49,7 +49,10 @@ class _Unpacker(Protocol):
 
 
 class _Zlib:
-    """A zlib decompressor with the interface of bz2's: it keeps the input that it has not used yet."""
+    """A zlib decompressor with the interface of bz2's.
+
+    It keeps the input that it has not used yet.
+    """
 
     def __init__(self, wbits: int) -> None:
         self._inner = zlib.decompressobj(wbits)
@@ -84,7 +87,9 @@ _MAGICS = {"gzip": (b"\x1f\x8b",), "zlib": (), "bzip2": (b"BZh",)}
 
 
 class Unpacked:
-    """A stream of voxel bytes, unpacked as they are asked for; several gzip or bzip2 streams in a row are one.
+    """A stream of voxel bytes, unpacked as they are asked for.
+
+    Several gzip or bzip2 streams in a row are one.
 
     Args:
         raw: At the first packed byte.
@@ -102,7 +107,7 @@ class Unpacked:
         self._ended = False
 
     def unpack_at_once(self, size: int) -> bytearray | None:
-        """Unpack a zlib stream of exactly `size` bytes with libdeflate, in half of zlib's time, where memory allows.
+        """Unpack a zlib stream of exactly `size` bytes with libdeflate, in half of zlib's time.
 
         libdeflate says neither what is wrong with a stream nor what lies behind it: anything but a
         whole stream with its checksum at the very end gives None, and is left to be read piece by
@@ -262,7 +267,10 @@ class Layout:
 
     @property
     def tolerated(self) -> int:
-        """Most bytes behind the voxels that are padding: less than a row or 512 bytes, and less than a slice."""
+        """Most bytes behind the voxels that are padding.
+
+        Less than a row or 512 bytes, and less than a slice.
+        """
         row = self.shape[0] * self.dtype.itemsize
         return min(max(row, _PADDING), row * self.shape[1]) - 1
 
@@ -283,7 +291,9 @@ class Layout:
 
 
 class Slabs(Iterator[np.ndarray]):
-    """The planes of a volume in the order of the file, scaled; the last is given out after all checks.
+    """The planes of a volume in the order of the file, scaled.
+
+    The last is given out after all checks.
 
     `quality_flags` tells, after the last one, what lay behind the voxels.
     """

@@ -1,7 +1,8 @@
 """The reader in a process of its own, which may crash, hang or eat memory alone.
 
-A case that the process dies of is refused. The process is a fresh interpreter that imports the scan room only, never TensorFlow. Voxels come
-back through a file without a name in shared memory; everything else is small.
+A case that the process dies of is refused. The process is a fresh interpreter that imports the scan
+room only, never TensorFlow. Voxels come back through a file without a name in shared memory;
+everything else is small.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from tf_covid.scan.check import Checked, check_case
 from tf_covid.scan.limits import DEFAULT, Limits
 from tf_covid.scan.names import case_names
 from tf_covid.scan.scan import Scan
+from tf_covid.tensor import Json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -167,7 +169,7 @@ class Reader:
             flags = (QualityFlag("reader_failed", "error", str(lost)), *case.quality_flags)
             return Checked(case.name, "refused", flags, 0.0)
 
-    def _ask(self, job: str, about: Any) -> tuple[Any, Any]:
+    def _ask(self, job: str, about: Json) -> tuple[Any, Any]:
         self.start()
         line = self._line
         if line is None:
@@ -242,7 +244,7 @@ def _voxels(scan: Scan, file: int) -> np.ndarray:
     return np.frombuffer(memory, dtype=np.int16).reshape(canonical)
 
 
-def _send(line: socket.socket, message: Any, file: int | None = None) -> None:
+def _send(line: socket.socket, message: Json, file: int | None = None) -> None:
     data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
     head = _HEAD.pack(len(data), file is not None)
     if file is None:
@@ -267,7 +269,8 @@ def _receive(line: socket.socket) -> tuple[Any, int | None]:
         if not count:
             raise EOFError("the other side has gone")
         at += count
-    return pickle.loads(data), files[0] if files else None
+    # What our own child wrote into our own pipe.
+    return pickle.loads(data), files[0] if files else None  # noqa: S301
 
 
 def serve(line: int, ended: int) -> None:
@@ -293,7 +296,7 @@ def serve(line: int, ended: int) -> None:
                 _send(there, answer, file)
 
 
-def _work(job: str, about: Any) -> tuple[Any, np.ndarray | None]:
+def _work(job: str, about: Json) -> tuple[Any, np.ndarray | None]:
     import numpy as np
 
     try:
@@ -318,7 +321,7 @@ def _work(job: str, about: Any) -> tuple[Any, np.ndarray | None]:
 
 
 @contextlib.contextmanager
-def _shared(voxels: np.ndarray) -> Any:
+def _shared(voxels: np.ndarray) -> Json:
     """Descriptor of an unnamed open file that holds the voxels, in memory where possible."""
     data = voxels.reshape(-1).view("u1").data
     with contextlib.ExitStack() as stack:
@@ -333,7 +336,7 @@ def _shared(voxels: np.ndarray) -> Any:
         yield file
 
 
-def _limit(job: str, about: Any, memory_bytes: int) -> None:
+def _limit(job: str, about: Json, memory_bytes: int) -> None:
     """Bound address space and processor time for the next job."""
     limits = about[1] if job == "find" else about.limits
     with contextlib.suppress(
@@ -351,7 +354,7 @@ def _lower(kind: int, value: int) -> None:
     resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
-def _megabytes(job: str, about: Any) -> float:
+def _megabytes(job: str, about: Json) -> float:
     """Size of the files of a job, in MB; what cannot be asked counts nothing."""
     path = about[0] if job == "find" else about.path
     with contextlib.suppress(OSError):

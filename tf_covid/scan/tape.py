@@ -16,13 +16,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from tf_covid.scan.archive import Members, check_names, unique_names
 from tf_covid.scan.checks import refusal
 from tf_covid.scan.leftovers import Leftovers
 from tf_covid.scan.limits import DEFAULT, Limits
 from tf_covid.scan.source import ScanFile
+from tf_covid.tensor import Tensor
 
 #: What `tarfile` raises on heads that make no sense.
 _HEAD_ERRORS = (
@@ -65,7 +66,10 @@ class TarMember:
 
 
 class _Part(io.RawIOBase):
-    """A seekable stream of a part; it has a position of its own, so that threads may read one file."""
+    """A seekable stream of a part.
+
+    It has a position of its own, so that threads may read one file.
+    """
 
     def __init__(self, part: TarMember) -> None:
         self._part, self._at = part, 0
@@ -84,7 +88,7 @@ class _Part(io.RawIOBase):
     def tell(self) -> int:
         return self._at
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: Tensor) -> int:
         wanted = max(0, min(len(buffer), self._part.size - self._at))
         data = os.pread(self._part.file, wanted, self._part.begin + self._at)
         if wanted and not data:
@@ -142,7 +146,10 @@ def open_tar(path: Path, limits: Limits = DEFAULT) -> Iterator[Members]:
 
 
 def _unpack(path: Path, out: BinaryIO, limits: Limits) -> bool:
-    """Write what a gzip file holds, within bounds and with its check sums; true if bytes follow that are no gzip."""
+    """Write what a gzip file holds, within bounds and with its check sums.
+
+    True if bytes follow that are no gzip.
+    """
     most = limits.archive_bytes + limits.archive_members * _HEADS_BYTES
     total = 0
     unpacker, begun = zlib.decompressobj(31), False
@@ -233,7 +240,10 @@ def _members(stream: BinaryIO, limits: Limits) -> Members:
 
 
 def _padding_is_used(stream: BinaryIO, files: Sequence[tarfile.TarInfo]) -> bool:
-    """Whether anything but zeros fills the last block of a member: bytes that were put in push others there."""
+    """Whether anything but zeros fills the last block of a member.
+
+    Bytes that were put in push others there.
+    """
     for info in files:
         end = info.offset_data + info.size
         if any(os.pread(stream.fileno(), -end % _BLOCK, end)):
@@ -254,7 +264,7 @@ def _check_size(count: int, total: int, limits: Limits) -> None:
 
 
 def _end(stream: BinaryIO, end: int, size: int) -> tuple[bool, int]:
-    """Whether the empty block at the end of a tar is missing, and how many heads of members lie behind it."""
+    """Whether a tar lacks its empty last block, and how many heads of members lie behind it."""
     stream.seek(end)
     if any(block := stream.read(_BLOCK)) or not block:
         return True, 0
@@ -269,7 +279,10 @@ def _end(stream: BinaryIO, end: int, size: int) -> tuple[bool, int]:
 
 
 def _sum_is_right(head: bytes) -> bool:
-    """Whether a block is the head of a member: its bytes add up to the number that it holds (POSIX ustar)."""
+    """Whether a block is the head of a member.
+
+    Its bytes add up to the number that it holds (POSIX ustar).
+    """
     text = head[148:156].strip(b" \0")
     try:
         return int(text, 8) == sum(head[:148]) + 8 * 32 + sum(head[156:])
@@ -278,7 +291,10 @@ def _sum_is_right(head: bytes) -> bool:
 
 
 def _unexpected_members(infos: Sequence[tarfile.TarInfo]) -> int:
-    """Links, devices, sparse files, folders that hold data; a link to a regular member of the tar loses nothing."""
+    """Links, devices, sparse files, folders that hold data.
+
+    A link to a regular member of the tar loses nothing.
+    """
     regular = {info.name for info in infos if info.isreg() and not info.issparse()}
     count = 0
     for info in infos:

@@ -1,4 +1,7 @@
-"""Voxels that are written as text: hexadecimal digits or decimal numbers (NRRD's encodings hex and text)."""
+"""Voxels that are written as text.
+
+Hexadecimal digits or decimal numbers (NRRD's encodings hex and text).
+"""
 
 from __future__ import annotations
 

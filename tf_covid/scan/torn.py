@@ -52,7 +52,7 @@ def _flag(count: int) -> QualityFlag:
 
 
 def _one_scan(parts: Sequence[Sequence[Instance]]) -> bool:
-    """Whether parts of equal matrix and direction lie within or right behind each other, with no place in common."""
+    """Whether parts of equal matrix and direction continue each other, with no place in common."""
     alike = {
         (
             one.rows,

@@ -37,7 +37,9 @@ def is_volume(name: str) -> bool:
 
 
 def kind_of(head: bytes, name: str = "") -> str | None:
-    """The format that a file's first bytes show: "NIfTI" (with Analyze 7.5 in a `.hdr`), "NRRD" or "MetaImage".
+    """The format that a file's first bytes show.
+
+    "NIfTI" (with Analyze 7.5 in a `.hdr`), "NRRD" or "MetaImage".
 
     Args:
         head: The first `HEAD_BYTES` bytes, compressed or not.
@@ -59,7 +61,9 @@ def kind_of(head: bytes, name: str = "") -> str | None:
 
 
 def data_file_of(source: ScanFile) -> str | None:
-    """The bare name of the file beside `source` that holds its voxels; None if `source` holds them itself.
+    """The bare name of the file beside `source` that holds its voxels.
+
+    None if `source` holds them itself.
 
     Raises:
         ScanRefused: If the header cannot be read, or names anything but one file in its own folder.
@@ -99,7 +103,10 @@ def _bare(name: str | None) -> str | None:
 
 
 def _data(sources: Sequence[ScanFile]) -> ScanFile | None:
-    """The data file of a header: handed over, or found beside it; never a link, never in another folder."""
+    """The data file of a header: handed over, or found beside it.
+
+    Never a link, never in another folder.
+    """
     header = sources[0]
     if not header.name.lower().endswith(_HEADERS) or (name := data_file_of(header)) is None:
         return None

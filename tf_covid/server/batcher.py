@@ -1,4 +1,7 @@
-"""The queue in front of the models: bounded, with a time limit for each request, and batches of clips."""
+"""The queue in front of the models.
+
+Bounded, with a time limit for each request, and batches of clips.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +118,10 @@ class Batcher:
         return request
 
     def drop(self, request: PendingRequest) -> None:
-        """Forget a request that nobody waits for any more. One that is being computed is finished, unseen."""
+        """Forget a request that nobody waits for any more.
+
+        One that is being computed is finished, unseen.
+        """
         with self._changed:
             if request in self._waiting:
                 self._waiting.remove(request)
@@ -138,7 +144,9 @@ class Batcher:
             self.drop(request)
 
     def close(self, grace_s: float) -> bool:
-        """Take no more requests, and finish those that are here; False if that took longer than the grace time.
+        """Take no more requests, and finish those that are here.
+
+        False if that took longer than the grace time.
 
         A computation cannot be interrupted: whoever waits for one that goes on hears that the
         server is stopping.
@@ -252,7 +260,10 @@ class Batcher:
 
 
 def _begins(request: PendingRequest) -> bool:
-    """Whether somebody still waits for an answer; not for one that was cancelled, or that `close` has answered."""
+    """Whether somebody still waits for an answer.
+
+    Not for one that was cancelled, or that `close` has answered.
+    """
     if request.future.done():
         return False
     try:
@@ -279,7 +290,10 @@ def too_slow() -> TooSlow:
 def _batch_key(
     version: Version, runner: SignatureRunner, inputs: Arrays
 ) -> tuple[int, tuple[object, ...] | None]:
-    """Rows of a request, and what it must share with another to be computed together; None: nothing will do."""
+    """Rows of a request, and what it must share with another to be computed together.
+
+    None: nothing will do.
+    """
     rows = {len(array) if array.ndim else -1 for array in inputs.values()}
     if len(rows) != 1 or not runner.batchable or not (count := rows.pop()) > 0:
         return 1, None

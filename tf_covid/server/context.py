@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import Any
 
 from google.protobuf import any_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
@@ -15,6 +14,7 @@ from tf_covid.server.metrics import Metrics
 from tf_covid.server.repository import Repository
 from tf_covid.server.servable import Version
 from tf_covid.server.settings import ServerSettings
+from tf_covid.tensor import Message
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ServerContext:
         if self.closed.is_set():
             raise Unavailable("the server is stopping")
 
-    def status(self, name: str, version: int | None) -> Any:
+    def status(self, name: str, version: int | None) -> Message:
         """`GetModelStatusResponse` of a model, or of one of its versions.
 
         Raises:
@@ -60,7 +60,7 @@ class ServerContext:
         return response
 
 
-def signature_map(version: Version) -> Any:
+def signature_map(version: Version) -> Message:
     """`SignatureDefMap` of a version."""
     signatures = get_model_metadata_pb2.SignatureDefMap()
     for name, definition in version.signature_defs.items():
@@ -68,7 +68,7 @@ def signature_map(version: Version) -> Any:
     return signatures
 
 
-def metadata(version: Version) -> Any:
+def metadata(version: Version) -> Message:
     """`GetModelMetadataResponse` of a version."""
     response = get_model_metadata_pb2.GetModelMetadataResponse()
     response.model_spec.name = version.name

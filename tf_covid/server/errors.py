@@ -1,4 +1,7 @@
-"""Why a request is not answered: one class for each reason, with its HTTP status and its gRPC code."""
+"""Why a request is not answered.
+
+One class for each reason, with its HTTP status and its gRPC code.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ from tf_covid.errors import ServingError
 
 
 class RequestError(ServingError):
-    """A request that is not answered; the text goes to who asked. Subclasses say with which codes."""
+    """A request that is not answered; the text goes to who asked.
+
+    Subclasses say with which codes.
+    """
 
     http: ClassVar[int] = 500
     grpc: ClassVar[str] = "INTERNAL"
@@ -37,7 +43,7 @@ class Unauthenticated(RequestError):
 
 
 class Forbidden(RequestError):
-    """A web page of another site that asks through somebody's browser, perhaps with its own name for this machine."""
+    """A web page of another site that asks through somebody's browser."""
 
     http, grpc = 403, "PERMISSION_DENIED"
 

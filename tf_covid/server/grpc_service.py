@@ -29,6 +29,7 @@ from tf_covid.server.errors import (
 )
 from tf_covid.server.http.middleware import is_token
 from tf_covid.server.metrics import UNKNOWN
+from tf_covid.tensor import Message
 
 _LOG = logging.getLogger("tf_covid.server")
 
@@ -87,14 +88,15 @@ class AuthInterceptor(grpc.ServerInterceptor):
         self._token = token
 
     def intercept_service(
-        self, continuation: Callable[[Any], Any], handler_call_details: Any
-    ) -> Any:
+        self, continuation: Callable[[Any], Any], handler_call_details: Message
+    ) -> Message:
+        """Hand a call on if it brings the token, and refuse it otherwise."""
         given = dict(handler_call_details.invocation_metadata).get("authorization", b"")
         header = given.encode("utf-8", "replace") if isinstance(given, str) else given
         if is_token(header, self._token):
             return continuation(handler_call_details)
 
-        def refuse(requests: Any, context: Any) -> None:
+        def refuse(requests: Message, context: grpc.ServicerContext) -> None:
             context.abort(
                 grpc.StatusCode.UNAUTHENTICATED,
                 "a token is needed: metadata authorization: Bearer …",
@@ -106,7 +108,9 @@ class AuthInterceptor(grpc.ServerInterceptor):
 
 
 class _Reader:
-    """Reads the message of a call: in time, and bounded in what all calls together hold, as `body.Reader`.
+    """Reads the message of a call.
+
+    In time, and bounded in what all calls together hold, as `body.Reader`.
 
     Args:
         most: Largest message, in bytes.
@@ -120,11 +124,13 @@ class _Reader:
         self._lock = threading.Lock()
 
     @contextmanager
-    def read(self, kind: Any, messages: Iterator[bytes], context: Any) -> Iterator[Any]:
+    def read(
+        self, kind: Message, messages: Iterator[bytes], context: grpc.ServicerContext
+    ) -> Iterator[Any]:
         """A message, which counts as being here until the block ends.
 
         Raises:
-            RequestError: If there is none, it is none of its kind, or the memory for messages is full.
+            RequestError: If there is none, it is of another kind, or too many large ones are here.
         """
         timer = threading.Timer(self._limit_s, context.cancel)
         timer.daemon = True
@@ -200,7 +206,7 @@ class _Prediction:
         self._server_context = server
         self._reader = reader
 
-    def predict(self, messages: Iterator[bytes], context: Any) -> Any:
+    def predict(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Message:
         """Answer a `PredictRequest`."""
         asked = time.monotonic()
         labels = _Labels()
@@ -214,11 +220,13 @@ class _Prediction:
             )
         return _sent(response, context)
 
-    def _read_and_predict(self, messages: Iterator[bytes], context: Any, labels: _Labels) -> Any:
+    def _read_and_predict(
+        self, messages: Iterator[bytes], context: grpc.ServicerContext, labels: _Labels
+    ) -> Message:
         with self._reader.read(predict_pb2.PredictRequest, messages, context) as request:
             return self._predict(request, context, labels)
 
-    def _predict(self, request: Any, context: Any, labels: _Labels) -> Any:
+    def _predict(self, request: Message, context: grpc.ServicerContext, labels: _Labels) -> Message:
         server = self._server_context
         server.check_open()
         # A client without a deadline has all the time in the world, which gRPC tells as None or as
@@ -257,10 +265,10 @@ class _Prediction:
                 )
             return response
 
-    def metadata(self, messages: Iterator[bytes], context: Any) -> Any:
+    def metadata(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Message:
         """Answer a `GetModelMetadataRequest`."""
 
-        def tell() -> Any:
+        def tell() -> Message:
             with self._reader.read(
                 get_model_metadata_pb2.GetModelMetadataRequest, messages, context
             ) as request:
@@ -282,10 +290,10 @@ class _Models:
         self._server_context = server
         self._reader = reader
 
-    def status(self, messages: Iterator[bytes], context: Any) -> Any:
+    def status(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Message:
         """Answer a `GetModelStatusRequest`."""
 
-        def tell() -> Any:
+        def tell() -> Message:
             with self._reader.read(
                 get_model_status_pb2.GetModelStatusRequest, messages, context
             ) as request:
@@ -294,7 +302,7 @@ class _Models:
         return _sent(_guarded(tell), context)
 
 
-def _guarded(call: Callable[[], Any]) -> Any:
+def _guarded(call: Callable[[], Any]) -> Message:
     """A call's answer, or the fault that it raised."""
     try:
         return call()
@@ -307,18 +315,18 @@ def _guarded(call: Callable[[], Any]) -> Any:
         return Failed("internal error")
 
 
-def _sent(answer: Any, context: Any) -> Any:
+def _sent(answer: Message, context: grpc.ServicerContext) -> Message:
     if isinstance(answer, RequestError):
         context.abort(grpc.StatusCode[answer.grpc], str(answer))
     return answer
 
 
-def _not_served(messages: Iterator[bytes], context: Any) -> NoReturn:
+def _not_served(messages: Iterator[bytes], context: grpc.ServicerContext) -> NoReturn:
     context.abort(grpc.StatusCode.UNIMPLEMENTED, "not served here; use Predict")
     raise AssertionError("abort raises")
 
 
-def _asked(spec: Any) -> tuple[str, int | None]:
+def _asked(spec: Message) -> tuple[str, int | None]:
     """Name and version of a `ModelSpec`."""
     if not spec.name:
         raise InvalidArgument("Missing ModelSpec.name in request")
@@ -327,7 +335,7 @@ def _asked(spec: Any) -> tuple[str, int | None]:
     return spec.name, spec.version.value if spec.HasField("version") else None
 
 
-def _wanted(names: Any, outputs: Any) -> list[str]:
+def _wanted(names: Message, outputs: Message) -> list[str]:
     """The outputs that are to be sent: those of the filter, or all."""
     for name in names:
         if name not in outputs:

@@ -71,10 +71,11 @@ class Metrics:
         """Count a prediction.
 
         Args:
-            model, signature: Names that exist, or `UNKNOWN`.
+            model: Name of a served model, or `UNKNOWN`.
+            signature: Name of a signature of it, or `UNKNOWN`.
             protocol: "rest" or "grpc".
             code: HTTP status, or gRPC's name of the code.
-            seconds: From the request to its answer.
+            seconds: Time from the request to its answer.
         """
         self._requests.labels(model, signature, protocol, code).inc()
         self._seconds.labels(model, signature, protocol).observe(seconds)

@@ -265,7 +265,10 @@ class Repository:
             self._changed.notify_all()
 
     def _forget(self, found: set[str]) -> None:
-        """Forget old versions that have ended, and all but the last models that are gone; and free what they held."""
+        """Forget old versions that have ended, and all but the last models that are gone.
+
+        And free what they held.
+        """
         with self._changed:
             gone = [name for name in self._models if name not in found]
             for name in gone[:-_REMEMBERED]:
@@ -295,7 +298,10 @@ def _names(folder: Path) -> set[str] | None:
 
 
 def _may_be_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder, or cannot be looked at now: then what is loaded from it stays."""
+    """Whether an entry is a folder, or cannot be looked at now.
+
+    Then what is loaded from it stays.
+    """
     try:
         return entry.is_dir()
     except OSError:
@@ -303,7 +309,7 @@ def _may_be_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _versions(folder: Path) -> set[int]:
-    """Numbers of the versions that are there, and of those that cannot be looked at, which loading will tell.
+    """Numbers of the versions that are there, and of those that cannot be looked at.
 
     Raises:
         OSError: If the folder cannot be read.

@@ -21,6 +21,7 @@ from tf_covid.export import graph_ops
 from tf_covid.server import tensor_proto
 from tf_covid.server.errors import Failed, InvalidArgument, OutOfMemory, RequestError
 from tf_covid.server.tensor_spec import TensorSpec
+from tf_covid.tensor import Message
 from tf_covid.weights import Contract
 from tf_covid.weights.contract import check_trained
 
@@ -58,7 +59,10 @@ class SignatureRunner:
 
     @property
     def batchable(self) -> bool:
-        """Whether rows of several requests may be computed together: those of a clip, each for itself."""
+        """Whether rows of several requests may be computed together.
+
+        Those of a clip, each for itself.
+        """
         clips = self.name == "classify_clip" or (
             self.name == DEFAULT and set(self.inputs) == {"clip"}
         )
@@ -114,7 +118,9 @@ class SignatureRunner:
 
 
 class Version:
-    """A loaded version of a model. Whoever uses it holds a lease; once retired, the last one to leave drops it.
+    """A loaded version of a model.
+
+    Whoever uses it holds a lease; once retired, the last one to leave drops it.
 
     Args:
         name: Of the model.
@@ -130,7 +136,7 @@ class Version:
         number: int,
         runners: Mapping[str, SignatureRunner],
         signature_defs: Mapping[str, Any],
-        loaded: Any,
+        loaded: Message,
     ) -> None:
         self.name = name
         self.number = number
@@ -169,7 +175,10 @@ class Version:
             self.release()
 
     def hold(self) -> None:
-        """Keep it loaded until `release`. Only the repository, or who holds a lease, may do this."""
+        """Keep it loaded until `release`.
+
+        Only the repository, or who holds a lease, may do this.
+        """
         with self._lock:
             self._leases += 1
 
@@ -180,7 +189,10 @@ class Version:
         self._drop_if_drained()
 
     def retire(self, when_drained: Callable[[], None]) -> None:
-        """Drop it as soon as nobody holds a lease, then call back. No new leases after this but by who holds one."""
+        """Drop it as soon as nobody holds a lease, then call back.
+
+        No new leases after this but by who holds one.
+        """
         with self._lock:
             self._when_drained = when_drained
         self._drop_if_drained()
@@ -237,7 +249,10 @@ def load(name: str, number: int, folder: Path) -> Version:
 
 
 def _check_head(card: Path) -> None:
-    """Refuse an export of an untrained head that was made before `export` refused it; others' exports have no card."""
+    """Refuse an export of an untrained head that was made before `export` refused it.
+
+    Others' exports have no card.
+    """
     try:
         facts = json.loads(card.read_text("utf-8")) if card.stat().st_size < _MOST_CARD else {}
         contract = Contract(**{key: facts[key] for key in Contract.model_fields if key in facts})
@@ -249,14 +264,14 @@ def _check_head(card: Path) -> None:
         raise ServingError(str(error)) from error
 
 
-def _runner(name: str, definition: Any, function: Any) -> SignatureRunner:
+def _runner(name: str, definition: Message, function: Message) -> SignatureRunner:
     inputs = {key: TensorSpec.of(key, info) for key, info in definition.inputs.items()}
     outputs = {key: TensorSpec.of(key, info) for key, info in definition.outputs.items()}
     return SignatureRunner(name, inputs, outputs, function)
 
 
 def _warm_up(version: Version, path: Path) -> None:
-    """Answer the requests that the export brought along, so that the first client does not wait for compilers."""
+    """Answer the requests that the export brought along, so that no client waits for compilers."""
     if not path.is_file():
         return
     for number, record in enumerate(
@@ -275,7 +290,7 @@ def _warm_up(version: Version, path: Path) -> None:
             raise ServingError(f"warm-up request {number} fails: {error}") from error
 
 
-def _as_array(tensor: Any) -> np.ndarray:
+def _as_array(tensor: Message) -> np.ndarray:
     array = tensor.numpy()
     return np.asarray(array, object) if tensor.dtype == tf.string else np.asarray(array)
 

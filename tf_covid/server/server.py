@@ -15,6 +15,7 @@ from typing import Any, Self
 from tf_covid.errors import ServingError
 from tf_covid.extras import optional_import
 from tf_covid.server.settings import ServerSettings, is_loopback
+from tf_covid.tensor import Message
 
 _LOG = logging.getLogger("tf_covid.server")
 
@@ -40,7 +41,7 @@ class Server:
         ServingError: If a library is missing, the folder of models is none, or a port is taken.
     """
 
-    def __init__(self, settings: ServerSettings, command: Any = None) -> None:
+    def __init__(self, settings: ServerSettings, command: Message = None) -> None:
         for module in (
             "fastapi",
             "grpc",
@@ -113,9 +114,12 @@ class Server:
         self.stop()
 
     def wait_until_ready(self, timeout_s: float, *models: str) -> bool:
-        """Wait until these models are served, or any one if none is named; False if they are not in that time."""
+        """Wait until these models are served, or any one if none is named.
 
-        def is_ready(repository: Any) -> bool:
+        False if they are not in that time.
+        """
+
+        def is_ready(repository: Message) -> bool:
             available = set(repository.available())
             return available >= set(models) if models else bool(available)
 
@@ -212,7 +216,9 @@ class Server:
 
 
 def serve(settings: ServerSettings, say: Callable[[str], None]) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP, then finish what is in flight. For the main thread of a program.
+    """Serve until SIGTERM, SIGINT or SIGHUP, then finish what is in flight.
+
+    For the main thread of a program.
 
     Args:
         settings: How the server is set up.

@@ -1,4 +1,7 @@
-"""TensorProto ⇄ arrays: with no needless copy of a large scan, and no trust in what the message claims."""
+"""TensorProto ⇄ arrays.
+
+With no needless copy of a large scan, and no trust in what the message claims.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
 
 from tf_covid.server.errors import Failed, InvalidArgument
+from tf_covid.tensor import Message
 
 if TYPE_CHECKING:
     from tf_covid.server.tensor_spec import TensorSpec
@@ -66,8 +70,10 @@ def to_arrays(
     }
 
 
-def to_array(proto: Any, spec: TensorSpec, most: int) -> np.ndarray:
-    """One input, of the type of the signature; a view of the message's bytes where there is `tensor_content`.
+def to_array(proto: Message, spec: TensorSpec, most: int) -> np.ndarray:
+    """One input, of the type of the signature.
+
+    A view of the message's bytes where there is `tensor_content`.
 
     Args:
         proto: `TensorProto`.
@@ -108,7 +114,7 @@ def to_array(proto: Any, spec: TensorSpec, most: int) -> np.ndarray:
     return _boxed(getattr(proto, _FIELDS[spec.dtype]), dtype, count, wrong).reshape(shape)
 
 
-def _shape(proto: Any, wrong: Any) -> tuple[int, ...]:
+def _shape(proto: Message, wrong: Message) -> tuple[int, ...]:
     if proto.unknown_rank:
         raise wrong("has no shape")
     if len(proto.dim) > MOST_AXES:
@@ -119,8 +125,11 @@ def _shape(proto: Any, wrong: Any) -> tuple[int, ...]:
     return shape
 
 
-def _boxed(values: Any, dtype: np.dtype, count: int, wrong: Any) -> np.ndarray:
-    """Values of a repeated field; as in TensorFlow, the last one stands for all that are missing, and none for 0."""
+def _boxed(values: Message, dtype: np.dtype, count: int, wrong: Message) -> np.ndarray:
+    """Values of a repeated field.
+
+    As in TensorFlow, the last one stands for all that are missing, and none for 0.
+    """
     if len(values) > count:
         raise wrong(f"{len(values)} values for {count} places")
     if dtype.hasobject:
@@ -151,7 +160,7 @@ def _boxed(values: Any, dtype: np.dtype, count: int, wrong: Any) -> np.ndarray:
     return whole
 
 
-def to_proto(array: np.ndarray, spec: TensorSpec) -> Any:
+def to_proto(array: np.ndarray, spec: TensorSpec) -> Message:
     """An output as `TensorProto`.
 
     Raises:
@@ -173,7 +182,7 @@ def to_proto(array: np.ndarray, spec: TensorSpec) -> Any:
     return proto
 
 
-def _numpy(dtype: Any) -> np.dtype:
+def _numpy(dtype: Message) -> np.dtype:
     return np.dtype(object if dtype == tf.string else dtype.as_numpy_dtype)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_covid.server.errors import InvalidArgument
+from tf_covid.tensor import Message
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class TensorSpec:
     shape: tuple[int | None, ...] | None
 
     @classmethod
-    def of(cls, name: str, info: Any) -> TensorSpec:
+    def of(cls, name: str, info: Message) -> TensorSpec:
         """From a `TensorInfo`."""
         shape = tf.TensorShape(info.tensor_shape)
         return cls(

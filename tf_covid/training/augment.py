@@ -9,6 +9,7 @@ import tensorflow as tf
 from tf_covid.cohort.augment import Draws, affine_matrices, flip, warp
 from tf_covid.layers import MaskedClip
 from tf_covid.layers.resample import axis_matrix, full_axis_matrix, in_plane
+from tf_covid.tensor import Tensor
 
 
 def _draws() -> Draws:
@@ -16,7 +17,7 @@ def _draws() -> Draws:
     return Draws(tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32))
 
 
-def slice_and_mask(hu: Any, masks: Any) -> tuple[Any, Any]:
+def slice_and_mask(hu: Tensor, masks: Tensor) -> tuple[Any, Any]:
     """Change a batch of slices and their masks alike.
 
     Args:
@@ -44,12 +45,12 @@ def slice_and_mask(hu: Any, masks: Any) -> tuple[Any, Any]:
     return hu, tf.cast(masks >= 0.5, tf.float32)
 
 
-def _through(pictures: Any, coarse: Any, side: int) -> Any:
+def _through(pictures: Tensor, coarse: Tensor, side: int) -> Tensor:
     down, up = full_axis_matrix(coarse, side), full_axis_matrix(side, coarse)
     return in_plane(up, in_plane(down, pictures, down), up)
 
 
-def clips(clip: Any, lungs: Any, lesions: Any) -> tuple[Any, Any]:
+def clips(clip: Tensor, lungs: Tensor, lesions: Tensor) -> tuple[Any, Any]:
     """Change a batch of clips, and their masks, as scanners, bodies and lung models do.
 
     Args:
@@ -86,8 +87,11 @@ def clips(clip: Any, lungs: Any, lesions: Any) -> tuple[Any, Any]:
     return masked, lesions * tf.cast(lungs >= 0.5, tf.float32)
 
 
-def _worse_mask(draws: Draws, lungs: Any) -> Any:
-    """Lung shares (N, T, H, W) as another lung model might give them: a little larger or smaller, with bites."""
+def _worse_mask(draws: Draws, lungs: Tensor) -> Tensor:
+    """Lung shares (N, T, H, W) as another lung model might give them.
+
+    A little larger or smaller, with bites.
+    """
     count = tf.shape(lungs)[0]
     shape = [count, 1, 1, 1]
     pooled = tf.nn.avg_pool2d(tf.transpose(lungs, [0, 2, 3, 1]), 3, 1, "SAME")

@@ -17,7 +17,7 @@ def write_card(
     curves: Mapping[str, Sequence[float]],
     figures: Mapping[str, str],
 ) -> None:
-    """Write `README.md` of a model's folder, from the file that ships and from what was measured on it.
+    """Write `README.md` of a model's folder, from the file and what was measured on it.
 
     Args:
         out: The model's folder; holds `model.keras`.

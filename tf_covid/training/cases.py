@@ -71,7 +71,10 @@ _WRITERS = {"cohort", "encode", "files"}
 
 @functools.cache
 def phantom_mark() -> str:
-    """Short hash of what the phantom draws from, its settings and its code; comments do not count."""
+    """Short hash of what the phantom draws from, its settings and its code.
+
+    Comments do not count.
+    """
     found = hashlib.sha256(repr(PhantomSettings()).encode())
     for path in sorted(Path(phantom.__file__).parent.glob("*.py")):
         if path.stem not in _WRITERS:
@@ -132,7 +135,9 @@ def read_cases(folder: Path, seeds: range) -> Iterator[Case]:
 
 
 def drawn(train: int, init: str | Path | None) -> tuple[TrainedOn, ...]:
-    """What a network that learned from synthetic chests says of them: how they are drawn again, not how they look.
+    """What a network that learned from synthetic chests says of them.
+
+    How they are drawn again, not how they look.
 
     Args:
         train: Number of chests.
@@ -151,7 +156,10 @@ def _path(folder: Path, seed: int) -> Path:
 
 
 def case_shape(seed: int) -> tuple[int, int, int]:
-    """Grid of a training case: 112–160 pixels a side, 28–64 slices; small, so that thousands fit into an hour."""
+    """Grid of a training case: 112–160 pixels a side, 28–64 slices.
+
+    Small, so that thousands fit into an hour.
+    """
     rng = np.random.default_rng([seed, 0xCA5E])
     side = int(rng.integers(7, 11)) * 16
     return int(rng.integers(28, 65)), side, side

@@ -1,4 +1,6 @@
-"""The state of a training, on disk: from it a killed run goes on as if nothing had happened, bit for bit.
+"""The state of a training, on disk.
+
+From it a killed run goes on as if nothing had happened, bit for bit.
 
 `model.keras` and Keras' own backups lack the state of the dropout's random generators, the order of
 the data and the callbacks' memory. All of it is here; what is drawn at random besides follows from
@@ -81,12 +83,18 @@ def restore(path: Path, variables: Sequence[Any]) -> TrainingState:
 
 
 def deterministic() -> None:
-    """Let TensorFlow choose the same kernels, in the same order, each time; for the whole process."""
+    """Let TensorFlow choose the same kernels, in the same order, each time.
+
+    For the whole process.
+    """
     tf.config.experimental.enable_op_determinism()
 
 
 def environment() -> dict[str, Any]:
-    """What else decides the bits of a training: versions, threads, kernels, and what they run on."""
+    """What else decides the bits of a training.
+
+    Versions, threads, kernels, and what they run on.
+    """
     return {
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
@@ -102,7 +110,10 @@ def environment() -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Names of what is other in two environments; what only one of them has is none: an older run recorded less."""
+    """Names of what is other in two environments.
+
+    What only one of them has is none: an older run recorded less.
+    """
     return sorted(key for key in before.keys() & now.keys() if before[key] != now[key])
 
 

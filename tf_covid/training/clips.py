@@ -1,4 +1,7 @@
-"""Clips of synthetic chests: cut once by the stratifier's own layers behind the lung U-Net, then varied in batches."""
+"""Clips of synthetic chests.
+
+Cut once by the stratifier's own layers behind the lung U-Net, then varied in batches.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import tensorflow as tf
 
 from tf_covid.atomic import replacing
 from tf_covid.preprocessor import Preprocessor
+from tf_covid.tensor import Tensor
 from tf_covid.training import augment
 from tf_covid.training.cases import home, read_case
 from tf_covid.training.dense import pooled
@@ -41,7 +45,9 @@ class Clips:
 
 
 def make_clips(folder: Path, seeds: range, preprocessor: Preprocessor, mark: str) -> Path:
-    """The clip of every case, made once by the stratifier's own layers; what is there already is kept.
+    """The clip of every case, made once by the stratifier's own layers.
+
+    What is there already is kept.
 
     Args:
         folder: The cases.
@@ -69,7 +75,7 @@ def make_clips(folder: Path, seeds: range, preprocessor: Preprocessor, mark: str
     )
 
     @tf.function(input_signature=[volume, volume, tf.TensorSpec([1, None, None, None], tf.float32)])
-    def cut(hu: Any, lesions: Any, probability: Any) -> Any:
+    def cut(hu: Tensor, lesions: Tensor, probability: Tensor) -> Tensor:
         found = preprocessor.cut(hu, probability)
         ill = preprocessor.sampler(lesions, found["keep"], found["box"])
         parts = tf.concat([found["clip"], found["lungs"], ill], axis=0)
@@ -120,12 +126,15 @@ def batches(
     batch: int,
     seed: int,
 ) -> tf.data.Dataset:
-    """Endless augmented batches: clips, and class, CT score and the disease on each of `grids` (name → its cells)."""
+    """Endless augmented batches.
+
+    Clips, and class, CT score and the disease on each of `grids` (name → its cells).
+    """
 
     def pick(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return clips.planes[numbers], clips.classes[numbers], clips.scores[numbers]
 
-    def take(numbers: Any) -> tuple[Any, Any]:
+    def take(numbers: Tensor) -> tuple[Any, Any]:
         planes, label, score = tf.numpy_function(pick, [numbers], [tf.uint8, tf.int32, tf.float32])
         planes.set_shape([batch, *clips.planes.shape[1:]])
         label.set_shape([batch])

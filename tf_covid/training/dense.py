@@ -1,4 +1,6 @@
-"""A classifier with more teachers than it ships with: where the disease lies, at every cell of its features.
+"""A classifier with more teachers than it ships with.
+
+Where the disease lies, at every cell of its features.
 
 The class of a chest is five numbers' worth of truth; the phantom knows each voxel. A 1×1×1
 convolution on the features of an endpoint is asked for the diseased share of each cell; it is
@@ -7,11 +9,11 @@ thrown away after training, the features stay.
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import tensorflow as tf
 from keras import layers
+
+from tf_covid.tensor import Tensor
 
 
 def add_deep_supervision(
@@ -45,7 +47,7 @@ def add_deep_supervision(
     return keras.Model(network.input, outputs, name=f"{network.name}_supervised"), grids
 
 
-def pooled(lesions: Any, cells: tuple[int, int, int]) -> Any:
+def pooled(lesions: Tensor, cells: tuple[int, int, int]) -> Tensor:
     """Mean of (N, T, H, W) over the cells of a feature grid, (N, *cells, 1)."""
     steps = [-(-size // count) for size, count in zip(lesions.shape[1:], cells, strict=True)]
     return tf.nn.avg_pool3d(lesions[..., tf.newaxis], steps, steps, "SAME")

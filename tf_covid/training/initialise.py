@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def preprocessing_of_init(init: str | Path | None) -> tuple[Preprocessing, int, dict[str, Any]]:
-    """What a classifier that starts from a file must share with it, or the weights would meet another input.
+    """What a network that starts from a file must share with it, or its weights meet another input.
 
     Returns:
         Preprocessing with the file's HU window and input scaling, channels of the input, further
@@ -35,7 +35,7 @@ def preprocessing_of_init(init: str | Path | None) -> tuple[Preprocessing, int, 
 
 
 def start_from(network: keras.Model, init: str | Path | None) -> str:
-    """Copy the weights of a file of ours into a network, layer by layer, where name and shapes are the same.
+    """Copy the weights of a file of ours into a network, where name and shapes are the same.
 
     Returns:
         What the origin says of it: the file's sha256; "" without a file.
@@ -69,7 +69,9 @@ def start_from(network: keras.Model, init: str | Path | None) -> str:
 
 
 def data_dependent_init(network: keras.Model, clips: np.ndarray) -> None:
-    """Set what a network without batch normalisation starts from: each unit has mean 0 and variance 1 on `clips`.
+    """Set what a network without batch normalisation starts from.
+
+    Each unit has mean 0 and variance 1 on `clips`.
 
     A dense unit has few values to tell its variance by, one a clip, so that all units of its layer
     share theirs.

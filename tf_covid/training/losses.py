@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_covid.severity import CLASS_UPPER_SCORES
+from tf_covid.tensor import Tensor
 
 Loss = Callable[[Any, Any], Any]
 
@@ -19,7 +20,7 @@ def cross_entropy(weights: Sequence[float]) -> Loss:
         weights: Of each class.
     """
 
-    def loss(label: Any, logits: Any) -> Any:
+    def loss(label: Tensor, logits: Tensor) -> Tensor:
         label = tf.reshape(tf.cast(label, tf.int32), [-1])
         entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(label, tf.cast(logits, tf.float32))
         return tf.reduce_mean(entropy * tf.gather(tf.constant(weights, tf.float32), label))
@@ -28,13 +29,15 @@ def cross_entropy(weights: Sequence[float]) -> Loss:
 
 
 def ordinal(weights: Sequence[float]) -> Loss:
-    """Mean over the thresholds of the cross-entropy of “worse than class k?”: two classes off cost more than one.
+    """Mean over the thresholds of the cross-entropy of “worse than class k?”.
+
+    Two classes off cost more than one.
 
     Args:
         weights: Of each class.
     """
 
-    def loss(label: Any, logits: Any) -> Any:
+    def loss(label: Tensor, logits: Tensor) -> Tensor:
         label = tf.reshape(tf.cast(label, tf.int32), [-1])
         shares = tf.nn.softmax(tf.cast(logits, tf.float32))
         classes = len(weights)
@@ -49,8 +52,11 @@ def ordinal(weights: Sequence[float]) -> Loss:
     return loss
 
 
-def score_loss(truth: Any, score: Any) -> Any:
-    """Squared error of the CT score, in units of its range of 25; a score that is not known (NaN) counts nothing."""
+def score_loss(truth: Tensor, score: Tensor) -> Tensor:
+    """Squared error of the CT score, in units of its range of 25.
+
+    A score that is not known (NaN) counts nothing.
+    """
     known = tf.math.is_finite(truth)
     off = tf.where(known, (score - tf.where(known, truth, 0.0)) / CLASS_UPPER_SCORES[-1], 0.0)
     return tf.math.divide_no_nan(
@@ -58,13 +64,13 @@ def score_loss(truth: Any, score: Any) -> Any:
     )
 
 
-def share_loss(truth: Any, share: Any) -> Any:
+def share_loss(truth: Tensor, share: Tensor) -> Tensor:
     """Squared error of a share of 0 … 1."""
     return tf.reduce_mean(tf.square(share - truth))
 
 
-def mask_loss(mask: Any, logits: Any, *, found: Sequence[float] = (1.0,)) -> Any:
-    """Cross-entropy plus soft Dice of each mask over the batch (slices without any would make Dice jump).
+def mask_loss(mask: Tensor, logits: Tensor, *, found: Sequence[float] = (1.0,)) -> Tensor:
+    """Cross-entropy plus soft Dice of each mask over the whole batch.
 
     Args:
         mask: float32 (N, H, W, M), 0 or 1.
@@ -82,8 +88,11 @@ def mask_loss(mask: Any, logits: Any, *, found: Sequence[float] = (1.0,)) -> Any
     return 2 * entropy + 0.5 * tf.reduce_sum(1 - overlap)
 
 
-def disease_loss(share: Any, logits: Any) -> Any:
-    """Cross-entropy of the diseased share of each cell, mean over the cells; diseased cells weigh more, being rare."""
+def disease_loss(share: Tensor, logits: Tensor) -> Tensor:
+    """Cross-entropy of the diseased share of each cell, mean over the cells.
+
+    Diseased cells weigh more, being rare.
+    """
     entropy = tf.nn.sigmoid_cross_entropy_with_logits(
         labels=share, logits=tf.cast(logits, tf.float32)
     )

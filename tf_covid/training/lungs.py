@@ -1,4 +1,4 @@
-"""Train the lung U-Net that ships, with its second output for diseased lung, on slices of synthetic chests.
+"""Train the lung U-Net that ships, with its output for diseased lung, on synthetic chests.
 
 python -m tf_covid.training.lungs --cases build/cases --out saved_models/lungs-unet
 """
@@ -22,6 +22,7 @@ from tf_covid import severity
 from tf_covid.layers import HUWindow
 from tf_covid.layers.resample import clipped_hu, full_axis_matrix, in_plane
 from tf_covid.models import UNet
+from tf_covid.tensor import Tensor
 from tf_covid.training import augment
 from tf_covid.training.card import write_card
 from tf_covid.training.cases import UNSEEN, draw_cases, drawn, phantom_mark, read_case, read_cases
@@ -47,7 +48,10 @@ FOUND = (1.0, 2.0)
 def slices(
     folder: Path, seeds: range, *, side: int, each: int, batch: int, seed: int
 ) -> tf.data.Dataset:
-    """Endless augmented batches: windowed slices (batch, side, side, 1), masks of lung and disease (…, 2)."""
+    """Endless augmented batches.
+
+    Windowed slices (batch, side, side, 1), masks of lung and disease (…, 2).
+    """
 
     def draw(turn: np.ndarray, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         case = read_case(folder, int(number))
@@ -55,7 +59,7 @@ def slices(
         masks = np.stack([case.lungs[chosen], case.lesions[chosen]])
         return case.hu[chosen].astype(np.float32), masks.astype(np.float32)
 
-    def small(turn: Any, number: Any) -> tuple[Any, Any]:
+    def small(turn: Tensor, number: Tensor) -> tuple[Any, Any]:
         hu, masks = tf.numpy_function(draw, [turn, number], [tf.float32, tf.float32])
         hu.set_shape([each, None, None])
         masks.set_shape([2, each, None, None])
@@ -71,7 +75,7 @@ def slices(
     ]
     numbers = [*seeds, *white, *white]
 
-    def change(hu: Any, mask: Any) -> tuple[Any, Any]:
+    def change(hu: Tensor, mask: Tensor) -> tuple[Any, Any]:
         hu, mask = augment.slice_and_mask(hu, mask)
         return window(hu)[..., tf.newaxis], mask
 
@@ -85,7 +89,7 @@ def slices(
     return found.batch(batch, drop_remainder=True).map(change, num_parallel_calls=1).prefetch(4)
 
 
-def on_grid(planes: Any, side: int) -> Any:
+def on_grid(planes: Tensor, side: int) -> Tensor:
     """Planes (N, H, W) on the U-Net's grid (N, side, side), as `LungSegmenter` does it."""
     shape = tf.shape(planes)
     grid = in_plane(full_axis_matrix(side, shape[1]), planes, full_axis_matrix(side, shape[2]))

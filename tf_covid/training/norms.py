@@ -1,4 +1,6 @@
-"""The statistics of batch norms: a momentum that fits the run, and means and variances of the whole training set.
+"""The statistics of batch norms.
+
+A momentum that fits the run, and means and variances of the whole training set.
 
 In training a batch norm divides by what its batch has; afterwards by running statistics, which
 start at mean 0 and variance 1 and forget that by its momentum. With Keras' 0.99, 82 % of it is left
@@ -20,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_covid.cohort.cache import CacheRecord
+from tf_covid.tensor import Tensor
 from tf_covid.training.tasks import Objective
 
 #: The momentum of Keras, which long runs keep.
@@ -56,7 +59,7 @@ def set_momentum(network: keras.Model, steps: int) -> None:
 
 
 class Census:
-    """Takes the mean and variance of what reaches each batch norm over all clips that a network learned from.
+    """Takes the statistics of what reaches each batch norm over all clips that were trained on.
 
     Each batch is normalised by its own statistics, as in training; those of all batches together
     are exact for what reaches a batch norm that way. Nothing is changed at random, and no dropout
@@ -116,8 +119,11 @@ class Census:
 
     def _graph(
         self, names: frozenset[str], chosen: Sequence[keras.layers.BatchNormalization]
-    ) -> Any:
-        """Clips → (mean, variance) of what reaches each chosen layer; a graph for each set of layers that learn."""
+    ) -> Tensor:
+        """Clips → (mean, variance) of what reaches each chosen layer.
+
+        A graph for each set of layers that learn.
+        """
         if names not in self._graphs:
             for norm in self.norms:
                 norm.trainable = norm.name in names
@@ -125,7 +131,7 @@ class Census:
             # layers.
             reaching = keras.Model(self.network.input, [norm.input for norm in chosen])
 
-            def moments(clips: Any) -> list[tuple[Any, Any]]:
+            def moments(clips: Tensor) -> list[tuple[Any, Any]]:
                 found = reaching(clips, training=True)
                 parts = found if isinstance(found, list) else [found]
                 return [
@@ -140,7 +146,10 @@ class Census:
 
 
 def learning(network: keras.Model) -> list[str]:
-    """Names of the batch norms that learn: those of a frozen stage normalise by what they have, in training too."""
+    """Names of the batch norms that learn.
+
+    Those of a frozen stage normalise by what they have, in training too.
+    """
     return [norm.name for norm in norms_of(network) if norm.trainable]
 
 
@@ -167,7 +176,7 @@ def copy_weights(trained: keras.Model, plain: keras.Model) -> None:
 
 
 class Judged(keras.callbacks.Callback):
-    """Lets a network be measured with statistics of its training set, and go on with the running ones.
+    """Measures a network with statistics of its training set; it goes on with the running ones.
 
     What training itself goes on with is never touched, so that a resumed run meets the same
     numbers.

@@ -25,7 +25,7 @@ NOTE = (
 
 
 class Log(keras.callbacks.Callback):
-    """One plain line an epoch, and the curves of all epochs in a file that is whole at any moment."""
+    """One plain line an epoch, and the curves of all epochs in a file."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -82,7 +82,10 @@ def setup(seed: int, out: Path) -> int:
 
 
 def _curves(out: Path) -> dict[int, dict[str, float]]:
-    """Epoch (from 0) → name → value, of the run that can be continued in the folder; others' curves do not count."""
+    """Epoch (from 0) → name → value, of the run that can be continued in the folder.
+
+    Others' curves do not count.
+    """
     if not (out / CURVES).exists() or not (out / BACKUP).exists():
         return {}
     return {int(epoch): row for epoch, row in json.loads((out / CURVES).read_text("utf-8")).items()}
@@ -138,7 +141,9 @@ def fit(
     rate: float,
     **compiled: Any,
 ) -> dict[str, list[float]]:
-    """Train with Adam, one epoch of warm-up and cosine decay; a killed run continues at its last full epoch.
+    """Train with Adam, one epoch of warm-up and cosine decay.
+
+    A killed run continues at its last full epoch.
 
     Args:
         network: Is compiled here.

@@ -1,4 +1,7 @@
-"""How a network is trained: the settings of a run, from a TOML file that rejects what it does not know."""
+"""How a network is trained.
+
+The settings of a run, from a TOML file that rejects what it does not know.
+"""
 
 from __future__ import annotations
 
@@ -103,8 +106,8 @@ class Settings(BaseModel):
     def _together(self) -> Self:
         if not self.validation_fraction and (self.patience or self.keep == "best"):
             raise ValueError(
-                'patience and keep = "best" need validation_fraction > 0: the test fold must not tell when to'
-                " stop"
+                'patience and keep = "best" need validation_fraction > 0: the test fold must not'
+                " tell when to stop"
             )
         if sum(stage.epochs for stage in self.stages) > self.epochs:
             raise ValueError("the stages last longer than the epochs")

@@ -1,4 +1,4 @@
-"""Train a severity network that ships, on clips that the shipped lung U-Net cuts out of synthetic chests.
+"""Train a severity network that ships, on clips of synthetic chests.
 
 python -m tf_covid.training.severity --model i3d --cases build/cases --out saved_models/severity-i3d
 """
@@ -244,8 +244,18 @@ def teach(
     """Train the network in place, with the disease at its endpoints as further teachers.
 
     Args:
-        knows: Whether the network has learned before. Its new disease outputs then learn train_only
-            for an epoch: their first gradients, of random weights, would undo what it knows.
+        network: Network that is trained.
+        recipe: Row of the table of recipes.
+        preprocessor: Preprocessor of the network.
+        clips: Clips and truth of the training chests.
+        out: Folder of the curves and the backup.
+        epochs: Number of epochs.
+        steps: Batches an epoch.
+        batch: Clips a batch.
+        rate: Highest learning rate.
+        seed: Seed of order and augmentation.
+        knows: Whether the network has learned before. Its new disease outputs are then trained
+            alone for an epoch: their first gradients, of random weights, would undo what it knows.
 
     Returns:
         Name → one value an epoch.

@@ -16,6 +16,7 @@ from tf_covid.cohort.manifest import ManifestRow
 from tf_covid.cohort.training_input import ClipTrainingInput, SliceTrainingInput
 from tf_covid.errors import CohortError, TrainingError
 from tf_covid.tasks import TASKS
+from tf_covid.tensor import Tensor
 from tf_covid.training import losses
 from tf_covid.training.dense import pooled
 from tf_covid.training.network_spec import NetworkSpec
@@ -269,7 +270,7 @@ class SliceObjective:
     def answers(
         self, network: keras.Model, entries: Sequence[CacheRecord]
     ) -> dict[str, np.ndarray]:
-        """A row a slice: index of record and slice, truth, probability, true and predicted share."""
+        """A row a slice: record and slice, truth, probability, true and predicted share."""
         names = ("truth", "probability", "share", "predicted_share")
         found: dict[str, list[np.ndarray]] = {name: [] for name in ("record", "slice", *names)}
         for number, inputs, pictures, truth in self._each(entries):
@@ -282,7 +283,7 @@ class SliceObjective:
             found["predicted_share"].append(outputs["share"].numpy()[:, 0])
         return _joined(found, network)
 
-    def _each(self, entries: Sequence[CacheRecord]) -> Any:
+    def _each(self, entries: Sequence[CacheRecord]) -> Tensor:
         """Record after record, all its slices, unchanged."""
         for number, entry in enumerate(entries):
             whole = batches(

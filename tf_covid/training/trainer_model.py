@@ -1,4 +1,7 @@
-"""A network in training: what comes from the pipeline is made into its input on the device, step by step."""
+"""A network in training.
+
+What comes from the pipeline is made into its input on the device, step by step.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+
+from tf_covid.tensor import Tensor
 
 Prepare = Callable[[dict[str, Any], dict[str, Any], bool], tuple[Any, dict[str, Any]]]
 
@@ -25,21 +30,21 @@ class TrainerModel(keras.Model):
         self.network, self._prepare = network, prepare
         self.built = True  # the network is
 
-    def call(self, inputs: Any, training: bool = False) -> Any:
+    def call(self, inputs: Tensor, training: bool = False) -> Tensor:
         """The network's outputs."""
         return self.network(inputs, training=training)
 
-    def train_step(self, data: Any) -> dict[str, Any]:
+    def train_step(self, data: Tensor) -> dict[str, Any]:
         """One step on a batch as it leaves the pipeline."""
         inputs, targets = data
         return dict(super().train_step(self._prepare(inputs, targets, True)))
 
-    def test_step(self, data: Any) -> dict[str, Any]:
+    def test_step(self, data: Tensor) -> dict[str, Any]:
         """Measure a batch as it leaves the pipeline."""
         inputs, targets = data
         return dict(super().test_step(self._prepare(inputs, targets, False)))
 
-    def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+    def _symbolic_build(self, iterator: Tensor = None, data_batch: Tensor = None) -> None:
         # Where there are several devices Keras builds its metrics from a made-up batch, all floats:
         # it has to be of the types that leave the pipeline, and prepared.
         inputs, targets = data_batch

@@ -1,4 +1,6 @@
-"""The same SavedModel in a runtime that shares no kernel with TensorFlow: OpenVINO, the extra `[openvino]`.
+"""The same SavedModel in a runtime that shares no kernel with TensorFlow.
+
+OpenVINO, the extra `[openvino]`.
 
 It is read by OpenVINO's frontend itself, not by its converter tool, which would report its use to
 its makers.
@@ -15,6 +17,7 @@ import tensorflow as tf
 
 from tf_covid.errors import ServingError
 from tf_covid.extras import optional_import
+from tf_covid.tensor import Tensor
 
 #: Signatures without strings, which OpenVINO's tensors do not carry.
 SIGNATURES = ("serving_default", "explain", "segment", "classify_clip")
@@ -77,7 +80,7 @@ def _gradients() -> list[Any]:
     ]
 
 
-def _relu_grad(node: Any) -> list[Any]:
+def _relu_grad(node: Tensor) -> list[Any]:
     from openvino import opset14 as ops
 
     gradient, features = node.get_input(0), node.get_input(1)
@@ -87,7 +90,7 @@ def _relu_grad(node: Any) -> list[Any]:
     ]
 
 
-def _concat_offset(node: Any) -> list[Any]:
+def _concat_offset(node: Tensor) -> list[Any]:
     """Where each of several concatenated tensors begins."""
     from openvino import opset14 as ops
 
@@ -108,7 +111,7 @@ def _concat_offset(node: Any) -> list[Any]:
     return starts
 
 
-def _strided_slice_grad(node: Any) -> list[Any]:
+def _strided_slice_grad(node: Tensor) -> list[Any]:
     """The gradient of a slice stands where the slice was taken, and 0 everywhere else."""
     from openvino import opset15 as ops
 

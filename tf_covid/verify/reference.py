@@ -1,4 +1,7 @@
-"""What Keras and tf-keras-vis answer for a scan: the truth that exports and servers are held against."""
+"""What Keras and tf-keras-vis answer for a scan.
+
+The truth that exports and servers are held against.
+"""
 
 from __future__ import annotations
 
@@ -121,7 +124,7 @@ def _found(answer: dict[str, Any], name: str) -> np.ndarray | None:
         (text,) = list(answer[f"{name}_bytes"])
         return np.asarray(tf.io.parse_tensor(text, tf.float32), np.float64)
     try:
-        return np.asarray(answer[name], np.float64)[0]
+        return np.asarray(np.asarray(answer[name], np.float64)[0])
     except (KeyError, IndexError, TypeError, ValueError):
         return None
 
@@ -132,4 +135,4 @@ def _on_clip(cells: np.ndarray, member: EnsembleMember) -> np.ndarray:
         centre_weights((np.arange(size) - axis.first) / axis.step, count)
         for axis, size, count in zip(member.axes, sizes, cells.shape, strict=True)
     )
-    return np.einsum("td,hi,wj,dij->thw", d, h, w, cells, optimize=True)
+    return np.asarray(np.einsum("td,hi,wj,dij->thw", d, h, w, cells, optimize=True))

@@ -1,4 +1,6 @@
-"""`python -m tf_covid.verify.replay EXPORT QUESTIONS ANSWERS`: ask a SavedModel in a process of its own.
+"""`python -m tf_covid.verify.replay EXPORT QUESTIONS ANSWERS`.
+
+Ask a SavedModel in a process of its own.
 
 Nothing else of `tf_covid` is imported: what answers is the export alone, as in a server.
 """

@@ -1,8 +1,7 @@
-"""`tfcovid verify`: proof that Keras, the SavedModel, another runtime and a server give the same answers."""
+"""`tfcovid verify`: proof that Keras, SavedModel, another runtime and a server answer alike."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -258,7 +257,7 @@ def _embedded(export: Path, folder: Path) -> Iterator[Sequence[str]]:
     """URLs of an embedded server that has this version only."""
     place = folder / "models" / export.parent.name
     place.mkdir(parents=True)
-    os.symlink(export.resolve(), place / export.name, target_is_directory=True)
+    (place / export.name).symlink_to(export.resolve(), target_is_directory=True)
     with Server(
         ServerSettings(models=folder / "models", port=0, grpc_port=0, time_limit_s=_REPLAY_S)
     ) as server:

@@ -21,13 +21,11 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO
 
 from tf_covid.errors import ModelError, UnsafeFile
+from tf_covid.tensor import Json
 from tf_covid.weights import hdf5
-
-#: JSON that somebody else wrote: whoever uses it checks it.
-Json: TypeAlias = Any
 
 #: A `.keras` file holds these and nothing else that we read.
 CONFIG, WEIGHTS, CONTRACT = "config.json", "model.weights.h5", "tf_covid.json"

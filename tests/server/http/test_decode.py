@@ -1,4 +1,7 @@
-"""TF Serving's JSON, and messages that lie: what a request may hold, and what it hears when it does not."""
+"""TF Serving's JSON, and messages that lie.
+
+What a request may hold, and what it hears when it does not.
+"""
 
 from __future__ import annotations
 

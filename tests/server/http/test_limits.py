@@ -1,4 +1,5 @@
-"""What happens to too many, too large, too slow, uninvited and unwanted requests, and when the server stops."""
+"""What happens to too many, too large, too slow, uninvited and unwanted requests, and when the
+server stops."""
 
 from __future__ import annotations
 
@@ -262,7 +263,8 @@ def test_host_header(running: Any, host: str, status: int) -> None:
     ],
 )
 def test_pages_of_other_sites(running: Any, headers: dict[str, str], status: int) -> None:
-    """A web page must not have the browser ask in its place, even where it cannot read the answer."""
+    """A web page must not have the browser ask in its place, even where it cannot read the
+    answer."""
     sent = {name: value.format(url=running.server.rest_url) for name, value in headers.items()}
     body = {"inputs": [[1, 2, 3]]}
     response = running.ask("linear", body, headers=sent)

@@ -220,7 +220,10 @@ def test_metrics(start: Any, store: Any) -> None:
 
 
 def test_switch_of_versions_while_requests_run(start: Any, store: Any, until: Any) -> None:
-    """None is lost, and none is answered by a mixture: the number of the version and its answer belong together."""
+    """None is lost, and none is answered by a mixture.
+
+    The number of the version and its answer belong together.
+    """
     store.put("linear-1", "m", 1)
     server = start(queue=64)
     stop, calls = [False], []

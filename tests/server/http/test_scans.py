@@ -384,7 +384,8 @@ def is_alive(pid: int) -> bool:
 
 @pytest.mark.slow
 def test_what_a_killed_server_leaves(program: Any, tmp_path: Path, until: Any, later: Any) -> None:
-    """Its child ends with it, and the next server deletes its uploads, but not those of one that lives."""
+    """Its child ends with it, and the next server deletes its uploads, but not those of one that
+    lives."""
 
     def ready(url: str) -> bool:
         return httpx.get(f"{url}/readyz", trust_env=False).status_code == 200

@@ -235,7 +235,8 @@ def _candidate(slice_frames: Sequence[SliceFrame], gap_mm: float) -> Candidate:
         others = _other_matrix(slice_frames)
         if _spots(others) > (1 - _AGREE_SHARE) * _spots(slice_frames):
             message = (
-                f"{len(others)} of {len(slice_frames)} images of the series have another matrix or pixel"
+                f"{len(others)} of {len(slice_frames)} images of the series have another matrix or"
+                " pixel"
                 " spacing."
             )
             raise refusal("mixed_geometry", message, len(others))

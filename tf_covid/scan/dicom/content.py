@@ -30,11 +30,11 @@ def lung_ml(
     """About how much lung a series shows.
 
     Args:
-        places: Its frames, each with a position.
+        slice_frames: Frames of the series, each with a position.
         hu_of: Decodes a frame to (rows, columns) HU; None where that fails.
 
     Returns:
-        In ml, 0 for less than a trace; None if no slice could be looked at.
+        Volume in ml, 0 for less than a trace; None if no slice could be looked at.
     """
     points = np.array(
         [slice_frame.frame.position for slice_frame in slice_frames], dtype=np.float64

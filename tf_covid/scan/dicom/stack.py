@@ -47,8 +47,8 @@ class Stack:
     """Slices in order along the normal.
 
     Args:
-        slice_groups: One for each slice of the uniform grid: the frames at that position (more than one
-            where the position is doubled), or none where the slice is missing.
+        slice_groups: One for each slice of the uniform grid: the frames at that position (more than
+            one where the position is doubled), or none where the slice is missing.
         spacing_mm: Between slices.
         affine_ras: (4, 4), index (column, row, slice) → RAS mm.
         quality_flags: What was noticed in the geometry.
@@ -95,7 +95,7 @@ def build(slice_frames: Sequence[SliceFrame], gap_mm: float) -> Stack:
     """Order frames of one orientation, matrix and pixel spacing into a stack.
 
     Args:
-        places: At least one frame.
+        slice_frames: At least one frame.
         gap_mm: Widest distance between neighbours that may be repaired, in mm.
 
     Raises:
@@ -114,7 +114,8 @@ def build(slice_frames: Sequence[SliceFrame], gap_mm: float) -> Stack:
             for slice_frame in slice_frames
         )
         text = (
-            f"ImagePositionPatient (0020,0032) of {bad} of {len(slice_frames)} images is missing or not"
+            f"ImagePositionPatient (0020,0032) of {bad} of {len(slice_frames)} images is missing or"
+            " not"
             " three numbers."
         )
         raise refusal("bad_affine", text, bad)
@@ -244,7 +245,7 @@ def unexpected_frames(slice_frames: Sequence[SliceFrame]) -> list[SliceFrame]:
     of the others needs (one of its slots, or the next one at an end) are none.
 
     Args:
-        places: Frames of one orientation, matrix and pixel spacing.
+        slice_frames: Frames of one orientation, matrix and pixel spacing.
 
     Returns:
         What may be left out so that the others form a stack; empty if they do not, or if nothing

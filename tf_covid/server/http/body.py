@@ -1,4 +1,7 @@
-"""Reading a request's body: bounded in size, in time, and in what all clients together may have under way."""
+"""Reading a request's body.
+
+Bounded in size, in time, and in what all clients together may have under way.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +118,7 @@ async def gone(request: Request) -> None:
 
 
 def header_timeout_protocol(limit_s: float) -> type[H11Protocol]:
-    """Uvicorn's protocol, which closes a connection whose request headers do not arrive in that time.
+    """Uvicorn's protocol; closes a connection whose headers do not arrive in time.
 
     uvicorn itself waits for ever for the first request, so a few sleeping clients could use up all
     connections.
@@ -124,7 +127,7 @@ def header_timeout_protocol(limit_s: float) -> type[H11Protocol]:
     class HeaderTimeoutProtocol(H11Protocol):
         _timer: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: Any) -> None:
+        def connection_made(self, transport: Any) -> None:  # noqa: ANN401  # as its parent
             super().connection_made(transport)
             self._watch()
 

@@ -1,4 +1,7 @@
-"""TF Serving's REST JSON → arrays: rows (`instances`) and columns (`inputs`); `encode.py` is the way back."""
+"""TF Serving's REST JSON → arrays: rows (`instances`) and columns (`inputs`).
+
+`encode.py` is the way back.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from tf_covid.server.http.json_text import parse
 from tf_covid.server.servable import SignatureRunner
 from tf_covid.server.tensor_proto import MOST_AXES
 from tf_covid.server.tensor_spec import TensorSpec
+from tf_covid.tensor import Json
 
 #: Largest whole number up to which each float type holds all of them: TF Serving refuses larger
 #: ones.
@@ -74,7 +78,7 @@ def parse_predict_request(
     return PredictRequest(runner, inputs, rows)
 
 
-def _of_rows(instances: Any, runner: SignatureRunner) -> dict[str, np.ndarray]:
+def _of_rows(instances: Json, runner: SignatureRunner) -> dict[str, np.ndarray]:
     if not isinstance(instances, list):
         raise InvalidArgument("Expecting 'instances' to be an list/array")
     if not instances:
@@ -105,7 +109,7 @@ def _of_rows(instances: Any, runner: SignatureRunner) -> dict[str, np.ndarray]:
     }
 
 
-def _of_columns(inputs: Any, runner: SignatureRunner) -> dict[str, np.ndarray]:
+def _of_columns(inputs: Json, runner: SignatureRunner) -> dict[str, np.ndarray]:
     if not _is_named(inputs):
         if len(runner.inputs) > 1:
             raise InvalidArgument(
@@ -125,14 +129,14 @@ def _of_columns(inputs: Any, runner: SignatureRunner) -> dict[str, np.ndarray]:
     return {name: to_array(inputs[name], spec) for name, spec in runner.inputs.items()}
 
 
-def _is_named(value: Any) -> bool:
+def _is_named(value: Json) -> bool:
     """Whether a value is an object of named inputs, not one string in base64."""
     return isinstance(value, dict) and not (
         value.keys() == {"b64"} and isinstance(value["b64"], str)
     )
 
 
-def to_array(value: Any, spec: TensorSpec) -> np.ndarray:
+def to_array(value: Json, spec: TensorSpec) -> np.ndarray:
     """A JSON value as an array of the type of an input.
 
     Args:
@@ -146,7 +150,7 @@ def to_array(value: Any, spec: TensorSpec) -> np.ndarray:
     return _typed(flat, spec).reshape(shape)
 
 
-def _flattened(value: Any, spec: TensorSpec) -> tuple[list[Any], tuple[int, ...]]:
+def _flattened(value: Json, spec: TensorSpec) -> tuple[list[Any], tuple[int, ...]]:
     """The values of nested lists in order, and the lists' lengths; without recursion."""
     level, shape = [value], list[int]()
     while True:
@@ -242,7 +246,7 @@ def _floats(
     )
 
 
-def _as_bytes(value: Any, spec: TensorSpec) -> bytes:
+def _as_bytes(value: Json, spec: TensorSpec) -> bytes:
     try:
         if isinstance(value, str):
             return value.encode()
@@ -258,7 +262,7 @@ def _as_bytes(value: Any, spec: TensorSpec) -> bytes:
     )
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Json) -> str:
     """A value that was sent, short: its digits where it is a number, otherwise only its kind."""
     if isinstance(value, (bool, float)) or (isinstance(value, int) and value.bit_length() < 200):
         return json.dumps(value)

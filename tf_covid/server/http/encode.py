@@ -17,7 +17,9 @@ _MOST_SHORT = 1_000_000
 
 
 def predict_response(outputs: Mapping[str, np.ndarray], *, rows: bool) -> bytes:
-    """The body of the answer: NaN and Infinity as TF Serving writes them, bytes of `…_bytes` as `{"b64": …}`.
+    """The body of the answer.
+
+    NaN and Infinity as TF Serving writes them, bytes of `…_bytes` as `{"b64": …}`.
 
     Args:
         outputs: Arrays by name.

@@ -1,4 +1,7 @@
-"""The outermost layer of REST: who may ask, and that every answer is JSON and no log holds more than a route."""
+"""The outermost layer of REST.
+
+Who may ask, and that every answer is JSON and no log holds more than a route.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from tf_covid.server.errors import Failed, Forbidden, RequestError, Unauthenticated
+from tf_covid.tensor import Message
 
 _LOG = logging.getLogger("tf_covid.server")
 
@@ -19,7 +23,10 @@ _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 def is_token(header: bytes, token: str) -> bool:
-    """Whether a header `Authorization: Bearer …` holds the token; takes as long for a wrong one as for the right."""
+    """Whether a header `Authorization: Bearer …` holds the token.
+
+    Takes as long for a wrong one as for the right.
+    """
     scheme, _, given = header.partition(b" ")
     return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), token.encode("ascii"))
 
@@ -30,7 +37,7 @@ def error_body(text: str) -> bytes:
 
 
 class AccessMiddleware:
-    """ASGI middleware: asks for the token, checks Host on loopback and Origin, turns faults into JSON, logs.
+    """ASGI middleware: token, Host on loopback and Origin; errors as JSON; a line in the log.
 
     Args:
         app: The application behind it.
@@ -38,7 +45,7 @@ class AccessMiddleware:
         hosts: Names that the Host header may hold; None: any.
     """
 
-    def __init__(self, app: Any, token: str | None, hosts: frozenset[str] | None) -> None:
+    def __init__(self, app: Message, token: str | None, hosts: frozenset[str] | None) -> None:
         self._app = app
         self._token = token
         self._hosts = hosts

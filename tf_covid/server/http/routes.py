@@ -23,6 +23,7 @@ from tf_covid.server.http.middleware import AccessMiddleware, error_body
 from tf_covid.server.http.scans import Scans
 from tf_covid.server.metrics import UNKNOWN
 from tf_covid.server.servable import SignatureRunner
+from tf_covid.tensor import Message
 
 _T = TypeVar("_T")
 
@@ -37,8 +38,8 @@ _ALL_FIELDS = (
 
 #: What the OpenAPI document says of the server.
 DESCRIPTION = (
-    "Whole chest CTs in, severity and its evidence out. Research software, not a medical device. The"
-    " same server speaks TF Serving's REST API under /v1/models, which is documented there."
+    "Whole chest CTs in, severity and its evidence out. Research software, not a medical device."
+    " The same server speaks TF Serving's REST API under /v1/models, which is documented there."
 )
 
 #: Threads that read and write JSON; more would only wait for each other, and hold memory meanwhile.
@@ -217,10 +218,9 @@ def _json(body: str | bytes, status: int = 200) -> Response:
     return Response(body, status, media_type="application/json")
 
 
-def _as_json(message: Any) -> str:
-    return json_format.MessageToJson(
-        message, preserving_proto_field_name=True, **{_ALL_FIELDS: True}
-    )
+def _as_json(message: Message) -> str:
+    options = {"preserving_proto_field_name": True, _ALL_FIELDS: True}
+    return str(json_format.MessageToJson(message, **options))
 
 
 async def _on_request_error(request: Request, error: Exception) -> Response:

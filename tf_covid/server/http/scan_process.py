@@ -1,4 +1,4 @@
-"""One uploaded scan, answered by `tfcovid infer` in a process of its own, which may crash, hang or eat memory alone."""
+"""One uploaded scan, answered by `tfcovid infer` in a process that may fall alone."""
 
 from __future__ import annotations
 
@@ -166,7 +166,10 @@ def run(
 
 
 def _limit(pid: int, limits: ProcessLimits, folder: Path) -> None:
-    """Set the limits from outside: code that runs between fork and exec can hang in a program with many threads."""
+    """Set the limits from outside.
+
+    Code that runs between fork and exec can hang in a program with many threads.
+    """
     try:
         resource.prlimit(pid, resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
         resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))  # a core file would hold the scan

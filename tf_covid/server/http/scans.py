@@ -1,4 +1,7 @@
-"""`POST /v1/scans`: a whole scan in, its result out; the files beside it are kept for some minutes."""
+"""`POST /v1/scans`: a whole scan in, its result out.
+
+The files beside it are kept for some minutes.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,7 @@ class _Kept:
 
 
 class Scans:
-    """Answers whole scans, each with a child process, and keeps the files of their reports for a while.
+    """Answers whole scans, each with a child process, and keeps their files for a while.
 
     Nothing of a request becomes a path: names are looked up in a table.
 
@@ -228,7 +231,10 @@ class Scans:
 
     @contextmanager
     def _slot(self) -> Iterator[None]:
-        """One of the children; only for an upload that is here, since a client may take its time."""
+        """One of the children.
+
+        Only for an upload that is here, since a client may take its time.
+        """
         if self._free <= 0:
             raise QueueFull("another scan is being answered; ask again later")
         self._free -= 1
@@ -305,7 +311,7 @@ class Scans:
 
 
 def _locked_folder() -> tuple[Path, int]:
-    """A folder for nobody but us, and a lock on it that ends with this process, whatever that dies of."""
+    """A folder for nobody but us, and a lock on it that ends with this process."""
     path = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}"))  # 0700
     lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
