@@ -47,8 +47,8 @@ def progress(items: Sequence[Item], label: str, name: str = "case") -> Iterator[
         name: Attribute of an item that is shown, if it has it.
     """
     if not sys.stderr.isatty():
-        for number, item in enumerate(items, 1):
-            click.echo(f"{label} {number}/{len(items)} {getattr(item, name, item)}", err=True)
+        for index, item in enumerate(items, 1):
+            click.echo(f"{label} {index}/{len(items)} {getattr(item, name, item)}", err=True)
             yield item
         return
     from rich.markup import escape

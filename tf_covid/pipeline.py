@@ -151,14 +151,14 @@ def stratify(
     models, timings, target = _models(model, precision), Timings(), attention_target
     with timings.timed("total"):
         with timings.timed("lungs"):
-            found = models.segment(scan.hu) if mask is None else models.from_mask(mask)
+            results = models.segment(scan.hu) if mask is None else models.from_mask(mask)
         try:
             with timings.timed("classify"):
-                answers = _gate_then_classify(scan, models, found.probability)
+                answers = _gate_then_classify(scan, models, results.probability)
         except ScanRefused as refusal:
             return refused(scan.case, refusal.quality_flags)
         with timings.timed("lungs"):
-            reading = _read_lungs(scan, models, found, answers[0].keep, mask)
+            reading = _read_lungs(scan, models, results, answers[0].keep, mask)
         if impossible := volume_flags(reading.lungs.volume_ml):
             return refused(scan.case, [*scan.quality_flags, *impossible])
         prediction = _prediction(answers)

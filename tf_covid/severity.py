@@ -65,8 +65,8 @@ def severity_class(score: float) -> int:
     """
     if not 0 <= score <= CLASS_UPPER_SCORES[-1]:
         raise ValueError(f"a Global CT Score lies within 0–25, not {score}")
-    whole = _whole(score)
-    return next(number for number, upper in enumerate(CLASS_UPPER_SCORES) if whole <= upper)
+    full = _whole(score)
+    return next(index for index, upper in enumerate(CLASS_UPPER_SCORES) if full <= upper)
 
 
 def points_outside(score: float, number: int) -> int:

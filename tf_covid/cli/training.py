@@ -199,8 +199,8 @@ def fit(
 
     deterministic()
     counted = re.fullmatch(r"[0-9]{1,9}", folds) is not None  # else it is a file
-    number = int(folds) if counted else 0
-    if counted and number < 2:
+    count = int(folds) if counted else 0
+    if counted and count < 2:
         raise click.UsageError(
             "--folds needs 2 at least: a fold is tested by the network of the others."
         )
@@ -211,8 +211,8 @@ def fit(
         out,
         read_settings(config, console.note) if config else Settings(),
         init=None if init == "scratch" else init,
-        folds=number,
-        folds_file=None if number else Path(folds),
+        folds=count,
+        folds_file=None if count else Path(folds),
         by_site=by_site,
         cache=cache,
         max_skipped=max_skipped,

@@ -218,14 +218,14 @@ class RemoteModels:
             "hu_bytes": np.array([np.ascontiguousarray(hu, "<i2").tobytes()], object),
             "shape": np.array([hu.shape], np.int32),
         }
-        for number in range(1, TRIES + 1):
+        for index in range(1, TRIES + 1):
             try:
                 return self._server.predict(name, "infer_bytes", inputs)
             except ServerUnavailable as error:
-                if number == TRIES:
+                if index == TRIES:
                     raise
                 self._say(f"{error}; asking again")
-                time.sleep(min(0.5 * 2**number, 15.0))
+                time.sleep(min(0.5 * 2**index, 15.0))
         raise AssertionError("the last try returns or raises")
 
     def _described(self, name: str, answer: dict[str, Any]) -> RemoteModel:

@@ -80,9 +80,9 @@ class RestServer:
         )
         try:
             # Encoded before it is sent: HTTP's own JSON path would hold the scan twice more.
-            place = quote(model, safe="") + ("" if version is None else f"/versions/{version}")
+            position = quote(model, safe="") + ("" if version is None else f"/versions/{version}")
             response = self._client.post(
-                f"/v1/models/{place}:predict",
+                f"/v1/models/{position}:predict",
                 content=text.encode(),
                 headers={"Content-Type": "application/json"},
             )

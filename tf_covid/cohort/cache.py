@@ -153,24 +153,24 @@ def fill(
     make_folder(folder)
     remove_leftovers(folder)
     _check_space(rows, folder, wanted)
-    entries: dict[str, CacheRecord] = {}
+    records: dict[str, CacheRecord] = {}
     skipped: dict[str, str] = {}
     done = results(
         functools.partial(make, folder=folder, wanted=wanted), rows, min(workers, len(rows))
     )
     for row in progress(rows) if progress else rows:
-        found = next(done)
-        if isinstance(found, CacheRecord):
-            entries[row.case] = found
+        outcome = next(done)
+        if isinstance(outcome, CacheRecord):
+            records[row.case] = outcome
         else:
-            skipped[row.case] = found
+            skipped[row.case] = outcome
     if len(skipped) > max_skipped:
         facts = "".join(f"\n{case}: {why}" for case, why in skipped.items())
         raise CohortError(
             f"{len(skipped)} of {len(rows)} scans cannot be used, and --max-skipped allows"
             f" {max_skipped}:{facts}"
         )
-    return Filled(entries, skipped)
+    return Filled(records, skipped)
 
 
 def needed_bytes(count: int, wanted: CacheSpec) -> int:
@@ -196,10 +196,10 @@ def _lacks(row: ManifestRow, folder: Path, wanted: CacheSpec) -> bool:
     One that will be refused counts, too: nobody knows yet.
     """
     try:
-        _, mark, path = _place(row, folder, wanted)
+        _, fingerprint, path = _place(row, folder, wanted)
     except (ScanRefused, ModelError, OSError):
         return False
-    return not mark or _kept(row.case, path) is None
+    return not fingerprint or _kept(row.case, path) is None
 
 
 def make(row: ManifestRow, folder: Path, wanted: CacheSpec) -> CacheRecord | str:
@@ -211,12 +211,12 @@ def make(row: ManifestRow, folder: Path, wanted: CacheSpec) -> CacheRecord | str
     try:
         if wanted.kind == "planes" and row.lungs is None:
             return "no_lungs: the manifest names no lung mask"
-        case, mark, path = _place(row, folder, wanted)
+        case, fingerprint, path = _place(row, folder, wanted)
         # An input that cannot be read twice has no fingerprint, and matches nothing.
-        if mark and (entry := _kept(row.case, path)):
-            return entry
+        if fingerprint and (record := _kept(row.case, path)):
+            return record
         scan = case.read()
-        if scan.fingerprint != mark:
+        if scan.fingerprint != fingerprint:
             return "changed: the scan was written to while it was read"
         return _write(row, scan, path, wanted)
     except (ScanRefused, ModelError) as refusal:
@@ -237,15 +237,15 @@ def _place(row: ManifestRow, folder: Path, wanted: CacheSpec) -> tuple[Case, str
         for path in (row.lungs if wanted.kind == "planes" else None, _lesions(row, wanted))
         if path
     ]
-    mark = case.fingerprint()
+    fingerprint = case.fingerprint()
     facts = [
-        mark,
+        fingerprint,
         [[quarantine.sha256(file) for file in mask_files(path)] for path in masks],
         wanted.settings(),
     ]
     return (
         case,
-        mark,
+        fingerprint,
         folder / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.tfrecord",
     )
 
@@ -293,14 +293,14 @@ def _write(row: ManifestRow, scan: Scan, path: Path, wanted: CacheSpec) -> Cache
     lesions = _lesions(row, wanted)
     try:
         lungs, doubts = _own_lungs(row, scan) if wanted.kind == "planes" else (None, ())
-        ill = read_mask(lesions, scan, may_be_empty=True) if lesions else None
-        if ill is not None:
-            check_lesions(ill, scan, lungs)
+        lesion_mask = read_mask(lesions, scan, may_be_empty=True) if lesions else None
+        if lesion_mask is not None:
+            check_lesions(lesion_mask, scan, lungs)
         if lungs is not None:
-            planes, kept = whole_slices(scan, lungs, ill, wanted.grid), scan.shape[0]
+            planes, kept = whole_slices(scan, lungs, lesion_mask, wanted.grid), scan.shape[0]
         else:
             planes, kept = clip_preprocessor(wanted.grid, wanted.preprocessing, wanted.lungs).clip(
-                scan, ill
+                scan, lesion_mask
             )
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
         raise ScanRefused(
@@ -317,17 +317,17 @@ def _write(row: ManifestRow, scan: Scan, path: Path, wanted: CacheSpec) -> Cache
         if value:
             fingerprints[name] = hmac.new(secret, value.encode(), "sha256").hexdigest()
     codes = tuple(flag.code for flag in (*scan.quality_flags, *doubts))
-    entry = CacheRecord(row.case, path, fingerprints, codes, scan.shape, kept)
+    record = CacheRecord(row.case, path, fingerprints, codes, scan.shape, kept)
     try:
         with replacing(path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
             # The same bytes in every process: a message keeps its parts in no order of its own.
             writer.write(_example(planes).SerializeToString(deterministic=True))
     except tf.errors.OpError as error:
         raise OutputError(f"{path}: cannot be written: {str(error).splitlines()[0]}") from error
-    facts = asdict(entry) | {"bytes": path.stat().st_size}
+    facts = asdict(record) | {"bytes": path.stat().st_size}
     del facts["case"], facts["path"]  # the same scan may be called otherwise tomorrow
     write_text(json.dumps(facts), path.with_suffix(".json"))
-    return entry
+    return record
 
 
 def _own_lungs(row: ManifestRow, scan: Scan) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:

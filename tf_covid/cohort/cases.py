@@ -31,9 +31,9 @@ def cases_of(
     for path in inputs:
         manifest = path.suffix.lower() == ".csv" and not path.is_dir()
         for case in _of_manifest(path, find) if manifest else find(path):
-            name, number = case.name, 2
+            name, suffix = case.name, 2
             while name.lower() in names:
-                name, number = f"{case.name}-{number}", number + 1
+                name, suffix = f"{case.name}-{suffix}", suffix + 1
             names.add(name.lower())
             yield dataclasses.replace(case, name=name)
 
@@ -47,10 +47,10 @@ def case_of_row(line: ManifestRow, find: Callable[[Path], list[Case]] = find_cas
 
     One that refuses where the row's path holds more than one.
     """
-    found = find(line.path)
-    case = only_case(found)
+    results = find(line.path)
+    case = only_case(results)
     if case is None:
-        message = f"The path of this row holds {len(found)} studies or files; a row names one."
-        flag = QualityFlag("several_cases", "error", message, len(found))
-        return dataclasses.replace(found[0], name=line.case, quality_flags=(flag,))
+        message = f"The path of this row holds {len(results)} studies or files; a row names one."
+        flag = QualityFlag("several_cases", "error", message, len(results))
+        return dataclasses.replace(results[0], name=line.case, quality_flags=(flag,))
     return dataclasses.replace(case, name=line.case)

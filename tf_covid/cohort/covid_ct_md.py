@@ -79,10 +79,10 @@ def covid_ct_md_rows(folder: Path) -> list[dict[str, Any]]:
             empty, doubled or called otherwise, each file that is no slice, and each label that does
             not fit.
     """
-    places, errors = _folders(folder)
+    positions, errors = _folders(folder)
     rows: dict[str, dict[str, Any]] = {}
-    for finding, place in places.items():
-        cases, wrong = _cases(place, finding)
+    for finding, position in positions.items():
+        cases, wrong = _cases(position, finding)
         errors += wrong
         rows |= cases
     if not rows and not errors:
@@ -98,12 +98,12 @@ def _plain(name: str) -> str:
 
 def _folders(folder: Path) -> tuple[dict[str, Path], list[str]]:
     """The three folders by finding."""
-    entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    places: dict[str, Path] = {}
+    records = sorted(folder.iterdir()) if folder.is_dir() else []
+    positions: dict[str, Path] = {}
     errors = []
     for finding, (pattern, _, _) in _FINDINGS.items():
         fitting = [
-            path for path in entries if path.is_dir() and pattern.fullmatch(_plain(path.name))
+            path for path in records if path.is_dir() and pattern.fullmatch(_plain(path.name))
         ]
         if len(fitting) > 1:
             errors.append(
@@ -113,24 +113,24 @@ def _folders(folder: Path) -> tuple[dict[str, Path], list[str]]:
         elif not fitting:
             errors.append(f"there is no folder of {finding} cases")
         else:
-            places[finding] = fitting[0]
-    if not places and len(errors) == len(_FINDINGS):
+            positions[finding] = fitting[0]
+    if not positions and len(errors) == len(_FINDINGS):
         raise ManifestError(
             f"{folder.name}: not a COVID-CT-MD folder: it has no folder COVID-19 Cases, Cap Cases"
             " or Normal Cases"
         )
     known = [
         path.name
-        for path in entries
+        for path in records
         if any(one.fullmatch(_plain(path.name)) for one, _, _ in _FINDINGS.values())
     ]
-    return places, errors + unexpected_folders(folder, known)
+    return positions, errors + unexpected_folders(folder, known)
 
 
 def _cases(place: Path, finding: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Rows of one finding by case, in order of their numbers."""
     _, pattern, prefix = _FINDINGS[finding]
-    found: dict[int, Path] = {}
+    results: dict[int, Path] = {}
     errors = []
     for path in sorted(place.iterdir()):
         match = pattern.fullmatch(_plain(path.name))
@@ -138,17 +138,17 @@ def _cases(place: Path, finding: str) -> tuple[dict[str, dict[str, Any]], list[s
             continue
         if not match or not path.is_dir():
             errors.append(f"{place.name}/{path.name}: is not the folder of a case ({prefix}001)")
-        elif int(match[1]) in found:
+        elif int(match[1]) in results:
             errors.append(
-                f"{place.name}/{path.name}: is the same case as {found[int(match[1])].name}"
+                f"{place.name}/{path.name}: is the same case as {results[int(match[1])].name}"
             )
         else:
-            found[int(match[1])] = path
-    if not found and not errors:
+            results[int(match[1])] = path
+    if not results and not errors:
         errors.append(f"{place.name}: the folder is empty")
     rows = {}
-    for number, path in sorted(found.items()):
-        case = f"{prefix}{number:03d}"
+    for index, path in sorted(results.items()):
+        case = f"{prefix}{index:03d}"
         header, wrong = _header(path)
         errors += wrong
         rows[case] = {
@@ -198,8 +198,8 @@ def _label_file(folder: Path, kind: str) -> Path | None:
     """The label file of a kind ("slice", "lobe") with the highest update number."""
     pattern = re.compile(rf"{kind}levellabels(?:updated(\d+))?\.npy")
     names = {path: pattern.fullmatch(_plain(path.name)) for path in sorted(folder.iterdir())}
-    found = [(int(match[1] or 0), path) for path, match in names.items() if match]
-    return max(found)[1] if found else None
+    results = [(int(match[1] or 0), path) for path, match in names.items() if match]
+    return max(results)[1] if results else None
 
 
 def _add_labels(folder: Path, rows: dict[str, dict[str, Any]]) -> list[str]:
@@ -238,8 +238,8 @@ def _add_labels(folder: Path, rows: dict[str, dict[str, Any]]) -> list[str]:
             f"{shapes} do not fit {index.name}: {len(labelled)} rows, the last Label Index is"
             f" {last}"
         ]
-    for number, case in labelled.items():
-        row = row_of(number)
+    for ordinal, case in labelled.items():
+        row = row_of(ordinal)
         slices = len(_slices(rows[case]["path"]))
         for file, array in ((by_slice, slice_array), (by_lobe, lobe_array)):
             errors += [
@@ -276,8 +276,8 @@ def _index(index: Path, rows: dict[str, dict[str, Any]]) -> tuple[dict[int, str]
     cases = {_plain(case): case for case in rows} | {
         _plain(row["path"].name): case for case, row in rows.items()
     }
-    for number, cells in table:
-        where = f"{index.name}: row {number}"
+    for ordinal, cells in table:
+        where = f"{index.name}: row {ordinal}"
         case = cases.get(_plain(cells["Folder/ID"]))
         plain = _plain(cells["Diagnosis"])
         diagnosis = next(
@@ -295,10 +295,12 @@ def _index(index: Path, rows: dict[str, dict[str, Any]]) -> tuple[dict[int, str]
         elif case in seen:
             errors.append(f"{where}, Folder/ID: {case} stands in row {seen[case]} already")
         elif diagnosis != rows[case]["finding"]:
-            place = rows[case]["path"].parent.name
-            errors.append(f"{where}, Diagnosis: {cells['Diagnosis']!r}, and {case} lies in {place}")
+            position = rows[case]["path"].parent.name
+            errors.append(
+                f"{where}, Diagnosis: {cells['Diagnosis']!r}, and {case} lies in {position}"
+            )
         if case is not None:
-            seen.setdefault(case, number)
+            seen.setdefault(case, ordinal)
             if label is not None:
                 labelled.setdefault(label, case)
     return labelled, errors

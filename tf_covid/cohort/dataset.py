@@ -82,12 +82,12 @@ def batches(
     def read(number: Tensor, place: Tensor) -> tf.data.Dataset:
         # One record a file: paths are shuffled, not volumes.
         target = {name: table[number] for name, table in tables.items()}
-        mark = tf.stack([tf.constant(seed, tf.int32), tf.cast(place, tf.int32)])
+        fingerprint = tf.stack([tf.constant(seed, tf.int32), tf.cast(place, tf.int32)])
         record = tf.data.TFRecordDataset(files[number])
-        return record.map(lambda text: ({**_parsed(text, grid), "seed": mark}, target))
+        return record.map(lambda text: ({**_parsed(text, grid), "seed": fingerprint}, target))
 
     def epoch(numbers: Tensor, places: Tensor) -> tf.data.Dataset:
-        found = tf.data.Dataset.from_tensor_slices((numbers, places)).interleave(
+        results = tf.data.Dataset.from_tensor_slices((numbers, places)).interleave(
             read,
             cycle_length=READERS,
             block_length=1,
@@ -95,20 +95,20 @@ def batches(
             deterministic=True,
         )
         if slices:
-            found = found.flat_map(lambda inputs, target: _slices(inputs, target, grid, slices))
+            results = results.flat_map(lambda inputs, target: _slices(inputs, target, grid, slices))
         if slices > 0:
-            found = found.shuffle(
+            results = results.shuffle(
                 _MIXED * slices, seed=seed + places[0], reshuffle_each_iteration=False
             )
-        return found.batch(batch)
+        return results.batch(batch)
 
     options = tf.data.Options()
     # A batch is split between replicas by its rows; there are no files to split by.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    found = tf.data.Dataset.from_tensor_slices((order, places)).flat_map(epoch)
+    results = tf.data.Dataset.from_tensor_slices((order, places)).flat_map(epoch)
     each = visits_each * (slices if slices > 0 else grid[0] if slices else 1)
     # Keras warns of data sets whose end it does not know.
-    counted = found.apply(tf.data.experimental.assert_cardinality(epochs * -(-each // batch)))
+    counted = results.apply(tf.data.experimental.assert_cardinality(epochs * -(-each // batch)))
     return counted.prefetch(2).with_options(options)
 
 
@@ -118,13 +118,13 @@ def _parsed(text: Tensor, grid: tuple[int, int, int]) -> dict[str, Any]:
     )
     cells = int(np.prod(grid))
     size = -(-cells // 8)
-    nobody = tf.zeros([size], tf.uint8)
+    zero_mask = tf.zeros([size], tf.uint8)
     lesions = tf.io.decode_raw(parts["lesions"], tf.uint8)
     return {
         "hu": tf.reshape(tf.io.decode_raw(parts["hu"], tf.int16), grid),
         "lungs": tf.ensure_shape(tf.io.decode_raw(parts["lungs"], tf.uint8), [size]),
         "lesions": tf.ensure_shape(
-            tf.cond(tf.size(lesions) > 0, lambda: lesions, lambda: nobody), [size]
+            tf.cond(tf.size(lesions) > 0, lambda: lesions, lambda: zero_mask), [size]
         ),
     }
 

@@ -45,8 +45,8 @@ class Folds(BaseModel):
 
     def split(self, fold: int) -> tuple[list[str], list[str]]:
         """Cases to train on, and cases to test on."""
-        train = [case for case, number in self.test.items() if number != fold]
-        return train, [case for case, number in self.test.items() if number == fold]
+        train = [case for case, index in self.test.items() if index != fold]
+        return train, [case for case, index in self.test.items() if index == fold]
 
 
 def make_folds(
@@ -91,7 +91,7 @@ def make_folds(
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     tested: dict[str, int] = {}
     for fold, (_, chosen) in enumerate(splitter.split(np.zeros(len(cases)), classes, patients)):
-        tested |= {cases[number]: fold for number in chosen}
+        tested |= {cases[index]: fold for index in chosen}
     folds = Folds(
         kind="stratified",
         seed=seed,
@@ -112,10 +112,10 @@ def near_cases(rows: Sequence[ManifestRow]) -> tuple[tuple[str, ...], ...]:
     first: dict[str, str] = {}
     for row in rows:
         first.setdefault(row.patient, row.case)
-    found: dict[str, list[str]] = defaultdict(list)
+    results: dict[str, list[str]] = defaultdict(list)
     for name, group in near_groups(first).items():
-        found[group].append(first[name])
-    return tuple(tuple(cases) for cases in found.values() if len(cases) > 1)
+        results[group].append(first[name])
+    return tuple(tuple(cases) for cases in results.values() if len(cases) > 1)
 
 
 def _sites(rows: Sequence[ManifestRow]) -> dict[str, str]:
@@ -201,7 +201,9 @@ def check_classes(folds: Folds, labels: Mapping[str, int]) -> None:
         if case in labels:
             where[labels[case]].add(fold)
     # A class that is tested in one fold only has nobody in the training of that one.
-    if alone := [(min(found), label) for label, found in sorted(where.items()) if len(found) == 1]:
+    if alone := [
+        (min(results), label) for label, results in sorted(where.items()) if len(results) == 1
+    ]:
         facts = "; ".join(
             f"fold {folds.names[fold]} cannot learn class {label}" for fold, label in alone
         )
@@ -270,12 +272,12 @@ def split_validation(
         label[patient[case]] = max(labels[case], label.get(patient[case], 0))
     chosen: set[str] = set()
     rng = np.random.default_rng([seed, 0xF01D])
-    for number, total in sorted(Counter(label.values()).items()):
-        who = sorted(name for name, value in label.items() if value == number)
+    for index, total in sorted(Counter(label.values()).items()):
+        who = sorted(name for name, value in label.items() if value == index)
         if total > 1:
             chosen |= set(rng.permutation(who)[: min(max(1, round(fraction * total)), total - 1)])
-    for number in sorted({labels[case] for case in cases}):
-        who = sorted({patient[case] for case in cases if labels[case] == number})
+    for index in sorted({labels[case] for case in cases}):
+        who = sorted({patient[case] for case in cases if labels[case] == index})
         if chosen.issuperset(who):
             # Of this class there are only earlier scans of patients who got worse: one of them has
             # to be trained on.

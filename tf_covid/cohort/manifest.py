@@ -97,31 +97,29 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     rows: list[ManifestRow] = []
     seen: dict[str, int] = {}
     table, errors = read_table(path, ("case", "patient", "path"), COLUMNS)
-    for number, cells in table:
+    for index, cells in table:
         files = {
             key: path.parent / cells[key] for key in ("path", "lungs", "lesions") if cells.get(key)
         }
         errors += [
-            f"row {number}, {key}: there is no such file"
+            f"row {index}, {key}: there is no such file"
             for key, file in files.items()
             if not _exists(file)
         ]
         case = cells["case"].lower()
         if case and case in seen:
             errors.append(
-                f"row {number}, case: {cells['case']!r} stands in row {seen[case]} already"
+                f"row {index}, case: {cells['case']!r} stands in row {seen[case]} already"
             )
-        seen.setdefault(case, number)
+        seen.setdefault(case, index)
         try:
             row = ManifestRow.model_validate(
                 {key: value for key, value in cells.items() if value != ""}
             )
         except ValidationError as error:
-            errors += [
-                f"row {number}, {item['loc'][0]}: {_reason(item)}" for item in error.errors()
-            ]
+            errors += [f"row {index}, {item['loc'][0]}: {_reason(item)}" for item in error.errors()]
             continue
-        errors += [f"row {number}, {text}" for text in _contradictions(row)]
+        errors += [f"row {index}, {text}" for text in _contradictions(row)]
         rows.append(row.model_copy(update=files))
     refuse(path.name, errors)
     if not rows:
@@ -161,8 +159,8 @@ def unexpected_folders(folder: Path, known: Sequence[str]) -> list[str]:
 
 
 def _row_of(line: str) -> int:
-    found = re.match(r"(?:\S+: )?row (\d+)", line)
-    return int(found[1]) if found else 0
+    results = re.match(r"(?:\S+: )?row (\d+)", line)
+    return int(results[1]) if results else 0
 
 
 def _exists(path: Path) -> bool:
@@ -178,14 +176,14 @@ def _reason(error: Json) -> str:
 
 
 def _contradictions(row: ManifestRow) -> list[str]:
-    found = []
+    results = []
     total = None if row.lobe_scores is None else sum(row.lobe_scores)
     if total is not None and row.ct_score is not None and total != row.ct_score:
-        found.append(f"ct_score: {row.ct_score:g} is not the sum of the lobe scores, {total}")
+        results.append(f"ct_score: {row.ct_score:g} is not the sum of the lobe scores, {total}")
     score = total if row.ct_score is None else row.ct_score
     if score is not None and row.severity not in (None, severity.severity_class(score)):
-        found.append(f"severity: {row.severity} does not belong to a CT score of {score:g}")
-    return found
+        results.append(f"severity: {row.severity} does not belong to a CT score of {score:g}")
+    return results
 
 
 def write_manifest(rows: Iterable[dict[str, Any]], path: Path) -> None:

@@ -59,41 +59,41 @@ def mosmed_rows(folder: Path) -> list[dict[str, Any]]:
     errors += [
         f"studies/{name}" + ": holds scans of no class CT-0 … CT-4" for name in _others(studies)
     ]
-    found: dict[str, dict[str, Any]] = {}
-    for number, name in enumerate(CLASSES):
+    results: dict[str, dict[str, Any]] = {}
+    for index, name in enumerate(CLASSES):
         if (studies / name).is_dir():
             files, wrong = _files(studies / name, _STUDY, "a study (study_0001.nii.gz)")
             errors += wrong
             if not files and not wrong:
                 errors.append(f"studies/{name}: the folder is empty")
             for case, file in files:
-                if case in found:
+                if case in results:
                     errors.append(
-                        f"{case}: is there twice, in {_place(found[case]['path'])} and"
+                        f"{case}: is there twice, in {_place(results[case]['path'])} and"
                         f" {_place(file)}"
                     )
                 row = {
                     "case": case,
                     "patient": case,
                     "path": file,
-                    "mosmed_class": number,
+                    "mosmed_class": index,
                     "source": "MosMedData",
                 }
-                found.setdefault(case, row)
+                results.setdefault(case, row)
     if masks.is_dir():
         files, wrong = _files(masks, _MASK, "a mask (study_0001_mask.nii.gz)")
         errors += wrong
         for case, file in files:
-            if case not in found:
+            if case not in results:
                 errors.append(f"masks/{file.name}: there is no study {case}")
-            elif "lesions" in found[case]:
+            elif "lesions" in results[case]:
                 errors.append(
-                    f"{case}: has two masks, {found[case]['lesions'].name} and {file.name}"
+                    f"{case}: has two masks, {results[case]['lesions'].name} and {file.name}"
                 )
             else:
-                found[case]["lesions"] = file
+                results[case]["lesions"] = file
     refuse(folder.name, errors)
-    return [found[case] for case in sorted(found)]
+    return [results[case] for case in sorted(results)]
 
 
 def _place(file: Path) -> str:

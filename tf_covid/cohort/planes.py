@@ -82,17 +82,17 @@ class ClipPreprocessor:
             ScanRefused: If there are no lungs in the scan.
         """
         hu = scan.hu[np.newaxis]
-        found = self.segment(hu, np.array([len(scan.hu)], np.int32))["lungs"]
-        share = (found.numpy()[0] > 0.5).mean(axis=(1, 2))
+        results = self.segment(hu, np.array([len(scan.hu)], np.int32))["lungs"]
+        fraction = (results.numpy()[0] > 0.5).mean(axis=(1, 2))
         minimum = self.preprocessor.slice_rule.minimum
         image_ml = scan.hu[0].size * float(np.prod(scan.spacing_mm)) / 1000.0
-        quality_flags = lung_flags(share, min_fraction=minimum, spacing_mm=scan.spacing_mm)
-        quality_flags += volume_flags(image_ml * float(share.sum()))
+        quality_flags = lung_flags(fraction, min_fraction=minimum, spacing_mm=scan.spacing_mm)
+        quality_flags += volume_flags(image_ml * float(fraction.sum()))
         if any(flag.level == "error" for flag in quality_flags):
             raise ScanRefused([*scan.quality_flags, *quality_flags])
         lesion_mask = np.zeros_like(hu) if lesions is None else lesions[np.newaxis].astype(np.int16)
         values, lungs, diseased, keep = (
-            part.numpy() for part in self.sample(hu, lesion_mask, found)
+            part.numpy() for part in self.sample(hu, lesion_mask, results)
         )
         planes = {"hu": np.rint(values).astype("<i2"), "lungs": lungs >= 0.5}
         return planes | {"lesions": None if lesions is None else diseased >= 0.5}, int(keep.sum())

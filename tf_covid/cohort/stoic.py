@@ -61,16 +61,16 @@ def stoic_rows(folder: Path) -> list[dict[str, Any]]:
     errors += unexpected_folders(folder, ("data", "metadata")) + unexpected_folders(
         folder / "data", ("mha",)
     )
-    entries = [path for path in sorted(scans.iterdir()) if not path.name.startswith(".")]
-    files = {path.stem: path for path in entries if path.suffix == ".mha" and path.is_file()}
-    others = set(entries) - set(files.values())
+    records = [path for path in sorted(scans.iterdir()) if not path.name.startswith(".")]
+    files = {path.stem: path for path in records if path.suffix == ".mha" and path.is_file()}
+    others = set(records) - set(files.values())
     errors += [f"data/mha/{path.name}: is not a scan (<PatientID>.mha)" for path in sorted(others)]
     rows: list[dict[str, Any]] = []
     seen: dict[str, int] = {}
-    for number, cells in table:
+    for index, cells in table:
         row, wrong = _row(cells, files, seen)
-        errors += [f"{_name(reference)}: row {number}, {text}" for text in wrong]
-        seen.setdefault(cells["PatientID"], number)
+        errors += [f"{_name(reference)}: row {index}, {text}" for text in wrong]
+        seen.setdefault(cells["PatientID"], index)
         if row is not None:
             header, unread = _header(row["path"])
             errors += unread

@@ -51,10 +51,10 @@ def whole_number(value: Json) -> Json:
     """
     if not isinstance(value, str):
         return value
-    found = _WHOLE.fullmatch(value.strip())
-    if not found:
+    results = _WHOLE.fullmatch(value.strip())
+    if not results:
         raise ValueError(f"{value[:40]!r} is no whole number")
-    return int(found[1])
+    return int(results[1])
 
 
 def decimal_number(value: Json) -> Json:
@@ -115,7 +115,7 @@ def read_table(
         with _records(path, encoding, delimiter) as records:
             first, written = next(records, (1, []))
             names = _names(path, first, written, required, known)
-            for number, values in records:
+            for index, values in records:
                 cells = [
                     (name, value.strip())
                     for name, value in zip_longest(names, values, fillvalue="")
@@ -123,14 +123,14 @@ def read_table(
                 for column, (name, value) in enumerate(cells, 1):
                     if value and not name:
                         errors.append(
-                            f"row {number}, column {column}: holds a value, and row {first} has no"
+                            f"row {index}, column {column}: holds a value, and row {first} has no"
                             " name for it"
                         )
                     elif value and _FAILED.fullmatch(value) and (name in known or name in required):
                         errors.append(
-                            f"row {number}, {name}: {value} is a spreadsheet's error, no value"
+                            f"row {index}, {name}: {value} is a spreadsheet's error, no value"
                         )
-                rows.append((number, {name: value for name, value in cells if name}))
+                rows.append((index, {name: value for name, value in cells if name}))
     except (OSError, UnicodeError, csv.Error) as error:
         raise ManifestError(f"{path.name}: cannot be read as a CSV in UTF-8 ({error})") from error
     return rows, errors
@@ -166,21 +166,21 @@ def _records(
 
 def _said(file: TextIO) -> str | None:
     """The delimiter that a line `sep=;` names, or None; the line is read."""
-    found = _SEP.fullmatch(file.readline(64).rstrip("\r\n"))
-    return None if found is None else "\t" if found[1] == "\\t" else found[1]
+    results = _SEP.fullmatch(file.readline(64).rstrip("\r\n"))
+    return None if results is None else "\t" if results[1] == "\\t" else results[1]
 
 
 def _filled(path: Path, reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
-    for number, values in enumerate(reader, 1):
-        if number > MAX_ROWS:
+    for index, values in enumerate(reader, 1):
+        if index > MAX_ROWS:
             raise ManifestError(f"{path.name}: has more than {MAX_ROWS} rows")
         if any(value.strip() for value in values):
-            yield number, values
+            yield index, values
 
 
 def _delimiter(path: Path, encoding: str, required: Sequence[str], known: Sequence[str]) -> str:
     """What lies between the cells of the first row: that which shows most of the columns."""
-    best, most = _DELIMITERS[0], (-1, 0)
+    best, limit = _DELIMITERS[0], (-1, 0)
     for delimiter in _DELIMITERS:
         try:
             with _records(path, encoding, delimiter) as records:
@@ -192,8 +192,8 @@ def _delimiter(path: Path, encoding: str, required: Sequence[str], known: Sequen
             sum(_plain(name) in plain for name in dict.fromkeys([*required, *known])),
             len(names),
         )
-        if shown > most:
-            best, most = delimiter, shown
+        if shown > limit:
+            best, limit = delimiter, shown
     return best
 
 
@@ -214,13 +214,13 @@ def _names(
     doubled = [name for name, count in Counter(names).items() if name and count > 1]
     if doubled:
         raise ManifestError(f"{path.name}: row {row} has more than one column {', '.join(doubled)}")
-    wanted = dict.fromkeys([*required, *known])
-    lacking = [name for name in wanted if name not in names]
+    expected = dict.fromkeys([*required, *known])
+    lacking = [name for name in expected if name not in names]
     near: dict[str, str] = {}
     for name in names:
-        if len(name) >= _LETTERS and name not in wanted:
-            found = get_close_matches(_plain(name), lacking, 1, _LIKENESS)
-            near |= {found[0]: name} if found else {}
+        if len(name) >= _LETTERS and name not in expected:
+            results = get_close_matches(_plain(name), lacking, 1, _LIKENESS)
+            near |= {results[0]: name} if results else {}
     missing = [name for name in required if name not in names]
     if missing:
         hints = "".join(f"; {near[name]!r} is nearly {name}" for name in missing if name in near)

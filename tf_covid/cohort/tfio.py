@@ -166,19 +166,19 @@ def read_series_tfio(path: SeriesPath) -> np.ndarray:
 
 def _decoder() -> Tensor:
     """`tfio.image.decode_dicom_image`, where it works."""
-    way = (
+    route = (
         "pip install -e '.[tfio]' in the checkout, into a virtual environment of its own, or read"
         " with tf_covid.read"
     )
     if not tf.__version__.startswith(_TENSORFLOW):
         raise ExtraMissing(
             f"tensorflow-io loads beside TensorFlow {_TENSORFLOW}x only, and this is"
-            f" {tf.__version__}: {way}"
+            f" {tf.__version__}: {route}"
         )
     try:
         return importlib.import_module("tensorflow_io").image.decode_dicom_image
     except ImportError as error:
-        raise ExtraMissing(f"tensorflow-io is not installed: {way}") from error
+        raise ExtraMissing(f"tensorflow-io is not installed: {route}") from error
 
 
 def _prepare(path: SeriesPath) -> DicomSeriesFiles:
@@ -277,22 +277,22 @@ def _instances(path: SeriesPath) -> tuple[tuple[Instance, ...], dict[str, Path]]
             raise refusal("tfio_unsupported", message)
         folder = case.path if case.path.is_dir() else case.path.parent
         return case.instances, {one.name: folder / one.name for one in case.instances}
-    found: dict[str, Path] = {}
+    results: dict[str, Path] = {}
     instances = []
-    for number, file in enumerate(map(Path, path)):
+    for index, file in enumerate(map(Path, path)):
         source = DiskFile(
-            file, f"{number}/{file.name}", file.stat().st_size
+            file, f"{index}/{file.name}", file.stat().st_size
         )  # names of two folders may be the same
         instance = read_header(source)
         if instance is None:
             raise refusal(
-                "no_scan", f"File {number + 1} of the series is no DICOM image.", number + 1
+                "no_scan", f"File {index + 1} of the series is no DICOM image.", index + 1
             )
         instances.append(instance)
-        found[instance.name] = file
+        results[instance.name] = file
     if not instances:
         raise refusal("no_scan", "The list of files is empty.", 0)
-    return tuple(instances), found
+    return tuple(instances), results
 
 
 def _padding_is_tissue(slice_frame: SliceFrame) -> bool:
@@ -353,7 +353,7 @@ def _check_first(
     """Compare the first slice of each way of storing with our reader's."""
     seen = set()
     table = _Table([series])
-    for number, slice_frame in enumerate(slice_frames):
+    for index, slice_frame in enumerate(slice_frames):
         one = slice_frame.instance
         form = (one.transfer_syntax, one.bits_allocated, one.bits_stored, one.high_bit, one.signed)
         if form in seen:
@@ -361,7 +361,7 @@ def _check_first(
         seen.add(form)
         ours = hu_of(slice_frame, next(raw_frames(one, sources[one.name])))
         try:
-            theirs = table.slice_hu(tf.constant(number, tf.int64)).numpy()
+            theirs = table.slice_hu(tf.constant(index, tf.int64)).numpy()
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, NotImplementedError):
             message = (
                 "tensorflow-io cannot decode the first slice of the series; read it with"
@@ -371,7 +371,7 @@ def _check_first(
         apart = np.abs(ours.astype(np.int32) - theirs)
         if apart.any():
             message = (
-                f"tensorflow-io reads slice {number + 1} otherwise than our reader:"
+                f"tensorflow-io reads slice {index + 1} otherwise than our reader:"
                 f" {np.count_nonzero(apart)} of {apart.size} pixels differ, by up to {apart.max()}"
                 " HU; read the series with tf_covid.read."
             )

@@ -74,12 +74,12 @@ def report() -> Report:
 def render(report: Report) -> str:
     """The report as plain text, for a terminal or an issue."""
     width = max(len(row.name) for section in report.sections for row in section.rows)
-    marks = {True: "ok  ", False: "FAIL", None: "    "}
+    fingerprints = {True: "ok  ", False: "FAIL", None: "    "}
     lines = []
     for section in report.sections:
         lines += [
             section.title,
-            *(f"  {marks[row.ok]} {row.name:{width}}  {row.value}" for row in section.rows),
+            *(f"  {fingerprints[row.ok]} {row.name:{width}}  {row.value}" for row in section.rows),
             "",
         ]
     lines.append("All is there." if report.ok else "Missing or broken:")
@@ -199,8 +199,8 @@ def _weights() -> Iterator[Row]:
         yield Row("models", f"none in {catalog.folder()}; reinstall {DISTRIBUTION}", ok=False)
     digests = {name: quarantine.sha256(path) for name, path in shipped.items()}
     for name, path in shipped.items():
-        card = path.with_name(catalog.CARD)
-        if not card.is_file():
+        model_card = path.with_name(catalog.CARD)
+        if not model_card.is_file():
             yield Row(name, "has no model card", ok=False)
         elif not catalog.matches_card(path, digests[name]):
             yield Row(name, f"sha256 {digests[name]} is not the one in its model card", ok=False)

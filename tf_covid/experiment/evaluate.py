@@ -84,16 +84,16 @@ def evaluate(
         )
         skipped |= filled.skipped
         members.append(_answers(model, rows, labels, filled.entries))
-        pixels = {case: entry.fingerprints["pixels"] for case, entry in filled.entries.items()}
+        pixels = {case: record.fingerprints["pixels"] for case, record in filled.entries.items()}
         sightings.append(seen.look(model.name, model.contract, pixels, patients))
     for case, why in skipped.items():
         on_message(f"skipped {case}: {why}")
-    found: AnyPredictions = ensemble(members) if len(members) > 1 else members[0]
-    known = as_seen(sightings, len(set(found.cases)))
+    results: AnyPredictions = ensemble(members) if len(members) > 1 else members[0]
+    known = as_seen(sightings, len(set(results.cases)))
     for sentence in seen_sentences(known):
         on_message(f"warning: {sentence}")
     study = build_study(
-        found,
+        results,
         model=" + ".join(model.name for model in models),
         init="frozen",
         config={"models": [model.sha256 for model in models], "skipped": skipped},
@@ -102,8 +102,8 @@ def evaluate(
         note=" ".join(dict.fromkeys(model.contract.note for model in models)),
         seen_in_training=known,
     )
-    write_predictions(found, out / "predictions.csv")
-    write_study(study, found, {}, out)
+    write_predictions(results, out / "predictions.csv")
+    write_study(study, results, {}, out)
     return out / "study.html"
 
 

@@ -172,12 +172,12 @@ def _seen_by_init(
     contract = read_contract(catalog.find(request.init))
     patients = {row.case: row.patient for row in rows}
     pixels = {row.case: records[row.case].fingerprints["pixels"] for row in rows}
-    found = as_seen(
+    results = as_seen(
         [seen.look(catalog.name_of(request.init), contract, pixels, patients)], len(rows)
     )
-    for sentence in seen_sentences(found, START):
+    for sentence in seen_sentences(results, START):
         on_message(f"warning: {sentence}")
-    return found
+    return results
 
 
 def _report_window(network: NetworkSpec, on_message: Callable[[str], None]) -> None:
@@ -271,13 +271,13 @@ def _run_fold(
     tested = [cohort.records[case] for case in test_cases]
     answers = objective.answers(load(folder / "model.keras").network, tested)
     by_case = {row.case: row for row in cohort.rows}
-    found = as_predictions(
+    results = as_predictions(
         request.task, [by_case[case] for case in test_cases], cohort.labels, answers, fold
     )
-    write_predictions(found, done)
+    write_predictions(results, done)
     for state in ("state.npz", "best.npz"):
         (folder / state).unlink(missing_ok=True)
-    return found
+    return results
 
 
 def _contract(

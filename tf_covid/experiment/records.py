@@ -104,7 +104,7 @@ def fill_cache(
     for case, why in filled.skipped.items():
         on_message(f"skipped {case}: {why}")
     if doubtful := [
-        case for case, entry in filled.entries.items() if "mask_doubtful" in entry.quality_flags
+        case for case, record in filled.entries.items() if "mask_doubtful" in record.quality_flags
     ]:
         listed = ", ".join(doubtful[:20]) + (
             f" and {len(doubtful) - 20} more" if len(doubtful) > 20 else ""
@@ -126,7 +126,7 @@ def records_of_run(
     Raises:
         TrainingError: If one of them has changed or can no longer be read.
     """
-    now = {case: entry.path.stem for case, entry in entries.items()}
+    now = {case: record.path.stem for case, record in entries.items()}
     if not path.exists():
         write_text(json.dumps(now, indent=1), path)
         return entries
@@ -136,11 +136,11 @@ def records_of_run(
         raise TrainingError(f"{path}: cannot be read; begin anew in another folder") from error
     if lost := sorted(before.keys() - now.keys()):
         raise TrainingError(f"the run began with {', '.join(lost)}, which cannot be read now")
-    if changed := sorted(case for case, mark in before.items() if now[case] != mark):
+    if changed := sorted(case for case, fingerprint in before.items() if now[case] != fingerprint):
         raise TrainingError(f"since the run began, scan or masks changed of {', '.join(changed)}")
     if late := sorted(now.keys() - before.keys()):
         on_message(f"left out, since the run began without them: {', '.join(late)}")
-    return {case: entry for case, entry in entries.items() if case in before}
+    return {case: record for case, record in entries.items() if case in before}
 
 
 def identities(

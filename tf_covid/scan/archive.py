@@ -136,11 +136,11 @@ def unique_names(names: Sequence[str]) -> list[str]:
     taken, result = set(names), []
     seen: dict[str, int] = {}
     for name in names:
-        number = seen[name] = seen.get(name, 0) + 1
+        count = seen[name] = seen.get(name, 0) + 1
         unique = name
-        while number > 1 and unique in taken:
+        while count > 1 and unique in taken:
             path = PurePosixPath(name)
-            unique, number = (path.parent / f"#{number}" / path.name).as_posix(), number + 1
+            unique, count = (path.parent / f"#{count}" / path.name).as_posix(), count + 1
         taken.add(unique)
         result.append(unique)
     return result
@@ -268,7 +268,7 @@ def _heads(stream: BinaryIO, begin: int, end: int) -> int:
     """Number of heads of members between two places of a file where none should be."""
     if end - begin < _LOCAL_BYTES:
         return 0
-    found, kept = 0, b""
+    results, kept = 0, b""
     stream.seek(begin)
     left = end - begin
     while left and (block := stream.read(min(_CHUNK, left))):
@@ -278,12 +278,12 @@ def _heads(stream: BinaryIO, begin: int, end: int) -> int:
         while 0 <= at <= len(data) - _LOCAL_BYTES:
             version, _, method = struct.unpack("<3H", data[at + 4 : at + 10])
             name_bytes = int.from_bytes(data[at + 26 : at + 28], "little")
-            found += (
+            results += (
                 version <= _MOST_VERSION and method in _METHODS and 0 < name_bytes < _ENTRY_BYTES
             )
             at = data.find(_LOCAL, at + 4)
         kept = data[-(_LOCAL_BYTES - 1) :]
-    return found
+    return results
 
 
 def _is_folder(info: zipfile.ZipInfo) -> bool:

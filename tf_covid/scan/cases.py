@@ -137,13 +137,13 @@ class Case:
             yield [DiskFile.of(self.path)]
         elif _is_archive(self.path):
             with _open_archive(self.path, self.limits) as members:
-                found = {source.name: source for source in members.sources}
-                if not found.keys() >= set(self.members):
+                results = {source.name: source for source in members.sources}
+                if not results.keys() >= set(self.members):
                     raise refusal(
                         "input_changed",
                         "The archive has changed since its cases were found; start again.",
                     )
-                yield [found[name] for name in self.members]
+                yield [results[name] for name in self.members]
         else:
             folder = self.path if self.path.is_dir() else self.path.parent
             yield [DiskFile.of(folder / name, folder) for name in self.members]
@@ -278,21 +278,21 @@ def _in_folder(path: Path, limits: Limits) -> list[Case]:
     broken: list[Case] = []
     left = contents.left
     for source in archives:
-        found = find_cases(source.path, limits)
+        results = find_cases(source.path, limits)
         codes = {
-            flag.code for case in found for flag in case.quality_flags if flag.level == "error"
+            flag.code for case in results for flag in case.quality_flags if flag.level == "error"
         }
         if codes == _NO_SCAN:
             left += Leftovers(foreign=1)
-        elif all(case.refused for case in found):
-            broken += found
+        elif all(case.refused for case in results):
+            broken += results
         elif all(
             case.instances and known.issuperset(one.sop_uid for one in case.instances)
-            for case in found
+            for case in results
         ):
             left += Leftovers(copies=1)
         else:
-            inner += found
+            inner += results
     if own and not inner:
         left += Leftovers(unread_archives=len(broken))
     else:

@@ -39,7 +39,7 @@ class Checked:
         """One line for a person."""
         parts: list[str] = [self.status]
         if self.shape is not None and self.spacing_mm is not None:
-            size = " x ".join(str(number) for number in self.shape)
+            size = " x ".join(str(index) for index in self.shape)
             parts.append(f"{size} voxels of {' x '.join(f'{mm:.2f}' for mm in self.spacing_mm)} mm")
         parts += [
             f"{flag.code} ({flag.level})" for flag in self.quality_flags if flag.level != "error"

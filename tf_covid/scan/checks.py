@@ -108,8 +108,10 @@ def hu_flags(hu: np.ndarray) -> tuple[QualityFlag, ...]:
     sample = sample[sample >= PADDING_BELOW_HU]
     edges = np.arange(_RANGE_HU[0], _RANGE_HU[1] + _BIN_HU, _BIN_HU)
     counts, _ = np.histogram(sample, bins=edges)
-    share = counts / max(1, sample.size)
-    smooth = np.convolve(share, np.ones(5) / 5, mode="same")  # 50 HU: wider than the noise of a bin
+    fraction = counts / max(1, sample.size)
+    smooth = np.convolve(
+        fraction, np.ones(5) / 5, mode="same"
+    )  # 50 HU: wider than the noise of a bin
     centres = (edges[:-1] + edges[1:]) / 2
 
     def band(low_high: tuple[int, int]) -> np.ndarray:
@@ -118,9 +120,9 @@ def hu_flags(hu: np.ndarray) -> tuple[QualityFlag, ...]:
     air, soft = band(AIR_HU), band(SOFT_TISSUE_HU)
     least = PEAK_OVER_VALLEY * smooth[band(VALLEY_HU)].mean()
     missing = []
-    if share[air].sum() < AIR_SHARE or smooth[air].max() <= least:
+    if fraction[air].sum() < AIR_SHARE or smooth[air].max() <= least:
         missing.append("no air or lung peak between -1100 and -700 HU")
-    if share[soft].sum() < SOFT_TISSUE_SHARE or smooth[soft].max() <= least:
+    if fraction[soft].sum() < SOFT_TISSUE_SHARE or smooth[soft].max() <= least:
         missing.append("no soft-tissue peak between -150 and 150 HU")
     if not missing:
         return ()
@@ -194,8 +196,8 @@ def lung_flags(
     rule = f"slices with at least {100 * min_fraction:g} % lung"
     quality_flags = []
     if kept == 0:
-        most = 100 * float(fractions.max(initial=0.0))
-        message = f"No {rule} among {len(fractions)}; the most is {most:.1f} %."
+        limit = 100 * float(fractions.max(initial=0.0))
+        message = f"No {rule} among {len(fractions)}; the most is {limit:.1f} %."
         quality_flags.append(QualityFlag("no_lung", "error", message, 0))
     elif kept < LEAST_SLICES:
         message = (
@@ -204,8 +206,8 @@ def lung_flags(
         quality_flags.append(QualityFlag("few_slices", "error", message, kept))
     cut = [
         end
-        for end, share in (("apex", fractions[:1]), ("base", fractions[-1:]))
-        if share.size and share[0] >= cut_off_share
+        for end, fraction in (("apex", fractions[:1]), ("base", fractions[-1:]))
+        if fraction.size and fraction[0] >= cut_off_share
     ]
     if cut:
         where = "both" if len(cut) == 2 else cut[0]

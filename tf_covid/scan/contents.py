@@ -104,8 +104,8 @@ def look(sources: Sequence[ScanFile], left: Leftovers) -> Contents:
     sizes = {(_place(one.name), by_name[one.name].size) for one in instances}
     damaged = 0
     for source in foreign:
-        place = _place(source.name)
-        damaged += _was_slice(source, place in slices, (place, source.size) in sizes)
+        position = _place(source.name)
+        damaged += _was_slice(source, position in slices, (position, source.size) in sizes)
     listed = sum(
         dicom.missing_images(source, list(by_name))
         for source in foreign
@@ -139,9 +139,9 @@ def volume_of(source: ScanFile, beside: Callable[[], Mapping[str, ScanFile]]) ->
     if name not in by_name:  # Windows does not tell upper from lower case
         alike = [other for other in by_name if other.casefold() == name.casefold()]
         name = alike[0] if len(alike) == 1 else name
-    found = by_name.get(name)
-    if found is None or (isinstance(found, DiskFile) and found.path.is_symlink()):
-        what = "is missing" if found is None else "is a link, which is not followed"
+    results = by_name.get(name)
+    if results is None or (isinstance(results, DiskFile) and results.path.is_symlink()):
+        what = "is missing" if results is None else "is a link, which is not followed"
         message = (
             f"The data file that the header names {what}; it belongs into the folder of the header."
         )

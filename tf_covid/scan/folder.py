@@ -24,7 +24,7 @@ def walk(folder: Path) -> tuple[list[DiskFile], Leftovers]:
     Links to files are followed, links to folders are not: they may run in circles or through a
     whole disk. One that leads to a place below the folder leaves nothing out, any other is counted.
     """
-    found: list[DiskFile] = []
+    results: list[DiskFile] = []
     left = Leftovers()
     root = os.path.realpath(folder)
     ahead = [folder]
@@ -32,17 +32,17 @@ def walk(folder: Path) -> tuple[list[DiskFile], Leftovers]:
         here = ahead.pop()
         try:
             with os.scandir(here) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name)
+                records = sorted(listing, key=lambda entry: entry.name)
         except OSError:
             if here == folder:
                 raise  # the input itself
             left += Leftovers(no_access=1)
             continue
         answer = _is_answer(
-            [entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)]
+            [entry.name for entry in records if not entry.is_dir(follow_symlinks=False)]
         )
         below: list[Path] = []
-        for entry in entries:
+        for entry in records:
             path = here / entry.name
             if entry.is_dir(follow_symlinks=False):
                 if not _HALF_WRITTEN.fullmatch(entry.name):
@@ -50,9 +50,9 @@ def walk(folder: Path) -> tuple[list[DiskFile], Leftovers]:
             elif not answer:
                 source, one = _file(path, folder, root)
                 left += one
-                found += source
+                results += source
         ahead += reversed(below)
-    return found, left
+    return results, left
 
 
 def _file(path: Path, folder: Path, root: str) -> tuple[list[DiskFile], Leftovers]:

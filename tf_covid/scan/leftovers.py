@@ -108,12 +108,12 @@ class Leftovers:
         names = [
             (field, text) for field, _, _, text in _FLAGS if field not in ("foreign", "copies")
         ]
-        found = [
+        results = [
             f"{count} {text.rstrip('.')}"
             for field, text in names
             if (count := getattr(self, field))
         ]
-        return "; ".join(found)
+        return "; ".join(results)
 
 
 #: Field of `Leftovers` → code, level and text of its flag.

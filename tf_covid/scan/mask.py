@@ -48,12 +48,12 @@ def user_lungs(
     Raises:
         ScanRefused: See `read_mask`, `array_mask` and `mask_check.check_lungs`.
     """
-    wanted = check_labels(labels)
+    expected = check_labels(labels)
     if isinstance(given, (str, os.PathLike)):
-        mask, values = _of_file(Path(given), scan, limits, wanted)
+        mask, values = _of_file(Path(given), scan, limits, expected)
     else:
-        mask, values = _of_array(given, scan, wanted)
-    return mask, missing_labels(values, wanted) + check_lungs(mask, scan)
+        mask, values = _of_array(given, scan, expected)
+    return mask, missing_labels(values, expected) + check_lungs(mask, scan)
 
 
 def array_mask(
@@ -212,10 +212,10 @@ def _filled(
     source, affine = orient(stored.affine_ras, stored.shape)
     mask, view = allocate(source, np.bool_)
     count = 0
-    for number, slab in enumerate(stored.slabs):
+    for index, slab in enumerate(stored.slabs):
         values.add(slab)
-        view[:, :, number] = inside(slab, labels)
-        count = number + 1
+        view[:, :, index] = inside(slab, labels)
+        count = index + 1
     behind = [
         flag for flag in getattr(stored.slabs, "quality_flags", ()) if flag.level == "warning"
     ]

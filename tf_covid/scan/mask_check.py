@@ -102,13 +102,13 @@ def check_labels(labels: Sequence[int]) -> tuple[float, ...]:
         ScanRefused: `mask_labels` if one is no whole number above 0.
     """
     try:
-        whole = [
+        full = [
             not isinstance(label, (bool, np.bool_)) and int(label) == label and label > 0
             for label in labels
         ]
     except (TypeError, ValueError, OverflowError):
-        whole = [False]
-    if not all(whole):
+        full = [False]
+    if not all(full):
         raise refusal(
             "mask_labels",
             "The labels of the lungs are whole numbers above 0, such as 10, 11, 12, 13, 14.",
@@ -141,10 +141,10 @@ def accept(values: MaskValues, labels: Sequence[float] = (), *, lesions: bool = 
         ScanRefused: `mask_values` with the values found, `mask_labels` if no label is in a voxel,
             `mask_empty` if a lung mask has no voxel inside.
     """
-    found = values.found
+    results = values.found
     if labels:
         _accept_labels(values, labels)
-    elif not found:
+    elif not results:
         if not values.zero:
             raise refusal(
                 "mask_values",
@@ -155,14 +155,16 @@ def accept(values: MaskValues, labels: Sequence[float] = (), *, lesions: bool = 
             raise _not_a_mask(values, lesions)
         if not lesions:
             raise refusal("mask_empty", "The mask is empty.")
-    elif len(found) == 1 and not (values.zero or values.nan):
+    elif len(results) == 1 and not (values.zero or values.nan):
         message = f"The mask holds {values} everywhere: nothing is outside of it."
         raise refusal("mask_values", message, str(values))
     else:
         one = (
-            len(found) == 1 and 0 < next(iter(found)) < np.inf and not (values.zero and values.nan)
+            len(results) == 1
+            and 0 < next(iter(results)) < np.inf
+            and not (values.zero and values.nan)
         )
-        own = not lesions and not values.nan and values.zero and found | {0.0} == OWN_LABELS
+        own = not lesions and not values.nan and values.zero and results | {0.0} == OWN_LABELS
         if not (one or own):
             raise _not_a_mask(values, lesions)
 
@@ -194,10 +196,10 @@ def _not_a_mask(values: MaskValues, lesions: bool) -> Exception:
     what = "a lesion mask is 0 outside and has one value inside"
     if not lesions:
         what = "a lung mask is 0 outside and has one value inside (or 1 right and 2 left)"
-    found = values.found
+    results = values.found
     if values.nan or values.low < 0 or values.high == np.inf:
         hint = "A map of distances or scores is no mask: write which voxels are inside"
-    elif values.many or not all(value.is_integer() for value in found):
+    elif values.many or not all(value.is_integer() for value in results):
         hint = (
             "Probabilities, and masks smoothed by resampling, need a threshold first (resample by"
             " nearest neighbour)"
@@ -234,9 +236,9 @@ def check_lungs(mask: np.ndarray, scan: Scan) -> tuple[QualityFlag, ...]:
         raise ScanRefused(flags)
     hu, chosen, air = _sampled(mask, scan)
     total = max(int(np.count_nonzero(chosen)), 1)
-    share = np.count_nonzero(chosen & air) / total
-    if share > MOSTLY:
-        raise _outside(share, "mask")
+    fraction = np.count_nonzero(chosen & air) / total
+    if fraction > MOSTLY:
+        raise _outside(fraction, "mask")
     body = ~air
     under, beside = hu[chosen & body], hu[~chosen & body]
     if under.size and beside.size and np.median(under) > AERATED_HU and np.median(beside) < -500:
@@ -252,12 +254,12 @@ def check_lungs(mask: np.ndarray, scan: Scan) -> tuple[QualityFlag, ...]:
             " lung."
         )
         raise refusal("mask_not_lung", message, round(100 * aerated, 1))
-    if share > PARTLY:
+    if fraction > PARTLY:
         message = (
-            f"{100 * share:.0f} % of the mask are in the air around the body; does it belong to"
+            f"{100 * fraction:.0f} % of the mask are in the air around the body; does it belong to"
             " this scan?"
         )
-        return (QualityFlag("mask_doubtful", "warning", message, round(100 * share)),)
+        return (QualityFlag("mask_doubtful", "warning", message, round(100 * fraction)),)
     if aerated < USUAL_AERATED:
         message = (
             f"Only {100 * aerated:.0f} % of the mask are below {AERATED_HU} HU; is it of these"
@@ -283,17 +285,17 @@ def check_lesions(mask: np.ndarray, scan: Scan, lungs: np.ndarray | None = None)
     if not count:
         return
     volume = count * float(np.prod(scan.spacing_mm)) / 1000.0
-    most = POSSIBLE_VOLUME_ML[1]
-    if volume > most:
+    limit = POSSIBLE_VOLUME_ML[1]
+    if volume > limit:
         message = (
             f"The lesions measure {volume / 1000:.1f} l; not even the lungs have more than"
-            f" {most / 1000:g} l."
+            f" {limit / 1000:g} l."
         )
         raise refusal("lung_volume", message, round(volume))
     _, chosen, air = _sampled(mask, scan)
-    share = np.count_nonzero(chosen & air) / max(int(np.count_nonzero(chosen)), 1)
-    if share > LOOSE:
-        raise _outside(share, "lesion mask")
+    fraction = np.count_nonzero(chosen & air) / max(int(np.count_nonzero(chosen)), 1)
+    if fraction > LOOSE:
+        raise _outside(fraction, "lesion mask")
     if lungs is not None:
         off = 1.0 - np.count_nonzero(mask & lungs) / count
         if off > MOSTLY:

@@ -75,14 +75,14 @@ class MetaHeader:
         Raises:
             ScanRefused: `bad_header`.
         """
-        words = self.fields.get("dimsize", "").split()
-        if not words or not all(re.fullmatch(r"\d{1,7}", word) for word in words):
+        text_words = self.fields.get("dimsize", "").split()
+        if not text_words or not all(re.fullmatch(r"\d{1,7}", word) for word in text_words):
             raise refusal("bad_header", "The MetaImage header states no usable DimSize.")
-        if self.fields.get("ndims") != str(len(words)):
+        if self.fields.get("ndims") != str(len(text_words)):
             raise refusal(
-                "bad_header", f"DimSize has {len(words)} numbers; NDims is missing or another."
+                "bad_header", f"DimSize has {len(text_words)} numbers; NDims is missing or another."
             )
-        return tuple(int(word) for word in words)
+        return tuple(int(word) for word in text_words)
 
     def true(self, *names: str, default: bool = False) -> bool:
         """A field that is True or False; of several names the last that is there.
@@ -90,15 +90,15 @@ class MetaHeader:
         Raises:
             ScanRefused: `bad_header` if it is neither.
         """
-        found = [self.fields[name].lower() for name in names if name in self.fields]
-        if not found:
+        results = [self.fields[name].lower() for name in names if name in self.fields]
+        if not results:
             return default
-        if found[-1] not in ("true", "t", "1", "yes", "false", "f", "0", "no"):
+        if results[-1] not in ("true", "t", "1", "yes", "false", "f", "0", "no"):
             raise refusal(
                 "bad_header",
                 "The MetaImage header has a field that should be True or False and is neither.",
             )
-        return found[-1] in ("true", "t", "1", "yes")
+        return results[-1] in ("true", "t", "1", "yes")
 
     def numbers(self, name: str, count: int) -> np.ndarray | None:
         """A field of so many finite numbers; None if it is not there.
@@ -134,14 +134,14 @@ def parse(head: bytes) -> MetaHeader:
     """
     if not re.match(rb"\s*(ObjectType|NDims|Comment)\b", head):
         raise refusal("not_mha", "The file is not a MetaImage.")
-    found = re.search(b"elementdatafile", head, re.IGNORECASE)
-    if not found:
+    results = re.search(b"elementdatafile", head, re.IGNORECASE)
+    if not results:
         if len(head) >= HEADER_BYTES:
             raise refusal(
                 "bad_header", f"The MetaImage header does not end within {HEADER_BYTES} bytes."
             )
         raise refusal("not_mha", "The file is not a MetaImage: its header has no ElementDataFile.")
-    begin, end = head.rfind(b"\n", 0, found.start()) + 1, head.find(b"\n", found.start()) + 1
+    begin, end = head.rfind(b"\n", 0, results.start()) + 1, head.find(b"\n", results.start()) + 1
     last = head[begin : end or len(head)].decode("latin-1")
     line = re.fullmatch(r"\s*ElementDataFile\s*=\s*([^\r\n]*?)\s*", last)
     if not line:
@@ -369,16 +369,16 @@ def _one_of(
     header: MetaHeader, names: tuple[str, ...], count: int, title: str
 ) -> tuple[np.ndarray | None, tuple[QualityFlag, ...]]:
     """The last of several names for one field, and a flag where they say different things."""
-    found = [numbers for name in names if (numbers := header.numbers(name, count)) is not None]
-    if not found:
+    results = [numbers for name in names if (numbers := header.numbers(name, count)) is not None]
+    if not results:
         return None, ()
-    if all(np.allclose(numbers, found[-1]) for numbers in found):
-        return found[-1], ()
+    if all(np.allclose(numbers, results[-1]) for numbers in results):
+        return results[-1], ()
     message = (
         f"{title} is stated under several names with different numbers; the one that MetaIO takes"
         " was taken."
     )
-    return found[-1], (QualityFlag("affine_disagree", "warning", message),)
+    return results[-1], (QualityFlag("affine_disagree", "warning", message),)
 
 
 def _against(letters: str, affine: np.ndarray) -> str:

@@ -53,7 +53,7 @@ def case_names(path: Path, parts: Sequence[str], groups: Sequence[Sequence[Insta
         distinct = len({part.lower() for part in parts}) == len(parts) and all(parts)
         raw = [f"{own} {part if distinct else ''}" for part in parts]
         suffixes = [_safe(_stem(part)) if distinct else "" for part in parts]
-        names = [f"{base}-{suffix or number}" for number, suffix in enumerate(suffixes, 1)]
+        names = [f"{base}-{suffix or index}" for index, suffix in enumerate(suffixes, 1)]
     identifiers = PatientIdentifiers.of(instance for group in groups for instance in group)
     named = []
     for name, original, group in zip(names, raw, groups, strict=True):
@@ -96,10 +96,10 @@ def unique(names: Sequence[str]) -> list[str]:
     taken: set[str] = set()
     result = []
     for name in names:
-        candidate, number = name, 1
+        candidate, count = name, 1
         while candidate.lower() in taken:  # some file systems do not tell upper from lower case
-            number += 1
-            candidate = f"{name}-{number}"
+            count += 1
+            candidate = f"{name}-{count}"
         taken.add(candidate.lower())
         result.append(candidate)
     return result

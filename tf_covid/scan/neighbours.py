@@ -50,11 +50,11 @@ def neighbour_flags(hu: np.ndarray, axis: int = 0) -> tuple[QualityFlag, ...]:
         .reshape(len(slices), -1)
         .astype(np.float32)
     )
-    told = np.flatnonzero(
+    messages = np.flatnonzero(
         sample.min(axis=1) != sample.max(axis=1)
     )  # blank slices are named by the gate
-    sample = sample[told]
-    again = _repeated(slices, told, sample)
+    sample = sample[messages]
+    again = _repeated(slices, messages, sample)
     if len(sample) < 3:
         return again
     clipped = np.clip(sample, *_CLIP_HU)
@@ -64,10 +64,10 @@ def neighbour_flags(hu: np.ndarray, axis: int = 0) -> tuple[QualityFlag, ...]:
     least = np.minimum(next_one[:-1], next_one[1:])
     least_hu = _APART_BESIDE_HU if axis else _APART_HU
     apart = {
-        int(told[number + 1])
-        for number in np.flatnonzero((least > least_hu) & (least > _APART_TIMES * over_one))
+        int(messages[index + 1])
+        for index in np.flatnonzero((least > least_hu) & (least > _APART_TIMES * over_one))
     }
-    apart |= {int(told[end]) for end in _odd_ends(next_one)}
+    apart |= {int(messages[end]) for end in _odd_ends(next_one)}
     flags: list[QualityFlag] = []
     if shifted:
         message = (
@@ -97,9 +97,9 @@ def _repeated(slices: np.ndarray, told: np.ndarray, sample: np.ndarray) -> tuple
     """
     first: dict[bytes, int] = {}
     count = 0
-    for number, some in zip(told, sample, strict=True):
-        other = first.setdefault(some.tobytes(), int(number))
-        count += other != number and np.array_equal(slices[other], slices[number])
+    for index, some in zip(told, sample, strict=True):
+        other = first.setdefault(some.tobytes(), int(index))
+        count += other != index and np.array_equal(slices[other], slices[index])
     if not count:
         return ()
     message = (
@@ -116,11 +116,11 @@ def _shifted(sample: np.ndarray, next_one: np.ndarray) -> list[float]:
     looked = np.flatnonzero(
         next_one > np.clip(1.3 * np.median(next_one), _SHIFT_HU / 8, _SHIFT_HU / 2)
     )
-    for number in looked:
-        one, other = sample[number], sample[number + 1]
+    for index in looked:
+        one, other = sample[index], sample[index + 1]
         jump = max(_common_shift(one, other), _common_shift(other, one))
-        if not jump and number + 2 < len(sample):
-            jump = _between_shift(one, other, sample[number + 2])
+        if not jump and index + 2 < len(sample):
+            jump = _between_shift(one, other, sample[index + 2])
         if jump:
             jumps.append(jump)
     return jumps

@@ -199,5 +199,5 @@ def _write(stream: BinaryIO, stored: np.ndarray, affine_ras: np.ndarray, slope: 
     header["scl_slope"], header["scl_inter"] = slope, 0.0
     header["magic"] = b"n+1"
     stream.write(header.binaryblock + b"\0" * 4)
-    for number in range(stored.shape[2]):
-        stream.write(stored[:, :, number].tobytes(order="F"))
+    for index in range(stored.shape[2]):
+        stream.write(stored[:, :, index].tobytes(order="F"))

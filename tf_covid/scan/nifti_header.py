@@ -98,7 +98,8 @@ class NiftiHeader:
                 f" bitpix says {bits}."
             )
             raise refusal("bad_header", message, bits)
-        return np.dtype(dtype)
+        voxel_type: np.dtype = np.dtype(dtype)
+        return voxel_type
 
     def scaling(self) -> tuple[float, float, tuple[QualityFlag, ...]]:
         """scl_slope, scl_inter, and what is odd about them.

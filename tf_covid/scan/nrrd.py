@@ -266,10 +266,10 @@ def _axes(fields: dict[str, str]) -> tuple[tuple[int, ...], tuple[int, int, int]
     Raises:
         ScanRefused: `bad_header`, `single_slice`, `not_3d`, `not_scalar`.
     """
-    words = fields.get("sizes", "").split()
-    if not words or not all(_SIZE.fullmatch(word) for word in words):
+    text_words = fields.get("sizes", "").split()
+    if not text_words or not all(_SIZE.fullmatch(word) for word in text_words):
         raise refusal("bad_header", "The NRRD header states no usable sizes.")
-    sizes = tuple(int(word) for word in words)
+    sizes = tuple(int(word) for word in text_words)
     if fields.get("dimension") != str(len(sizes)):
         raise refusal(
             "bad_header",
@@ -278,22 +278,22 @@ def _axes(fields: dict[str, str]) -> tuple[tuple[int, ...], tuple[int, int, int]
     kinds = fields.get("kinds", "").lower().split()
     vectors = re.findall(r"none|\([^()]*\)", fields.get("spacedirections", "").lower())
     numbers = list(range(len(sizes)))
-    for number in reversed(range(len(sizes))):
-        spatial = number >= len(kinds) or kinds[number] in _SPATIAL_KINDS
-        placed = number >= len(vectors) or vectors[number] != "none"
-        if sizes[number] > 1 and not (spatial and placed):
-            kind = kinds[number] if number < len(kinds) else ""
+    for index in reversed(range(len(sizes))):
+        spatial = index >= len(kinds) or kinds[index] in _SPATIAL_KINDS
+        placed = index >= len(vectors) or vectors[index] != "none"
+        if sizes[index] > 1 and not (spatial and placed):
+            kind = kinds[index] if index < len(kinds) else ""
             code = "not_3d" if kind in ("time", "list", "") or spatial else "not_scalar"
             message = (
-                f"The image has an axis of {sizes[number]} that is not in space (colours, vectors"
+                f"The image has an axis of {sizes[index]} that is not in space (colours, vectors"
                 " or times)."
             )
-            raise refusal(code, message, sizes[number])
-        if len(numbers) > 3 and sizes[number] == 1 and not (spatial and placed):
-            numbers.remove(number)
-    for number in reversed(range(len(sizes))):
-        if len(numbers) > 3 and sizes[number] == 1:
-            numbers.remove(number)
+            raise refusal(code, message, sizes[index])
+        if len(numbers) > 3 and sizes[index] == 1 and not (spatial and placed):
+            numbers.remove(index)
+    for index in reversed(range(len(sizes))):
+        if len(numbers) > 3 and sizes[index] == 1:
+            numbers.remove(index)
     if len(numbers) < 3:
         raise refusal("single_slice", "The image has one slice only; a scan is a volume.", 1)
     if len(numbers) > 3:

@@ -57,7 +57,7 @@ def nrrd_affine(
     if "spacedirections" in fields:
         affine[:3, :3] = _directions(fields["spacedirections"], len(sizes), axes)
     else:
-        spacings, found = _spacings(fields, sizes, axes)
+        spacings, results = _spacings(fields, sizes, axes)
         affine[:3, :3] = np.diag(spacings)
         if not any(flag.code == "orientation_unknown" for flag in flags):
             message = (
@@ -65,7 +65,7 @@ def nrrd_affine(
                 " its space."
             )
             flags += (QualityFlag("orientation_unknown", "warning", message),)
-        flags += found
+        flags += results
     affine[:3, 3] = _origin(fields)
     if "spaceorigin" not in fields and not flags:
         flags += (no_position(),)
@@ -90,12 +90,12 @@ def _space(fields: dict[str, str]) -> tuple[tuple[float, float, float], tuple[Qu
 
 def _directions(text: str, count: int, axes: tuple[int, int, int]) -> np.ndarray:
     """One column for each axis in space."""
-    words = re.findall(r"none|\([^()]*\)", text.lower())
-    if len(words) != count or re.sub(r"none|\([^()]*\)|\s", "", text.lower()):
+    text_words = re.findall(r"none|\([^()]*\)", text.lower())
+    if len(text_words) != count or re.sub(r"none|\([^()]*\)|\s", "", text.lower()):
         raise refusal(
             "bad_header", f"The NRRD header has {count} axes, but not as many space directions."
         )
-    columns = [_vector(words[axis], "space directions") for axis in axes]
+    columns = [_vector(text_words[axis], "space directions") for axis in axes]
     return np.array(columns).T
 
 
@@ -183,14 +183,18 @@ def _units(
     One unit for all three axes.
     """
     directed = "spacedirections" in fields
-    words = re.findall(r'"([^"]*)"', fields.get("spaceunits" if directed else "units", ""))
-    used = words[:3] if directed else [words[axis] for axis in axes if axis < len(words)]
+    text_words = re.findall(r'"([^"]*)"', fields.get("spaceunits" if directed else "units", ""))
+    used = (
+        text_words[:3]
+        if directed
+        else [text_words[axis] for axis in axes if axis < len(text_words)]
+    )
     stated = {word.strip().lower() for word in used} - set(_UNSTATED)
     if not stated:
         return np.eye(4), ()
-    found = {_UNITS.get(word) for word in stated}
-    unit = found.pop()
-    if unit is None or found:
+    results = {_UNITS.get(word) for word in stated}
+    unit = results.pop()
+    if unit is None or results:
         message = (
             "The header measures its voxels in a unit that is not known, or in several; they were"
             " taken for mm."

@@ -117,15 +117,15 @@ class Unpacked:
             return None
         import imagecodecs  # only where it is needed
 
-        begin, whole = self._raw.tell(), bytearray(size)
+        begin, full = self._raw.tell(), bytearray(size)
         packed = self._raw.read(self._held)
         try:
-            count = len(imagecodecs.deflate_decode(packed, out=whole))
+            count = len(imagecodecs.deflate_decode(packed, out=full))
         except imagecodecs.DeflateError:
             count = 0
-        if count == size and zlib.adler32(whole).to_bytes(4, "big") == packed[-4:]:
+        if count == size and zlib.adler32(full).to_bytes(4, "big") == packed[-4:]:
             self._held, self._unpacker = 0, None
-            return whole
+            return full
         self._raw.seek(begin)
         return None
 
@@ -249,14 +249,14 @@ class Layout:
             )
             raise refusal("too_large", message, self.shape[0] * self.shape[1])
         needed = self.needed + max(0, self.skip)
-        most = {
+        limit = {
             "raw": held,
             "gzip": held * _MOST_RATIO,
             "zlib": held * _MOST_RATIO,
             "hex": held // 2,
         }
-        most["text"] = held * self.dtype.itemsize
-        if needed > most.get(self.coding, needed):
+        limit["text"] = held * self.dtype.itemsize
+        if needed > limit.get(self.coding, needed):
             message = (
                 f"The header declares {needed} bytes of voxels; the {held} bytes of the file cannot"
                 " hold them."
@@ -312,19 +312,19 @@ class Slabs(Iterator[np.ndarray]):
         if layout.coding in ("hex", "text"):
             reader = text_reader(source.read, layout.dtype, digits=layout.coding == "hex")
         count = layout.shape[0] * layout.shape[1]
-        whole = source.unpack_at_once(layout.needed) if not layout.skip else None
+        full = source.unpack_at_once(layout.needed) if not layout.skip else None
         source.skip(max(0, layout.skip))
-        for number in range(layout.shape[2]):
-            if whole is not None:
+        for index in range(layout.shape[2]):
+            if full is not None:
                 plane = np.frombuffer(
-                    whole, layout.dtype, count, number * count * layout.dtype.itemsize
+                    full, layout.dtype, count, index * count * layout.dtype.itemsize
                 )
             elif (
                 reader((plane := np.empty(count, layout.dtype)).view(np.uint8).data) < plane.nbytes
             ):
-                message = f"The file ends in slice {number + 1} of {layout.shape[2]}."
-                raise refusal("truncated_file", message, number)
-            if number + 1 == layout.shape[2]:
+                message = f"The file ends in slice {index + 1} of {layout.shape[2]}."
+                raise refusal("truncated_file", message, index)
+            if index + 1 == layout.shape[2]:
                 if layout.coding in ("hex", "text") and reader(
                     memoryview(bytearray(layout.dtype.itemsize))
                 ):
@@ -341,7 +341,7 @@ class Slabs(Iterator[np.ndarray]):
     def _behind(self) -> tuple[QualityFlag, ...]:
         layout, source = self._layout, self._source
         tail = source.finish(layout.tolerated)
-        left, found = len(tail), []
+        left, results = len(tail), []
         layout.check_excess(left)
         if layout.coding in ("hex", "text"):
             tail = tail.strip()  # digits and numbers may end in blanks and lines
@@ -350,9 +350,9 @@ class Slabs(Iterator[np.ndarray]):
                 f"{left} bytes that are not all zero follow the voxels: something was put in, or"
                 " left behind. The voxels may be shifted; get the file again from where it came."
             )
-            found.append(QualityFlag("trailing_bytes", "warning", message, left))
+            results.append(QualityFlag("trailing_bytes", "warning", message, left))
         elif left:
-            found.append(
+            results.append(
                 QualityFlag(
                     "padding_bytes", "info", f"{left} bytes behind the voxels were not read.", left
                 )
@@ -362,5 +362,5 @@ class Slabs(Iterator[np.ndarray]):
                 f"{source.behind} bytes behind the compressed voxels were not read; the voxels are"
                 " complete."
             )
-            found.append(QualityFlag("trailing_bytes", "warning", message, source.behind))
-        return tuple(found)
+            results.append(QualityFlag("trailing_bytes", "warning", message, source.behind))
+        return tuple(results)

@@ -130,13 +130,13 @@ class Reader:
         """`find_cases`; a path that the reader dies of is one case that refuses."""
         path = Path(path)
         try:
-            found, _ = self._ask("find", (path, limits))
+            results, _ = self._ask("find", (path, limits))
         except _Lost as lost:
             flag = QualityFlag("reader_failed", "error", str(lost))
             return [
                 Case(case_names(path, [""], [()])[0], path, quality_flags=(flag,), limits=limits)
             ]
-        return cast("list[Case]", found)
+        return cast("list[Case]", results)
 
     def fingerprint(self, case: Case) -> str:
         """`Case.fingerprint`; empty if the reader dies of it."""

@@ -89,9 +89,9 @@ class _Part(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Tensor) -> int:
-        wanted = max(0, min(len(buffer), self._part.size - self._at))
-        data = os.pread(self._part.file, wanted, self._part.begin + self._at)
-        if wanted and not data:
+        expected = max(0, min(len(buffer), self._part.size - self._at))
+        data = os.pread(self._part.file, expected, self._part.begin + self._at)
+        if expected and not data:
             raise EOFError("the tar ends within a member")
         buffer[: len(data)] = data
         self._at += len(data)
@@ -138,10 +138,10 @@ def open_tar(path: Path, limits: Limits = DEFAULT) -> Iterator[Members]:
         if not packed:
             yield _members(stream, limits)
             return
-        with tempfile.TemporaryFile() as whole:
-            trailing = _unpack(path, cast("BinaryIO", whole), limits)
-            whole.flush()
-            members = _members(cast("BinaryIO", whole), limits)
+        with tempfile.TemporaryFile() as full:
+            trailing = _unpack(path, cast("BinaryIO", full), limits)
+            full.flush()
+            members = _members(cast("BinaryIO", full), limits)
             yield Members(members.sources, members.left + Leftovers(trailing=trailing))
 
 
@@ -150,7 +150,7 @@ def _unpack(path: Path, out: BinaryIO, limits: Limits) -> bool:
 
     True if bytes follow that are no gzip.
     """
-    most = limits.archive_bytes + limits.archive_members * _HEADS_BYTES
+    limit = limits.archive_bytes + limits.archive_members * _HEADS_BYTES
     total = 0
     unpacker, begun = zlib.decompressobj(31), False
     with path.open("rb") as stream:
@@ -163,12 +163,12 @@ def _unpack(path: Path, out: BinaryIO, limits: Limits) -> bool:
                 raise refusal("archive_damaged", message, total) from None
             begun = True
             total += len(block)
-            if total > most:
+            if total > limit:
                 message = (
-                    f"The tar unpacks to more than {most} bytes; at most {limits.archive_bytes} are"
-                    " read."
+                    f"The tar unpacks to more than {limit} bytes; at most {limits.archive_bytes}"
+                    " are read."
                 )
-                raise refusal("archive_too_large", message, most)
+                raise refusal("archive_too_large", message, limit)
             out.write(block)
             data = unpacker.unused_data if unpacker.eof else unpacker.unconsumed_tail
             if unpacker.eof:
@@ -223,9 +223,9 @@ def _members(stream: BinaryIO, limits: Limits) -> Members:
     )
     names = unique_names([info.name for info in files])
     same = sum(name != info.name for name, info in zip(names, files, strict=True))
-    number = stream.fileno()
+    descriptor = stream.fileno()
     sources: list[ScanFile] = [
-        TarMember(number, name, info.offset_data, info.size)
+        TarMember(descriptor, name, info.offset_data, info.size)
         for name, info in zip(names, files, strict=True)
     ]
     odd = size % _BLOCK != 0 or _padding_is_used(stream, files)
@@ -268,14 +268,14 @@ def _end(stream: BinaryIO, end: int, size: int) -> tuple[bool, int]:
     stream.seek(end)
     if any(block := stream.read(_BLOCK)) or not block:
         return True, 0
-    found = 0
+    results = 0
     while blocks := stream.read(_CHUNK):
         if blocks.count(0) < len(blocks):
             starts = range(0, len(blocks) - _BLOCK + 1, _BLOCK)
-            found += sum(
+            results += sum(
                 blocks[at] != 0 and _sum_is_right(blocks[at : at + _BLOCK]) for at in starts
             )
-    return False, found
+    return False, results
 
 
 def _sum_is_right(head: bytes) -> bool:

@@ -63,11 +63,11 @@ def _hex_parts(read: Read) -> Iterator[bytes]:
 def _text_parts(read: Read, dtype: np.dtype) -> Iterator[bytes]:
     word = b""
     while block := read(_CHUNK):
-        words = (word + block.replace(b",", b" ") + b"|").split()
-        word = words.pop()[:-1]
+        text_words = (word + block.replace(b",", b" ") + b"|").split()
+        word = text_words.pop()[:-1]
         if len(word) > _LONGEST_WORD:
-            words.append(word)
-        yield _numbers(words, dtype)
+            text_words.append(word)
+        yield _numbers(text_words, dtype)
     if word:
         yield _numbers([word], dtype)
 

@@ -28,18 +28,18 @@ def torn_flags(studies: Sequence[Sequence[Instance]]) -> list[tuple[QualityFlag,
         One tuple for each of `studies`.
     """
     parts: dict[str, list[tuple[int, list[Instance]]]] = {}
-    for number, study in enumerate(studies):
+    for index, study in enumerate(studies):
         series: dict[str, list[Instance]] = {}
         for one in study:
             if one.series_uid and one.modality == "CT" and len(one.frames) == 1:
                 series.setdefault(one.series_uid, []).append(one)
         for uid, members in series.items():
-            parts.setdefault(uid, []).append((number, members))
+            parts.setdefault(uid, []).append((index, members))
     torn: dict[int, int] = {}
-    for found in parts.values():
-        if len(found) > 1 and _one_scan([members for _, members in found]):
-            torn |= {number: len(found) for number, _ in found}
-    return [(_flag(torn[number]),) if number in torn else () for number in range(len(studies))]
+    for results in parts.values():
+        if len(results) > 1 and _one_scan([members for _, members in results]):
+            torn |= {index: len(results) for index, _ in results}
+    return [(_flag(torn[index]),) if index in torn else () for index in range(len(studies))]
 
 
 def _flag(count: int) -> QualityFlag:
@@ -67,7 +67,7 @@ def _one_scan(parts: Sequence[Sequence[Instance]]) -> bool:
     if len(alike) != 1 or orientation.shape != (6,) or not np.isfinite(orientation).all():
         return False
     normal = np.cross(orientation[:3], orientation[3:])
-    places = [
+    positions = [
         np.array(
             [
                 float(np.array(one.frames[0].position) @ normal)
@@ -77,9 +77,9 @@ def _one_scan(parts: Sequence[Sequence[Instance]]) -> bool:
         )
         for members in parts
     ]
-    if any(place.size == 0 or not np.isfinite(place).all() for place in places):
+    if any(position.size == 0 or not np.isfinite(position).all() for position in positions):
         return False
-    every = np.sort(np.concatenate(places))
+    every = np.sort(np.concatenate(positions))
     steps = np.diff(every)
     if steps.size < 2 or steps.min() < _SAME_PLACE_MM:
         return False

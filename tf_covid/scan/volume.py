@@ -61,16 +61,16 @@ def load_volume(stored: RawVolume, chosen_because: str) -> LoadedVolume:
     if min(stored.shape) < 2:
         raise refusal("single_slice", "The image has one slice only; a scan is a volume.", 1)
     source, affine = orient(stored.affine_ras, stored.shape)
-    found = geometry_flags(np.linalg.norm(affine[:3, :3], axis=0)) + position_flags(affine)
-    if any(flag.level == "error" for flag in found):
-        raise ScanRefused((*found, *stored.quality_flags))
+    results = geometry_flags(np.linalg.norm(affine[:3, :3], axis=0)) + position_flags(affine)
+    if any(flag.level == "error" for flag in results):
+        raise ScanRefused((*results, *stored.quality_flags))
     hu, view = allocate(source, np.int16)
     filled = not_numbers = 0
-    for number, slab in enumerate(stored.slabs):
-        not_numbers += _put(view[:, :, number], slab)
+    for index, slab in enumerate(stored.slabs):
+        not_numbers += _put(view[:, :, index], slab)
         filled += 1
     check_filled(filled, stored.shape[2])
-    quality_flags = (*stored.quality_flags, *found, *getattr(stored.slabs, "quality_flags", ()))
+    quality_flags = (*stored.quality_flags, *results, *getattr(stored.slabs, "quality_flags", ()))
     if not_numbers:
         message = f"{not_numbers} voxels were not a number; they were read as air ({AIR_HU} HU)."
         quality_flags += (QualityFlag("not_a_number", "warning", message, not_numbers),)

@@ -151,15 +151,15 @@ def open_volume(sources: Sequence[ScanFile], limits: Limits = DEFAULT) -> Iterat
     lower = source.name.lower()
     named = next((kind for kind, endings in _ENDINGS.items() if lower.endswith(endings)), None)
     with source.open() as stream:
-        found = kind_of(stream.read(HEAD_BYTES), source.name)
-    if named and found and found != named:
-        ending = _ENDINGS[found][0]
+        results = kind_of(stream.read(HEAD_BYTES), source.name)
+    if named and results and results != named:
+        ending = _ENDINGS[results][0]
         message = (
-            f"The file is {found}, though its name ends like {named}'s; rename it to end in"
+            f"The file is {results}, though its name ends like {named}'s; rename it to end in"
             f" {ending}."
         )
         raise refusal(f"not_{'mha' if named == 'MetaImage' else named.lower()}", message)
-    if (kind := named or found) is None:
+    if (kind := named or results) is None:
         raise refusal("not_a_volume", "The file is none of NIfTI, NRRD and MetaImage.")
     with _OPENERS[kind](source, _data(sources), limits) as stored:
         yield stored

@@ -81,9 +81,9 @@ class Batcher:
         self._running: list[PendingRequest] = []
         self._changed = threading.Condition()
         self._closing = self._closed = self._grace_ended = False
-        for number in range(workers):
+        for index in range(workers):
             threading.Thread(
-                target=self._work, name=f"tfcovid-batcher-{number}", daemon=True
+                target=self._work, name=f"tfcovid-batcher-{index}", daemon=True
             ).start()
 
     @property

@@ -50,11 +50,11 @@ class ServerContext:
             NotFound: If there is none.
         """
         response = get_model_status_pb2.GetModelStatusResponse()
-        for found in self.repository.statuses(name, version):
-            row = response.model_version_status.add(version=found.version, state=found.state)
-            if found.error:
+        for results in self.repository.statuses(name, version):
+            row = response.model_version_status.add(version=results.version, state=results.state)
+            if results.error:
                 row.status.error_code = 2  # UNKNOWN, in TensorFlow's list of codes
-                row.status.error_message = found.error
+                row.status.error_message = results.error
             else:
                 row.status.SetInParent()
         return response

@@ -52,15 +52,15 @@ def start(server: ServerContext, address: str) -> tuple[Any, int]:
         ServingError: If the port is taken.
     """
     settings = server.settings
-    most = min(settings.max_message_bytes, 2**31 - 1)
+    limit = min(settings.max_message_bytes, 2**31 - 1)
     threads = settings.queue + settings.workers * settings.batch + _SPARE
     options = [
         ("grpc.max_concurrent_streams", threads),
         ("grpc.server_handshake_timeout_ms", int(settings.read_limit_s * 1000)),
         ("grpc.max_connection_idle_ms", _IDLE_MS),
         ("grpc.max_connection_age_ms", _AGE_MS),
-        ("grpc.max_receive_message_length", most),
-        ("grpc.max_send_message_length", most),
+        ("grpc.max_receive_message_length", limit),
+        ("grpc.max_send_message_length", limit),
         ("grpc.so_reuseport", 0),  # two servers on one port would share its clients
     ]
     grpc_server = grpc.server(
@@ -243,7 +243,7 @@ class _Prediction:
                 raise NoSignature(f'Serving signature key "{name[:200]}" not found.')
             runner = version.runner(name)
             labels.signature = runner.name
-            wanted = _wanted(request.output_filter, runner.outputs)
+            expected = _wanted(request.output_filter, runner.outputs)
             inputs = tensor_proto.to_arrays(
                 request.inputs, runner.inputs, server.settings.max_message_bytes
             )
@@ -259,7 +259,7 @@ class _Prediction:
             response.model_spec.name = version.name
             response.model_spec.version.value = version.number
             response.model_spec.signature_name = runner.name
-            for name in wanted:
+            for name in expected:
                 response.outputs[name].CopyFrom(
                     tensor_proto.to_proto(outputs[name], runner.outputs[name])
                 )

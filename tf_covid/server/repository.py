@@ -120,19 +120,17 @@ class Repository:
         """
         with self._changed:
             states = self._models[name].states if name in self._models else {}
-            found = [
-                states[number]
-                for number in sorted(states, reverse=True)
-                if version in (None, number)
+            results = [
+                states[index] for index in sorted(states, reverse=True) if version in (None, index)
             ]
-        if not found:
+        if not results:
             asked = f"model {name}" if version is None else f"version {version} of model {name}"
             raise NotFound(
                 f"Could not find any versions of {asked}"
                 if version is None
                 else f"Could not find {asked}"
             )
-        return found
+        return results
 
     @contextmanager
     def lease(self, name: str, version: int | None = None) -> Iterator[Version]:
@@ -156,13 +154,13 @@ class Repository:
     def poll(self) -> None:
         """Look at the folder once, and load, switch and unload as it asks."""
         with self._polling:
-            found = _names(self._folder)
-            if found is None:
+            results = _names(self._folder)
+            if results is None:
                 return  # not readable now: what is loaded stays
-            for name in [name for name in self._models if name not in found]:
+            for name in [name for name in self._models if name not in results]:
                 self._unload(name)
             odd = set()
-            for name in sorted(found):
+            for name in sorted(results):
                 if self._stop.is_set():
                     return
                 try:
@@ -174,7 +172,7 @@ class Repository:
                     if name not in self._odd:  # once, not at every look
                         _LOG.warning("model %s cannot be looked at: %s", name, type(error).__name__)
             self._odd = odd
-            self._forget(found)
+            self._forget(results)
 
     def _watch(self) -> None:
         while True:
@@ -191,21 +189,21 @@ class Repository:
         numbers = _versions(folder)
         with self._changed:
             model = self._models.setdefault(name, _Model())
-        for number in sorted(numbers, reverse=True):
-            if model.current is not None and model.current.number == number:
+        for index in sorted(numbers, reverse=True):
+            if model.current is not None and model.current.number == index:
                 break
-            print_now = _fingerprint(folder / str(number))
-            if model.broken.get(number) == print_now:
+            print_now = _fingerprint(folder / str(index))
+            if model.broken.get(index) == print_now:
                 continue
-            version = self._load(model, name, number, print_now)
+            version = self._load(model, name, index, print_now)
             if version is not None:
                 self._switch(model, version)
                 break
         else:
             self._switch(model, None)  # the one that is served has vanished, and no other can be
         with self._changed:
-            for number in [number for number in model.states if number not in numbers]:
-                model.broken.pop(number, None)
+            for index in [index for index in model.states if index not in numbers]:
+                model.broken.pop(index, None)
 
     def _load(
         self, model: _Model, name: str, number: int, print_now: Fingerprint
@@ -275,10 +273,10 @@ class Repository:
                 if all(status.state == "END" for status in self._models[name].states.values()):
                     del self._models[name]
             for model in self._models.values():
-                ended = [number for number, status in model.states.items() if status.state == "END"]
-                for number in sorted(ended)[:-_REMEMBERED]:
-                    if number not in model.broken:
-                        del model.states[number]
+                ended = [index for index, status in model.states.items() if status.state == "END"]
+                for index in sorted(ended)[:-_REMEMBERED]:
+                    if index not in model.broken:
+                        del model.states[index]
         if self._dropped.is_set():
             self._dropped.clear()
             # TensorFlow's functions hold each other in circles, and a model's variables with them
@@ -289,9 +287,9 @@ def _names(folder: Path) -> set[str] | None:
     """Names of the folders that may be models; None if the folder cannot be read."""
     try:
         return {
-            entry.name
-            for entry in os.scandir(folder)
-            if _NAME.fullmatch(entry.name) and _may_be_folder(entry)
+            record.name
+            for record in os.scandir(folder)
+            if _NAME.fullmatch(record.name) and _may_be_folder(record)
         }
     except OSError:
         return None
@@ -314,7 +312,7 @@ def _versions(folder: Path) -> set[int]:
     Raises:
         OSError: If the folder cannot be read.
     """
-    names = [entry.name for entry in os.scandir(folder) if _NUMBER.fullmatch(entry.name)]
+    names = [record.name for record in os.scandir(folder) if _NUMBER.fullmatch(record.name)]
     return {int(name) for name in names if _may_be_file(folder / name / "saved_model.pb")}
 
 
@@ -327,7 +325,7 @@ def _may_be_file(path: Path) -> bool:
 
 def _fingerprint(folder: Path) -> Fingerprint:
     """Names, times and sizes of the files of a version."""
-    found = []
+    results = []
     for root, folders, files in os.walk(folder):
         folders.sort()
         for name in sorted(files):
@@ -336,7 +334,7 @@ def _fingerprint(folder: Path) -> Fingerprint:
                 facts = path.stat()
             except OSError:
                 continue  # it has gone meanwhile, which is a change, too
-            found.append((str(path), facts.st_mtime_ns, facts.st_size))
-            if len(found) >= _MOST_FILES:
-                return tuple(found)
-    return tuple(found)
+            results.append((str(path), facts.st_mtime_ns, facts.st_size))
+            if len(results) >= _MOST_FILES:
+                return tuple(results)
+    return tuple(results)

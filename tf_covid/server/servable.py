@@ -274,12 +274,12 @@ def _warm_up(version: Version, path: Path) -> None:
     """Answer the requests that the export brought along, so that no client waits for compilers."""
     if not path.is_file():
         return
-    for number, record in enumerate(
+    for index, record in enumerate(
         tf.data.TFRecordDataset(str(path)).take(MOST_WARMUPS).as_numpy_iterator()
     ):
         log = prediction_log_pb2.PredictionLog.FromString(record)
         if log.WhichOneof("log_type") != "predict_log":
-            raise ServingError(f"warm-up request {number} is no predict_log")
+            raise ServingError(f"warm-up request {index} is no predict_log")
         request = log.predict_log.request
         try:
             runner = version.runner(request.model_spec.signature_name)
@@ -287,7 +287,7 @@ def _warm_up(version: Version, path: Path) -> None:
             runner.check(inputs)
             runner.run(inputs)
         except RequestError as error:
-            raise ServingError(f"warm-up request {number} fails: {error}") from error
+            raise ServingError(f"warm-up request {index} fails: {error}") from error
 
 
 def _as_array(tensor: Message) -> np.ndarray:

@@ -97,12 +97,12 @@ class ServerSettings(BaseModel):
             ServingError: If others could reach it and there is no token, or the name is unknown.
         """
         try:
-            found = socket.getaddrinfo(
+            results = socket.getaddrinfo(
                 self.host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )
         except (OSError, UnicodeError) as error:
             raise ServingError(f"--host {self.host}: is no address of this machine") from error
-        addresses = [str(entry[4][0]) for entry in found]
+        addresses = [str(record[4][0]) for record in results]
         if self.token is None and not all(is_loopback(address) for address in addresses):
             raise ServingError(
                 f"--host {self.host}: others could reach the server there, so it needs a token "

@@ -155,9 +155,9 @@ def _boxed(values: Message, dtype: np.dtype, count: int, wrong: Message) -> np.n
         return array
     if count * dtype.itemsize > _MOST_FILLED:
         raise wrong(f"{len(values)} values for {count} places")
-    whole: np.ndarray = np.full(count, filler, dtype)
-    whole[: len(array)] = array
-    return whole
+    full: np.ndarray = np.full(count, filler, dtype)
+    full[: len(array)] = array
+    return full
 
 
 def to_proto(array: np.ndarray, spec: TensorSpec) -> Message:

@@ -45,13 +45,13 @@ class TensorSpec:
         if self.shape is None:
             return
         fits = array.ndim == len(self.shape) and all(
-            wanted in (None, size) for wanted, size in zip(self.shape, array.shape, strict=True)
+            expected in (None, size) for expected, size in zip(self.shape, array.shape, strict=True)
         )
         if not fits:
-            wanted = ",".join("?" if size is None else str(size) for size in self.shape)
+            expected = ",".join("?" if size is None else str(size) for size in self.shape)
             got = ",".join(map(str, array.shape))
             raise InvalidArgument(
-                f"input '{self.name}': has shape [{got}], but the signature wants [{wanted}]"
+                f"input '{self.name}': has shape [{got}], but the signature wants [{expected}]"
             )
 
     def check_numbers(self, array: np.ndarray) -> None:

@@ -163,9 +163,9 @@ def roc(
         if auc is not None and auc["ci95"]:
             text += f" (95 % interval {auc['ci95'][0]:.3f}–{auc['ci95'][1]:.3f})"
         colour = palette.RUNS[index % len(palette.RUNS)]
-        entry = f"{drawable(name)}\n{text}" if name else text
+        record = f"{drawable(name)}\n{text}" if name else text
         x, y = points["false_positive_rate"], points["true_positive_rate"]
-        axes.plot(x, y, color=colour, linewidth=2.2, label=entry, clip_on=False)
+        axes.plot(x, y, color=colour, linewidth=2.2, label=record, clip_on=False)
     axes.set(xlim=(0, 1), ylim=(0, 1))
     percent_ticks(axes)
     if axes.get_legend_handles_labels()[1]:

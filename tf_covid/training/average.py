@@ -36,7 +36,7 @@ def averaged(models: Sequence[LoadedModel], shares: Sequence[float]) -> keras.Mo
     Raises:
         ModelError: If architecture, task or preprocessing differ, or the shares do not sum to 1.
     """
-    if any(share < 0 for share in shares) or not np.isclose(sum(shares), 1.0):
+    if any(fraction < 0 for fraction in shares) or not np.isclose(sum(shares), 1.0):
         raise ModelError(
             f"shares of 0 … 1 that sum to 1 are needed, not {', '.join(map(str, shares))}"
         )
@@ -87,12 +87,14 @@ def _together(models: Sequence[LoadedModel]) -> tuple[TrainedOn, ...] | None:
 def main(parts: tuple[tuple[float, Path], ...], folder: Path, out: Path, unseen: int) -> None:
     """Average lung models."""
     setup(1, out)
-    shares = [share for share, _ in parts]
+    shares = [fraction for fraction, _ in parts]
     models = [load(path) for _, path in parts]
     network = averaged(models, shares)
     held_out = range(UNSEEN, UNSEEN + unseen)
     draw_cases(folder, held_out)
-    of = ", ".join(f"{share:g} of {one.sha256}" for share, one in zip(shares, models, strict=True))
+    of = ", ".join(
+        f"{fraction:g} of {one.sha256}" for fraction, one in zip(shares, models, strict=True)
+    )
     contract = models[0].contract.model_copy(
         update={"origin": f"tf_covid.training.average: {of}", "trained_on": _together(models)}
     )

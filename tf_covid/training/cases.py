@@ -75,11 +75,11 @@ def phantom_mark() -> str:
 
     Comments do not count.
     """
-    found = hashlib.sha256(repr(PhantomSettings()).encode())
+    results = hashlib.sha256(repr(PhantomSettings()).encode())
     for path in sorted(Path(phantom.__file__).parent.glob("*.py")):
         if path.stem not in _WRITERS:
-            found.update(ast.unparse(ast.parse(path.read_text("utf-8"))).encode())
-    return found.hexdigest()[:12]
+            results.update(ast.unparse(ast.parse(path.read_text("utf-8"))).encode())
+    return results.hexdigest()[:12]
 
 
 def home(folder: Path) -> Path:
@@ -106,11 +106,11 @@ def draw_cases(folder: Path, seeds: range, *, workers: int = 2) -> None:
     with ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=end_with_parent
     ) as pool:
-        for number, _ in enumerate(
+        for index, _ in enumerate(
             pool.map(_draw, [folder] * len(missing), missing, chunksize=4), 1
         ):
-            if number % 100 == 0:
-                log.info("drawn %d of %d", number, len(missing))
+            if index % 100 == 0:
+                log.info("drawn %d of %d", index, len(missing))
 
 
 def read_case(folder: Path, seed: int) -> Case:

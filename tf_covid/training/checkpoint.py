@@ -53,7 +53,7 @@ def save(path: Path, variables: Sequence[Any], progress: TrainingState) -> None:
     Raises:
         OutputError: If it cannot be written; the one before stays.
     """
-    arrays = {f"v{number}": np.asarray(variable) for number, variable in enumerate(variables)}
+    arrays = {f"v{index}": np.asarray(variable) for index, variable in enumerate(variables)}
     with replacing(path) as partial, partial.open("wb") as file:
         np.savez(file, progress=np.array(json.dumps(asdict(progress))), **arrays)  # type: ignore[arg-type]
         file.flush()
@@ -69,7 +69,7 @@ def restore(path: Path, variables: Sequence[Any]) -> TrainingState:
     try:
         with np.load(path, allow_pickle=False) as file:
             progress = TrainingState(**json.loads(str(file["progress"])))
-            values = [file[f"v{number}"] for number in range(len(file.files) - 1)]
+            values = [file[f"v{index}"] for index in range(len(file.files) - 1)]
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise TrainingError(
             f"{path}: the state is damaged; remove its folder to train this fold anew"

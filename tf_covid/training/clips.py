@@ -64,8 +64,8 @@ def make_clips(folder: Path, seeds: range, preprocessor: Preprocessor, mark: str
         preprocessor.sampler.width,
     )
     # What follows the mask: another margin of the box, another window.
-    way = hashlib.sha256(repr(preprocessor.settings).encode()).hexdigest()[:6]
-    clips = home(folder) / f"clips-{frames}x{height}x{width}-{way}-{mark[:12]}"
+    route = hashlib.sha256(repr(preprocessor.settings).encode()).hexdigest()[:6]
+    clips = home(folder) / f"clips-{frames}x{height}x{width}-{route}-{mark[:12]}"
     lungs = home(folder) / f"lungs-{mark[:12]}"
     for made in (clips, lungs):
         made.mkdir(exist_ok=True)
@@ -76,23 +76,23 @@ def make_clips(folder: Path, seeds: range, preprocessor: Preprocessor, mark: str
 
     @tf.function(input_signature=[volume, volume, tf.TensorSpec([1, None, None, None], tf.float32)])
     def cut(hu: Tensor, lesions: Tensor, probability: Tensor) -> Tensor:
-        found = preprocessor.cut(hu, probability)
-        ill = preprocessor.sampler(lesions, found["keep"], found["box"])
-        parts = tf.concat([found["clip"], found["lungs"], ill], axis=0)
+        results = preprocessor.cut(hu, probability)
+        lesion_mask = preprocessor.sampler(lesions, results["keep"], results["box"])
+        parts = tf.concat([results["clip"], results["lungs"], lesion_mask], axis=0)
         return tf.cast(tf.round(parts * 255.0), tf.uint8)
 
-    for number, seed in enumerate(seeds, 1):
+    for index, seed in enumerate(seeds, 1):
         path, masks = clips / f"{seed:08d}.npy", lungs / f"{seed:08d}.npy"
         if path.exists():
             continue
         case = read_case(folder, seed)
         hu, lesions = case.hu[np.newaxis], case.lesions[np.newaxis].astype(np.int16)
         if not masks.exists():  # the slowest step, and the same for clips of any size
-            found = segment(hu, np.array([len(case.hu)], np.int32))["lungs"].numpy()
-            _save(masks, np.rint(found * 255.0).astype(np.uint8))
+            results = segment(hu, np.array([len(case.hu)], np.int32))["lungs"].numpy()
+            _save(masks, np.rint(results * 255.0).astype(np.uint8))
         _save(path, cut(hu, lesions, np.load(masks).astype(np.float32) / 255.0).numpy())
-        if number % 100 == 0:
-            log.info("cut %d clips of %d", number, len(seeds))
+        if index % 100 == 0:
+            log.info("cut %d clips of %d", index, len(seeds))
     return clips
 
 

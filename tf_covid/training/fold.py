@@ -140,7 +140,7 @@ def train(
     keep_state = CheckpointCallback(
         settings, folder, weights, variables, state, on_epoch_end, board
     )
-    cases = [entry.case for entry in train_records]
+    cases = [record.case for record in train_records]
     for stage, last in _stages(settings):
         if state.stopped or state.epoch >= last:
             continue
@@ -149,7 +149,9 @@ def train(
             losses, shares, metrics = objective.losses(cases)
             # Each device has the mean of its share of the batch, and Keras adds up what the devices
             # have.
-            shares = {name: share / strategy.num_replicas_in_sync for name, share in shares.items()}
+            shares = {
+                name: fraction / strategy.num_replicas_in_sync for name, fraction in shares.items()
+            }
             # Keras would take XLA, whose 3D convolutions are several times slower on a CPU.
             trainer.compile(
                 optimizer, loss=losses, loss_weights=shares, metrics=metrics, jit_compile=False
@@ -247,12 +249,12 @@ def _optimizer(settings: Settings, steps: int) -> keras.optimizers.Optimizer:
 
 def _stages(settings: Settings) -> list[tuple[Stage | None, int]]:
     """(stage, its last epoch) in order; None where all layers learn."""
-    found: list[tuple[Stage | None, int]] = []
+    results: list[tuple[Stage | None, int]] = []
     last = 0
     for stage in settings.stages:
         last += stage.epochs
-        found.append((stage, last))
-    return [*found, (None, settings.epochs)] if last < settings.epochs else found
+        results.append((stage, last))
+    return [*results, (None, settings.epochs)] if last < settings.epochs else results
 
 
 def _shortest(settings: Settings) -> int:
@@ -269,14 +271,14 @@ def _freeze(network: keras.Model, trainer: keras.Model, stage: Stage | None) -> 
         first = 0
     elif stage.train_from == "head":
         first = next(
-            number for number, layer in enumerate(layers) if isinstance(layer, keras.layers.Dense)
+            index for index, layer in enumerate(layers) if isinstance(layer, keras.layers.Dense)
         )
     elif stage.train_from in names:
         first = names.index(stage.train_from)
     else:
         raise TrainingError(f"stages: {network.name} has no layer {stage.train_from!r}")
-    for number, layer in enumerate(layers):
-        layer.trainable = number >= first
+    for index, layer in enumerate(layers):
+        layer.trainable = index >= first
 
 
 def _fit(

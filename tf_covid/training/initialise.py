@@ -96,12 +96,12 @@ def data_dependent_init(network: keras.Model, clips: np.ndarray) -> None:
         # into memory, and sums in bfloat16 stall.
         count, total, squares, rank = 0, np.zeros(1), np.zeros(1), 0
         for first in range(0, len(clips), 4):
-            found = (
+            results = (
                 layer(before(clips[first : first + 4], training=False)).numpy().astype(np.float64)
             )
-            rank, axes = found.ndim, tuple(range(found.ndim - 1))
-            count += found[..., 0].size
-            total, squares = total + found.sum(axes), squares + np.square(found).sum(axes)
+            rank, axes = results.ndim, tuple(range(results.ndim - 1))
+            count += results[..., 0].size
+            total, squares = total + results.sum(axes), squares + np.square(results).sum(axes)
         layer.activation = keras.activations.relu
         mean = total / count
         spread = np.sqrt(np.maximum(squares / count - mean**2, 0.0))

@@ -82,8 +82,8 @@ def mask_loss(mask: Tensor, logits: Tensor, *, found: Sequence[float] = (1.0,)) 
     entropy = tf.reduce_mean(
         tf.nn.weighted_cross_entropy_with_logits(mask, logits, tf.constant(found, tf.float32))
     )
-    share = tf.sigmoid(logits)
-    inside = [tf.reduce_sum(part, axis=(0, 1, 2)) for part in (share * mask, share, mask)]
+    fraction = tf.sigmoid(logits)
+    inside = [tf.reduce_sum(part, axis=(0, 1, 2)) for part in (fraction * mask, fraction, mask)]
     overlap = (2 * inside[0] + 1) / (inside[1] + inside[2] + 1)
     return 2 * entropy + 0.5 * tf.reduce_sum(1 - overlap)
 

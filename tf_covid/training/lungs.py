@@ -85,8 +85,8 @@ def slices(
         .repeat()
         .enumerate()
     )
-    found = seeds_set.map(small, num_parallel_calls=2).unbatch().shuffle(64 * each)
-    return found.batch(batch, drop_remainder=True).map(change, num_parallel_calls=1).prefetch(4)
+    results = seeds_set.map(small, num_parallel_calls=2).unbatch().shuffle(64 * each)
+    return results.batch(batch, drop_remainder=True).map(change, num_parallel_calls=1).prefetch(4)
 
 
 def on_grid(planes: Tensor, side: int) -> Tensor:
@@ -169,8 +169,8 @@ def main(
     arguments: dict[str, Any] = {"input_shape": [side, side, 1], "filters": filters, "outputs": 2}
     network = UNet(**arguments)
     origin = start_from(network, init)
-    found = slices(folder, range(train), side=side, each=8, batch=batch, seed=order)
-    data = found.map(lambda x, y: (x, {"logits": y}))
+    results = slices(folder, range(train), side=side, each=8, batch=batch, seed=order)
+    data = results.map(lambda x, y: (x, {"logits": y}))
     loss = functools.partial(mask_loss, found=FOUND)
     curves = fit(network, data, out, epochs=epochs, steps=steps, rate=rate, loss={"logits": loss})
     contract = Contract(
@@ -216,15 +216,17 @@ def ship(
 
 def figures(dice: Sequence[float], involved: np.ndarray) -> dict[str, str]:
     """What the model card says of the unseen chests."""
-    found, true = involved
+    results, true = involved
     kind = f"{len(dice)} unseen synthetic chests, mask grid"
     return {
         f"Dice, mean of {kind}": f"{np.mean(dice):.4f}",
         f"Dice, median of {kind}": f"{np.median(dice):.4f}",
         f"Dice, lowest of {kind}": f"{np.min(dice):.4f}",
-        f"involvement, correlation with the truth, {kind}": f"{np.corrcoef(found, true)[0, 1]:.3f}",
+        f"involvement, correlation with the truth, {kind}": (
+            f"{np.corrcoef(results, true)[0, 1]:.3f}"
+        ),
         f"involvement, mean error in percentage points, {kind}": (
-            f"{np.abs(found - true).mean():.2f}"
+            f"{np.abs(results - true).mean():.2f}"
         ),
     }
 

@@ -104,18 +104,18 @@ class Census:
             batch, _ = self._objective.prepare(inputs, targets, False)
             size = int(batch.shape[0])
             clips += size
-            for number, (mean, variance) in enumerate(graph(batch)):
+            for index, (mean, variance) in enumerate(graph(batch)):
                 # In float64: a variance is a difference of two large sums.
                 average = mean.numpy().astype(np.float64)
-                means[number] += size * average
-                squares[number] += size * (variance.numpy().astype(np.float64) + average**2)
+                means[index] += size * average
+                squares[index] += size * (variance.numpy().astype(np.float64) + average**2)
         self.network.set_weights(before)  # the running means have moved with each batch
-        found = {}
+        results = {}
         for norm, mean, square in zip(chosen, means, squares, strict=True):
             average = np.asarray(mean) / clips
             spread = np.maximum(np.asarray(square) / clips - average**2, 0.0)
-            found[norm.name] = average.astype(np.float32), spread.astype(np.float32)
-        return found
+            results[norm.name] = average.astype(np.float32), spread.astype(np.float32)
+        return results
 
     def _graph(
         self, names: frozenset[str], chosen: Sequence[keras.layers.BatchNormalization]
@@ -132,8 +132,8 @@ class Census:
             reaching = keras.Model(self.network.input, [norm.input for norm in chosen])
 
             def moments(clips: Tensor) -> list[tuple[Any, Any]]:
-                found = reaching(clips, training=True)
-                parts = found if isinstance(found, list) else [found]
+                results = reaching(clips, training=True)
+                parts = results if isinstance(results, list) else [results]
                 return [
                     tf.nn.moments(tf.cast(part, tf.float32), [*range(len(part.shape) - 1)])
                     for part in parts

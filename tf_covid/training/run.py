@@ -37,10 +37,10 @@ class Log(keras.callbacks.Callback):
         Raises:
             TrainingError: If the loss or a weight became NaN or infinite.
         """
-        found = {name: float(value) for name, value in (logs or {}).items()}
+        results = {name: float(value) for name, value in (logs or {}).items()}
         # The last step's update is in no loss yet.
         finite = {
-            "loss": np.isfinite(found["loss"]),
+            "loss": np.isfinite(results["loss"]),
             "weights": all(np.isfinite(w.numpy()).all() for w in self.model.weights),
         }
         for what in (name for name, good in finite.items() if not good):
@@ -52,9 +52,9 @@ class Log(keras.callbacks.Callback):
         log.info(
             "epoch %d: %s",
             epoch + 1,
-            ", ".join(f"{name} {value:.4f}" for name, value in found.items()),
+            ", ".join(f"{name} {value:.4f}" for name, value in results.items()),
         )
-        self.curves[epoch] = found
+        self.curves[epoch] = results
         write_text(json.dumps(self.curves), self.path)
 
 

@@ -44,21 +44,21 @@ def measure(network: keras.Model, clips: np.ndarray, truth: Clips) -> dict[str, 
     from sklearn.metrics import cohen_kappa_score, confusion_matrix
 
     outputs = network.predict(clips, batch_size=4, verbose=0)
-    found, classes = outputs["logits"].argmax(axis=1), truth.classes
+    results, classes = outputs["logits"].argmax(axis=1), truth.classes
     error = np.abs(outputs["ct_score"][:, 0] - truth.scores)
     mild = classes == 1
     return {
         "cases": len(classes),
-        "accuracy": float((found == classes).mean()),
-        "within_one": float((np.abs(found - classes) <= 1).mean()),
-        "mild_recall": float((found[mild] == 1).mean()) if mild.any() else float("nan"),
+        "accuracy": float((results == classes).mean()),
+        "within_one": float((np.abs(results - classes) <= 1).mean()),
+        "mild_recall": float((results[mild] == 1).mean()) if mild.any() else float("nan"),
         "quadratic_kappa": float(
-            cohen_kappa_score(classes, found, weights="quadratic", labels=range(5))
+            cohen_kappa_score(classes, results, weights="quadratic", labels=range(5))
         ),
         "ct_score_mean_error": float(error.mean()),
         "ct_score_within_3": float((error <= 3.0).mean()),
         "ct_score_correlation": float(np.corrcoef(outputs["ct_score"][:, 0], truth.scores)[0, 1]),
-        "confusion_matrix": confusion_matrix(classes, found, labels=range(5)).tolist(),
+        "confusion_matrix": confusion_matrix(classes, results, labels=range(5)).tolist(),
     }
 
 
@@ -167,7 +167,7 @@ def main(
     order = setup(seed, out)
     recipe, held_out = RECIPES[kind], range(UNSEEN, UNSEEN + unseen)
     clip = clip or recipe.clip
-    if kind == "ltc" and any(side % whole for side, whole in zip(clip, (16, 32, 32), strict=True)):
+    if kind == "ltc" and any(side % full for side, full in zip(clip, (16, 32, 32), strict=True)):
         # Its pools leave out what does not fill a window: the lung bases, or the back.
         raise click.UsageError(f"LTC sees all of a clip in multiples of 16×32×32 only, not {clip}")
     draw_cases(folder, held_out)
@@ -221,10 +221,10 @@ def main(
     save_model(network, contract, out / "model.keras", dtype="float16")
     # Measured on what ships: the float16 file, read back, in float32.
     truth = read_clips(folder, where, held_out)
-    found = measure(load(out / "model.keras").network, masked(truth, preprocessor), truth)
-    log.info("unseen chests: %s", json.dumps(found))
+    results = measure(load(out / "model.keras").network, masked(truth, preprocessor), truth)
+    log.info("unseen chests: %s", json.dumps(results))
     command = shlex.join(["python", "-m", "tf_covid.training.severity", *sys.argv[1:]])
-    write_card(out, task=recipe.task, command=command, curves=curves, figures=figures(found))
+    write_card(out, task=recipe.task, command=command, curves=curves, figures=figures(results))
 
 
 def teach(

@@ -122,12 +122,12 @@ class ClipObjective:
 
     def targets(self, cases: Sequence[str]) -> dict[str, np.ndarray]:
         """Class and CT score of each case."""
-        found = {"logits": np.array([self.labels[case] for case in cases], np.int32)}
+        results = {"logits": np.array([self.labels[case] for case in cases], np.int32)}
         if self.scored:
-            found["ct_score"] = np.array(
+            results["ct_score"] = np.array(
                 [[score_of(self.rows[case])] for case in cases], np.float32
             )
-        return found
+        return results
 
     def prepare(
         self, inputs: dict[str, Any], targets: dict[str, Any], training: bool
@@ -144,13 +144,20 @@ class ClipObjective:
             [self.labels[case] for case in cases], len(TASKS[self.task].labels), self.settings
         )
         make = losses.ordinal if self.settings.loss == "ordinal" else losses.cross_entropy
-        found: dict[str, losses.Loss] = {"logits": make(weights)}
-        share = {"logits": 1.0}
+        results: dict[str, losses.Loss] = {"logits": make(weights)}
+        fraction = {"logits": 1.0}
         if self.scored:
-            found["ct_score"], share["ct_score"] = losses.score_loss, self.settings.ct_score_weight
+            results["ct_score"], fraction["ct_score"] = (
+                losses.score_loss,
+                self.settings.ct_score_weight,
+            )
         for name in self.cells:
-            found[name], share[name] = losses.disease_loss, self.settings.disease_weight
-        return found, share, {"logits": keras.metrics.SparseCategoricalAccuracy(name="accuracy")}
+            results[name], fraction[name] = losses.disease_loss, self.settings.disease_weight
+        return (
+            results,
+            fraction,
+            {"logits": keras.metrics.SparseCategoricalAccuracy(name="accuracy")},
+        )
 
     def batches(
         self,
@@ -162,13 +169,13 @@ class ClipObjective:
         even: bool = False,
     ) -> tf.data.Dataset:
         """Batches of whole records."""
-        targets = self.targets([entry.case for entry in entries])
+        targets = self.targets([record.case for record in entries])
         size = (
             _even(self.settings.batch, order.shape[1])
             if even
             else min(self.settings.batch, len(entries))
         )
-        paths = [entry.path for entry in entries]
+        paths = [record.path for record in entries]
         return batches(
             paths, targets, self.grid, order=order, batch=size, seed=seed, first_epoch=first_epoch
         )
@@ -181,16 +188,16 @@ class ClipObjective:
         self, network: keras.Model, entries: Sequence[CacheRecord]
     ) -> dict[str, np.ndarray]:
         """`probabilities` (N, classes) and `ct_score` (N,), NaN where the network has none."""
-        found: dict[str, list[np.ndarray]] = {"probabilities": [], "ct_score": []}
+        results: dict[str, list[np.ndarray]] = {"probabilities": [], "ct_score": []}
         for inputs, targets in self.batches(
             entries, order=np.arange(len(entries))[np.newaxis], seed=0
         ):
             clip, _ = self.prepare(inputs, targets, False)
             outputs = network(clip, training=False)
-            found["probabilities"].append(softmax(outputs["logits"].numpy()))
+            results["probabilities"].append(softmax(outputs["logits"].numpy()))
             none = np.full((len(clip), 1), np.nan)
-            found["ct_score"].append(np.asarray(outputs.get("ct_score", none))[:, 0])
-        return _joined(found, network)
+            results["ct_score"].append(np.asarray(outputs.get("ct_score", none))[:, 0])
+        return _joined(results, network)
 
 
 @dataclass(frozen=True)
@@ -223,10 +230,10 @@ class SliceObjective:
         parts = {name: inputs[name] for name in ("hu", "lungs", "lesions", "seed")}
         pictures, masks = self.feed(**parts, training=training)
         area = tf.reduce_sum(masks, axis=(1, 2))
-        share = tf.math.divide_no_nan(area[:, 1:], area[:, :1])
+        fraction = tf.math.divide_no_nan(area[:, 1:], area[:, :1])
         return pictures, {
-            "logits": tf.cast(share[:, 0] >= DISEASED_SHARE, tf.int32),
-            "share": share,
+            "logits": tf.cast(fraction[:, 0] >= DISEASED_SHARE, tf.int32),
+            "share": fraction,
         }
 
     def losses(
@@ -234,11 +241,11 @@ class SliceObjective:
     ) -> tuple[dict[str, losses.Loss], dict[str, float], dict[str, Any]]:
         """Losses, their weights, metrics; slices are not weighed: about half are diseased."""
         accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
-        wanted: dict[str, losses.Loss] = {
+        expected: dict[str, losses.Loss] = {
             "logits": losses.cross_entropy([1.0] * len(TASKS["slices"].labels)),
             "share": losses.share_loss,
         }
-        return wanted, {"logits": 1.0, "share": 20.0}, {"logits": accuracy}
+        return expected, {"logits": 1.0, "share": 20.0}, {"logits": accuracy}
 
     def batches(
         self,
@@ -250,7 +257,7 @@ class SliceObjective:
         even: bool = False,
     ) -> tf.data.Dataset:
         """Batches of some slices of each record, mixed."""
-        paths, size = [entry.path for entry in entries], self.settings.batch
+        paths, size = [record.path for record in entries], self.settings.batch
         size = _even(size, order.shape[1] * self.each) if even else size
         return batches(
             paths,
@@ -272,22 +279,22 @@ class SliceObjective:
     ) -> dict[str, np.ndarray]:
         """A row a slice: record and slice, truth, probability, true and predicted share."""
         names = ("truth", "probability", "share", "predicted_share")
-        found: dict[str, list[np.ndarray]] = {name: [] for name in ("record", "slice", *names)}
-        for number, inputs, pictures, truth in self._each(entries):
+        results: dict[str, list[np.ndarray]] = {name: [] for name in ("record", "slice", *names)}
+        for index, inputs, pictures, truth in self._each(entries):
             outputs = network(pictures, training=False)
-            found["record"].append(np.full(len(pictures), number))
-            found["slice"].append(inputs["slice"].numpy())
-            found["truth"].append(truth["logits"].numpy())
-            found["probability"].append(softmax(outputs["logits"].numpy())[:, 1])
-            found["share"].append(truth["share"].numpy()[:, 0])
-            found["predicted_share"].append(outputs["share"].numpy()[:, 0])
-        return _joined(found, network)
+            results["record"].append(np.full(len(pictures), index))
+            results["slice"].append(inputs["slice"].numpy())
+            results["truth"].append(truth["logits"].numpy())
+            results["probability"].append(softmax(outputs["logits"].numpy())[:, 1])
+            results["share"].append(truth["share"].numpy()[:, 0])
+            results["predicted_share"].append(outputs["share"].numpy()[:, 0])
+        return _joined(results, network)
 
     def _each(self, entries: Sequence[CacheRecord]) -> Tensor:
         """Record after record, all its slices, unchanged."""
-        for number, entry in enumerate(entries):
-            whole = batches(
-                [entry.path],
+        for index, record in enumerate(entries):
+            full = batches(
+                [record.path],
                 {},
                 self.grid,
                 order=np.zeros((1, 1), int),
@@ -295,8 +302,8 @@ class SliceObjective:
                 seed=0,
                 slices=-1,
             )
-            for inputs, targets in whole:
-                yield number, inputs, *self.prepare(inputs, targets, False)
+            for inputs, targets in full:
+                yield index, inputs, *self.prepare(inputs, targets, False)
 
 
 @dataclass(frozen=True)
@@ -330,9 +337,9 @@ class MaskObjective(SliceObjective):
         """`dice` (N,) of the lungs over all slices of each record, on its grid."""
         dice = []
         for _, _, pictures, truth in self._each(entries):
-            found = network(pictures, training=False)["logits"].numpy()[..., 0] > 0
+            results = network(pictures, training=False)["logits"].numpy()[..., 0] > 0
             mask = truth["logits"].numpy()[..., 0] > 0
-            dice.append(2 * (found & mask).sum() / max(found.sum() + mask.sum(), 1))
+            dice.append(2 * (results & mask).sum() / max(results.sum() + mask.sum(), 1))
         return {"dice": np.array(dice)}
 
 

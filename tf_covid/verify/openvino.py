@@ -62,11 +62,11 @@ class OpenVino:
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Named outputs for named inputs."""
         try:
-            found = self._run(inputs).to_dict()
+            results = self._run(inputs).to_dict()
         except RuntimeError as error:
             raise ServingError(f"OpenVINO failed: {str(error)[:500]}") from error
         return {
-            next(iter(output.get_names())): np.array(values) for output, values in found.items()
+            next(iter(output.get_names())): np.array(values) for output, values in results.items()
         }
 
 
@@ -96,7 +96,7 @@ def _concat_offset(node: Tensor) -> list[Any]:
 
     axis, shapes = (
         node.get_input(0),
-        [node.get_input(number) for number in range(1, node.get_input_size())],
+        [node.get_input(index) for index in range(1, node.get_input_size())],
     )
     rank = ops.squeeze(
         ops.shape_of(shapes[0], output_type="i32"), ops.constant([0], dtype=np.int64)
@@ -115,7 +115,7 @@ def _strided_slice_grad(node: Tensor) -> list[Any]:
     """The gradient of a slice stands where the slice was taken, and 0 everywhere else."""
     from openvino import opset15 as ops
 
-    shape, begin, end, strides, gradient = (node.get_input(number) for number in range(5))
+    shape, begin, end, strides, gradient = (node.get_input(index) for index in range(5))
     if any(
         node.get_attribute(f"{name}_mask", default_value=0, dtype=int)
         for name in ("ellipsis", "new_axis", "shrink_axis")
@@ -125,8 +125,8 @@ def _strided_slice_grad(node: Tensor) -> list[Any]:
         )
     size = begin.get_partial_shape()[0].get_length()
     # Where the mask has a bit the slice took the whole axis.
-    whole = node.get_attribute("end_mask", default_value=0, dtype=int)
-    open_end = ops.constant([whole >> axis & 1 for axis in range(size)], dtype=bool)
+    full = node.get_attribute("end_mask", default_value=0, dtype=int)
+    open_end = ops.constant([full >> axis & 1 for axis in range(size)], dtype=bool)
     end = ops.select(open_end, ops.convert_like(ops.constant(2**31 - 1, dtype=np.int32), end), end)
     nothing = ops.convert_like(ops.constant(0.0, dtype=np.float32), gradient)
     return [

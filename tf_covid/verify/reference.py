@@ -57,7 +57,7 @@ def reference(models: LocalModels, name: str, hu: np.ndarray) -> Reference:
         member.split.explained, answer.evidence.features, attention.expected_class
     )
     on_clip = _on_clip(cells, member) * (prepared["lungs"].numpy()[0] >= 0.5)
-    road = {**answers, "slices_kept": np.int32(answer.keep.sum())}
+    pipeline_answers = {**answers, "slices_kept": np.int32(answer.keep.sum())}
     axes = np.array([[axis.step, axis.first] for axis in member.axes])
     looked = {
         "attention_cells": cells,
@@ -82,11 +82,11 @@ def reference(models: LocalModels, name: str, hu: np.ndarray) -> Reference:
             "classify_clip": {"clip": np.asarray(prepared["clip"], np.float32)},
         },
         right={
-            "serving_default": road,
-            "explain": {**road, **looked, "attention": on_clip},
+            "serving_default": pipeline_answers,
+            "explain": {**pipeline_answers, **looked, "attention": on_clip},
             "segment": {**masks, "mask": segmentation.probability > 0.5},
-            "serving_bytes": road,
-            "infer_bytes": {**road, **looked, **masks},
+            "serving_bytes": pipeline_answers,
+            "infer_bytes": {**pipeline_answers, **looked, **masks},
             "classify_clip": answers,
         },
         marks=(member.model.sha256, models.lungs.sha256),
@@ -104,14 +104,14 @@ def largest_difference(right: dict[str, np.ndarray], answer: dict[str, Any]) -> 
     """
     worst, where = 0.0, ""
     for name, expected in right.items():
-        found = _found(answer, name)
-        wanted = np.asarray(expected, np.float64)
-        if found is None or found.shape != wanted.shape:
+        results = _found(answer, name)
+        required = np.asarray(expected, np.float64)
+        if results is None or results.shape != required.shape:
             return float("inf"), name
         scale = {"ct_score": 25.0}.get(name, 1.0)
         if name in ("logits", "attention", "attention_cells"):
-            scale = max(float(np.abs(wanted).max(initial=0.0)), 1e-12)
-        difference = float(np.abs(found - wanted).max(initial=0.0)) / scale
+            scale = max(float(np.abs(required).max(initial=0.0)), 1e-12)
+        difference = float(np.abs(results - required).max(initial=0.0)) / scale
         # NaN compares as nothing: it must not pass for a small difference.
         difference = difference if np.isfinite(difference) else float("inf")
         if difference >= worst:

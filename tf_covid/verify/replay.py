@@ -26,9 +26,9 @@ def pack(path: Path, named: Iterable[tuple[str, dict[str, Any]]]) -> None:
         named: Signature and arrays; an array of type object holds one string of bytes.
     """
     arrays: dict[str, Any] = {}
-    for number, (signature, values) in enumerate(named):
+    for index, (signature, values) in enumerate(named):
         for name, array in values.items():
-            key = f"{number}|{signature}|{name}"
+            key = f"{index}|{signature}|{name}"
             if array.dtype == object:
                 (text,) = array
                 arrays[key + _STRING] = np.frombuffer(text, np.uint8)
@@ -43,14 +43,14 @@ def unpack(path: Path) -> list[tuple[str, dict[str, np.ndarray]]]:
     Raises:
         OSError, ValueError: If it is no such file.
     """
-    found: dict[int, tuple[str, dict[str, np.ndarray]]] = {}
+    results: dict[int, tuple[str, dict[str, np.ndarray]]] = {}
     with np.load(path, allow_pickle=False) as arrays:
         for key, array in arrays.items():
-            number, signature, name = key.removesuffix(_STRING).split("|")
+            index, signature, name = key.removesuffix(_STRING).split("|")
             if key.endswith(_STRING):
                 array = np.array([array.tobytes()], object)
-            found.setdefault(int(number), (signature, {}))[1][name] = array
-    return [found[number] for number in sorted(found)]
+            results.setdefault(int(index), (signature, {}))[1][name] = array
+    return [results[index] for count in sorted(results)]
 
 
 def main(export: str, questions: str, answers: str) -> None:
@@ -64,13 +64,13 @@ def main(export: str, questions: str, answers: str) -> None:
     import tensorflow as tf
 
     loaded = tf.saved_model.load(export)
-    found = []
+    results = []
     for signature, inputs in unpack(Path(questions)):
         outputs = loaded.signatures[signature](
             **{name: tf.constant(values) for name, values in inputs.items()}
         )
-        found.append((signature, {name: values.numpy() for name, values in outputs.items()}))
-    pack(Path(answers), found)
+        results.append((signature, {name: values.numpy() for name, values in outputs.items()}))
+    pack(Path(answers), results)
 
 
 if __name__ == "__main__":

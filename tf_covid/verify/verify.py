@@ -94,8 +94,8 @@ def verify(
     """
     folder = version_folder(export)
     clip = folder.parent.with_name(folder.parent.name + CLIP_SUFFIX) / folder.name
-    for place in (folder, clip):
-        _check_safe(place)
+    for position in (folder, clip):
+        _check_safe(position)
     models = LocalModels([source])
     with ExitStack() as stack:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -104,8 +104,8 @@ def verify(
         if not scans:
             yield _formats(*asked)
         say("asking the SavedModel in a process of its own")
-        for question, signature, answer in _replayed(folder, asked, temporary):
-            yield _check("SavedModel", question, signature, answer)
+        for request, signature, answer in _replayed(folder, asked, temporary):
+            yield _check("SavedModel", request, signature, answer)
         yield from _clip_entry(clip, asked, temporary)
         say("asking OpenVINO")
         yield from _with_openvino(folder, asked)
@@ -129,12 +129,14 @@ def version_folder(export: Path) -> Path:
     if (export / "saved_model.pb").is_file():
         return export
     paths = export.glob("*/saved_model.pb")
-    found = [path for path in paths if path.parent.name.isascii() and path.parent.name.isdecimal()]
-    if not found:
+    results = [
+        path for path in paths if path.parent.name.isascii() and path.parent.name.isdecimal()
+    ]
+    if not results:
         raise ServingError(
             f"{export}: no export is there; `tfcovid export MODEL --out {export}` writes one"
         )
-    return max(found, key=lambda path: int(path.parent.name)).parent
+    return max(results, key=lambda path: int(path.parent.name)).parent
 
 
 def _check_safe(folder: Path) -> None:
@@ -255,9 +257,9 @@ def _with_server(
 @contextmanager
 def _embedded(export: Path, folder: Path) -> Iterator[Sequence[str]]:
     """URLs of an embedded server that has this version only."""
-    place = folder / "models" / export.parent.name
-    place.mkdir(parents=True)
-    (place / export.name).symlink_to(export.resolve(), target_is_directory=True)
+    position = folder / "models" / export.parent.name
+    position.mkdir(parents=True)
+    (position / export.name).symlink_to(export.resolve(), target_is_directory=True)
     with Server(
         ServerSettings(models=folder / "models", port=0, grpc_port=0, time_limit_s=_REPLAY_S)
     ) as server:

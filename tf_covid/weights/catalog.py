@@ -38,8 +38,8 @@ def shipped() -> dict[str, Path]:
 
 def matches_card(path: Path, digest: str) -> bool:
     """Whether the model card beside a shipped model names this sha256 (hex)."""
-    card = path.with_name(CARD)
-    return card.is_file() and digest in card.read_text("utf-8")
+    model_card = path.with_name(CARD)
+    return model_card.is_file() and digest in model_card.read_text("utf-8")
 
 
 def find(source: str | Path) -> Path:

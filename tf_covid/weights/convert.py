@@ -134,12 +134,12 @@ class _WeightLedger:
         results = {variable: self._tensors[name] for variable, name in held.items()}
         if "kernel" in results:
             results["kernel"] = _laid_out(results["kernel"], self._name_map.layout, conv)
-        wanted = _wanted(conv, norm)
+        expected = _wanted(conv, norm)
         wrong = [
-            f"{conv.name}/{variable} {list(wanted[variable])} ← {held[variable]}"
+            f"{conv.name}/{variable} {list(expected[variable])} ← {held[variable]}"
             f" {list(value.shape)}"
             for variable, value in results.items()
-            if value.shape != wanted[variable]
+            if value.shape != expected[variable]
         ]
         self.wrong += wrong
         if (

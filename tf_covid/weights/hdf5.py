@@ -178,7 +178,7 @@ class _Check:
                 "shape_bomb",
                 f"{self._name}: {key!r} has chunks of {one} bytes; {MAX_CHUNK} are read",
             )
-        wanted = math.prod(
+        expected = math.prod(
             -(-side // step) for side, step in zip(item.shape, item.chunks, strict=True)
         )
         results = chunks_of(item)
@@ -186,9 +186,9 @@ class _Check:
             {one.chunk_offset for one in results}
         ):
             raise UnsafeFile("damaged", f"{self._name}: {key!r} holds one of its chunks twice")
-        if len(results) != wanted:
+        if len(results) != expected:
             raise UnsafeFile(
-                "damaged", f"{self._name}: {key!r} holds {len(results)} of its {wanted} chunks"
+                "damaged", f"{self._name}: {key!r} holds {len(results)} of its {expected} chunks"
             )
         self._runs += [(one.byte_offset, one.byte_offset + one.size) for one in results]
 

@@ -384,7 +384,7 @@ def _backed(
     Raises:
         ModelError: With the first layer that does not fit.
     """
-    wanted: dict[str, tuple[int, ...]] = {}
+    expected: dict[str, tuple[int, ...]] = {}
     shape = arguments.get("input_shape", [1] * (len(CLIPS[model]) + 1))
     fits = isinstance(shape, list) and len(shape) == len(CLIPS[model]) + 1
     if not fits or any(side is not None and type(side) is not int for side in shape):
@@ -392,17 +392,17 @@ def _backed(
     try:
         if model == "unet":
             wide = arguments.get("filters", 16) * 2 ** min(arguments.get("depth", 4), 16)
-            wanted["bottom_conv2"] = (3, 3, wide, wide)
+            expected["bottom_conv2"] = (3, 3, wide, wide)
         elif model == "ltc":
             dense, (d, h, w, _) = arguments.get("dense", 2048), arguments["input_shape"]
             last = 512 if arguments.get("trunk") == "c3d" else 256
-            wanted = {
+            expected = {
                 "fc6": (math.prod((d // 16, h // 32, w // 32)) * last, dense),
                 "fc7": (dense, dense),
             }
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: its arguments do not fit {model} ({error})") from error
-    for layer, shape in wanted.items():
+    for layer, shape in expected.items():
         held = tensors.get(f"{layer}/kernel")
         if held is None or held.shape != shape:
             have = "is missing" if held is None else f"is {list(held.shape)}"

@@ -116,13 +116,13 @@ Look = Callable[[Candidate], "float | None"]
 
 def candidates(slice_frames: Sequence[SliceFrame], gap_mm: float) -> list[Candidate]:
     """All stacks that the slices may form: of one series, kernel, direction and phase each."""
-    found = []
+    results = []
     for same_series, lone in _by_series(slice_frames):
         for same_direction in _by_orientation(same_series):
             for phase in _by_acquisition(same_direction):
                 candidate = _candidate(phase, gap_mm)
-                found.append(_as_one(candidate) if lone else candidate)
-    return found
+                results.append(_as_one(candidate) if lone else candidate)
+    return results
 
 
 def _by_series(slice_frames: Sequence[SliceFrame]) -> list[tuple[list[SliceFrame], bool]]:

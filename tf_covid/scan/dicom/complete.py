@@ -117,7 +117,7 @@ def _codes_agree(stream: CodeStream, pixels: np.ndarray) -> bool:
     if coded is None:
         return False
     bits, there = coded
-    return any(there.endswith(bits + padding * number) for padding in "10" for number in range(8))
+    return any(there.endswith(bits + padding * index) for padding in "10" for index in range(8))
 
 
 def _codes_left(stream: CodeStream, pixels: np.ndarray) -> bool:
@@ -129,8 +129,8 @@ def _codes_left(stream: CodeStream, pixels: np.ndarray) -> bool:
     if coded is None:
         return False
     bits, there = coded
-    found = there.rfind(bits)
-    return found >= 0 and len(set(there[found + len(bits) :])) > 1
+    results = there.rfind(bits)
+    return results >= 0 and len(set(there[results + len(bits) :])) > 1
 
 
 def _differences(stream: CodeStream, pixels: np.ndarray) -> np.ndarray | None:
@@ -162,8 +162,8 @@ def _differences(stream: CodeStream, pixels: np.ndarray) -> np.ndarray | None:
                 guess = (left + up) >> 1
             case _:
                 return None
-        found = np.concatenate([above[:, :1], guess], axis=1)
-        differences = ((here - found + 32768) & 0xFFFF) - 32768
+        results = np.concatenate([above[:, :1], guess], axis=1)
+        differences = ((here - results + 32768) & 0xFFFF) - 32768
         if differences[0].any() or differences.any(axis=1)[0]:
             return np.asarray(differences).reshape(-1)
         if rows >= pixels.shape[0] - 1:
@@ -174,15 +174,15 @@ def _differences(stream: CodeStream, pixels: np.ndarray) -> np.ndarray | None:
 @lru_cache(maxsize=16)
 def _codes(counts: bytes, values: bytes) -> dict[int, str]:
     """Value → its Huffman code as text of 0 and 1 (ITU T.81, annex C)."""
-    found: dict[int, str] = {}
+    results: dict[int, str] = {}
     code = at = 0
     for length, count in enumerate(counts, 1):
         for value in values[at : at + count]:
-            found[value] = format(code, f"0{length}b")
+            results[value] = format(code, f"0{length}b")
             code += 1
         at += count
         code <<= 1
-    return found
+    return results
 
 
 def _coded(difference: int, table: dict[int, str]) -> str | None:

@@ -79,11 +79,11 @@ def lung_share(hu: np.ndarray) -> tuple[float, float]:
     sizes = ndimage.sum_labels(np.ones_like(small), labels, numbers)
     border = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
     lung = 0.0
-    for number in numbers[sizes >= max(4, _LEAST_AREA * body)]:
+    for index in numbers[sizes >= max(4, _LEAST_AREA * body)]:
         # At the border it is the air of the room, or lung in a field of view that is cropped to it.
-        large = sizes[number - 1] >= _LARGE_AREA * body and number not in border
-        if np.percentile(small[labels == number], 25) > (_LARGE_HU if large else _LUNG_HU):
-            lung += float(sizes[number - 1])
+        large = sizes[index - 1] >= _LARGE_AREA * body and index not in border
+        if np.percentile(small[labels == index], 25) > (_LARGE_HU if large else _LUNG_HU):
+            lung += float(sizes[index - 1])
     return lung / small.size, (body + lung) / small.size
 
 

@@ -71,8 +71,8 @@ def syntax_text(uid: str) -> str:
 
     The field is free text and could hold anything.
     """
-    entry = UID_dictionary.get(uid)
-    return uid if entry is not None and entry[1] == "Transfer Syntax" else "unknown"
+    record = UID_dictionary.get(uid)
+    return uid if record is not None and record[1] == "Transfer Syntax" else "unknown"
 
 
 def find_encoding(stream: BinaryIO) -> Encoding | None:

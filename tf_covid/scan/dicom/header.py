@@ -249,7 +249,7 @@ def _differing(stream: BinaryIO, encoding: Encoding) -> tuple[str, ...]:
     for element in elements:
         if keyword := DECIDING.get(int(element.tag)):
             values.setdefault(keyword, set()).add(str(element.value))
-    return tuple(sorted(keyword for keyword, found in values.items() if len(found) > 1))
+    return tuple(sorted(keyword for keyword, results in values.items() if len(results) > 1))
 
 
 def _instance(
@@ -335,12 +335,12 @@ _MACROS = {
 
 def _groups(item: Dataset) -> dict[str, Dataset]:
     """Keyword → the macro item that holds it."""
-    found: dict[str, Dataset] = {}
+    results: dict[str, Dataset] = {}
     for macro, keywords in _MACROS.items():
         sequence = item.get(macro)
         if sequence:
-            found |= {keyword: sequence[0] for keyword in keywords if keyword in sequence[0]}
-    return found
+            results |= {keyword: sequence[0] for keyword in keywords if keyword in sequence[0]}
+    return results
 
 
 def _frame(dataset: Dataset, groups: dict[str, Dataset], index: int) -> Frame:
@@ -407,8 +407,10 @@ def _decimal(text: str, keyword: str) -> float:
     if _DECIMAL.fullmatch(text):
         return float(text.replace(",", "."))
     tag = tag_for_keyword(keyword) or 0
-    found = f'"{text}"' if _NUMBER_LIKE.fullmatch(text) else "letters or nothing"
-    raise Damaged(f"{keyword} ({tag >> 16:04X},{tag & 0xFFFF:04X}) is no number: {found} was found")
+    results = f'"{text}"' if _NUMBER_LIKE.fullmatch(text) else "letters or nothing"
+    raise Damaged(
+        f"{keyword} ({tag >> 16:04X},{tag & 0xFFFF:04X}) is no number: {results} was found"
+    )
 
 
 def _number(dataset: Dataset, keyword: str, default: float) -> float:

@@ -44,14 +44,16 @@ class PatientIdentifiers:
                 one.series_uid,
                 one.sop_uid,
             }
-        found = {_plain(text) for text in texts}
+        results = {_plain(text) for text in texts}
         for name in names:
-            words = [word for part in re.split(r"[\^=\s,;._-]+", name) if (word := _plain(part))]
-            found.update(words)
-            for first, second in pairwise(words):
-                found |= {first + second, second + first}
-        parts = {part for part in found if len(part) >= _LEAST_LETTERS}
-        return cls(frozenset(parts), frozenset(found - parts - {""}))
+            text_words = [
+                word for part in re.split(r"[\^=\s,;._-]+", name) if (word := _plain(part))
+            ]
+            results.update(text_words)
+            for first, second in pairwise(text_words):
+                results |= {first + second, second + first}
+        parts = {part for part in results if len(part) >= _LEAST_LETTERS}
+        return cls(frozenset(parts), frozenset(results - parts - {""}))
 
     def occur_in(self, text: str) -> bool:
         """Whether a text holds any of it."""

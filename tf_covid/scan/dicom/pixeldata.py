@@ -131,14 +131,14 @@ def _element(stream: BinaryIO, instance: Instance) -> tuple[int, int] | None:
     head = stream.read(8)
     if len(head) < 8:
         return None
-    group, number = struct.unpack(order + "HH", head[:4])
+    group, element_number = struct.unpack(order + "HH", head[:4])
     if head[4:6] in LONG:
         length = int(struct.unpack(order + "I", stream.read(4))[0])
     elif head[4:6].isalpha() and head[4:6].isupper() and not instance.encoding.implicit:
         length = int(struct.unpack(order + "H", head[6:])[0])
     else:
         length = int(struct.unpack(order + "I", head[4:])[0])
-    return group << 16 | number, length
+    return group << 16 | element_number, length
 
 
 def _locate(stream: BinaryIO, instance: Instance) -> _Value:
@@ -228,10 +228,10 @@ def _look_behind(stream: BinaryIO, instance: Instance) -> bool:
         ScanRefused: `duplicate_element` if one of them decides what the voxels are.
     """
     for _ in range(16):
-        place = stream.tell()
+        position = stream.tell()
         element = _element(stream, instance)
         if element is None:
-            return _is_padding(_at(stream, place, _PADDING))
+            return _is_padding(_at(stream, position, _PADDING))
         if keyword := DECIDING.get(element[0]):
             message = (
                 f"{keyword} stands behind the pixel data, a second time or out of order. Export the"
@@ -239,7 +239,7 @@ def _look_behind(stream: BinaryIO, instance: Instance) -> bool:
             )
             raise refusal("duplicate_element", message, keyword)
         if element[0] <= 0x7FE00010:
-            return _is_padding(_at(stream, place, _PADDING))
+            return _is_padding(_at(stream, position, _PADDING))
         if element[1] == UNDEFINED:
             return True
         stream.seek(stream.tell() + element[1])
@@ -257,8 +257,8 @@ def _encapsulated(stream: BinaryIO, instance: Instance, notes: Notes) -> Iterato
     start = stream.tell()
     table: bytes = b""
     heads: list[tuple[int, bool]] = []
-    for number, part in enumerate(_fragments(stream, instance, notes)):
-        if number:
+    for index, part in enumerate(_fragments(stream, instance, notes)):
+        if index:
             heads.append((len(part), part.startswith(STARTS)))
         else:
             table = part
@@ -284,12 +284,12 @@ def _grouped(heads: Sequence[tuple[int, bool]], table: bytes, instance: Instance
     if len(table) == 4 * frames:
         offsets = struct.unpack(f"<{frames}I", table)
         at = 0
-        for number, (size, _) in enumerate(heads):
+        for index, (size, _) in enumerate(heads):
             if at in offsets:
-                starts.append(number)
+                starts.append(index)
             at += size + 8
     else:
-        starts = [number for number, (_, begins) in enumerate(heads) if begins]
+        starts = [index for index, (_, begins) in enumerate(heads) if begins]
     if len(starts) != frames or starts[0] != 0:
         _wrong_count(instance, len(starts) or len(heads))
     return [end - start for start, end in zip(starts, [*starts[1:], len(heads)], strict=True)]

@@ -183,7 +183,7 @@ def _rle(data: bytes, instance: Instance, dtype: np.dtype) -> np.ndarray:
     if offsets != sorted(offsets) or offsets[0] < 64:
         raise Truncated
     planes = np.empty((instance.rows * instance.columns, count), dtype=np.uint8)
-    for number, (begin, end) in enumerate(pairwise(offsets)):
+    for index, (begin, end) in enumerate(pairwise(offsets)):
         try:
             unpacked = imagecodecs.packbits_decode(data[begin:end])
         except _CODEC_ERRORS:
@@ -193,7 +193,7 @@ def _rle(data: bytes, instance: Instance, dtype: np.dtype) -> np.ndarray:
             unpacked = unpacked[: len(planes)]  # zeros that pad a segment read as runs of zeros
         if len(unpacked) != len(planes):
             wrong_length(instance, len(unpacked) * count, len(planes) * count)
-        planes[:, count - 1 - number] = np.frombuffer(unpacked, dtype=np.uint8)
+        planes[:, count - 1 - index] = np.frombuffer(unpacked, dtype=np.uint8)
     return planes.view(dtype).reshape(instance.rows, instance.columns)
 
 
@@ -242,8 +242,8 @@ def stored_values(pixels: np.ndarray, precision: int, instance: Instance) -> np.
     bits = 8 * pixels.dtype.itemsize
     # Decoders of JPEG, JPEG-LS and JPEG 2000 give values; what lies in bits of a word are native
     # and RLE pixels.
-    words = instance.transfer_syntax in NATIVE or instance.transfer_syntax == RLE
-    shift = instance.high_bit + 1 - instance.bits_stored if words else 0
+    text_words = instance.transfer_syntax in NATIVE or instance.transfer_syntax == RLE
+    shift = instance.high_bit + 1 - instance.bits_stored if text_words else 0
     if pixels.dtype.kind == "i":
         return pixels
     if precision == bits and shift <= 0:
@@ -252,9 +252,9 @@ def stored_values(pixels: np.ndarray, precision: int, instance: Instance) -> np.
     if instance.signed:
         sign = 1 << (precision - 1)
         values = (values ^ sign) - sign
-    if words and not instance.overlay:
+    if text_words and not instance.overlay:
         _check_high_bits(pixels, values, instance, instance.high_bit + 1)
-    elif not words and int(pixels.max()) >> precision:
+    elif not text_words and int(pixels.max()) >> precision:
         _check_high_bits(pixels, values, instance, precision)
     return values
 

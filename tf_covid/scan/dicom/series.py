@@ -76,9 +76,9 @@ def choose(
         ScanRefused: `not_ct`, `projection`, `no_slices`, or what is wrong with the best candidate.
     """
     slice_frames, others = slices(instances)
-    found = candidates(slice_frames, gap_mm)
-    found = _looked_at(found, look)
-    ranked, rank = _whole_ones_first(found, others, gap_mm)
+    results = candidates(slice_frames, gap_mm)
+    results = _looked_at(results, look)
+    ranked, rank = _whole_ones_first(results, others, gap_mm)
     best = ranked[0]
     quality_flags = list(best.quality_flags)
     if best.refusal is not None:
@@ -213,13 +213,15 @@ def _looked_at(found: Sequence[Candidate], look: Look | None) -> list[Candidate]
             if ml is not None:
                 seen[id(one)] = ml
     worth = {id(one): seen[id(one)] * _WORDS_WEIGH[one.region] for one in large if id(one) in seen}
-    most = max(worth.values(), default=0.0)
+    largest = max(worth.values(), default=0.0)
     chest = any(one.region == "chest" for one in large)
 
     def judged(one: Candidate) -> Candidate:
         ml = seen.get(id(one))
-        if most > 0:
-            return replace(one, lung_ml=ml, elsewhere=worth.get(id(one), most) < _LUNG_SHARE * most)
+        if largest > 0:
+            return replace(
+                one, lung_ml=ml, elsewhere=worth.get(id(one), largest) < _LUNG_SHARE * largest
+            )
         return replace(one, lung_ml=ml, elsewhere=chest and one.region == "elsewhere")
 
     return [judged(one) for one in found]

@@ -63,7 +63,7 @@ class Stack:
     def missing(self) -> tuple[int, ...]:
         """Numbers of the slices that are not there."""
         return tuple(
-            number for number, slice_group in enumerate(self.slice_groups) if not slice_group
+            index for index, slice_group in enumerate(self.slice_groups) if not slice_group
         )
 
 
@@ -258,7 +258,7 @@ def unexpected_frames(slice_frames: Sequence[SliceFrame]) -> list[SliceFrame]:
     )
     groups = _by_position(along)
     usual = usual_thickness(slice_frames)
-    most = max(1, int(STRAY_SHARE * len(groups)))
+    largest = max(1, int(STRAY_SHARE * len(groups)))
     crowds = [group for group in groups if len(group) >= CROWD]
     odd = [
         group
@@ -266,7 +266,13 @@ def unexpected_frames(slice_frames: Sequence[SliceFrame]) -> list[SliceFrame]:
         if all(_differs(slice_frames[one].frame.thickness, usual) for one in group)
     ]
     chosen = sorted(
-        {one for found in (crowds, odd) if len(found) <= most for group in found for one in group}
+        {
+            one
+            for results in (crowds, odd)
+            if len(results) <= largest
+            for group in results
+            for one in group
+        }
     )
     rest = sorted(set(range(len(slice_frames))) - set(chosen))
     if not chosen or len(rest) < 3:
@@ -302,8 +308,8 @@ def _check_line(positions: np.ndarray, axes: np.ndarray) -> None:
     depth = float(step @ axes[2])
     drift = float(np.hypot(step @ axes[0], step @ axes[1]))
     tilt = float(np.degrees(np.arctan2(drift, depth)))
-    share = ((positions - positions[0]) @ axes[2] / depth)[:, None]
-    beside = positions - positions[0] - share * step
+    fraction = ((positions - positions[0]) @ axes[2] / depth)[:, None]
+    beside = positions - positions[0] - fraction * step
     scatter = float(np.abs(beside @ axes[:2].T).max())
     if scatter > BESIDE_MM:
         message = (

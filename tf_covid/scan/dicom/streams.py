@@ -202,16 +202,16 @@ def first_end(stream: CodeStream) -> int:
 
     The length of the data without one.
     """
-    found = stream.data.find(_EOI, stream.scan)
-    return found if found >= 0 else len(stream.data)
+    results = stream.data.find(_EOI, stream.scan)
+    return results if results >= 0 else len(stream.data)
 
 
 def _tables(value: bytes) -> dict[int, tuple[bytes, bytes]]:
-    found: dict[int, tuple[bytes, bytes]] = {}
+    results: dict[int, tuple[bytes, bytes]] = {}
     at = 0
     while at + 17 <= len(value):
         counts = value[at + 1 : at + 17]
         total = sum(counts)
-        found[value[at]] = (counts, value[at + 17 : at + 17 + total])
+        results[value[at]] = (counts, value[at + 17 : at + 17 + total])
         at += 17 + total
-    return found
+    return results

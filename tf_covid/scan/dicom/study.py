@@ -70,22 +70,20 @@ def read_study(
     _interpolate(view, missing)
     axis = source.axes[2]
     last = len(stack.slice_groups) - 1
-    interpolated = tuple(
-        sorted(last - number if source.flipped[2] else number for number in missing)
-    )
-    found = (
+    interpolated = tuple(sorted(last - index if source.flipped[2] else index for index in missing))
+    results = (
         quality_flags
         + _duplicate_flags(duplicates, len(stack.slice_groups))
         + notes.quality_flags()
     )
-    if any(flag.level == "error" for flag in found):
-        raise ScanRefused(found)
+    if any(flag.level == "error" for flag in results):
+        raise ScanRefused(results)
     if axis != 0:
         message = (
             "The slices were not acquired in axial planes; they were reordered, not resampled."
         )
-        found += (QualityFlag("not_axial", "info", message),)
-    return LoadedVolume(hu, affine, source, found, interpolated, because, _identifiers(best))
+        results += (QualityFlag("not_axial", "info", message),)
+    return LoadedVolume(hu, affine, source, results, interpolated, because, _identifiers(best))
 
 
 def _looking(sources: Mapping[str, ScanFile]) -> Callable[[Candidate], float | None]:
@@ -114,28 +112,28 @@ def _fill(
         ScanRefused: If a frame cannot be decoded, or if a slice was not filled exactly once.
     """
     slot_of = {
-        _key(slice_frame): number
-        for number, slice_group in enumerate(stack.slice_groups)
+        _key(slice_frame): slice_index
+        for slice_index, slice_group in enumerate(stack.slice_groups)
         for slice_frame in slice_group[:1]
     }
-    wanted = {
+    required = {
         _key(slice_frame): slice_frame
         for slice_group in stack.slice_groups
         for slice_frame in slice_group[:1]
     }
     total = len(stack.slice_groups) - len(stack.missing)
-    if len(wanted) != total or len({name for name, _ in wanted} - sources.keys()):
-        raise _unfilled(total - len(wanted), total)
+    if len(required) != total or len({name for name, _ in required} - sources.keys()):
+        raise _unfilled(total - len(required), total)
     filled = np.zeros(len(stack.slice_groups), dtype=np.uint8)
 
     def put(slice_frame: SliceFrame, data: bytes) -> None:
-        number = slot_of[_key(slice_frame)]
-        view[:, :, number] = hu_of(slice_frame, data, notes).T
-        filled[number] += 1
+        slice_index = slot_of[_key(slice_frame)]
+        view[:, :, slice_index] = hu_of(slice_frame, data, notes).T
+        filled[slice_index] += 1
 
     done = 0
     try:
-        for _ in _each(wanted.values(), sources, put, notes):
+        for _ in _each(required.values(), sources, put, notes):
             done += 1
     except Truncated:
         message = (
@@ -155,8 +153,8 @@ def _fill(
     if not np.array_equal(filled, expected):
         raise _unfilled(int((filled != expected).sum()), total)
     doubled = {
-        _key(slice_frame): (number, slice_frame)
-        for number, slice_group in enumerate(stack.slice_groups)
+        _key(slice_frame): (slice_index, slice_frame)
+        for slice_index, slice_group in enumerate(stack.slice_groups)
         for slice_frame in slice_group[1:]
     }
     equal: dict[tuple[str, int], bool] = {}
@@ -173,8 +171,8 @@ def _fill(
             pass
     except (Truncated, Undecodable, ScanRefused):
         pass
-    same = {number for key, (number, _) in doubled.items() if equal.get(key)}
-    different = {number for key, (number, _) in doubled.items() if not equal.get(key)}
+    same = {slice_index for key, (slice_index, _) in doubled.items() if equal.get(key)}
+    different = {slice_index for key, (slice_index, _) in doubled.items() if not equal.get(key)}
     return _Duplicates(len(same - different), len(different))
 
 
@@ -266,15 +264,15 @@ def _interpolate(view: np.ndarray, missing: tuple[int, ...]) -> None:
     The first and the last slice are never missing.
     """
     gone = set(missing)
-    for number in missing:
-        before, after = number, number
+    for index in missing:
+        before, after = index, index
         while before in gone:
             before -= 1
         while after in gone:
             after += 1
-        weight = (number - before) / (after - before)
+        weight = (index - before) / (after - before)
         mixed = (1 - weight) * view[:, :, before] + weight * view[:, :, after]
-        view[:, :, number] = np.rint(mixed)
+        view[:, :, index] = np.rint(mixed)
 
 
 def _duplicate_flags(duplicates: _Duplicates, total: int) -> tuple[QualityFlag, ...]:

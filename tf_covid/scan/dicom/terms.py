@@ -148,8 +148,8 @@ def no_slice(frame: Frame) -> str:
 
     "LOCALIZER"; empty if there is none.
     """
-    found = _NO_SLICES.search(" ".join(frame.image_type))
-    return found.group().upper() if found else ""
+    results = _NO_SLICES.search(" ".join(frame.image_type))
+    return results.group().upper() if results else ""
 
 
 def projection(instance: Instance, frame: Frame) -> str:
@@ -159,8 +159,8 @@ def projection(instance: Instance, frame: Frame) -> str:
     themselves ORIGINAL, and of no series that says what its slices are for.
     """
     said = " ".join(frame.image_type)
-    for name, words in _PROJECTIONS:
-        if words.search(said):
+    for name, text_words in _PROJECTIONS:
+        if text_words.search(said):
             return f"ImageType {name}"
     name = described_projection(instance)
     return f"SeriesDescription {name}" if name and frame.image_type[:1] != ("ORIGINAL",) else ""
@@ -171,7 +171,7 @@ def described_projection(instance: Instance) -> str:
     text = instance.series_description
     if _SOURCE_OF_PROJECTIONS.search(text):
         return ""
-    return next((name for name, words in _DESCRIBED if words.search(text)), "")
+    return next((name for name, text_words in _DESCRIBED if text_words.search(text)), "")
 
 
 def averaged(instance: Instance, frame: Frame) -> bool:

@@ -93,13 +93,13 @@ def _of_rows(instances: Json, runner: SignatureRunner) -> dict[str, np.ndarray]:
             raise InvalidArgument("Expecting value/list but got object in 'instances' list")
         (spec,) = runner.inputs.values()
         return {spec.name: to_array(instances, spec)}
-    for number, instance in enumerate(instances):
+    for index, instance in enumerate(instances):
         if not _is_named(instance):
-            raise InvalidArgument(f"Expecting object but got list at item {number} of input list")
+            raise InvalidArgument(f"Expecting object but got list at item {index} of input list")
         if instance.keys() != runner.inputs.keys():
             wrong = sorted(instance.keys() ^ runner.inputs.keys())
             raise InvalidArgument(
-                f"Failed to process element: {number} of 'instances' list. JSON object: keys must"
+                f"Failed to process element: {index} of 'instances' list. JSON object: keys must"
                 f" be equal to: {','.join(runner.inputs)} (missing or unknown:"
                 f" {','.join(name[:100] for name in wrong[:20])})"
             )

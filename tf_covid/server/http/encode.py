@@ -35,10 +35,10 @@ def predict_response(outputs: Mapping[str, np.ndarray], *, rows: bool) -> bytes:
     texts = {name: _written(name, array, rows=rows) for name, array in outputs.items()}
     if not rows:
         one, *others = texts.values()
-        whole = (
+        full = (
             "{" + ", ".join(f"{json.dumps(name)}: {text}" for name, (text,) in texts.items()) + "}"
         )
-        return f'{{\n    "outputs": {whole if others else one[0]}\n}}'.encode()
+        return f'{{\n    "outputs": {full if others else one[0]}\n}}'.encode()
     sizes = {name: len(text) for name, text in texts.items()}
     if len(set(sizes.values())) > 1:
         raise InvalidArgument(

@@ -105,8 +105,8 @@ class RestApi:
         deadline = start + self._context.settings.time_limit_s
         try:
             self._context.check_open()
-            name, number = _asked(request)
-            with self._context.repository.lease(name, number) as version:
+            name, version_number = _asked(request)
+            with self._context.repository.lease(name, version_number) as version:
                 model = version.name
 
                 def runner_of(name: str) -> SignatureRunner:
@@ -134,13 +134,13 @@ class RestApi:
 
     async def status(self, request: Request) -> Response:
         """`GET /v1/models/{name}[/versions/{version}]`."""
-        name, number = _asked(request)
-        return _json(_as_json(self._context.status(name, number)))
+        name, version_number = _asked(request)
+        return _json(_as_json(self._context.status(name, version_number)))
 
     async def metadata(self, request: Request) -> Response:
         """`GET /v1/models/{name}[/versions/{version}]/metadata`."""
-        name, number = _asked(request)
-        with self._context.repository.lease(name, number) as version:
+        name, version_number = _asked(request)
+        with self._context.repository.lease(name, version_number) as version:
             spec, signatures = (
                 _as_json(context.metadata(version).model_spec),
                 _as_json(context.signature_map(version)),

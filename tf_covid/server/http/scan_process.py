@@ -146,8 +146,8 @@ def run(
     environment.pop("TFCOVID_TOKEN", None)
     if token is not None:
         environment["TFCOVID_TOKEN"] = token
-    words = folder / "words.txt"
-    with words.open("wb") as said:
+    text_words = folder / "words.txt"
+    with text_words.open("wb") as said:
         child = subprocess.Popen(  # noqa: S603  # our own program; no shell
             (sys.executable, "-I", "-S", "-c", _ENDS_WITH_US, str(os.getpid()), *command),
             cwd=folder,
@@ -162,7 +162,7 @@ def run(
         _wait(child, time.monotonic() + limits.seconds, given_up)
     finally:
         _kill(child)
-    return _answer(child.returncode, out, _last_line(words, folder))
+    return _answer(child.returncode, out, _last_line(text_words, folder))
 
 
 def _limit(pid: int, limits: ProcessLimits, folder: Path) -> None:

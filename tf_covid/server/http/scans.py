@@ -215,11 +215,11 @@ class Scans:
     @contextmanager
     def _disk(self) -> Iterator[Callable[[int], None]]:
         """Counts the bytes of an upload, until it is deleted."""
-        mine, most = 0, 2 * self._context.settings.max_message_bytes
+        mine, limit = 0, 2 * self._context.settings.max_message_bytes
 
         def keep(size: int) -> None:
             nonlocal mine
-            if self._here + size > most:
+            if self._here + size > limit:
                 raise QueueFull("too many large scans are arriving; ask again later")
             self._here += size
             mine += size
@@ -258,8 +258,8 @@ class Scans:
                 await self._reader.pieces(request, write)
         finally:
             self._arriving -= 1
-        with path.open("rb") as whole:
-            suffix = _suffix(whole.read(_HEAD))
+        with path.open("rb") as full:
+            suffix = _suffix(full.read(_HEAD))
         return path.rename(folder / f"scan{suffix}")
 
     async def _child(self, request: Request, upload: Path, folder: Path, model: str) -> ScanAnswer:
@@ -291,8 +291,8 @@ class Scans:
     def _keep(self, scan: str, kept: _Kept) -> None:
         with self._lock:
             self._kept[scan] = kept
-            most = self._context.settings.scan_kept
-            old = [self._kept.popitem(last=False)[1] for _ in range(len(self._kept) - most)]
+            limit = self._context.settings.scan_kept
+            old = [self._kept.popitem(last=False)[1] for _ in range(len(self._kept) - limit)]
         for answer in old:
             shutil.rmtree(answer.folder, ignore_errors=True)
 

@@ -71,12 +71,12 @@ FILE_ERRORS = (errors.Unauthenticated, errors.Forbidden, errors.NotFound)
 
 def answer() -> dict[str, Any]:
     """Arguments of the route `POST /v1/scans` that describe it."""
-    whole = {"application/json": {"schema": _RESULT}}
+    full = {"application/json": {"schema": _RESULT}}
     return {
         "summary": "Answer a whole scan",
         "responses": {
-            200: {"description": "The result.", "content": whole},
-            422: {"description": "The scan is refused; the result says why.", "content": whole},
+            200: {"description": "The result.", "content": full},
+            422: {"description": "The scan is refused; the result says why.", "content": full},
             **_responses(ANSWER_ERRORS),
         },
         "openapi_extra": {
