@@ -155,7 +155,7 @@ class Run:
         self.out, self.options, self.overwrite = out, options, overwrite
         self._before_models, self._remote, self._reader = before_models, remote, reader
         files = () if remote else (*options.models, "lungs-unet")
-        self._question = [
+        self._identity = [
             (
                 remote.weights_sha256
                 if remote
@@ -251,7 +251,7 @@ class Run:
             raise ScanRefused([QualityFlag("too_large", "error", message)]) from error
 
     def _request(self, name: str, fingerprint: str) -> str:
-        text = json.dumps([name, fingerprint, *self._question], sort_keys=True)
+        text = json.dumps([name, fingerprint, *self._identity], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -89,7 +89,7 @@ class Preprocessor:
         names = OUTPUTS[: self.segmenter.outputs]
         return {name: probabilities[..., output] for output, name in enumerate(names)}
 
-    def place(self, probability: Tensor) -> tuple[Tensor, Tensor]:
+    def locate(self, probability: Tensor) -> tuple[Tensor, Tensor]:
         """Which slices are kept, and the box of the lungs within them.
 
         Args:
@@ -112,7 +112,7 @@ class Preprocessor:
             `clip` float32 (N, D', H', W') in [0, 1], `lungs` its lung probability, `keep` bool (N,
             D), `box` float32 (N, 4).
         """
-        keep, box = self.place(probability)
+        keep, box = self.locate(probability)
         # A probability is a fraction, 0 … 1; the sampler's clipping of HU leaves it as it is.
         lungs = self.sampler(probability, keep, box)
         clip = self.window(self.sampler(hu, keep, box))

@@ -197,5 +197,5 @@ def test_threads_end_with_the_server(start: Any, store: Any, until: Any) -> None
             ]
         )
     )
-    for thread in (server._thread, server.repository._thread, server._scans._sweeper):
+    for thread in (server._thread, server.repository._thread, server._scans._cleaner):
         assert not thread.is_alive()

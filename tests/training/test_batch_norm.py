@@ -136,9 +136,9 @@ def test_as_few_clips_as_asked_for_are_taken(
     monkeypatch.setattr(kind, "prepare", counting)
     census = norms.Census(network, asked.objective, entries)
     names = [norm.name for norm in norms.norms_of(network)]
-    for most, count in ((2, 3), (9, 9), (1000, 21), (None, 21)):
+    for max_clips, count in ((2, 3), (9, 9), (1000, 21), (None, 21)):
         seen.clear()
-        census.take(names, most=most)
+        census.take(names, max_clips=max_clips)
         assert sum(seen) == count
         assert max(seen) - min(seen) <= len(seen)
 

@@ -29,8 +29,8 @@ def test_an_export_agrees_in_every_way(small_files, small_lungs, small_export):
         one.line() for one in checks
     ]
     ways = {
-        way: {one.signature for one in checks if one.way == way}
-        for way in {one.way for one in checks}
+        way: {one.signature for one in checks if one.route == way}
+        for way in {one.route for one in checks}
     }
     assert ways == {
         "NIfTI against DICOM": {"Keras"},
@@ -48,12 +48,12 @@ def test_another_models_export_does_not_agree(small_files, small_lungs, small_ex
     checks = []
     for check in verify(small_files.other, small_export.stratifier):
         checks.append(check)
-        if check.way == "OpenVINO":
+        if check.route == "OpenVINO":
             break
     wrong = {one.signature for one in checks if not one.holds}
     assert {"serving_default", "explain", "classify_clip", "infer_bytes"} <= wrong
     assert "segment" not in wrong, "both have the same lung model"
-    assert [one for one in checks if one.way == "clip entry" and not one.holds]
+    assert [one for one in checks if one.route == "clip entry" and not one.holds]
     assert all("DIFFERS" in one.line() for one in checks if not one.holds)
 
 

@@ -65,7 +65,7 @@ class RemoteModels:
     Args:
         server: From `connect`.
         names: Names of the models on the server.
-        say: Told when the server has to be asked again.
+        on_message: Called with a line when the server has to be asked again.
 
     Raises:
         ServingError: If the server or one of the models cannot be reached, or is none of ours.
@@ -76,9 +76,9 @@ class RemoteModels:
         self,
         server: RestServer | GrpcServer,
         names: Sequence[str],
-        say: Callable[[str], None] = lambda text: None,
+        on_message: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._server, self._say = server, say
+        self._server, self._on_message = server, on_message
         #: The scan that was sent last, and what came back for it.
         self._last: tuple[np.ndarray, list[dict[str, Any]]] | None = None
         # A scan of air: every answer brings the model's card.
@@ -224,7 +224,7 @@ class RemoteModels:
             except ServerUnavailable as error:
                 if index == TRIES:
                     raise
-                self._say(f"{error}; asking again")
+                self._on_message(f"{error}; asking again")
                 time.sleep(min(0.5 * 2**index, 15.0))
         raise AssertionError("the last try returns or raises")
 

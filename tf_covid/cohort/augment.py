@@ -71,9 +71,9 @@ class Draws:
         """float32 of mean 0 and standard deviation 1."""
         return tf.random.stateless_normal(shape, self._next())
 
-    def chance(self, count: Tensor, share: float) -> Tensor:
+    def chance(self, count: Tensor, probability: float) -> Tensor:
         """Bool (count,), true in this share of the cases."""
-        return self.uniform([count], 0.0, 1.0) < share
+        return self.uniform([count], 0.0, 1.0) < probability
 
 
 def affine_matrices(

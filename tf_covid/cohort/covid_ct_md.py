@@ -127,25 +127,25 @@ def _folders(folder: Path) -> tuple[dict[str, Path], list[str]]:
     return positions, errors + unexpected_folders(folder, known)
 
 
-def _cases(place: Path, finding: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
+def _cases(folder: Path, finding: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Rows of one finding by case, in order of their numbers."""
     _, pattern, prefix = _FINDINGS[finding]
     results: dict[int, Path] = {}
     errors = []
-    for path in sorted(place.iterdir()):
+    for path in sorted(folder.iterdir()):
         match = pattern.fullmatch(_plain(path.name))
         if path.name.startswith("."):
             continue
         if not match or not path.is_dir():
-            errors.append(f"{place.name}/{path.name}: is not the folder of a case ({prefix}001)")
+            errors.append(f"{folder.name}/{path.name}: is not the folder of a case ({prefix}001)")
         elif int(match[1]) in results:
             errors.append(
-                f"{place.name}/{path.name}: is the same case as {results[int(match[1])].name}"
+                f"{folder.name}/{path.name}: is the same case as {results[int(match[1])].name}"
             )
         else:
             results[int(match[1])] = path
     if not results and not errors:
-        errors.append(f"{place.name}: the folder is empty")
+        errors.append(f"{folder.name}: the folder is empty")
     rows = {}
     for index, path in sorted(results.items()):
         case = f"{prefix}{index:03d}"

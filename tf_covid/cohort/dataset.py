@@ -75,19 +75,21 @@ def batches(
     """
     order = np.asarray(order, np.int64)
     epochs, visits_each = order.shape
-    places = (first_epoch + np.arange(epochs))[:, np.newaxis] * visits_each + np.arange(visits_each)
+    visit_numbers = (first_epoch + np.arange(epochs))[:, np.newaxis] * visits_each + np.arange(
+        visits_each
+    )
     files = tf.constant([str(path) for path in paths])
     tables = {name: tf.constant(values) for name, values in targets.items()}
 
-    def read(number: Tensor, place: Tensor) -> tf.data.Dataset:
+    def read(record_index: Tensor, visit: Tensor) -> tf.data.Dataset:
         # One record a file: paths are shuffled, not volumes.
-        target = {name: table[number] for name, table in tables.items()}
-        fingerprint = tf.stack([tf.constant(seed, tf.int32), tf.cast(place, tf.int32)])
-        record = tf.data.TFRecordDataset(files[number])
-        return record.map(lambda text: ({**_parsed(text, grid), "seed": fingerprint}, target))
+        target = {name: table[record_index] for name, table in tables.items()}
+        visit_seed = tf.stack([tf.constant(seed, tf.int32), tf.cast(visit, tf.int32)])
+        record = tf.data.TFRecordDataset(files[record_index])
+        return record.map(lambda text: ({**_parsed(text, grid), "seed": visit_seed}, target))
 
-    def epoch(numbers: Tensor, places: Tensor) -> tf.data.Dataset:
-        results = tf.data.Dataset.from_tensor_slices((numbers, places)).interleave(
+    def epoch(record_indices: Tensor, visit_numbers: Tensor) -> tf.data.Dataset:
+        results = tf.data.Dataset.from_tensor_slices((record_indices, visit_numbers)).interleave(
             read,
             cycle_length=READERS,
             block_length=1,
@@ -98,14 +100,14 @@ def batches(
             results = results.flat_map(lambda inputs, target: _slices(inputs, target, grid, slices))
         if slices > 0:
             results = results.shuffle(
-                _MIXED * slices, seed=seed + places[0], reshuffle_each_iteration=False
+                _MIXED * slices, seed=seed + visit_numbers[0], reshuffle_each_iteration=False
             )
         return results.batch(batch)
 
     options = tf.data.Options()
     # A batch is split between replicas by its rows; there are no files to split by.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    results = tf.data.Dataset.from_tensor_slices((order, places)).flat_map(epoch)
+    results = tf.data.Dataset.from_tensor_slices((order, visit_numbers)).flat_map(epoch)
     each = visits_each * (slices if slices > 0 else grid[0] if slices else 1)
     # Keras warns of data sets whose end it does not know.
     counted = results.apply(tf.data.experimental.assert_cardinality(epochs * -(-each // batch)))

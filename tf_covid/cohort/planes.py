@@ -69,7 +69,7 @@ class ClipPreprocessor:
         )
 
     def _sample(self, hu: Tensor, lesions: Tensor, probability: Tensor) -> tuple[Tensor, ...]:
-        keep, box = self.preprocessor.place(probability)
+        keep, box = self.preprocessor.locate(probability)
         sampled = (
             self.preprocessor.sampler(one, keep, box)[0] for one in (hu, probability, lesions)
         )

@@ -56,10 +56,10 @@ def end_with_parent() -> None:
     """
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_outlive, args=(parent,), daemon=True).start()
+        threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
 
 
-def _outlive(parent: Json) -> None:
+def _exit_with_parent(parent: Json) -> None:
     # Waits at a pipe that the parent alone holds open: the system closes it, whatever the parent
     # died of.
     parent.join()

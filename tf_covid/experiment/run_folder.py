@@ -100,7 +100,7 @@ def exclusive_run_folder(
         TrainingError: If another process works there, or the run there is another.
         OutputError: If the folder cannot be written to, or is to be empty and is not.
     """
-    question = request.identity()
+    identity = request.identity()
     try:
         request.out.mkdir(parents=True, exist_ok=True)
         there = [path for path in request.out.iterdir() if path.name != ".lock"]
@@ -112,8 +112,8 @@ def exclusive_run_folder(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise TrainingError(f"{request.out}: another process is working there") from error
-        _same_question(
-            request, question, there, workers=workers, resume=resume, on_message=on_message
+        _same_request(
+            request, identity, there, workers=workers, resume=resume, on_message=on_message
         )
         for folder in (request.out, *request.out.glob("fold-*")):
             remove_leftovers(folder)
@@ -123,9 +123,9 @@ def exclusive_run_folder(
             os.close(lock)
 
 
-def _same_question(
+def _same_request(
     request: FitRequest,
-    question: dict[str, Any],
+    identity: dict[str, Any],
     there: Sequence[Path],
     *,
     workers: int,
@@ -136,7 +136,7 @@ def _same_question(
     if not there:
         # A record is the same whoever made it, so that a run may go on with another number of
         # workers.
-        facts = {"question": question, "environment": here, "workers": workers}
+        facts = {"question": identity, "environment": here, "workers": workers}
         write_text(json.dumps(facts, indent=1), known)
         return
     if not resume:
@@ -149,9 +149,9 @@ def _same_question(
         asked["settings"] = current_names(asked["settings"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(f"{request.out}: holds no run of tfcovid fit") from error
-    question = json.loads(json.dumps(question))
-    if asked != question:
-        other = sorted(key for key in {*asked, *question} if asked.get(key) != question.get(key))
+    identity = json.loads(json.dumps(identity))
+    if asked != identity:
+        other = sorted(key for key in {*asked, *identity} if asked.get(key) != identity.get(key))
         raise TrainingError(
             f"{request.out}: the run there differs in {', '.join(other)}; choose another --out"
         )

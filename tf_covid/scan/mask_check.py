@@ -48,7 +48,7 @@ class MaskValues:
     """The different values of a mask, collected slab by slab.
 
     Args:
-        found: The values that are not 0, and no NaN.
+        values_seen: The values that are not 0, and no NaN.
         zero: Whether a voxel is 0.
         nan: Whether a voxel is no number.
         many: Whether there are more than are told apart; `low` and `high` are still those of all.
@@ -56,7 +56,7 @@ class MaskValues:
     """
 
     def __init__(self) -> None:
-        self.found: set[float] = set()
+        self.values_seen: set[float] = set()
         self.zero = self.nan = self.many = False
         self.low, self.high = np.inf, -np.inf
 
@@ -73,16 +73,16 @@ class MaskValues:
                 min(self.low, float(rest.min())),
                 max(self.high, float(rest.max())),
             )
-        if len(self.found) <= _NAMED:  # most masks: no sorting
-            for value in self.found:
+        if len(self.values_seen) <= _NAMED:  # most masks: no sorting
+            for value in self.values_seen:
                 rest = rest[rest != value]
         if rest.size and not self.many:
-            self.found.update(float(value) for value in np.unique(rest))
-            self.many = len(self.found) > _MOST_VALUES
+            self.values_seen.update(float(value) for value in np.unique(rest))
+            self.many = len(self.values_seen) > _MOST_VALUES
 
     def __str__(self) -> str:
         """The values for a person: "0, 1, 3" or "117 values, 0 … 116"."""
-        values = sorted(self.found | ({0.0} if self.zero else set()))
+        values = sorted(self.values_seen | ({0.0} if self.zero else set()))
         if self.many:
             low, high = (
                 (min(self.low, 0.0), max(self.high, 0.0)) if self.zero else (self.low, self.high)
@@ -141,7 +141,7 @@ def accept(values: MaskValues, labels: Sequence[float] = (), *, lesions: bool = 
         ScanRefused: `mask_values` with the values found, `mask_labels` if no label is in a voxel,
             `mask_empty` if a lung mask has no voxel inside.
     """
-    results = values.found
+    results = values.values_seen
     if labels:
         _accept_labels(values, labels)
     elif not results:
@@ -170,12 +170,12 @@ def accept(values: MaskValues, labels: Sequence[float] = (), *, lesions: bool = 
 
 
 def _accept_labels(values: MaskValues, labels: Sequence[float]) -> None:
-    if values.many or values.nan or not all(value.is_integer() for value in values.found):
+    if values.many or values.nan or not all(value.is_integer() for value in values.values_seen):
         message = (
             f"The mask holds {values}: labels are whole numbers, at most {_MOST_VALUES} of them."
         )
         raise refusal("mask_values", message, str(values))
-    if values.found.isdisjoint(labels):
+    if values.values_seen.isdisjoint(labels):
         raise refusal(
             "mask_labels",
             f"The mask has no voxel of the labels of the lungs; it holds {values}.",
@@ -185,7 +185,7 @@ def _accept_labels(values: MaskValues, labels: Sequence[float]) -> None:
 
 def missing_labels(values: MaskValues, labels: Sequence[float]) -> tuple[QualityFlag, ...]:
     """A warning `mask_labels` where some labels are in no voxel: a removed lobe, or a slip."""
-    missing = ", ".join(f"{label:g}" for label in labels if label not in values.found)
+    missing = ", ".join(f"{label:g}" for label in labels if label not in values.values_seen)
     if not missing:
         return ()
     message = f"The mask has no voxel of label {missing}; it holds {values}. Is that lobe missing?"
@@ -196,7 +196,7 @@ def _not_a_mask(values: MaskValues, lesions: bool) -> Exception:
     what = "a lesion mask is 0 outside and has one value inside"
     if not lesions:
         what = "a lung mask is 0 outside and has one value inside (or 1 right and 2 left)"
-    results = values.found
+    results = values.values_seen
     if values.nan or values.low < 0 or values.high == np.inf:
         hint = "A map of distances or scores is no mask: write which voxels are inside"
     elif values.many or not all(value.is_integer() for value in results):
@@ -303,12 +303,12 @@ def check_lesions(mask: np.ndarray, scan: Scan, lungs: np.ndarray | None = None)
             raise refusal("lesions_outside", message, round(100 * off))
 
 
-def _outside(share: float, what: str) -> Exception:
+def _outside(fraction: float, what: str) -> Exception:
     message = (
-        f"{100 * share:.0f} % of the {what} are in the air around the body: it is inverted or of"
+        f"{100 * fraction:.0f} % of the {what} are in the air around the body: it is inverted or of"
         " another scan."
     )
-    return refusal("mask_outside", message, round(100 * share))
+    return refusal("mask_outside", message, round(100 * fraction))
 
 
 def _sampled(mask: np.ndarray, scan: Scan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -85,19 +85,21 @@ def neighbour_flags(hu: np.ndarray, axis: int = 0) -> tuple[QualityFlag, ...]:
     return (*flags, *again)
 
 
-def _repeated(slices: np.ndarray, told: np.ndarray, sample: np.ndarray) -> tuple[QualityFlag, ...]:
+def _repeated(
+    slices: np.ndarray, several_valued: np.ndarray, sample: np.ndarray
+) -> tuple[QualityFlag, ...]:
     """A warning where two places of the scan hold the same voxels.
 
     Noise never repeats itself, copies do.
 
     Args:
         slices: int16 (slices, rows, columns).
-        told: Numbers of the slices that hold more than one value.
+        several_valued: Indices of the slices that hold more than one value.
         sample: Some voxels of each of those.
     """
     first: dict[bytes, int] = {}
     count = 0
-    for index, some in zip(told, sample, strict=True):
+    for index, some in zip(several_valued, sample, strict=True):
         other = first.setdefault(some.tobytes(), int(index))
         count += other != index and np.array_equal(slices[other], slices[index])
     if not count:

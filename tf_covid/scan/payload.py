@@ -155,12 +155,12 @@ class Unpacked:
         while size > 0 and (done := len(self.read(min(size, _CHUNK)))):
             size -= done
 
-    def finish(self, most: int) -> bytes:
-        """Read to the end of the stream; the bytes that were left, `most` + 1 of them at most.
+    def finish(self, max_bytes: int) -> bytes:
+        """Read to the end of the stream; the bytes that were left, at most `max_bytes` + 1.
 
         Below that, checksums and end markers have been compared.
         """
-        return self.read(most + 1)
+        return self.read(max_bytes + 1)
 
     def _fill_raw(self, view: memoryview) -> int:
         readinto = cast("Callable[[memoryview], int]", self._raw.readinto)  # type: ignore[attr-defined]
@@ -178,8 +178,8 @@ class Unpacked:
         self._held -= len(block)
         return block
 
-    def _unpack(self, most: int) -> bytes:
-        """Between 0 and `most` bytes; marks the end, and begins the next of several streams."""
+    def _unpack(self, max_bytes: int) -> bytes:
+        """At most `max_bytes` bytes; marks the end, and begins the next of several streams."""
         unpacker = cast(_Unpacker, self._unpacker)
         data = self._more() if unpacker.needs_input else b""
         if not data and unpacker.needs_input:
@@ -187,7 +187,7 @@ class Unpacked:
                 "truncated_file", f"The {self.coding} data end early: their end marker is missing."
             )
         try:
-            block = unpacker.decompress(data, most)
+            block = unpacker.decompress(data, max_bytes)
         except _BREAKS as error:
             reason = "its checksum is wrong" if "incorrect" in str(error) else "it is damaged"
             message = (

@@ -73,7 +73,7 @@ class Batcher:
         batch_wait_s: float = 0.005,
         observe: Callable[[float], None] = lambda rows: None,
     ) -> None:
-        self._most = queue
+        self._max_queue = queue
         self._batch = batch
         self._batch_wait_s = batch_wait_s
         self._observe = observe
@@ -108,7 +108,7 @@ class Batcher:
         with self._changed:
             if self._closing:
                 raise Unavailable("the server is stopping")
-            if len(self._waiting) >= self._most:
+            if len(self._waiting) >= self._max_queue:
                 raise QueueFull(
                     f"{len(self._waiting)} requests are waiting already; ask again later"
                 )

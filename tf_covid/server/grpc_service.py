@@ -113,12 +113,12 @@ class _Reader:
     In time, and bounded in what all calls together hold, as `body.Reader`.
 
     Args:
-        most: Largest message, in bytes.
+        max_bytes: Largest message, in bytes.
         limit_s: Seconds within which it must be here; later, the call is cancelled.
     """
 
-    def __init__(self, most: int, limit_s: float) -> None:
-        self._most = most
+    def __init__(self, max_bytes: int, limit_s: float) -> None:
+        self._max_bytes = max_bytes
         self._limit_s = limit_s
         self._here = 0
         self._lock = threading.Lock()
@@ -145,7 +145,7 @@ class _Reader:
             raise InvalidArgument("a call without a message")
         size = len(data)
         with self._lock:
-            if self._here + size > 2 * self._most:
+            if self._here + size > 2 * self._max_bytes:
                 raise QueueFull("too many large requests are arriving; ask again later")
             self._here += size
         try:
@@ -243,7 +243,7 @@ class _Prediction:
                 raise NoSignature(f'Serving signature key "{name[:200]}" not found.')
             runner = version.runner(name)
             labels.signature = runner.name
-            expected = _wanted(request.output_filter, runner.outputs)
+            expected = _requested_outputs(request.output_filter, runner.outputs)
             inputs = tensor_proto.to_arrays(
                 request.inputs, runner.inputs, server.settings.max_message_bytes
             )
@@ -335,7 +335,7 @@ def _asked(spec: Message) -> tuple[str, int | None]:
     return spec.name, spec.version.value if spec.HasField("version") else None
 
 
-def _wanted(names: Message, outputs: Message) -> list[str]:
+def _requested_outputs(names: Message, outputs: Message) -> list[str]:
     """The outputs that are to be sent: those of the filter, or all."""
     for name in names:
         if name not in outputs:

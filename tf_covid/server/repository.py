@@ -85,7 +85,7 @@ class Repository:
 
     def start(self) -> None:
         """Begin to watch; the first models are loaded in the background."""
-        self._thread = threading.Thread(target=self._watch, name="tfcovid-models", daemon=True)
+        self._thread = threading.Thread(target=self._poll, name="tfcovid-models", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -174,7 +174,7 @@ class Repository:
             self._odd = odd
             self._forget(results)
 
-    def _watch(self) -> None:
+    def _poll(self) -> None:
         while True:
             try:
                 self.poll()
@@ -262,13 +262,13 @@ class Repository:
             model.states[status.version] = status
             self._changed.notify_all()
 
-    def _forget(self, found: set[str]) -> None:
+    def _forget(self, names: set[str]) -> None:
         """Forget old versions that have ended, and all but the last models that are gone.
 
         And free what they held.
         """
         with self._changed:
-            gone = [name for name in self._models if name not in found]
+            gone = [name for name in self._models if name not in names]
             for name in gone[:-_REMEMBERED]:
                 if all(status.state == "END" for status in self._models[name].states.values()):
                     del self._models[name]

@@ -215,14 +215,14 @@ class Server:
         return f"http://{_bracketed(everywhere.get(self._address, self._address))}:{port}"
 
 
-def serve(settings: ServerSettings, say: Callable[[str], None]) -> None:
+def serve(settings: ServerSettings, on_message: Callable[[str], None]) -> None:
     """Serve until SIGTERM, SIGINT or SIGHUP, then finish what is in flight.
 
     For the main thread of a program.
 
     Args:
         settings: How the server is set up.
-        say: Is told, a line at a time, where it listens and what it does.
+        on_message: Called with a line about where it listens and what it does.
 
     Raises:
         ServingError: If it cannot start.
@@ -238,13 +238,13 @@ def serve(settings: ServerSettings, say: Callable[[str], None]) -> None:
     }
     try:
         with Server(settings) as server:
-            say(f"REST  {server.rest_url}")
-            say(f"gRPC  {server.grpc_address}")
+            on_message(f"REST  {server.rest_url}")
+            on_message(f"gRPC  {server.grpc_address}")
             while not stop.wait(
                 1
             ):  # in steps: a wait without an end keeps Python from handling a signal
                 pass
-            say("stopping: finishing what is in flight (once more to stop at once)")
+            on_message("stopping: finishing what is in flight (once more to stop at once)")
             ended = threading.Thread(target=server.stop, daemon=True)
             ended.start()
             while ended.is_alive():

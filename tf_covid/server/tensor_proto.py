@@ -51,7 +51,7 @@ _FIELDS = {
 
 
 def to_arrays(
-    inputs: Mapping[str, Any], specs: Mapping[str, TensorSpec], most: int
+    inputs: Mapping[str, Any], specs: Mapping[str, TensorSpec], max_bytes: int
 ) -> dict[str, np.ndarray]:
     """The inputs of a request, by name.
 
@@ -59,18 +59,18 @@ def to_arrays(
         inputs: `TensorProto` by name.
         specs: What the signature takes; names that it does not know are left to
             `SignatureRunner.check`, and not decoded.
-        most: Largest array that a message may unfold into, in bytes.
+        max_bytes: Largest array that a message may unfold into, in bytes.
 
     Raises:
         InvalidArgument: If one of them is not what it says, or of another type.
     """
     return {
-        name: to_array(proto, specs[name], most) if name in specs else np.empty(0)
+        name: to_array(proto, specs[name], max_bytes) if name in specs else np.empty(0)
         for name, proto in inputs.items()
     }
 
 
-def to_array(proto: Message, spec: TensorSpec, most: int) -> np.ndarray:
+def to_array(proto: Message, spec: TensorSpec, max_bytes: int) -> np.ndarray:
     """One input, of the type of the signature.
 
     A view of the message's bytes where there is `tensor_content`.
@@ -78,7 +78,7 @@ def to_array(proto: Message, spec: TensorSpec, most: int) -> np.ndarray:
     Args:
         proto: `TensorProto`.
         spec: What the signature takes.
-        most: Largest array that a message may unfold into, in bytes.
+        max_bytes: Largest array that a message may unfold into, in bytes.
 
     Raises:
         InvalidArgument: If it is not what it says, or of another type.
@@ -98,8 +98,8 @@ def to_array(proto: Message, spec: TensorSpec, most: int) -> np.ndarray:
         raise wrong(f"{spec.dtype.name} is not served")
     shape = _shape(proto.tensor_shape, wrong)
     count, dtype = math.prod(shape), _numpy(spec.dtype)
-    if count * dtype.itemsize > most:
-        raise wrong(f"a tensor of shape {list(shape)} is larger than {most} bytes")
+    if count * dtype.itemsize > max_bytes:
+        raise wrong(f"a tensor of shape {list(shape)} is larger than {max_bytes} bytes")
     if proto.tensor_content and spec.dtype != tf.string:
         content = proto.tensor_content
         if len(content) != count * dtype.itemsize:

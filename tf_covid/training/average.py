@@ -90,8 +90,8 @@ def main(parts: tuple[tuple[float, Path], ...], folder: Path, out: Path, unseen:
     shares = [fraction for fraction, _ in parts]
     models = [load(path) for _, path in parts]
     network = averaged(models, shares)
-    held_out = range(UNSEEN, UNSEEN + unseen)
-    draw_cases(folder, held_out)
+    unseen_seeds = range(UNSEEN, UNSEEN + unseen)
+    draw_cases(folder, unseen_seeds)
     of = ", ".join(
         f"{fraction:g} of {one.sha256}" for fraction, one in zip(shares, models, strict=True)
     )
@@ -99,7 +99,9 @@ def main(parts: tuple[tuple[float, Path], ...], folder: Path, out: Path, unseen:
         update={"origin": f"tf_covid.training.average: {of}", "trained_on": _together(models)}
     )
     out.mkdir(parents=True, exist_ok=True)
-    ship(network, contract, out, folder, held_out, program="tf_covid.training.average", curves={})
+    ship(
+        network, contract, out, folder, unseen_seeds, program="tf_covid.training.average", curves={}
+    )
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def phantom_mark() -> str:
     return results.hexdigest()[:12]
 
 
-def home(folder: Path) -> Path:
+def cases_folder(folder: Path) -> Path:
     """Where in `folder` the cases of this phantom lie."""
     return folder / f"phantom-{phantom_mark()}"
 
@@ -91,11 +91,11 @@ def draw_cases(folder: Path, seeds: range, *, workers: int = 2) -> None:
     """Draw the cases of `seeds` that are not there yet, in several processes.
 
     Args:
-        folder: Where `home` is made, if needed, for the `.npz` files.
+        folder: Where `cases_folder` is made, if needed, for the `.npz` files.
         seeds: A case a seed.
         workers: Number of processes.
     """
-    home(folder).mkdir(parents=True, exist_ok=True)
+    cases_folder(folder).mkdir(parents=True, exist_ok=True)
     missing = [seed for seed in seeds if not _path(folder, seed).exists()]
     log.info("%d of %d cases are there", len(seeds) - len(missing), len(seeds))
     if not missing:
@@ -152,7 +152,7 @@ def drawn(train: int, init: str | Path | None) -> tuple[TrainedOn, ...]:
 
 
 def _path(folder: Path, seed: int) -> Path:
-    return home(folder) / f"{seed:08d}.npz"
+    return cases_folder(folder) / f"{seed:08d}.npz"
 
 
 def case_shape(seed: int) -> tuple[int, int, int]:

@@ -18,7 +18,7 @@ from tf_covid.atomic import replacing
 from tf_covid.preprocessor import Preprocessor
 from tf_covid.tensor import Tensor
 from tf_covid.training import augment
-from tf_covid.training.cases import home, read_case
+from tf_covid.training.cases import cases_folder, read_case
 from tf_covid.training.dense import pooled
 
 log = logging.getLogger(__name__)
@@ -44,16 +44,16 @@ class Clips:
         return Clips(self.planes[rows], self.classes[rows], self.scores[rows])
 
 
-def make_clips(folder: Path, seeds: range, preprocessor: Preprocessor, mark: str) -> Path:
+def make_clips(folder: Path, seeds: range, preprocessor: Preprocessor, lungs_sha256: str) -> Path:
     """The clip of every case, made once by the stratifier's own layers.
 
     What is there already is kept.
 
     Args:
-        folder: The cases.
-        seeds: Which of them.
+        folder: Folder of the cases.
+        seeds: Seeds of the cases.
         preprocessor: Preprocessor with the network's clip size.
-        mark: The lung model's sha256: clips of another one are never met.
+        lungs_sha256: sha256 of the lung model: clips of another one are never met.
 
     Returns:
         Folder of `<seed>.npy`, a row of `Clips.planes` each.
@@ -65,8 +65,8 @@ def make_clips(folder: Path, seeds: range, preprocessor: Preprocessor, mark: str
     )
     # What follows the mask: another margin of the box, another window.
     route = hashlib.sha256(repr(preprocessor.settings).encode()).hexdigest()[:6]
-    clips = home(folder) / f"clips-{frames}x{height}x{width}-{route}-{mark[:12]}"
-    lungs = home(folder) / f"lungs-{mark[:12]}"
+    clips = cases_folder(folder) / f"clips-{frames}x{height}x{width}-{route}-{lungs_sha256[:12]}"
+    lungs = cases_folder(folder) / f"lungs-{lungs_sha256[:12]}"
     for made in (clips, lungs):
         made.mkdir(exist_ok=True)
     volume = tf.TensorSpec([1, None, None, None], tf.int16)

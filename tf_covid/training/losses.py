@@ -64,23 +64,25 @@ def score_loss(truth: Tensor, score: Tensor) -> Tensor:
     )
 
 
-def share_loss(truth: Tensor, share: Tensor) -> Tensor:
+def share_loss(truth: Tensor, fraction: Tensor) -> Tensor:
     """Squared error of a share of 0 … 1."""
-    return tf.reduce_mean(tf.square(share - truth))
+    return tf.reduce_mean(tf.square(fraction - truth))
 
 
-def mask_loss(mask: Tensor, logits: Tensor, *, found: Sequence[float] = (1.0,)) -> Tensor:
+def mask_loss(mask: Tensor, logits: Tensor, *, pixel_weights: Sequence[float] = (1.0,)) -> Tensor:
     """Cross-entropy plus soft Dice of each mask over the whole batch.
 
     Args:
         mask: float32 (N, H, W, M), 0 or 1.
         logits: Of the same shape.
-        found: How much more a pixel within each mask weighs in the cross-entropy than one outside;
-            one for all, or M.
+        pixel_weights: How much more a pixel within each mask weighs in the cross-entropy than one
+            outside; one for all masks, or one each, (M,).
     """
     logits = tf.cast(logits, tf.float32)
     entropy = tf.reduce_mean(
-        tf.nn.weighted_cross_entropy_with_logits(mask, logits, tf.constant(found, tf.float32))
+        tf.nn.weighted_cross_entropy_with_logits(
+            mask, logits, tf.constant(pixel_weights, tf.float32)
+        )
     )
     fraction = tf.sigmoid(logits)
     inside = [tf.reduce_sum(part, axis=(0, 1, 2)) for part in (fraction * mask, fraction, mask)]
@@ -88,12 +90,12 @@ def mask_loss(mask: Tensor, logits: Tensor, *, found: Sequence[float] = (1.0,)) 
     return 2 * entropy + 0.5 * tf.reduce_sum(1 - overlap)
 
 
-def disease_loss(share: Tensor, logits: Tensor) -> Tensor:
+def disease_loss(fraction: Tensor, logits: Tensor) -> Tensor:
     """Cross-entropy of the diseased share of each cell, mean over the cells.
 
     Diseased cells weigh more, being rare.
     """
     entropy = tf.nn.sigmoid_cross_entropy_with_logits(
-        labels=share, logits=tf.cast(logits, tf.float32)
+        labels=fraction, logits=tf.cast(logits, tf.float32)
     )
-    return tf.reduce_mean(entropy * (1.0 + 3.0 * share))
+    return tf.reduce_mean(entropy * (1.0 + 3.0 * fraction))

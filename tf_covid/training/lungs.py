@@ -163,15 +163,15 @@ def main(
 ) -> None:
     """Train the lung U-Net on synthetic chests; a killed run continues."""
     order = setup(seed, out)
-    held_out = range(UNSEEN, UNSEEN + unseen)
+    unseen_seeds = range(UNSEEN, UNSEEN + unseen)
     draw_cases(folder, range(train))
-    draw_cases(folder, held_out)
+    draw_cases(folder, unseen_seeds)
     arguments: dict[str, Any] = {"input_shape": [side, side, 1], "filters": filters, "outputs": 2}
     network = UNet(**arguments)
     origin = start_from(network, init)
     results = slices(folder, range(train), side=side, each=8, batch=batch, seed=order)
     data = results.map(lambda x, y: (x, {"logits": y}))
-    loss = functools.partial(mask_loss, found=FOUND)
+    loss = functools.partial(mask_loss, pixel_weights=FOUND)
     curves = fit(network, data, out, epochs=epochs, steps=steps, rate=rate, loss={"logits": loss})
     contract = Contract(
         model="unet",
@@ -182,7 +182,15 @@ def main(
         licence="Apache-2.0",
         trained_on=drawn(train, init),
     )
-    ship(network, contract, out, folder, held_out, program="tf_covid.training.lungs", curves=curves)
+    ship(
+        network,
+        contract,
+        out,
+        folder,
+        unseen_seeds,
+        program="tf_covid.training.lungs",
+        curves=curves,
+    )
 
 
 def ship(
@@ -190,25 +198,25 @@ def ship(
     contract: Contract,
     out: Path,
     folder: Path,
-    held_out: range,
+    unseen_seeds: range,
     *,
     program: str,
     curves: dict[str, list[float]],
 ) -> None:
-    """Write a lung model's file and card, with its figures on the chests `held_out`.
+    """Write a lung model's file and card, with its figures on the chests `unseen_seeds`.
 
     Args:
         network: The lung model.
         contract: What its file says.
         out: The model's folder.
         folder: Where the chests are kept.
-        held_out: Their seeds.
+        unseen_seeds: Seeds of those chests.
         program: The module whose command made it, for the card.
         curves: Name → one value an epoch; empty if nothing was trained.
     """
     save_model(network, contract, out / "model.keras", dtype="float16")
     # Measured on what ships: the float16 file, read back.
-    table = figures(*measure(load_model(out / "model.keras"), folder, held_out))
+    table = figures(*measure(load_model(out / "model.keras"), folder, unseen_seeds))
     log.info("unseen chests: %s", table)
     command = shlex.join(["python", "-m", program, *sys.argv[1:]])
     write_card(out, task=TASK, command=command, curves=curves, figures=table)

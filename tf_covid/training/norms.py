@@ -78,13 +78,13 @@ class Census:
         self.norms = norms_of(network)
         self._graphs: dict[frozenset[str], Any] = {}
 
-    def take(self, learning: Collection[str], *, most: int | None = None) -> Statistics:
+    def take(self, learning: Collection[str], *, max_clips: int | None = None) -> Statistics:
         """Statistics of the network as it is now.
 
         Args:
             learning: Names of the batch norms that learn; the others normalise by what they have,
                 as in training.
-            most: Clips, or slices, to take them from, evenly chosen; None: all.
+            max_clips: Clips, or slices, to take them from, evenly chosen; None: all.
 
         Returns:
             Those of each layer that learns.
@@ -93,8 +93,8 @@ class Census:
         if not chosen:
             return {}
         count = len(self._entries)
-        if most is not None:
-            count = min(count, max(1, most // self._objective.each))
+        if max_clips is not None:
+            count = min(count, max(1, max_clips // self._objective.each))
         order = np.linspace(0, len(self._entries) - 1, count).round().astype(int)[np.newaxis]
         data = self._objective.batches(self._entries, order=order, seed=0, even=True)
         graph = self._graph(frozenset(norm.name for norm in chosen), chosen)
@@ -196,7 +196,7 @@ class Judged(keras.callbacks.Callback):
         if names := learning(self._network):
             self._running = statistics_of(self._network)
             copy_weights(self._network, self._census.network)
-            give(self._network, self._census.take(names, most=MOST_JUDGED))
+            give(self._network, self._census.take(names, max_clips=MOST_JUDGED))
 
     def on_test_end(self, logs: dict[str, float] | None = None) -> None:
         """Go on with the running ones."""

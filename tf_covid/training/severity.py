@@ -165,12 +165,12 @@ def main(
             "the gradient of some of I3D's convolutions is no number in bfloat16 on a CPU"
         )
     order = setup(seed, out)
-    recipe, held_out = RECIPES[kind], range(UNSEEN, UNSEEN + unseen)
+    recipe, unseen_seeds = RECIPES[kind], range(UNSEEN, UNSEEN + unseen)
     clip = clip or recipe.clip
     if kind == "ltc" and any(side % full for side, full in zip(clip, (16, 32, 32), strict=True)):
         # Its pools leave out what does not fill a window: the lung bases, or the back.
         raise click.UsageError(f"LTC sees all of a clip in multiples of 16×32×32 only, not {clip}")
-    draw_cases(folder, held_out)
+    draw_cases(folder, unseen_seeds)
     draw_cases(folder, range(train))
     unet = load(lungs)
     preprocessing, channels, shared = preprocessing_of_init(init)
@@ -184,7 +184,7 @@ def main(
     network = recipe.build(**arguments)
     origin = start_from(network, init)
     preprocessor = Preprocessor(unet.network, network.input_shape[1:], preprocessing)
-    for seeds in (held_out, range(train)):
+    for seeds in (unseen_seeds, range(train)):
         where = make_clips(folder, seeds, preprocessor, unet.sha256)
     seen = read_clips(folder, where, range(train))
     if kind == "ltc" and init is None:
@@ -220,7 +220,7 @@ def main(
     )
     save_model(network, contract, out / "model.keras", dtype="float16")
     # Measured on what ships: the float16 file, read back, in float32.
-    truth = read_clips(folder, where, held_out)
+    truth = read_clips(folder, where, unseen_seeds)
     results = measure(load(out / "model.keras").network, masked(truth, preprocessor), truth)
     log.info("unseen chests: %s", json.dumps(results))
     command = shlex.join(["python", "-m", "tf_covid.training.severity", *sys.argv[1:]])
@@ -283,18 +283,18 @@ def teach(
     return curves
 
 
-def figures(found: dict[str, Any]) -> dict[str, str]:
+def figures(measured: dict[str, Any]) -> dict[str, str]:
     """What the model card says of the unseen chests."""
-    table = "; ".join(" ".join(str(count) for count in row) for row in found["confusion_matrix"])
-    kind = f"{found['cases']} unseen synthetic chests"
+    table = "; ".join(" ".join(str(count) for count in row) for row in measured["confusion_matrix"])
+    kind = f"{measured['cases']} unseen synthetic chests"
     return {
-        f"quadratic weighted kappa, {kind}": f"{found['quadratic_kappa']:.3f}",
-        f"recall of mild disease, {kind}": f"{found['mild_recall']:.3f}",
-        f"CT score within ±3, {kind}": f"{found['ct_score_within_3']:.3f}",
-        f"accuracy, {kind}": f"{found['accuracy']:.3f}",
-        f"within one class, {kind}": f"{found['within_one']:.3f}",
-        f"mean error of the CT score (0–25), {kind}": f"{found['ct_score_mean_error']:.2f}",
-        f"correlation of the CT score, {kind}": f"{found['ct_score_correlation']:.3f}",
+        f"quadratic weighted kappa, {kind}": f"{measured['quadratic_kappa']:.3f}",
+        f"recall of mild disease, {kind}": f"{measured['mild_recall']:.3f}",
+        f"CT score within ±3, {kind}": f"{measured['ct_score_within_3']:.3f}",
+        f"accuracy, {kind}": f"{measured['accuracy']:.3f}",
+        f"within one class, {kind}": f"{measured['within_one']:.3f}",
+        f"mean error of the CT score (0–25), {kind}": f"{measured['ct_score_mean_error']:.2f}",
+        f"correlation of the CT score, {kind}": f"{measured['ct_score_correlation']:.3f}",
         "confusion matrix (row = truth, column = answer, 0 … 4)": table,
     }
 

@@ -102,7 +102,7 @@ class ClipObjective:
         settings: Settings of the training.
         grid: Frames, height and width of the records.
         scored: Whether the network answers with a CT score as well.
-        feed: Makes clips and lesion masks of a batch of records.
+        training_input: Makes clips and lesion masks of a batch of records.
         cells: Output of deep supervision → cells (d, h, w) of its endpoint.
     """
 
@@ -112,7 +112,7 @@ class ClipObjective:
     settings: Settings
     grid: tuple[int, int, int]
     scored: bool
-    feed: ClipTrainingInput
+    training_input: ClipTrainingInput
     cells: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
     @property
@@ -133,7 +133,7 @@ class ClipObjective:
         self, inputs: dict[str, Any], targets: dict[str, Any], training: bool
     ) -> tuple[Any, dict[str, Any]]:
         """A batch of records → clips and truths."""
-        clip, lesions = self.feed(**inputs, training=training)
+        clip, lesions = self.training_input(**inputs, training=training)
         return clip, targets | {name: pooled(lesions, cells) for name, cells in self.cells.items()}
 
     def losses(
@@ -207,12 +207,12 @@ class SliceObjective:
     Args:
         settings: Settings of the training.
         grid: Frames, height and width of the records.
-        feed: Makes pictures and masks of a batch of slices.
+        training_input: Makes pictures and masks of a batch of slices.
     """
 
     settings: Settings
     grid: tuple[int, int, int]
-    feed: SliceTrainingInput
+    training_input: SliceTrainingInput
 
     @property
     def each(self) -> int:
@@ -228,7 +228,7 @@ class SliceObjective:
     ) -> tuple[Any, dict[str, Any]]:
         """A batch of slices → pictures and truths."""
         parts = {name: inputs[name] for name in ("hu", "lungs", "lesions", "seed")}
-        pictures, masks = self.feed(**parts, training=training)
+        pictures, masks = self.training_input(**parts, training=training)
         area = tf.reduce_sum(masks, axis=(1, 2))
         fraction = tf.math.divide_no_nan(area[:, 1:], area[:, :1])
         return pictures, {
@@ -311,7 +311,7 @@ class MaskObjective(SliceObjective):
     """lungs: the mask of a slice, and of its disease where the cohort has lesion masks.
 
     Args:
-        settings, grid, feed: See `SliceObjective`.
+        settings, grid, training_input: See `SliceObjective`.
         masks: Outputs of the network: 1 for the lungs, 2 for the lungs and the disease.
     """
 
@@ -322,7 +322,7 @@ class MaskObjective(SliceObjective):
     ) -> tuple[Any, dict[str, Any]]:
         """A batch of slices → pictures and masks."""
         parts = {name: inputs[name] for name in ("hu", "lungs", "lesions", "seed")}
-        pictures, masks = self.feed(**parts, training=training)
+        pictures, masks = self.training_input(**parts, training=training)
         return pictures, {"logits": masks[..., : self.masks]}
 
     def losses(
@@ -351,12 +351,12 @@ def _clip_objective(
     settings: Settings,
     grid: tuple[int, int, int],
 ) -> Objective:
-    feed = ClipTrainingInput(
+    training_input = ClipTrainingInput(
         grid, settings.clip, network.preprocessing, network.channels, settings.augmentation
     )
     scored = bool(network.arguments.get("ct_score"))
     return ClipObjective(
-        task, {row.case: row for row in rows}, labels, settings, grid, scored, feed
+        task, {row.case: row for row in rows}, labels, settings, grid, scored, training_input
     )
 
 
@@ -415,8 +415,8 @@ def _mask_objective(
     settings: Settings,
     grid: tuple[int, int, int],
 ) -> Objective:
-    feed = _slice_input(task, network, settings, grid, masked=False)
-    return MaskObjective(settings, grid, feed, int(network.arguments.get("outputs", 1)))
+    training_input = _slice_input(task, network, settings, grid, masked=False)
+    return MaskObjective(settings, grid, training_input, int(network.arguments.get("outputs", 1)))
 
 
 #: Name of the task → makes its objective.
@@ -461,9 +461,9 @@ def class_weights(labels: Sequence[int], classes: int, settings: Settings) -> li
     return [float(len(labels) / (present * count)) if count else 0.0 for count in counts]
 
 
-def _even(most: int, count: int) -> int:
-    """The size of as few batches of `count` as `most` allows, all of nearly the same size."""
-    return -(-count // -(-count // most))
+def _even(max_size: int, count: int) -> int:
+    """The size of as few batches of `count` as `max_size` allows, all of nearly the same size."""
+    return -(-count // -(-count // max_size))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -472,8 +472,8 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(shares / shares.sum(axis=1, keepdims=True))
 
 
-def _joined(found: Mapping[str, list[np.ndarray]], network: keras.Model) -> dict[str, np.ndarray]:
-    joined = {name: np.concatenate(parts) for name, parts in found.items()}
+def _joined(answers: Mapping[str, list[np.ndarray]], network: keras.Model) -> dict[str, np.ndarray]:
+    joined = {name: np.concatenate(parts) for name, parts in answers.items()}
     for name in ("probabilities", "probability"):
         if name in joined and not np.isfinite(joined[name]).all():
             raise TrainingError(f"{network.name} answers with what is not a finite number")

@@ -43,14 +43,14 @@ class Check:
     """One way of asking, about one scan.
 
     Args:
-        way: "SavedModel", "OpenVINO", "REST", "gRPC", or "NIfTI against DICOM".
+        route: "SavedModel", "OpenVINO", "REST", "gRPC", or "NIfTI against DICOM".
         scan: Its name.
         signature: Which was asked.
         difference: The largest, see `reference.TOLERANCE`; None where it was not checked.
         where: The value that differs most; or why it was not checked.
     """
 
-    way: str
+    route: str
     scan: str
     signature: str
     difference: float | None
@@ -64,9 +64,11 @@ class Check:
     def line(self) -> str:
         """For a person."""
         if self.difference is None:
-            return f"{self.way:20} {self.scan:16} not checked: {self.where}"
+            return f"{self.route:20} {self.scan:16} not checked: {self.where}"
         verdict = "ok" if self.holds else f"DIFFERS in {self.where}"
-        return f"{self.way:20} {self.scan:16} {self.signature:16} {self.difference:.1e}  {verdict}"
+        return (
+            f"{self.route:20} {self.scan:16} {self.signature:16} {self.difference:.1e}  {verdict}"
+        )
 
 
 def verify(
@@ -74,7 +76,7 @@ def verify(
     export: Path,
     servers: Sequence[str] = (),
     scans: Sequence[Path] = (),
-    say: Callable[[str], None] = lambda text: None,
+    on_message: Callable[[str], None] = lambda text: None,
     token: str | None = None,
 ) -> Iterator[Check]:
     """Compare, one check after the other.
@@ -85,7 +87,7 @@ def verify(
         servers: URLs of servers that have the model under the name of the export's folder; none:
             the embedded server is started over the export, and asked by REST and gRPC.
         scans: Chest CTs; none: a synthetic patient, as DICOM and as NIfTI.
-        say: Told what is going on.
+        on_message: Called with a line about what is going on.
         token: Of the servers.
 
     Raises:
@@ -99,22 +101,22 @@ def verify(
     models = LocalModels([source])
     with ExitStack() as stack:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        say("asking Keras and tf-keras-vis")
+        on_message("asking Keras and tf-keras-vis")
         asked = list(_references(models, scans, temporary))
         if not scans:
             yield _formats(*asked)
-        say("asking the SavedModel in a process of its own")
+        on_message("asking the SavedModel in a process of its own")
         for request, signature, answer in _replayed(folder, asked, temporary):
             yield _check("SavedModel", request, signature, answer)
         yield from _clip_entry(clip, asked, temporary)
-        say("asking OpenVINO")
+        on_message("asking OpenVINO")
         yield from _with_openvino(folder, asked)
         if not servers:
             servers = stack.enter_context(_embedded(folder, temporary))
         for url in servers:
             server = connect(url, token)
             stack.callback(server.close)
-            say(f"asking {url}")
+            on_message(f"asking {url}")
             yield from _with_server(server, folder, asked)
 
 
@@ -176,11 +178,11 @@ def _formats(dicom: Reference, nifti: Reference) -> Check:
     return Check("NIfTI against DICOM", dicom.name, "Keras", difference, where)
 
 
-def _check(way: str, question: Reference, signature: str, answer: dict[str, Any]) -> Check:
-    if signature == "infer_bytes" and card_marks(answer, way) != question.marks:
-        return Check(way, question.name, signature, float("inf"), "card_bytes")
+def _check(route: str, reference: Reference, signature: str, answer: dict[str, Any]) -> Check:
+    if signature == "infer_bytes" and card_marks(answer, route) != reference.marks:
+        return Check(route, reference.name, signature, float("inf"), "card_bytes")
     return Check(
-        way, question.name, signature, *largest_difference(question.right[signature], answer)
+        route, reference.name, signature, *largest_difference(reference.right[signature], answer)
     )
 
 

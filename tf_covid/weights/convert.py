@@ -134,7 +134,7 @@ class _WeightLedger:
         results = {variable: self._tensors[name] for variable, name in held.items()}
         if "kernel" in results:
             results["kernel"] = _laid_out(results["kernel"], self._name_map.layout, conv)
-        expected = _wanted(conv, norm)
+        expected = _expected_variables(conv, norm)
         wrong = [
             f"{conv.name}/{variable} {list(expected[variable])} ← {held[variable]}"
             f" {list(value.shape)}"
@@ -158,7 +158,7 @@ class _WeightLedger:
     def _take(
         self,
         layer: keras.layers.Layer,
-        found: Mapping[str, np.ndarray],
+        tensors: Mapping[str, np.ndarray],
         names: Mapping[str, str],
         held: Mapping[str, str],
         gone: set[str],
@@ -169,10 +169,10 @@ class _WeightLedger:
         for weight in layer.weights:
             variable = weight.path.rsplit("/", 1)[1]
             path, shape = f"{layer.name}/{variable}", tuple(int(side) for side in weight.shape)
-            if variable not in found:
+            if variable not in tensors:
                 self.missing.append(f"{path} {list(shape)} ← {names[variable]}")
                 continue
-            values.append(found[variable])
+            values.append(tensors[variable])
             origin = [variable, *(part for part in _FOLDED.get(variable, ()) if part in gone)]
             self.mapped.append((tuple(held[part] for part in origin if part in held), path, shape))
         if complete and len(values) == len(layer.weights):
@@ -183,7 +183,7 @@ class _WeightLedger:
 _FOLDED = {"kernel": ("gamma",), "moving_mean": ("gamma", "bias")}
 
 
-def _wanted(
+def _expected_variables(
     conv: keras.layers.Layer, norm: keras.layers.Layer | None
 ) -> dict[str, tuple[int, ...]]:
     """Shapes, in our layout, of all that a unit may have."""
@@ -212,7 +212,7 @@ def _laid_out(kernel: np.ndarray, layout: str, conv: keras.layers.Layer) -> np.n
 
 
 def _folded(
-    found: Mapping[str, np.ndarray], epsilon: float, norm: keras.layers.Layer
+    tensors: Mapping[str, np.ndarray], epsilon: float, norm: keras.layers.Layer
 ) -> dict[str, np.ndarray]:
     """What our unit has no variable for, folded into what it has; exact.
 
@@ -220,7 +220,7 @@ def _folded(
     another ε, of γ'·x and γ'·μ with γ' = γ·√((σ² + ε')/(σ² + ε)); a bias b of the convolution
     before it is μ − b.
     """
-    new = dict(found)
+    new = dict(tensors)
     variance = new["moving_variance"].astype(np.float64)
     scale = np.sqrt((variance + norm.epsilon) / (variance + epsilon))
     mean = new["moving_mean"].astype(np.float64) - new.pop("bias", 0.0)

@@ -14,7 +14,7 @@ from tf_covid.models.inception import BLOCKS
 from tf_covid.models.ltc import TRUNKS
 
 #: Places of the convolutions in a mixed block, as our layer names have them: branch, suffix.
-PLACES = ("0_0a_1x1", "1_0a_1x1", "1_0b_3x3", "2_0a_1x1", "2_0b_3x3", "3_0b_1x1")
+BRANCHES = ("0_0a_1x1", "1_0a_1x1", "1_0b_3x3", "2_0a_1x1", "2_0b_3x3", "3_0b_1x1")
 
 #: Scale and offset of an input, from [0, 1]: one number, or one for each channel.
 Input = tuple[tuple[float, ...], tuple[float, ...]]
@@ -82,7 +82,7 @@ def _inception(
     rank: int,
     stem: Mapping[str, str] | str,
     mixed: str,
-    places: Sequence[str],
+    branch_names: Sequence[str],
     blocks: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Our convolutions of Inception-v1 → their units.
@@ -91,7 +91,7 @@ def _inception(
         rank: 2, or 3 for I3D.
         stem: Names of the first three convolutions by their suffix, or a pattern with {suffix}.
         mixed: Pattern of a unit in a mixed block, with {block} and {place}.
-        places: Their name of each of `PLACES`.
+        branch_names: Their name of each of `BRANCHES`.
         blocks: Their name of each block, where it differs.
     """
     ours: dict[str, str] = {}
@@ -103,7 +103,7 @@ def _inception(
             ours[f"Conv{rank}d_{block.suffix}_conv"] = theirs
         elif block.kind == "mixed":
             their_block = (blocks or {}).get(block.suffix, block.suffix)
-            for position, theirs in zip(PLACES, places, strict=True):
+            for position, theirs in zip(BRANCHES, branch_names, strict=True):
                 branch, suffix = position.split("_", 1)
                 unit = f"Mixed_{block.suffix}_Branch_{branch}_Conv{rank}d_{suffix}_conv"
                 ours[unit] = mixed.format(block=their_block, place=theirs)
@@ -111,7 +111,7 @@ def _inception(
 
 
 def _slashed(rank: int) -> list[str]:
-    return [f"Branch_{position[0]}/Conv{rank}d_{position[2:]}" for position in PLACES]
+    return [f"Branch_{position[0]}/Conv{rank}d_{position[2:]}" for position in BRANCHES]
 
 
 def _with_norm(
@@ -182,10 +182,13 @@ def _slim() -> NameMap:
 
 
 def _torch_i3d(
-    title: str, stem: str, mixed: str, places: Sequence[str], norm: str, head: str
+    title: str, stem: str, mixed: str, branch_names: Sequence[str], norm: str, head: str
 ) -> NameMap:
     units = _with_norm(
-        _inception(3, stem, mixed, places), ".conv3d", norm, Conv3d_0c_1x1=(f"{head}.conv3d", "")
+        _inception(3, stem, mixed, branch_names),
+        ".conv3d",
+        norm,
+        Conv3d_0c_1x1=(f"{head}.conv3d", ""),
     )
     # Kinetics was learned with an epsilon of 1e-3; an early version of one port took 1e-5, which
     # was its mistake.

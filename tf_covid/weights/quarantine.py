@@ -207,7 +207,7 @@ def _list_size(path: Path) -> int:
     return int.from_bytes(tail[end + 12 : end + 16], "little")
 
 
-def unpack(archive: zipfile.ZipFile, name: str, target: BinaryIO, most: int) -> None:
+def unpack(archive: zipfile.ZipFile, name: str, target: BinaryIO, max_bytes: int) -> None:
     """Write one member of a `.keras` file to an open file, piece by piece, within a limit.
 
     Raises:
@@ -218,9 +218,10 @@ def unpack(archive: zipfile.ZipFile, name: str, target: BinaryIO, most: int) -> 
         with archive.open(name) as file:
             while piece := file.read(1 << 20):
                 written += len(piece)  # not the declared size: it may lie
-                if written > most:
+                if written > max_bytes:
                     raise UnsafeFile(
-                        "zip_bomb", f"{archive.filename}: {name} unpacks to more than {most} bytes"
+                        "zip_bomb",
+                        f"{archive.filename}: {name} unpacks to more than {max_bytes} bytes",
                     )
                 target.write(piece)
     except KeyError as error:

@@ -145,10 +145,10 @@ class Inflating(io.RawIOBase):
 
     Args:
         stream: At the first packed byte.
-        most: Bytes that may be unpacked; `allow` raises it when the header has told what follows.
+        max_bytes: Most bytes that may be unpacked; `allow` raises it when the header says more.
     """
 
-    def __init__(self, stream: BinaryIO, most: int | None = None) -> None:
+    def __init__(self, stream: BinaryIO, max_bytes: int | None = None) -> None:
         super().__init__()
         self._stream = stream
         packed = stream.read(2)
@@ -160,11 +160,11 @@ class Inflating(io.RawIOBase):
         self._packed = packed
         self._data = bytearray()
         self._at = 0
-        self._most = MOST_INFLATED if most is None else most
+        self._max_bytes = MOST_INFLATED if max_bytes is None else max_bytes
 
-    def allow(self, most: int) -> None:
+    def allow(self, max_bytes: int) -> None:
         """Bound the unpacked bytes anew."""
-        self._most = max(most, len(self._data))
+        self._max_bytes = max(max_bytes, len(self._data))
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move; only forward of the begin or of the present place."""
@@ -181,7 +181,7 @@ class Inflating(io.RawIOBase):
         Raises:
             TooLarge: If more would be unpacked than the bound allows.
         """
-        end = self._most + 1 if size < 0 else self._at + size
+        end = self._max_bytes + 1 if size < 0 else self._at + size
         self._fill(end)
         taken = bytes(self._data[self._at : end])
         self._at += len(taken)
@@ -189,7 +189,7 @@ class Inflating(io.RawIOBase):
 
     def finish(self) -> bool:
         """Unpack the rest within the bound; whether the end of the packed stream was reached."""
-        self._fill(self._most + 1)
+        self._fill(self._max_bytes + 1)
         return self._unpacker.eof
 
     def _fill(self, end: int) -> None:
@@ -197,8 +197,8 @@ class Inflating(io.RawIOBase):
             self._packed = self._packed or self._stream.read(_BLOCK)
             if not self._packed:
                 return
-            room = self._most + 1 - len(self._data)
+            room = self._max_bytes + 1 - len(self._data)
             self._data += self._unpacker.decompress(self._packed, min(room, 1 << 20))
             self._packed = self._unpacker.unconsumed_tail
-            if len(self._data) > self._most:
+            if len(self._data) > self._max_bytes:
                 raise TooLarge("the deflated data set is larger than its header promises")

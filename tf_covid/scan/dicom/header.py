@@ -344,22 +344,23 @@ def _groups(item: Dataset) -> dict[str, Dataset]:
 
 
 def _frame(dataset: Dataset, groups: dict[str, Dataset], index: int) -> Frame:
-    def place(keyword: str) -> Dataset:
+    def holder_of(keyword: str) -> Dataset:
         return groups.get(keyword, dataset)
 
     type_keyword = "FrameType" if "FrameType" in groups else "ImageType"
     return Frame(
         index=index,
-        position=_numbers(place("ImagePositionPatient"), "ImagePositionPatient"),
-        orientation=_numbers(place("ImageOrientationPatient"), "ImageOrientationPatient"),
-        spacing=_numbers(place("PixelSpacing"), "PixelSpacing"),
-        slope=_number(place("RescaleSlope"), "RescaleSlope", 1.0),
-        intercept=_number(place("RescaleIntercept"), "RescaleIntercept", 0.0),
-        rescale_type=_text(place("RescaleType"), "RescaleType").upper(),
-        kernel=_text(place("ConvolutionKernel"), "ConvolutionKernel").split("\\")[0].strip(),
-        thickness=_lesser(place("SliceThickness"), "SliceThickness", 0.0),
+        position=_numbers(holder_of("ImagePositionPatient"), "ImagePositionPatient"),
+        orientation=_numbers(holder_of("ImageOrientationPatient"), "ImageOrientationPatient"),
+        spacing=_numbers(holder_of("PixelSpacing"), "PixelSpacing"),
+        slope=_number(holder_of("RescaleSlope"), "RescaleSlope", 1.0),
+        intercept=_number(holder_of("RescaleIntercept"), "RescaleIntercept", 0.0),
+        rescale_type=_text(holder_of("RescaleType"), "RescaleType").upper(),
+        kernel=_text(holder_of("ConvolutionKernel"), "ConvolutionKernel").split("\\")[0].strip(),
+        thickness=_lesser(holder_of("SliceThickness"), "SliceThickness", 0.0),
         image_type=tuple(
-            part.strip().upper() for part in _text(place(type_keyword), type_keyword).split("\\")
+            part.strip().upper()
+            for part in _text(holder_of(type_keyword), type_keyword).split("\\")
         ),
     )
 

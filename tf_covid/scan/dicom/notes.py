@@ -51,18 +51,18 @@ class Notes:
     Sets are filled by several threads.
     """
 
-    found: dict[str, set[str]] = field(default_factory=lambda: {code: set() for code in _TEXTS})
+    noted: dict[str, set[str]] = field(default_factory=lambda: {code: set() for code in _TEXTS})
 
     def add(self, code: str, name: str) -> None:
         """Remember that `code` was noticed of the file called `name`."""
-        self.found[code].add(name)
+        self.noted[code].add(name)
 
     def quality_flags(self) -> tuple[QualityFlag, ...]:
         """One flag for each code that was noticed, with the number of files."""
         return tuple(
             QualityFlag(
-                code, level, text.format(count=len(self.found[code])), len(self.found[code])
+                code, level, text.format(count=len(self.noted[code])), len(self.noted[code])
             )
             for code, (level, text) in _TEXTS.items()
-            if self.found[code]
+            if self.noted[code]
         )

@@ -156,24 +156,24 @@ def _locate(stream: BinaryIO, instance: Instance) -> _Value:
         stream.seek(stream.tell() + length)
 
 
-def wrong_length(instance: Instance, found: int, exact: int) -> NoReturn:
+def wrong_length(instance: Instance, actual: int, exact: int) -> NoReturn:
     """Refuse pixel data of another length than the header promises.
 
     Args:
         instance: The header.
-        found: Bytes that there are, unpacked.
+        actual: Bytes that there are, unpacked.
         exact: Bytes that it promises.
 
     Raises:
         ScanRefused: `pixel_length`.
     """
     message = (
-        f"PixelData (7FE0,0010) has {found} bytes, but Rows (0028,0010) {instance.rows} × Columns"
+        f"PixelData (7FE0,0010) has {actual} bytes, but Rows (0028,0010) {instance.rows} × Columns"
         f" (0028,0011) {instance.columns} × {len(instance.frames)} frame(s) of"
         f" {instance.bits_allocated} bits are {exact}: one of them is wrong. Export the series"
         " again."
     )
-    raise refusal("pixel_length", message, found)
+    raise refusal("pixel_length", message, actual)
 
 
 def _native(
@@ -211,8 +211,8 @@ def _native(
         raise Truncated
 
 
-def _at(stream: BinaryIO, place: int, size: int) -> bytes:
-    stream.seek(place)
+def _at(stream: BinaryIO, offset: int, size: int) -> bytes:
+    stream.seek(offset)
     return stream.read(size)
 
 
@@ -295,12 +295,12 @@ def _grouped(heads: Sequence[tuple[int, bool]], table: bytes, instance: Instance
     return [end - start for start, end in zip(starts, [*starts[1:], len(heads)], strict=True)]
 
 
-def _wrong_count(instance: Instance, found: int) -> NoReturn:
+def _wrong_count(instance: Instance, actual: int) -> NoReturn:
     message = (
-        f"PixelData (7FE0,0010) holds {found} compressed frame(s), but NumberOfFrames (0028,0008)"
+        f"PixelData (7FE0,0010) holds {actual} compressed frame(s), but NumberOfFrames (0028,0008)"
         f" is {len(instance.frames)}. Export the series again."
     )
-    raise refusal("frame_count", message, found)
+    raise refusal("frame_count", message, actual)
 
 
 def _fragments(stream: BinaryIO, instance: Instance, notes: Notes) -> Iterator[bytes]:

@@ -106,13 +106,13 @@ def choose(
 
 
 def _whole_ones_first(
-    found: Sequence[Candidate], others: Sequence[LeftOut], gap_mm: float
+    stacks: Sequence[Candidate], others: Sequence[LeftOut], gap_mm: float
 ) -> tuple[list[Candidate], Callable[[Candidate], tuple[float | str, ...]]]:
     """The candidates by the written rules, the best first.
 
     The first one was looked at for what it lacks.
     """
-    now = list(found)
+    now = list(stacks)
     checked: set[int] = set()
     while True:
         rank = _rank(now)
@@ -120,18 +120,18 @@ def _whole_ones_first(
         first = order[0]
         if first in checked or len(checked) >= _MOST_CHECKED:
             return [now[number] for number in order], rank
-        now[first] = _whole(found[first], found, others, gap_mm)
+        now[first] = _whole(stacks[first], stacks, others, gap_mm)
         checked.add(first)
 
 
 def _whole(
-    candidate: Candidate, found: Sequence[Candidate], others: Sequence[LeftOut], gap_mm: float
+    candidate: Candidate, stacks: Sequence[Candidate], others: Sequence[LeftOut], gap_mm: float
 ) -> Candidate:
     """The candidate with what is left out of its series; without its stack where that lacks it."""
     series = candidate.series
     mine = [one for one in others if one.instance.series_uid in series] + list(candidate.apart)
     foreign = [one for one in others if one.instance.series_uid not in series]
-    for other in found:
+    for other in stacks:
         if other is candidate:
             continue
         reason = _difference(candidate, other)
@@ -141,7 +141,7 @@ def _whole(
         mine += [one for one in other.apart if one.instance.series_uid in series]
     line = Line.of(candidate.stack, candidate.slice_frames) if candidate.stack else None
     said = same_series(line, mine, len(candidate.slice_frames))
-    said += other_series(line, foreign) if line else _split(candidate, found, gap_mm)
+    said += other_series(line, foreign) if line else _split(candidate, stacks, gap_mm)
     if any(flag.level == "error" for flag in said):
         return replace(candidate, stack=None, refusal=ScanRefused(said))
     if said and candidate.refusal and candidate.refusal.quality_flags[0].code in _BROKEN:
@@ -152,7 +152,7 @@ def _whole(
 
 
 def _split(
-    candidate: Candidate, found: Sequence[Candidate], gap_mm: float
+    candidate: Candidate, stacks: Sequence[Candidate], gap_mm: float
 ) -> tuple[QualityFlag, ...]:
     """An error where slices form a whole stack only together with those of other series."""
     codes = {flag.code for flag in candidate.refusal.quality_flags} if candidate.refusal else set()
@@ -162,7 +162,7 @@ def _split(
     kind = (matrix(first.instance, first.frame), first.frame.thickness)
     more = [
         slice_frame
-        for other in found
+        for other in stacks
         if other is not candidate
         and not _difference(candidate, other).endswith(("Kernel", "Patient"))
         for slice_frame in other.slice_frames
@@ -203,12 +203,12 @@ def _difference(candidate: Candidate, other: Candidate) -> str:
     return "with another AcquisitionNumber"
 
 
-def _looked_at(found: Sequence[Candidate], look: Look | None) -> list[Candidate]:
+def _looked_at(stacks: Sequence[Candidate], look: Look | None) -> list[Candidate]:
     """The candidates, each with whether it shows something else than the lungs."""
-    large = [one for one in found if len(one.slice_frames) >= LEAST_SLICES]
+    large = [one for one in stacks if len(one.slice_frames) >= LEAST_SLICES]
     seen: dict[int, float] = {}
     if look is not None and len(large) > 1:
-        for one in sorted(large, key=_rank(found))[:_MOST_LOOKS]:
+        for one in sorted(large, key=_rank(stacks))[:_MOST_LOOKS]:
             ml = look(one)
             if ml is not None:
                 seen[id(one)] = ml
@@ -224,7 +224,7 @@ def _looked_at(found: Sequence[Candidate], look: Look | None) -> list[Candidate]
             )
         return replace(one, lung_ml=ml, elsewhere=chest and one.region == "elsewhere")
 
-    return [judged(one) for one in found]
+    return [judged(one) for one in stacks]
 
 
 @dataclass(frozen=True)
@@ -282,16 +282,16 @@ RULES = (
 )
 
 
-def _rank(found: Sequence[Candidate]) -> Callable[[Candidate], tuple[float | str, ...]]:
+def _rank(stacks: Sequence[Candidate]) -> Callable[[Candidate], tuple[float | str, ...]]:
     """The sort key of the written rules, the best candidate first."""
     large = [
         one
-        for one in found
+        for one in stacks
         if one.axial and not one.elsewhere and len(one.slice_frames) >= LEAST_SLICES
     ]
     field = _Field(
         longest_mm=max((one.length_mm for one in large), default=0.0),
-        broken=not any(one.stack for one in found if len(one.slice_frames) >= LEAST_SLICES),
+        broken=not any(one.stack for one in stacks if len(one.slice_frames) >= LEAST_SLICES),
     )
     return lambda candidate: tuple(rule.key(candidate, field) for rule in RULES)
 

@@ -35,12 +35,12 @@ class Reader:
     """Reads bodies.
 
     Args:
-        most: Largest body, in bytes.
+        max_bytes: Largest body, in bytes.
         limit_s: Seconds within which it must be here.
     """
 
-    def __init__(self, most: int, limit_s: float) -> None:
-        self._most = most
+    def __init__(self, max_bytes: int, limit_s: float) -> None:
+        self._max_bytes = max_bytes
         self._limit_s = limit_s
         self._here = 0
 
@@ -55,7 +55,7 @@ class Reader:
 
         def keep(piece: bytes) -> None:
             nonlocal counted
-            if self._here + len(piece) > 2 * self._most:
+            if self._here + len(piece) > 2 * self._max_bytes:
                 raise QueueFull("too many large requests are arriving; ask again later")
             self._here += len(piece)
             counted += len(piece)
@@ -90,7 +90,7 @@ class Reader:
                 f"Content-Encoding {encoding[:20]} is not read; send the body as it is"
             )
         length = request.headers.get("content-length", "0")
-        if not (length.isascii() and length.isdigit()) or int(length[:20]) > self._most:
+        if not (length.isascii() and length.isdigit()) or int(length[:20]) > self._max_bytes:
             raise self._too_large()
         size, more = 0, True
         try:
@@ -100,7 +100,7 @@ class Reader:
                     if message["type"] == "http.disconnect":
                         raise ClientDisconnected("the client has gone")
                     piece, more = message.get("body", b""), message.get("more_body", False)
-                    if (size := size + len(piece)) > self._most:
+                    if (size := size + len(piece)) > self._max_bytes:
                         raise self._too_large()
                     keep(piece)
         except TimeoutError:
@@ -108,7 +108,7 @@ class Reader:
         return size
 
     def _too_large(self) -> TooLarge:
-        return TooLarge(f"the request is larger than {self._most} bytes")
+        return TooLarge(f"the request is larger than {self._max_bytes} bytes")
 
 
 async def gone(request: Request) -> None:
@@ -129,11 +129,11 @@ def header_timeout_protocol(limit_s: float) -> type[H11Protocol]:
 
         def connection_made(self, transport: Any) -> None:  # noqa: ANN401  # as its parent
             super().connection_made(transport)
-            self._watch()
+            self._start_timer()
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            self._watch()
+            self._start_timer()
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
@@ -142,7 +142,7 @@ def header_timeout_protocol(limit_s: float) -> type[H11Protocol]:
         def _is_idle(self) -> bool:
             return self.cycle is None or self.cycle.response_complete
 
-        def _watch(self) -> None:
+        def _start_timer(self) -> None:
             if not self._is_idle():
                 self._forget()
             elif self._timer is None:

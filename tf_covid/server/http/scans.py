@@ -98,10 +98,12 @@ class Scans:
         self._running: set[threading.Event] = set()
         self._stop = threading.Event()
         self._arriving = self._in_flight = self._here = 0  # on the event loop's thread only
-        _sweep_dead()
+        _remove_abandoned()
         self._root, self._own = _locked_folder()
-        self._sweeper = threading.Thread(target=self._sweep, name="tfcovid-scans", daemon=True)
-        self._sweeper.start()
+        self._cleaner = threading.Thread(
+            target=self._delete_expired, name="tfcovid-scans", daemon=True
+        )
+        self._cleaner.start()
 
     def add_routes(self, app: FastAPI) -> None:
         """Put the routes into an application."""
@@ -126,7 +128,7 @@ class Scans:
             for given_up in self._running:
                 given_up.set()
         self._threads.shutdown(wait=True)
-        self._sweeper.join()
+        self._cleaner.join()
         self._kept.clear()
         shutil.rmtree(self._root, ignore_errors=True)
         os.close(self._own)
@@ -296,7 +298,7 @@ class Scans:
         for answer in old:
             shutil.rmtree(answer.folder, ignore_errors=True)
 
-    def _sweep(self) -> None:
+    def _delete_expired(self) -> None:
         """Delete what has been kept for long enough."""
         while not self._stop.wait(min(self._keep_s / 4, 5)):
             now = time.monotonic()
@@ -315,11 +317,11 @@ def _locked_folder() -> tuple[Path, int]:
     path = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}"))  # 0700
     lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    # Only now under the name that `_sweep_dead` looks for.
+    # Only now under the name that `_remove_abandoned` looks for.
     return path.rename(path.with_name(path.name[1:])), lock
 
 
-def _sweep_dead() -> None:
+def _remove_abandoned() -> None:
     """Delete the folders of servers that were killed, with the scans in them."""
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with suppress(OSError):  # not a folder, another user's, or its server lives
