@@ -189,7 +189,7 @@ def test_a_score_of_another_class_is_a_quality_flag(finder, scan, monkeypatch, s
 
     monkeypatch.setattr(finder, "classify", classify)
     result = stratify(scan, finder, attention="none")
-    assert result.severity.number == 0
+    assert result.severity.class_index == 0
     assert result.severity.ct_score == pytest.approx(score)
     found = [flag for flag in result.quality_flags if flag.code == "score_class_mismatch"]
     assert [flag.level for flag in found] == [level] * (level is not None)

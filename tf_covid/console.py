@@ -85,11 +85,11 @@ def step_progress(label: str, total: int) -> Iterator[Callable[[int, str], None]
     """
     start, here = time.monotonic(), 0
 
-    def left(number: int) -> str:
+    def left(step: int) -> str:
         # What an earlier process did took no time of this one.
         nonlocal here
         here += 1
-        seconds = (time.monotonic() - start) / here * (total - number - 1)
+        seconds = (time.monotonic() - start) / here * (total - step - 1)
         return f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"
 
     if not sys.stderr.isatty():
@@ -111,12 +111,12 @@ def step_progress(label: str, total: int) -> Iterator[Callable[[int, str], None]
     with Progress(*columns, console=_terminal()) as bars:
         task = bars.add_task(escape(label), total=total, left="")
 
-        def show(number: int, text: str) -> None:
+        def show(step: int, text: str) -> None:
             bars.update(
                 task,
-                completed=number + 1,
+                completed=step + 1,
                 description=f"{escape(label)} {escape(text)}",
-                left=left(number),
+                left=left(step),
             )
 
         yield show

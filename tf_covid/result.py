@@ -77,9 +77,9 @@ class Lungs:
 
 @dataclass(frozen=True)
 class Severity:
-    """Severity of five classes. `number` is `class` in the JSON."""
+    """Severity of five classes. `class_index` is `class` in the JSON."""
 
-    number: int
+    class_index: int
     label: str
     probabilities: tuple[float, ...]
     ct_score: float | None
@@ -175,7 +175,7 @@ class Result:
             series |= series.pop("identifiers") or {}
         severity = plain(self.severity)
         if severity is not None:
-            severity = {"class": severity.pop("number")} | severity
+            severity = {"class": severity.pop("class_index")} | severity
         return head | {
             "series": series,
             "lungs": plain(self.lungs),

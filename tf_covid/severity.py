@@ -69,15 +69,15 @@ def severity_class(score: float) -> int:
     return next(index for index, upper in enumerate(CLASS_UPPER_SCORES) if full <= upper)
 
 
-def points_outside(score: float, number: int) -> int:
+def points_outside(score: float, class_index: int) -> int:
     """Whole points by which a Global CT Score lies outside the scores of a severity class.
 
     Args:
         score: 0–25, rounded half up.
-        number: Severity class, 0–4.
+        class_index: Severity class, 0–4.
     """
-    low = CLASS_UPPER_SCORES[number - 1] + 1 if number else 0
-    return max(low - _whole(score), _whole(score) - CLASS_UPPER_SCORES[number], 0)
+    low = CLASS_UPPER_SCORES[class_index - 1] + 1 if class_index else 0
+    return max(low - _whole(score), _whole(score) - CLASS_UPPER_SCORES[class_index], 0)
 
 
 def _whole(score: float) -> int:

@@ -58,22 +58,22 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name != ".secret")
 
 
-def clip_of(entry: cache.CacheRecord, wanted: cache.CacheSpec) -> np.ndarray:
+def clip_of(record: cache.CacheRecord, wanted: cache.CacheSpec) -> np.ndarray:
     feed = ClipTrainingInput(wanted.grid, CLIP, wanted.preprocessing, 1, STILL)
     ((inputs, _),) = batches(
-        [entry.path], {}, wanted.grid, order=np.zeros((1, 1), int), batch=1, seed=0
+        [record.path], {}, wanted.grid, order=np.zeros((1, 1), int), batch=1, seed=0
     )
     return np.asarray(feed(**inputs)[0])
 
 
 def check_clip(row: ManifestRow, wanted: cache.CacheSpec, folder: Path) -> None:
-    entry = cache.fill([row], folder, wanted).entries[row.case]
+    record = cache.fill([row], folder, wanted).records[row.case]
     road = Stratifier(I3D((*CLIP, 1)), load("lungs-unet").network, wanted.preprocessing)
     hu = find_cases(row.path)[0].read().hu[np.newaxis]
     lungs = road.segment(hu, np.array([hu.shape[1]], np.int32))["lungs"]
     theirs = road.prepare(hu, lungs)["clip"].numpy()
     assert theirs.std() > 0.05
-    assert np.abs(clip_of(entry, wanted) - theirs).mean() < 0.01
+    assert np.abs(clip_of(record, wanted) - theirs).mean() < 0.01
 
 
 def test_a_clip_of_the_cache_is_the_clip_of_infer(wanted: cache.CacheSpec, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_on_the_grid_of_the_clip_nothing_is_lost(
     ].numpy()
     # HU are rounded to whole numbers, of 1400 in the window.
     np.testing.assert_allclose(
-        clip_of(filled.entries[rows[0].case], same), theirs, atol=0.51 / 1400
+        clip_of(filled.records[rows[0].case], same), theirs, atol=0.51 / 1400
     )
 
 
@@ -121,14 +121,14 @@ def test_records_are_made_once_and_never_stale(
     wider = dataclasses.replace(wanted, preprocessing=Preprocessing(box_margin=0.1))
     moved = [rows[0].model_copy(update={"path": rows[5].path, "lesions": rows[5].lesions})]
     others = [cache.fill(rows[:1], tmp_path, wider), cache.fill(moved, tmp_path, wanted)]
-    paths = {filled.entries[rows[0].case].path for filled in (first, *others)}
+    paths = {filled.records[rows[0].case].path for filled in (first, *others)}
     assert len(paths) == 3
     # What comes after the cache is no matter of it.
     scaled = dataclasses.replace(
         wanted, preprocessing=Preprocessing(input_scale=(2.0,), level_hu=-600.0)
     )
-    assert cache.fill(rows[:1], tmp_path, scaled).entries == {
-        rows[0].case: first.entries[rows[0].case]
+    assert cache.fill(rows[:1], tmp_path, scaled).records == {
+        rows[0].case: first.records[rows[0].case]
     }
 
 
@@ -136,18 +136,18 @@ def test_records_are_made_once_and_never_stale(
 def test_a_half_record_is_made_again(
     rows: list[ManifestRow], wanted: cache.CacheSpec, tmp_path: Path, harm: str
 ) -> None:
-    entry = cache.fill(rows[:1], tmp_path, wanted).entries[rows[0].case]
-    whole = entry.path.read_bytes()
+    record = cache.fill(rows[:1], tmp_path, wanted).records[rows[0].case]
+    whole = record.path.read_bytes()
     if harm == "cut":
-        entry.path.write_bytes(whole[:-100])
+        record.path.write_bytes(whole[:-100])
     elif harm == "gone":
-        entry.path.unlink()
+        record.path.unlink()
     elif harm == "no_facts":
-        entry.path.with_suffix(".json").unlink()
+        record.path.with_suffix(".json").unlink()
     else:
-        entry.path.with_suffix(".json").write_text('{"shape": 3}')
-    assert cache.fill(rows[:1], tmp_path, wanted).entries[rows[0].case] == entry
-    assert entry.path.read_bytes() == whole
+        record.path.with_suffix(".json").write_text('{"shape": 3}')
+    assert cache.fill(rows[:1], tmp_path, wanted).records[rows[0].case] == record
+    assert record.path.read_bytes() == whole
 
 
 def test_several_processes_make_the_same_records(
@@ -155,12 +155,12 @@ def test_several_processes_make_the_same_records(
 ) -> None:
     alone = cache.fill(rows[:3], tmp_path / "one", wanted)
     together = cache.fill(rows[:3], tmp_path / "two", wanted, workers=2)
-    assert list(together.entries) == [row.case for row in rows[:3]]
+    assert list(together.records) == [row.case for row in rows[:3]]
     moved = {
-        case: dataclasses.replace(entry, path=tmp_path / "two" / entry.path.name)
-        for case, entry in alone.entries.items()
+        case: dataclasses.replace(record, path=tmp_path / "two" / record.path.name)
+        for case, record in alone.records.items()
     }
-    assert together.entries == moved
+    assert together.records == moved
     assert len(names(tmp_path / "one")) == 6
     assert names(tmp_path / "one") == names(tmp_path / "two")
     for name in names(tmp_path / "one"):
@@ -227,8 +227,8 @@ def test_workers_end_with_a_killed_parent_and_leave_nothing_for_long(
     left = names(folder)
     assert len(left) == 2
     assert all(name.endswith(".partial") for name in left)
-    entry = cache.fill(rows[:1], folder, wanted).entries[rows[0].case]
-    assert names(folder) == sorted([entry.path.name, entry.path.with_suffix(".json").name])
+    record = cache.fill(rows[:1], folder, wanted).records[rows[0].case]
+    assert names(folder) == sorted([record.path.name, record.path.with_suffix(".json").name])
 
 
 def test_bad_scans_are_skipped_within_bounds(
@@ -242,7 +242,7 @@ def test_bad_scans_are_skipped_within_bounds(
         rows[2].model_copy(update={"lesions": broken}),
     ]
     filled = cache.fill(wrong, tmp_path / "cache", wanted, max_skipped=2)
-    assert list(filled.entries) == [rows[0].case]
+    assert list(filled.records) == [rows[0].case]
     assert list(filled.skipped) == [
         rows[1].case,
         rows[2].case,
@@ -262,8 +262,8 @@ def test_the_space_is_asked_for_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert cache.needed_bytes(10, wanted) == pytest.approx(10 * (32 * 96 * 96 * (2 + 2 / 8) + 256))
-    entry = cache.fill(rows[:1], tmp_path / "real", wanted).entries[rows[0].case]
-    assert entry.path.stat().st_size <= wanted.bytes_each()
+    record = cache.fill(rows[:1], tmp_path / "real", wanted).records[rows[0].case]
+    assert record.path.stat().st_size <= wanted.bytes_each()
     full = shutil.disk_usage(tmp_path)._replace(free=100 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     with pytest.raises(OutputError, match=r"the cache needs \d+ MB, and \d+ MB are free"):
@@ -276,7 +276,7 @@ def test_the_space_is_asked_for_first(
         (shared / f"{number}.tfrecord").touch()
     with pytest.raises(OutputError, match=f"needs {9 * wanted.bytes_each() / 1e6:.0f} MB"):
         cache.fill(rows, shared, wanted)
-    assert cache.fill(rows[:1], shared, wanted).entries == {rows[0].case: entry}
+    assert cache.fill(rows[:1], shared, wanted).records == {rows[0].case: record}
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
@@ -292,9 +292,9 @@ def test_planes_hold_whole_slices_and_the_drawn_masks(
     rows: list[ManifestRow], wanted: cache.CacheSpec, tmp_path: Path
 ) -> None:
     planes = dataclasses.replace(wanted, kind="planes", grid=(12, 32, 32))
-    entry = cache.fill(rows[4:5], tmp_path, planes).entries[rows[4].case]
+    record = cache.fill(rows[4:5], tmp_path, planes).records[rows[4].case]
     ((inputs, _),) = batches(
-        [entry.path], {}, planes.grid, order=np.zeros((1, 1), int), batch=99, seed=0, slices=-1
+        [record.path], {}, planes.grid, order=np.zeros((1, 1), int), batch=99, seed=0, slices=-1
     )
     assert inputs["hu"].shape == (12, 32, 32)
     assert inputs["slice"].numpy().tolist() == list(range(12))
@@ -360,9 +360,9 @@ def test_masks_that_are_none_are_not_trained_on(
     assert not list((tmp_path / "cache").glob("*.tfrecord"))
     right = np.where(lungs > 0, 255, 0).astype(np.uint8)
     path = as_nifti(tmp_path / "right.nii.gz", row.lungs, right)
-    entry = cache.make(row.model_copy(update={"lungs": path}), tmp_path / "cache", planes)
-    assert isinstance(entry, cache.CacheRecord)
-    assert "mask_doubtful" not in entry.quality_flags
+    record = cache.make(row.model_copy(update={"lungs": path}), tmp_path / "cache", planes)
+    assert isinstance(record, cache.CacheRecord)
+    assert "mask_doubtful" not in record.quality_flags
 
 
 @pytest.mark.parametrize(
@@ -384,12 +384,12 @@ def test_a_record_of_an_older_version_is_made_anew(
     change: Callable[[dict], object],
 ) -> None:
     planes = dataclasses.replace(wanted, kind="planes", grid=(12, 32, 32))
-    entry = cache.make(rows[4], tmp_path, planes)
-    assert isinstance(entry, cache.CacheRecord)
-    facts = entry.path.with_suffix(".json")
+    record = cache.make(rows[4], tmp_path, planes)
+    assert isinstance(record, cache.CacheRecord)
+    facts = record.path.with_suffix(".json")
     before = facts.read_text("utf-8")
     facts.write_text(json.dumps(change(json.loads(before))), "utf-8")
-    assert cache.make(rows[4], tmp_path, planes) == entry
+    assert cache.make(rows[4], tmp_path, planes) == record
     assert set(json.loads(before)) <= set(json.loads(facts.read_text("utf-8")))
 
 
@@ -402,8 +402,8 @@ def test_no_identifier_is_kept(tmp_path: Path, wanted: cache.CacheSpec) -> None:
     from tf_covid.phantom.cohort import write_cohort
 
     manifest = write_cohort(tmp_path / "cohort", 1, seed=4, size=64, slices=44, format="dicom")
-    entry = cache.fill(read_manifest(manifest), tmp_path / "cache", wanted).entries["case-0000"]
-    assert set(entry.fingerprints) == {"pixels", "study", "patient"}
+    record = cache.fill(read_manifest(manifest), tmp_path / "cache", wanted).records["case-0000"]
+    assert set(record.fingerprints) == {"pixels", "study", "patient"}
     kept = b"".join(path.read_bytes() for path in (tmp_path / "cache").iterdir())
     scan = find_cases(tmp_path / "cohort" / "case-0000" / "dicom")[0].read()
     assert scan.identifiers

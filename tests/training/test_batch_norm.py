@@ -32,7 +32,7 @@ UNET: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def entries(tmp_path_factory: pytest.TempPathFactory) -> list[CacheRecord]:
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[CacheRecord]:
     """Seven records: dark lungs of different size in bright noise."""
     folder, found = tmp_path_factory.mktemp("records"), []
     for number in range(7):
@@ -69,14 +69,14 @@ def plan(task: str = "lungs", model: str = "unet", **changes: Any) -> FoldPlan:
     return FoldPlan(network, objective, settings, 0)
 
 
-def run(asked: FoldPlan, entries: list[CacheRecord], folder: Path, validation: int = 0) -> Trained:
+def run(asked: FoldPlan, records: list[CacheRecord], folder: Path, validation: int = 0) -> Trained:
     folder.mkdir(exist_ok=True)
-    return train(asked, entries[validation:], entries[:validation], folder)
+    return train(asked, records[validation:], records[:validation], folder)
 
 
-def clips(asked: FoldPlan, entries: list[CacheRecord]) -> np.ndarray:
-    order = np.arange(len(entries))[np.newaxis]
-    data = asked.objective.batches(entries, order=order, seed=0, even=True)
+def clips(asked: FoldPlan, records: list[CacheRecord]) -> np.ndarray:
+    order = np.arange(len(records))[np.newaxis]
+    data = asked.objective.batches(records, order=order, seed=0, even=True)
     return np.concatenate([asked.objective.prepare(*batch, False)[0].numpy() for batch in data])
 
 
@@ -98,13 +98,13 @@ def test_the_shortest_stage_counts() -> None:
     assert fold._shortest(Settings(epochs=30)) == 30
 
 
-def test_statistics_are_those_of_the_whole_set(entries: list[CacheRecord]) -> None:
+def test_statistics_are_those_of_the_whole_set(records: list[CacheRecord]) -> None:
     """By hand: mean and variance of what the first convolution gives over all clips, whatever the
     batches."""
     asked = plan()
     network = NETWORKS["unet"].build(**asked.network.arguments)
     before = network.get_weights()
-    found = norms.Census(network, asked.objective, entries).take(
+    found = norms.Census(network, asked.objective, records).take(
         [norm.name for norm in norms.norms_of(network)]
     )
     assert all(
@@ -112,7 +112,7 @@ def test_statistics_are_those_of_the_whole_set(entries: list[CacheRecord]) -> No
     )
     first = norms.norms_of(network)[0]
     values = (
-        keras.Model(network.input, first.input)(clips(asked, entries)).numpy().astype(np.float64)
+        keras.Model(network.input, first.input)(clips(asked, records)).numpy().astype(np.float64)
     )
     mean, variance = found[first.name]
     np.testing.assert_allclose(mean, values.mean(axis=(0, 1, 2)), rtol=1e-4, atol=1e-6)
@@ -120,7 +120,7 @@ def test_statistics_are_those_of_the_whole_set(entries: list[CacheRecord]) -> No
 
 
 def test_as_few_clips_as_asked_for_are_taken(
-    entries: list[CacheRecord], monkeypatch: pytest.MonkeyPatch
+    records: list[CacheRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = plan()
     network = NETWORKS["unet"].build(**asked.network.arguments)
@@ -134,7 +134,7 @@ def test_as_few_clips_as_asked_for_are_taken(
         return prepare(objective, inputs, targets, training)
 
     monkeypatch.setattr(kind, "prepare", counting)
-    census = norms.Census(network, asked.objective, entries)
+    census = norms.Census(network, asked.objective, records)
     names = [norm.name for norm in norms.norms_of(network)]
     for max_clips, count in ((2, 3), (9, 9), (1000, 21), (None, 21)):
         seen.clear()
@@ -143,31 +143,31 @@ def test_as_few_clips_as_asked_for_are_taken(
         assert max(seen) - min(seen) <= len(seen)
 
 
-def test_frozen_layers_keep_what_they_have(entries: list[CacheRecord]) -> None:
+def test_frozen_layers_keep_what_they_have(records: list[CacheRecord]) -> None:
     asked = plan()
     network = NETWORKS["unet"].build(**asked.network.arguments)
     names = [norm.name for norm in norms.norms_of(network)]
-    assert set(norms.Census(network, asked.objective, entries).take(names[2:])) == set(names[2:])
-    assert norms.Census(network, asked.objective, entries).take([]) == {}
+    assert set(norms.Census(network, asked.objective, records).take(names[2:])) == set(names[2:])
+    assert norms.Census(network, asked.objective, records).take([]) == {}
 
 
-def test_a_frozen_stage_is_saved_as_it_learned(entries: list[CacheRecord], tmp_path: Path) -> None:
+def test_a_frozen_stage_is_saved_as_it_learned(records: list[CacheRecord], tmp_path: Path) -> None:
     """What stands before the first layer that learns normalises by what it had, in training and
     afterwards."""
     asked = plan(epochs=2, stages=(Stage(epochs=2, train_from="up0_conv1"),))
-    trained = run(asked, entries, tmp_path)
+    trained = run(asked, records, tmp_path)
     for norm in norms.norms_of(trained.network):
         still = not np.any(norm.moving_mean) and np.all(np.asarray(norm.moving_variance) == 1.0)
         assert still == (not norm.name.startswith("up0")), norm.name
 
 
-def test_a_network_answers_as_it_was_trained(entries: list[CacheRecord], tmp_path: Path) -> None:
+def test_a_network_answers_as_it_was_trained(records: list[CacheRecord], tmp_path: Path) -> None:
     """Its loss on its own clips is not far above that with the statistics of each batch, after a
     few steps only."""
     asked = plan(epochs=6)
-    trained = run(asked, entries, tmp_path)
-    pictures, loss = clips(asked, entries), asked.objective.losses([])[0]["logits"]
-    data = asked.objective.batches(entries, order=np.arange(7)[np.newaxis], seed=0, even=True)
+    trained = run(asked, records, tmp_path)
+    pictures, loss = clips(asked, records), asked.objective.losses([])[0]["logits"]
+    data = asked.objective.batches(records, order=np.arange(7)[np.newaxis], seed=0, even=True)
     truth = np.concatenate(
         [asked.objective.prepare(*batch, False)[1]["logits"].numpy() for batch in data]
     )
@@ -192,14 +192,14 @@ def test_a_network_answers_as_it_was_trained(entries: list[CacheRecord], tmp_pat
 
 
 @pytest.mark.slow
-def test_what_judges_is_what_is_saved(entries: list[CacheRecord], tmp_path: Path) -> None:
+def test_what_judges_is_what_is_saved(records: list[CacheRecord], tmp_path: Path) -> None:
     """The loss of the best epoch on the held-out patients is that of the saved network.
 
     The same statistics.
     """
     asked = plan(epochs=4, validation_fraction=0.3, keep="best")
-    trained = run(asked, entries, tmp_path, validation=2)
-    data = asked.objective.batches(entries[:2], order=np.arange(2)[np.newaxis], seed=asked.seed)
+    trained = run(asked, records, tmp_path, validation=2)
+    data = asked.objective.batches(records[:2], order=np.arange(2)[np.newaxis], seed=asked.seed)
     loss, found = asked.objective.losses([])[0]["logits"], []
     for batch in data:
         pictures, truth = asked.objective.prepare(*batch, False)
@@ -215,14 +215,14 @@ def test_what_judges_is_what_is_saved(entries: list[CacheRecord], tmp_path: Path
 
 @pytest.mark.slow
 def test_judging_changes_nothing_of_the_training(
-    entries: list[CacheRecord], tmp_path: Path
+    records: list[CacheRecord], tmp_path: Path
 ) -> None:
     """The same weights with and without held-out patients, and after a stop between two epochs."""
-    whole = run(plan(epochs=2), entries[2:], tmp_path / "whole")
+    whole = run(plan(epochs=2), records[2:], tmp_path / "whole")
     watched = train(
         plan(epochs=2, validation_fraction=0.3),
-        entries[2:],
-        entries[:2],
+        records[2:],
+        records[:2],
         _made(tmp_path / "watched"),
     )
     first = tmp_path / "stopped"
@@ -235,8 +235,8 @@ def test_judging_changes_nothing_of_the_training(
 
     asked = plan(epochs=2, validation_fraction=0.3)
     with pytest.raises(Stop):
-        train(asked, entries[2:], entries[:2], _made(first), on_epoch_end=stop)
-    again = train(plan(epochs=2, validation_fraction=0.3), entries[2:], entries[:2], first)
+        train(asked, records[2:], records[:2], _made(first), on_epoch_end=stop)
+    again = train(plan(epochs=2, validation_fraction=0.3), records[2:], records[:2], first)
     for other in (watched, again):
         pairs = zip(whole.network.get_weights(), other.network.get_weights(), strict=True)
         assert all(np.array_equal(one, two) for one, two in pairs)
@@ -248,9 +248,9 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def test_a_network_without_batch_norms_needs_nothing(entries: list[CacheRecord]) -> None:
+def test_a_network_without_batch_norms_needs_nothing(records: list[CacheRecord]) -> None:
     asked = plan("severity", "ltc", clip=(16, 32, 32), network={"dense": 8})
     network = NETWORKS["ltc"].build(**asked.network.arguments)
     norms.set_momentum(network, 20)
     assert norms.norms_of(network) == [] == norms.learning(network)
-    assert norms.Census(network, asked.objective, entries).take([]) == {}
+    assert norms.Census(network, asked.objective, records).take([]) == {}

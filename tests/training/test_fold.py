@@ -23,7 +23,7 @@ GRID = (16, 32, 32)
 
 
 @pytest.fixture(scope="module")
-def entries(tmp_path_factory: pytest.TempPathFactory) -> list[CacheRecord]:
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[CacheRecord]:
     """Eight records; the darker, the lower the class, and a lesion in the bright half."""
     folder, found = tmp_path_factory.mktemp("records"), []
     for number in range(8):
@@ -66,9 +66,9 @@ def ltc(**changes: object) -> Settings:
     return Settings(clip=GRID, batch=4, network={"dense": 8}, **changes)  # type: ignore[arg-type]
 
 
-def run(asked: FoldPlan, entries: list[CacheRecord], folder: Path, validation: int = 0) -> Trained:
+def run(asked: FoldPlan, records: list[CacheRecord], folder: Path, validation: int = 0) -> Trained:
     folder.mkdir(exist_ok=True)
-    return train(asked, entries[validation:], entries[:validation], folder)
+    return train(asked, records[validation:], records[:validation], folder)
 
 
 @pytest.mark.parametrize(
@@ -96,11 +96,11 @@ def run(asked: FoldPlan, entries: list[CacheRecord], folder: Path, validation: i
     ],
 )
 def test_every_task_trains_and_answers(
-    entries: list[CacheRecord], tmp_path: Path, task: str, model: str, more: dict[str, object]
+    records: list[CacheRecord], tmp_path: Path, task: str, model: str, more: dict[str, object]
 ) -> None:
     asked = plan(task, model, Settings(epochs=1, batch=4, **more))  # type: ignore[arg-type]
     try:
-        trained = run(asked, entries, tmp_path / "fold")
+        trained = run(asked, records, tmp_path / "fold")
     except TrainingError as error:
         # oneDNN's bfloat16 gradient of a 3×3×3 convolution is no number on such processors
         # (docs/training.md).
@@ -119,7 +119,7 @@ def test_every_task_trains_and_answers(
         weight.dtype == np.float32 and np.isfinite(weight).all()
         for weight in trained.network.get_weights()
     )
-    answers = asked.objective.answers(trained.network, entries[:2])
+    answers = asked.objective.answers(trained.network, records[:2])
     if task == "severity":
         assert answers["probabilities"].shape == (2, 5)
         np.testing.assert_allclose(answers["probabilities"].sum(axis=1), 1.0)
@@ -134,25 +134,25 @@ def test_every_task_trains_and_answers(
         assert ((answers["dice"] >= 0) & (answers["dice"] <= 1)).all()
 
 
-def test_a_network_learns_what_can_be_learned(entries: list[CacheRecord], tmp_path: Path) -> None:
+def test_a_network_learns_what_can_be_learned(records: list[CacheRecord], tmp_path: Path) -> None:
     trained = run(
         plan("severity", "ltc", ltc(epochs=12, learning_rate=1e-3, ct_score_weight=1.0)),
-        entries,
+        records,
         tmp_path,
     )
     loss = trained.curves["logits_loss"]
     assert min(loss[-3:]) < 0.8 * loss[0]
 
 
-def test_a_frozen_stage_changes_the_head_only(entries: list[CacheRecord], tmp_path: Path) -> None:
+def test_a_frozen_stage_changes_the_head_only(records: list[CacheRecord], tmp_path: Path) -> None:
     before = run(
         plan("covid", "ltc", ltc(epochs=1, stages=(Stage(epochs=1, train_from="head"),))),
-        entries,
+        records,
         tmp_path,
     )
     again = run(
         plan("covid", "ltc", ltc(epochs=2, stages=(Stage(epochs=2, train_from="head"),))),
-        entries,
+        records,
         tmp_path / "longer",
     )
     for layer in before.network.layers:
@@ -163,7 +163,7 @@ def test_a_frozen_stage_changes_the_head_only(entries: list[CacheRecord], tmp_pa
             assert same == layer.name.startswith("conv"), layer.name
 
 
-def test_the_best_weights_are_kept(entries: list[CacheRecord], tmp_path: Path) -> None:
+def test_the_best_weights_are_kept(records: list[CacheRecord], tmp_path: Path) -> None:
     settings = ltc(
         epochs=5,
         learning_rate=0.01,
@@ -173,28 +173,28 @@ def test_the_best_weights_are_kept(entries: list[CacheRecord], tmp_path: Path) -
         ct_score_weight=0.0,
     )
     asked = plan("covid", "ltc", settings)
-    trained = run(asked, entries, tmp_path, validation=4)
-    shares = asked.objective.answers(trained.network, entries[:4])["probabilities"]
+    trained = run(asked, records, tmp_path, validation=4)
+    shares = asked.objective.answers(trained.network, records[:4])["probabilities"]
     loss = -np.log(shares[np.arange(4), [0, 1, 0, 1]]).mean()
     assert loss == pytest.approx(min(trained.curves["val_loss"]), rel=1e-3)
 
 
-def test_patience_ends_a_training(entries: list[CacheRecord], tmp_path: Path) -> None:
+def test_patience_ends_a_training(records: list[CacheRecord], tmp_path: Path) -> None:
     settings = ltc(epochs=50, learning_rate=0.1, validation_fraction=0.3, patience=1, keep="best")
-    trained = run(plan("covid", "ltc", settings), entries, tmp_path, validation=4)
+    trained = run(plan("covid", "ltc", settings), records, tmp_path, validation=4)
     watched = trained.curves["val_loss"]
     assert len(watched) < 50
     assert np.argmin(watched) == len(watched) - 2
 
 
-def test_a_damaged_state_is_named(entries: list[CacheRecord], tmp_path: Path) -> None:
+def test_a_damaged_state_is_named(records: list[CacheRecord], tmp_path: Path) -> None:
     (tmp_path / "state.npz").write_bytes(b"PK\x03\x04 nothing")
     with pytest.raises(TrainingError, match="the state is damaged"):
-        run(plan("covid", "ltc", ltc(epochs=1)), entries, tmp_path)
+        run(plan("covid", "ltc", ltc(epochs=1)), records, tmp_path)
     variables = [tf.Variable([1.0, 2.0])]
     checkpoint.save(tmp_path / "state.npz", variables, checkpoint.TrainingState(epoch=1))
     with pytest.raises(TrainingError, match="of another network"):
-        run(plan("covid", "ltc", ltc(epochs=1)), entries, tmp_path)
+        run(plan("covid", "ltc", ltc(epochs=1)), records, tmp_path)
     assert checkpoint.restore(tmp_path / "state.npz", variables).epoch == 1
 
 
@@ -212,10 +212,10 @@ def test_a_damaged_state_is_named(entries: list[CacheRecord], tmp_path: Path) ->
     ],
 )
 def test_settings_that_do_not_fit_the_network_are_named(
-    entries: list[CacheRecord], tmp_path: Path, settings: Settings, said: str
+    records: list[CacheRecord], tmp_path: Path, settings: Settings, said: str
 ) -> None:
     with pytest.raises(TrainingError, match=said):
-        run(plan("severity", "ltc", settings), entries, tmp_path)
+        run(plan("severity", "ltc", settings), records, tmp_path)
 
 
 MIRRORED = """
@@ -226,14 +226,14 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from test_fold import entries, ltc, plan, run
+from test_fold import records, ltc, plan, run
 from tf_covid.cohort.augment import Augmentation
 class Factory:
     def mktemp(self, name):
         folder = Path(sys.argv[2]) / name
         folder.mkdir()
         return folder
-found = entries.__wrapped__(Factory()) if hasattr(entries, "__wrapped__") else entries.__pytest_wrapped__.obj(Factory())
+found = records.__wrapped__(Factory()) if hasattr(records, "__wrapped__") else records.__pytest_wrapped__.obj(Factory())
 still = Augmentation(flip=0, degrees=0, scale=0, shift=0, hu_shift=0, hu_scale=0, noise_hu=0, slice_drop=0)
 settings = ltc(
     epochs=2, augmentation=still, dropout=0.0, warmup_epochs=0.0, validation_fraction=0.3,
@@ -262,8 +262,8 @@ def test_two_devices_train_as_one_does(tmp_path: Path) -> None:
     assert done.stdout == "alike\n"
 
 
-def test_devices_must_share_a_batch_evenly(entries: list[CacheRecord], tmp_path: Path) -> None:
+def test_devices_must_share_a_batch_evenly(records: list[CacheRecord], tmp_path: Path) -> None:
     with pytest.raises(
         TrainingError, match="devices need a batch that they share evenly, and as many records"
     ):
-        run(plan("covid", "ltc", ltc(epochs=1), mirrored=True), entries[:2], tmp_path)
+        run(plan("covid", "ltc", ltc(epochs=1), mirrored=True), records[:2], tmp_path)

@@ -201,13 +201,13 @@ class RemoteModels:
             self._last = (hu, [self._asked(0, hu)])
         return self._last[1]
 
-    def _asked(self, number: int, hu: np.ndarray) -> dict[str, Any]:
-        model = self.models[number]
+    def _asked(self, index: int, hu: np.ndarray) -> dict[str, Any]:
+        model = self.models[index]
         try:
-            answer = self._ask(self._sources[number], hu)
+            answer = self._ask(self._sources[index], hu)
         except Rejected as error:
             raise ScanRefused([QualityFlag("server_refused", "error", str(error))]) from error
-        if card_marks(answer, self._server.url) != (model.sha256, model.lungs_sha256):
+        if card_sha256s(answer, self._server.url) != (model.sha256, model.lungs_sha256):
             raise ServingError(
                 f"{self._server.url}: its model {model.name} is another one now; run again"
             )
@@ -311,7 +311,7 @@ def _mask(answer: dict[str, Any], name: str, slices: int) -> np.ndarray:
     return np.asarray(values)
 
 
-def card_marks(answer: dict[str, Any], url: str) -> tuple[str, str]:
+def card_sha256s(answer: dict[str, Any], url: str) -> tuple[str, str]:
     """sha256 of the network's and the lung model's file, from an answer of `infer_bytes`.
 
     Raises:

@@ -123,14 +123,14 @@ class CacheRecord:
 class Filled:
     """The records of a cohort, and why a scan has none."""
 
-    entries: dict[str, CacheRecord]
+    records: dict[str, CacheRecord]
     skipped: dict[str, str]
 
 
 def fill(
     rows: Sequence[ManifestRow],
     folder: Path,
-    wanted: CacheSpec,
+    cache_spec: CacheSpec,
     *,
     workers: int = 1,
     max_skipped: int = 0,
@@ -141,7 +141,7 @@ def fill(
     Args:
         rows: The cohort.
         folder: The cache; made if needed. Several processes may fill it.
-        wanted: What is kept of a scan.
+        cache_spec: What is kept of a scan.
         workers: Number of processes; 1 works in this one.
         max_skipped: How many scans may be refused.
         progress: Wraps the rows, to show how far the work is.
@@ -152,11 +152,11 @@ def fill(
     """
     make_folder(folder)
     remove_leftovers(folder)
-    _check_space(rows, folder, wanted)
+    _check_space(rows, folder, cache_spec)
     records: dict[str, CacheRecord] = {}
     skipped: dict[str, str] = {}
     done = results(
-        functools.partial(make, folder=folder, wanted=wanted), rows, min(workers, len(rows))
+        functools.partial(make, folder=folder, cache_spec=cache_spec), rows, min(workers, len(rows))
     )
     for row in progress(rows) if progress else rows:
         outcome = next(done)
@@ -173,59 +173,59 @@ def fill(
     return Filled(records, skipped)
 
 
-def needed_bytes(count: int, wanted: CacheSpec) -> int:
+def needed_bytes(count: int, cache_spec: CacheSpec) -> int:
     """Space that the records of so many scans take."""
-    return count * wanted.bytes_each()
+    return count * cache_spec.bytes_each()
 
 
-def _check_space(rows: Sequence[ManifestRow], folder: Path, wanted: CacheSpec) -> None:
-    needed, free = needed_bytes(len(rows), wanted), shutil.disk_usage(folder).free
+def _check_space(rows: Sequence[ManifestRow], folder: Path, cache_spec: CacheSpec) -> None:
+    needed, free = needed_bytes(len(rows), cache_spec), shutil.disk_usage(folder).free
     if needed + _RESERVE > free:
         # Which records are there already, only their names tell, and these take reading the scans:
         # others may have filled this cache, too.
-        needed = needed_bytes(sum(_lacks(row, folder, wanted) for row in rows), wanted)
+        needed = needed_bytes(sum(_lacks(row, folder, cache_spec) for row in rows), cache_spec)
     if needed and needed + _RESERVE > free:
         raise OutputError(
             f"{folder}: the cache needs {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free"
         )
 
 
-def _lacks(row: ManifestRow, folder: Path, wanted: CacheSpec) -> bool:
+def _lacks(row: ManifestRow, folder: Path, cache_spec: CacheSpec) -> bool:
     """Whether a record is still to be made of this scan.
 
     One that will be refused counts, too: nobody knows yet.
     """
     try:
-        _, fingerprint, path = _place(row, folder, wanted)
+        _, fingerprint, path = _place(row, folder, cache_spec)
     except (ScanRefused, ModelError, OSError):
         return False
     return not fingerprint or _kept(row.case, path) is None
 
 
-def make(row: ManifestRow, folder: Path, wanted: CacheSpec) -> CacheRecord | str:
+def make(row: ManifestRow, folder: Path, cache_spec: CacheSpec) -> CacheRecord | str:
     """One record: the one that is there, a new one, or why there is none.
 
     Raises:
         OutputError: If it cannot be written.
     """
     try:
-        if wanted.kind == "planes" and row.lungs is None:
+        if cache_spec.kind == "planes" and row.lungs is None:
             return "no_lungs: the manifest names no lung mask"
-        case, fingerprint, path = _place(row, folder, wanted)
+        case, fingerprint, path = _place(row, folder, cache_spec)
         # An input that cannot be read twice has no fingerprint, and matches nothing.
         if fingerprint and (record := _kept(row.case, path)):
             return record
         scan = case.read()
         if scan.fingerprint != fingerprint:
             return "changed: the scan was written to while it was read"
-        return _write(row, scan, path, wanted)
+        return _write(row, scan, path, cache_spec)
     except (ScanRefused, ModelError) as refusal:
         return str(refusal)
     except OSError as error:
         return f"unreadable: {error.strerror or type(error).__name__}"
 
 
-def _place(row: ManifestRow, folder: Path, wanted: CacheSpec) -> tuple[Case, str, Path]:
+def _place(row: ManifestRow, folder: Path, cache_spec: CacheSpec) -> tuple[Case, str, Path]:
     """A scan, the hash of its bytes ("" if unknown), and where its record is or will be.
 
     Raises:
@@ -234,14 +234,14 @@ def _place(row: ManifestRow, folder: Path, wanted: CacheSpec) -> tuple[Case, str
     case = case_of_row(row)
     masks = [
         path
-        for path in (row.lungs if wanted.kind == "planes" else None, _lesions(row, wanted))
+        for path in (row.lungs if cache_spec.kind == "planes" else None, _lesions(row, cache_spec))
         if path
     ]
     fingerprint = case.fingerprint()
     facts = [
         fingerprint,
         [[quarantine.sha256(file) for file in mask_files(path)] for path in masks],
-        wanted.settings(),
+        cache_spec.settings(),
     ]
     return (
         case,
@@ -250,8 +250,8 @@ def _place(row: ManifestRow, folder: Path, wanted: CacheSpec) -> tuple[Case, str
     )
 
 
-def _lesions(row: ManifestRow, wanted: CacheSpec) -> Path | None:
-    return row.lesions if wanted.lesions else None
+def _lesions(row: ManifestRow, cache_spec: CacheSpec) -> Path | None:
+    return row.lesions if cache_spec.lesions else None
 
 
 def _kept(case: str, path: Path) -> CacheRecord | None:
@@ -285,23 +285,23 @@ def _secret(folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def _write(row: ManifestRow, scan: Scan, path: Path, wanted: CacheSpec) -> CacheRecord:
+def _write(row: ManifestRow, scan: Scan, path: Path, cache_spec: CacheSpec) -> CacheRecord:
     import tensorflow as tf
 
     secret = _secret(path.parent)
 
-    lesions = _lesions(row, wanted)
+    lesions = _lesions(row, cache_spec)
     try:
-        lungs, doubts = _own_lungs(row, scan) if wanted.kind == "planes" else (None, ())
+        lungs, doubts = _own_lungs(row, scan) if cache_spec.kind == "planes" else (None, ())
         lesion_mask = read_mask(lesions, scan, may_be_empty=True) if lesions else None
         if lesion_mask is not None:
             check_lesions(lesion_mask, scan, lungs)
         if lungs is not None:
-            planes, kept = whole_slices(scan, lungs, lesion_mask, wanted.grid), scan.shape[0]
+            planes, kept = whole_slices(scan, lungs, lesion_mask, cache_spec.grid), scan.shape[0]
         else:
-            planes, kept = clip_preprocessor(wanted.grid, wanted.preprocessing, wanted.lungs).clip(
-                scan, lesion_mask
-            )
+            planes, kept = clip_preprocessor(
+                cache_spec.grid, cache_spec.preprocessing, cache_spec.lungs
+            ).clip(scan, lesion_mask)
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
         raise ScanRefused(
             [QualityFlag("too_large", "error", "There is not enough memory for this scan.")]

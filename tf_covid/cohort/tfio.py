@@ -399,30 +399,30 @@ class _Table:
         self.matrices = tf.constant(matrices, tf.int32, (len(matrices), 2))
         self.decode = _decoder()
 
-    def slice_hu(self, number: tf.Tensor) -> tf.Tensor:
+    def slice_hu(self, index: tf.Tensor) -> tf.Tensor:
         """(rows, columns) int16 HU of a slice; `number` is a scalar int64."""
-        data = tf.io.read_file(self.files[number])
+        data = tf.io.read_file(self.files[index])
         size = tf.strings.length(data)
-        offset = tf.cast(self.offsets[number], tf.int32)
+        offset = tf.cast(self.offsets[index], tf.int32)
         changed = tf.debugging.assert_equal(
-            tf.cast(size, tf.int64), self.sizes[number], "the file changed"
+            tf.cast(size, tf.int64), self.sizes[index], "the file changed"
         )
         with tf.control_dependencies([changed]):
             data = tf.strings.join(
-                [self.heads[number], tf.strings.substr(data, offset, size - offset)]
+                [self.heads[index], tf.strings.substr(data, offset, size - offset)]
             )
         shown = self.decode(
             data, color_dim=True, on_error="strict", scale="preserve", dtype=tf.uint32
         )
-        matrix = self.matrices[number]
+        matrix = self.matrices[index]
         shape = tf.concat([[1], matrix, [1]], 0)
         with tf.control_dependencies(
             [tf.debugging.assert_equal(tf.shape(shown), shape, "another shape")]
         ):
             # Doubles hold all products of whole numbers that can occur, and round the others as our
             # reader does.
-            stored = tf.cast(tf.reshape(shown, matrix), tf.float64) + self.lows[number]
-        hu = tf.math.rint(stored * self.slopes[number] + self.intercepts[number])
+            stored = tf.cast(tf.reshape(shown, matrix), tf.float64) + self.lows[index]
+        hu = tf.math.rint(stored * self.slopes[index] + self.intercepts[index])
         return tf.cast(tf.clip_by_value(hu, _INT16.min, _INT16.max), tf.int16)
 
 
@@ -438,15 +438,15 @@ def _dataset(all_series: Sequence[DicomSeriesFiles], parallel_slices: int) -> tf
     orders = tf.constant(np.array([np.argsort(series.axes) for series in all_series]), tf.int32)
     flips = tf.constant([series.flipped for series in all_series], tf.bool)
 
-    def canonical(stack: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+    def canonical(stack: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
         stored = tf.transpose(stack, [2, 1, 0])
-        return tf.transpose(tf.raw_ops.Reverse(tensor=stored, dims=flips[number]), orders[number])
+        return tf.transpose(tf.raw_ops.Reverse(tensor=stored, dims=flips[index]), orders[index])
 
-    def volume(number: tf.Tensor) -> tf.data.Dataset:
-        slices = tf.data.Dataset.range(starts[number], starts[number + 1])
+    def volume(index: tf.Tensor) -> tf.data.Dataset:
+        slices = tf.data.Dataset.range(starts[index], starts[index + 1])
         slices = slices.map(table.slice_hu, num_parallel_calls=parallel_slices, deterministic=True)
-        return slices.batch(starts[number + 1] - starts[number]).map(
-            lambda stack: canonical(stack, number)
+        return slices.batch(starts[index + 1] - starts[index]).map(
+            lambda stack: canonical(stack, index)
         )
 
     volumes = tf.data.Dataset.range(len(all_series)).flat_map(volume)

@@ -83,8 +83,8 @@ def evaluate(
             progress=progress,
         )
         skipped |= filled.skipped
-        members.append(_answers(model, rows, labels, filled.entries))
-        pixels = {case: record.fingerprints["pixels"] for case, record in filled.entries.items()}
+        members.append(_answers(model, rows, labels, filled.records))
+        pixels = {case: record.fingerprints["pixels"] for case, record in filled.records.items()}
         sightings.append(seen.look(model.name, model.contract, pixels, patients))
     for case, why in skipped.items():
         on_message(f"skipped {case}: {why}")
@@ -151,9 +151,9 @@ def _answers(
     model: LoadedModel,
     rows: Sequence[ManifestRow],
     labels: Mapping[str, int],
-    entries: Mapping[str, cache.CacheRecord],
+    records: Mapping[str, cache.CacheRecord],
 ) -> AnyPredictions:
-    used = [row for row in rows if row.case in entries]
+    used = [row for row in rows if row.case in records]
     if not used:
         raise CohortError("no scan of the manifest can be used")
     spec = _cache_spec(model, rows)
@@ -169,5 +169,5 @@ def _answers(
         Settings(clip=clip),
         spec.grid,
     )
-    answers = objective.answers(model.network, [entries[row.case] for row in used])
+    answers = objective.answers(model.network, [records[row.case] for row in used])
     return as_predictions(model.contract.task, used, labels, answers, 0)

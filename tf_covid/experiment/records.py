@@ -104,7 +104,7 @@ def fill_cache(
     for case, why in filled.skipped.items():
         on_message(f"skipped {case}: {why}")
     if doubtful := [
-        case for case, record in filled.entries.items() if "mask_doubtful" in record.quality_flags
+        case for case, record in filled.records.items() if "mask_doubtful" in record.quality_flags
     ]:
         listed = ", ".join(doubtful[:20]) + (
             f" and {len(doubtful) - 20} more" if len(doubtful) > 20 else ""
@@ -113,23 +113,23 @@ def fill_cache(
             f"warning: look at the lung masks of {listed}: much of them is no aerated lung, or"
             " outside of the body"
         )
-    if not filled.entries:
+    if not filled.records:
         raise TrainingError("no scan of the manifest can be used")
-    return records_of_run(request.out / "records.json", filled.entries, on_message)
+    return records_of_run(request.out / "records.json", filled.records, on_message)
 
 
 def records_of_run(
-    path: Path, entries: dict[str, cache.CacheRecord], on_message: Callable[[str], None]
+    path: Path, records: dict[str, cache.CacheRecord], on_message: Callable[[str], None]
 ) -> dict[str, cache.CacheRecord]:
     """The scans that the run began with, checked to be the same; a new run writes down which.
 
     Raises:
         TrainingError: If one of them has changed or can no longer be read.
     """
-    now = {case: record.path.stem for case, record in entries.items()}
+    now = {case: record.path.stem for case, record in records.items()}
     if not path.exists():
         write_text(json.dumps(now, indent=1), path)
-        return entries
+        return records
     try:
         before: dict[str, str] = dict(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -140,7 +140,7 @@ def records_of_run(
         raise TrainingError(f"since the run began, scan or masks changed of {', '.join(changed)}")
     if late := sorted(now.keys() - before.keys()):
         on_message(f"left out, since the run began without them: {', '.join(late)}")
-    return {case: record for case, record in entries.items() if case in before}
+    return {case: record for case, record in records.items() if case in before}
 
 
 def identities(

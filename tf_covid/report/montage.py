@@ -70,7 +70,7 @@ def _headline(page: Axes, result: Result) -> None:
     )
     write(page, 92, 158, answer.symbol, 60, letter, ha="center", weight="bold")
     write(page, 164, 138, answer.label, 40, weight="bold")
-    write(page, 164, 168, answer.question, 16, palette.SLIDE.soft)
+    write(page, 164, 168, answer.heading, 16, palette.SLIDE.soft)
 
 
 def _probabilities(page: Axes, result: Result) -> None:

@@ -123,13 +123,13 @@ class Headline:
     """The answer in three short texts.
 
     Args:
-        question: What was asked, with the scale.
+        heading: What was asked, with the scale.
         symbol: Class number, or a plus or minus sign.
         label: Name of the class.
         rank: Class for the colour, 0 (nothing found) to 4 (critical); None without an answer.
     """
 
-    question: str
+    heading: str
     symbol: str
     label: str
     rank: int | None
@@ -155,7 +155,10 @@ def headline(result: Result) -> Headline:
     if result.severity is not None:
         severity = result.severity
         return Headline(
-            "Severity class, 0 to 4", str(severity.number), severity.label, severity.number
+            "Severity class, 0 to 4",
+            str(severity.class_index),
+            severity.label,
+            severity.class_index,
         )
     if result.covid is not None:
         label = "positive" if result.covid.positive else "negative"
@@ -185,7 +188,7 @@ def task(result: Result) -> str:
 def bars(result: Result) -> list[Bar]:
     """The probabilities behind the answer, one bar each."""
     if result.severity is not None:
-        chosen = result.severity.number
+        chosen = result.severity.class_index
         return [
             Bar(f"{index} {LABELS[index]}", probability, index == chosen)
             for index, probability in enumerate(result.severity.probabilities)

@@ -81,7 +81,7 @@ class Case:
         try:
             with quiet(), self._sources() as sources:
                 reading = self._reading(sources)
-                mark = fingerprint(sources)
+                of_bytes = fingerprint(sources)
         except ScanRefused as error:
             raise ScanRefused((*error.quality_flags, *self.quality_flags)) from None
         except (OSError, *archive.ERRORS):
@@ -106,7 +106,7 @@ class Case:
             hu=reading.hu,
             affine=reading.affine,
             source=reading.source,
-            fingerprint=mark,
+            fingerprint=of_bytes,
             quality_flags=quality_flags,
             interpolated=reading.interpolated,
             chosen_because=reading.chosen_because,

@@ -248,13 +248,17 @@ def load(name: str, number: int, folder: Path) -> Version:
         ) from error
 
 
-def _check_head(card: Path) -> None:
+def _check_head(model_card: Path) -> None:
     """Refuse an export of an untrained head that was made before `export` refused it.
 
     Others' exports have no card.
     """
     try:
-        facts = json.loads(card.read_text("utf-8")) if card.stat().st_size < _MOST_CARD else {}
+        facts = (
+            json.loads(model_card.read_text("utf-8"))
+            if model_card.stat().st_size < _MOST_CARD
+            else {}
+        )
         contract = Contract(**{key: facts[key] for key in Contract.model_fields if key in facts})
     except (OSError, ValueError, TypeError, AttributeError):
         return

@@ -72,9 +72,9 @@ class Census:
     """
 
     def __init__(
-        self, network: keras.Model, objective: Objective, entries: Sequence[CacheRecord]
+        self, network: keras.Model, objective: Objective, records: Sequence[CacheRecord]
     ) -> None:
-        self.network, self._objective, self._entries = network, objective, entries
+        self.network, self._objective, self._entries = network, objective, records
         self.norms = norms_of(network)
         self._graphs: dict[frozenset[str], Any] = {}
 

@@ -73,7 +73,7 @@ class Objective(Protocol):
 
     def batches(
         self,
-        entries: Sequence[CacheRecord],
+        records: Sequence[CacheRecord],
         *,
         order: np.ndarray,
         seed: int,
@@ -86,7 +86,7 @@ class Objective(Protocol):
         """Number of batches of so many visits to records."""
 
     def answers(
-        self, network: keras.Model, entries: Sequence[CacheRecord]
+        self, network: keras.Model, records: Sequence[CacheRecord]
     ) -> dict[str, np.ndarray]:
         """What a network answers on records, by column."""
 
@@ -161,7 +161,7 @@ class ClipObjective:
 
     def batches(
         self,
-        entries: Sequence[CacheRecord],
+        records: Sequence[CacheRecord],
         *,
         order: np.ndarray,
         seed: int,
@@ -169,13 +169,13 @@ class ClipObjective:
         even: bool = False,
     ) -> tf.data.Dataset:
         """Batches of whole records."""
-        targets = self.targets([record.case for record in entries])
+        targets = self.targets([record.case for record in records])
         size = (
             _even(self.settings.batch, order.shape[1])
             if even
-            else min(self.settings.batch, len(entries))
+            else min(self.settings.batch, len(records))
         )
-        paths = [record.path for record in entries]
+        paths = [record.path for record in records]
         return batches(
             paths, targets, self.grid, order=order, batch=size, seed=seed, first_epoch=first_epoch
         )
@@ -185,12 +185,12 @@ class ClipObjective:
         return -(-visits // self.settings.batch)
 
     def answers(
-        self, network: keras.Model, entries: Sequence[CacheRecord]
+        self, network: keras.Model, records: Sequence[CacheRecord]
     ) -> dict[str, np.ndarray]:
         """`probabilities` (N, classes) and `ct_score` (N,), NaN where the network has none."""
         results: dict[str, list[np.ndarray]] = {"probabilities": [], "ct_score": []}
         for inputs, targets in self.batches(
-            entries, order=np.arange(len(entries))[np.newaxis], seed=0
+            records, order=np.arange(len(records))[np.newaxis], seed=0
         ):
             clip, _ = self.prepare(inputs, targets, False)
             outputs = network(clip, training=False)
@@ -249,7 +249,7 @@ class SliceObjective:
 
     def batches(
         self,
-        entries: Sequence[CacheRecord],
+        records: Sequence[CacheRecord],
         *,
         order: np.ndarray,
         seed: int,
@@ -257,7 +257,7 @@ class SliceObjective:
         even: bool = False,
     ) -> tf.data.Dataset:
         """Batches of some slices of each record, mixed."""
-        paths, size = [record.path for record in entries], self.settings.batch
+        paths, size = [record.path for record in records], self.settings.batch
         size = _even(size, order.shape[1] * self.each) if even else size
         return batches(
             paths,
@@ -275,12 +275,12 @@ class SliceObjective:
         return -(-visits * self.settings.slices_per_scan // self.settings.batch)
 
     def answers(
-        self, network: keras.Model, entries: Sequence[CacheRecord]
+        self, network: keras.Model, records: Sequence[CacheRecord]
     ) -> dict[str, np.ndarray]:
         """A row a slice: record and slice, truth, probability, true and predicted share."""
         names = ("truth", "probability", "share", "predicted_share")
         results: dict[str, list[np.ndarray]] = {name: [] for name in ("record", "slice", *names)}
-        for index, inputs, pictures, truth in self._each(entries):
+        for index, inputs, pictures, truth in self._each(records):
             outputs = network(pictures, training=False)
             results["record"].append(np.full(len(pictures), index))
             results["slice"].append(inputs["slice"].numpy())
@@ -290,9 +290,9 @@ class SliceObjective:
             results["predicted_share"].append(outputs["share"].numpy()[:, 0])
         return _joined(results, network)
 
-    def _each(self, entries: Sequence[CacheRecord]) -> Tensor:
+    def _each(self, records: Sequence[CacheRecord]) -> Tensor:
         """Record after record, all its slices, unchanged."""
-        for index, record in enumerate(entries):
+        for index, record in enumerate(records):
             full = batches(
                 [record.path],
                 {},
@@ -332,11 +332,11 @@ class MaskObjective(SliceObjective):
         return {"logits": losses.mask_loss}, {"logits": 1.0}, {}
 
     def answers(
-        self, network: keras.Model, entries: Sequence[CacheRecord]
+        self, network: keras.Model, records: Sequence[CacheRecord]
     ) -> dict[str, np.ndarray]:
         """`dice` (N,) of the lungs over all slices of each record, on its grid."""
         dice = []
-        for _, _, pictures, truth in self._each(entries):
+        for _, _, pictures, truth in self._each(records):
             results = network(pictures, training=False)["logits"].numpy()[..., 0] > 0
             mask = truth["logits"].numpy()[..., 0] > 0
             dice.append(2 * (results & mask).sum() / max(results.sum() + mask.sum(), 1))

@@ -28,13 +28,13 @@ class Reference:
         name: Of the scan, for people.
         inputs: Signature → named inputs.
         right: Signature → named values.
-        marks: sha256 of the network's and of the lung model's file.
+        sha256s: sha256 of the network's and of the lung model's file.
     """
 
     name: str
     inputs: dict[str, dict[str, np.ndarray]]
     right: dict[str, dict[str, np.ndarray]]
-    marks: tuple[str, str]
+    sha256s: tuple[str, str]
 
 
 def reference(models: LocalModels, name: str, hu: np.ndarray) -> Reference:
@@ -89,7 +89,7 @@ def reference(models: LocalModels, name: str, hu: np.ndarray) -> Reference:
             "infer_bytes": {**pipeline_answers, **looked, **masks},
             "classify_clip": answers,
         },
-        marks=(member.model.sha256, models.lungs.sha256),
+        sha256s=(member.model.sha256, models.lungs.sha256),
     )
 
 
@@ -104,7 +104,7 @@ def largest_difference(right: dict[str, np.ndarray], answer: dict[str, Any]) -> 
     """
     worst, where = 0.0, ""
     for name, expected in right.items():
-        results = _found(answer, name)
+        results = _of_reference(answer, name)
         required = np.asarray(expected, np.float64)
         if results is None or results.shape != required.shape:
             return float("inf"), name
@@ -119,7 +119,7 @@ def largest_difference(right: dict[str, np.ndarray], answer: dict[str, Any]) -> 
     return worst, where
 
 
-def _found(answer: dict[str, Any], name: str) -> np.ndarray | None:
+def _of_reference(answer: dict[str, Any], name: str) -> np.ndarray | None:
     if f"{name}_bytes" in answer:
         (text,) = list(answer[f"{name}_bytes"])
         return np.asarray(tf.io.parse_tensor(text, tf.float32), np.float64)

@@ -15,7 +15,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 
-from tf_covid.client.remote import card_marks
+from tf_covid.client.remote import card_sha256s
 from tf_covid.client.transport import GrpcServer, RestServer, connect
 from tf_covid.errors import ServingError
 from tf_covid.export import graph_ops
@@ -179,7 +179,7 @@ def _formats(dicom: Reference, nifti: Reference) -> Check:
 
 
 def _check(route: str, reference: Reference, signature: str, answer: dict[str, Any]) -> Check:
-    if signature == "infer_bytes" and card_marks(answer, route) != reference.marks:
+    if signature == "infer_bytes" and card_sha256s(answer, route) != reference.sha256s:
         return Check(route, reference.name, signature, float("inf"), "card_bytes")
     return Check(
         route, reference.name, signature, *largest_difference(reference.right[signature], answer)

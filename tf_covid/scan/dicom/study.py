@@ -199,22 +199,22 @@ def _each(
     for slice_frame in slice_frames:
         files.setdefault(slice_frame.instance.name, {})[slice_frame.frame.index] = slice_frame
 
-    def whole_file(wanted: dict[int, SliceFrame]) -> None:
-        instance = next(iter(wanted.values())).instance
+    def whole_file(required: dict[int, SliceFrame]) -> None:
+        instance = next(iter(required.values())).instance
         for data in raw_frames(instance, sources[instance.name], notes):
-            work(wanted[0], data)
+            work(required[0], data)
 
     pool = ThreadPoolExecutor(workers())
     waiting: deque[Future[None]] = deque()
     try:
-        for name, wanted in files.items():
-            instance = next(iter(wanted.values())).instance
+        for name, required in files.items():
+            instance = next(iter(required.values())).instance
             if len(instance.frames) == 1:
-                waiting.append(pool.submit(whole_file, wanted))
+                waiting.append(pool.submit(whole_file, required))
             else:
                 for index, data in enumerate(raw_frames(instance, sources[name], notes)):
-                    if index in wanted:
-                        waiting.append(pool.submit(work, wanted[index], data))
+                    if index in required:
+                        waiting.append(pool.submit(work, required[index], data))
                     while len(waiting) > 4 * workers():
                         yield waiting.popleft().result()
             while len(waiting) > 4 * workers():

@@ -192,10 +192,10 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def _last_line(words: Path, folder: Path) -> str:
+def _last_line(said_words: Path, folder: Path) -> str:
     """The last line that the child said, without our temporary paths; "" if it said nothing."""
-    size = words.stat().st_size
-    with words.open("rb") as file:
+    size = said_words.stat().st_size
+    with said_words.open("rb") as file:
         file.seek(max(size - _MOST_WORDS, 0))
         lines = file.read().decode("utf-8", "replace").strip().splitlines()
     return (
