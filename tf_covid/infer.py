@@ -88,9 +88,9 @@ class CaseOutcome:
     """What became of one case.
 
     Args:
-        case: Its name.
+        case: Name of the case.
         values: What `result.json` in its folder holds.
-        folder: Its folder.
+        folder: Folder of the answer.
         kept: A finished answer to the same question was there and stays.
         problem: Why there is no answer, in one line; None where there is one.
     """

@@ -178,7 +178,7 @@ class LocalModels:
         """The mean of the networks' attention maps, on the grid of the scan.
 
         Args:
-            answers: From `classify`.
+            answers: Answers, from `classify`.
             lungs: (D, H, W), not 0 within the lungs.
             method: "gradcam", "gradcam++" or "layercam".
             target: "severity" (the expected class index) or "class" (the predicted class).

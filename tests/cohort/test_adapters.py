@@ -356,7 +356,7 @@ def test_covid_ct_md_refuses_with_every_reason(copy, tmp_path):
         f"{place}/P005/IM1.dcm: is not DICOM",
         "more: is no folder",
         "Index.csv: row 3, Label Index: '0' is there already",
-        "Index.csv: row 4, Label Index: 'x' is no number",
+        "Index.csv: row 4, Label Index: 'x' is not a number",
         "Index.csv: row 4, Diagnosis: 'CAP', and P002 lies in COVID",
         "Index.csv: row 5, Folder/ID: there is no folder of 'cap009'",
         "Slice-level-labels.npy: cannot be read as an array of numbers (pickled",

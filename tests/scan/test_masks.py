@@ -132,7 +132,7 @@ NO_MASKS: dict[str, tuple[Callable[[np.ndarray], Any], str, str]] = {
     "117 organs": (organs, "mask_values", "117 values|118 values"),
     "softmax": (lambda mask: 0.98 * mask + 0.01, "mask_values", "0.01, 0.99"),
     "smoothed": (smooth, "mask_values", "threshold"),
-    "distance": (distance, "mask_values", "is no mask"),
+    "distance": (distance, "mask_values", "is not a mask"),
     "noise": (
         lambda mask: np.random.default_rng(0).random(mask.shape),
         "mask_values",

@@ -102,7 +102,7 @@ def test_every_task_trains_and_answers(
     try:
         trained = run(asked, records, tmp_path / "fold")
     except TrainingError as error:
-        # oneDNN's bfloat16 gradient of a 3×3×3 convolution is no number on such processors
+        # oneDNN's bfloat16 gradient of a 3×3×3 convolution is not a number on such processors
         # (docs/training.md).
         if (
             "not_finite" in str(error)

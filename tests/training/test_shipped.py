@@ -49,7 +49,7 @@ def test_both_networks_train_and_write_file_and_card(tmp_path, monkeypatch, capl
         "--batch",
         "2",
     ]
-    # oneDNN's bfloat16 gradient of a 3×3×3 convolution is no number on such processors
+    # oneDNN's bfloat16 gradient of a 3×3×3 convolution is not a number on such processors
     # (docs/training.md).
     broken = Path("/proc/cpuinfo").exists() and "avx512_bf16" in Path("/proc/cpuinfo").read_text()
     behind = ["--lungs", str(tmp_path / "lungs" / "model.keras")]

@@ -63,7 +63,7 @@ class RemoteModels:
     """One or more models of one task that a server has; the counterpart of `local.LocalModels`.
 
     Args:
-        server: From `connect`.
+        server: Server, from `connect`.
         names: Names of the models on the server.
         on_message: Called with a line when the server has to be asked again.
 

@@ -41,7 +41,7 @@ class RestServer:
     Args:
         url: `http://host:port` or `https://host:port`.
         token: Sent as a bearer token, if any.
-        timeout_s: Of one request.
+        timeout_s: Longest time of one request, in seconds.
     """
 
     def __init__(self, url: str, token: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
@@ -121,7 +121,7 @@ class GrpcServer:
     Args:
         address: `host:port`.
         token: Sent as a bearer token, if any.
-        timeout_s: Of one request.
+        timeout_s: Longest time of one request, in seconds.
         secure: TLS with the system's certificates.
     """
 

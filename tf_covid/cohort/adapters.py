@@ -33,7 +33,7 @@ def adapt(folder: Path, kind: str, out: Path) -> Path:
     """Write the manifest of a public data set.
 
     Args:
-        folder: As it was downloaded and unpacked.
+        folder: Folder of the data set, as downloaded and unpacked.
         kind: A key of `ADAPTERS`.
         out: The manifest. Paths in it are relative to its folder where they lie below it, absolute
             elsewhere.

@@ -90,13 +90,13 @@ def affine_matrices(
     """Random rotation, scale and shift about the centre, as (N, 8) projective transforms.
 
     Args:
-        draws: Where the numbers come from.
+        draws: Source of the random numbers.
         count: Number of matrices, N.
         degrees: Largest rotation.
         scale: Range of the scale.
         shift: Largest shift, as a share of the side.
         side: Height of the picture, in pixels.
-        width: Its width; the same where 0.
+        width: Width of the output; the height where 0.
         uneven: How far each axis' own scale may lie off, as a share.
     """
     angle = draws.uniform([count], -degrees, degrees) * np.pi / 180

@@ -68,7 +68,7 @@ class CacheSpec:
         grid: Frames, height and width of what is kept.
         preprocessing: Slice rule and box.
         lungs: The lung model, by name or file.
-        lungs_sha256: Its file's hash.
+        lungs_sha256: sha256 of the lung model's file.
         lesions: Whether the lesion masks of the manifest are kept, too.
     """
 
@@ -102,12 +102,12 @@ class CacheRecord:
     """A record that is there.
 
     Args:
-        case: Its case.
+        case: Name of the case.
         path: The TFRecord.
         fingerprints: What must not be on both sides of a fold, as hashes: "pixels", and "study" and
             "patient" of a DICOM header.
         quality_flags: Codes of what was noticed about the scan and its lung mask.
-        shape: Of the scan, (D, H, W).
+        shape: Shape of the scan, (D, H, W).
         kept: Number of slices that the record was made of.
     """
 
@@ -143,7 +143,7 @@ def fill(
         folder: The cache; made if needed. Several processes may fill it.
         cache_spec: What is kept of a scan.
         workers: Number of processes; 1 works in this one.
-        max_skipped: How many scans may be refused.
+        max_skipped: Most scans that may be refused.
         progress: Wraps the rows, to show how far the work is.
 
     Raises:
@@ -196,7 +196,7 @@ def _lacks(row: ManifestRow, folder: Path, cache_spec: CacheSpec) -> bool:
     One that will be refused counts, too: nobody knows yet.
     """
     try:
-        _, fingerprint, path = _place(row, folder, cache_spec)
+        _, fingerprint, path = _located(row, folder, cache_spec)
     except (ScanRefused, ModelError, OSError):
         return False
     return not fingerprint or _kept(row.case, path) is None
@@ -211,7 +211,7 @@ def make(row: ManifestRow, folder: Path, cache_spec: CacheSpec) -> CacheRecord |
     try:
         if cache_spec.kind == "planes" and row.lungs is None:
             return "no_lungs: the manifest names no lung mask"
-        case, fingerprint, path = _place(row, folder, cache_spec)
+        case, fingerprint, path = _located(row, folder, cache_spec)
         # An input that cannot be read twice has no fingerprint, and matches nothing.
         if fingerprint and (record := _kept(row.case, path)):
             return record
@@ -225,7 +225,7 @@ def make(row: ManifestRow, folder: Path, cache_spec: CacheSpec) -> CacheRecord |
         return f"unreadable: {error.strerror or type(error).__name__}"
 
 
-def _place(row: ManifestRow, folder: Path, cache_spec: CacheSpec) -> tuple[Case, str, Path]:
+def _located(row: ManifestRow, folder: Path, cache_spec: CacheSpec) -> tuple[Case, str, Path]:
     """A scan, the hash of its bytes ("" if unknown), and where its record is or will be.
 
     Raises:

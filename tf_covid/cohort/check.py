@@ -17,7 +17,7 @@ def check_cases(
     """What the gate says of each case, in order.
 
     Args:
-        cases: From `cases_of`.
+        cases: Cases, from `cases_of`.
         workers: Processes that read at once.
         first: One of them, if it runs already.
     """

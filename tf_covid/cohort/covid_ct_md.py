@@ -288,7 +288,7 @@ def _index(index: Path, rows: dict[str, dict[str, Any]]) -> tuple[dict[int, str]
             int(cells["Label Index"]) if re.fullmatch(r"[0-9]{1,6}", cells["Label Index"]) else None
         )
         if label is None or label in labelled:
-            problem = "is no number" if label is None else "is there already"
+            problem = "is not a number" if label is None else "is there already"
             errors.append(f"{where}, Label Index: {cells['Label Index']!r} {problem}")
         if case is None:
             errors.append(f"{where}, Folder/ID: there is no folder of {cells['Folder/ID']!r}")

@@ -28,7 +28,7 @@ class Folds(BaseModel):
     Args:
         kind: "stratified": by class, grouped by patient; "site": one site a fold, left out of its
             training.
-        seed: Of the stratified folds.
+        seed: Seed of the stratified folds.
         names: What each fold is called: its number, or the site.
         test: Case → number of its fold, 0 ….
         near_equal: A case of each patient, for patients whose ids are near-equal (`P01` and `p1`)
@@ -216,7 +216,7 @@ def audit(fingerprints: Mapping[str, Mapping[str, str]], folds: Folds) -> None:
     Args:
         fingerprints: Case → what must not be on both sides, by kind: "patient" (near-equal is the
             same), "study", "pixels" (hashes will do).
-        folds: In which fold each case is tested.
+        folds: Fold that tests each case.
 
     Raises:
         CohortError: Naming the kind and the cases.

@@ -146,12 +146,12 @@ def unexpected_folders(folder: Path, known: Sequence[str]) -> list[str]:
     """A line for each folder of a data set that would be passed by although it holds scans.
 
     Args:
-        folder: Of the data set.
+        folder: Folder of the data set.
         known: Names in it that are read; everything hidden is left alone, and so are files.
     """
     others = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name not in known]
     return [
-        f"{path.name}: is no folder of the data set, and holds scans"
+        f"{path.name}: is not a folder of the data set, and holds scans"
         for path in others
         if path.name[0] != "."
         and any(file.name.lower().endswith(_SCANS) for file in path.rglob("*"))

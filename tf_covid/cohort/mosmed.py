@@ -69,8 +69,7 @@ def mosmed_rows(folder: Path) -> list[dict[str, Any]]:
             for case, file in files:
                 if case in results:
                     errors.append(
-                        f"{case}: is there twice, in {_place(results[case]['path'])} and"
-                        f" {_place(file)}"
+                        f"{case}: is there twice, in {_relative(results[case]['path'])} and {_relative(file)}"
                     )
                 row = {
                     "case": case,
@@ -96,7 +95,7 @@ def mosmed_rows(folder: Path) -> list[dict[str, Any]]:
     return [results[case] for case in sorted(results)]
 
 
-def _place(file: Path) -> str:
+def _relative(file: Path) -> str:
     return f"{file.parent.name}/{file.name}"
 
 

@@ -66,7 +66,7 @@ def decimal_number(value: Json) -> Json:
     if not isinstance(value, str):
         return value
     if not _DECIMAL.fullmatch(value.strip()):
-        raise ValueError(f"{value[:40]!r} is no number")
+        raise ValueError(f"{value[:40]!r} is not a number")
     return float(value.strip().replace(",", "."))
 
 
@@ -80,7 +80,7 @@ def written_float(value: Json) -> Json:
             script.
     """
     if isinstance(value, str) and not _FLOAT.fullmatch(value.strip()):
-        raise ValueError(f"{value[:40]!r} is no number")
+        raise ValueError(f"{value[:40]!r} is not a number")
     return value
 
 

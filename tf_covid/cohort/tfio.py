@@ -382,7 +382,7 @@ class _Table:
     """The slices of many series as tensors, and the graph that decodes one of them.
 
     Args:
-        all_series: In order; slices are numbered through.
+        all_series: Series in order; slices are numbered through.
     """
 
     def __init__(self, all_series: Sequence[DicomSeriesFiles]) -> None:

@@ -35,10 +35,10 @@ class TrainingInput(keras.layers.Layer):
 
     Args:
         grid: Frames, height and width of the records.
-        clip: Those of the network.
+        clip: Frames, height and width of the network's input.
         preprocessing: Window and input scaling.
-        channels: Of the network's input.
-        augmentation: How much a scan is changed in training.
+        channels: Channels of the network's input.
+        augmentation: Ranges of the random changes in training.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class SliceTrainingInput(TrainingInput):
 
     Args:
         grid: Height and width of the records' slices.
-        size: Those of the network.
+        size: Height and width of the network's input.
         masked: Set everything outside the lungs to 0, as in a clip; a lung model sees all.
         **kwargs: See `TrainingInput`; no slice takes its neighbour's place.
 

@@ -46,7 +46,7 @@ def evaluate(
         manifest: The cohort, with what is true of it.
         out: Folder of `study.json`, `study.html`, `predictions.csv` and the cache, which a killed
             call goes on with.
-        max_skipped: How many scans may be unusable.
+        max_skipped: Most scans that may be unusable.
         workers: Processes that read scans.
         on_message: Hears of each step, in a line.
         progress: Shows the scans that are read.

@@ -128,7 +128,7 @@ class _Cohort:
         rows: Rows of the manifest whose scans can be used.
         labels: Case → class.
         records: Case → record of the cache.
-        folds: Who is tested in which fold.
+        folds: Fold that tests each case.
     """
 
     rows: Sequence[ManifestRow]

@@ -31,14 +31,14 @@ class FitRequest:
         task: Name of a row of `tasks.TASKS`.
         model: Network.
         out: The run's folder.
-        settings: How.
+        settings: Settings of the training.
         init: Shipped name or file whose weights it starts from; None: at random.
         folds: Number of folds.
         by_site: A fold a site instead.
         folds_file: Folds of an earlier run.
         lungs: The lung model.
         cache: Folder of the records; None: in the run's folder.
-        max_skipped: How many scans may be unusable.
+        max_skipped: Most scans that may be unusable.
         mirrored: Train on all devices.
         note: What the model files say of their training data.
         patient_fingerprints: Whether they keep salted fingerprints of the patients' ids beside

@@ -19,7 +19,7 @@ COLUMNS = (
     "class",
     "label",
     "ct_score",
-    *(f"probability_{number}" for number in range(len(LABELS))),
+    *(f"probability_{position}" for position in range(len(LABELS))),
     "involvement_percent",
     "volume_ml",
     "quality_flags",
@@ -83,7 +83,7 @@ def summary_row(result: Result | Mapping[str, Any]) -> dict[str, Any]:
         probabilities = (1.0 - covid["probability"], covid["probability"])
     else:
         probabilities = ()
-    cells |= {f"probability_{number}": value for number, value in enumerate(probabilities)}
+    cells |= {f"probability_{position}": value for position, value in enumerate(probabilities)}
     return {
         name: round(value, 6) if isinstance(value, float) else value
         for name, value in cells.items()

@@ -78,7 +78,7 @@ class _Directory:
         count: Number of members.
         wide: Whether it is a zip64 record, which counts further than 65,535.
         begin: Where the directory begins in the file, in bytes.
-        end: Where the end record and its comment end.
+        end: First byte behind the end record and its comment.
     """
 
     count: int

@@ -45,7 +45,7 @@ class Case:
         path: The input: a file, a folder or an archive.
         members: Names of the files that belong to this case, in `path` or, if that is a header,
             beside it; empty if `path` is the only file.
-        instances: Their DICOM headers; empty for volume files.
+        instances: DICOM headers of the images; empty for volume files.
         quality_flags: What was noticed while looking; with an error among them, `read` refuses.
         limits: Bounds on sizes and repairs.
     """

@@ -21,7 +21,7 @@ class Checked:
         case: Name of the case.
         status: "pass", "repaired" (slices were interpolated) or "refused".
         quality_flags: Everything that was noticed.
-        seconds: How long it took to read.
+        seconds: Seconds that reading took.
         shape: (D, H, W) of the scan; None if it was refused.
         spacing_mm: (D, H, W), in mm; None if it was refused.
         chosen_because: Why this series and no other; "" if it was refused.
@@ -73,7 +73,7 @@ def check(path: str | os.PathLike[str], limits: Limits = DEFAULT) -> list[Checke
     """Read every case of a path and tell what the gate says.
 
     Args:
-        path: As for `find_cases`.
+        path: Path of an input, as for `find_cases`.
         limits: Bounds on sizes and repairs.
     """
     return [check_case(case) for case in find_cases(path, limits)]

@@ -100,11 +100,11 @@ def look(sources: Sequence[ScanFile], left: Leftovers) -> Contents:
             left += Leftovers(archives=1)
         else:
             foreign.append(source)
-    slices = {_place(one.name) for one in instances}
-    sizes = {(_place(one.name), by_name[one.name].size) for one in instances}
+    slices = {_folder_and_suffix(one.name) for one in instances}
+    sizes = {(_folder_and_suffix(one.name), by_name[one.name].size) for one in instances}
     damaged = 0
     for source in foreign:
-        position = _place(source.name)
+        position = _folder_and_suffix(source.name)
         damaged += _was_slice(source, position in slices, (position, source.size) in sizes)
     listed = sum(
         dicom.missing_images(source, list(by_name))
@@ -185,7 +185,7 @@ def _was_slice(source: ScanFile, among_slices: bool, same_size: bool) -> bool:
     return among_slices and (stump or source.name.lower().endswith(_DICOM_NAMES))
 
 
-def _place(name: str) -> tuple[str, str]:
+def _folder_and_suffix(name: str) -> tuple[str, str]:
     path = PurePosixPath(name)
     return path.parent.as_posix(), path.suffix.lower()
 

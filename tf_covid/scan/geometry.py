@@ -70,7 +70,7 @@ def in_millimetres(unit: str, factor: float) -> tuple[np.ndarray, tuple[QualityF
     """The matrix that turns a unit of length into mm, and the flag that says so.
 
     Args:
-        unit: As it is written.
+        unit: Unit of length, as it is written.
         factor: mm in one of it.
     """
     if factor == 1.0:

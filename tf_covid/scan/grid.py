@@ -31,7 +31,7 @@ def orient(affine_ras: np.ndarray, shape: tuple[int, int, int]) -> tuple[SourceG
 
     Args:
         affine_ras: (4, 4), index of the stored array → RAS mm.
-        shape: Of the stored array.
+        shape: Shape of the stored array.
 
     Raises:
         ScanRefused: `bad_affine` if the affine is not finite or singular, `gantry_tilt` if its axes
@@ -98,7 +98,7 @@ def one_volume(sizes: Sequence[int]) -> tuple[int, int, int]:
     """The three sizes of a volume, without axes of size 1 behind them.
 
     Args:
-        sizes: Of the stored axes.
+        sizes: Sizes of the stored axes.
 
     Raises:
         ScanRefused: `single_slice` or `not_3d`.

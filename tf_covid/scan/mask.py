@@ -102,13 +102,12 @@ def _of_array(
 
 def _as_array(given: object) -> np.ndarray:
     if not isinstance(given, (list, tuple)) and not hasattr(given, "__array__"):
-        message = (
-            f"A {type(given).__name__} is no mask: give an array (D, H, W) or the path of a file."
-        )
+        kind = type(given).__name__
+        message = f"A {kind} is not a mask: give an array (D, H, W) or the path of a file."
         raise refusal("mask_type", message)
     if isinstance(given, np.ma.MaskedArray):
         raise refusal(
-            "mask_type", "A masked array is no mask: fill it, so that each voxel is 0 or 1."
+            "mask_type", "A masked array is not a mask: fill it, so that each voxel is 0 or 1."
         )
     try:
         array = np.asarray(given)
@@ -129,7 +128,7 @@ def mask_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
     """The files that a mask is made of: itself, and the data file that its header names, if any.
 
     Raises:
-        ScanRefused: `not_found`, `mask_grid` if it is no file of volumes, `detached_data` if its
+        ScanRefused: `not_found`, `mask_grid` if it is not a file of volumes, `detached_data` if its
             data file is not there as a file of its own, or what is wrong with its header.
     """
     path = Path(path)

@@ -50,7 +50,7 @@ class MaskValues:
     Args:
         values_seen: The values that are not 0, and no NaN.
         zero: Whether a voxel is 0.
-        nan: Whether a voxel is no number.
+        nan: Whether a voxel is not a number.
         many: Whether there are more than are told apart; `low` and `high` are still those of all.
         low, high: The least and the greatest value that is not 0.
     """
@@ -126,14 +126,14 @@ def inside(slab: np.ndarray, labels: Sequence[float]) -> np.ndarray:
 
 
 def accept(values: MaskValues, labels: Sequence[float] = (), *, lesions: bool = False) -> None:
-    """Refuse the values of what is no mask.
+    """Refuse the values of what is not a mask.
 
     Accepted are: nothing but 0; 0 (or NaN, where there is no 0) and one value above it (1, 255,
     0.7); 0, 1, 2 for lungs, as `lungs.nii.gz` has them; whole numbers where `labels` says which of
     them are lung.
 
     Args:
-        values: Of all voxels.
+        values: Values of all voxels.
         labels: What stands for lung; none: every voxel that is not 0.
         lesions: It is a mask of lesions, not of lungs.
 
@@ -198,7 +198,7 @@ def _not_a_mask(values: MaskValues, lesions: bool) -> Exception:
         what = "a lung mask is 0 outside and has one value inside (or 1 right and 2 left)"
     results = values.values_seen
     if values.nan or values.low < 0 or values.high == np.inf:
-        hint = "A map of distances or scores is no mask: write which voxels are inside"
+        hint = "A map of distances or scores is not a mask: write which voxels are inside"
     elif values.many or not all(value.is_integer() for value in results):
         hint = (
             "Probabilities, and masks smoothed by resampling, need a threshold first (resample by"

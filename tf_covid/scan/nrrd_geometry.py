@@ -45,8 +45,8 @@ def nrrd_affine(
     """(4, 4), stored index → RAS mm, and what the header leaves open.
 
     Args:
-        fields: Of the header, by name.
-        sizes: Of all stored axes.
+        fields: Fields of the header, by name.
+        sizes: Sizes of all stored axes.
         axes: The numbers of the three axes in space.
 
     Raises:

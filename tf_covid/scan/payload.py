@@ -93,9 +93,9 @@ class Unpacked:
 
     Args:
         raw: At the first packed byte.
-        coding: How the bytes are packed.
-        held: How many bytes of `raw` belong to it.
-        beyond: How many bytes of the file lie behind those.
+        coding: Compression of the bytes.
+        held: Bytes of `raw` that belong to it.
+        beyond: Bytes of the file that lie behind those.
     """
 
     def __init__(self, raw: BinaryIO, coding: Coding, held: int, beyond: int = 0) -> None:
@@ -215,7 +215,7 @@ class Layout:
     Args:
         shape: The sizes of the three stored axes, the fastest first.
         dtype: One voxel, with its byte order.
-        coding: How they are packed.
+        coding: Compression of the bytes.
         skip: Bytes of the unpacked stream before the first voxel; −1: the voxels are the last
             bytes.
         slope: What the stored numbers are multiplied by.

@@ -50,9 +50,9 @@ class TarMember:
 
     Args:
         file: Number of the open file.
-        name: Of the member, unique in its archive.
-        begin: Where the part begins, in bytes.
-        size: How long it is, in bytes.
+        name: Name of the member, unique in its archive.
+        begin: First byte of the part.
+        size: Length of the part, in bytes.
     """
 
     file: int

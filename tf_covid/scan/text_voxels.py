@@ -23,7 +23,7 @@ def text_reader(read: Read, dtype: np.dtype, *, digits: bool) -> Callable[[memor
 
     Args:
         read: The stream's: at most so many bytes of the text.
-        dtype: Of a voxel.
+        dtype: Type of a voxel.
         digits: Whether they are hexadecimal digits, not numbers.
 
     Raises:

@@ -169,7 +169,7 @@ def read_volume(sources: Sequence[ScanFile], limits: Limits = DEFAULT) -> Loaded
     """HU of a volume file.
 
     Args:
-        sources: As for `open_volume`.
+        sources: Files of the input, as for `open_volume`.
         limits: Bounds on sizes.
 
     Raises:

@@ -35,7 +35,7 @@ class PendingRequest:
     """One request in the queue. It holds a lease on its version until it is answered or dropped.
 
     Args:
-        version: Who answers it.
+        version: Version of the model that answers.
         runner: With which signature.
         inputs: Arrays that `SignatureRunner.check` has passed.
         deadline: `time.monotonic()` after which nobody wants the answer.

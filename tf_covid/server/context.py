@@ -22,10 +22,10 @@ class ServerContext:
     """The parts of one server.
 
     Args:
-        settings: How it is set up.
-        repository: Its models.
-        batcher: Its queue.
-        metrics: Its counters.
+        settings: Settings of the server.
+        repository: Models that are served.
+        batcher: Queue of the computations.
+        metrics: Counters of the server.
         stopping: Set once it is to end: it is not ready any more, and takes no scans.
         closed: Set once it takes no more requests; until then a scan in flight may ask for its
             answers.

@@ -42,7 +42,7 @@ class Status:
     """What `ModelService` tells about a version.
 
     Args:
-        version: Its number.
+        version: Number of the version.
         state: TF Serving's name of it.
         error: Why it is not served, "" if nothing is wrong.
     """

@@ -47,7 +47,7 @@ class SignatureRunner:
     """A signature that can be called.
 
     Args:
-        name: Of the signature.
+        name: Name of the signature.
         inputs, outputs: What it takes and gives, by name.
         function: TensorFlow's function.
     """
@@ -123,9 +123,9 @@ class Version:
     Whoever uses it holds a lease; once retired, the last one to leave drops it.
 
     Args:
-        name: Of the model.
-        number: Of the version.
-        runners: Its signatures, by name.
+        name: Name of the model.
+        number: Number of the version.
+        runners: Signatures of the model, by name.
         signature_defs: The same as TF Serving tells them, by name, `SignatureDef`.
         loaded: What keeps its variables alive.
     """
@@ -210,8 +210,8 @@ def load(name: str, number: int, folder: Path) -> Version:
     """Load a version, check its graph, and replay its warm-up requests.
 
     Args:
-        name: Of the model.
-        number: Of the version.
+        name: Name of the model.
+        number: Number of the version.
         folder: Where its `saved_model.pb` is.
 
     Raises:

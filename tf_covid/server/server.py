@@ -33,7 +33,7 @@ class Server:
     one is served.
 
     Args:
-        settings: How it is set up.
+        settings: Settings of the server.
         command: For tests: gives the command line that answers a scan, from upload, output folder
             and model.
 
@@ -51,7 +51,7 @@ class Server:
         ):
             optional_import(module)
         if not settings.models.is_dir():
-            raise ServingError(f"{settings.models}: is no folder of models")
+            raise ServingError(f"{settings.models}: is not a folder of models")
         self.settings = settings
         self._command = command
         self._stopped = False
@@ -221,7 +221,7 @@ def serve(settings: ServerSettings, on_message: Callable[[str], None]) -> None:
     For the main thread of a program.
 
     Args:
-        settings: How the server is set up.
+        settings: Settings of the server.
         on_message: Called with a line about where it listens and what it does.
 
     Raises:

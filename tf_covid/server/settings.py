@@ -22,14 +22,14 @@ class ServerSettings(BaseModel):
     Args:
         models: Folder of the models: `models/<name>/<version>/saved_model.pb`.
         host: Address to listen at. One that others can reach needs a token.
-        port: Of REST; 0: any free one.
-        grpc_port: Of gRPC; 0: any free one.
+        port: Port of REST; 0: any free one.
+        grpc_port: Port of gRPC; 0: any free one.
         token: Asked for as `Authorization: Bearer …` everywhere but `/healthz`; None: nobody is
             asked.
         queue: Requests that may wait; the next one is refused.
         workers: Requests, or batches, that are computed at once. TensorFlow uses all cores for
             each.
-        time_limit_s: Of a request, from its arrival, in seconds.
+        time_limit_s: Longest time of a request from its arrival, in seconds.
         read_limit_s: Within which the headers, and then the body, of a request must arrive, in
             seconds.
         message_mb: Largest request and answer, in MB (2²⁰ bytes).
@@ -38,7 +38,7 @@ class ServerSettings(BaseModel):
         batch_wait_ms: How long a batch waits for more of its kind, in milliseconds.
         grace_s: How long a stop waits for requests in flight, in seconds.
         scan_children: Scans (`POST /v1/scans`) that are answered at once; the next one is refused.
-        scan_time_limit_s: Of one scan, in seconds.
+        scan_time_limit_s: Longest time of one scan, in seconds.
         scan_memory_gb: Address space of the process that answers one scan, in GB (2³⁰ bytes).
         scan_keep_minutes: After which a scan's files are deleted.
         scan_kept: Most answers that are kept; the oldest is deleted.

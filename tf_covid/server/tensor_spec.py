@@ -17,7 +17,7 @@ class TensorSpec:
     """One input or output of a signature.
 
     Args:
-        name: Its name in the signature.
+        name: Name of the tensor in the signature.
         dtype: TensorFlow's type.
         shape: Length of each axis, None where any will do; None: any rank.
     """

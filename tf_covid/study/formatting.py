@@ -82,14 +82,14 @@ def metric_meaning(name: str, task: str) -> str:
 
 def metric_value(metric: Mapping[str, Any] | None, name: str) -> str:
     """The value of a metric, or a dash where it is undefined."""
-    return DASH if metric is None else _number(metric["value"], metric, name) + _unit(name)
+    return DASH if metric is None else _digits(metric["value"], metric, name) + _unit(name)
 
 
 def metric_interval(metric: Mapping[str, Any] | None, name: str) -> str:
     """The 95 % interval of a metric, or a dash where there is none."""
     if metric is None or not metric["ci95"]:
         return DASH
-    low, high = (_number(bound, metric, name) for bound in metric["ci95"])
+    low, high = (_digits(bound, metric, name) for bound in metric["ci95"])
     return interval(low, high, _unit(name))
 
 
@@ -97,11 +97,11 @@ def difference(metric: Mapping[str, Any] | None, name: str) -> str:
     """A difference with its sign; of fractions in percentage points, without a unit."""
     if metric is None:
         return DASH
-    text = _number(metric["value"], metric, name)
+    text = _digits(metric["value"], metric, name)
     return text if text[0] == "−" or float(text) == 0.0 else f"+{text}"
 
 
-def _number(amount: float, metric: Mapping[str, Any], name: str) -> str:
+def _digits(amount: float, metric: Mapping[str, Any], name: str) -> str:
     """An amount with as many decimals as the largest number beside it needs."""
     if _unit(name):
         return decimals(amount * 100)

@@ -30,8 +30,8 @@ def averaged(models: Sequence[LoadedModel], shares: Sequence[float]) -> keras.Mo
     """The first network with the weighted mean of all weights, moving statistics included.
 
     Args:
-        models: Of one architecture.
-        shares: Of each; their sum is 1.
+        models: Models of one architecture.
+        shares: Weight of each model in the mean; their sum is 1.
 
     Raises:
         ModelError: If architecture, task or preprocessing differ, or the shares do not sum to 1.

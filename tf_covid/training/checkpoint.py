@@ -36,7 +36,7 @@ class TrainingState:
         best_epoch: When it was reached, counted from 0; −1 before.
         stopped: Whether there is nothing more to do.
         curves: Name → a value for each epoch.
-        seconds: Of training, in all processes.
+        seconds: Seconds of training, in all processes.
     """
 
     epoch: int = 0

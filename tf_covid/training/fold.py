@@ -73,7 +73,7 @@ class Trained:
         network: Without what was there for the training only.
         curves: Name → a value for each epoch.
         origin: What the weights started from.
-        seconds: Of training, in all processes.
+        seconds: Seconds of training, in all processes.
     """
 
     network: keras.Model
@@ -97,7 +97,7 @@ def train(
         plan: What is trained.
         train_records: Records to learn from.
         validation_records: Records that the loss is validated on, to stop early.
-        folder: Where the state is kept.
+        folder: Folder of the training's state.
         on_epoch_end: Hears of each epoch.
         board: Folder for TensorBoard.
 

@@ -17,7 +17,7 @@ def cross_entropy(weights: Sequence[float]) -> Loss:
     """Cross-entropy of the class, as in the paper.
 
     Args:
-        weights: Of each class.
+        weights: Weight of each class, shape (classes,).
     """
 
     def loss(label: Tensor, logits: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def ordinal(weights: Sequence[float]) -> Loss:
     Two classes off cost more than one.
 
     Args:
-        weights: Of each class.
+        weights: Weight of each class, shape (classes,).
     """
 
     def loss(label: Tensor, logits: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def mask_loss(mask: Tensor, logits: Tensor, *, pixel_weights: Sequence[float] = 
 
     Args:
         mask: float32 (N, H, W, M), 0 or 1.
-        logits: Of the same shape.
+        logits: Logits, in the shape of `mask`.
         pixel_weights: How much more a pixel within each mask weighs in the cross-entropy than one
             outside; one for all masks, or one each, (M,).
     """

@@ -53,14 +53,14 @@ def slices(
     Windowed slices (batch, side, side, 1), masks of lung and disease (…, 2).
     """
 
-    def draw(turn: np.ndarray, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        case = read_case(folder, int(number))
+    def draw(turn: np.ndarray, slice_index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        case = read_case(folder, int(slice_index))
         chosen = np.random.default_rng([seed, int(turn)]).integers(0, len(case.hu), each)
         masks = np.stack([case.lungs[chosen], case.lesions[chosen]])
         return case.hu[chosen].astype(np.float32), masks.astype(np.float32)
 
-    def small(turn: Tensor, number: Tensor) -> tuple[Any, Any]:
-        hu, masks = tf.numpy_function(draw, [turn, number], [tf.float32, tf.float32])
+    def small(turn: Tensor, slice_index: Tensor) -> tuple[Any, Any]:
+        hu, masks = tf.numpy_function(draw, [turn, slice_index], [tf.float32, tf.float32])
         hu.set_shape([each, None, None])
         masks.set_shape([2, each, None, None])
         return on_grid(clipped_hu(hu), side), tf.stack(
@@ -71,7 +71,9 @@ def slices(
     # White lungs, the hardest to tell from what surrounds them, three times as often: the class
     # follows from the seed.
     white = [
-        number for number in seeds if number % len(severity.LABELS) == len(severity.LABELS) - 1
+        slice_index
+        for slice_index in seeds
+        if slice_index % len(severity.LABELS) == len(severity.LABELS) - 1
     ]
     numbers = [*seeds, *white, *white]
 
@@ -209,7 +211,7 @@ def ship(
         network: The lung model.
         contract: What its file says.
         out: The model's folder.
-        folder: Where the chests are kept.
+        folder: Folder of the chests.
         unseen_seeds: Seeds of those chests.
         program: The module whose command made it, for the card.
         curves: Name → one value an epoch; empty if nothing was trained.

@@ -67,7 +67,7 @@ def setup(seed: int, out: Path) -> int:
     """Seeds and a plain log.
 
     Args:
-        seed: Of the whole training.
+        seed: Seed of the whole training.
         out: The model's folder.
 
     Returns:
@@ -109,7 +109,7 @@ def train_only(
 
     Args:
         network: With outputs called `names`; it is compiled here, and must be compiled again.
-        names: Of the layers to train.
+        names: Names of the layers to train.
         data: Endless batches.
         steps: Number of batches.
         rate: Learning rate of Adam.

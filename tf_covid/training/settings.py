@@ -27,7 +27,7 @@ class Stage(BaseModel):
     """A part of the training in which the first layers stay as they are.
 
     Args:
-        epochs: How long.
+        epochs: Number of epochs of this stage.
         train_from: Name of the first layer that learns, e.g. "Mixed_5b"; "head" for the dense
             layers only.
     """
@@ -45,7 +45,7 @@ class Settings(BaseModel):
         clip: Frames, height and width of the network's input (slices: height and width count).
         working_grid: The same of the cache; None: twice the clip, as far as the cache allows. A
             lung model keeps `working_grid[0]` slices of each scan at the size of `clip`.
-        epochs: How often each scan is seen.
+        epochs: Number of epochs: how often each scan is seen.
         batch: Scans, or slices, a step.
         slices_per_scan: 2D tasks: slices drawn from each scan in an epoch.
         learning_rate: At its peak.
@@ -58,7 +58,7 @@ class Settings(BaseModel):
         disease_endpoints: Layers of a 3D network that are asked for the diseased share of each of
             their cells as well (needs lesion masks of all cases; the extra outputs are no part of
             the model file).
-        disease_weight: Of each of them.
+        disease_weight: Weight of the loss of each disease output.
         stages: First parts of the training in which not all layers learn.
         validation_fraction: Share of the training side's patients on which the loss is validated,
             to stop early and to choose the best epoch; 0 … 0.9. They are not trained on.

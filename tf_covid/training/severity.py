@@ -68,9 +68,9 @@ class Recipe:
 
     Args:
         build: The network's builder.
-        arguments: Its arguments, without the clip.
+        arguments: Arguments of the builder, without the clip.
         clip: Frames, height and width that it is trained on.
-        endpoints: Where the disease is asked for in training.
+        endpoints: Layers that are asked for the disease in training.
         task: What the model card says.
     """
 
@@ -162,7 +162,7 @@ def main(
     if kind == "i3d" and precision == "bfloat16":
         # Seen on processors with avx512_bf16: see docs/training.md.
         raise click.UsageError(
-            "the gradient of some of I3D's convolutions is no number in bfloat16 on a CPU"
+            "the gradient of some of I3D's convolutions is not a number in bfloat16 on a CPU"
         )
     order = setup(seed, out)
     recipe, unseen_seeds = RECIPES[kind], range(UNSEEN, UNSEEN + unseen)

@@ -20,7 +20,7 @@ class TrainerModel(keras.Model):
     """A network and the layers in front of it.
 
     Args:
-        network: From clips or slices to a dict of outputs.
+        network: Network from clips or slices to a dict of outputs.
         prepare: (inputs, targets, training) of a batch → the network's input and the truth of each
             of its outputs.
     """

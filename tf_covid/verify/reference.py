@@ -25,7 +25,7 @@ class Reference:
     """One scan, how it is asked about, and what is right.
 
     Args:
-        name: Of the scan, for people.
+        name: Name of the scan, for people.
         inputs: Signature → named inputs.
         right: Signature → named values.
         sha256s: sha256 of the network's and of the lung model's file.
@@ -42,7 +42,7 @@ def reference(models: LocalModels, name: str, hu: np.ndarray) -> Reference:
 
     Args:
         models: One network behind its lung model.
-        name: Of the scan.
+        name: Name of the scan.
         hu: int16 (D, H, W).
     """
     member: EnsembleMember = models.members[0]
@@ -97,10 +97,10 @@ def largest_difference(right: dict[str, np.ndarray], answer: dict[str, Any]) -> 
     """The value that differs most, in the units of `TOLERANCE`, and its name.
 
     Args:
-        right: From a `Reference`.
+        right: Right answers, from a `Reference`.
         answer: What was answered for that scan alone; names that are not in `right` do not count.
 
-    A missing name, another shape or what is no number differs infinitely.
+    A missing name, another shape or what is not a number differs infinitely.
     """
     worst, where = 0.0, ""
     for name, expected in right.items():

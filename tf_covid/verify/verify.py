@@ -44,7 +44,7 @@ class Check:
 
     Args:
         route: "SavedModel", "OpenVINO", "REST", "gRPC", or "NIfTI against DICOM".
-        scan: Its name.
+        scan: Name of the scan.
         signature: Which was asked.
         difference: The largest, see `reference.TOLERANCE`; None where it was not checked.
         where: The value that differs most; or why it was not checked.
@@ -88,7 +88,7 @@ def verify(
             the embedded server is started over the export, and asked by REST and gRPC.
         scans: Chest CTs; none: a synthetic patient, as DICOM and as NIfTI.
         on_message: Called with a line about what is going on.
-        token: Of the servers.
+        token: Token of the servers.
 
     Raises:
         ServingError: If the export is missing or a way of asking fails.

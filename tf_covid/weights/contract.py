@@ -65,12 +65,12 @@ class Contract(BaseModel):
         model: Row of the table of models, e.g. "i3d".
         arguments: Arguments of the network's builder.
         task: Task that the network answers.
-        preprocessing: How HU become the network's input.
+        preprocessing: Preprocessing from HU to the network's input.
         classes: Labels of the logits, in order.
         endpoint: Layer that Grad-CAM explains, if not the last one before the head.
         lungs_sha256: The lung model it was trained behind; None for a lung model.
         note: What the network was trained on, and its limits; stands in every result.
-        origin: Who made the weights, and how.
+        origin: Origin of the weights: who made them, and how.
         licence: SPDX identifier.
         untrained_head: Layers that answer were drawn at random and not trained yet: it is there to
             be trained, and answers nothing. Absent in files of before.

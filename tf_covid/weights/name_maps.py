@@ -91,8 +91,8 @@ def _inception(
         rank: 2, or 3 for I3D.
         stem: Names of the first three convolutions by their suffix, or a pattern with {suffix}.
         mixed: Pattern of a unit in a mixed block, with {block} and {place}.
-        branch_names: Their name of each of `BRANCHES`.
-        blocks: Their name of each block, where it differs.
+        branch_names: Published name of each of `BRANCHES`.
+        blocks: Published name of each block, where it differs.
     """
     ours: dict[str, str] = {}
     for block in BLOCKS:
@@ -261,8 +261,8 @@ def _unet(depth: int) -> NameMap:
         positions[f"up{level}"] = f"up{depth - level}.conv.double_conv"
         units[f"up{level}"] = (f"up{depth - level}.up", "")
     for ours, theirs in positions.items():
-        for number, first in ((1, 0), (2, 3)):
-            units[f"{ours}_conv{number}"] = (f"{theirs}.{first}", f"{theirs}.{first + 1}")
+        for index, first in ((1, 0), (2, 3)):
+            units[f"{ours}_conv{index}"] = (f"{theirs}.{first}", f"{theirs}.{first + 1}")
     return NameMap(
         f"a PyTorch U-Net, {depth} levels",
         "unet",
@@ -276,7 +276,7 @@ def _unet(depth: int) -> NameMap:
 
 _C3D = tuple(conv for stage in TRUNKS["c3d"] for conv, _ in stage)
 _C3D_NAMES = ("conv1", "conv2", "conv3a", "conv3b", "conv4a", "conv4b", "conv5a", "conv5b")
-_FEATURES = tuple(f"features.{number}" for number in (0, 3, 6, 8, 11, 13, 16, 18))
+_FEATURES = tuple(f"features.{index}" for index in (0, 3, 6, 8, 11, 13, 16, 18))
 
 #: In the order in which they are tried; the one that finds most of its kernels is taken.
 NAME_MAPS: tuple[NameMap, ...] = (

@@ -59,7 +59,7 @@ def ends_well(data: bytes) -> bool:
     Its end marker, or the end of its last tile.
 
     Args:
-        data: From SOC on; zeros behind it are padding.
+        data: Bytes from SOC on; zeros behind the stream are padding.
     """
     if data.rstrip(b"\0").endswith(b"\xff\xd9"):
         return True

@@ -30,7 +30,7 @@ class Encoding:
 
     Args:
         label: TransferSyntaxUID (0002,0010); empty if the file names none.
-        offset: Where the data set begins in the file.
+        offset: Byte of the file that the data set begins at.
         deflated: Whether the data set is packed.
         implicit: Whether its elements name no value representation.
         big_endian: Whether its numbers begin with the high byte.

@@ -394,7 +394,7 @@ def _numbers(dataset: Dataset, keyword: str) -> tuple[float, ...]:
     """The values of a needed decimal string.
 
     Raises:
-        Damaged: If one of them is no number.
+        Damaged: If one of them is not a number.
     """
     text = _text(dataset, keyword)
     return (
@@ -410,7 +410,7 @@ def _decimal(text: str, keyword: str) -> float:
     tag = tag_for_keyword(keyword) or 0
     results = f'"{text}"' if _NUMBER_LIKE.fullmatch(text) else "letters or nothing"
     raise Damaged(
-        f"{keyword} ({tag >> 16:04X},{tag & 0xFFFF:04X}) is no number: {results} was found"
+        f"{keyword} ({tag >> 16:04X},{tag & 0xFFFF:04X}) is not a number: {results} was found"
     )
 
 
@@ -420,7 +420,7 @@ def _number(dataset: Dataset, keyword: str, default: float) -> float:
 
 
 def _lesser(dataset: Dataset, keyword: str, default: float) -> float:
-    """A number that no voxel depends on: what is no number counts as missing."""
+    """A number that no voxel depends on: what is not a number counts as missing."""
     with suppress(Damaged):
         return _number(dataset, keyword, default)
     return default

@@ -49,7 +49,7 @@ class LeftOut:
     """An image, or one frame of it, that is no slice of the stack.
 
     Args:
-        instance: Its file.
+        instance: Headers of the image's file.
         frame: Where it lies; None where the file has no frame with a place.
         reason: Why it is none, as a phrase after a count: "with Modality MR".
         slab: Whether it says of itself that it is a projection through a slab.
@@ -168,7 +168,7 @@ def same_series(
     """What is said of images that belong to the chosen series and are no slices of the stack.
 
     Args:
-        line: Of the stack; None where there is no stack.
+        line: Line of the stack; None where there is no stack.
         left_out: All images of the series that are no slices of it.
         kept: Number of images of the series that are.
     """

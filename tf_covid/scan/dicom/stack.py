@@ -334,7 +334,7 @@ def _grid(along: np.ndarray, gap_mm: float) -> tuple[np.ndarray, float, float]:
     counts = np.maximum(1, np.rint(steps / spacing)).astype(np.int64)
     wide = steps[(counts > 1) & (steps > gap_mm + GRID_MM)]
     if wide.size:
-        zs = _places(along[:-1][(counts > 1) & (steps > gap_mm + GRID_MM)])
+        zs = _positions(along[:-1][(counts > 1) & (steps > gap_mm + GRID_MM)])
         message = (
             f"{wide.size} gap(s) of up to {wide.max():.1f} mm at {zs} mm along the slice normal "
             f"(spacing {spacing:.1f} mm); a gap above {gap_mm:g} mm is not repaired."
@@ -359,12 +359,12 @@ def _repaired(
     widest = float(np.diff(along)[before].max())
     message = (
         f"{interpolated} missing slice(s) were interpolated: {len(before)} gap(s) of up to"
-        f" {widest:.1f} mm after {_places(along[before])} mm along the slice normal (spacing"
+        f" {widest:.1f} mm after {_positions(along[before])} mm along the slice normal (spacing"
         f" {spacing:.1f} mm)."
     )
     return QualityFlag("missing_slices", "warning", message, interpolated)
 
 
-def _places(values: np.ndarray) -> str:
+def _positions(values: np.ndarray) -> str:
     text = ", ".join(f"{value:.1f}" for value in values[:5])
     return f"{text} and {len(values) - 5} more" if len(values) > 5 else text

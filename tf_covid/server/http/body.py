@@ -23,7 +23,7 @@ class Body:
     """A body that has been read.
 
     Args:
-        data: Its bytes.
+        data: Bytes of the body.
         user: The work of a thread with it, which may go on when nobody waits for it any more.
     """
 

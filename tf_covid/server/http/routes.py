@@ -50,7 +50,7 @@ class RestApi:
     """The handlers of the REST API.
 
     Args:
-        context: Of the server.
+        context: What the parts of the server share.
         scans: Answers whole scans.
     """
 
@@ -200,7 +200,7 @@ def _asked(request: Request) -> tuple[str, int | None]:
     """Name and version in the path.
 
     Raises:
-        InvalidArgument: If the version is no number, or the name holds a verb.
+        InvalidArgument: If the version is not a number, or the name holds a verb.
     """
     name, version = request.path_params["name"], request.path_params.get("version")
     if ":" in name or (

@@ -73,8 +73,8 @@ class ProcessLimits:
     """What a child may use.
 
     Args:
-        seconds: Of time.
-        memory_bytes: Of address space.
+        seconds: Longest time, in seconds.
+        memory_bytes: Largest address space, in bytes.
     """
 
     seconds: float
@@ -87,7 +87,7 @@ class ScanAnswer:
 
     Args:
         values: Of result.json.
-        files: Those of `FILES` that are there.
+        files: Files of the answer that are there, of `FILES`.
     """
 
     values: dict[str, Any]
@@ -136,7 +136,7 @@ def run(
         folder: Private folder that it works in; its temporary files go there, too.
         out: Folder, below, that it writes `<case>/result.json` to.
         token: Handed over as `TFCOVID_TOKEN`, not on the command line, which everybody can read.
-        limits: Of time and memory.
+        limits: Limits of time and memory.
         given_up: Set when nobody waits any more; the child is killed.
 
     Raises:

@@ -78,7 +78,7 @@ class Scans:
     Nothing of a request becomes a path: names are looked up in a table.
 
     Args:
-        context: Of the server.
+        context: What the parts of the server share.
         command: Gives the command line of a child from upload, output folder and model.
     """
 
