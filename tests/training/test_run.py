@@ -99,7 +99,7 @@ def test_a_new_output_learns_alone():
     assert {layer.name for layer in network.layers if not layer.trainable} == {"kept"}
 
 
-@pytest.lungs_sha256.filterwarnings("ignore:invalid value")
+@pytest.mark.filterwarnings("ignore:invalid value")
 def test_a_training_whose_loss_is_no_number_ends(tmp_path):
     network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, name="new")])
     data = tf.data.Dataset.from_tensors(

@@ -26,7 +26,7 @@ from tf_covid.training.severity import main as train_severity
 from tf_covid.weights import Contract, load, save_model
 
 
-@pytest.lungs_sha256.slow
+@pytest.mark.slow
 def test_both_networks_train_and_write_file_and_card(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(cases, "case_shape", lambda seed: (12, 64, 64))
     folder = tmp_path / "cases"
@@ -151,8 +151,8 @@ def test_slices_and_masks_change_alike_and_clips_stay_masked():
     assert found.sum() > 100
 
 
-@pytest.lungs_sha256.parametrize("stem", ["same", "symmetric"])
-@pytest.lungs_sha256.parametrize("clip", [(9, 40, 36, 1), (16, 33, 47, 3)])
+@pytest.mark.parametrize("stem", ["same", "symmetric"])
+@pytest.mark.parametrize("clip", [(9, 40, 36, 1), (16, 33, 47, 3)])
 def test_what_trains_faster_answers_the_same(clip, stem):
     network = I3D(clip, classes=3, stem=stem)
     copy = cpu_optimised(network)
@@ -173,7 +173,7 @@ def test_the_disease_is_asked_for_on_the_cells_of_the_endpoints():
     }
 
 
-@pytest.lungs_sha256.slow
+@pytest.mark.slow
 def test_training_starts_from_what_fits_of_a_file(tmp_path):
     contract = Contract(
         model="unet", arguments={"input_shape": [32, 32, 1], "filters": 2}, task="lungs", note="-"
@@ -193,7 +193,7 @@ def test_training_starts_from_what_fits_of_a_file(tmp_path):
     assert start_from(two, None) == ""
 
 
-@pytest.lungs_sha256.slow
+@pytest.mark.slow
 def test_the_mean_of_lung_models_is_that_of_all_their_weights(tmp_path):
     models = []
     for number, filters in enumerate((2, 2, 3)):
@@ -272,7 +272,7 @@ def test_the_disease_of_a_corner_is_asked_for_in_that_corner():
     assert float(disease_loss(cells, logits)) < 0.01 < 1.0 < float(disease_loss(cells, -logits))
 
 
-@pytest.lungs_sha256.parametrize("killed", [False, True])
+@pytest.mark.parametrize("killed", [False, True])
 def test_new_outputs_learn_alone_at_the_start_only(tmp_path, monkeypatch, killed):
     """And the arithmetic is that of the precision.
 

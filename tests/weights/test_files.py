@@ -163,7 +163,7 @@ BAD = {
     ),
     "config is a list": (lambda f, t: rewrite(f, config="[]"), "does not describe"),
     "weights are missing": (lambda f, t: rewrite(f, weights=None), "holds no model.weights.h5"),
-    "weights are no hdf5": (lambda f, t: rewrite(f, weights=b"nothing"), "no readable HDF5"),
+    "weights are no hdf5": (lambda f, t: rewrite(f, weights=b"nothing"), "is not a readable HDF5"),
     "external link": (
         lambda f, t: rewrite(
             f, weights=hdf5(t, lambda s: s.__setitem__("x", h5py.ExternalLink("/etc/passwd", "/")))

@@ -50,7 +50,7 @@ def unpack(path: Path) -> list[tuple[str, dict[str, np.ndarray]]]:
             if key.endswith(_STRING):
                 array = np.array([array.tobytes()], object)
             results.setdefault(int(index), (signature, {}))[1][name] = array
-    return [results[index] for count in sorted(results)]
+    return [results[index] for index in sorted(results)]
 
 
 def main(export: str, questions: str, answers: str) -> None:
