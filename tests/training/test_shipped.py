@@ -322,7 +322,7 @@ def test_an_i3d_is_not_trained_in_bfloat16(tmp_path):
     options = ["--cases", str(tmp_path), "--out", str(tmp_path / "x"), "--precision", "bfloat16"]
     result = CliRunner().invoke(train_severity, options)
     assert result.exit_code == 2
-    assert "no number in bfloat16" in result.output
+    assert "not a number in bfloat16" in result.output
 
 
 def test_ltc_is_not_trained_on_a_clip_that_it_does_not_see_whole(tmp_path):

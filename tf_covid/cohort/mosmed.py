@@ -69,7 +69,8 @@ def mosmed_rows(folder: Path) -> list[dict[str, Any]]:
             for case, file in files:
                 if case in results:
                     errors.append(
-                        f"{case}: is there twice, in {_relative(results[case]['path'])} and {_relative(file)}"
+                        f"{case}: is there twice, in {_relative(results[case]['path'])} and"
+                        f" {_relative(file)}"
                     )
                 row = {
                     "case": case,
