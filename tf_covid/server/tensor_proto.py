@@ -1,9 +1,9 @@
 """TensorProto ⇄ arrays: no needless copy of a large scan, no trust in what a message claims.
 
 Why not `tf.make_ndarray` and `tf.make_tensor_proto`: the first copies (157 MB of int16: 0.22 s
-against 0.15 s) and unfolds a message of six bytes that claims 2²⁸ values into a gigabyte; the second
-puts small answers into `tensor_content`, where clients that read `float_val`, as TF Serving writes
-it, find nothing.
+against 0.15 s) and unfolds a message of a few bytes that claims 2²⁸ values into a gigabyte; the
+second puts small answers into `tensor_content`, where clients that read `float_val`, as TF Serving
+writes it, find nothing.
 """
 
 from __future__ import annotations
