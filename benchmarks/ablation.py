@@ -33,7 +33,7 @@ from tables import DOCS, Page, mean, number, say, table, unseen
 
 from tf_covid.phantom import PhantomSettings, draw_chest
 from tf_covid.tensor import Tensor
-from tf_covid.training.cases import UNSEEN, Case, case_shape
+from tf_covid.training.cases import UNSEEN, DrawnCase, case_shape
 
 # Nothing here imports TensorFlow before the first network: the processes that draw import this
 # file, too.
@@ -153,7 +153,7 @@ class Course:
     workers: int
     folder: Path
     scans: Sequence[RealScan]
-    chests: Sequence[Case]
+    chests: Sequence[DrawnCase]
 
     def run(self, without: Variant, number: int) -> dict[str, Any]:
         """The figures of one run: from its file if it is there, else by training."""

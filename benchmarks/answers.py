@@ -12,7 +12,7 @@ from tables import NONE, correlation, mean, number, percent, table
 
 from tf_covid.pipeline import gate, refuses
 from tf_covid.severity import LABELS
-from tf_covid.training.cases import Case
+from tf_covid.training.cases import DrawnCase
 
 if TYPE_CHECKING:
     from tf_covid.local import LocalModels
@@ -80,7 +80,7 @@ def answer(
     return shares, scores
 
 
-def ask(models: LocalModels, cases: Iterable[Case]) -> Answers:
+def ask(models: LocalModels, cases: Iterable[DrawnCase]) -> Answers:
     """Every model's answer about every case."""
     shares, scores, truths, settings, refused = [], [], [], [], 0
     for case in cases:

@@ -39,7 +39,7 @@ from tf_covid.local import LocalModels
 from tf_covid.lungs import read_lungs
 from tf_covid.models import NETWORKS
 from tf_covid.pipeline import gate, refuses
-from tf_covid.training.cases import UNSEEN, Case
+from tf_covid.training.cases import UNSEEN, DrawnCase
 
 ENDPOINTS = {"i3d": ("Mixed_5c", "Mixed_4f", "Mixed_3c"), "ltc": ("conv5", "conv4", "conv3")}
 TARGETS = ("severity", "class")
@@ -157,7 +157,11 @@ class Explainer:
 
 
 def look(
-    volume: np.ndarray, lesions: np.ndarray, lungs: np.ndarray, case: Case, in_lungs: float | None
+    volume: np.ndarray,
+    lesions: np.ndarray,
+    lungs: np.ndarray,
+    case: DrawnCase,
+    in_lungs: float | None,
 ) -> Look:
     """Hold one map against the truth."""
     energy = energy_inside(volume, lesions)
@@ -171,7 +175,7 @@ def look(
     )
 
 
-def blind(lesions: np.ndarray, lungs: np.ndarray, case: Case) -> dict[Way | str, Look]:
+def blind(lesions: np.ndarray, lungs: np.ndarray, case: DrawnCase) -> dict[Way | str, Look]:
     """What needs no network.
 
     A lung's centre, the picture itself, and the lungs painted evenly (hits of chance).
@@ -208,7 +212,11 @@ Checks = dict[str, dict[Way, list[float]]]
 
 
 def check(
-    explainer: Explainer, case: Case, seen: Seen, original: dict[Way, np.ndarray], found: Checks
+    explainer: Explainer,
+    case: DrawnCase,
+    seen: Seen,
+    original: dict[Way, np.ndarray],
+    found: Checks,
 ) -> None:
     """Correlate each map with those of randomised networks and with that of the mirrored scan."""
     for name, head_only in (("head", True), ("everything", False)):

@@ -28,7 +28,7 @@ from tables import DOCS, NONE, Page, correlation, mean, number, percent, table, 
 from threshold import lungs_by_threshold
 
 from tf_covid.lungs import LungReading, read_lungs
-from tf_covid.training.cases import UNSEEN, Case, read_case
+from tf_covid.training.cases import UNSEEN, DrawnCase, read_case
 
 if TYPE_CHECKING:
     from tf_covid.local import LocalModels
@@ -98,7 +98,7 @@ def readings(
     return keep, read
 
 
-def measure(models: LocalModels, case: Case) -> Measured:
+def measure(models: LocalModels, case: DrawnCase) -> Measured:
     """Everything about one synthetic chest."""
     keep, read = readings(models, case.hu, case.spacing_mm)
     lungs, lesions = (volume.sum(axis=(1, 2)) for volume in (case.lungs, case.lesions))

@@ -38,7 +38,7 @@ from stress import AIM, STRESSES, reached
 from tables import DOCS, NONE, Page, mean, number, percent, shipped, table, unseen
 
 import tf_covid
-from tf_covid.training.cases import UNSEEN, Case
+from tf_covid.training.cases import UNSEEN, DrawnCase
 
 if TYPE_CHECKING:
     from tf_covid.local import LocalModels
@@ -50,7 +50,7 @@ HEALTHY = UNSEEN + 1_000_000
 SMALL = 2.0
 
 
-def stress_table(models: LocalModels, cases: Iterable[Case]) -> tuple[str, int]:
+def stress_table(models: LocalModels, cases: Iterable[DrawnCase]) -> tuple[str, int]:
     """A row a disturbance and a model: how the CT score changes; and the number of chests."""
     dices: dict[str, list[float]] = {name: [] for name in STRESSES}
     changes: dict[str, list[np.ndarray]] = {name: [] for name in STRESSES}
@@ -105,7 +105,7 @@ def _change(dices: list[float], changes: list[float]) -> list[str]:
     ]
 
 
-def _cell_mm(case: Case, probability: np.ndarray) -> tuple[float, float, float]:
+def _cell_mm(case: DrawnCase, probability: np.ndarray) -> tuple[float, float, float]:
     """Size of a cell of the mask's grid."""
     depth, height, width = case.spacing_mm
     rows, columns = (

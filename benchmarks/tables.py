@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tf_covid.training.cases import Case, draw_cases, read_case
+from tf_covid.training.cases import DrawnCase, draw_cases, read_case
 from tf_covid.weights import catalog
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -25,7 +25,7 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def unseen(folder: Path, seeds: range) -> Iterator[Case]:
+def unseen(folder: Path, seeds: range) -> Iterator[DrawnCase]:
     """The cases of `seeds`, drawn first where they are not there yet.
 
     One at a time, with a line every ten.

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Case:
+class DrawnCase:
     """One synthetic scan with its truth.
 
     Args:
@@ -113,7 +113,7 @@ def draw_cases(folder: Path, seeds: range, *, workers: int = 2) -> None:
                 log.info("drawn %d of %d", index, len(missing))
 
 
-def read_case(folder: Path, seed: int) -> Case:
+def read_case(folder: Path, seed: int) -> DrawnCase:
     """One case that `draw_cases` wrote."""
     with np.load(_path(folder, seed)) as file:
         shape = file["hu"].shape
@@ -126,10 +126,10 @@ def read_case(folder: Path, seed: int) -> Case:
         d, h, w = (float(side) for side in file["spacing_mm"])
         settings = json.loads(str(file["settings"]))
         truth = int(file["ct_score"]), int(file["severity"])
-        return Case(seed, file["hu"], masks[0], masks[1], scores, *truth, (d, h, w), settings)
+        return DrawnCase(seed, file["hu"], masks[0], masks[1], scores, *truth, (d, h, w), settings)
 
 
-def read_cases(folder: Path, seeds: range) -> Iterator[Case]:
+def read_cases(folder: Path, seeds: range) -> Iterator[DrawnCase]:
     """Cases in the order of their seeds."""
     return (read_case(folder, seed) for seed in seeds)
 

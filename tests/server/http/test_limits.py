@@ -464,7 +464,7 @@ def test_tokens_that_cannot_be_sent(tmp_path: Path, token: str) -> None:
 def test_unknown_host_folder_and_taken_ports(tmp_path: Path, running: Any) -> None:
     with pytest.raises(ServingError, match="no address"):
         ServerSettings(models=tmp_path, host="no.such.host.invalid")
-    with pytest.raises(ServingError, match="no folder of models"):
+    with pytest.raises(ServingError, match="not a folder of models"):
         Server(ServerSettings(models=tmp_path / "none"))
     taken = int(running.server.rest_url.rsplit(":", 1)[1])
     with (

@@ -136,7 +136,7 @@ def body(stream: BinaryIO, encoding: Encoding) -> BinaryIO:
     return Inflating(stream) if encoding.deflated else stream  # type: ignore[return-value]
 
 
-class TooLarge(ValueError):
+class InflatesTooFar(ValueError):
     """A deflated data set unpacks to more than is allowed."""
 
 
@@ -201,4 +201,4 @@ class Inflating(io.RawIOBase):
             self._data += self._unpacker.decompress(self._packed, min(room, 1 << 20))
             self._packed = self._unpacker.unconsumed_tail
             if len(self._data) > self._max_bytes:
-                raise TooLarge("the deflated data set is larger than its header promises")
+                raise InflatesTooFar("the deflated data set is larger than its header promises")

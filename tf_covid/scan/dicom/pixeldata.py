@@ -9,7 +9,7 @@ from typing import BinaryIO, NoReturn
 
 from tf_covid.scan import archive
 from tf_covid.scan.checks import refusal
-from tf_covid.scan.dicom.encoding import LONG, Inflating, TooLarge, body, syntax_text
+from tf_covid.scan.dicom.encoding import LONG, InflatesTooFar, Inflating, body, syntax_text
 from tf_covid.scan.dicom.header import DECIDING, Instance
 from tf_covid.scan.dicom.notes import Notes
 from tf_covid.scan.dicom.streams import STARTS
@@ -58,7 +58,7 @@ def raw_frames(instance: Instance, source: ScanFile, notes: Notes | None = None)
         with source.open() as opened:
             stream = body(opened, instance.encoding)
             yield from _frames(stream, instance, notes)
-    except TooLarge:
+    except InflatesTooFar:
         message = (
             "The deflated data set unpacks to more than its header promises: the file is damaged or"
             " hostile."

@@ -31,7 +31,7 @@ class Body:
     user: Future[Any] | None = None
 
 
-class Reader:
+class BodyReader:
     """Reads bodies.
 
     Args:
@@ -111,7 +111,7 @@ class Reader:
         return TooLarge(f"the request is larger than {self._max_bytes} bytes")
 
 
-async def gone(request: Request) -> None:
+async def client_disconnected(request: Request) -> None:
     """Return when the client has gone; its body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

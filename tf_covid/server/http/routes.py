@@ -18,7 +18,7 @@ from tf_covid.server.batcher import Outputs, PendingRequest, too_slow
 from tf_covid.server.context import ServerContext
 from tf_covid.server.errors import ClientDisconnected, Failed, InvalidArgument, RequestError
 from tf_covid.server.http import decode, encode, schema
-from tf_covid.server.http.body import Reader, gone
+from tf_covid.server.http.body import BodyReader, client_disconnected
 from tf_covid.server.http.middleware import AccessMiddleware, error_body
 from tf_covid.server.http.scans import Scans
 from tf_covid.server.metrics import UNKNOWN
@@ -57,7 +57,7 @@ class RestApi:
     def __init__(self, context: ServerContext, scans: Scans) -> None:
         self._context = context
         self._scans = scans
-        self._reader = Reader(context.settings.max_message_bytes, context.settings.read_limit_s)
+        self._reader = BodyReader(context.settings.max_message_bytes, context.settings.read_limit_s)
         self._json = ThreadPoolExecutor(_JSON_THREADS, "tfcovid-json")
 
     def app(self, hosts: frozenset[str] | None) -> AccessMiddleware:
@@ -173,7 +173,7 @@ class RestApi:
     async def _result(self, request: Request, work: PendingRequest) -> Outputs:
         """The outputs, unless the client goes or its time is over: then the work is dropped."""
         answer = asyncio.wrap_future(work.future)
-        left = asyncio.ensure_future(gone(request))
+        left = asyncio.ensure_future(client_disconnected(request))
         try:
             limit = max(work.deadline - time.monotonic(), 0)
             both: set[asyncio.Future[Any]] = {answer, left}

@@ -36,7 +36,7 @@ from tf_covid.server.errors import (
     servable_not_found,
 )
 from tf_covid.server.http import schema
-from tf_covid.server.http.body import Reader, gone
+from tf_covid.server.http.body import BodyReader, client_disconnected
 from tf_covid.server.http.scan_process import FILES, Command, ProcessLimits, ScanAnswer, run
 
 #: The signature of a model that answers whole scans.
@@ -86,7 +86,7 @@ class Scans:
         settings = context.settings
         self._context = context
         self._command = command
-        self._reader = Reader(settings.max_message_bytes, settings.read_limit_s)
+        self._reader = BodyReader(settings.max_message_bytes, settings.read_limit_s)
         self._limits = ProcessLimits(
             settings.scan_time_limit_s, int(settings.scan_memory_gb * 2**30)
         )
@@ -277,7 +277,7 @@ class Scans:
                 self._command(upload, out, model), folder, out, token, self._limits, given_up
             )
 
-        left = asyncio.ensure_future(gone(request))
+        left = asyncio.ensure_future(client_disconnected(request))
         left.add_done_callback(lambda done: None if done.cancelled() else given_up.set())
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, call)
