@@ -226,7 +226,7 @@ def test_mosmed_refuses_with_every_reason(copy, tmp_path):
         "study_0001: is there twice, in CT-0/study_0001.nii.gz and CT-2/study_0001.nii.gz",
         "masks/study_0777_mask.nii.gz: there is no study",
         "study_0255: has two masks",
-        "more: is no folder",
+        "more: is not a folder",
     )
 
 
@@ -271,7 +271,7 @@ def test_stoic_refuses_with_every_reason(copy, tmp_path):
         "data/mha/14.mha: PatientSex '?'",
         "data/mha/99.mha: has no row",
         "data/mha/10.txt: is not a scan",
-        "raw: is no folder",
+        "raw: is not a folder",
     )
 
 
@@ -354,7 +354,7 @@ def test_covid_ct_md_refuses_with_every_reason(copy, tmp_path):
         f"{place}/P002: is the same case as",
         f"{place}/patient four: is not the folder of a case",
         f"{place}/P005/IM1.dcm: is not DICOM",
-        "more: is no folder",
+        "more: is not a folder",
         "Index.csv: row 3, Label Index: '0' is there already",
         "Index.csv: row 4, Label Index: 'x' is not a number",
         "Index.csv: row 4, Diagnosis: 'CAP', and P002 lies in COVID",
