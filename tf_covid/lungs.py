@@ -124,8 +124,8 @@ def _clean(mask: np.ndarray) -> np.ndarray:
     if count == 0:
         return mask
     sizes = np.bincount(pieces.ravel())[1:]
-    expected = np.flatnonzero(sizes >= LEAST_PIECE * sizes.max()) + 1
-    return np.isin(pieces, expected)
+    large_pieces = np.flatnonzero(sizes >= LEAST_PIECE * sizes.max()) + 1
+    return np.isin(pieces, large_pieces)
 
 
 def _filled(sides: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
 """A seeded mutator of small scans.
 
-Seeds.py (what is changed), mutate*.py (how), judge.py (what became of it).
+seeds.py (what is changed), mutate*.py (how), judge.py (what became of it).
 """

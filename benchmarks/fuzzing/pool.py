@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ from fuzzing.draw import Input, draw, put
 from fuzzing.judge import Outcome, Truth, outcome_of, truth_of
 from fuzzing.seeds import Base, chest
 from tf_covid.errors import ScanRefused
-from tf_covid.tensor import Tensor
 
 #: A worker's address space; what is above `judge.MOST_MIB` of resident memory is counted before.
 _ADDRESS_BYTES = 8 << 30
@@ -96,7 +96,12 @@ class _Worker:
     """A process that is started anew where it dies."""
 
     def __init__(
-        self, context: Tensor, seed: int, bases: list[Base], truths: dict[str, Truth], room: Path
+        self,
+        context: SpawnContext,
+        seed: int,
+        bases: list[Base],
+        truths: dict[str, Truth],
+        room: Path,
     ) -> None:
         self._context, self._arguments = context, (seed, bases, truths, room)
         self._number: int | None = None

@@ -98,13 +98,11 @@ def _plain(name: str) -> str:
 
 def _folders(folder: Path) -> tuple[dict[str, Path], list[str]]:
     """The three folders by finding."""
-    records = sorted(folder.iterdir()) if folder.is_dir() else []
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
     positions: dict[str, Path] = {}
     errors = []
     for finding, (pattern, _, _) in _FINDINGS.items():
-        fitting = [
-            path for path in records if path.is_dir() and pattern.fullmatch(_plain(path.name))
-        ]
+        fitting = [path for path in paths if path.is_dir() and pattern.fullmatch(_plain(path.name))]
         if len(fitting) > 1:
             errors.append(
                 f"{' and '.join(path.name for path in fitting)}: all look like the folder of"
@@ -121,7 +119,7 @@ def _folders(folder: Path) -> tuple[dict[str, Path], list[str]]:
         )
     known = [
         path.name
-        for path in records
+        for path in paths
         if any(one.fullmatch(_plain(path.name)) for one, _, _ in _FINDINGS.values())
     ]
     return positions, errors + unexpected_folders(folder, known)

@@ -61,9 +61,9 @@ def stoic_rows(folder: Path) -> list[dict[str, Any]]:
     errors += unexpected_folders(folder, ("data", "metadata")) + unexpected_folders(
         folder / "data", ("mha",)
     )
-    records = [path for path in sorted(scans.iterdir()) if not path.name.startswith(".")]
-    files = {path.stem: path for path in records if path.suffix == ".mha" and path.is_file()}
-    others = set(records) - set(files.values())
+    paths = [path for path in sorted(scans.iterdir()) if not path.name.startswith(".")]
+    files = {path.stem: path for path in paths if path.suffix == ".mha" and path.is_file()}
+    others = set(paths) - set(files.values())
     errors += [f"data/mha/{path.name}: is not a scan (<PatientID>.mha)" for path in sorted(others)]
     rows: list[dict[str, Any]] = []
     seen: dict[str, int] = {}

@@ -166,19 +166,19 @@ def read_series_tfio(path: SeriesPath) -> np.ndarray:
 
 def _decoder() -> Tensor:
     """`tfio.image.decode_dicom_image`, where it works."""
-    route = (
+    hint = (
         "pip install -e '.[tfio]' in the checkout, into a virtual environment of its own, or read"
         " with tf_covid.read"
     )
     if not tf.__version__.startswith(_TENSORFLOW):
         raise ExtraMissing(
             f"tensorflow-io loads beside TensorFlow {_TENSORFLOW}x only, and this is"
-            f" {tf.__version__}: {route}"
+            f" {tf.__version__}: {hint}"
         )
     try:
         return importlib.import_module("tensorflow_io").image.decode_dicom_image
     except ImportError as error:
-        raise ExtraMissing(f"tensorflow-io is not installed: {route}") from error
+        raise ExtraMissing(f"tensorflow-io is not installed: {hint}") from error
 
 
 def _prepare(path: SeriesPath) -> DicomSeriesFiles:

@@ -74,12 +74,12 @@ def report() -> Report:
 def render(report: Report) -> str:
     """The report as plain text, for a terminal or an issue."""
     width = max(len(row.name) for section in report.sections for row in section.rows)
-    fingerprints = {True: "ok  ", False: "FAIL", None: "    "}
+    verdicts = {True: "ok  ", False: "FAIL", None: "    "}
     lines = []
     for section in report.sections:
         lines += [
             section.title,
-            *(f"  {fingerprints[row.ok]} {row.name:{width}}  {row.value}" for row in section.rows),
+            *(f"  {verdicts[row.ok]} {row.name:{width}}  {row.value}" for row in section.rows),
             "",
         ]
     lines.append("All is there." if report.ok else "Missing or broken:")

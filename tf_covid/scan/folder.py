@@ -32,17 +32,17 @@ def walk(folder: Path) -> tuple[list[DiskFile], Leftovers]:
         here = ahead.pop()
         try:
             with os.scandir(here) as listing:
-                records = sorted(listing, key=lambda entry: entry.name)
+                listed = sorted(listing, key=lambda entry: entry.name)
         except OSError:
             if here == folder:
                 raise  # the input itself
             left += Leftovers(no_access=1)
             continue
         answer = _is_answer(
-            [entry.name for entry in records if not entry.is_dir(follow_symlinks=False)]
+            [entry.name for entry in listed if not entry.is_dir(follow_symlinks=False)]
         )
         below: list[Path] = []
-        for entry in records:
+        for entry in listed:
             path = here / entry.name
             if entry.is_dir(follow_symlinks=False):
                 if not _HALF_WRITTEN.fullmatch(entry.name):

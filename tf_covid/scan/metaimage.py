@@ -75,14 +75,14 @@ class MetaHeader:
         Raises:
             ScanRefused: `bad_header`.
         """
-        text_words = self.fields.get("dimsize", "").split()
-        if not text_words or not all(re.fullmatch(r"\d{1,7}", word) for word in text_words):
+        sizes_text = self.fields.get("dimsize", "").split()
+        if not sizes_text or not all(re.fullmatch(r"\d{1,7}", word) for word in sizes_text):
             raise refusal("bad_header", "The MetaImage header states no usable DimSize.")
-        if self.fields.get("ndims") != str(len(text_words)):
+        if self.fields.get("ndims") != str(len(sizes_text)):
             raise refusal(
-                "bad_header", f"DimSize has {len(text_words)} numbers; NDims is missing or another."
+                "bad_header", f"DimSize has {len(sizes_text)} numbers; NDims is missing or another."
             )
-        return tuple(int(word) for word in text_words)
+        return tuple(int(word) for word in sizes_text)
 
     def true(self, *names: str, default: bool = False) -> bool:
         """A field that is True or False; of several names the last that is there.

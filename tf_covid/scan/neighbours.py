@@ -50,11 +50,11 @@ def neighbour_flags(hu: np.ndarray, axis: int = 0) -> tuple[QualityFlag, ...]:
         .reshape(len(slices), -1)
         .astype(np.float32)
     )
-    messages = np.flatnonzero(
+    several_valued = np.flatnonzero(
         sample.min(axis=1) != sample.max(axis=1)
     )  # blank slices are named by the gate
-    sample = sample[messages]
-    again = _repeated(slices, messages, sample)
+    sample = sample[several_valued]
+    again = _repeated(slices, several_valued, sample)
     if len(sample) < 3:
         return again
     clipped = np.clip(sample, *_CLIP_HU)
@@ -64,10 +64,10 @@ def neighbour_flags(hu: np.ndarray, axis: int = 0) -> tuple[QualityFlag, ...]:
     least = np.minimum(next_one[:-1], next_one[1:])
     least_hu = _APART_BESIDE_HU if axis else _APART_HU
     apart = {
-        int(messages[index + 1])
+        int(several_valued[index + 1])
         for index in np.flatnonzero((least > least_hu) & (least > _APART_TIMES * over_one))
     }
-    apart |= {int(messages[end]) for end in _odd_ends(next_one)}
+    apart |= {int(several_valued[end]) for end in _odd_ends(next_one)}
     flags: list[QualityFlag] = []
     if shifted:
         message = (

@@ -266,10 +266,10 @@ def _axes(fields: dict[str, str]) -> tuple[tuple[int, ...], tuple[int, int, int]
     Raises:
         ScanRefused: `bad_header`, `single_slice`, `not_3d`, `not_scalar`.
     """
-    text_words = fields.get("sizes", "").split()
-    if not text_words or not all(_SIZE.fullmatch(word) for word in text_words):
+    sizes_text = fields.get("sizes", "").split()
+    if not sizes_text or not all(_SIZE.fullmatch(word) for word in sizes_text):
         raise refusal("bad_header", "The NRRD header states no usable sizes.")
-    sizes = tuple(int(word) for word in text_words)
+    sizes = tuple(int(word) for word in sizes_text)
     if fields.get("dimension") != str(len(sizes)):
         raise refusal(
             "bad_header",

@@ -90,12 +90,12 @@ def _space(fields: dict[str, str]) -> tuple[tuple[float, float, float], tuple[Qu
 
 def _directions(text: str, count: int, axes: tuple[int, int, int]) -> np.ndarray:
     """One column for each axis in space."""
-    text_words = re.findall(r"none|\([^()]*\)", text.lower())
-    if len(text_words) != count or re.sub(r"none|\([^()]*\)|\s", "", text.lower()):
+    vectors = re.findall(r"none|\([^()]*\)", text.lower())
+    if len(vectors) != count or re.sub(r"none|\([^()]*\)|\s", "", text.lower()):
         raise refusal(
             "bad_header", f"The NRRD header has {count} axes, but not as many space directions."
         )
-    columns = [_vector(text_words[axis], "space directions") for axis in axes]
+    columns = [_vector(vectors[axis], "space directions") for axis in axes]
     return np.array(columns).T
 
 
@@ -183,12 +183,8 @@ def _units(
     One unit for all three axes.
     """
     directed = "spacedirections" in fields
-    text_words = re.findall(r'"([^"]*)"', fields.get("spaceunits" if directed else "units", ""))
-    used = (
-        text_words[:3]
-        if directed
-        else [text_words[axis] for axis in axes if axis < len(text_words)]
-    )
+    units = re.findall(r'"([^"]*)"', fields.get("spaceunits" if directed else "units", ""))
+    used = units[:3] if directed else [units[axis] for axis in axes if axis < len(units)]
     stated = {word.strip().lower() for word in used} - set(_UNSTATED)
     if not stated:
         return np.eye(4), ()

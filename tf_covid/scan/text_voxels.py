@@ -63,11 +63,11 @@ def _hex_parts(read: Read) -> Iterator[bytes]:
 def _text_parts(read: Read, dtype: np.dtype) -> Iterator[bytes]:
     word = b""
     while block := read(_CHUNK):
-        text_words = (word + block.replace(b",", b" ") + b"|").split()
-        word = text_words.pop()[:-1]
+        tokens = (word + block.replace(b",", b" ") + b"|").split()
+        word = tokens.pop()[:-1]
         if len(word) > _LONGEST_WORD:
-            text_words.append(word)
-        yield _numbers(text_words, dtype)
+            tokens.append(word)
+        yield _numbers(tokens, dtype)
     if word:
         yield _numbers([word], dtype)
 

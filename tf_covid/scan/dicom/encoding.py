@@ -71,8 +71,8 @@ def syntax_text(uid: str) -> str:
 
     The field is free text and could hold anything.
     """
-    record = UID_dictionary.get(uid)
-    return uid if record is not None and record[1] == "Transfer Syntax" else "unknown"
+    known = UID_dictionary.get(uid)
+    return uid if known is not None and known[1] == "Transfer Syntax" else "unknown"
 
 
 def find_encoding(stream: BinaryIO) -> Encoding | None:

@@ -46,11 +46,11 @@ class PatientIdentifiers:
             }
         results = {_plain(text) for text in texts}
         for name in names:
-            text_words = [
+            name_parts = [
                 word for part in re.split(r"[\^=\s,;._-]+", name) if (word := _plain(part))
             ]
-            results.update(text_words)
-            for first, second in pairwise(text_words):
+            results.update(name_parts)
+            for first, second in pairwise(name_parts):
                 results |= {first + second, second + first}
         parts = {part for part in results if len(part) >= _LEAST_LETTERS}
         return cls(frozenset(parts), frozenset(results - parts - {""}))

@@ -242,8 +242,8 @@ def stored_values(pixels: np.ndarray, precision: int, instance: Instance) -> np.
     bits = 8 * pixels.dtype.itemsize
     # Decoders of JPEG, JPEG-LS and JPEG 2000 give values; what lies in bits of a word are native
     # and RLE pixels.
-    text_words = instance.transfer_syntax in NATIVE or instance.transfer_syntax == RLE
-    shift = instance.high_bit + 1 - instance.bits_stored if text_words else 0
+    stored_as_words = instance.transfer_syntax in NATIVE or instance.transfer_syntax == RLE
+    shift = instance.high_bit + 1 - instance.bits_stored if stored_as_words else 0
     if pixels.dtype.kind == "i":
         return pixels
     if precision == bits and shift <= 0:
@@ -252,9 +252,9 @@ def stored_values(pixels: np.ndarray, precision: int, instance: Instance) -> np.
     if instance.signed:
         sign = 1 << (precision - 1)
         values = (values ^ sign) - sign
-    if text_words and not instance.overlay:
+    if stored_as_words and not instance.overlay:
         _check_high_bits(pixels, values, instance, instance.high_bit + 1)
-    elif not text_words and int(pixels.max()) >> precision:
+    elif not stored_as_words and int(pixels.max()) >> precision:
         _check_high_bits(pixels, values, instance, precision)
     return values
 

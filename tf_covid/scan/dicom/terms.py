@@ -159,8 +159,8 @@ def projection(instance: Instance, frame: Frame) -> str:
     themselves ORIGINAL, and of no series that says what its slices are for.
     """
     said = " ".join(frame.image_type)
-    for name, text_words in _PROJECTIONS:
-        if text_words.search(said):
+    for name, pattern in _PROJECTIONS:
+        if pattern.search(said):
             return f"ImageType {name}"
     name = described_projection(instance)
     return f"SeriesDescription {name}" if name and frame.image_type[:1] != ("ORIGINAL",) else ""
@@ -171,7 +171,7 @@ def described_projection(instance: Instance) -> str:
     text = instance.series_description
     if _SOURCE_OF_PROJECTIONS.search(text):
         return ""
-    return next((name for name, text_words in _DESCRIBED if text_words.search(text)), "")
+    return next((name for name, pattern in _DESCRIBED if pattern.search(text)), "")
 
 
 def averaged(instance: Instance, frame: Frame) -> bool:

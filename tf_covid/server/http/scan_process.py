@@ -146,8 +146,8 @@ def run(
     environment.pop("TFCOVID_TOKEN", None)
     if token is not None:
         environment["TFCOVID_TOKEN"] = token
-    text_words = folder / "words.txt"
-    with text_words.open("wb") as said:
+    log_file = folder / "words.txt"
+    with log_file.open("wb") as said:
         child = subprocess.Popen(  # noqa: S603  # our own program; no shell
             (sys.executable, "-I", "-S", "-c", _ENDS_WITH_US, str(os.getpid()), *command),
             cwd=folder,
@@ -162,7 +162,7 @@ def run(
         _wait(child, time.monotonic() + limits.seconds, given_up)
     finally:
         _kill(child)
-    return _answer(child.returncode, out, _last_line(text_words, folder))
+    return _answer(child.returncode, out, _last_line(log_file, folder))
 
 
 def _limit(pid: int, limits: ProcessLimits, folder: Path) -> None:
@@ -192,10 +192,10 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def _last_line(said_words: Path, folder: Path) -> str:
+def _last_line(log_file: Path, folder: Path) -> str:
     """The last line that the child said, without our temporary paths; "" if it said nothing."""
-    size = said_words.stat().st_size
-    with said_words.open("rb") as file:
+    size = log_file.stat().st_size
+    with log_file.open("rb") as file:
         file.seek(max(size - _MOST_WORDS, 0))
         lines = file.read().decode("utf-8", "replace").strip().splitlines()
     return (
