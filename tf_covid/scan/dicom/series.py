@@ -20,7 +20,7 @@ Written rules, so that the same folder always gives the same answer.
 10. Words for the chest (SeriesDescription, BodyPartExamined) before none, none before another
     region.
 11. A lung kernel before others.
-12. Most slices; then the lowest series number and acquisition.
+12. Most slices; then the lowest series number; then the UID that sorts first.
 """
 
 from __future__ import annotations
