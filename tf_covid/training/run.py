@@ -15,7 +15,8 @@ import tensorflow as tf
 
 from tf_covid.atomic import remove_leftovers, write_text
 from tf_covid.errors import TrainingError
-from tf_covid.training.initialise import log
+
+log = logging.getLogger(__name__)
 
 #: Stands in the file of every network that was trained here, and so in every result.
 NOTE = (
@@ -126,7 +127,7 @@ def train_only(
         raise TrainingError(
             f"not_finite: the loss of {', '.join(names)} became NaN or infinite; try a lower rate"
         )
-    log.info("%s train_only: loss %.4f", ", ".join(names), loss_now)
+    log.info("%s alone: loss %.4f", ", ".join(names), loss_now)
     for layer in network.layers:
         layer.trainable = before[layer.name]
 
