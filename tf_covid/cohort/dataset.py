@@ -99,6 +99,10 @@ def batches(
         if slices:
             results = results.flat_map(lambda inputs, target: _slices(inputs, target, grid, slices))
         if slices > 0:
+            graph = tf.compat.v1.get_default_graph()
+            if graph.seed == 0:
+                # With 0, `shuffle` compares the symbolic seed in Python, which fails.
+                graph.seed = 1
             results = results.shuffle(
                 _MIXED * slices, seed=seed + visit_numbers[0], reshuffle_each_iteration=False
             )
