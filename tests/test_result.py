@@ -33,6 +33,7 @@ def test_keys_are_the_contracts_in_its_order():
         "quality_flags",
         "series",
         "lungs",
+        "lobes",
         "severity",
         "covid",
         "attention",

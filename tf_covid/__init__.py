@@ -4,10 +4,11 @@ The map of the house, in the order of imports; a room may use those above it, ne
 
     errors, tensor              what can go wrong; types of what TensorFlow and Keras hand over
     atomic, extras              files that are whole or not there; libraries that an extra brings
-    severity, tasks, result     the study's scales; a row a task; what we say about one scan
+    severity, tissues           the study's scales; the numbered tissues around the lungs
+    tasks, result               a row a task; what we say about one scan
     scan/                       BYTES → SCAN: int16 HU in one canonical order, its quality flags
     layers/                     SCAN → CLIP: window, lung mask and box, slice rule, resampling
-    models/                     CLIP → LOGITS: U-Net, LTC, I3D, Inception-v1; stock Keras layers
+    models/                     CLIP → LOGITS: U-Nets, LTC, I3D, Inception-v1; stock Keras layers
     weights/                    what ships, with origin and sha256; reading a model file safely
     preprocessor.py             the layers and the U-Net: int16 HU → clip, once for all rooms
     stratifier_model.py         a preprocessor and a network as one Keras model

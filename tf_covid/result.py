@@ -72,7 +72,23 @@ class Lungs:
     slices_total: int
     involvement_percent: float
     involvement_per_slice: tuple[float, ...]
-    involvement_by: Literal["lesion_mask", "hu_rule"] = "hu_rule"
+    involvement_by: Literal["disease_probability", "lesion_mask", "hu_rule"] = "hu_rule"
+    #: Pleural fluid in ml; None where no lobe network looked for it.
+    effusion_ml: float | None = None
+
+
+@dataclass(frozen=True)
+class Lobe:
+    """One lobe: its volume, its diseased share in percent, and the score 0–5 that follows from it.
+
+    `name` is one of `severity.LOBES`; a lobe that the scan does not show has a volume of 0 and
+    neither involvement nor score.
+    """
+
+    name: str
+    volume_ml: float
+    involvement_percent: float | None
+    score: int | None
 
 
 @dataclass(frozen=True)
@@ -85,6 +101,8 @@ class Severity:
     ct_score: float | None
     ct_score_interval: tuple[float, float] | None = None
     refer: bool | None = None
+    #: Sum of the five lobe scores, read from lobes and disease; None where a lobe is missing.
+    ct_score_read: int | None = None
 
 
 @dataclass(frozen=True)
@@ -129,11 +147,15 @@ class Maps:
         lungs: uint8; 0 outside, 1 right, 2 left.
         attention: uint8; 255 is the maximum within this scan. None with `--attention none`.
         kept: bool (D,); the slices that hold at least the required share of lung.
+        lobes: uint8; 0 outside, 1–5 in the order of `severity.LOBES`. None without a lobe network.
+        lesions: uint8; 1 in diseased lung. None where nothing looked for disease.
     """
 
     lungs: np.ndarray
     attention: np.ndarray | None
     kept: np.ndarray
+    lobes: np.ndarray | None = None
+    lesions: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +171,8 @@ class Result:
     versions: dict[str, str]
     series: Series | None = None
     lungs: Lungs | None = None
+    #: The five lobes in the order of `severity.LOBES`; None without a lobe network.
+    lobes: tuple[Lobe, ...] | None = None
     severity: Severity | None = None
     covid: Covid | None = None
     attention: Attention | None = None
@@ -179,6 +203,7 @@ class Result:
         return head | {
             "series": series,
             "lungs": plain(self.lungs),
+            "lobes": None if self.lobes is None else [plain(lobe) for lobe in self.lobes],
             "severity": severity,
             "covid": plain(self.covid),
             "attention": plain(self.attention),

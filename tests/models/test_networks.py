@@ -21,6 +21,7 @@ ROWS = {
         {"input_shape": (64, 32, 3), "classes": 7, "stem": "symmetric"},
     ),
     "unet": ("unet", {"input_shape": (32, 48, 1), "depth": 3, "filters": 4, "outputs": 2}),
+    "unet3d": ("unet3d", {"input_shape": (16, 16, 32, 1), "filters": 2, "outputs": 6}),
 }
 each_network = pytest.mark.parametrize(("name", "arguments"), ROWS.values(), ids=ROWS.keys())
 
@@ -44,8 +45,12 @@ def batch(arguments, count=2):
 def test_shape_and_names_of_the_outputs(name, arguments):
     network = NETWORKS[name].build(**arguments)
     outputs = network(batch(arguments))
-    assert set(outputs) == {"logits"} | ({"ct_score"} if arguments.get("ct_score") else set())
-    if name == "unet":
+    expected = {"ct_score"} if arguments.get("ct_score") else set()
+    assert set(outputs) == {"logits"} | expected | ({"flips"} if name == "unet3d" else set())
+    if name == "unet3d":
+        assert outputs["logits"].shape == (2, *arguments["input_shape"][:3], arguments["outputs"])
+        assert outputs["flips"].shape == (2, 3)
+    elif name == "unet":
         assert outputs["logits"].shape == (2, *arguments["input_shape"][:2], arguments["outputs"])
     else:
         assert outputs["logits"].shape == (2, arguments["classes"])
@@ -84,7 +89,7 @@ def test_saved_model_answers_alike(name, arguments, tmp_path):
 def test_one_training_step_changes_every_trainable_weight(name, arguments, precision):
     keras.utils.set_random_seed(0)
     network = NETWORKS[name].build(
-        **arguments | ({} if name == "unet" else {"dropout": 0.0}), dtype=precision
+        **arguments | ({} if name.startswith("unet") else {"dropout": 0.0}), dtype=precision
     )
     before = [np.array(weight) for weight in network.trainable_weights]
     truth = {

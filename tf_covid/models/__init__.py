@@ -16,8 +16,9 @@ from tf_covid.models.i3d import I3D
 from tf_covid.models.inception_v1 import InceptionV1
 from tf_covid.models.ltc import LTC
 from tf_covid.models.unet import UNet
+from tf_covid.models.unet3d import UNet3D
 
-__all__ = ["I3D", "LTC", "NETWORKS", "InceptionV1", "Network", "UNet"]
+__all__ = ["I3D", "LTC", "NETWORKS", "InceptionV1", "Network", "UNet", "UNet3D"]
 
 
 @dataclass(frozen=True)
@@ -49,4 +50,5 @@ NETWORKS: dict[str, Network] = {
     ),
     "inception_v1": Network(InceptionV1, 2, lambda arguments: i3d.LAST_ENDPOINT),
     "unet": Network(UNet, 2),
+    "unet3d": Network(UNet3D, 3),
 }

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from tf_covid.errors import ModelError
 
 #: "pretrained": it answers classes of its source, and is there to be trained further.
-Task = Literal["severity", "covid", "lungs", "slices", "pretrained"]
+Task = Literal["severity", "covid", "lungs", "lobes", "slices", "pretrained"]
 
 
 class Preprocessing(BaseModel):
