@@ -27,7 +27,18 @@ FILES = sorted(HOUSE.rglob("*.py"))
 
 #: The road. A room may import those before it, never one after it.
 ROAD = (
-    *("errors", "tensor", "atomic", "extras", "severity", "tissues", "tasks", "result", "scan", "layers"),
+    *(
+        "errors",
+        "tensor",
+        "atomic",
+        "extras",
+        "severity",
+        "tissues",
+        "tasks",
+        "result",
+        "scan",
+        "layers",
+    ),
     *("models", "weights", "preprocessor", "stratifier_model", "lungs", "attention", "answer"),
     *("local", "page", "report", "pipeline", "cohort", "phantom", "study", "training"),
     *("infer", "experiment", "export", "client", "server", "verify", "doctor", "console"),

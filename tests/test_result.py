@@ -58,6 +58,7 @@ def test_keys_are_the_contracts_in_its_order():
         "involvement_percent",
         "involvement_per_slice",
         "involvement_by",
+        "effusion_ml",
     ]
     assert values["lungs"]["involvement_by"] == "hu_rule"
     assert list(values["severity"]) == [
@@ -67,6 +68,7 @@ def test_keys_are_the_contracts_in_its_order():
         "ct_score",
         "ct_score_interval",
         "refer",
+        "ct_score_read",
     ]
     assert list(values["attention"]) == [
         "method",
