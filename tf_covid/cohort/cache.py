@@ -16,8 +16,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -285,27 +285,67 @@ def _secret(folder: Path) -> bytes:
     return path.read_bytes()
 
 
+@dataclass(frozen=True)
+class Masks:
+    """What is known of a scan's voxels, on its own grid; None where nobody drew it.
+
+    Args:
+        lungs: bool (D, H, W).
+        lesions: bool (D, H, W), the diseased lung.
+    """
+
+    lungs: np.ndarray | None = None
+    lesions: np.ndarray | None = None
+
+
 def _write(row: ManifestRow, scan: Scan, path: Path, cache_spec: CacheSpec) -> CacheRecord:
-    import tensorflow as tf
-
-    secret = _secret(path.parent)
-
+    """The record of a scan with the masks that the manifest names."""
     lesions = _lesions(row, cache_spec)
-    try:
+    with _enough_memory():
         lungs, doubts = _own_lungs(row, scan) if cache_spec.kind == "planes" else (None, ())
         lesion_mask = read_mask(lesions, scan, may_be_empty=True) if lesions else None
         if lesion_mask is not None:
             check_lesions(lesion_mask, scan, lungs)
-        if lungs is not None:
-            planes, kept = whole_slices(scan, lungs, lesion_mask, cache_spec.grid), scan.shape[0]
+    return write_record(row.case, scan, Masks(lungs, lesion_mask), path, cache_spec, doubts=doubts)
+
+
+def write_record(
+    case: str,
+    scan: Scan,
+    masks: Masks,
+    path: Path,
+    cache_spec: CacheSpec,
+    *,
+    doubts: Sequence[QualityFlag] = (),
+) -> CacheRecord:
+    """The record of a scan that is in memory, whoever drew its masks.
+
+    Args:
+        case: Name of the case.
+        scan: The scan.
+        masks: Its masks; those that the record has no place for are left out.
+        path: The TFRecord; its `.json` is written beside it.
+        cache_spec: What is kept.
+        doubts: What is doubtful about the masks.
+
+    Raises:
+        ScanRefused: If there are no lungs in it, or it is too large for the memory.
+        OutputError: If it cannot be written.
+    """
+    import tensorflow as tf
+
+    secret = _secret(path.parent)
+    lesions = masks.lesions if cache_spec.lesions else None
+    with _enough_memory():
+        if cache_spec.kind == "planes":
+            if masks.lungs is None:
+                raise ScanRefused([QualityFlag("no_lungs", "error", "There is no lung mask.")])
+            planes = whole_slices(scan, masks.lungs, lesions, cache_spec.grid)
+            kept = scan.shape[0]
         else:
             planes, kept = clip_preprocessor(
                 cache_spec.grid, cache_spec.preprocessing, cache_spec.lungs
-            ).clip(scan, lesion_mask)
-    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-        raise ScanRefused(
-            [QualityFlag("too_large", "error", "There is not enough memory for this scan.")]
-        ) from error
+            ).clip(scan, lesions)
     fingerprints = {"pixels": hashlib.sha256(scan.hu.tobytes()).hexdigest()}
     ids = {
         "study": scan.identifiers.get("study_uid"),
@@ -317,7 +357,7 @@ def _write(row: ManifestRow, scan: Scan, path: Path, cache_spec: CacheSpec) -> C
         if value:
             fingerprints[name] = hmac.new(secret, value.encode(), "sha256").hexdigest()
     codes = tuple(flag.code for flag in (*scan.quality_flags, *doubts))
-    record = CacheRecord(row.case, path, fingerprints, codes, scan.shape, kept)
+    record = CacheRecord(case, path, fingerprints, codes, scan.shape, kept)
     try:
         with replacing(path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
             # The same bytes in every process: a message keeps its parts in no order of its own.
@@ -328,6 +368,19 @@ def _write(row: ManifestRow, scan: Scan, path: Path, cache_spec: CacheSpec) -> C
     del facts["case"], facts["path"]  # the same scan may be called otherwise tomorrow
     write_text(json.dumps(facts), path.with_suffix(".json"))
     return record
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """A scan that does not fit into the memory is refused like any other that is no good."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        raise ScanRefused(
+            [QualityFlag("too_large", "error", "There is not enough memory for this scan.")]
+        ) from error
 
 
 def _own_lungs(row: ManifestRow, scan: Scan) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:
