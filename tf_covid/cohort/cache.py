@@ -199,7 +199,7 @@ def _lacks(row: ManifestRow, folder: Path, cache_spec: CacheSpec) -> bool:
         _, fingerprint, path = _located(row, folder, cache_spec)
     except (ScanRefused, ModelError, OSError):
         return False
-    return not fingerprint or _kept(row.case, path) is None
+    return not fingerprint or kept_record(row.case, path) is None
 
 
 def make(row: ManifestRow, folder: Path, cache_spec: CacheSpec) -> CacheRecord | str:
@@ -213,7 +213,7 @@ def make(row: ManifestRow, folder: Path, cache_spec: CacheSpec) -> CacheRecord |
             return "no_lungs: the manifest names no lung mask"
         case, fingerprint, path = _located(row, folder, cache_spec)
         # An input that cannot be read twice has no fingerprint, and matches nothing.
-        if fingerprint and (record := _kept(row.case, path)):
+        if fingerprint and (record := kept_record(row.case, path)):
             return record
         scan = case.read()
         if scan.fingerprint != fingerprint:
@@ -254,7 +254,13 @@ def _lesions(row: ManifestRow, cache_spec: CacheSpec) -> Path | None:
     return row.lesions if cache_spec.lesions else None
 
 
-def _kept(case: str, path: Path) -> CacheRecord | None:
+def kept_record(case: str, path: Path) -> CacheRecord | None:
+    """The record at a path; None where it is not there as a whole.
+
+    Args:
+        case: Name of the case.
+        path: The TFRecord.
+    """
     try:
         facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if not path.is_file() or path.stat().st_size != facts.pop("bytes"):
