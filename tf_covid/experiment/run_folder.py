@@ -172,6 +172,9 @@ def _same_request(
         # A record is the same whoever made it, so that a run may go on with another number of
         # workers.
         facts = {"question": identity, "environment": here, "workers": workers}
+        if request.init is not None:
+            # For a reader: what counts is the hash above.
+            facts["init"] = catalog.name_of(request.init)
         write_text(json.dumps(facts, indent=1), known)
         return
     if not resume:
