@@ -76,8 +76,8 @@ def test_the_answer_is_on_the_page(make_case: Any) -> None:
     [
         ("hu_rule", ("density above −700 HU, vessels removed", "from density alone"), "learned"),
         (
-            "lesion_mask",
-            ("learned mask of diseased lung", "may miss disease or mark healthy lung"),
+            "disease_probability",
+            ("mean probability of disease", "may miss disease or mark healthy lung"),
             "−700 HU",
         ),
     ],

@@ -25,15 +25,15 @@ _STATUS = {
 
 #: What counted as involved lung, in a few words.
 _INVOLVED_BY = {
-    "lesion_mask": "learned mask of diseased lung",
+    "disease_probability": "mean probability of disease",
     "hu_rule": "density above −700 HU, vessels removed",
 }
 
 _INVOLVEMENT_MEANING = {
-    "lesion_mask": (
-        "Involvement: share of the lung that the lung model marked as diseased (ground glass or"
-        " consolidation). The mask was learned from examples: it may miss disease or mark healthy"
-        " lung."
+    "disease_probability": (
+        "Involvement: mean over the lung of the lung model's calibrated probability of disease"
+        " (ground glass or consolidation). It was learned from examples: it may miss disease or"
+        " mark healthy lung."
     ),
     "hu_rule": (
         "Involvement: share of the lung above −700 HU, vessels removed. It is measured from density"
