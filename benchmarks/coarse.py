@@ -98,9 +98,9 @@ def closed(mask: np.ndarray, spacing_mm: Spacing, radius_mm: float) -> np.ndarra
     grown = _distance(np.pad(mask[around], margins), spacing_mm) <= radius_mm
     shrunk = _distance(~grown, spacing_mm) > radius_mm
     inner = tuple(slice(before, -after) for before, after in margins)
-    filled = ndimage.binary_fill_holes(shrunk[inner] | mask[around])
     out = np.zeros(mask.shape, bool)
-    out[around] = [ndimage.binary_fill_holes(plane) for plane in filled]
+    # In three dimensions: what lung surrounds in a slice may be the dome of the liver.
+    out[around] = ndimage.binary_fill_holes(shrunk[inner] | mask[around])
     return out
 
 

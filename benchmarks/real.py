@@ -46,6 +46,10 @@ if TYPE_CHECKING:
 #: What is farther from the reference than this is outside the lungs, whatever their border is.
 FAR_MM = 10.0
 
+#: Disease outside the reference by more than its border's blur: the dome of the liver is less than
+#: `FAR_MM` from the lung above it.
+BLUR_MM = 3.0
+
 
 @dataclass(frozen=True)
 class Look:
@@ -58,6 +62,7 @@ class Look:
         dice: Of the lungs and the reference.
         lungs_far_ml: Lung marked more than `FAR_MM` outside the reference.
         disease_far_ml: Diseased lung marked there; None where nothing looked for disease.
+        disease_outside_ml: The same, more than `BLUR_MM` outside the reference.
         islands: Pieces of the network's own mask, before the cleaning, beside the two largest.
         islands_ml: Their volume.
         right_ml: Right lung.
@@ -77,6 +82,7 @@ class Look:
     dice: float
     lungs_far_ml: float
     disease_far_ml: float | None
+    disease_outside_ml: float | None
     islands: int
     islands_ml: float
     right_ml: float
@@ -157,11 +163,13 @@ def measured(
     inside = result.maps.lungs > 0
     assert watched.found is not None
     count, islands_ml = islands(watched.found.probability > 0.5, scan)
-    disease_percent = disease_far_ml = None
+    disease_percent = disease_far_ml = disease_outside_ml = None
     if view.disease is not None:
         within = np.count_nonzero(view.disease & view.lungs)
         disease_percent = 100.0 * within / max(np.count_nonzero(view.lungs), 1)
         disease_far_ml = np.count_nonzero(view.disease & view.far) * ml
+        about = near(reference.lungs, view.blocks.spacing_mm, BLUR_MM)
+        disease_outside_ml = np.count_nonzero(view.disease & ~about) * ml
     return Look(
         scan=name,
         reference_ml=reference.ml,
@@ -169,6 +177,7 @@ def measured(
         dice=dice(view.lungs, view.reference),
         lungs_far_ml=np.count_nonzero(view.lungs & view.far) * ml,
         disease_far_ml=disease_far_ml,
+        disease_outside_ml=disease_outside_ml,
         islands=count,
         islands_ml=islands_ml,
         right_ml=lungs.right_ml,
@@ -260,6 +269,7 @@ def against_reference(looks: Sequence[Look]) -> str:
         "Dice",
         f"lung > {FAR_MM:.0f} mm outside, ml",
         f"disease > {FAR_MM:.0f} mm outside, ml",
+        f"disease > {BLUR_MM:.0f} mm outside, ml",
         "islands",
         "islands, ml",
         "the reference",
@@ -271,6 +281,7 @@ def against_reference(looks: Sequence[Look]) -> str:
             number(one.dice, 3),
             number(one.lungs_far_ml, 1),
             number(one.disease_far_ml, 1),
+            number(one.disease_outside_ml, 1),
             one.islands,
             number(one.islands_ml, 1),
             f"not to be trusted: {', '.join(one.doubts)}" if one.doubts else "holds",
@@ -331,11 +342,9 @@ def as_json(looks: Sequence[Look], refused: Sequence[Refused], models: LocalMode
         row = dataclasses.asdict(one) | {"left_to_right": one.left_to_right}
         scans.append(row | {"warnings": [flag.as_dict() for flag in one.warnings]})
     said = {
-        "models": [
-            {"name": model.name, "sha256": model.sha256}
-            for model in (models.lungs, *(member.model for member in models.members))
-        ],
+        "weights_sha256": models.weights_sha256,
         "far_mm": FAR_MM,
+        "blur_mm": BLUR_MM,
         "scans": scans,
         "refused": [
             {"scan": one.scan, "reasons": [flag.as_dict() for flag in one.reasons]}
@@ -391,7 +400,8 @@ def main(folder: Path, out: Path, model: str) -> None:
     (out / "real.json").write_text(as_json(looks, refused, models), "utf-8")
     for path in write_sheets(pictures, out):
         say(str(path))
-    print(f"`lungs-unet`, sha256 `{models.lungs.sha256[:12]}…`, on {len(looks)} scans\n")
+    weights = ", ".join(f"`{sha256[:12]}…`" for sha256 in models.weights_sha256)
+    print(f"{len(looks)} scans, weights {weights}:\n")
     parts = [against_reference(looks), by_itself(looks)] if looks else []
     print("\n\n".join([*parts, not_measured(refused)] if refused else parts))
 

@@ -134,3 +134,40 @@ def test_a_folder_is_looked_at(benchmarks: SimpleNamespace, tmp_path: Path) -> N
         assert (
             sheet.width == 4 * (benchmarks.sheet.TILE + benchmarks.sheet.GAP) - benchmarks.sheet.GAP
         )
+
+
+def _view(benchmarks: SimpleNamespace, chest: Chest, lungs: np.ndarray) -> SimpleNamespace:
+    """A view of a chest, of which `lungs` were found; its lobes and a third of it as disease."""
+    by = benchmarks.coarse.blocks(chest.hu.shape, chest.spacing_mm)
+    reference = benchmarks.reference.reference_lungs(by.hu(chest.hu), by.spacing_mm)
+    lobes = benchmarks.real.lobe_blocks(chest.lungs.astype(np.uint8), by)
+    return benchmarks.sheet.View(
+        name="phantom",
+        hu=chest.hu,
+        blocks=by,
+        lungs=by.mask(lungs),
+        reference=reference.lungs,
+        far=~benchmarks.coarse.near(reference.lungs, by.spacing_mm, 10.0),
+        disease=by.mask(chest.lungs == 3),
+        lobes=lobes,
+        doubts=("cut off at the last slice",),
+    )
+
+
+def test_false_lung_is_drawn_where_it_is(benchmarks: SimpleNamespace, chest: Chest) -> None:
+    lungs = chest.lungs > 0
+    lowest = np.flatnonzero(lungs.any(axis=(1, 2)))[-1]
+    lungs[lowest - 2 : lowest + 1, 50:80, 50:75] = True
+    picture = np.asarray(benchmarks.sheet.draw_scan(_view(benchmarks, chest, lungs)), int)
+    tile = benchmarks.sheet.TILE + benchmarks.sheet.GAP
+    # Far lung is tinted magenta: more red and blue than green.
+    magenta = np.minimum(picture[..., 0], picture[..., 2]) - picture[..., 1] > 60
+    assert magenta[:, :tile].sum() > 500
+    assert magenta[:, 3 * tile :].any()
+
+
+def test_nothing_found_is_drawn_too(benchmarks: SimpleNamespace, chest: Chest) -> None:
+    view = _view(benchmarks, chest, np.zeros(chest.hu.shape, bool))
+    assert benchmarks.sheet.draw_scan(view).size[0] == (
+        4 * (benchmarks.sheet.TILE + benchmarks.sheet.GAP) - benchmarks.sheet.GAP
+    )
