@@ -22,7 +22,7 @@ def draw_masses(body: Draws, rng: np.random.Generator) -> Draws:
 def _blob(lattice: Grid, centre: np.ndarray, radii: np.ndarray, rough: Field, out: Field) -> None:
     """Lower `out` to the distance to a lumpy ellipsoid, within its neighbourhood; in place."""
     reach = radii + 14.0
-    box = lattice.box(centre - reach, centre + reach)
+    box = lattice.box([*(centre - reach)], [*(centre + reach)])
     du, dy, dx = lattice.u[box[0]], lattice.y[box[1]], lattice.x[box[2]]
     level = np.sqrt(
         ((du - centre[0]) / radii[0])[:, None, None] ** 2

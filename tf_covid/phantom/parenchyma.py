@@ -54,8 +54,8 @@ class Parenchyma:
             hole = smooth_step(self._holes(grid) + 0.8 * patchy, 1.6 - 1.6 * self._severity, 2.4)
             hu += hole * (-985.0 - hu) * 0.9
         # Lung beside pleural fluid collapses: dense, and no disease of its own.
-        wide = self._collapse_mm * (1.0 + 0.35 * patchy)
-        squeezed = smooth_step(-slab.read("fluid"), -wide, -0.3 * wide)
+        wide = self._collapse_mm * np.maximum(1.0 + 0.35 * patchy, 0.3)
+        squeezed = smooth_step(-slab.read("fluid") / wide, -1.0, -0.3)
         hu += squeezed * np.maximum(p["collapse_hu"] - hu, 0.0)
         return hu
 
