@@ -28,10 +28,15 @@ COLUMNS = (
     "lobe_scores",
     "lungs",
     "lesions",
+    "lobes",
+    "tissues",
     "age",
     "sex",
     "site",
 )
+
+#: Columns that name files.
+_FILES = ("path", "lungs", "lesions", "lobes", "tissues")
 
 _SCANS = (".dcm", ".nii", ".nii.gz", ".mha", ".nrrd", ".zip")
 
@@ -56,6 +61,8 @@ class ManifestRow(BaseModel):
         covid: 0 or 1.
         lobe_scores: Five scores of 0–5.
         lungs, lesions: Mask files.
+        lobes: Label file: 1–5 in the order of `severity.LOBES`, 0 outside of the lungs.
+        tissues: Label file of the numbers of `tissues.TISSUES`, 0 where it is not known.
         age: Years.
         sex, site: Free text.
     """
@@ -78,6 +85,8 @@ class ManifestRow(BaseModel):
     ) = None
     lungs: Path | None = None
     lesions: Path | None = None
+    lobes: Path | None = None
+    tissues: Path | None = None
     age: Annotated[float, _Decimal, Field(ge=0, le=130)] | None = None
     sex: str | None = None
     site: str | None = None
@@ -98,9 +107,7 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     seen: dict[str, int] = {}
     table, errors = read_table(path, ("case", "patient", "path"), COLUMNS)
     for index, cells in table:
-        files = {
-            key: path.parent / cells[key] for key in ("path", "lungs", "lesions") if cells.get(key)
-        }
+        files = {key: path.parent / cells[key] for key in _FILES if cells.get(key)}
         errors += [
             f"row {index}, {key}: there is no such file"
             for key, file in files.items()

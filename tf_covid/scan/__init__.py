@@ -9,7 +9,7 @@ and `write_nifti` keep to the grid of a scan; `user_lungs` is the one door of a 
 from tf_covid.scan.cases import Case, find_cases, read
 from tf_covid.scan.checks import lung_flags, volume_flags
 from tf_covid.scan.limits import Limits
-from tf_covid.scan.mask import array_mask, mask_files, read_mask, user_lungs
+from tf_covid.scan.mask import array_mask, mask_files, read_labels, read_mask, user_lungs
 from tf_covid.scan.mask_check import check_lesions, check_lungs
 from tf_covid.scan.nifti import write_nifti
 from tf_covid.scan.scan import Scan, SourceGrid
@@ -26,6 +26,7 @@ __all__ = [
     "lung_flags",
     "mask_files",
     "read",
+    "read_labels",
     "read_mask",
     "user_lungs",
     "volume_flags",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from tf_covid.scan.limits import DEFAULT, Limits
 from tf_covid.scan.mask_check import (
     MaskValues,
     accept,
+    accept_numbers,
     check_labels,
     check_lungs,
     inside,
@@ -183,10 +184,57 @@ def read_mask(
 def _of_file(
     path: Path, scan: Scan, limits: Limits, labels: tuple[float, ...], *, lesions: bool = False
 ) -> tuple[np.ndarray, MaskValues]:
-    sources = [DiskFile.of(file) for file in mask_files(path)]
     values = MaskValues()
+    mask = _on_grid(path, scan, limits, values, lambda slab: inside(slab, labels), np.bool_)
+    accept(values, labels, lesions=lesions)
+    return mask, values
+
+
+def read_labels(
+    path: str | os.PathLike[str], scan: Scan, highest: int, limits: Limits = DEFAULT
+) -> np.ndarray:
+    """The numbers of a label file, such as one of the five lobes.
+
+    Args:
+        path: NIfTI, NRRD or MHA on the grid of the scan, in any order of its axes: whole numbers
+            from 0, which is outside of all.
+        scan: The scan it belongs to.
+        highest: The highest number that means something.
+        limits: Bounds on sizes.
+
+    Returns:
+        uint8 (D, H, W) in the scan's canonical order.
+
+    Raises:
+        ScanRefused: `mask_grid` if it is not on the scan's grid, `mask_values` if it holds another
+            number, `mask_empty` if it holds nothing but 0, `not_found`, or what is wrong with the
+            file.
+    """
+    values = MaskValues()
+    labels = _on_grid(Path(path), scan, limits, values, _whole, np.uint8)
+    accept_numbers(values, highest)
+    return labels
+
+
+def _whole(slab: np.ndarray) -> np.ndarray:
+    """uint8: the numbers of a slab, should `accept_numbers` accept them."""
+    if slab.dtype.kind == "f":
+        slab = np.nan_to_num(slab)
+    return np.asarray(np.clip(slab, 0, 255).astype(np.uint8))
+
+
+def _on_grid(
+    path: Path,
+    scan: Scan,
+    limits: Limits,
+    values: MaskValues,
+    convert: Callable[[np.ndarray], np.ndarray],
+    dtype: type[np.generic],
+) -> np.ndarray:
+    """A file's voxels (D, H, W) in canonical order, on the grid of a scan; values are collected."""
+    sources = [DiskFile.of(file) for file in mask_files(path)]
     with quiet(), open_volume(sources, limits) as stored:
-        mask, affine = _filled(stored, labels, values)
+        mask, affine = _filled(stored, values, convert, dtype)
     if mask.shape != scan.shape:
         message = (
             f"The mask has {_times(mask.shape)} voxels (D×H×W), the scan {_times(scan.shape)}."
@@ -200,20 +248,22 @@ def _of_file(
         raise refusal(
             "mask_grid", f"The mask's grid lies up to {off:.2f} mm off the scan's.", round(off, 2)
         )
-    accept(values, labels, lesions=lesions)
-    return mask, values
+    return mask
 
 
 def _filled(
-    stored: RawVolume, labels: tuple[float, ...], values: MaskValues
+    stored: RawVolume,
+    values: MaskValues,
+    convert: Callable[[np.ndarray], np.ndarray],
+    dtype: type[np.generic],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bool (D, H, W) in canonical order, and its LPS affine; the values are collected."""
+    """Voxels (D, H, W) in canonical order, and their LPS affine; the values are collected."""
     source, affine = orient(stored.affine_ras, stored.shape)
-    mask, view = allocate(source, np.bool_)
+    mask, view = allocate(source, dtype)
     count = 0
     for index, slab in enumerate(stored.slabs):
         values.add(slab)
-        view[:, :, index] = inside(slab, labels)
+        view[:, :, index] = convert(slab)
         count = index + 1
     behind = [
         flag for flag in getattr(stored.slabs, "quality_flags", ()) if flag.level == "warning"

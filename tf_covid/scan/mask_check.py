@@ -183,6 +183,24 @@ def _accept_labels(values: MaskValues, labels: Sequence[float]) -> None:
         )
 
 
+def accept_numbers(values: MaskValues, highest: int) -> None:
+    """Refuse the values of what is not a file of numbered parts.
+
+    Args:
+        values: Values of all voxels.
+        highest: The highest number that means something; 0 is outside of all parts.
+
+    Raises:
+        ScanRefused: `mask_values` with the values found, or `mask_empty` if all voxels are 0.
+    """
+    known = set(map(float, range(1, highest + 1)))
+    if values.nan or values.many or not values.values_seen <= known:
+        message = f"The label file holds {values}, but its voxels are whole numbers, 0 … {highest}."
+        raise refusal("mask_values", message, str(values))
+    if not values.values_seen:
+        raise refusal("mask_empty", "The label file is empty: all of its voxels are 0.")
+
+
 def missing_labels(values: MaskValues, labels: Sequence[float]) -> tuple[QualityFlag, ...]:
     """A warning `mask_labels` where some labels are in no voxel: a removed lobe, or a slip."""
     missing = ", ".join(f"{label:g}" for label in labels if label not in values.values_seen)
