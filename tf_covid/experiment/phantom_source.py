@@ -206,7 +206,7 @@ class PhantomCohort:
         workers: int,
         on_message: Callable[[str], None],
     ) -> None:
-        self._task, self._settings, self._spec, self._say = task, settings, spec, on_message
+        self._task, self._settings, self._spec, self._on_message = task, settings, spec, on_message
         self._folder, self._fresh_folder, self._shared = folder, out / "fresh", shared
         self._facts = out / "chests.json"
         self._validation = min(max(1, round(settings.validation_fraction * count)), count - 1)
@@ -346,7 +346,7 @@ class PhantomCohort:
                 now = time.monotonic()
                 if now - said > 10.0:
                     said = now
-                    self._say(
+                    self._on_message(
                         f"chests: {len(results)} of {len(jobs)} are there,"
                         f" {len(results) / (now - began):.2f} a second"
                     )
