@@ -355,17 +355,8 @@ def write_record(
             kept = scan.shape[0]
         else:
             planes, kept = clip_preprocessor(
-<<<<<<< HEAD
-                cache_spec.grid, cache_spec.preprocessing, cache_spec.lungs
-            ).clip(scan, lesions)
-=======
                 cache_spec.grid, cache_spec.preprocessing, cache_spec.lungs, cache_spec.lobes
-            ).clip(scan, lesion_mask)
-    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-        raise ScanRefused(
-            [QualityFlag("too_large", "error", "There is not enough memory for this scan.")]
-        ) from error
->>>>>>> main
+            ).clip(scan, lesions)
     fingerprints = {"pixels": hashlib.sha256(scan.hu.tobytes()).hexdigest()}
     ids = {
         "study": scan.identifiers.get("study_uid"),
