@@ -8,7 +8,7 @@ from tf_covid.cohort.augment import Augmentation, Draws
 from tf_covid.layers.resample import full_axis_matrix, in_plane
 from tf_covid.tensor import Tensor
 
-#: Smallest coarse grid, as a share of the side.
+#: Smallest coarse grid, as a fraction of the side.
 _COARSEST = 3 / 8
 
 #: Side of the cells that a bite is made of, in voxels.
@@ -24,12 +24,12 @@ def coarsened(draws: Draws, planes: Tensor, chance: float) -> Tensor:
         chance: Share of the batches that are changed.
     """
     rows, columns = planes.shape[2], planes.shape[3]
-    share = draws.uniform([], _COARSEST, 1.0)
-    share = tf.where(draws.uniform([], 0.0, 1.0) < chance, share, 1.0)
+    fraction = draws.uniform([], _COARSEST, 1.0)
+    fraction = tf.where(draws.uniform([], 0.0, 1.0) < chance, fraction, 1.0)
 
     def through() -> Tensor:
         sides = [
-            tf.maximum(tf.cast(tf.round(share * side), tf.int32), 1) for side in (rows, columns)
+            tf.maximum(tf.cast(tf.round(fraction * side), tf.int32), 1) for side in (rows, columns)
         ]
         down, up = (
             [
@@ -45,7 +45,7 @@ def coarsened(draws: Draws, planes: Tensor, chance: float) -> Tensor:
         there = in_plane(down[0], flat, down[1])
         return tf.reshape(in_plane(up[0], there, up[1]), tf.shape(planes))
 
-    return tf.ensure_shape(tf.cond(share < 1.0, through, lambda: planes), planes.shape)
+    return tf.ensure_shape(tf.cond(fraction < 1.0, through, lambda: planes), planes.shape)
 
 
 def worse_mask(draws: Draws, lungs: Tensor, how: Augmentation) -> Tensor:

@@ -55,7 +55,7 @@ def chests_asked(manifest: Path) -> int | None:
     """Number of chests that `phantom:N` asks for; None where MANIFEST is a file.
 
     Raises:
-        ManifestError: If N is no number of chests.
+        ManifestError: If N is not a count of chests.
     """
     text = str(manifest)
     if not text.startswith(_PREFIX):
@@ -107,8 +107,8 @@ class _Job:
     """A chest that is to be drawn into the cache.
 
     Args:
-        seed: Its seed.
-        severity: Its class.
+        seed: Seed of the chest.
+        severity: Severity class that it is drawn to have.
         shape: (D, H, W).
         folder: Folder of its record.
         spec: What is kept of it.
@@ -279,8 +279,8 @@ class PhantomCohort:
             make_folder(folder)
             remove_leftovers(folder)
         jobs = [
-            self._job(VALIDATION + number, number % len(LABELS), self._folder)
-            for number in range(self._validation)
+            self._job(VALIDATION + index, index % len(LABELS), self._folder)
+            for index in range(self._validation)
         ]
         self._check_space()
         begins = not self._facts.exists()
@@ -289,7 +289,7 @@ class PhantomCohort:
         records = self._known(jobs, validation)
         self._pixels = {record.fingerprints["pixels"] for record in records}
         if begins:
-            first = [self._training_job(number) for number in range(self._pool)]
+            first = [self._training_job(index) for index in range(self._pool)]
             kept = self._known(first, drawn[len(jobs) :])
             labels = {record.case: self.labels[record.case] for record in kept}
             write_text(json.dumps(labels, indent=1), self._facts)
@@ -308,22 +308,20 @@ class PhantomCohort:
         Raises:
             CohortError: If a process died, or too many chests cannot be used.
         """
-        numbers = range(epoch * self.fresh, epoch * self.fresh + self._pool)
-        jobs = [self._training_job(number) for number in numbers]
+        indices = range(epoch * self.fresh, epoch * self.fresh + self._pool)
+        jobs = [self._training_job(index) for index in indices]
         records = self._known(jobs, self._draw(jobs))
-        following = range(numbers.stop, numbers.stop + self.fresh)
+        following = range(indices.stop, indices.stop + self.fresh)
         if epoch + 1 < self._settings.epochs:
-            for number in following:
-                self._submit(self._training_job(number))
-        self._remove(numbers.start, {*numbers, *following})
+            for index in following:
+                self._submit(self._training_job(index))
+        self._remove(indices.start, {*indices, *following})
         return records
 
-    def _training_job(self, number: int) -> _Job:
-        seed = self._settings.phantom.first_seed + number
+    def _training_job(self, index: int) -> _Job:
+        seed = self._settings.phantom.first_seed + index
         severity = int(self._classes[seed % len(self._classes)])
-        return self._job(
-            seed, severity, self._folder if number < self._pool else self._fresh_folder
-        )
+        return self._job(seed, severity, self._folder if index < self._pool else self._fresh_folder)
 
     def _job(self, seed: int, severity: int, folder: Path) -> _Job:
         return _Job(seed, severity, chest_shape(seed, self._settings.phantom), folder, self._spec)
@@ -385,15 +383,15 @@ class PhantomCohort:
 
     def _remove(self, start: int, needed: Iterable[int]) -> None:
         """Remove what was drawn for epochs before, of this process or of one that was killed."""
-        jobs = [self._training_job(number) for number in needed]
+        jobs = [self._training_job(index) for index in needed]
         there = {job.path.name.partition(".")[0] for job in jobs if job.folder != self._folder}
         for path in self._fresh_folder.iterdir():
             if path.name.partition(".")[0] not in there | {""}:
                 path.unlink(missing_ok=True)
-        for number in range(start):
-            job = self._training_job(number)
+        for index in range(start):
+            job = self._training_job(index)
             self._jobs.pop(job.seed, None)
-            if number < self._pool and not self._shared:
+            if index < self._pool and not self._shared:
                 job.remove()
 
     def _check_space(self) -> None:

@@ -226,10 +226,10 @@ def train(
     _freeze(network, trainer, next(stage for stage, last in _stages(settings) if kept < last))
     copy_weights(trainer.network, plain)
     if start:
-        share = settings.init_share
+        kept_of_start = settings.init_share
         plain.set_weights(
             [
-                share * before + (1 - share) * now
+                kept_of_start * before + (1 - kept_of_start) * now
                 for before, now in zip(start, plain.get_weights(), strict=True)
             ]
         )
