@@ -39,7 +39,7 @@ LOBES: tuple[Colour, ...] = (
 )
 
 #: Shares of colour over the grey.
-DISEASE_OPACITY, FAR_OPACITY, LOBE_OPACITY = 0.35, 0.45, 0.22
+DISEASE_OPACITY, FAR_OPACITY, LOBE_OPACITY = 0.35, 0.35, 0.22
 
 
 @dataclass(frozen=True)
