@@ -58,8 +58,8 @@ def _lying_mm(anatomy: Anatomy, away: float) -> float:
     """Where in y the trunk lies on what is under it: it sinks in a little where it reaches farthest."""
     lattice = anatomy.lattice
     levels = (lattice.u > 0.0) & (lattice.u < anatomy.p["dome_depth_mm"] + 80.0)
-    middle = anatomy.fields["body"][levels][:, :, np.abs(lattice.x) < 110.0] < 0.0
-    lines = middle.any(axis=2)
+    middle = anatomy.fields["body"][levels][:, :, np.abs(lattice.x) < 110.0]
+    lines = np.any(np.less(middle, 0.0), axis=2)
     lines = lines[lines.any(axis=1)]
     if away > 0.0:
         ends = lattice.y[lines.shape[1] - 1 - lines[:, ::-1].argmax(axis=1)]
