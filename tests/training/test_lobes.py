@@ -277,7 +277,8 @@ def test_a_lobe_network_learns(cohort: Path, tmp_path: Path) -> None:
     trained = train(FoldPlan(network, objective, settings, 0), records, [], tmp_path)
     after = objective.answers(trained.network, records)
     assert trained.curves["logits_loss"][-1] < 0.6 * trained.curves["logits_loss"][0]
-    assert after["dice"].mean() > 0.5 > before["dice"].mean()
+    # Sixty steps tell lung from all else, and one lobe from the others.
+    assert np.nanmax(after["lobes"]) > 0.4 > np.nanmax(before["lobes"])
     assert np.isnan(after["effusion_error_ml"]).all()
 
 
