@@ -38,7 +38,7 @@ from tf_covid.training.cases import UNSEEN, DrawnCase, case_shape
 # Nothing here imports TensorFlow before the first network: the processes that draw import this
 # file, too.
 if TYPE_CHECKING:
-    from real import RealScan
+    from shared_scans import RealScan
 
 RUNS = 2
 
@@ -257,7 +257,7 @@ def main(
     write: bool,
 ) -> None:
     """Print the table."""
-    from real import BASE, CIP, real_scans
+    from shared_scans import BASE, CIP, real_scans
 
     folder.mkdir(parents=True, exist_ok=True)
     held = list(unseen(chests, range(UNSEEN, UNSEEN + held_out)))

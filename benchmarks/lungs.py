@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 
 import click
 import numpy as np
-from real import RealScan, real_scans
 from sanity import dice, kept, sanity_table
+from shared_scans import RealScan, real_scans
 from tables import DOCS, NONE, Page, correlation, mean, number, percent, table, unseen
 from threshold import lungs_by_threshold
 

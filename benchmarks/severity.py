@@ -33,7 +33,7 @@ from answers import (
     recall_table,
 )
 from audit import healthy_table, shortcut_table
-from real import BASE, CIP, present
+from shared_scans import BASE, CIP, present
 from stress import AIM, STRESSES, reached
 from tables import DOCS, NONE, Page, mean, number, percent, shipped, table, unseen
 

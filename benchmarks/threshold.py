@@ -43,7 +43,7 @@ def lungs_by_threshold(hu: np.ndarray, spacing_mm: tuple[float, float, float]) -
 
     Bool (D, H, W).
     """
-    air = _without_windpipe(enclosed(hu, AIR_HU), hu, spacing_mm)
+    air = without_windpipe(enclosed(hu, AIR_HU), hu, spacing_mm)
     pieces, count = ndimage.label(air)
     if not count:
         return air
@@ -58,20 +58,26 @@ def lungs_by_threshold(hu: np.ndarray, spacing_mm: tuple[float, float, float]) -
     return lungs
 
 
-def _without_windpipe(
+def without_windpipe(
     air: np.ndarray, hu: np.ndarray, spacing_mm: tuple[float, float, float]
 ) -> np.ndarray:
+    """The air, bool (D, H, W), less the pieces that are small and near the body's middle."""
     pieces, count = ndimage.label(air, _IN_PLANE)
     if not count:
         return air
-    columns = (hu > AIR_HU).sum(axis=(0, 1), dtype=np.float64)
-    middle = (columns * np.arange(len(columns))).sum() / max(columns.sum(), 1)
+    middle = middle_column(hu)
     sizes = np.bincount(pieces.ravel(), minlength=count + 1)
     places = np.nonzero(pieces)[2]
     centre = np.bincount(pieces[pieces > 0], places, count + 1) / np.maximum(sizes, 1)
     small = sizes * spacing_mm[1] * spacing_mm[2] < WINDPIPE_MM2
     central = np.abs(centre - middle) * spacing_mm[2] < WINDPIPE_MM
     return air & ~(small & central)[pieces]
+
+
+def middle_column(hu: np.ndarray) -> float:
+    """Column of the body's middle: the centre of all that is denser than −400 HU."""
+    columns = (hu > AIR_HU).sum(axis=(0, 1), dtype=np.float64)
+    return float((columns * np.arange(len(columns))).sum() / max(columns.sum(), 1))
 
 
 def _closed(plane: np.ndarray, pixel_mm: tuple[float, ...]) -> np.ndarray:

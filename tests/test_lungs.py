@@ -123,26 +123,41 @@ def test_involvement_is_the_dense_share_without_thin_vessels():
     assert (per_slice[[0, 1, 18, 19]] == 0).all()
 
 
-def test_a_learned_mask_of_disease_is_counted_cell_by_cell_within_the_lungs_only():
+def test_involvement_is_the_mean_probability_within_the_lungs_only():
     hu, probability = body(R, L, (slice(3, 5), slice(88, 92), slice(56, 62)))
     disease = np.zeros_like(probability)
-    disease[6:8, 15:18, 10:12] = (
-        0.9  # 2 × 3 × 2 cells in the right lung: as thin as a vessel, and not dense
-    )
+    disease[6:8, 15:18, 10:12] = 0.9  # 2 × 3 × 2 cells in the right lung: as thin as a vessel
     disease[3:5, 44:46, 28:31] = 0.9  # in a piece that is cleaned away
     disease[:, :, 26:34] = 0.9  # between the lungs
-    disease[10, 20, 20] = 0.5  # not above one half
+    disease[10, 20, 20] = 0.5  # counts as a half, and is not drawn
     hu[10:14, 30:70, 74:100] = -300  # dense, but not marked: the rule on density plays no part
     reading = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0), disease=disease)
     cells = 2 * 30 * 20
-    assert reading.lungs.involvement_by == "lesion_mask"
-    assert reading.lungs.involvement_percent == pytest.approx(100 * 12 / (16 * cells))
+    assert reading.lungs.involvement_by == "disease_probability"
+    assert reading.lungs.involvement_percent == pytest.approx(100 * (12 * 0.9 + 0.5) / (16 * cells))
     per_slice = np.array(reading.lungs.involvement_per_slice)
-    np.testing.assert_allclose(per_slice[6:8], 100 * 6 / cells)
-    assert np.count_nonzero(per_slice) == 2
+    np.testing.assert_allclose(per_slice[6:8], 100 * 6 * 0.9 / cells, rtol=1e-6)
+    assert per_slice[10] == pytest.approx(100 * 0.5 / cells)
+    assert np.count_nonzero(per_slice) == 3
     marked = np.zeros(probability.shape, bool)
     marked[6:8, 15:18, 10:12] = True
     np.testing.assert_array_equal(reading.involved, marked)
+
+
+def test_lesions_lie_in_the_lungs_where_disease_is_more_probable_than_not():
+    hu, probability = body(R, L)
+    disease = np.zeros_like(probability)
+    disease[6:9, 4:20, :] = 0.9  # over the lungs' front border, across both and the middle
+    disease[12, 20:30, 10:20] = 0.5
+    reading = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0), disease=disease)
+    lesions = reading.lesions
+    assert lesions.dtype == np.uint8
+    assert lesions.shape == SHAPE
+    assert lesions[6:9, 21:39, 12:48].all()
+    assert not lesions[reading.labels == 0].any()
+    assert not lesions[[*range(6), *range(9, 20)]].any()
+    assert not lesions[:, 42:].any()
+    assert read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).lesions is None
 
 
 def test_disease_is_cut_to_a_users_mask():
@@ -152,6 +167,7 @@ def test_disease_is_cut_to_a_users_mask():
     probability = mask[:, ::2, ::2].astype(np.float32)
     reading = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0), mask, np.ones_like(probability))
     np.testing.assert_array_equal(reading.involved, probability > 0)
+    np.testing.assert_array_equal(reading.lesions, mask)
     assert reading.lungs.involvement_percent == 100
     assert reading.lungs.left_ml == 0
 
@@ -165,7 +181,7 @@ def test_no_disease_found_is_zero_and_not_the_rule_on_density():
     assert by_rule.lungs.involvement_percent == pytest.approx(
         100 * by_rule.involved.sum() / (probability > 0.5).sum()
     )
-    assert learned.lungs.involvement_by == "lesion_mask"
+    assert learned.lungs.involvement_by == "disease_probability"
     assert learned.lungs.involvement_percent == 0
 
 

@@ -12,10 +12,18 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from tf_covid.result import Lungs
-
-#: Label of each lung in `lungs.nii.gz`.
-RIGHT, LEFT = 1, 2
+from tf_covid.lobes import (
+    LEFT,
+    RIGHT,
+    effusion_ml,
+    label_lobes,
+    lesions_on_scan,
+    lobes_within,
+    more_right,
+    read_lobes,
+)
+from tf_covid.result import Lobe, Lungs
+from tf_covid.severity import LOBES
 
 #: A separate piece of the mask belongs to the lungs when it has this fraction of the largest piece:
 #: a lung compressed by an effusion is kept, bowel gas and table tubes are not.
@@ -44,13 +52,20 @@ class LungReading:
         lungs: Volumes and involvement.
         lung_fraction: (D,) fraction of each slice that is lung, on the U-Net's grid, after
             cleaning.
-        involved: bool (D, h, w), diseased lung on the U-Net's grid: what the involvement counts.
+        involved: bool (D, h, w), diseased lung on the U-Net's grid, for pictures and comparisons.
+        lobe_labels: uint8 (D, H, W) on the scan's grid; 0 outside, 1–5 in the order of
+            `severity.LOBES`; above 0 exactly where `labels` is. None without a lobe network.
+        lobes: Volume, involvement and score of the five lobes. None without a lobe network.
+        lesions: uint8 (D, H, W) on the scan's grid; 1 in diseased lung. None where density decided.
     """
 
     labels: np.ndarray
     lungs: Lungs
     lung_fraction: np.ndarray
     involved: np.ndarray
+    lobe_labels: np.ndarray | None = None
+    lobes: tuple[Lobe, ...] | None = None
+    lesions: np.ndarray | None = None
 
 
 def read_lungs(
@@ -60,8 +75,10 @@ def read_lungs(
     spacing_mm: tuple[float, float, float],
     mask: np.ndarray | None = None,
     disease: np.ndarray | None = None,
+    lobes: np.ndarray | None = None,
+    effusion: np.ndarray | None = None,
 ) -> LungReading:
-    """Clean the mask, tell right from left, and measure.
+    """Clean the mask, tell right from left and lobe from lobe, and measure.
 
     Args:
         hu: int16 (D, H, W) in canonical order.
@@ -69,17 +86,22 @@ def read_lungs(
         keep: bool (D,), the kept slices.
         spacing_mm: Voxel size of `hu` along (D, H, W).
         mask: The user's own mask, bool (D, H, W): taken as it is, and only its sides are found.
-        disease: float32 (D, h, w), probability of diseased lung on the U-Net's grid: above 0.5 it
-            is involvement, within the mask. Without it density decides (`INVOLVED_HU`, less what is
-            as thin as a vessel).
+        disease: float32 (D, h, w), calibrated probability of diseased lung on the U-Net's grid: its
+            mean within the mask is the involvement. Without it density decides (`INVOLVED_HU`, less
+            what is as thin as a vessel).
+        lobes: float32 (D', h', w', 5), probability of each lobe in the order of `severity.LOBES`,
+            on a coarse grid whose cells cover the scan evenly. It tells right from left, too.
+        effusion: float32 (D', h', w'), probability of pleural effusion on a coarse grid.
 
     Raises:
-        ValueError: If `disease` is not on the grid of `probability`.
+        ValueError: If `disease` is not on the grid of `probability`, or `lobes` are not five.
     """
     if disease is not None and disease.shape != probability.shape:
         raise ValueError(
             f"disease {disease.shape} is not on the grid of the lungs, {probability.shape}"
         )
+    if lobes is not None and (lobes.ndim != 4 or lobes.shape[3] != len(LOBES)):
+        raise ValueError(f"lobes must be (D', h', w', {len(LOBES)}), not {lobes.shape}")
     inside = probability > 0.5
     grid = inside.shape[1:]
     cell_mm = (
@@ -88,7 +110,10 @@ def read_lungs(
         spacing_mm[2] * hu.shape[2] / grid[1],
     )
     coarse_hu = _planes(hu, grid)
-    sides = _sides(inside if mask is not None else _clean(inside), _middle(coarse_hu), cell_mm)
+    right_half = None if lobes is None else more_right(lobes, inside.shape)
+    if right_half is None:
+        right_half = np.broadcast_to(np.arange(grid[1]) < _middle(coarse_hu), inside.shape)
+    sides = _sides(inside if mask is not None else _clean(inside), right_half, cell_mm)
     if mask is None:
         sides = _filled(sides)
     # No rule on density on top of a learned mask: the lung model was shown vessels and pleura, too.
@@ -102,7 +127,10 @@ def read_lungs(
     right, left = (
         sum(int(np.count_nonzero(plane == side)) for plane in labels) for side in (RIGHT, LEFT)
     )
-    cells, diseased = (volume.sum(axis=(1, 2)) for volume in (sides > 0, involved))
+    amount = involved if disease is None else np.where(sides > 0, disease, np.float32(0))
+    cells, diseased = (volume.sum(axis=(1, 2), dtype=np.float64) for volume in (sides > 0, amount))
+    within = None if lobes is None else lobes_within(lobes, sides)
+    lobe_labels = None if within is None else label_lobes(within, labels)
     lungs = Lungs(
         volume_ml=(right + left) * voxel_ml,
         left_ml=left * voxel_ml,
@@ -113,9 +141,20 @@ def read_lungs(
         involvement_per_slice=tuple(
             float(value) for value in 100.0 * diseased / np.maximum(cells, 1)
         ),
-        involvement_by="hu_rule" if disease is None else "lesion_mask",
+        involvement_by="hu_rule" if disease is None else "disease_probability",
+        effusion_ml=None if effusion is None else effusion_ml(effusion, sides > 0, cell_mm),
     )
-    return LungReading(labels, lungs, cells / float(np.prod(grid)), involved)
+    return LungReading(
+        labels,
+        lungs,
+        cells / float(np.prod(grid)),
+        involved,
+        lobe_labels,
+        None
+        if within is None or lobe_labels is None
+        else read_lobes(lobe_labels, label_lobes(within, sides), amount, voxel_ml),
+        None if disease is None else lesions_on_scan(disease, labels),
+    )
 
 
 def _clean(mask: np.ndarray) -> np.ndarray:
@@ -155,37 +194,43 @@ def _middle(hu: np.ndarray) -> float:
     )
 
 
-def _sides(mask: np.ndarray, middle: float, cell_mm: tuple[float, float, float]) -> np.ndarray:
+def _sides(
+    mask: np.ndarray, right_half: np.ndarray, cell_mm: tuple[float, float, float]
+) -> np.ndarray:
     """uint8 labels of a mask: each voxel goes to the nearer of the two lungs' cores.
 
     The lungs touch in front of the aorta and behind the heart; they come apart when the mask is
     eroded. A core is a piece that lies on one side of the body.
+
+    Args:
+        mask: bool (D, h, w), both lungs.
+        right_half: bool (D, h, w), the right half of the body, or what the lobe network takes for
+            right lung.
+        cell_mm: Edges of a cell in mm.
     """
     sides = np.zeros(mask.shape, np.uint8)
     if not mask.any():
         return sides
     box = tuple(slice(int(where.min()), int(where.max()) + 1) for where in np.nonzero(mask))
-    inner, middle = mask[box], middle - box[2].start
+    inner, right_half = mask[box], right_half[box]
     core, total = inner, int(inner.sum())
     for _ in range(8):
-        cores = _cores(core, total, middle)
+        cores = _cores(core, total, right_half)
         if cores is not None:
             break
         core = ndimage.binary_erosion(core, np.ones((1, 3, 3), bool))
     else:
-        # Two that never come apart: cut at the middle of the body.
-        cores = np.where(np.arange(inner.shape[2]) < middle, RIGHT, LEFT).astype(np.uint8) * inner
+        # Two that never come apart: cut where the halves of the body meet.
+        cores = np.where(right_half, RIGHT, LEFT).astype(np.uint8) * inner
     sides[box] = np.where(inner, _nearest(cores, cell_mm), 0)
     return sides
 
 
-def _cores(core: np.ndarray, total: int, middle: float) -> np.ndarray | None:
-    """The side of every large piece, or None while one of them straddles the middle of the body."""
+def _cores(core: np.ndarray, total: int, right_half: np.ndarray) -> np.ndarray | None:
+    """The side of every large piece, or None while one of them lies in both halves of the body."""
     pieces, count = ndimage.label(core)
     sizes = np.bincount(pieces.ravel(), minlength=count + 1)
-    of_right = np.bincount(
-        pieces[..., : int(np.ceil(middle))].ravel(), minlength=count + 1
-    ) / np.maximum(sizes, 1)
+    of_right = np.bincount(pieces[right_half], minlength=count + 1) / np.maximum(sizes, 1)
     large = np.flatnonzero(sizes >= 0.02 * total)
     large = large[large > 0]
     if not len(large):

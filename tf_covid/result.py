@@ -61,8 +61,9 @@ class Series:
 class Lungs:
     """Volumes in millilitres and involvement in percent; lists run from head to feet.
 
-    `involvement_by` says what counted as involved: "lesion_mask", the lung model's own mask of
-    diseased lung, or "hu_rule", lung above −700 HU without vessels.
+    `involvement_by` says what counted as involved: "disease_probability", the mean of the lung
+    model's calibrated probability of diseased lung, or "hu_rule", lung above −700 HU without
+    vessels.
     """
 
     volume_ml: float
@@ -72,7 +73,7 @@ class Lungs:
     slices_total: int
     involvement_percent: float
     involvement_per_slice: tuple[float, ...]
-    involvement_by: Literal["disease_probability", "lesion_mask", "hu_rule"] = "hu_rule"
+    involvement_by: Literal["disease_probability", "hu_rule"] = "hu_rule"
     #: Pleural fluid in ml; None where no lobe network looked for it.
     effusion_ml: float | None = None
 
@@ -81,8 +82,8 @@ class Lungs:
 class Lobe:
     """One lobe: its volume, its diseased share in percent, and the score 0–5 that follows from it.
 
-    `name` is one of `severity.LOBES`; a lobe that the scan does not show has a volume of 0 and
-    neither involvement nor score.
+    `name` is one of `severity.LOBES`; a lobe that the scan hardly shows (less than 30 ml of it) has
+    neither involvement nor score. Below 1 % a lobe scores 0: a mean of probabilities is never 0.
     """
 
     name: str

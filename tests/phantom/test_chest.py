@@ -22,7 +22,16 @@ SMALL = (40, 80, 80)
 
 #: A quiet scanner and a plain patient, where a law is about HU.
 PLAIN = PhantomSettings(
-    body=BodySettings(p_effusion_left=0.0, p_effusion_right=0.0, p_arms_down=0.0, p_prone=0.0),
+    body=BodySettings(
+        p_effusion_left=0.0,
+        p_effusion_right=0.0,
+        p_arms_down=0.0,
+        p_prone=0.0,
+        p_mass=0.0,
+        p_hilar_tumour=0.0,
+        p_nodes=0.0,
+        p_random_hu=0.0,
+    ),
     lung=LungSettings(p_emphysema=0.0, p_dependent=0.0, p_band=0.0, p_nodules=0.0, p_mosaic=0.0),
     scanner=ScannerSettings(
         noise_hu=(2.0, 3.0),
@@ -35,6 +44,10 @@ PLAIN = PhantomSettings(
         p_contrast=0.0,
         p_blanket=0.0,
         p_wires=0.0,
+        p_planning=0.0,
+        p_clipped=0.0,
+        p_far_above=0.0,
+        p_far_below=0.0,
     ),
 )
 
@@ -52,7 +65,7 @@ def dice(first: np.ndarray, second: np.ndarray) -> float:
 
 def test_same_seed_same_chest_and_another_seed_another() -> None:
     first, again = draw_chest(3, (16, 48, 48)), draw_chest(3, (16, 48, 48))
-    for name in ("hu", "lungs", "lobes", "lesions", "affine"):
+    for name in ("hu", "lungs", "lobes", "lesions", "tissues", "affine"):
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
     assert first.settings == again.settings
     assert (draw_chest(4, (16, 48, 48)).hu != first.hu).mean() > 0.5

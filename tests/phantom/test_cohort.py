@@ -36,10 +36,11 @@ def test_manifest_says_what_the_masks_hold(nifti: Path) -> None:
     found = rows(nifti)
     assert sorted(int(row["severity"]) for row in found) == [0, 1, 2, 3, 4]
     for row in found:
-        scan, lungs, lobes, lesions = (
-            volume(nifti.parent / row[n]) for n in ("path", "lungs", "lobes", "lesions")
+        scan, lungs, lobes, lesions, tissues = (
+            volume(nifti.parent / row[n]) for n in ("path", "lungs", "lobes", "lesions", "tissues")
         )
         assert scan.shape == lungs.shape == lobes.shape == lesions.shape == (48, 48, 20)
+        np.testing.assert_array_equal(tissues == 0, lobes > 0)
         shares = [100.0 * float((lesions[lobes == n] > 0).mean()) for n in range(1, 6)]
         scores = [lobe_score(share) for share in shares]
         assert row["lobe_scores"] == " ".join(map(str, scores))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from tf_covid.result import (
     Attention,
     Covid,
+    Lobe,
     Lungs,
     Maps,
     ModelAnswer,
@@ -20,6 +22,7 @@ from tf_covid.result import (
     Severity,
 )
 from tf_covid.scan import Scan, SourceGrid
+from tf_covid.severity import LOBES
 
 SHAPE = (40, 60, 76)
 SPACING_MM = (7.0, 4.5, 4.5)
@@ -59,6 +62,46 @@ def make_case(chest: tuple[np.ndarray, np.ndarray, np.ndarray]) -> MakeCase:
         hu, lungs, heat = chest
         case = fields.get("case", "case-1")
         return _answer(hu, lungs, heat if attention else None, fields), _scan(hu, case)
+
+    return make
+
+
+@pytest.fixture
+def lobe_case(make_case: MakeCase) -> MakeCase:
+    """`lobe_case(scores)` → (result, scan) with five lobes; None is a lobe hardly shown."""
+
+    def make(scores: tuple[int | None, ...] = (2, 0, 4, 1, 3)) -> tuple[Result, Scan]:
+        result, scan = make_case()
+        assert result.maps is not None
+        assert result.severity is not None
+        assert result.lungs is not None
+        lobes = np.select(
+            [result.maps.lungs == 1, result.maps.lungs == 2],
+            [np.uint8(1), np.uint8(4)],
+            np.uint8(0),
+        )
+        lobes[22:][lobes[22:] > 0] += 1
+        lobes[:, 34:][lobes[:, 34:] == 2] = 3
+        readings = tuple(
+            Lobe(name, 10.0 if score is None else 910.0 + index, percent(score), score)
+            for index, (name, score) in enumerate(zip(LOBES, scores, strict=True))
+        )
+        known = [score for score in scores if score is not None]
+        read = sum(known) if len(known) == len(scores) else None
+        return dataclasses.replace(
+            result,
+            lobes=readings,
+            lungs=dataclasses.replace(
+                result.lungs, effusion_ml=140.0, involvement_by="disease_probability"
+            ),
+            severity=dataclasses.replace(result.severity, ct_score_read=read),
+            maps=dataclasses.replace(
+                result.maps, lobes=lobes, lesions=(scan.hu == -350).astype(np.uint8)
+            ),
+        ), scan
+
+    def percent(score: int | None) -> float | None:
+        return None if score is None else (0.4, 3.0, 12.5, 40.0, 60.0, 90.0)[score]
 
     return make
 

@@ -60,6 +60,28 @@ def test_without_attention_there_is_no_map(make_case: Any, tmp_path: Path) -> No
     assert names(tmp_path / "case-1") == ANSWERED - {"attention.nii.gz"}
 
 
+def test_lobes_and_lesions_come_back_on_the_source_grid(
+    lobe_case: Any, make_case: Any, tmp_path: Path
+) -> None:
+    result, scan = lobe_case()
+    folder = tmp_path / "case-1"
+    write_case(result, scan, folder)
+    assert names(folder) == ANSWERED | {"lobes.nii.gz", "lesions.nii.gz"}
+    for name, volume in (("lobes", result.maps.lobes), ("lesions", result.maps.lesions)):
+        image = nibabel.load(folder / f"{name}.nii.gz")
+        assert image.get_data_dtype() == np.uint8
+        np.testing.assert_allclose(image.affine, scan.source.affine_ras, atol=1e-4)
+        np.testing.assert_array_equal(image.get_fdata(), scan.source.from_canonical(volume))
+    # In mm: what is low in the left lung is the left lower lobe, wherever the file stores it.
+    stored = SimpleITK.ReadImage(str(folder / "lobes.nii.gz"))
+    for voxel, lobe in (((14, 30, 54), 4), ((26, 30, 54), 5), ((26, 40, 22), 3), ((26, 25, 22), 2)):
+        point = (scan.affine @ (*voxel, 1.0))[:3]
+        assert stored[stored.TransformPhysicalPointToIndex(point.tolist())] == lobe
+    # An answer without them replaces the folder as a whole.
+    write_case(*make_case(), folder)
+    assert names(folder) == ANSWERED
+
+
 def test_a_refused_case_has_its_reason_only(refused: Result, tmp_path: Path) -> None:
     write_case(refused, None, tmp_path / "case-1")
     assert names(tmp_path / "case-1") == {"result.json", "report.html"}

@@ -16,6 +16,7 @@ from PIL import Image
 
 from tf_covid.report.html import render
 from tf_covid.result import DISCLAIMER, QualityFlag, Result, Severity
+from tf_covid.severity import LOBES
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}"
 
@@ -76,8 +77,8 @@ def test_the_answer_is_on_the_page(make_case: Any) -> None:
     [
         ("hu_rule", ("density above −700 HU, vessels removed", "from density alone"), "learned"),
         (
-            "lesion_mask",
-            ("learned mask of diseased lung", "may miss disease or mark healthy lung"),
+            "disease_probability",
+            ("mean probability of disease", "may miss disease or mark healthy lung"),
             "−700 HU",
         ),
     ],
@@ -91,6 +92,44 @@ def test_the_page_says_what_counted_as_involved(
     for words in (*said, "does not tell infection from atelectasis"):
         assert words in text
     assert not_said not in text
+
+
+def test_the_lobes_are_a_table_and_a_drawing(lobe_case: Any) -> None:
+    result, scan = lobe_case((2, 0, 4, 1, 3))
+    page = Page(render(result, scan))
+    for words in (
+        *LOBES,
+        "CT score read from lobes: 10 of 25",
+        "The network's estimate, 9.1 of 25",
+        "owe nothing to each other",
+        "pleural effusion 140 ml",
+        "mean probability of disease",
+        "12.5 %",
+        "0.4 %",
+    ):
+        assert words in page.text, words
+    drawn = [(a.get("class") or "").split() for tag, a in page.tags if tag == "path"]
+    assert [names[1] for names in drawn if names[0] == "lobe"] == ["s2", "s0", "s4", "s1", "s3"]
+
+
+def test_a_lobe_that_is_hardly_there_has_no_score_on_the_page(lobe_case: Any) -> None:
+    result, scan = lobe_case((2, None, 4, 1, 3))
+    page = Page(render(result, scan))
+    assert "CT score read from lobes: none, since the scan hardly shows the right middle lobe" in (
+        page.text
+    )
+    assert "None" not in page.text
+    drawn = [a.get("class") for tag, a in page.tags if tag == "path"]
+    assert "lobe" in drawn, "it is drawn without a colour"
+
+
+def test_without_lobes_nothing_speaks_of_them(make_case: Any) -> None:
+    result, scan = make_case()
+    text = Page(render(result, scan)).text
+    for words in ("read from lobes", "five lobes\b", "pleural", "between lobes"):
+        assert not re.search(words, text.replace("over five lobes of 0–5", "")), words
+    little = dataclasses.replace(result.lungs, effusion_ml=9.0)
+    assert "pleural" not in Page(render(dataclasses.replace(result, lungs=little), scan)).text
 
 
 def test_each_slice_is_shown_plain_and_coloured(make_case: Any) -> None:
@@ -237,7 +276,7 @@ def test_the_page_is_small(make_case: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["answered", "refused"])
 def test_a_browser_shows_it_without_complaint(
-    kind: str, make_case: Any, refused: Result, tmp_path: Path
+    kind: str, lobe_case: Any, refused: Result, tmp_path: Path
 ) -> None:
     browser = next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -245,7 +284,7 @@ def test_a_browser_shows_it_without_complaint(
     if browser is None:
         pytest.skip("needs Chromium: make test-system, as root")
     (tmp_path / "report.html").write_text(
-        render(*make_case()) if kind == "answered" else render(refused, None), "utf-8"
+        render(*lobe_case()) if kind == "answered" else render(refused, None), "utf-8"
     )
     switches = (
         "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"

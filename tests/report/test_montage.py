@@ -50,6 +50,13 @@ def test_without_attention_and_for_covid(make_case: Any, covid_case: Any) -> Non
         assert (drawn(case) != with_attention).any()
 
 
+def test_lobes_are_on_the_slide(make_case: Any, lobe_case: Any) -> None:
+    without, with_lobes = drawn(make_case()), drawn(lobe_case())
+    assert (without[200:820] != with_lobes[200:820]).any(), "borders between lobes"
+    assert (without[60:190, 1000:1260] != with_lobes[60:190, 1000:1260]).any(), "the score read"
+    assert (without[:190, :1000] == with_lobes[:190, :1000]).all()
+
+
 def test_what_is_missing_is_left_out(make_case: Any) -> None:
     pixels = drawn(
         make_case(severity=None, lungs=None, series=None, models=(), quality_flags=(), timings_s={})

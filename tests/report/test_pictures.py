@@ -92,6 +92,20 @@ def test_touching_lungs_have_a_border_each() -> None:
     assert (colour[80, 150:170, 2] - colour[80, 150:170, 0]).max() > 100
 
 
+def test_lobes_have_a_thinner_border_than_lungs() -> None:
+    lungs = np.ones((40, 40), np.uint8)
+    lobes = np.full((40, 40), 1, np.uint8)
+    lobes[20:] = 3
+    plane = pictures.Plane(np.full((40, 40), -850, np.int16), lungs, None, (4.0, 4.0), lobes)
+    colour = np.asarray(pictures.overlay(plane, 2.0), float)
+    blue = colour[:, 160, 2] - colour[:, 160, 0]
+    assert 70 < blue[155:165].max() < 170
+    assert 1 <= (blue > 60).sum() <= 3
+    assert abs(int(blue.argmax()) - 160) <= 1
+    plain = pictures.Plane(plane.hu, lungs, None, (4.0, 4.0))
+    assert np.ptp(np.asarray(pictures.overlay(plain, 2.0), float)[100:200, 160]) == 0
+
+
 def test_attention_colours_grow_lighter() -> None:
     """Readable without colour vision and on a grey print."""
     light = pictures.attention_scale_rgb(24) @ (0.2126, 0.7152, 0.0722)

@@ -14,8 +14,9 @@ from tf_covid.report import summary_row, write_summary
 from tf_covid.result import Result
 
 HEADER = (
-    "case,status,class,label,ct_score,probability_0,probability_1,probability_2,probability_3,probability_4,"
-    "involvement_percent,volume_ml,quality_flags,seconds"
+    "case,status,class,label,ct_score,ct_score_read,probability_0,probability_1,probability_2,probability_3,probability_4,"
+    "involvement_percent,right_upper_score,right_middle_score,right_lower_score,left_upper_score,"
+    "left_lower_score,volume_ml,quality_flags,seconds"
 )
 
 
@@ -47,6 +48,17 @@ def test_the_columns_are_those_of_the_contract(
     filled = {name for name, cell in without.items() if cell}
     assert filled == {"case", "status", "quality_flags"}
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["summary.csv"]
+
+
+def test_lobe_scores_have_a_column_each(make_case: Any, lobe_case: Any, tmp_path: Path) -> None:
+    cases = [make_case()[0], lobe_case((2, 0, None, 1, 5))[0], lobe_case((2, 0, 2, 1, 5))[0]]
+    write_summary([summary_row(one) for one in cases], tmp_path / "summary.csv")
+    rows = read(tmp_path / "summary.csv")
+    scores = [[cell for name, cell in row.items() if name.endswith("r_score")] for row in rows]
+    assert [len(row) for row in scores] == [4, 4, 4]
+    assert [row["right_middle_score"] for row in rows] == ["", "0", "0"]
+    assert scores == [["", "", "", ""], ["2", "", "1", "5"], ["2", "2", "1", "5"]]
+    assert [row["ct_score_read"] for row in rows] == ["", "", "10"]
 
 
 def test_a_finished_case_gives_the_same_row(make_case: Any, tmp_path: Path) -> None:

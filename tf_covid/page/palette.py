@@ -106,6 +106,17 @@ SEVERITY = (
     ("#6d1a52", "#ffffff"),
 )
 
+#: Lobe scores 0–5, one hue that darkens with each score, unlike the classes': background, and the
+#: text on it.
+LOBE_SCORE = (
+    ("#eef3f2", "#16202b"),
+    ("#c5dfdb", "#16202b"),
+    ("#93c5be", "#10201e"),
+    ("#579f98", "#08110f"),
+    ("#27706d", "#ffffff"),
+    ("#0b4244", "#ffffff"),
+)
+
 #: Severity classes 0–4 in figures.
 SEVERITY_FILL = tuple(background for background, _ in SEVERITY)
 

@@ -1,6 +1,7 @@
 """A chest we know everything about: synthetic CT with its lungs, lobes, lesions, scores and class.
 
-anatomy (torso, organs) → patient (with lesions, trees, clothing) → chest (tissue, parenchyma, scanner) → cohort, files.
+anatomy (torso, organs, belly, masses) → patient (with lesions, trees, clothing) → chest (tissue, labels, parenchyma,
+scanner) → cohort, files.
 """
 
 from tf_covid.phantom.chest import Chest, draw_chest

@@ -6,15 +6,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tf_covid.phantom import organs, torso
-from tf_covid.phantom.fields import Field, Grid, Points, SplineNoise, join, tube
+from tf_covid.phantom import belly, masses, organs, torso
+from tf_covid.phantom.fields import Field, Grid, Points, SplineNoise, join, meet, tube
 from tf_covid.phantom.settings import BodySettings, Draws, draw
 
 #: Distance of the lattice points: organs are smooth enough for linear interpolation between them.
 LATTICE_MM = 4.0
 
 #: The region, (u, y, x) in mm, within which every random field is defined.
-LOW, HIGH = (-150.0, -290.0, -290.0), (480.0, 290.0, 290.0)
+LOW, HIGH = (-420.0, -310.0, -310.0), (800.0, 310.0, 310.0)
+
+#: The part of it that can hold lung.
+LUNGS_LOW, LUNGS_HIGH = (-60.0, -230.0, -230.0), (370.0, 230.0, 230.0)
+
+
+#: Fields of the head, and of what lies under the diaphragm.
+_HEAD = ("head", "skull", "throat")
+_BELLY = (
+    *("liver", "spleen", "stomach", "stomach_gas", "kidney", "kidney_sinus", "glands", "straps"),
+    *("bowel", "colon", "bowel_gas"),
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,8 @@ class Anatomy:
 
 def draw_body(settings: BodySettings, rng: np.random.Generator) -> Draws:
     """Every size of one patient."""
-    return organs.draw_organs(torso.draw_torso(draw(settings, rng), rng), rng)
+    p = organs.draw_organs(torso.draw_torso(draw(settings, rng), rng), rng)
+    return p | belly.draw_belly(p, rng) | masses.draw_masses(p, rng)
 
 
 def _warped(p: Draws, lattice: Grid, rng: np.random.Generator) -> Points:
@@ -47,8 +59,12 @@ def _warped(p: Draws, lattice: Grid, rng: np.random.Generator) -> Points:
         moved.append(axis + p["warp_mm"] * slow + 0.22 * p["warp_mm"] * quick)
     q = Points(*moved)
     turn, lean = np.deg2rad(p["tilt_degrees"]), np.deg2rad(p["lean_degrees"])
+    low, high = np.float32(-120.0), np.float32(380.0)
+    along = np.clip(q.u, low, high)
     y, x = q.y * np.cos(turn) + q.x * np.sin(turn), q.x * np.cos(turn) - q.y * np.sin(turn)
-    return Points(q.u, y.astype(np.float32), (x + np.sin(lean) * (q.u - 100.0)).astype(np.float32))
+    return Points(
+        q.u, y.astype(np.float32), (x + np.sin(lean) * (along - 100.0)).astype(np.float32)
+    )
 
 
 def build(p: Draws, lattice: Grid, rng: np.random.Generator) -> Anatomy:
@@ -79,14 +95,21 @@ def build(p: Draws, lattice: Grid, rng: np.random.Generator) -> Anatomy:
     parts["heart"] = np.maximum(parts["heart"], dome + 1.0)
     parts["mediastinum"] = torso.mediastinum(p, q, parts)
     pleura = torso.lungs(p, q, parts)
-    lungs, fluid = torso.aerated(p, q, pleura, centre)
-    muscle = join(wall - organs.muscle_thickness(p, q, centre), organs.shoulders(p, q), 25.0)
+    lungs, fluid = torso.aerated(p, q, pleura, centre, LATTICE_MM**3 / 1000.0)
+    # The trunk ends at the shoulders, where the neck goes on.
+    trunk = np.maximum(wall - organs.muscle_thickness(p, q, centre), -70.0 - q.u)
+    muscle = join(trunk, organs.shoulders(p, q), 25.0)
+    above = {name: np.full(lattice.shape, torso.FAR_MM, np.float32) for name in _HEAD}
+    if lattice.u[0] < -110.0:
+        above = organs.head(p, q)
+        muscle = join(muscle, above["head"], 12.0)
     arm = organs.arms(p, q)
     fat = organs.fat_thickness(p, q, centre) + organs.breasts(p, q, centre)
     body = np.minimum(muscle - fat, arm)
     # What is not lung within the cage is fat, but for the neck above it and the muscles behind the spine.
     hollow = np.maximum(np.maximum(wall, -8.0 - q.u), q.y - spine_y - 10.0)
-    hollow = np.maximum(hollow, np.minimum(np.abs(q.x) - 50.0, 0.6 * p["cap_height_mm"] - q.u))
+    apex = join(np.abs(q.x) - 50.0, 0.6 * p["cap_height_mm"] - q.u, 40.0)
+    hollow = meet(hollow, apex, 12.0)
     fields = {
         "body": body,
         "muscle": np.minimum(muscle, arm + 0.5 * p["fat_mm"] * 0.6 + 3.0),
@@ -101,20 +124,37 @@ def build(p: Draws, lattice: Grid, rng: np.random.Generator) -> Anatomy:
         "blood": parts["blood"],
         "heart": parts["heart"],
         "oesophagus": parts["oesophagus"],
-        "column": spine["column"],
-        "canal": spine["canal"],
+        "column": np.maximum(spine["column"], -170.0 - q.u),
+        "canal": np.maximum(spine["canal"], -170.0 - q.u),
         "bones": organs.bones(p, q, wall, centre),
         "ribs": organs.rib_phase(p, q, centre),
         "rib_end": organs.rib_end(p, q, centre),
         "hollow": hollow,
+        "mediastinum": parts["mediastinum"],
         "front": (q.y - centre) / p["chest_half_depth_mm"],
     }
     fields |= {f"{name}_fissure": field for name, field in torso.fissures(p, q, centre).items()}
-    fields |= organs.abdomen(p, q, wall, dome)
-    fields |= organs.bowel(p, q, np.maximum(wall + 6.0, -dome + 6.0))
+    fields |= above
     shape = lattice.shape
-    return Anatomy(
-        p,
-        lattice,
-        {k: np.array(np.broadcast_to(v, shape), np.float32, order="C") for k, v in fields.items()},
-    )
+    full = {
+        k: np.array(np.broadcast_to(v, shape), np.float32, order="C") for k, v in fields.items()
+    }
+    full |= _belly(p, q, wall, dome)
+    masses.add_masses(p, lattice, full)
+    return Anatomy(p, lattice, full)
+
+
+def _belly(p: Draws, q: Points, wall: Field, dome: Field) -> dict[str, Field]:
+    """What lies under the diaphragm, computed where that is, and far elsewhere."""
+    near = (wall < 4.0) & (dome > -8.0)
+    lines = [np.flatnonzero(near.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    box = tuple(slice(int(n[0]), int(n[-1]) + 1) if len(n) else slice(0, 0) for n in lines)
+    found = {name: np.full(wall.shape, torso.FAR_MM, np.float32) for name in _BELLY}
+    if all(len(n) for n in lines):
+        part = Points(*(np.ascontiguousarray(axis[box]) for axis in q))
+        organ = belly.organs(p, part, wall[box], dome[box])
+        gut = belly.bowel(p, part, wall[box], dome[box])
+        organ["liver"] = meet(organ["liver"], 3.0 - gut["colon"], 6.0)
+        for name, field in (organ | gut).items():
+            found[name][box] = field
+    return found

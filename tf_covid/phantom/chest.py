@@ -12,6 +12,7 @@ from tf_covid.phantom import scanner, tissue
 from tf_covid.phantom.clothing import dress
 from tf_covid.phantom.devices import insert
 from tf_covid.phantom.fields import Field, Grid, Upsampler, occupancy
+from tf_covid.phantom.labels import tissue_labels
 from tf_covid.phantom.lesions import Texture
 from tf_covid.phantom.parenchyma import Parenchyma, lungs_hu
 from tf_covid.phantom.patient import Patient, draw_patient, regions
@@ -32,9 +33,12 @@ class Chest:
         lungs: uint8, 0 outside, 1 right, 2 left; consolidated lung and the vessels within are inside, trachea, main
             bronchi, hila, mediastinum and pleural fluid outside.
         lobes: uint8, 0 outside, 1–5 in the order of `severity.LOBES`.
-        lesions: bool, the voxels with glass or consolidation of COVID, lobar pneumonia or oedema (lung that collapsed
-            beside fluid or lies dependent is none), all within `lungs`: where disease
+        lesions: bool, the voxels with glass or consolidation of COVID, lobar pneumonia or oedema (a mass is none, nor
+            is lung that collapsed beside fluid or lies dependent), all within `lungs`: where disease
             fills at least half of the way from healthy lung to the lesion's own density.
+        tissues: uint8, numbers of `tissues.TISSUES` outside the lungs, 0 within them. Stomach and bowel are their wall
+            and all that they hold; hilar tumours and lymph nodes are mediastinum; bones, arms, muscle of the
+            diaphragm and the fat of the belly are chest wall; all but air outside the body is table, pads and cloth.
         spacing_mm: Voxel size along (D, H, W).
         affine: (4, 4) LPS: (d, h, w, 1) → mm.
         lobe_involvement_percent: Diseased share of each lobe, counted from the voxels.
@@ -49,6 +53,7 @@ class Chest:
     lungs: np.ndarray
     lobes: np.ndarray
     lesions: np.ndarray
+    tissues: np.ndarray
     spacing_mm: tuple[float, float, float]
     affine: np.ndarray
     lobe_involvement_percent: tuple[float, ...]
@@ -74,9 +79,10 @@ class _Painter:
         self._up = Upsampler(patient.anatomy.lattice, grid)
         low, high = patient.protocol.low, patient.protocol.high
         rng = patient.streams[0]
-        self._marbling = tissue.Marbling(rng, low, high)
+        body = patient.anatomy.p
+        self._marbling = tissue.Marbling(rng, low, high, body["dome_depth_mm"] - 75.0)
         self._lesions = Texture(patient.disease, rng, low, high)
-        self._healthy = Parenchyma(patient.lung, bool(patient.anatomy.p["prone"]), rng, low, high)
+        self._healthy = Parenchyma(patient.lung, body, rng, low, high)
 
     def hu(self, slices: slice) -> Field:
         """True HU, before the scanner."""
@@ -124,7 +130,19 @@ class _Truth:
                 labels = regions(slab.read) * (slab.read("lungs") < 0.0)
                 lobes[slices][place] = labels
                 lesions[slices][place] = (slab.read("excess") > 0.0) & allowed[labels]
+                if self._patient.anatomy.p["masses"]:
+                    lesions[slices][place] &= slab.read("mass") > 0.0
         return lobes, lesions
+
+    def tissues(self, lobes: np.ndarray) -> np.ndarray:
+        """uint8 tissues outside `lobes`, (D, H, W)."""
+        labels = np.empty(self._shape, np.uint8)
+        for slices in _slabs(self._shape, 1):
+            box = (slices, slice(0, self._shape[1]), slice(0, self._shape[2]))
+            slab = Slab(self._patient.anatomy.fields, self._extents, self._up, self._grid, box)
+            labels[slices] = tissue_labels(slab, self._patient.things)
+        labels[lobes > 0] = 0
+        return labels
 
     def settle(self) -> tuple[np.ndarray, np.ndarray]:
         """The masks, once every lobe has the score that it was drawn to have.
@@ -170,7 +188,9 @@ def draw_chest(
     parts = 1 if protocol.p["thin"] else int(np.clip(np.ceil(thickness / 3.0), 1, 4))
     grid, fine = protocol.grid(shape), protocol.grid(shape, parts)
     extents = Extents(anatomy.fields, anatomy.lattice, 4.0 + float(grid.x[1] - grid.x[0]))
-    lobes, lesions = _Truth(patient, shape, grid, extents).settle()
+    truth = _Truth(patient, shape, grid, extents)
+    lobes, lesions = truth.settle()
+    tissues = truth.tissues(lobes)
     painter = _Painter(patient, fine, extents)
     hu = np.empty(shape, np.int16)
     for slices in _slabs(shape, parts):
@@ -180,13 +200,18 @@ def draw_chest(
         hu[slices] = scanner.examine(
             slab, Grid(grid.u[slices], grid.y, grid.x), protocol, patient.streams[1]
         )
-    return _chest(hu, lobes, lesions, grid, patient, seed)
+    return _chest(hu, (lobes, lesions, tissues), grid, patient, seed)
 
 
 def _chest(
-    hu: np.ndarray, lobes: np.ndarray, lesions: np.ndarray, grid: Grid, patient: Patient, seed: int
+    hu: np.ndarray,
+    truth: tuple[np.ndarray, np.ndarray, np.ndarray],
+    grid: Grid,
+    patient: Patient,
+    seed: int,
 ) -> Chest:
     """The finished value: scores counted from the voxels, geometry from the grid."""
+    lobes, lesions, tissues = truth
     involvement = involvement_percent(lobes, lesions)
     scores = tuple(lobe_score(share) for share in involvement)
     d, h, w = (
@@ -211,6 +236,7 @@ def _chest(
         lungs,
         lobes,
         lesions,
+        tissues,
         (d, h, w),
         affine,
         involvement,

@@ -38,10 +38,10 @@ def write_cohort(
     """Draw a cohort and write each case's scan, truth masks and row of the manifest.
 
     A case is a folder `<case>/` with `dicom/` or `ct.nii.gz`, and `lungs.nii.gz` (0, 1 right, 2
-    left), `lobes.nii.gz` (0, 1–5 in the order of `severity.LOBES`) and `lesions.nii.gz`. It is
-    written under another name and renamed, and
-    kept when it is there: a killed run goes on where it was. Classes are spread evenly, or as
-    `per_class` says.
+    left), `lobes.nii.gz` (0, 1–5 in the order of `severity.LOBES`), `lesions.nii.gz` and
+    `tissues.nii.gz` (numbers of `tissues.TISSUES`, 0 within the lungs). It is written under another
+    name and renamed, and kept when it is there: a killed run goes on where it was. Classes are
+    spread evenly, or as `per_class` says.
 
     Args:
         out: The cohort's folder; made if needed.
@@ -162,6 +162,7 @@ def _write_case(
         ("lungs", chest.lungs),
         ("lobes", chest.lobes),
         ("lesions", chest.lesions.astype(np.uint8)),
+        ("tissues", chest.tissues),
     ):
         write_nifti_volume(mask, chest.affine, part / f"{name}.nii.gz")
     (part / "row.json").write_text(json.dumps(row), encoding="utf-8")
@@ -185,6 +186,7 @@ def _row(chest: Chest, case: str, number: int, chest_seed: int, format: str) -> 
         "sex": "F" if chest.settings["female"] else "M",
         "site": str(rng.choice(_SITES)),
         "lobes": f"{case}/lobes.nii.gz",
+        "tissues": f"{case}/tissues.nii.gz",
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tf_covid.phantom.anatomy import HIGH, LOW, Anatomy
+from tf_covid.phantom.anatomy import LUNGS_HIGH, LUNGS_LOW, Anatomy
 from tf_covid.phantom.fields import Field, SplineNoise, smooth_step
 from tf_covid.phantom.settings import DiseaseSettings, Draws, draw
 from tf_covid.phantom.slab import Slab
@@ -126,8 +126,8 @@ def draw_disease(
     shares = tuple(float(rng.uniform(*_BANDS[score])) / 100.0 for score in scores)
     depth = np.clip(-f["lungs"] / 30.0, 0.0, 1.0)
     height = (anatomy.lattice.u[:, None, None] - 100.0) / 90.0
-    potential = 0.8 * SplineNoise(rng, p["patch_mm"], LOW, HIGH)(anatomy.lattice)
-    potential += 0.3 * SplineNoise(rng, 7.0, LOW, HIGH)(anatomy.lattice)
+    potential = 0.8 * SplineNoise(rng, p["patch_mm"], LUNGS_LOW, LUNGS_HIGH)(anatomy.lattice)
+    potential += 0.3 * SplineNoise(rng, 7.0, LUNGS_LOW, LUNGS_HIGH)(anatomy.lattice)
     if pattern == "covid":
         potential += 2.0 * p["nodularity"] * _blobs(p, anatomy, lungs, rng)
         potential -= p["peripheral"] * 1.5 * depth

@@ -1,13 +1,14 @@
-"""What surrounds the lungs: skin, fat, muscle, bones, arms, and the abdomen under the diaphragm."""
+"""What surrounds the lungs: skin, fat, muscle, bones, arms, neck and head."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from tf_covid.phantom.fields import Field, Points, ellipsoid, join, meet, rotated, smooth_step, tube
+from tf_covid.phantom.fields import Field, Points, ellipsoid, join, smooth_step, tube
 from tf_covid.phantom.settings import Draws
 
-Path = list[tuple[float, float, float]]
+#: How far from an arm its distance is known.
+ARM_REACH_MM = 90.0
 
 
 def draw_organs(torso: Draws, rng: np.random.Generator) -> Draws:
@@ -37,12 +38,7 @@ def draw_organs(torso: Draws, rng: np.random.Generator) -> Draws:
     p["rib_height_mm"], p["rib_fall_mm"] = between(10.0, 14.5), between(80.0, 170.0)
     p["rib_thick_mm"] = between(6.5, 9.5)
     p["arm_mm"], p["arm_gap_mm"] = between(36.0, 52.0), between(2.0, 30.0)
-    p["liver_floor_mm"] = p["dome_depth_mm"] + between(80.0, 170.0)
-    p["spleen_u_mm"] = p["dome_depth_mm"] + between(25.0, 75.0)
-    p["stomach_u_mm"] = p["dome_depth_mm"] + between(25.0, 70.0)
-    p["stomach_mm"], p["stomach_level_mm"] = between(22.0, 48.0), between(-25.0, 15.0)
-    p["subphrenic_fat_mm"] = between(0.5, 2.0) + between(0.0, 0.25) * p["fat_mm"]
-    p["bowel_seed"] = float(rng.integers(2**31))
+    p["head_nod_mm"] = between(-25.0, 35.0)
     return p
 
 
@@ -62,6 +58,7 @@ def fat_thickness(p: Draws, q: Points, centre: Field) -> Field:
     turn = np.arctan2(q.y - centre, np.abs(q.x) + 1e-3)
     share = p["fat_side"] + (p["fat_front"] - p["fat_side"]) * smooth_step(-turn, 0.2, 1.2)
     share = share + (p["fat_back"] - p["fat_side"]) * smooth_step(turn, 0.2, 1.2)
+    share = share * (0.25 + 0.75 * smooth_step(q.u, -130.0, -70.0))  # little on neck and head
     return (
         p["fat_mm"]
         * share
@@ -86,7 +83,7 @@ def shoulders(p: Draws, q: Points) -> Field:
     )
     return join(
         girdle,
-        tube(q, [(-260.0, middle - 14.0, 0.0), (-20.0, middle, 0.0)], p["neck_mm"], None),
+        tube(q, [(-190.0, middle - 14.0, 0.0), (-20.0, middle, 0.0)], p["neck_mm"], None),
         30.0,
     )
 
@@ -104,9 +101,17 @@ def breasts(p: Draws, q: Points, centre: Field) -> Field:
 
 
 def arms(p: Draws, q: Points) -> Field:
-    """Distance to both arms beside the chest; the humerus lies on the axis, so its distance is this plus `arm_mm`."""
+    """Distance to both arms, beside the chest or above the head, cut off at `ARM_REACH_MM`.
+
+    The humerus lies on the axis of an arm that hangs down, so its distance is this plus `arm_mm`.
+    """
+    y, shoulder = p["carina_y_mm"] + 10.0, p["shoulder_mm"]
+    mirrored = Points(q.u, q.y, np.abs(q.x))
+    upper = (p["shoulder_u_mm"], y, shoulder)
     if not p["arms_down"]:
-        return np.full(np.broadcast_shapes(*(axis.shape for axis in q)), 99.0, np.float32)
+        radius = p["arm_mm"]
+        path = [upper, (-150.0, y - 14.0, shoulder - 8.0), (-330.0, y - 4.0, 0.6 * shoulder)]
+        return tube(mirrored, path, [44.0, radius, 0.85 * radius], ARM_REACH_MM)
     x = (
         p["chest_half_width_mm"]
         + p["muscle_mm"]
@@ -115,11 +120,27 @@ def arms(p: Draws, q: Points) -> Field:
         + p["arm_gap_mm"]
         + p["arm_mm"]
     )
-    y = p["carina_y_mm"] + 10.0
-    mirrored = Points(q.u, q.y, np.abs(q.x))
-    upper = (p["shoulder_u_mm"], y, p["shoulder_mm"])
-    path = [upper, (120.0, y + 12.0, x), (520.0, y - 10.0, x + 15.0)]
-    return tube(mirrored, path, [44.0, p["arm_mm"], p["arm_mm"]], None)
+    path = [upper, (120.0, y + 12.0, x), (520.0, y - 10.0, x + 15.0), (760.0, y - 20.0, x + 10.0)]
+    radii = [44.0, p["arm_mm"], p["arm_mm"], 0.7 * p["arm_mm"]]
+    return tube(mirrored, path, radii, ARM_REACH_MM)
+
+
+def head(p: Draws, q: Points) -> dict[str, Field]:
+    """Distances to the head's outer surface, its skull and its air: pharynx, mouth and sinuses."""
+    y = p["carina_y_mm"] - 30.0 + p["head_nod_mm"]
+    whole = join(
+        ellipsoid(q, (-245.0, y, 0.0), (92.0, 98.0, 76.0)),
+        ellipsoid(q, (-175.0, y - 45.0, 0.0), (58.0, 42.0, 54.0)),
+        25.0,
+    )
+    skull = np.abs(whole + 9.0) - 2.6
+    skull = np.where(q.u > -185.0 + 0.5 * (q.y - y), np.maximum(skull, q.y - y + 20.0), skull)
+    air = tube(
+        q,
+        [(-88.0, p["carina_y_mm"] - 12.0, 0.0), (-165.0, y - 8.0, 0.0), (-192.0, y - 50.0, 0.0)],
+        [8.0, 9.0, 12.0],
+    )
+    return {"head": whole, "skull": skull, "throat": air}
 
 
 def vertebrae(p: Draws, q: Points, spine_y: Field) -> dict[str, Field]:
@@ -188,81 +209,3 @@ def rib_phase(p: Draws, q: Points, centre: Field) -> Field:
         front - 0.75, 0.0
     )  # the cartilages rise again towards the sternum
     return q.u - p["rib_fall_mm"] * front - p["rib_phase"] * p["rib_step_mm"]
-
-
-def abdomen(p: Draws, q: Points, wall: Field, diaphragm: Field) -> dict[str, Field]:
-    """Distances to liver, spleen, stomach and kidneys, all under the diaphragm and inside the hollow."""
-    inside = meet(wall + 4.0, -diaphragm + 2.5 + p["subphrenic_fat_mm"], 8.0)
-    right = meet(
-        q.x - p["liver_reach_mm"] + 0.5 * (q.u - p["dome_depth_mm"]) + 0.4 * (q.y + 10.0),
-        q.u - p["liver_floor_mm"] - 0.5 * q.x * 0.8,
-        25.0,
-    )
-    liver = meet(inside, right, 20.0)
-    s = p["spleen_scale"]
-    turned = rotated(
-        q,
-        (p["spleen_u_mm"], 0.48 * p["chest_half_depth_mm"], 0.72 * p["chest_half_width_mm"]),
-        0.5,
-        0.2,
-    )
-    spleen = meet(inside, ellipsoid(turned, (0.0, 0.0, 0.0), (55.0 * s, 42.0 * s, 30.0 * s)), 4.0)
-    size = p["stomach_mm"]
-    u = p["stomach_u_mm"]
-    bag = tube(
-        q,
-        [(u, -4.0, 62.0), (u + 35.0, -28.0, 55.0), (u + 75.0, -42.0, 5.0)],
-        [size, size * 0.85, size * 0.6],
-    )
-    stomach = meet(meet(bag, inside, 6.0), -np.minimum(liver, spleen) + 1.5, 6.0)
-    gas = np.maximum(stomach + 4.0, (q.y - p["stomach_level_mm"]) * (1.0 - 2.0 * p["prone"]))
-    mirrored = Points(q.u + 12.0 * (q.x < 0) * -1.0, q.y, np.abs(q.x))
-    depth = p["dome_depth_mm"] + 105.0
-    turned = rotated(mirrored, (depth, p["spine_front_mm"] + 8.0, 52.0), 0.5, 0.15)
-    kidney = np.maximum(ellipsoid(turned, (0.0, 0.0, 0.0), (52.0, 28.0, 24.0)), inside)
-    kidney = np.maximum(kidney, 1.0 - np.minimum(np.minimum(liver, spleen), stomach))
-    return {
-        "liver": liver,
-        "spleen": spleen,
-        "stomach": stomach,
-        "stomach_gas": gas,
-        "kidney": kidney,
-    }
-
-
-def bowel(p: Draws, q: Points, inside: Field) -> dict[str, Field]:
-    """Distances to bowel (wall included) and to the gas in its upper part, near the left dome and lower down."""
-    rng = np.random.default_rng(int(p["bowel_seed"]))
-    dome, width = p["dome_depth_mm"], p["chest_half_width_mm"]
-    loops: Field | None = None
-    gas: Field | None = None
-    for number in range(6):
-        start = (
-            dome + rng.uniform(25.0, 150.0),
-            rng.uniform(-70.0, 0.0),
-            rng.uniform(0.1, 0.75) * width,
-        )
-        if number == 0:  # the splenic flexure, right under the left dome
-            start = (
-                dome + rng.uniform(18.0, 50.0),
-                rng.uniform(-55.0, 10.0),
-                rng.uniform(0.45, 0.75) * width,
-            )
-        path: Path = [start]
-        for _ in range(2):
-            u, y, x = path[-1]
-            path.append(
-                (
-                    u + rng.uniform(-15.0, 50.0),
-                    y + rng.uniform(-30.0, 25.0),
-                    x + rng.uniform(-45.0, 35.0),
-                )
-            )
-        size = rng.uniform(10.0, 21.0)
-        loop = tube(q, path, [size, size * 0.8, size])
-        level = path[1][1] + rng.uniform(-1.0, 1.2) * size
-        air = np.maximum(loop + 2.5, q.y - level)
-        loops = loop if loops is None else np.minimum(loops, loop)
-        gas = air if gas is None else np.minimum(gas, air)
-    assert loops is not None and gas is not None
-    return {"bowel": np.maximum(loops, inside), "bowel_gas": np.maximum(gas, inside + 3.0)}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from tf_covid.phantom.fields import Field, Grid, SplineNoise, smooth_step
+from tf_covid.phantom.fields import Field, Grid, SplineNoise, occupancy, smooth_step
 from tf_covid.phantom.lesions import Texture
 from tf_covid.phantom.patient import Patient, regions
 from tf_covid.phantom.settings import Draws
 from tf_covid.phantom.slab import Slab, blend
 from tf_covid.phantom.trees import Tree, paint_slab
+
+_SIDES = ("right", "left")
 
 
 class Parenchyma:
@@ -18,13 +20,15 @@ class Parenchyma:
     def __init__(
         self,
         lung: Draws,
-        prone: bool,
+        body: Draws,
         rng: np.random.Generator,
         low: tuple[float, ...],
         high: tuple[float, ...],
     ) -> None:
         self._p = lung
-        self._down = -1.0 if prone else 1.0
+        self._down = -1.0 if body["prone"] else 1.0
+        fluid_ml = max(body[f"effusion_{side}"] * body[f"effusion_{side}_ml"] for side in _SIDES)
+        self._collapse_mm = lung["collapse_mm"] * (1.0 + fluid_ml / 400.0)
         self._patchy = SplineNoise(rng, 24.0, low, high)
         self._texture = SplineNoise(rng, 4.0, low, high)
         self._holes = SplineNoise(rng, 6.5, low, high)
@@ -50,8 +54,9 @@ class Parenchyma:
             hole = smooth_step(self._holes(grid) + 0.8 * patchy, 1.6 - 1.6 * self._severity, 2.4)
             hu += hole * (-985.0 - hu) * 0.9
         # Lung beside pleural fluid collapses: dense, and no disease of its own.
-        squeezed = smooth_step(-slab.read("fluid"), -p["collapse_mm"], -0.3 * p["collapse_mm"])
-        hu += squeezed * np.maximum(-60.0 - hu, 0.0)
+        wide = self._collapse_mm * np.maximum(1.0 + 0.35 * patchy, 0.3)
+        squeezed = smooth_step(-slab.read("fluid") / wide, -1.0, -0.3)
+        hu += squeezed * np.maximum(p["collapse_hu"] - hu, 0.0)
         return hu
 
 
@@ -68,6 +73,9 @@ def lungs_hu(patient: Patient, slab: Slab, healthy: Parenchyma, lesions: Texture
     if patient.lung["fissure_hu"] > 30.0:
         _fissures(hu, patient.lung["fissure_hu"], slab)
     _branches(hu, patient, slab.grid)
+    if patient.anatomy.p["masses"]:
+        body = patient.tissue["mass_hu"] + 8.0 * slab.read("front")
+        blend(hu, occupancy(slab.read("mass"), slab.width_mm), body)
     return hu
 
 

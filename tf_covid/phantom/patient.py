@@ -12,7 +12,7 @@ from tf_covid.phantom.anatomy import LATTICE_MM, Anatomy, build, draw_body
 from tf_covid.phantom.fields import Field, Grid, meet, tube
 from tf_covid.phantom.lesions import Disease, draw_disease, excess
 from tf_covid.phantom.settings import Draws, LungSettings, PhantomSettings, draw
-from tf_covid.phantom.torso import hila
+from tf_covid.phantom.torso import FAR_MM, hila
 from tf_covid.phantom.trees import Tree, grow, together
 from tf_covid.severity import LABELS
 
@@ -107,6 +107,7 @@ def _dots(places: np.ndarray, low_mm: float, high_mm: float, rng: np.random.Gene
 def _carve_hila(anatomy: Anatomy, vessels: Tree) -> None:
     """Take the first branches at the hila out of the lungs: radiologists' masks leave them outside; in place."""
     lattice, lungs = anatomy.lattice, anatomy.fields["lungs"]
+    hilum = anatomy.fields["hilum"] = np.full(lungs.shape, FAR_MM, np.float32)
     thick = vessels.select((vessels.level < 2) & (vessels.radius > 3.2))
     for start, stop, radius in zip(thick.start, thick.stop, thick.radius, strict=True):
         box = lattice.box(
@@ -114,9 +115,9 @@ def _carve_hila(anatomy: Anatomy, vessels: Tree) -> None:
         )
         part = Grid(lattice.u[box[0]], lattice.y[box[1]], lattice.x[box[2]])
         if lungs[box].size:
-            lungs[box] = meet(
-                lungs[box], -tube(part.points(), [start, stop], float(radius) + 0.5), 4.0
-            )
+            branch = tube(part.points(), [start, stop], float(radius) + 0.5)
+            lungs[box] = meet(lungs[box], -branch, 4.0)
+            np.minimum(hilum[box], branch, out=hilum[box])
 
 
 def _lattice(protocol: scanner.Protocol) -> Grid:
@@ -140,9 +141,8 @@ def draw_patient(seed: int, severity: int | None, settings: PhantomSettings) -> 
     vessels, bronchi = _plumbing(anatomy, lung, settings.lung, streams[3])
     _carve_hila(anatomy, vessels)
     lobes = regions(anatomy.fields.__getitem__)
-    disease = draw_disease(
-        settings.disease, severity, anatomy, lobes * (anatomy.fields["lungs"] < 0.0), streams[4]
-    )
+    aired = (anatomy.fields["lungs"] < 0.0) & (anatomy.fields["mass"] > 0.0)
+    disease = draw_disease(settings.disease, severity, anatomy, lobes * aired, streams[4])
     anatomy.fields["excess"] = excess(disease, lobes)
     return Patient(
         anatomy,

@@ -42,6 +42,15 @@ def draw_protocol(settings: ScannerSettings, body: Draws, rng: np.random.Generat
     p["field_of_view_mm"] = max(p["field_of_view_mm"], lungs_mm)
     floor = body["dome_depth_mm"] + body["recess_depth_mm"] + 15.0 + p["below_recess_mm"]
     top = -p["above_apex_mm"] - 10.0
+    if p["far_above"]:
+        top = -p["far_above_mm"]
+    if p["far_below"]:
+        floor += p["far_below_mm"] - p["below_recess_mm"]
+    if p[
+        "planning"
+    ]:  # a couch without a bend, in a wide picture; HU as the planning system has them
+        p["field_of_view_mm"] = max(p["field_of_view_mm"], 420.0)
+        p["offset_hu"] = p["planning_offset_hu"]
     if p["cut_apex"]:
         top = float(rng.uniform(5.0, 0.15 * floor))
     if p["cut_base"]:
@@ -119,6 +128,8 @@ def examine(slices: Field, grid: Grid, protocol: Protocol, rng: np.random.Genera
     slices += p["offset_hu"]
     # 12 bits end at −1024 and 3071; 16 bits keep the noise below air, and metal.
     low, high = (-2000, 8000) if p["16_bit"] else (-1024, 3071)
+    if p["clipped"]:
+        low = -1000
     stored = np.clip(np.rint(slices), low, high).astype(np.int16)
     if p["circle"]:
         y, x = grid.y - grid.y.mean(), grid.x - grid.x.mean()

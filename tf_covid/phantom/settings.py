@@ -40,6 +40,10 @@ class BodySettings:
     liver_reach_mm: Range = (10.0, 85.0)
     liver_hu: Range = (40.0, 68.0)
     spleen_scale: Range = (0.75, 1.4)
+    bowel_scale: Range = (0.85, 1.3)
+    effusion_ml: Range = (20.0, 800.0)
+    mass_mm: Range = (10.0, 70.0)
+    mass_hu: Range = (20.0, 70.0)
     bone_hu: Range = (350.0, 900.0)
     marrow_hu: Range = (90.0, 300.0)
     p_female: float = 0.5
@@ -47,10 +51,18 @@ class BodySettings:
     p_stomach_gas: float = 0.8
     p_oesophagus_air: float = 0.3
     p_calcification: float = 0.4
-    p_effusion_right: float = 0.09
-    p_effusion_left: float = 0.09
+    p_effusion_right: float = 0.11
+    p_effusion_left: float = 0.11
     p_high_dome: float = 0.1
-    p_prone: float = 0.04
+    p_prone: float = 0.08
+    p_large_stomach: float = 0.25
+    p_stomach_food: float = 0.5
+    p_oral_contrast: float = 0.12
+    p_chilaiditi: float = 0.06
+    p_mass: float = 0.1
+    p_hilar_tumour: float = 0.06
+    p_nodes: float = 0.12
+    p_random_hu: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,7 @@ class LungSettings:
     dependent_hu: Range = (60.0, 330.0)
     band_hu: Range = (150.0, 600.0)
     collapse_mm: Range = (2.0, 14.0)
+    collapse_hu: Range = (-120.0, 55.0)
     nodule_mm: Range = (1.5, 8.0)
     bud_mm: Range = (0.7, 2.0)
     p_emphysema: float = 0.12
@@ -112,6 +125,8 @@ class ScannerSettings:
     field_of_view_mm: Range = (290.0, 490.0)
     above_apex_mm: Range = (8.0, 60.0)
     below_recess_mm: Range = (2.0, 90.0)
+    far_above_mm: Range = (70.0, 260.0)
+    far_below_mm: Range = (150.0, 400.0)
     off_centre_mm: Range = (-18.0, 18.0)
     blur_mm: Range = (0.3, 1.3)
     coarse_blur_mm: Range = (1.3, 2.6)
@@ -119,6 +134,7 @@ class ScannerSettings:
     noise_correlation_mm: Range = (0.25, 1.3)
     sharpening: Range = (0.2, 1.3)
     offset_hu: Range = (-12.0, 12.0)
+    planning_offset_hu: Range = (-30.0, 30.0)
     contrast_hu: Range = (110.0, 380.0)
     breathing_mm: Range = (2.0, 9.0)
     streak_hu: Range = (2.0, 15.0)
@@ -137,7 +153,14 @@ class ScannerSettings:
     p_tangle: float = 0.15
     p_cut_apex: float = 0.06
     p_cut_base: float = 0.08
+    p_far_above: float = 0.06
+    p_far_below: float = 0.15
+    p_planning: float = 0.08
+    p_clipped: float = 0.04
     p_table: float = 0.9
+    p_pad: float = 0.5
+    p_head_rest: float = 0.45
+    p_cushions: float = 0.15
     p_blanket: float = 0.45
     p_wires: float = 0.35
     padding_hu: tuple[int, ...] = (-1024, -2000, -3024, -1024)

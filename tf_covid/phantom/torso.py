@@ -22,7 +22,8 @@ def radial(
 def chest_centre(p: Draws, q: Points) -> Field:
     """Where the middle of the chest's hollow lies in y at each height: the anterior wall recedes towards the neck."""
     rise = 1.0 - smooth_step(q.u, -60.0, 0.75 * p["dome_depth_mm"])
-    return p["anterior_slope_mm"] * rise + p["kyphosis_mm"] * ((q.u - 90.0) / 120.0) ** 2 * 0.5
+    bend = (np.clip(q.u, -80.0, 320.0) - 90.0) / 120.0  # neck and loins go on straight
+    return p["anterior_slope_mm"] * rise + p["kyphosis_mm"] * bend**2 * 0.5
 
 
 def cage(p: Draws, q: Points) -> Field:
@@ -232,18 +233,29 @@ def lungs(p: Draws, q: Points, parts: dict[str, Field]) -> Field:
     return meet(shape, -parts["mediastinum"], 5.0)
 
 
-def aerated(p: Draws, q: Points, pleura: Field, centre: Field) -> tuple[Field, Field]:
+def aerated(
+    p: Draws, q: Points, pleura: Field, centre: Field, cell_ml: float
+) -> tuple[Field, Field]:
     """Distance to the lungs proper, `pleura` without the fluid at its back and base; and to that fluid.
 
     The fluid's own border with the chest wall is `pleura`; without any the distance is `FAR_MM`.
+    Its level is where the drawn volume lies below it, counted in cells of `cell_ml`; at most half
+    of what is seen of a pleural space fills.
     """
+    down = 1.0 - 2.0 * p["prone"]
     shape, nearest = pleura, np.full(pleura.shape, FAR_MM, np.float32)
     for side, sign in (("right", -1.0), ("left", 1.0)):
         if p[f"effusion_{side}"]:
-            level = p[f"effusion_{side}_depth"] * p["chest_half_depth_mm"]
-            fluid = 0.9 * (level - q.y + centre) - 0.35 * (q.u - 0.75 * p["dome_depth_mm"])
+            tilt = p[f"effusion_{side}_tilt"]
+            deep = np.cos(tilt) * down * (q.y - centre) + np.sin(tilt) * q.u
             here = sign * q.x > 0.0
-            shape = np.where(here, meet(shape, -fluid, 10.0), shape)
+            found = deep[here & (pleura < 0.0)]
+            if not len(found):
+                continue
+            count = int(min(p[f"effusion_{side}_ml"] / cell_ml, 0.5 * len(found)))
+            level = float(np.partition(found, len(found) - 1 - count)[len(found) - 1 - count])
+            fluid = level - deep
+            shape = np.where(here, meet(shape, -fluid, 8.0), shape)
             nearest = np.where(here, np.minimum(fluid, FAR_MM), nearest)
     return shape, nearest
 
@@ -303,7 +315,9 @@ def draw_torso(body: Draws, rng: np.random.Generator) -> Draws:
         p[f"{side}_fissure_slope"] = slope
         p[f"{side}_fissure_mm"] = dome * between(0.56, 0.68)
     for side in ("right", "left"):
-        p[f"effusion_{side}_depth"] = between(-0.1, 0.75)
+        p[f"effusion_{side}_ml"] = body["effusion_ml"] * between(0.4, 1.0)
+        # Much of it lies at the back of who lies; some stands under the lung.
+        p[f"effusion_{side}_tilt"] = between(0.1, 0.9)
     high = p["high_dome"] * p["high_dome_mm"]
     right = float(rng.random() < 0.6)
     p["high_right_mm"], p["high_left_mm"] = high * right, high * (1.0 - right)

@@ -28,6 +28,8 @@ CASE_FILES = (
     "report.html",
     "montage.png",
     "lungs.nii.gz",
+    "lobes.nii.gz",
+    "lesions.nii.gz",
     "attention.nii.gz",
     "lungs.dcm",
     "attention.dcm",
@@ -49,8 +51,8 @@ def write_case(
     """Write every file of one case, all or nothing.
 
     A refused case gets `result.json` and `report.html`; an answered one also `montage.png`,
-    `lungs.nii.gz` and, with an attention map, `attention.nii.gz`. An older answer in `folder` is
-    replaced.
+    `lungs.nii.gz` and, of what was looked for, `lobes.nii.gz`, `lesions.nii.gz` and
+    `attention.nii.gz`. An older answer in `folder` is replaced.
 
     Args:
         result: The answer, with its maps unless it is a refusal.
@@ -102,12 +104,16 @@ def _write_evidence(result: Result, scan: Scan | None, folder: Path) -> dict[str
         raise ValueError("an answered case needs its scan and its maps to be written")
     # Compressing releases the interpreter lock, so the volumes are written beside the drawing.
     with ThreadPoolExecutor(1) as pool:
-        jobs = [pool.submit(write_nifti, maps.lungs, scan, folder / "lungs.nii.gz", slope=1.0)]
-        if maps.attention is not None:
-            path = folder / "attention.nii.gz"
-            jobs.append(
-                pool.submit(write_nifti, maps.attention, scan, path, slope=_ATTENTION_SLOPE)
+        jobs = [
+            pool.submit(write_nifti, volume, scan, folder / f"{name}.nii.gz", slope=slope)
+            for name, volume, slope in (
+                ("lungs", maps.lungs, 1.0),
+                ("lobes", maps.lobes, 1.0),
+                ("lesions", maps.lesions, 1.0),
+                ("attention", maps.attention, _ATTENTION_SLOPE),
             )
+            if volume is not None
+        ]
         views = choose(result, scan)
         (folder / "montage.png").write_bytes(montage(result, scan, views))
         drawn = html.draw(result, scan, views)

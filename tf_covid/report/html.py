@@ -52,7 +52,7 @@ def draw(result: Result, scan: Scan, views: Views | None = None) -> dict[str, An
         scan: The scan behind it.
         views: Slices and planes to show; chosen here where None.
     """
-    from tf_covid.report import headfeet, pictures
+    from tf_covid.report import headfeet, lobe_drawing, pictures
     from tf_covid.report.views import choose
 
     views = views or choose(result, scan)
@@ -76,6 +76,9 @@ def draw(result: Result, scan: Scan, views: Views | None = None) -> dict[str, An
         "position": [index + 1 for index in views.position],
         "position_reason": views.position_reason,
         "kept_range": _kept_range(result, scan),
+        "lobes": lobe_drawing.draw_lobes(result.lobes) if result.lobes else [],
+        "lobe_legend": lobe_drawing.legend(),
+        "lobe_drawing_size": lobe_drawing.SIZE,
     }
 
 

@@ -105,14 +105,17 @@ def _facts(page: Axes, result: Result) -> None:
     if result.severity is not None:
         score = result.severity.ct_score
         facts.append(("CT score", "–" if score is None else f"{score:.1f} of 25"))
+        if result.severity.ct_score_read is not None:
+            facts.append(("read from lobes", f"{result.severity.ct_score_read} of 25"))
     if result.lungs is not None:
         lungs = result.lungs
         facts.append(("Involved lung", f"{lungs.involvement_percent:.1f} %"))
         facts.append(("Lung volume", millilitres(lungs.volume_ml)))
         facts.append(("right, left", f"{thousands(lungs.right_ml)}, {millilitres(lungs.left_ml)}"))
         facts.append(("Slices used", f"{lungs.slices_kept} of {lungs.slices_total}"))
+    pitch = 25 if len(facts) <= 5 else 22
     for row, (name, value) in enumerate(facts):
-        y = 74 + row * 25
+        y = 74 + row * pitch
         write(page, 1010, y, name, 17, palette.SLIDE.soft)
         write(page, 1250, y, value, 17, ha="right", weight="bold" if row == 0 else "normal")
     write(page, 1010, 46, "Key figures", 15, palette.SLIDE.soft)

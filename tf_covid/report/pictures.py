@@ -33,6 +33,12 @@ ATTENTION_COLOURS = "inferno"
 _ATTENTION_OPACITY = 0.68
 _CONTOUR_WIDTH_PX = 2.4
 
+#: The borders between lobes are thinner and fainter than the lungs', so that they hide no lesion.
+_FISSURE_WIDTH_PX, _FISSURE_OPACITY = 1.2, 0.75
+
+#: The lobes of which an outline is drawn: it takes in every border between two lobes of a lung.
+_OUTLINED_LOBES = (1, 2, 4)
+
 
 @dataclass(frozen=True)
 class Plane:
@@ -43,12 +49,15 @@ class Plane:
         lungs: Lung mask, uint8 (rows, columns); 0 outside, 1 right, 2 left.
         attention: Attention map, uint8 (rows, columns), or None.
         spacing_mm: Distance of neighbouring rows and of neighbouring columns.
+        lobes: Lobes, uint8 (rows, columns); 0 outside, 1–5 in the order of `severity.LOBES`. None
+            without a lobe network.
     """
 
     hu: np.ndarray
     lungs: np.ndarray
     attention: np.ndarray | None
     spacing_mm: tuple[float, float]
+    lobes: np.ndarray | None = None
 
     @property
     def size_mm(self) -> tuple[float, float]:
@@ -61,7 +70,7 @@ def cut(scan: Scan, maps: Maps, axis: int, index: int, box: Box) -> Plane:
 
     Args:
         scan: The scan.
-        maps: Lung mask and attention map of the scan.
+        maps: Lung mask, lobes and attention map of the scan.
         axis: Axis across the plane: 0 axial, 1 coronal, 2 sagittal.
         index: Position along that axis, in voxels of the full scan.
         box: Part to show, as slices of (D, H, W); that of `axis` is not used.
@@ -71,7 +80,8 @@ def cut(scan: Scan, maps: Maps, axis: int, index: int, box: Box) -> Plane:
     key = tuple(where)
     rows, columns = (scan.spacing_mm[other] for other in range(3) if other != axis)
     attention = None if maps.attention is None else maps.attention[key]
-    return Plane(scan.hu[key], maps.lungs[key], attention, (rows, columns))
+    lobes = None if maps.lobes is None else maps.lobes[key]
+    return Plane(scan.hu[key], maps.lungs[key], attention, (rows, columns), lobes)
 
 
 def plain(plane: Plane, px_per_mm: float) -> Image.Image:
@@ -82,7 +92,7 @@ def plain(plane: Plane, px_per_mm: float) -> Image.Image:
 
 
 def overlay(plane: Plane, px_per_mm: float) -> Image.Image:
-    """The plane in the lung window, with attention and lung contours: a picture of mode "RGB"."""
+    """The plane in the lung window, with attention and the borders of lungs and lobes: "RGB"."""
     from PIL import Image
 
     size = _size(plane, px_per_mm)
@@ -93,6 +103,10 @@ def overlay(plane: Plane, px_per_mm: float) -> Image.Image:
         colours, opacity = attention_colours()
         value = np.round(level).astype(np.uint8)
         picture += (colours[value] - picture) * opacity[value][..., None]
+    if plane.lobes is not None:
+        for lobe in _OUTLINED_LOBES:
+            line = _outline(plane.lobes == lobe, size, _FISSURE_WIDTH_PX)[..., None]
+            picture += (contour - picture) * line * _FISSURE_OPACITY
     # Side by side lungs touch in front of the heart: one contour each keeps the border between them
     # visible.
     for side in (1, 2):
@@ -156,7 +170,9 @@ def _resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     )
 
 
-def _outline(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _outline(
+    mask: np.ndarray, size: tuple[int, int], width_px: float = _CONTOUR_WIDTH_PX
+) -> np.ndarray:
     """Opacity of a smooth, even line along the border of a mask, 0–1, float32 (height, width)."""
     from PIL import Image, ImageFilter
 
@@ -170,5 +186,5 @@ def _outline(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     rows, columns = np.gradient(level)
     slope = np.hypot(rows, columns)
     distance = np.abs(level - 0.5) / np.maximum(slope, 1e-3)
-    opacity: np.ndarray = np.clip(_CONTOUR_WIDTH_PX / 2 + 0.5 - distance, 0.0, 1.0)
+    opacity: np.ndarray = np.clip(width_px / 2 + 0.5 - distance, 0.0, 1.0)
     return opacity.astype(np.float32)

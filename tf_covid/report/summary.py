@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tf_covid.atomic import make_folder, replacing
-from tf_covid.severity import LABELS
+from tf_covid.severity import LABELS, LOBES
 
 if TYPE_CHECKING:
     from tf_covid.result import Result
+
+#: Columns of the lobe scores, in the order of `severity.LOBES`.
+LOBE_COLUMNS = tuple(f"{name.replace(' ', '_')}_score" for name in LOBES)
 
 COLUMNS = (
     "case",
@@ -19,8 +22,10 @@ COLUMNS = (
     "class",
     "label",
     "ct_score",
+    "ct_score_read",
     *(f"probability_{position}" for position in range(len(LABELS))),
     "involvement_percent",
+    *LOBE_COLUMNS,
     "volume_ml",
     "quality_flags",
     "seconds",
@@ -73,6 +78,7 @@ def summary_row(result: Result | Mapping[str, Any]) -> dict[str, Any]:
             "class": severity["class"],
             "label": severity["label"],
             "ct_score": severity["ct_score"],
+            "ct_score_read": severity.get("ct_score_read"),
         }
         probabilities = severity["probabilities"]
     elif covid:
@@ -83,6 +89,8 @@ def summary_row(result: Result | Mapping[str, Any]) -> dict[str, Any]:
         probabilities = (1.0 - covid["probability"], covid["probability"])
     else:
         probabilities = ()
+    lobes = values.get("lobes") or ()
+    cells |= {name: lobe["score"] for name, lobe in zip(LOBE_COLUMNS, lobes, strict=False)}
     cells |= {f"probability_{position}": value for position, value in enumerate(probabilities)}
     return {
         name: round(value, 6) if isinstance(value, float) else value

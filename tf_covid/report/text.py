@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tf_covid.page.formats import decimals, millilitres
 from tf_covid.severity import CLASS_UPPER_SCORES, LABELS
 
 if TYPE_CHECKING:
@@ -25,21 +26,24 @@ _STATUS = {
 
 #: What counted as involved lung, in a few words.
 _INVOLVED_BY = {
-    "lesion_mask": "learned mask of diseased lung",
+    "disease_probability": "mean probability of disease",
     "hu_rule": "density above −700 HU, vessels removed",
 }
 
 _INVOLVEMENT_MEANING = {
-    "lesion_mask": (
-        "Involvement: share of the lung that the lung model marked as diseased (ground glass or"
-        " consolidation). The mask was learned from examples: it may miss disease or mark healthy"
-        " lung."
+    "disease_probability": (
+        "Involvement: mean over the lung of the lung model's calibrated probability of disease"
+        " (ground glass or consolidation). It was learned from examples: it may miss disease or"
+        " mark healthy lung."
     ),
     "hu_rule": (
         "Involvement: share of the lung above −700 HU, vessels removed. It is measured from density"
         " alone."
     ),
 }
+
+#: Pleural fluid, in ml, that is not worth a word: the network's cells are coarse.
+LEAST_EFFUSION_ML = 10.0
 
 ATTENTION_SCALE = "attention, relative to this scan's maximum; does not compare patients"
 
@@ -238,6 +242,37 @@ def involvement_meaning(lungs: Lungs) -> str:
     """What the involvement says and what it does not, in sentences."""
     limits = "It does not tell infection from atelectasis, oedema, motion or poor inspiration."
     return f"{_INVOLVEMENT_MEANING[lungs.involvement_by]} {limits}"
+
+
+def score_read(result: Result) -> str:
+    """The CT score that was read from the lobes, or why there is none; empty without lobes."""
+    if result.severity is None or not result.lobes:
+        return ""
+    if result.severity.ct_score_read is not None:
+        return f"CT score read from lobes: {result.severity.ct_score_read} of 25"
+    missing = " and ".join(lobe.name for lobe in result.lobes if lobe.score is None)
+    return f"CT score read from lobes: none, since the scan hardly shows the {missing} lobe"
+
+
+def score_read_meaning(result: Result) -> str:
+    """How the two CT scores of a result stand to each other, in sentences."""
+    texts = [
+        "Each lobe scores 0 to 5 by its involvement; the sum is the CT score read from the lobes."
+    ]
+    if result.severity is not None and result.severity.ct_score is not None:
+        texts.append(
+            f"The network's estimate, {decimals(result.severity.ct_score)} of 25, comes from the"
+            " whole scan. The two readings owe nothing to each other: where they disagree, look at"
+            " the slices."
+        )
+    return " ".join(texts)
+
+
+def effusion(lungs: Lungs) -> str:
+    """Pleural fluid beside the lungs' volume; empty where none was looked for or hardly any is."""
+    if lungs.effusion_ml is None or lungs.effusion_ml <= LEAST_EFFUSION_ML:
+        return ""
+    return f"pleural effusion {millilitres(lungs.effusion_ml)}"
 
 
 def attention_caution(result: Result) -> str:

@@ -32,6 +32,8 @@ FILES = {
     "report.html": "text/html; charset=utf-8",
     "montage.png": "image/png",
     "lungs.nii.gz": "application/gzip",
+    "lobes.nii.gz": "application/gzip",
+    "lesions.nii.gz": "application/gzip",
     "attention.nii.gz": "application/gzip",
 }
 
