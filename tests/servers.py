@@ -214,10 +214,11 @@ class Store:
 
 @dataclass(frozen=True)
 class SmallFiles:
-    """A U-Net set by hand, lung below −400 HU and disease above −700, and two random networks
-    behind it."""
+    """A U-Net set by hand, lung below −400 HU and disease above −700, a random lobe network that
+    takes most of a scan for lobes, and two random networks behind them."""
 
     lungs: Path
+    lobes: Path
     network: Path
     other: Path
 
@@ -226,15 +227,29 @@ class SmallFiles:
 def small_files(tmp_path_factory: pytest.TempPathFactory, threshold_unet: Any) -> SmallFiles:
     import keras
 
+    from tf_covid.layers.lobes import WIDE_LEVEL_HU, WIDE_WIDTH_HU
     from tf_covid.models import NETWORKS
-    from tf_covid.weights import Contract
+    from tf_covid.tissues import CLASSES
+    from tf_covid.weights import Contract, Preprocessing
     from tf_covid.weights.files import save_model
 
+    wide = Preprocessing(level_hu=WIDE_LEVEL_HU, width_hu=WIDE_WIDTH_HU)
     folder = tmp_path_factory.mktemp("small")
     arguments: dict[str, Any] = {"input_shape": [64, 64, 1], "depth": 1, "filters": 4, "outputs": 2}
-    made = SmallFiles(*(folder / f"{name}.keras" for name in ("lungs", "network", "other")))
+    made = SmallFiles(
+        *(folder / f"{name}.keras" for name in ("lungs", "lobes", "network", "other"))
+    )
     contract = Contract(model="unet", arguments=arguments, task="lungs", note="By hand.")
     save_model(threshold_unet(arguments), contract, made.lungs)
+    arguments = {"input_shape": [16, 16, 24, 1], "depth": 2, "filters": 2, "outputs": len(CLASSES)}
+    contract = Contract(
+        model="unet3d", arguments=arguments, task="lobes", preprocessing=wide, note="Random."
+    )
+    keras.utils.set_random_seed(7)
+    network = NETWORKS["unet3d"].build(**arguments)
+    likely = [3.0 if index in range(1, 6) else 0.0 for index in range(len(CLASSES))]
+    network.get_layer("logits").bias.assign(likely)
+    save_model(network, contract, made.lobes)
     arguments = {"input_shape": [16, 32, 32, 1], "dense": 8, "ct_score": True}
     contract = Contract(
         model="ltc", arguments=arguments, task="severity", endpoint="conv2", note="Random."
@@ -247,11 +262,12 @@ def small_files(tmp_path_factory: pytest.TempPathFactory, threshold_unet: Any) -
 
 @contextmanager
 def _lungs_of(files: SmallFiles) -> Iterator[None]:
-    """The U-Net of `files` in the place of the shipped one, for as long as models are loaded."""
+    """The lung models of `files` in the place of the shipped ones, while models are loaded."""
     from tf_covid import local
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "LUNGS", files.lungs)
+        patch.setattr(local, "default_lobes", lambda contracts: files.lobes)
         yield
 
 

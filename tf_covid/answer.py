@@ -25,10 +25,18 @@ class Segmentation:
     Args:
         probability: Probability of lung, float32 (D, h, w) on the U-Net's grid.
         disease: Probability of diseased lung on the same grid; None where nothing looked for it.
+        lobes: Share of each lobe, float32 (d, f, g, 5), on a coarse grid that covers the scan from
+            edge to edge; None without a lobe network, as are the next two.
+        effusion: Share of pleural effusion, float32 (d, f, g), on the same coarse grid.
+        orientation: Logits, float32 (3,), of “stored feet first”, “back for front” and “left for
+            right”.
     """
 
     probability: np.ndarray
     disease: np.ndarray | None = None
+    lobes: np.ndarray | None = None
+    effusion: np.ndarray | None = None
+    orientation: np.ndarray | None = None
 
 
 class ModelIdentity(Protocol):

@@ -42,6 +42,10 @@ class Options:
         lungs: The user's own mask.
         lungs_labels: The values of it that stand for lung, where it holds labels.
         identifiers: Keep the header's identifiers in the result.
+        lungs_model: 2D lung model, by name or file; None: the one that ships.
+        lobes_model: 3D lobe model, by name or file, or "none"; None: the one that ships, where the
+            models were trained behind it.
+        allow_other_lungs: Answer behind other lung models than the networks were trained behind.
     """
 
     models: tuple[str, ...] = ("severity-i3d",)
@@ -51,6 +55,9 @@ class Options:
     lungs: Path | None = None
     identifiers: bool = False
     lungs_labels: tuple[int, ...] = ()
+    lungs_model: str | None = None
+    lobes_model: str | None = None
+    allow_other_lungs: bool = False
 
     def __post_init__(self) -> None:
         if self.lungs_labels and self.lungs is None:
@@ -76,6 +83,11 @@ class Options:
         if self.lungs is not None or self.precision != "float32":
             raise OptionError(
                 "--lungs and --precision need the models in this process, not a --server."
+            )
+        if self.lungs_model or self.lobes_model or self.allow_other_lungs:
+            raise OptionError(
+                "--lungs-model, --lobes-model and --allow-other-lungs need the models in this"
+                " process: a --server has those that were exported."
             )
         if self.attention_target != "severity" or self.attention not in ("none", "gradcam"):
             raise OptionError(
@@ -154,15 +166,15 @@ class Run:
     ) -> None:
         self.out, self.options, self.overwrite = out, options, overwrite
         self._before_models, self._remote, self._reader = before_models, remote, reader
-        files = () if remote else (*options.models, "lungs-unet")
         self._identity = [
             (
                 remote.weights_sha256
                 if remote
-                else [quarantine.sha256(catalog.find(name)) for name in files]
+                else [quarantine.sha256(catalog.find(name)) for name in _model_files(options)]
             ),
             _own_mask(options),
             [options.precision, options.attention, options.attention_target, options.identifiers],
+            [options.lobes_model == "none", options.allow_other_lungs],
             versions()["tf-covid"],
         ]
         make_folder(out)
@@ -178,7 +190,13 @@ class Run:
             self._before_models()
         from tf_covid.local import LocalModels
 
-        return LocalModels(self.options.models, precision=self.options.precision)
+        return LocalModels(
+            self.options.models,
+            lungs=self.options.lungs_model,
+            lobes=self.options.lobes_model,
+            precision=self.options.precision,
+            allow_other_lungs=self.options.allow_other_lungs,
+        )
 
     def answer(self, case: Case) -> CaseOutcome:
         """Read, stratify and write one case, unless its answer is there.
@@ -253,6 +271,15 @@ class Run:
     def _request(self, name: str, fingerprint: str) -> str:
         text = json.dumps([name, fingerprint, *self._identity], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _model_files(options: Options) -> list[str]:
+    """Names and files of all models that may decide the answer."""
+    names = [*options.models, options.lungs_model or "lungs-unet"]
+    if options.lobes_model:
+        return names if options.lobes_model == "none" else [*names, options.lobes_model]
+    # Whether the networks were trained behind it, only reading them would tell.
+    return [*names, *({"lobes-unet3d"} & catalog.shipped().keys())]
 
 
 def _own_mask(options: Options) -> list[Any] | None:

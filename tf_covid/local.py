@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -16,13 +15,11 @@ from tf_covid.attention import Axis, Split
 from tf_covid.errors import ModelError
 from tf_covid.layers.resample import full_axis_matrix, in_plane
 from tf_covid.models import NETWORKS
-from tf_covid.preprocessor import Preprocessor
+from tf_covid.preprocessor import LUNGS, LungModels, Preprocessor, default_lobes
 from tf_covid.tasks import TASKS
 from tf_covid.tensor import Tensor
 from tf_covid.weights import LoadedModel, load
 from tf_covid.weights.contract import check_trained
-
-LUNGS = "lungs-unet"
 
 _HU = tf.TensorSpec([None] * 4, tf.int16)
 _DEPTH = tf.TensorSpec([None], tf.int32)
@@ -43,12 +40,15 @@ class LocalEvidence:
 
 
 class EnsembleMember:
-    """One network of an ensemble, joined with the lung model and cut at its endpoint."""
+    """One network of an ensemble, joined with the lung models and cut at its endpoint."""
 
-    def __init__(self, model: LoadedModel, lungs: keras.Model) -> None:
+    def __init__(self, model: LoadedModel, lung_models: LungModels) -> None:
         self.model = model
         self.preprocessor = Preprocessor(
-            lungs, model.network.input_shape[1:], model.contract.preprocessing
+            lung_models.lungs.network,
+            model.network.input_shape[1:],
+            model.contract.preprocessing,
+            lobes=lung_models.lobes.network if lung_models.lobes else None,
         )
         last = NETWORKS[model.contract.model].endpoint
         if last is None:
@@ -83,42 +83,53 @@ class EnsembleMember:
 
 
 class LocalModels:
-    """One or more networks of one task behind one lung model, ready to answer scan after scan.
+    """One or more networks of one task behind one pair of lung models, ready to answer scans.
 
     Args:
         sources: Shipped names or `.keras` files.
+        lungs: 2D lung model, by name or file; None: the one that ships.
+        lobes: 3D lobe model, by name or file; "none": the 2D mask is taken as it is; None: the one
+            that ships, where the networks were trained behind it.
         precision: "float32" or "bfloat16".
+        allow_other_lungs: Answer behind other lung models than the networks were trained behind.
 
     Raises:
         ModelError: If a model is missing, foreign, damaged or untrained, if the tasks differ, or if
-            a network was trained behind another lung model than the one that is here.
+            a network was trained behind other lung models than those that are here.
     """
 
-    def __init__(self, sources: Sequence[str | Path], *, precision: str = "float32") -> None:
+    def __init__(
+        self,
+        sources: Sequence[str | Path],
+        *,
+        lungs: str | Path | None = None,
+        lobes: str | Path | None = None,
+        precision: str = "float32",
+        allow_other_lungs: bool = False,
+    ) -> None:
         if not sources:
             raise ModelError("no model was named")
-        lungs = load(LUNGS, precision=precision)
         loaded = [load(source, precision=precision) for source in sources]
-        tasks = sorted({model.contract.task for model in loaded})
         for model in loaded:
             check_trained(model.name, model.contract)
-        if len(tasks) > 1 or not _classifies_scans(tasks[0]):
-            raise ModelError(
-                f"models of one task, severity or covid, are needed, not {', '.join(tasks)}"
-            )
-        if len({model.contract.preprocessing.slice_minimum for model in loaded}) > 1:
-            raise ModelError("models that keep different slices do not answer together")
+        check_ensemble(loaded)
+        lung_models = LungModels.read(
+            lungs or LUNGS,
+            lobes or default_lobes([model.contract for model in loaded]),
+            precision=precision,
+        )
+        self.other_lungs = False
         for model in loaded:
-            _check_classes(model)
-            theirs = model.contract.lungs_sha256
-            if theirs not in (None, lungs.sha256):
-                raise ModelError(
-                    f"{model.name} was trained behind the lung model {theirs[:12]}…, but {LUNGS} is"
-                    f" {lungs.sha256[:12]}…"
-                )
-        self.task = tasks[0]
-        self.lungs = lungs
-        self.members = [EnsembleMember(model, lungs.network) for model in loaded]
+            if reason := lung_models.differs_from(model.contract):
+                if not allow_other_lungs:
+                    raise ModelError(
+                        f"other_lungs: {model.name} {reason}; --allow-other-lungs answers all the"
+                        " same"
+                    )
+                self.other_lungs = True
+        self.task = loaded[0].contract.task
+        self.lung_models = lung_models
+        self.members = [EnsembleMember(model, lung_models) for model in loaded]
         self.segment_graph = tf.function(
             self.members[0].preprocessor.segment, input_signature=[_HU, _DEPTH]
         )
@@ -135,8 +146,13 @@ class LocalModels:
 
     @property
     def weights_sha256(self) -> list[str]:
-        """Hashes of all weights that decide the answer: the networks', then the lung model's."""
-        return [*(member.model.sha256 for member in self.members), self.lungs.sha256]
+        """Identities of all weights that decide the answer: networks', then lung models'."""
+        return [*(member.model.sha256 for member in self.members), *self.lung_models.sha256s]
+
+    @property
+    def lungs(self) -> LoadedModel:
+        """The 2D lung model."""
+        return self.lung_models.lungs
 
     @property
     def slice_minimum(self) -> float:
@@ -144,10 +160,10 @@ class LocalModels:
         return self.members[0].model.contract.preprocessing.slice_minimum
 
     def segment(self, hu: np.ndarray) -> Segmentation:
-        """Lung, and diseased lung if the lung model finds it, of one scan, int16 (D, H, W)."""
+        """Lung, and what else the lung models find, of one scan, int16 (D, H, W)."""
         outputs = self.segment_graph(hu[np.newaxis], np.array([len(hu)], np.int32))
-        disease = outputs["disease"].numpy()[0] if "disease" in outputs else None
-        return Segmentation(outputs["lungs"].numpy()[0], disease)
+        values = {name: value.numpy()[0] for name, value in outputs.items()}
+        return Segmentation(values.pop("lungs"), **values)
 
     def from_mask(self, mask: np.ndarray) -> Segmentation:
         """A user's mask, bool (D, H, W), on the U-Net's grid: lung fraction of each cell."""
@@ -209,6 +225,23 @@ class LocalModels:
     def endpoint(self) -> str:
         """Where the networks were cut, e.g. "Mixed_5c"."""
         return " + ".join(dict.fromkeys(member.split.endpoint for member in self.members))
+
+
+def check_ensemble(models: Sequence[LoadedModel]) -> None:
+    """Refuse networks that do not answer scans together.
+
+    Raises:
+        ModelError: If their tasks, classes or slice rules differ.
+    """
+    tasks = sorted({model.contract.task for model in models})
+    if len(tasks) > 1 or not _classifies_scans(tasks[0]):
+        raise ModelError(
+            f"models of one task, severity or covid, are needed, not {', '.join(tasks)}"
+        )
+    if len({model.contract.preprocessing.slice_minimum for model in models}) > 1:
+        raise ModelError("models that keep different slices do not answer together")
+    for model in models:
+        _check_classes(model)
 
 
 def _classifies_scans(task: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,12 @@ USUAL_VOLUME_ML = (1500.0, 9000.0)
 #: same as well as they can.
 NEAR_POINTS = 2
 
+#: What each logit of the orientation says, in words: the flip that fits a human better.
+FLIPS = ("head to feet", "front to back", "left to right")
+
+#: A flip is pointed out from this mean logit of four views.
+ORIENTATION_DOUBTFUL = 2.0
+
 
 class Models(Protocol[Evidence]):
     """What answers: `local.LocalModels` in this process, or `client.remote.RemoteModels`."""
@@ -51,6 +58,10 @@ class Models(Protocol[Evidence]):
     @property
     def finds_disease(self) -> bool:
         """Whether `segment` gives diseased lung."""
+
+    @property
+    def other_lungs(self) -> bool:
+        """Whether a network answers behind other lung models than it was trained behind."""
 
     @property
     def slice_minimum(self) -> float:
@@ -66,7 +77,7 @@ class Models(Protocol[Evidence]):
 
     @property
     def weights_sha256(self) -> list[str]:
-        """Hashes of all weights that decide the answer: the networks', then the lung model's."""
+        """Identities of all weights that decide the answer: networks', then lung models'."""
 
     def segment(self, hu: np.ndarray) -> Segmentation:
         """Find the lungs of one scan, int16 (D, H, W)."""
@@ -125,6 +136,9 @@ def stratify(
     *,
     lungs: np.ndarray | str | os.PathLike[str] | None = None,
     lungs_labels: Sequence[int] = (),
+    lungs_model: str | Path | None = None,
+    lobes_model: str | Path | None = None,
+    allow_other_lungs: bool = False,
     precision: str = "float32",
     attention: str = "gradcam",
     attention_target: str = "severity",
@@ -137,6 +151,10 @@ def stratify(
         model: Shipped name or `.keras` file; of several of one task the mean answers. Or `Models`.
         lungs: Your own mask (D, H, W) or its file, instead of the U-Net's; see `scan.user_lungs`.
         lungs_labels: Values of `lungs` that stand for lung, where it holds labels.
+        lungs_model: 2D lung model, for networks given by name or file; None: the one that ships.
+        lobes_model: 3D lobe model, likewise, or "none"; None: the one that ships, where the
+            networks were trained behind it.
+        allow_other_lungs: Answer behind other lung models than the networks were trained behind.
         precision: "float32" or "bfloat16", for models given by name or file.
         attention: "gradcam", "gradcam++", "layercam" or "none".
         attention_target: "severity" (the expected class index) or "class" (the predicted class).
@@ -148,23 +166,24 @@ def stratify(
     """
     _check_scan(scan)
     mask, mask_flags = _user_mask(scan, lungs, lungs_labels)
-    models, timings, target = _models(model, precision), Timings(), attention_target
+    models = _models(model, lungs_model, lobes_model, allow_other_lungs, precision)
+    timings, target = Timings(), attention_target
     with timings.timed("total"):
         with timings.timed("lungs"):
-            results = models.segment(scan.hu) if mask is None else models.from_mask(mask)
+            results = _segment(scan, models, mask)
         try:
             with timings.timed("classify"):
                 answers = _gate_then_classify(scan, models, results.probability)
         except ScanRefused as refusal:
             return refused(scan.case, refusal.quality_flags)
         with timings.timed("lungs"):
-            reading = _read_lungs(scan, models, results, answers[0].keep, mask)
+            reading = _read_lungs(scan, results, answers[0].keep, mask)
         if impossible := volume_flags(reading.lungs.volume_ml):
             return refused(scan.case, [*scan.quality_flags, *impossible])
         prediction = _prediction(answers)
         with timings.timed("attention"):
             volume, looked = _explain(models, answers, reading, prediction, attention, target)
-    flags = _flags(scan, models, reading, prediction, volume)
+    flags = _flags(scan, models, reading, prediction, volume) + _model_flags(models, results)
     return Result(
         case=scan.case,
         status="repaired" if scan.repaired else "pass",
@@ -220,13 +239,23 @@ def _user_mask(
     return None, ()
 
 
-def _models(model: str | Path | Sequence[str | Path] | Models[Any], precision: str) -> Models[Any]:
+def _models(
+    model: str | Path | Sequence[str | Path] | Models[Any],
+    lungs: str | Path | None,
+    lobes: str | Path | None,
+    allow_other_lungs: bool,
+    precision: str,
+) -> Models[Any]:
     if not isinstance(model, (str, Path, Sequence)):
         return model
     from tf_covid.local import LocalModels
 
     return LocalModels(
-        [model] if isinstance(model, (str, Path)) else list(model), precision=precision
+        [model] if isinstance(model, (str, Path)) else list(model),
+        lungs=lungs,
+        lobes=lobes,
+        precision=precision,
+        allow_other_lungs=allow_other_lungs,
     )
 
 
@@ -259,20 +288,57 @@ def _gate_then_classify(
     return models.classify(scan.hu, probability)
 
 
+def _segment(scan: Scan, models: Models[Any], mask: np.ndarray | None) -> Segmentation:
+    """What the lung models find; a user's own mask stands in for theirs."""
+    if mask is None:
+        return models.segment(scan.hu)
+    own = models.from_mask(mask)
+    # A user's mask says where the lungs are, not what is diseased within them, nor their lobes.
+    if not models.finds_disease:
+        return own
+    return dataclasses.replace(models.segment(scan.hu), probability=own.probability)
+
+
 def _read_lungs(
-    scan: Scan,
-    models: Models[Any],
-    segmentation: Segmentation,
-    keep: np.ndarray,
-    mask: np.ndarray | None,
+    scan: Scan, segmentation: Segmentation, keep: np.ndarray, mask: np.ndarray | None
 ) -> LungReading:
-    # A user's mask says where the lungs are, not what is diseased within them.
-    disease = (
-        models.segment(scan.hu).disease
-        if mask is not None and models.finds_disease
-        else segmentation.disease
+    return read_lungs(
+        scan.hu, segmentation.probability, keep, scan.spacing_mm, mask, segmentation.disease
     )
-    return read_lungs(scan.hu, segmentation.probability, keep, scan.spacing_mm, mask, disease)
+
+
+def _model_flags(models: Models[Any], segmentation: Segmentation) -> list[QualityFlag]:
+    """Quality flags of what the models are, and of which way round they find the scan."""
+    flags = []
+    if models.other_lungs:
+        message = (
+            "A network answers behind other lung models than it was trained behind: its answer may"
+            " be off, and nothing is known of how far."
+        )
+        flags.append(QualityFlag("other_lungs", "warning", message))
+    if segmentation.orientation is not None:
+        flags += orientation_flags(segmentation.orientation)
+    return flags
+
+
+def orientation_flags(orientation: np.ndarray) -> list[QualityFlag]:
+    """The flag of a scan that looks like a human only once it is flipped; none for most.
+
+    Args:
+        orientation: Logits, float32 (3,), of “stored feet first”, “back for front” and “left for
+            right”.
+    """
+    flips = [
+        name for name, logit in zip(FLIPS, orientation, strict=True) if logit > ORIENTATION_DOUBTFUL
+    ]
+    if not flips:
+        return []
+    message = (
+        f"The scan looks like a human only once it is flipped {' and '.join(flips)}: its header may"
+        " say wrongly how it is stored, or the organs lie mirrored (situs inversus). Lobes, sides"
+        " and severity mean nothing if it is stored wrongly."
+    )
+    return [QualityFlag("orientation_doubtful", "warning", message, ", ".join(flips))]
 
 
 def _prediction(answers: Sequence[Answer[Any]]) -> Prediction:

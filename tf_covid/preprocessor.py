@@ -5,11 +5,18 @@ For the cache, training, export and inference.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
 import keras
 
+from tf_covid.errors import ModelError
 from tf_covid.layers import (
     ClipSampler,
+    ContextGate,
     HUWindow,
+    LobeSegmenter,
     LungBox,
     LungSegmenter,
     MaskedClip,
@@ -17,10 +24,99 @@ from tf_covid.layers import (
     input_scaling,
 )
 from tf_covid.tensor import Tensor
-from tf_covid.weights import Preprocessing, contract_of
+from tf_covid.weights import Contract, LoadedModel, Preprocessing, contract_of, load
+from tf_covid.weights.contract import check_trained
 
 #: What the outputs of the lung U-Net are, in order.
 OUTPUTS = ("lungs", "disease")
+
+#: Name of the 2D lung model, and of the 3D lobe model, that ship.
+LUNGS, LOBES = "lungs-unet", "lobes-unet3d"
+
+#: Instead of a lobe model: the 2D U-Net's mask is taken as it is, and no lobes are found.
+NO_LOBES = "none"
+
+
+@dataclass(frozen=True)
+class LungModels:
+    """The two models that find lungs: slices at their own size, and the whole scan coarsely.
+
+    Args:
+        lungs: 2D U-Net.
+        lobes: 3D network that gates it and finds the lobes; None: the 2D mask is taken as it is.
+    """
+
+    lungs: LoadedModel
+    lobes: LoadedModel | None = None
+
+    @classmethod
+    def read(
+        cls,
+        lungs: str | Path = LUNGS,
+        lobes: str | Path | None = NO_LOBES,
+        *,
+        precision: str = "float32",
+    ) -> LungModels:
+        """Both models by name or file.
+
+        Args:
+            lungs: 2D U-Net.
+            lobes: 3D network; "none" or None for the 2D mask alone.
+            precision: "float32" or "bfloat16", of the 2D U-Net; the coarse network is always
+                float32.
+
+        Raises:
+            ModelError: If one is missing, damaged, untrained or a model of another task.
+        """
+        pair = cls(
+            load(lungs, precision=precision),
+            None if lobes in (None, NO_LOBES) else load(lobes or LOBES),
+        )
+        for model, task in ((pair.lungs, "lungs"), (pair.lobes, "lobes")):
+            if model is None:
+                continue
+            check_trained(model.name, model.contract)
+            if model.contract.task != task:
+                raise ModelError(
+                    f"{model.name}: is a model for the task {model.contract.task}, not {task}"
+                )
+        return pair
+
+    @property
+    def sha256s(self) -> list[str]:
+        """Identities of both, see `weights.weights_sha256`."""
+        return [self.lungs.sha256, *([self.lobes.sha256] if self.lobes else [])]
+
+    def differs_from(self, contract: Contract) -> str | None:
+        """Why a classifier was not trained behind these; None where it was, or does not say."""
+        for model, kind, theirs in (
+            (self.lungs, "lung", contract.lungs_sha256),
+            (self.lobes, "lobe", contract.lobes_sha256),
+        ):
+            if kind == "lobe" and contract.lungs_sha256 is None:
+                continue
+            if model is None and theirs is not None:
+                return f"was trained behind the lobe model {theirs[:12]}…, and there is none here"
+            if model is None or (kind == "lung" and theirs is None):
+                continue
+            if theirs is None:
+                return f"was trained behind no lobe model, but {model.name} is here"
+            if not model.is_named(theirs):
+                return (
+                    f"was trained behind the {kind} model {theirs[:12]}…, but {model.name} is"
+                    f" {model.sha256[:12]}…"
+                )
+        return None
+
+
+def default_lobes(contracts: Sequence[Contract]) -> str:
+    """The lobe model that networks bring along: the shipped one, or none.
+
+    A network that was trained behind a lobe model meets the shipped one; one that was trained
+    without, or says nothing, meets the 2D mask as it is.
+    """
+    behind = any(contract.lobes_sha256 for contract in contracts)
+    return LOBES if behind else NO_LOBES
 
 
 class Preprocessor:
@@ -37,6 +133,9 @@ class Preprocessor:
         settings: Window, slice rule, box and input scaling of the network; None: the paper's.
         lungs_settings: Window of the U-Net; None: what came with its weights, else `settings`.
         chunk: Slices that go through U-Net and resampling at a time; bounds the memory.
+        lobes: 3D network from whole scans (n, d, f, g, 1) to `logits` and `flips`, whose lobes gate
+            the U-Net's masks; None: the masks are taken as they are.
+        calibration: Scale and offset of the logit of diseased lung; None: what came with `lungs`.
     """
 
     def __init__(
@@ -46,16 +145,27 @@ class Preprocessor:
         settings: Preprocessing | None = None,
         lungs_settings: Preprocessing | None = None,
         chunk: int = 16,
+        lobes: keras.Model | None = None,
+        calibration: tuple[float, float] | None = None,
     ) -> None:
         settings = settings or Preprocessing()
+        contract = contract_of(lungs)
         if lungs_settings is None:
-            contract = contract_of(lungs)
             lungs_settings = contract.preprocessing if contract else settings
+        if calibration is None:
+            calibration = (contract and contract.disease_calibration) or (1.0, 0.0)
         frames, height, width, channels = clip
         self.settings, self.lungs_settings = settings, lungs_settings
-        self.lungs, self.chunk = lungs, int(chunk)
+        self.lungs, self.lobes, self.chunk = lungs, lobes, int(chunk)
         level_hu, width_hu = lungs_settings.level_hu, lungs_settings.width_hu
-        self.segmenter = LungSegmenter(lungs, level_hu, width_hu, chunk, name="segmenter")
+        self.segmenter = LungSegmenter(
+            lungs, level_hu, width_hu, chunk, calibration, name="segmenter"
+        )
+        self.lobe_segmenter, self.gate = None, ContextGate(name="gate")
+        if lobes is not None:
+            seen = contract_of(lobes)
+            window = (seen.preprocessing.level_hu, seen.preprocessing.width_hu) if seen else ()
+            self.lobe_segmenter = LobeSegmenter(lobes, *window, name="lobe_segmenter")
         self.slice_rule = SliceRule(settings.slice_minimum, name="slice_rule")
         self.lung_box = LungBox(settings.box, settings.box_margin, name="lung_box")
         self.sampler = ClipSampler(frames, height, width, chunk, name="sampler")
@@ -69,25 +179,37 @@ class Preprocessor:
         return self.segmenter.outputs > 1
 
     @property
+    def finds_lobes(self) -> bool:
+        """Whether there is a lobe network."""
+        return self.lobe_segmenter is not None
+
+    @property
     def lungs_grid(self) -> tuple[int, int]:
         """Height and width (h, w) that the U-Net sees each slice at."""
         height, width = self.segmenter.grid
         return height, width
 
     def segment(self, hu: Tensor, depth: Tensor) -> dict[str, Tensor]:
-        """What the U-Net finds, on its own grid. No component analysis: see `lungs.py`.
+        """What the U-Net finds, on its own grid, where the lobe network agrees that it is chest.
+
+        No component analysis: see `lungs.py`.
 
         Args:
             hu: int16 (N, D, H, W).
             depth: int32 (N,), the number of true slices of each scan.
 
         Returns:
-            `lungs` float32 (N, D, h, w), the lung probability; and `disease`, the probability of
-            diseased lung in the same shape, where the U-Net has two outputs.
+            `lungs` float32 (N, D, h, w), the lung probability; `disease`, the probability of
+            diseased lung in the same shape, where the U-Net has two outputs; and, where there is a
+            lobe network, `lobes`, `effusion` and `orientation` of `LobeSegmenter`.
         """
-        probabilities = self.segmenter(hu, depth)
+        probabilities, planes = self.segmenter.with_planes(hu, depth)
+        coarse: dict[str, Tensor] = {}
+        if self.lobe_segmenter is not None:
+            coarse = self.lobe_segmenter(planes, depth)
+            probabilities = self.gate(coarse["lobes"], probabilities, depth)
         names = OUTPUTS[: self.segmenter.outputs]
-        return {name: probabilities[..., output] for output, name in enumerate(names)}
+        return {name: probabilities[..., output] for output, name in enumerate(names)} | coarse
 
     def locate(self, probability: Tensor) -> tuple[Tensor, Tensor]:
         """Which slices are kept, and the box of the lungs within them.

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from tf_covid.errors import ModelError
-from tf_covid.preprocessor import Preprocessor
+from tf_covid.preprocessor import LUNGS, NO_LOBES, Preprocessor, default_lobes
 from tf_covid.tensor import Tensor
 from tf_covid.weights import Preprocessing, contract_of, load
 from tf_covid.weights.contract import check_trained
@@ -28,6 +28,8 @@ class Stratifier(keras.Model):
             which the network never sees.
         preprocessing: Window, slice rule, box and input scaling of the network.
         lungs_preprocessing: Window of the U-Net; what came with it, else the network's.
+        lobes: 3D network whose lobes gate the U-Net's mask; None: the mask is taken as it is.
+        calibration: Scale and offset of the U-Net's logit of diseased lung; what came with it.
         chunk: Slices at a time through U-Net and resampling.
 
     Input: a dict of `hu` int16 (N, D, H, W) in canonical order (D from head to feet, H from
@@ -43,6 +45,8 @@ class Stratifier(keras.Model):
         lungs: keras.Model,
         preprocessing: Preprocessing | None = None,
         lungs_preprocessing: Preprocessing | None = None,
+        lobes: keras.Model | None = None,
+        calibration: tuple[float, float] | None = None,
         chunk: int = 16,
         **kwargs: Any,
     ) -> None:
@@ -52,10 +56,16 @@ class Stratifier(keras.Model):
             raise ModelError(
                 f"the stratifier needs a network from clips of a known size, not {shape}"
             )
-        # Both are attributes of the model itself, so that Keras saves and restores their weights.
-        self.network, self.lungs = network, lungs
+        # All are attributes of the model itself, so that Keras saves and restores their weights.
+        self.network, self.lungs, self.lobes = network, lungs, lobes
         self.preprocessor = Preprocessor(
-            lungs, shape[1:], preprocessing, lungs_preprocessing, chunk=chunk
+            lungs,
+            shape[1:],
+            preprocessing,
+            lungs_preprocessing,
+            chunk=chunk,
+            lobes=lobes,
+            calibration=calibration,
         )
 
     def segment(self, hu: Tensor, depth: Tensor) -> dict[str, Tensor]:
@@ -82,6 +92,10 @@ class Stratifier(keras.Model):
             "name": self.name,
             "network": keras.saving.serialize_keras_object(self.network),
             "lungs": keras.saving.serialize_keras_object(self.lungs),
+            "lobes": None
+            if self.lobes is None
+            else keras.saving.serialize_keras_object(self.lobes),
+            "calibration": list(self.preprocessor.segmenter.calibration),
             "preprocessing": self.preprocessor.settings.model_dump(mode="json"),
             "lungs_preprocessing": self.preprocessor.lungs_settings.model_dump(mode="json"),
             "chunk": self.preprocessor.chunk,
@@ -96,7 +110,9 @@ class Stratifier(keras.Model):
     ) -> Stratifier:
         """Rebuild the model."""
         config = dict(config)
-        for part in ("network", "lungs"):
+        for part in ("network", "lungs", "lobes"):
+            if config.get(part) is None:
+                continue
             config[part] = keras.saving.deserialize_keras_object(
                 config[part], custom_objects=custom_objects
             )
@@ -107,7 +123,8 @@ class Stratifier(keras.Model):
 
 def stratifier(
     network: keras.Model | str | Path,
-    lungs: keras.Model | str | Path = "lungs-unet",
+    lungs: keras.Model | str | Path = LUNGS,
+    lobes: keras.Model | str | Path | None = None,
     *,
     preprocessing: Preprocessing | None = None,
     precision: str = "float32",
@@ -119,6 +136,8 @@ def stratifier(
         network: A shipped name, a `.keras` file, or any `keras.Model` from clips to `{"logits":
             …}`.
         lungs: The lung U-Net: a shipped name, a `.keras` file, or a `keras.Model`.
+        lobes: The 3D lobe network, whose lobes gate the U-Net's mask, likewise; "none" for the
+            mask as it is; None: the shipped one where the network was trained behind it.
         preprocessing: Overrides what lies beside the network's weights; the paper's values where
             nothing does.
         precision: "float32" or "bfloat16", for models given by name or file.
@@ -136,10 +155,14 @@ def stratifier(
         network = _trained(network, precision)
     if not isinstance(lungs, keras.Model):
         lungs = _trained(lungs, precision)
+    contract = contract_of(network)
+    if lobes is None:
+        lobes = default_lobes([contract] if contract else [])
+    if not isinstance(lobes, keras.Model):
+        lobes = None if lobes == NO_LOBES else _trained(lobes, "float32")
     if preprocessing is None:
-        contract = contract_of(network)
         preprocessing = contract.preprocessing if contract else Preprocessing()
-    return Stratifier(network, lungs, preprocessing, chunk=chunk)
+    return Stratifier(network, lungs, preprocessing, lobes=lobes, chunk=chunk)
 
 
 def _trained(source: str | Path, precision: str) -> keras.Model:

@@ -52,7 +52,8 @@ def test_a_result_from_a_server_is_the_result_from_here(url, small_models):
     there = RemoteModels(connect(url, "a-token-for-tests"), ["small"])
     assert (there.task, there.finds_disease, there.slice_minimum) == ("severity", True, 0.05)
     assert there.endpoint == small_models.endpoint
-    assert there.weights_sha256 == [small_models.members[0].model.sha256, small_models.lungs.sha256]
+    assert there.weights_sha256 == small_models.weights_sha256
+    assert len(there.weights_sha256) == 3
     for seed in (0, 1):
         here, remote = (stratify(made_scan(seed), models) for models in (small_models, there))
         one, two = here.as_dict(), remote.as_dict()

@@ -63,12 +63,10 @@ def test_every_signature_has_names_types_and_free_sizes(loaded):
     assert outputs["serving_default"] == outputs["serving_bytes"] == answers
     looked = {"attention_cells", "attention_axes", "keep", "box"}
     assert outputs["explain"] == answers | looked | {"attention"}
-    assert outputs["segment"] == {"mask", "lungs", "disease"}
-    assert outputs["infer_bytes"] == answers | looked | {
-        "lungs_bytes",
-        "disease_bytes",
-        "card_bytes",
-    }
+    masks = {"lungs", "disease", "lobes", "effusion", "orientation"}
+    assert outputs["segment"] == {"mask"} | masks
+    octets = {f"{name}_bytes" for name in masks}
+    assert outputs["infer_bytes"] == answers | looked | octets | {"card_bytes"}
     assert outputs["classify_clip"] == answers - {"slices_kept"}
 
 
@@ -286,6 +284,8 @@ def test_card_contract_and_labels_lie_beside_it(small_export, small_models):
     card = json.loads((papers / "model_card.json").read_text())
     assert card["sha256"] == small_models.members[0].model.sha256
     assert card["lungs"]["sha256"] == small_models.lungs.sha256
+    assert card["lobes"]["sha256"] == small_models.lung_models.lobes.sha256
+    assert card["other_lungs"] is False
     assert card["note"] == "Random."
     assert (papers / "labels.txt").read_text().splitlines() == list(severity.LABELS)
     contract = json.loads((papers / "input_contract.json").read_text())

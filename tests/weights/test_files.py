@@ -3,6 +3,7 @@ named."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import zipfile
@@ -23,6 +24,7 @@ from tf_covid.weights import (
     load_model,
     quarantine,
     save_model,
+    weights_sha256,
 )
 
 ARGUMENTS = {"input_shape": [32, 32, 1], "depth": 2, "filters": 4}
@@ -78,12 +80,39 @@ def test_precision_is_the_callers_choice(file):
         load_model(file, precision="int8")
 
 
-def test_sha256_is_that_of_the_file(file):
-    import hashlib
-
+def test_a_model_is_known_by_its_weights(network, file, tmp_path):
+    """Not by what stands beside them, nor by how the file holds them; a changed number is seen."""
     loaded = load(file)
-    assert loaded.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert loaded.file_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     assert loaded.name == "unet"
+    calibrated = CONTRACT.model_copy(update={"disease_calibration": (1.5, -0.25), "note": "Other."})
+    network.set_weights([value.astype(np.float16) for value in network.get_weights()])
+    digests = set()
+    for contract, dtype in ((CONTRACT, "float32"), (calibrated, "float16")):
+        path = tmp_path / f"{dtype}.keras"
+        save_model(network, contract, path, dtype=dtype)
+        for precision in ("float32", "bfloat16"):
+            digests.add(load(path, precision=precision).sha256)
+    assert digests == {weights_sha256(network)}
+    assert loaded.sha256 not in digests
+    changed = network.get_weights()
+    changed[0][0, 0, 0, 0] += 1
+    network.set_weights(changed)
+    assert weights_sha256(network) not in digests
+
+
+def test_contracts_of_the_first_format_are_read(file, tmp_path):
+    """They name a lung model by its file; both formats find the model that is meant."""
+    old = {**CONTRACT.model_dump(mode="json"), "format": 1}
+    rewrite(file, contract=json.dumps(old))
+    loaded = load(file)
+    assert loaded.contract.format == 1
+    assert loaded.is_named(loaded.file_sha256)
+    assert loaded.is_named(loaded.sha256)
+    assert not loaded.is_named("0" * 64)
+    rewrite(file, contract=json.dumps({**old, "format": 3}))
+    with pytest.raises(ModelError, match="format"):
+        load(file)
 
 
 def rewrite(file: Path, **members):

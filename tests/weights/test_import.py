@@ -457,7 +457,7 @@ def test_the_command_prints_json_and_names_errors(checkpoints, tmp_path):
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
     done = json.loads(result.stdout)
-    assert done["sha256"] == load(tmp_path / "new" / "x.keras").sha256
+    assert done["sha256"] == load(tmp_path / "new" / "x.keras").file_sha256
     assert contract_of(load_model(tmp_path / "new" / "x.keras")).origin.startswith(
         "tfcovid import of unet.safetensors"
     )

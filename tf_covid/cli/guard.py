@@ -51,6 +51,32 @@ def guarded(command: Callable[..., bool]) -> Callable[..., None]:
     return run
 
 
+def lung_model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--lungs-model`, `--lobes-model` and `--allow-other-lungs` to a command."""
+    for option in (
+        click.option(
+            "--allow-other-lungs",
+            is_flag=True,
+            help="Answer behind other lung models than a network was trained behind.",
+        ),
+        click.option(
+            "--lobes-model",
+            metavar="NAME|FILE",
+            help=(
+                "3D lobe model that gates the lung mask and finds the lobes, or none; without, the"
+                " shipped one where MODEL was trained behind it."
+            ),
+        ),
+        click.option(
+            "--lungs-model",
+            metavar="NAME|FILE",
+            help="2D lung model; without, the shipped lungs-unet.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def lung_labels(
     context: click.Context, option: click.Parameter, text: str | None
 ) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tf_covid.cli.guard import FOLDER, guarded, lung_labels
+from tf_covid.cli.guard import FOLDER, guarded, lung_labels, lung_model_options
 
 if TYPE_CHECKING:
     from tf_covid.client.remote import RemoteModels
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     metavar="N,N",
     help="The labels of --lungs that are lung, e.g. 10,11,12,13,14 of TotalSegmentator.",
 )
+@lung_model_options
 @click.option(
     "--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True
 )
@@ -87,6 +88,9 @@ def infer(
     models: tuple[str, ...],
     lungs: Path | None,
     lungs_labels: tuple[int, ...],
+    lungs_model: str | None,
+    lobes_model: str | None,
+    allow_other_lungs: bool,
     precision: str,
     attention: str,
     attention_target: str,
@@ -110,7 +114,16 @@ def infer(
         from tf_covid.infer import Options, Run, run_cases
 
         options = Options(
-            models, precision, attention, attention_target, lungs, keep_identifiers, lungs_labels
+            models,
+            precision,
+            attention,
+            attention_target,
+            lungs,
+            keep_identifiers,
+            lungs_labels,
+            lungs_model,
+            lobes_model,
+            allow_other_lungs,
         )
         cases = list(cases_of(inputs, reader.find))
         cases = [_single(cases)] if one_case else cases

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from tf_covid.cli.guard import FOLDER, guarded
+from tf_covid.cli.guard import FOLDER, guarded, lung_model_options
 
 
 @click.command()
@@ -20,8 +20,16 @@ from tf_covid.cli.guard import FOLDER, guarded
     type=click.IntRange(1, 2**31 - 1),
     help="Number of the version; the next one if not given.",
 )
+@lung_model_options
 @guarded
-def export(model: str, out: Path, version: int | None) -> bool:
+def export(
+    model: str,
+    out: Path,
+    version: int | None,
+    lungs_model: str | None,
+    lobes_model: str | None,
+    allow_other_lungs: bool,
+) -> bool:
     """Write a model as a SavedModel for TF Serving: OUT/VERSION, and OUT-clip/VERSION for clips.
 
     MODEL is a shipped name or a .keras file. The SavedModel goes from int16 HU to the
@@ -32,7 +40,14 @@ def export(model: str, out: Path, version: int | None) -> bool:
     console.import_tensorflow()
     from tf_covid.export.savedmodel import export as run
 
-    done = run(model, out, version)
+    done = run(
+        model,
+        out,
+        version,
+        lungs=lungs_model,
+        lobes=lobes_model,
+        allow_other_lungs=allow_other_lungs,
+    )
     click.echo(done.stratifier)
     click.echo(done.clip)
     return True
@@ -59,8 +74,17 @@ def export(model: str, out: Path, version: int | None) -> bool:
     metavar="PATH",
     help="A chest CT, once or more; a synthetic one as DICOM and NIfTI if not given.",
 )
+@lung_model_options
 @guarded
-def verify(model: str, export: Path, servers: tuple[str, ...], scans: tuple[Path, ...]) -> bool:
+def verify(
+    model: str,
+    export: Path,
+    servers: tuple[str, ...],
+    scans: tuple[Path, ...],
+    lungs_model: str | None,
+    lobes_model: str | None,
+    allow_other_lungs: bool,
+) -> bool:
     """Prove that a model and its export answer alike, in Keras, SavedModel, OpenVINO and a server.
 
     The server is asked by REST and gRPC. MODEL is a shipped name or a .keras file, EXPORT the
@@ -69,10 +93,14 @@ def verify(model: str, export: Path, servers: tuple[str, ...], scans: tuple[Path
     from tf_covid import console
 
     console.import_tensorflow()
+    from tf_covid.local import LocalModels
     from tf_covid.verify.verify import verify as run
 
     good = True
-    for check in run(model, export, servers, scans, console.note, os.environ.get("TFCOVID_TOKEN")):
+    models = LocalModels(
+        [model], lungs=lungs_model, lobes=lobes_model, allow_other_lungs=allow_other_lungs
+    )
+    for check in run(models, export, servers, scans, console.note, os.environ.get("TFCOVID_TOKEN")):
         click.echo(check.line())
         good = good and check.holds
     return good

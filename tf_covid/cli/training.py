@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from tf_covid.cli.guard import FOLDER, guarded
+from tf_covid.cli.guard import FOLDER, guarded, lung_model_options
 
 
 @click.command()
@@ -249,8 +249,17 @@ def fit(
     type=click.IntRange(1, 64),
     help="Processes that read scans.",
 )
+@lung_model_options
 @guarded
-def evaluate(models: tuple[str, ...], out: Path, max_skipped: int, workers: int) -> bool:
+def evaluate(
+    models: tuple[str, ...],
+    out: Path,
+    max_skipped: int,
+    workers: int,
+    lungs_model: str | None,
+    lobes_model: str | None,
+    allow_other_lungs: bool,
+) -> bool:
     """Measure frozen models on a labelled cohort, and say which of its scans they were trained on.
 
     MODEL is a shipped name or a .keras file; several of one task answer with the mean of their
@@ -268,6 +277,9 @@ def evaluate(models: tuple[str, ...], out: Path, max_skipped: int, workers: int)
         names,
         Path(manifest),
         out,
+        lungs=lungs_model,
+        lobes=lobes_model,
+        allow_other_lungs=allow_other_lungs,
         max_skipped=max_skipped,
         workers=workers,
         on_message=console.note,

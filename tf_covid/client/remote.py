@@ -39,8 +39,10 @@ class RemoteModel:
     contract: Contract
     clip: tuple[int, int, int]
     endpoint: str
-    lungs_sha256: str
+    lungs_sha256s: tuple[str, ...]
     finds_disease: bool
+    finds_lobes: bool
+    other_lungs: bool
     version: str
 
 
@@ -94,7 +96,7 @@ class RemoteModels:
         if (
             len(
                 {
-                    (model.lungs_sha256, model.contract.preprocessing.slice_minimum)
+                    (model.lungs_sha256s, model.contract.preprocessing.slice_minimum)
                     for model in self.models
                 }
             )
@@ -132,20 +134,30 @@ class RemoteModels:
 
     @property
     def weights_sha256(self) -> list[str]:
-        """Hashes of all weights that decide the answer: the networks', then the lung model's."""
-        return [*(model.sha256 for model in self.models), self.models[0].lungs_sha256]
+        """Identities of all weights that decide the answer: networks', then lung models'."""
+        return [*(model.sha256 for model in self.models), *self.models[0].lungs_sha256s]
+
+    @property
+    def other_lungs(self) -> bool:
+        """Whether a network was exported behind other lung models than it was trained behind."""
+        return any(model.other_lungs for model in self.models)
 
     def segment(self, hu: np.ndarray) -> Segmentation:
-        """Lung and diseased lung of one scan, int16 (D, H, W).
+        """What the lung models find in one scan, int16 (D, H, W).
 
-        The first model's answer comes with them.
+        The first model's answer comes with it.
         """
         answer = self._scan(hu)[0]
         lungs = _mask(answer, "lungs_bytes", len(hu))
         disease = _mask(answer, "disease_bytes", len(hu)) if self.finds_disease else None
         if disease is not None and disease.shape != lungs.shape:
             raise ServingError(f"{self._server.url}: its two masks have different grids")
-        return Segmentation(lungs, disease)
+        if not self.models[0].finds_lobes:
+            return Segmentation(lungs, disease)
+        lobes = _volume(answer, "lobes_bytes", (None, None, None, 5))
+        effusion = _volume(answer, "effusion_bytes", lobes.shape[:3])
+        orientation = _volume(answer, "orientation_bytes", (3,))
+        return Segmentation(lungs, disease, lobes, effusion, orientation)
 
     def from_mask(self, mask: np.ndarray) -> Segmentation:
         """Refused: a server finds the lungs itself."""
@@ -207,7 +219,7 @@ class RemoteModels:
             answer = self._ask(self._sources[index], hu)
         except Rejected as error:
             raise ScanRefused([QualityFlag("server_refused", "error", str(error))]) from error
-        if card_sha256s(answer, self._server.url) != (model.sha256, model.lungs_sha256):
+        if card_sha256s(answer, self._server.url) != (model.sha256, *model.lungs_sha256s):
             raise ServingError(
                 f"{self._server.url}: its model {model.name} is another one now; run again"
             )
@@ -240,8 +252,10 @@ class RemoteModels:
                 contract=contract,
                 clip=tuple(facts["clip"][:3]),
                 endpoint=str(facts["endpoint"]),
-                lungs_sha256=str(facts["lungs"]["sha256"]),
+                lungs_sha256s=_lungs_sha256s(facts),
                 finds_disease=bool(facts["lungs"]["disease"]),
+                finds_lobes=bool(facts.get("lobes")),
+                other_lungs=bool(facts.get("other_lungs")),
                 version=f"{name}: "
                 + ", ".join(f"{key} {value}" for key, value in facts["versions"].items()),
             )
@@ -300,25 +314,37 @@ def _text(answer: dict[str, Any], name: str) -> bytes:
 
 def _mask(answer: dict[str, Any], name: str, slices: int) -> np.ndarray:
     """A probability, float32 (D, h, w)."""
+    return _volume(answer, name, (slices, None, None))
+
+
+def _volume(answer: dict[str, Any], name: str, shape: tuple[int | None, ...]) -> np.ndarray:
+    """float32 values of this shape (None: any size) from a serialized tensor."""
     try:
-        values = tf.io.parse_tensor(_text(answer, name), tf.float32).numpy()
+        values = np.asarray(tf.io.parse_tensor(_text(answer, name), tf.float32))
     except tf.errors.OpError as error:
         raise ServingError(f"the server's {name} are no tensor") from error
-    if values.ndim != 3 or len(values) != slices:
-        raise ServingError(
-            f"the server's {name} have the shape {values.shape}, for a scan of {slices} slices"
-        )
-    return np.asarray(values)
+    if values.ndim != len(shape) or any(
+        asked not in (None, size) for asked, size in zip(shape, values.shape, strict=True)
+    ):
+        wanted = " × ".join("any" if side is None else str(side) for side in shape)
+        raise ServingError(f"the server's {name} have the shape {values.shape}, not {wanted}")
+    return values
 
 
-def card_sha256s(answer: dict[str, Any], url: str) -> tuple[str, str]:
-    """sha256 of the network's and the lung model's file, from an answer of `infer_bytes`.
+def _lungs_sha256s(facts: dict[str, Any]) -> tuple[str, ...]:
+    """Identities of the lung models that a card names."""
+    lobes = facts.get("lobes")
+    return str(facts["lungs"]["sha256"]), *([str(lobes["sha256"])] if lobes else [])
+
+
+def card_sha256s(answer: dict[str, Any], url: str) -> tuple[str, ...]:
+    """Identities of the network and of its lung models, from an answer of `infer_bytes`.
 
     Raises:
         ServingError: If it tells none.
     """
     try:
         facts = json.loads(_text(answer, "card_bytes"))
-        return str(facts["sha256"]), str(facts["lungs"]["sha256"])
-    except (KeyError, TypeError, ValueError) as error:
+        return str(facts["sha256"]), *_lungs_sha256s(facts)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ServingError(f"{url}: its card cannot be read") from error

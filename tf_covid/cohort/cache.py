@@ -89,6 +89,8 @@ class CacheSpec:
         lungs: The lung model, by name or file.
         lungs_sha256: sha256 of the lung model's file.
         lesions: Whether the lesion masks of the manifest are kept, too.
+        lobes: The lobe model that gates the lung model, by name or file; "none" without one.
+        lobes_sha256: sha256 of the lobe model's file; "" without one.
     """
 
     kind: Literal["clips", "planes", "volumes"]
@@ -97,6 +99,8 @@ class CacheSpec:
     lungs: str
     lungs_sha256: str
     lesions: bool = False
+    lobes: str = "none"
+    lobes_sha256: str = ""
 
     def __post_init__(self) -> None:
         if min(self.grid) < 1:
@@ -110,7 +114,8 @@ class CacheSpec:
         if self.kind == "volumes":
             return [FORMAT, self.kind, self.grid, FINER]  # no lung model has a say in these
         rule = self.preprocessing.model_dump(include={"slice_minimum", "box", "box_margin"})
-        return [FORMAT, self.kind, self.grid, rule, self.lungs_sha256, self.lesions]
+        gate = [self.lobes_sha256] if self.lobes_sha256 else []
+        return [FORMAT, self.kind, self.grid, rule, self.lungs_sha256, self.lesions, *gate]
 
     def bytes_each(self) -> int:
         """Size of a record; of one with compressed labels, more than any had."""
@@ -326,7 +331,7 @@ def _write(row: ManifestRow, scan: Scan, path: Path, cache_spec: CacheSpec) -> C
             planes, kept = whole_slices(scan, lungs, lesion_mask, cache_spec.grid), scan.shape[0]
         else:
             planes, kept = clip_preprocessor(
-                cache_spec.grid, cache_spec.preprocessing, cache_spec.lungs
+                cache_spec.grid, cache_spec.preprocessing, cache_spec.lungs, cache_spec.lobes
             ).clip(scan, lesion_mask)
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
         raise ScanRefused(

@@ -120,17 +120,25 @@ class ClipPreprocessor:
         grid: Frames, height and width of what is kept.
         preprocessing: Slice rule and box.
         lungs: The lung model, by name or file.
+        lobes: The lobe model that gates it, likewise; "none" without one.
     """
 
     def __init__(
-        self, grid: tuple[int, int, int], preprocessing: Preprocessing, lungs: str
+        self,
+        grid: tuple[int, int, int],
+        preprocessing: Preprocessing,
+        lungs: str,
+        lobes: str = "none",
     ) -> None:
         import tensorflow as tf
 
-        from tf_covid.preprocessor import Preprocessor
-        from tf_covid.weights import load
+        from tf_covid.preprocessor import LungModels, Preprocessor
 
-        self.preprocessor = Preprocessor(load(lungs).network, (*grid, 1), preprocessing)
+        models = LungModels.read(lungs, lobes)
+        gate = models.lobes.network if models.lobes else None
+        self.preprocessor = Preprocessor(
+            models.lungs.network, (*grid, 1), preprocessing, lobes=gate
+        )
         volume = tf.TensorSpec([1, None, None, None], tf.int16)
         self.segment = tf.function(
             self.preprocessor.segment,

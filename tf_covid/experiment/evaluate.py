@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from tf_covid.cohort import cache
 from tf_covid.cohort.manifest import ManifestRow, read_manifest
 from tf_covid.errors import CohortError, ModelError, OutputError
 from tf_covid.experiment.predict import as_predictions
-from tf_covid.local import LUNGS, LocalModels
+from tf_covid.local import check_ensemble
 from tf_covid.pipeline import versions
+from tf_covid.preprocessor import LUNGS, NO_LOBES, LungModels, default_lobes
 from tf_covid.study.combine import ensemble
 from tf_covid.study.predictions import write_predictions
 from tf_covid.study.records import AnyPredictions
@@ -22,7 +23,7 @@ from tf_covid.tasks import TASKS
 from tf_covid.training.network_spec import NetworkSpec
 from tf_covid.training.settings import Settings
 from tf_covid.training.tasks import labels_of, objective_for
-from tf_covid.weights import LoadedModel, catalog, load, quarantine, seen
+from tf_covid.weights import LoadedModel, load, seen
 from tf_covid.weights.contract import check_trained
 
 
@@ -31,6 +32,9 @@ def evaluate(
     manifest: Path,
     out: Path,
     *,
+    lungs: str | Path | None = None,
+    lobes: str | Path | None = None,
+    allow_other_lungs: bool = False,
     max_skipped: int = 0,
     workers: int = 1,
     on_message: Callable[[str], None],
@@ -46,6 +50,10 @@ def evaluate(
         manifest: The cohort, with what is true of it.
         out: Folder of `study.json`, `study.html`, `predictions.csv` and the cache, which a killed
             call goes on with.
+        lungs: 2D lung model; None: the one that ships.
+        lobes: 3D lobe model, or "none"; None: the shipped one, where the models were trained behind
+            it.
+        allow_other_lungs: Measure behind other lung models than they were trained behind.
         max_skipped: Most scans that may be unusable.
         workers: Processes that read scans.
         on_message: Hears of each step, in a line.
@@ -64,7 +72,12 @@ def evaluate(
             f"{out}: holds a run of tfcovid fit, whose study would be written over; choose another"
             " --out"
         )
-    models = _models(sources)
+    models = [load(source) for source in sources]
+    pair = LungModels.read(
+        lungs or LUNGS, lobes or default_lobes([model.contract for model in models])
+    )
+    for warning in _check_models(models, pair, allow_other_lungs):
+        on_message(f"warning: {warning}")
     task = models[0].contract.task
     rows = read_manifest(manifest)
     labels = labels_of(rows, task)
@@ -77,13 +90,13 @@ def evaluate(
         filled = cache.fill(
             rows,
             out / "cache",
-            _cache_spec(model, rows),
+            _cache_spec(model, rows, pair),
             workers=workers,
             max_skipped=max_skipped,
             progress=progress,
         )
         skipped |= filled.skipped
-        members.append(_answers(model, rows, labels, filled.records))
+        members.append(_answers(model, rows, labels, filled.records, pair))
         pixels = {case: record.fingerprints["pixels"] for case, record in filled.records.items()}
         sightings.append(seen.look(model.name, model.contract, pixels, patients))
     for case, why in skipped.items():
@@ -107,8 +120,10 @@ def evaluate(
     return out / "study.html"
 
 
-def _models(sources: Sequence[str | Path]) -> list[LoadedModel]:
-    models = [load(source) for source in sources]
+def _check_models(
+    models: Sequence[LoadedModel], pair: LungModels, allow_other_lungs: bool
+) -> Iterator[str]:
+    """Refuse models that do not go together; a line for each that stands behind other lungs."""
     for model in models:
         check_trained(model.name, model.contract)
     tasks = sorted({model.contract.task for model in models})
@@ -117,22 +132,25 @@ def _models(sources: Sequence[str | Path]) -> list[LoadedModel]:
             f"models of one task, {', '.join(TASKS)}, are needed, not {', '.join(tasks)}"
         )
     task = TASKS[tasks[0]]
-    if task.classifies_scans:
-        LocalModels(sources)  # that they go together, and with our lung model
-    elif task.cache_kind == "clips" and models[0].contract.lungs_sha256 not in (
-        None,
-        load(LUNGS).sha256,
-    ):
-        raise ModelError(f"{models[0].name} was trained behind another lung model than {LUNGS}")
     if not task.classifies_scans and len(models) > 1:
         raise ModelError(
             f"several models of the task {tasks[0]} do not answer together; evaluate them one"
             " by one"
         )
-    return models
+    if task.classifies_scans:
+        check_ensemble(models)
+    for model in models if task.cache_kind == "clips" else ():
+        if reason := pair.differs_from(model.contract):
+            if not allow_other_lungs:
+                raise ModelError(
+                    f"other_lungs: {model.name} {reason}; --allow-other-lungs answers all the same"
+                )
+            yield f"other_lungs: {model.name} {reason}"
 
 
-def _cache_spec(model: LoadedModel, rows: Sequence[ManifestRow]) -> cache.CacheSpec:
+def _cache_spec(
+    model: LoadedModel, rows: Sequence[ManifestRow], pair: LungModels
+) -> cache.CacheSpec:
     """Records on the network's own grid: the clip is the one that `infer` makes."""
     task, shape = TASKS[model.contract.task], model.network.input_shape
     d, h, w = shape[1:4] if len(shape) == 5 else (cache.LARGEST_GRID[0], *shape[1:3])
@@ -142,9 +160,16 @@ def _cache_spec(model: LoadedModel, rows: Sequence[ManifestRow]) -> cache.CacheS
         "for deep supervision": False,
         "never": False,
     }[task.lesions]
-    sha256 = quarantine.sha256(catalog.find(LUNGS))
+    lobes = pair.lobes
     return cache.CacheSpec(
-        task.cache_kind, (d, h, w), model.contract.preprocessing, LUNGS, sha256, lesions
+        task.cache_kind,
+        (d, h, w),
+        model.contract.preprocessing,
+        pair.lungs.source,
+        pair.lungs.file_sha256,
+        lesions,
+        lobes.source if lobes else NO_LOBES,
+        lobes.file_sha256 if lobes else "",
     )
 
 
@@ -153,11 +178,12 @@ def _answers(
     rows: Sequence[ManifestRow],
     labels: Mapping[str, int],
     records: Mapping[str, cache.CacheRecord],
+    pair: LungModels,
 ) -> AnyPredictions:
     used = [row for row in rows if row.case in records]
     if not used:
         raise CohortError("no scan of the manifest can be used")
-    spec = _cache_spec(model, rows)
+    spec = _cache_spec(model, rows, pair)
     shape = model.network.input_shape
     clip = shape[1:4] if len(shape) == 5 else (1, *shape[1:3])
     contract = model.contract

@@ -54,13 +54,25 @@ class Exported:
     clip: Path
 
 
-def export(source: str | Path, out: Path, version: int | None = None) -> Exported:
-    """Write a model with its lung model as a SavedModel, and its clip network as a second one.
+def export(
+    source: str | Path,
+    out: Path,
+    version: int | None = None,
+    *,
+    lungs: str | Path | None = None,
+    lobes: str | Path | None = None,
+    allow_other_lungs: bool = False,
+) -> Exported:
+    """Write a model with its lung models as a SavedModel, and its clip network as a second one.
 
     Args:
         source: Shipped name, or `.keras` file of task severity or covid.
         out: Folder of the model, `…/NAME`; the versions are folders in it, and in `…/NAME-clip`.
         version: Number of the version, 1 …; one more than the highest that is there if not given.
+        lungs: 2D lung model; None: the one that ships.
+        lobes: 3D lobe model, or "none"; None: the shipped one, where the model was trained behind
+            it.
+        allow_other_lungs: Export behind other lung models than the model was trained behind.
 
     Raises:
         ModelError: If the model is missing, damaged, foreign, or answers no scan.
@@ -82,7 +94,7 @@ def export(source: str | Path, out: Path, version: int | None = None) -> Exporte
                 f"{target}: this version is there already; a server may be using it. Take another"
                 " number"
             )
-    models = LocalModels([source])
+    models = LocalModels([source], lungs=lungs, lobes=lobes, allow_other_lungs=allow_other_lungs)
     module = ServingModule(models)
     extra = _documents(models, module)
     signatures = module.signatures()

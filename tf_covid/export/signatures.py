@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tf_covid import attention
 from tf_covid.attention.grid import centre_weights
-from tf_covid.local import LUNGS, EnsembleMember, LocalModels
+from tf_covid.local import EnsembleMember, LocalModels
 from tf_covid.pipeline import versions
 from tf_covid.tensor import Tensor
 
@@ -61,9 +61,11 @@ class ServingModule:
         #: Plain TensorFlow variables: what a SavedModel of the clip network, and of the stratifier,
         #: must hold.
         self.clip_weights = [variable.value for variable in network.variables]
+        pair = models.lung_models
         self.weights = [
             *self.clip_weights,
-            *(variable.value for variable in models.lungs.network.variables),
+            *(variable.value for variable in pair.lungs.network.variables),
+            *(variable.value for variable in (pair.lobes.network.variables if pair.lobes else ())),
         ]
         self._clip = tuple(network.input_shape[1:4])
         self._finds_disease = models.finds_disease
@@ -110,7 +112,10 @@ class ServingModule:
 
         Returns:
             `mask` uint8 (N, D, h, w), 1 in the lungs; `lungs` float32 of the same shape, their
-            probability; `disease`, that of diseased lung, where the U-Net finds it.
+            probability; `disease`, that of diseased lung, where the U-Net finds it; behind a lobe
+            network also `lobes` float32 (N, d, f, g, 5) and `effusion` (N, d, f, g) on its coarse
+            grid, which covers the scan from edge to edge, and `orientation` (N, 3), logits of
+            “stored feet first”, “back for front” and “left for right”.
         """
         probabilities = self._segment(hu, depth)
         return {"mask": tf.cast(probabilities["lungs"] > 0.5, tf.uint8), **probabilities}
@@ -130,8 +135,9 @@ class ServingModule:
 
         Returns:
             What `explain` gives but its `attention`; `lungs_bytes` and, where found,
-            `disease_bytes`, string (N,): serialized TensorProtos of what `segment` gives, float32
-            (D, h, w), since REST writes numbers as text; `card_bytes` string (N,), JSON: which
+            `disease_bytes`, `lobes_bytes`, `effusion_bytes` and `orientation_bytes`, string (N,):
+            serialized TensorProtos of what `segment` gives for each scan, float32, since REST
+            writes numbers as text; `card_bytes` string (N,), JSON: which
             model this is.
         """
         hu, depth = _from_bytes(hu_bytes, shape)
@@ -251,11 +257,11 @@ class ServingModule:
 
 
 def model_card(models: LocalModels) -> str:
-    """JSON about one model, with the sha256 of both weight files.
+    """JSON about one model, with the sha256 of its weights and of the lung models'.
 
     What a client puts into its `result.json`.
     """
-    model = models.members[0].model
+    model, lobes = models.members[0].model, models.lung_models.lobes
     facts = {
         "name": model.name,
         "sha256": model.sha256,
@@ -265,7 +271,13 @@ def model_card(models: LocalModels) -> str:
         "target": TARGET,
         "endpoint": models.endpoint,
         "clip": list(model.network.input_shape[1:]),
-        "lungs": {"name": LUNGS, "sha256": models.lungs.sha256, "disease": models.finds_disease},
+        "lungs": {
+            "name": models.lungs.name,
+            "sha256": models.lungs.sha256,
+            "disease": models.finds_disease,
+        },
+        "lobes": lobes and {"name": lobes.name, "sha256": lobes.sha256},
+        "other_lungs": models.other_lungs,
         "versions": versions(),
     }
     return json.dumps(facts, sort_keys=True)
@@ -339,7 +351,7 @@ def _from_bytes(texts: Tensor, shape: Tensor) -> tuple[Any, Any]:
 
 
 def _serialized(values: Tensor) -> Tensor:
-    """float32 (N, D, h, w) as strings (N,), a TensorProto each."""
+    """float32 (N, …) as strings (N,), a TensorProto for each row."""
     text = tf.TensorSpec([], tf.string)
     return tf.map_fn(
         tf.io.serialize_tensor, values, fn_output_signature=text, parallel_iterations=1

@@ -5,13 +5,16 @@ float32 whatever the policy, and cast at the end; batch, depth, height and width
 this package registers them.
 """
 
+from tf_covid.layers.lobes import ContextGate, LobeSegmenter
 from tf_covid.layers.lungs import LungBox, LungSegmenter
 from tf_covid.layers.slices import ClipSampler, SliceRule
 from tf_covid.layers.window import HUWindow, MaskedClip, input_scaling
 
 __all__ = [
     "ClipSampler",
+    "ContextGate",
     "HUWindow",
+    "LobeSegmenter",
     "LungBox",
     "LungSegmenter",
     "MaskedClip",

@@ -23,10 +23,12 @@ class LungSegmenter(keras.layers.Layer):
         level_hu: Window centre, in HU.
         width_hu: Window width, in HU.
         chunk: Slices at a time; memory grows with it, not with the number of slices.
+        calibration: Scale and offset of the logit of diseased lung, so that its sigmoid is the
+            share of such cells that are diseased (Platt 1999).
 
     Input: int16 HU (N, D, H, W), and `depth` int32 (N,), the number of true slices of each scan:
     later ones are padding. Output: float32 (N, D, h, w, outputs) in [0, 1], the sigmoid of each
-    logit; 0 in padding slices.
+    logit; 0 in padding slices. `with_planes` gives the HU of the same cells as well.
 
     Raises:
         ValueError: If the U-Net's input has no fixed size or more than one channel, or if it has
@@ -39,6 +41,7 @@ class LungSegmenter(keras.layers.Layer):
         level_hu: float = LEVEL_HU,
         width_hu: float = WIDTH_HU,
         chunk: int = 16,
+        calibration: tuple[float, float] = (1.0, 0.0),
         **kwargs: Any,
     ) -> None:
         super().__init__(autocast=False, **kwargs)
@@ -56,10 +59,19 @@ class LungSegmenter(keras.layers.Layer):
         self.unet, self.chunk = unet, int(chunk)
         self.grid, self.outputs = (int(height), int(width)), int(outputs)
         self.window = HUWindow(level_hu, width_hu, dtype="float32")
+        self.calibration = float(calibration[0]), float(calibration[1])
 
     def call(self, hu: Tensor, depth: Tensor) -> Tensor:
         """HU → probabilities."""
+        return self.with_planes(hu, depth)[0]
+
+    def with_planes(self, hu: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+        """HU → probabilities (N, D, h, w, outputs), and the HU of the cells (N, D, h, w)."""
         shape, grid, outputs = tf.shape(hu), self.grid, self.outputs
+        scale, offset = (
+            tf.constant([first, value][:outputs])
+            for first, value in zip((1.0, 0.0), self.calibration, strict=True)
+        )
         # A depth for each scan, within its slices: a wrong one would pass for a scan without lungs.
         wrong = "depth holds one number a scan, from 0 to its number of slices"
         checks = [
@@ -79,18 +91,19 @@ class LungSegmenter(keras.layers.Layer):
             small = in_plane(rows, clipped_hu(planes), columns)
             logits = self.unet(self.window(small)[..., tf.newaxis], training=False)["logits"]
             keep = tf.cast(indices >= 0, tf.float32)[:, tf.newaxis, tf.newaxis, tf.newaxis]
-            probability = tf.sigmoid(tf.cast(logits, tf.float32)) * keep
-            return tf.tensor_scatter_nd_add(
-                written, tf.maximum(indices, 0)[:, tf.newaxis], probability
-            )
+            probability = tf.sigmoid(tf.cast(logits, tf.float32) * scale + offset)
+            values = tf.concat([probability, small[..., tf.newaxis]], axis=-1) * keep
+            return tf.tensor_scatter_nd_add(written, tf.maximum(indices, 0)[:, tf.newaxis], values)
 
+        channels = outputs + 1
         flat = over_chunks(
-            count, self.chunk, body, tf.zeros(tf.stack([tf.maximum(count, 1), *grid, outputs]))
+            count, self.chunk, body, tf.zeros(tf.stack([tf.maximum(count, 1), *grid, channels]))
         )
         # An empty batch of slices has one row that belongs to no slice.
-        return tf.scatter_nd(
-            valid, flat[:count], tf.cast(tf.concat([shape[:2], [*grid, outputs]], 0), valid.dtype)
+        results = tf.scatter_nd(
+            valid, flat[:count], tf.cast(tf.concat([shape[:2], [*grid, channels]], 0), valid.dtype)
         )
+        return results[..., :outputs], results[..., outputs]
 
     def compute_output_spec(self, hu: Tensor, depth: Tensor) -> keras.KerasTensor:
         """(N, D, h, w, outputs), float32."""
@@ -104,6 +117,7 @@ class LungSegmenter(keras.layers.Layer):
             "level_hu": self.window.level_hu,
             "width_hu": self.window.width_hu,
             "chunk": self.chunk,
+            "calibration": list(self.calibration),
         }
 
     @classmethod

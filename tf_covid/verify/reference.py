@@ -28,13 +28,13 @@ class Reference:
         name: Name of the scan, for people.
         inputs: Signature → named inputs.
         right: Signature → named values.
-        sha256s: sha256 of the network's and of the lung model's file.
+        sha256s: Identities of the network and of its lung models.
     """
 
     name: str
     inputs: dict[str, dict[str, np.ndarray]]
     right: dict[str, dict[str, np.ndarray]]
-    sha256s: tuple[str, str]
+    sha256s: tuple[str, ...]
 
 
 def reference(models: LocalModels, name: str, hu: np.ndarray) -> Reference:
@@ -66,8 +66,9 @@ def reference(models: LocalModels, name: str, hu: np.ndarray) -> Reference:
         "box": answer.evidence.box,
     }
     masks = {"lungs": segmentation.probability}
-    if segmentation.disease is not None:
-        masks["disease"] = segmentation.disease
+    for found in ("disease", "lobes", "effusion", "orientation"):
+        if (values := getattr(segmentation, found)) is not None:
+            masks[found] = values
     scan = {"hu": hu[np.newaxis], "depth": np.array([len(hu)], np.int32)}
     text = np.array([np.ascontiguousarray(hu, "<i2").tobytes()], object)
     octets = {"hu_bytes": text, "shape": np.array([hu.shape], np.int32)}
@@ -89,7 +90,7 @@ def reference(models: LocalModels, name: str, hu: np.ndarray) -> Reference:
             "infer_bytes": {**pipeline_answers, **looked, **masks},
             "classify_clip": answers,
         },
-        sha256s=(member.model.sha256, models.lungs.sha256),
+        sha256s=tuple(models.weights_sha256),
     )
 
 
@@ -109,7 +110,7 @@ def largest_difference(right: dict[str, np.ndarray], answer: dict[str, Any]) -> 
         if results is None or results.shape != required.shape:
             return float("inf"), name
         scale = {"ct_score": 25.0}.get(name, 1.0)
-        if name in ("logits", "attention", "attention_cells"):
+        if name in ("logits", "attention", "attention_cells", "orientation"):
             scale = max(float(np.abs(required).max(initial=0.0)), 1e-12)
         difference = float(np.abs(results - required).max(initial=0.0)) / scale
         # NaN compares as nothing: it must not pass for a small difference.

@@ -72,7 +72,7 @@ class Check:
 
 
 def verify(
-    source: str | Path,
+    source: str | Path | LocalModels,
     export: Path,
     servers: Sequence[str] = (),
     scans: Sequence[Path] = (),
@@ -82,7 +82,7 @@ def verify(
     """Compare, one check after the other.
 
     Args:
-        source: The model: a shipped name or a `.keras` file.
+        source: The model: a shipped name or a `.keras` file; or one behind its lung models.
         export: Its export, `…/NAME` (the newest version) or `…/NAME/VERSION`.
         servers: URLs of servers that have the model under the name of the export's folder; none:
             the embedded server is started over the export, and asked by REST and gRPC.
@@ -98,7 +98,7 @@ def verify(
     clip = folder.parent.with_name(folder.parent.name + CLIP_SUFFIX) / folder.name
     for position in (folder, clip):
         _check_safe(position)
-    models = LocalModels([source])
+    models = source if isinstance(source, LocalModels) else LocalModels([source])
     with ExitStack() as stack:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         on_message("asking Keras and tf-keras-vis")

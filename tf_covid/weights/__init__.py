@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         load_model,
         read_contract,
         save_model,
+        weights_sha256,
     )
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "load_model",
     "read_contract",
     "save_model",
+    "weights_sha256",
 ]
 
 

@@ -58,6 +58,10 @@ class TrainedOn(BaseModel):
     unchecked: Annotated[str, Field(max_length=500)] = ""
 
 
+_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Finite = Annotated[float, Field(ge=-100, le=100)]
+
+
 class Contract(BaseModel):
     """Everything that a weight file needs to be used rightly.
 
@@ -68,10 +72,15 @@ class Contract(BaseModel):
         preprocessing: Preprocessing from HU to the network's input.
         classes: Labels of the logits, in order.
         endpoint: Layer that Grad-CAM explains, if not the last one before the head.
-        lungs_sha256: The lung model it was trained behind; None for a lung model.
+        lungs_sha256: Identity of the 2D lung model it was trained behind (in files of format 1: the
+            sha256 of its file); None for a lung model.
+        lobes_sha256: Identity of the 3D lobe model whose gate stood behind that; None without one.
+        disease_calibration: Of a lung model: scale and offset of the logit of diseased lung, so
+            that its sigmoid is the share of such cells that are diseased.
         note: What the network was trained on, and its limits; stands in every result.
         origin: Origin of the weights: who made them, and how.
         licence: SPDX identifier.
+        format: Version of this contract; 2 names models by their weights, 1 by their file.
         untrained_head: Layers that answer were drawn at random and not trained yet: it is there to
             be trained, and answers nothing. Absent in files of before.
         trained_on: Which scans it has seen; None where the file does not say.
@@ -79,14 +88,16 @@ class Contract(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
     model: str
     arguments: dict[str, Any]
     task: Task
     preprocessing: Preprocessing = Preprocessing()
     classes: tuple[str, ...] = ()
     endpoint: str | None = None
-    lungs_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    lungs_sha256: _Sha256 | None = None
+    lobes_sha256: _Sha256 | None = None
+    disease_calibration: tuple[_Finite, _Finite] | None = None
     note: Annotated[str, Field(max_length=2000)]
     origin: Annotated[str, Field(max_length=2000)] = ""
     licence: Annotated[str, Field(max_length=200)] = ""
@@ -107,7 +118,7 @@ class Contract(BaseModel):
 
 
 #: Fields that came after the first files.
-_LATER = ("untrained_head", "trained_on")
+_LATER = ("untrained_head", "trained_on", "lobes_sha256", "disease_calibration")
 
 #: What `tfcovid import` wrote into the note of such a file before there was a field for it.
 _UNTRAINED = "its answers mean nothing before training"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import tempfile
@@ -37,12 +38,41 @@ _ATTRIBUTE = "tf_covid_contract"
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network with what its file says about it."""
+    """A network with what its file says about it.
+
+    Args:
+        name: Shipped name, or name of the file.
+        network: The network with its weights.
+        contract: What its file says.
+        sha256: Its identity, see `weights_sha256`.
+        file_sha256: sha256 of the file, by which contracts of format 1 name a lung model.
+        source: What it was loaded by: a shipped name, or a path.
+    """
 
     name: str
     network: keras.Model
     contract: Contract
     sha256: str
+    file_sha256: str = ""
+    source: str = ""
+
+    def is_named(self, sha256: str) -> bool:
+        """Whether this is the model that a contract, of either format, names."""
+        return sha256 in (self.sha256, self.file_sha256)
+
+
+def weights_sha256(network: keras.Model) -> str:
+    """What a model is known by: the sha256, in hex, of its sorted weight arrays.
+
+    Each array counts as the sha256 of its shape and its little-endian float32 values, in whatever
+    precision a file holds them. What stands beside the weights does not change it.
+    """
+    digests = []
+    for value in network.get_weights():
+        array = np.ascontiguousarray(value, "<f4")
+        head = ",".join(map(str, array.shape)).encode()
+        digests.append(hashlib.sha256(head + b":" + array.tobytes()).hexdigest())
+    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
 
 
 def contract_of(network: keras.Model) -> Contract | None:
@@ -125,7 +155,9 @@ def load(source: str | Path, *, precision: str = "float32") -> LoadedModel:
     if any(not np.isfinite(value).all() for value in network.get_weights()):
         raise ModelError(f"{path}: a weight is missing or not a finite number")
     setattr(network, _ATTRIBUTE, contract)
-    return LoadedModel(catalog.name_of(source), network, contract, digest)
+    return LoadedModel(
+        catalog.name_of(source), network, contract, weights_sha256(network), digest, str(source)
+    )
 
 
 def _backed(path: Path, model: str, given: Mapping[str, Any], held: int) -> None:
@@ -145,6 +177,8 @@ def _backed(path: Path, model: str, given: Mapping[str, Any], held: int) -> None
             ) * dense
         elif model == "unet":
             asked = 9 * (given.get("filters", 16) * 2 ** min(given.get("depth", 4), 16)) ** 2
+        elif model == "unet3d":
+            asked = 27 * (given.get("filters", 8) * 2 ** min(given.get("depth", 3), 16)) ** 2
         else:
             return  # their trunks are as wide as they are
     except TypeError as error:
@@ -310,7 +344,7 @@ def build(
             )
     widest = (
         arguments.get("filters", 1) * 2 ** min(max(arguments.get("depth", 0), 0), 64)
-        if model == "unet"
+        if model in ("unet", "unet3d")
         else 1
     )
     if any(index > MAX_UNITS for index in (widest, *_numbers(dict(arguments)))):

@@ -143,7 +143,7 @@ def _save(network: keras.Model, contract: Contract, out: Path) -> str:
             if not np.array_equal(ours, theirs):
                 raise ModelError(f"{out}: {ours.path} was not read back as it was written")
         written.replace(out)
-    return again.sha256
+    return again.file_sha256
 
 
 def _plain_names(read: Checkpoint) -> dict[str, str]:
