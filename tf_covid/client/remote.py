@@ -326,8 +326,8 @@ def _volume(answer: dict[str, Any], name: str, shape: tuple[int | None, ...]) ->
     if values.ndim != len(shape) or any(
         asked not in (None, size) for asked, size in zip(shape, values.shape, strict=True)
     ):
-        wanted = " × ".join("any" if side is None else str(side) for side in shape)
-        raise ServingError(f"the server's {name} have the shape {values.shape}, not {wanted}")
+        expected = " × ".join("any" if side is None else str(side) for side in shape)
+        raise ServingError(f"the server's {name} have the shape {values.shape}, not {expected}")
     return values
 
 

@@ -79,10 +79,10 @@ class LobeSegmenter(keras.layers.Layer):
     def _cells(self, planes: Tensor, depth: Tensor) -> Tensor:
         """HU of the coarse cells, (N, d, f, g)."""
         shape, (slices, height, width) = tf.shape(planes), self.grid
-        number = tf.range(shape[1], dtype=tf.float32)[tf.newaxis]
+        slice_index = tf.range(shape[1], dtype=tf.float32)[tf.newaxis]
         size = tf.cast(depth, tf.float32)
         # Padding slices take no part.
-        positions = tf.where(number < size[:, tf.newaxis], number, float("-inf"))
+        positions = tf.where(slice_index < size[:, tf.newaxis], slice_index, float("-inf"))
         along = triangle_matrix(tf.zeros_like(size), size, slices, positions)
         thin = tf.matmul(along, tf.reshape(planes, [shape[0], shape[1], shape[2] * shape[3]]))
         thin = tf.reshape(thin, [shape[0] * slices, shape[2], shape[3]])
@@ -164,16 +164,16 @@ class ContextGate(keras.layers.Layer):
         )[..., 0]
         shape, cells = tf.shape(masks), tf.shape(spread)
         # Cell i of a slice lies at (i + ½) · d / depth of the coarse grid.
-        number = tf.range(shape[1], dtype=tf.float32)[tf.newaxis] + 0.5
+        centres = tf.range(shape[1], dtype=tf.float32)[tf.newaxis] + 0.5
         step = tf.cast(cells[1], tf.float32) / tf.maximum(tf.cast(depth, tf.float32), 1.0)
-        along = _linear(number * step[:, tf.newaxis], cells[1])
+        along = _linear(centres * step[:, tf.newaxis], cells[1])
         flat = tf.reshape(spread, [cells[0], cells[1], cells[2] * cells[3]])
         slices = tf.reshape(tf.matmul(along, flat), [cells[0] * shape[1], cells[2], cells[3]])
         planes = in_plane(
             full_axis_matrix(shape[2], cells[2]), slices, full_axis_matrix(shape[3], cells[3])
         )
-        share = tf.reshape(planes, shape[:4])
-        gate = tf.clip_by_value((share - self.low) / (self.high - self.low), 0.0, 1.0)
+        fraction = tf.reshape(planes, shape[:4])
+        gate = tf.clip_by_value((fraction - self.low) / (self.high - self.low), 0.0, 1.0)
         return masks * gate[..., tf.newaxis]
 
     def compute_output_spec(self, lobes: Tensor, masks: Tensor, depth: Tensor) -> keras.KerasTensor:

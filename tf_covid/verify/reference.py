@@ -66,9 +66,9 @@ def reference(models: LocalModels, name: str, hu: np.ndarray) -> Reference:
         "box": answer.evidence.box,
     }
     masks = {"lungs": segmentation.probability}
-    for found in ("disease", "lobes", "effusion", "orientation"):
-        if (values := getattr(segmentation, found)) is not None:
-            masks[found] = values
+    for output in ("disease", "lobes", "effusion", "orientation"):
+        if (values := getattr(segmentation, output)) is not None:
+            masks[output] = values
     scan = {"hu": hu[np.newaxis], "depth": np.array([len(hu)], np.int32)}
     text = np.array([np.ascontiguousarray(hu, "<i2").tobytes()], object)
     octets = {"hu_bytes": text, "shape": np.array([hu.shape], np.int32)}
