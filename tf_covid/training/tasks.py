@@ -290,7 +290,7 @@ class SliceObjective:
         """A row a slice: record and slice, truth, probability, true and predicted share."""
         names = ("truth", "probability", "share", "predicted_share")
         results: dict[str, list[np.ndarray]] = {name: [] for name in ("record", "slice", *names)}
-        for index, inputs, pictures, truth in self._each(records):
+        for index, inputs, pictures, truth in self.slices_of(records):
             outputs = network(pictures, training=False)
             results["record"].append(np.full(len(pictures), index))
             results["slice"].append(inputs["slice"].numpy())
@@ -300,7 +300,7 @@ class SliceObjective:
             results["predicted_share"].append(outputs["share"].numpy()[:, 0])
         return _joined(results, network)
 
-    def _each(self, records: Sequence[CacheRecord]) -> Tensor:
+    def slices_of(self, records: Sequence[CacheRecord]) -> Tensor:
         """Record after record, all its slices, unchanged."""
         for index, record in enumerate(records):
             full = batches(
@@ -346,7 +346,7 @@ class MaskObjective(SliceObjective):
     ) -> dict[str, np.ndarray]:
         """`dice` (N,) of the lungs over all slices of each record, on its grid."""
         dice = []
-        for _, _, pictures, truth in self._each(records):
+        for _, _, pictures, truth in self.slices_of(records):
             results = network(pictures, training=False)["logits"].numpy()[..., 0] > 0
             mask = truth["logits"].numpy()[..., 0] > 0
             dice.append(2 * (results & mask).sum() / max(results.sum() + mask.sum(), 1))
