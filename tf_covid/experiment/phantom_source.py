@@ -19,13 +19,13 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
 from tf_covid.atomic import make_folder, remove_leftovers, write_text
 from tf_covid.cohort import cache
 from tf_covid.cohort.manifest import ManifestRow
+from tf_covid.cohort.planes import tissue_classes
 from tf_covid.cohort.workers import killed_worker, process_pool
 from tf_covid.errors import CohortError, ManifestError, OutputError, ScanRefused, TrainingError
 from tf_covid.phantom import Chest, draw_chest
@@ -161,7 +161,11 @@ def _make(job: _Job) -> _Drawn | str:
             "covid": int(chest.covid),
         }
         write_text(json.dumps(facts), job.truth)
-        masks = cache.Masks(lungs=chest.lungs > 0, lesions=chest.lesions)
+        masks = cache.Masks(
+            lungs=chest.lungs > 0,
+            lesions=chest.lesions,
+            classes=tissue_classes(chest.lobes, chest.tissues),
+        )
         try:
             record = cache.write_record(
                 job.case, scan_of(chest, job.case), masks, job.path, job.spec
@@ -407,7 +411,6 @@ class PhantomCohort:
 
 def _row(case: str, ct_score: int, severity: int, covid: int) -> ManifestRow:
     """A chest as a row of a manifest; each is a patient of its own."""
-    known: dict[str, Any] = {name: _DRAWN for name in _MASKS if name in ManifestRow.model_fields}
     return ManifestRow(
         case=case,
         patient=case,
@@ -415,12 +418,11 @@ def _row(case: str, ct_score: int, severity: int, covid: int) -> ManifestRow:
         ct_score=ct_score,
         severity=severity,
         covid=covid,
-        **known,
+        lungs=_DRAWN,
+        lesions=_DRAWN,
+        lobes=_DRAWN,
+        tissues=_DRAWN,
     )
-
-
-#: Columns of the manifest for masks that the phantom knows.
-_MASKS = ("lungs", "lesions")
 
 
 def example_rows() -> list[ManifestRow]:

@@ -23,11 +23,12 @@ from tf_covid.models import NETWORKS
 from tf_covid.training import checkpoint
 from tf_covid.training.cpu_layers import cpu_optimised
 from tf_covid.training.dense import add_deep_supervision
+from tf_covid.training.flips import with_flipped_view
 from tf_covid.training.initialise import data_dependent_init, start_from
 from tf_covid.training.network_spec import NetworkSpec
 from tf_covid.training.norms import Census, Judged, copy_weights, give, learning, set_momentum
 from tf_covid.training.settings import Settings, Stage
-from tf_covid.training.tasks import ClipObjective, Objective
+from tf_covid.training.tasks import ClipObjective, LobesObjective, Objective
 from tf_covid.training.trainer_model import TrainerModel
 from tf_covid.weights import load
 from tf_covid.weights.files import POLICIES
@@ -175,7 +176,7 @@ def train(
     # What is saved: in float32, without what training added.
     plain = NETWORKS[plan.network.model].build(**plan.network.arguments)
     start = _weights_of_start(plan, trainer.network, plain)
-    census = Census(plain, objective, [])
+    census = Census(_in_training(objective, plain), objective, [])
     state_file = folder / "state.npz"
     if _centred(plan.network) and not state_file.exists():
         data_dependent_init(network, _first_clips(plan, training_set.of_epoch(0)))
@@ -224,6 +225,7 @@ def train(
         kept = state.best_epoch
     # Layers that were frozen in that epoch keep the statistics that they had in it.
     _freeze(network, trainer, next(stage for stage, last in _stages(settings) if kept < last))
+    copy_weights(trainer.network, census.network)
     copy_weights(trainer.network, plain)
     if start:
         kept_of_start = settings.init_share
@@ -233,6 +235,8 @@ def train(
                 for before, now in zip(start, plain.get_weights(), strict=True)
             ]
         )
+        for layer in plain.layers:
+            census.network.get_layer(layer.name).set_weights(layer.get_weights())
     # Those of the last epoch: earlier ones may be gone.
     census.records = training_set.of_epoch(state.epoch - 1)
     give(plain, census.take(learning(trainer.network)))
@@ -311,8 +315,14 @@ def _build(plan: FoldPlan) -> tuple[keras.Model, TrainerModel, Objective, str]:
         objective = dataclasses.replace(objective, cells=cells)
     if not tf.config.list_logical_devices("GPU"):
         network = cpu_optimised(network)
+    network = _in_training(objective, network)
     trainer = TrainerModel(network, objective.prepare, name=f"{model}_trainer")
     return network, trainer, objective, origin
+
+
+def _in_training(objective: Objective, network: keras.Model) -> keras.Model:
+    """The network as its objective feeds it."""
+    return with_flipped_view(network) if isinstance(objective, LobesObjective) else network
 
 
 def _optimizer(settings: Settings, steps: int) -> keras.optimizers.Optimizer:
