@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from tf_covid.lobes import LEFT, RIGHT, ct_score_read, effusion_ml, label_lobes, lobes_within
+from tf_covid.lobes import (
+    HEALTHY_PERCENT,
+    LEAST_LOBE_ML,
+    LEFT,
+    RIGHT,
+    ct_score_read,
+    effusion_ml,
+    label_lobes,
+    lobes_within,
+)
 from tf_covid.lungs import read_lungs
 from tf_covid.result import Lobe
 from tf_covid.severity import LOBES
@@ -240,3 +251,9 @@ def test_labels_on_a_coarser_grid_than_the_networks():
     labels = label_lobes(lobes_within(ramps(), sides), sides)
     assert set(np.unique(labels[0])) == {1}
     assert set(np.unique(labels[3])) == {3}
+
+
+def test_the_docs_state_the_thresholds():
+    text = (Path(__file__).parents[1] / "docs" / "outputs.md").read_text("utf-8")
+    assert f"is 0 below {HEALTHY_PERCENT:g} %" in text
+    assert f"less than {LEAST_LOBE_ML:g} ml" in text

@@ -17,7 +17,7 @@ from tf_covid.scan.neighbours import neighbour_flags
 
 @pytest.fixture(scope="module")
 def chest() -> np.ndarray:
-    return draw_chest(3, (40, 96, 96), severity=2).hu
+    return draw_chest(5, (40, 96, 96), severity=2).hu
 
 
 def codes(hu: np.ndarray, axis: int = 0) -> set[str]:

@@ -183,7 +183,7 @@ def _seen_by_init(
 def _report_window(network: NetworkSpec, on_message: Callable[[str], None]) -> None:
     preprocessing = network.preprocessing
     level, width = preprocessing.level_hu, preprocessing.width_hu
-    if (level, width) != (Preprocessing().level_hu, Preprocessing().width_hu):
+    if network.init and (level, width) != (Preprocessing().level_hu, Preprocessing().width_hu):
         on_message(
             f"window: {level - width / 2:g} to {level + width / 2:g} HU, as {network.init} was"
             " trained with"

@@ -35,6 +35,9 @@ def cache_spec(
     grid = settings.working_grid or tuple(
         max(min(2 * side, limit), side) for side, limit in zip(settings.clip, limits, strict=True)
     )
+    if task.cache_kind == "volumes":
+        # The labels of such a record are twice as fine; the scan is as the network meets it.
+        grid = settings.working_grid or settings.clip
     if settings.working_grid and any(
         side > limit for side, limit in zip(grid, limits, strict=True)
     ):
@@ -53,6 +56,7 @@ def cache_spec(
         "always": True,
         "where all have them": all(row.lesions for row in rows),
         "for deep supervision": bool(settings.disease_endpoints),
+        "never": False,
     }[task.lesions]
     sha256 = quarantine.sha256(catalog.find(request.lungs))
     d, h, w = grid

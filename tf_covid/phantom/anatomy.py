@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tf_covid.phantom import belly, masses, organs, torso
-from tf_covid.phantom.fields import Field, Grid, Points, SplineNoise, join, meet, tube
+from tf_covid.phantom.fields import Field, Grid, Points, SplineNoise, join, meet, smooth_step, tube
 from tf_covid.phantom.settings import BodySettings, Draws, draw
 
 #: Distance of the lattice points: organs are smooth enough for linear interpolation between them.
@@ -107,7 +107,9 @@ def build(p: Draws, lattice: Grid, rng: np.random.Generator) -> Anatomy:
     fat = organs.fat_thickness(p, q, centre) + organs.breasts(p, q, centre)
     body = np.minimum(muscle - fat, arm)
     # What is not lung within the cage is fat, but for the neck above it and the muscles behind the spine.
-    hollow = np.maximum(np.maximum(wall, -8.0 - q.u), q.y - spine_y - 10.0)
+    # Beside the spine it reaches farther back: fat lies behind the kidneys.
+    beside = 0.8 * np.maximum(np.abs(q.x) - 34.0, 0.0) * smooth_step(q.u, 0.0, 60.0)
+    hollow = np.maximum(np.maximum(wall, -8.0 - q.u), q.y - spine_y - 10.0 - beside)
     apex = join(np.abs(q.x) - 50.0, 0.6 * p["cap_height_mm"] - q.u, 40.0)
     hollow = meet(hollow, apex, 12.0)
     fields = {

@@ -30,10 +30,8 @@ class Things:
 def draw_things(protocol: Protocol, anatomy: Anatomy, rng: np.random.Generator) -> Things:
     """Draw what surrounds this patient."""
     p = protocol.p
-    outline = np.flatnonzero((anatomy.fields["body"] < 0.0).any(axis=(0, 2)))
-    front, back = float(anatomy.lattice.y[outline[0]]), float(anatomy.lattice.y[outline[-1]])
-    prone = bool(anatomy.p["prone"])
-    edge, away = (front, -1.0) if prone else (back, 1.0)
+    away = -1.0 if anatomy.p["prone"] else 1.0
+    edge = _lying_mm(anatomy, away)
     sheets = _table(edge, away, p, rng) if p["table"] else []
     blocks = _blocks(anatomy, edge, away, p, rng)
     cloth, folds = None, None
@@ -54,6 +52,20 @@ def draw_things(protocol: Protocol, anatomy: Anatomy, rng: np.random.Generator) 
             ]
         )
     return Things(sheets, blocks, cloth, folds, wires, float(rng.uniform(0.0, 2500.0)))
+
+
+def _lying_mm(anatomy: Anatomy, away: float) -> float:
+    """Where in y the trunk lies on what is under it: it sinks in a little where it reaches farthest."""
+    lattice = anatomy.lattice
+    levels = (lattice.u > 0.0) & (lattice.u < anatomy.p["dome_depth_mm"] + 80.0)
+    middle = anatomy.fields["body"][levels][:, :, np.abs(lattice.x) < 110.0]
+    lines = np.any(np.less(middle, 0.0), axis=2)
+    lines = lines[lines.any(axis=1)]
+    if away > 0.0:
+        ends = lattice.y[lines.shape[1] - 1 - lines[:, ::-1].argmax(axis=1)]
+    else:
+        ends = lattice.y[lines.argmax(axis=1)]
+    return float(away * np.quantile(away * ends, 0.85)) if len(ends) else away * 130.0
 
 
 def _table(edge_mm: float, away: float, p: Draws, rng: np.random.Generator) -> list[Draws]:
@@ -106,7 +118,7 @@ def _blocks(
     foam = rng.uniform(-950.0, -600.0, 3)
     found = []
     top, wide = float(rng.uniform(-45.0, -5.0)), float(rng.uniform(70.0, 160.0))
-    high, hollow = float(rng.uniform(45.0, 120.0)), float(rng.uniform(0.0, 0.01))
+    high, hollow = float(rng.uniform(45.0, 120.0)), float(rng.uniform(0.0, 0.7))
     shell = float(rng.uniform(-800.0, 100.0))
     if p["head_rest"]:
         for hu, thin in ((foam[0], 0.0), (shell, rng.uniform(1.5, 5.0))):
@@ -118,7 +130,7 @@ def _blocks(
                     "x": 0.0,
                     "half_y": 0.5 * high,
                     "half_x": wide,
-                    "hollow": -away * hollow,
+                    "hollow": away * hollow * high / wide**2,
                     "shell": float(thin),
                     "turn": 0.0,
                     "hu": float(hu),

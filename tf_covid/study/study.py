@@ -13,7 +13,14 @@ import numpy as np
 from tf_covid.atomic import make_folder, write_text
 from tf_covid.study import groups, html, metrics
 from tf_covid.study.bootstrap import Bootstrap
-from tf_covid.study.records import CLASSES, AnyPredictions, LungPredictions, Predictions
+from tf_covid.study.records import (
+    CLASSES,
+    AnyPredictions,
+    LobePredictions,
+    LungPredictions,
+    Predictions,
+    SlicePredictions,
+)
 
 #: Everything that `study.json` has, in its order; what a task does not have is null.
 KEYS = (
@@ -31,6 +38,7 @@ KEYS = (
     "mae",
     "dice",
     "dice_per_case",
+    "dice_per_lobe",
     "mann_whitney",
     "calibration",
     "roc",
@@ -101,13 +109,15 @@ def build_study(
         study["calibration"] = groups.calibration(predictions, bootstrap)
         if predictions.task == "covid":
             study["roc"] = groups.roc(predictions.truth, predictions.probabilities[:, 1])
-    elif isinstance(predictions, LungPredictions):
+    elif isinstance(predictions, LungPredictions | LobePredictions):
         study["dice_per_case"] = dict(
             zip(predictions.cases, predictions.dice.tolist(), strict=True)
         )
+        if isinstance(predictions, LobePredictions):
+            study["dice_per_lobe"] = metrics.dice_per_lobe(predictions, bootstrap)
     else:
         study["roc"] = groups.roc(predictions.truth, predictions.probability)
-    if isinstance(predictions, Predictions | LungPredictions):
+    if not isinstance(predictions, SlicePredictions):
         study["subgroups"] = groups.subgroups(predictions, bootstrap)
     return plain_dict({key: study[key] for key in KEYS})
 

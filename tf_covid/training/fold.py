@@ -23,11 +23,12 @@ from tf_covid.models import NETWORKS
 from tf_covid.training import checkpoint
 from tf_covid.training.cpu_layers import cpu_optimised
 from tf_covid.training.dense import add_deep_supervision
+from tf_covid.training.flips import with_flipped_view
 from tf_covid.training.initialise import data_dependent_init, start_from
 from tf_covid.training.network_spec import NetworkSpec
 from tf_covid.training.norms import Census, Judged, copy_weights, give, learning, set_momentum
 from tf_covid.training.settings import Settings, Stage
-from tf_covid.training.tasks import ClipObjective, Objective
+from tf_covid.training.tasks import ClipObjective, LobesObjective, Objective
 from tf_covid.training.trainer_model import TrainerModel
 from tf_covid.weights.files import POLICIES
 
@@ -126,7 +127,7 @@ def train(
     set_momentum(trainer.network, steps * _shortest(settings))
     # What is saved: in float32, without what training added.
     plain = NETWORKS[plan.network.model].build(**plan.network.arguments)
-    census = Census(plain, objective, train_records)
+    census = Census(_in_training(objective, plain), objective, train_records)
     state_file = folder / "state.npz"
     if _centred(plan.network) and not state_file.exists():
         data_dependent_init(network, _first_clips(plan, train_records))
@@ -172,8 +173,10 @@ def train(
         kept = state.best_epoch
     # Layers that were frozen in that epoch keep the statistics that they had in it.
     _freeze(network, trainer, next(stage for stage, last in _stages(settings) if kept < last))
+    copy_weights(trainer.network, census.network)
+    statistics = census.take(learning(trainer.network))
     copy_weights(trainer.network, plain)
-    give(plain, census.take(learning(trainer.network)))
+    give(plain, statistics)
     return Trained(plain, state.curves, origin, state.seconds)
 
 
@@ -229,8 +232,14 @@ def _build(plan: FoldPlan) -> tuple[keras.Model, TrainerModel, Objective, str]:
         objective = dataclasses.replace(objective, cells=cells)
     if not tf.config.list_logical_devices("GPU"):
         network = cpu_optimised(network)
+    network = _in_training(objective, network)
     trainer = TrainerModel(network, objective.prepare, name=f"{model}_trainer")
     return network, trainer, objective, origin
+
+
+def _in_training(objective: Objective, network: keras.Model) -> keras.Model:
+    """The network as its objective feeds it."""
+    return with_flipped_view(network) if isinstance(objective, LobesObjective) else network
 
 
 def _optimizer(settings: Settings, steps: int) -> keras.optimizers.Optimizer:
