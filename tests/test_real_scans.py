@@ -171,3 +171,13 @@ def test_nothing_found_is_drawn_too(benchmarks: SimpleNamespace, chest: Chest) -
     assert benchmarks.sheet.draw_scan(view).size[0] == (
         4 * (benchmarks.sheet.TILE + benchmarks.sheet.GAP) - benchmarks.sheet.GAP
     )
+
+
+def test_a_lung_model_that_is_none_is_named(benchmarks: SimpleNamespace, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    done = CliRunner().invoke(
+        benchmarks.real.main, [str(tmp_path), "--lobes-model", "nonsense", "--out", str(tmp_path)]
+    )
+    assert done.exit_code == 1
+    assert "nonsense: neither a file nor a shipped model" in done.output
