@@ -31,9 +31,18 @@ class Augmentation(BaseModel):
     Args:
         flip: Share of the scans that are mirrored, right to left; of the task lobes none, since
             lobes have sides.
+        flip_vertical: Share that is mirrored front to back, as if the patient lay on the belly.
         degrees: Largest rotation in the plane.
         scale: Largest change of size, as a share, in the plane; each axis has its own.
+        largest_scale: Largest size in the plane; None: 1/(1 − `scale`).
+        uneven: How far each axis' own size may lie off, as a share; None: half of `scale`.
         shift: Largest shift, as a share of the side, in the plane and along the body.
+        shift_along: The same along the body; None: `shift`.
+        coarse: Share of the batches that go through a coarser grid in the plane and back, of three
+            eighths of the side at least.
+        mask_change: Share of the clips whose lung mask is made larger or smaller, as that of
+            another lung model might be.
+        mask_bites: Share of the clips whose lung mask loses pieces.
         hu_shift: Largest error of the scanner's calibration, in HU.
         hu_scale: The same as a share of the HU above air.
         noise_hu: Largest standard deviation of added noise, in HU.
@@ -50,9 +59,16 @@ class Augmentation(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     flip: _Share = 0.5
+    flip_vertical: _Share = 0.0
     degrees: Annotated[float, Field(ge=0, le=180)] = 10.0
     scale: Annotated[float, Field(ge=0, lt=0.9)] = 0.1
+    largest_scale: Annotated[float, Field(ge=1, le=10)] | None = None
+    uneven: Annotated[float, Field(ge=0, lt=0.9)] | None = None
     shift: Annotated[float, Field(ge=0, lt=0.5)] = 0.04
+    shift_along: Annotated[float, Field(ge=0, lt=0.5)] | None = None
+    coarse: _Share = 0.0
+    mask_change: _Share = 0.0
+    mask_bites: _Share = 0.0
     hu_shift: Annotated[float, Field(ge=0, le=1000)] = 20.0
     hu_scale: Annotated[float, Field(ge=0, lt=0.5)] = 0.03
     noise_hu: Annotated[float, Field(ge=0, le=1000)] = 40.0

@@ -17,8 +17,8 @@ import os
 import secrets
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -227,7 +227,7 @@ def _lacks(row: ManifestRow, folder: Path, cache_spec: CacheSpec) -> bool:
         _, fingerprint, path = _located(row, folder, cache_spec)
     except (ScanRefused, ModelError, OSError):
         return False
-    return not fingerprint or _kept(row.case, path) is None
+    return not fingerprint or kept_record(row.case, path) is None
 
 
 def make(row: ManifestRow, folder: Path, cache_spec: CacheSpec) -> CacheRecord | str:
@@ -243,7 +243,7 @@ def make(row: ManifestRow, folder: Path, cache_spec: CacheSpec) -> CacheRecord |
             return "no_lobes: the manifest names no labels of the lobes"
         case, fingerprint, path = _located(row, folder, cache_spec)
         # An input that cannot be read twice has no fingerprint, and matches nothing.
-        if fingerprint and (record := _kept(row.case, path)):
+        if fingerprint and (record := kept_record(row.case, path)):
             return record
         scan = case.read()
         if scan.fingerprint != fingerprint:
@@ -281,7 +281,13 @@ def _lesions(row: ManifestRow, cache_spec: CacheSpec) -> Path | None:
     return row.lesions if cache_spec.lesions else None
 
 
-def _kept(case: str, path: Path) -> CacheRecord | None:
+def kept_record(case: str, path: Path) -> CacheRecord | None:
+    """The record at a path; None where it is not there as a whole.
+
+    Args:
+        case: Name of the case.
+        path: The TFRecord.
+    """
     try:
         facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if not path.is_file() or path.stat().st_size != facts.pop("bytes"):
@@ -312,31 +318,79 @@ def _secret(folder: Path) -> bytes:
     return path.read_bytes()
 
 
+@dataclass(frozen=True)
+class Masks:
+    """What is known of a scan's voxels, on its own grid; None where nobody drew it.
+
+    Args:
+        lungs: bool (D, H, W).
+        lesions: bool (D, H, W), the diseased lung.
+        classes: uint8 (D, H, W), see `planes.tissue_classes`.
+    """
+
+    lungs: np.ndarray | None = None
+    lesions: np.ndarray | None = None
+    classes: np.ndarray | None = None
+
+
 def _write(row: ManifestRow, scan: Scan, path: Path, cache_spec: CacheSpec) -> CacheRecord:
-    import tensorflow as tf
-
-    secret = _secret(path.parent)
-
+    """The record of a scan with the masks that the manifest names."""
     lesions = _lesions(row, cache_spec)
-    try:
+    with _enough_memory():
         lungs, doubts = _own_lungs(row, scan) if cache_spec.kind == "planes" else (None, ())
+        classes = None
+        if cache_spec.kind == "volumes":
+            classes, doubts = _own_classes(row, scan)
         lesion_mask = read_mask(lesions, scan, may_be_empty=True) if lesions else None
         if lesion_mask is not None:
             check_lesions(lesion_mask, scan, lungs)
+    return write_record(
+        row.case, scan, Masks(lungs, lesion_mask, classes), path, cache_spec, doubts=doubts
+    )
+
+
+def write_record(
+    case: str,
+    scan: Scan,
+    masks: Masks,
+    path: Path,
+    cache_spec: CacheSpec,
+    *,
+    doubts: Sequence[QualityFlag] = (),
+) -> CacheRecord:
+    """The record of a scan that is in memory, whoever drew its masks.
+
+    Args:
+        case: Name of the case.
+        scan: The scan.
+        masks: Its masks; those that the record has no place for are left out.
+        path: The TFRecord; its `.json` is written beside it.
+        cache_spec: What is kept.
+        doubts: What is doubtful about the masks.
+
+    Raises:
+        ScanRefused: If there are no lungs in it, or it is too large for the memory.
+        OutputError: If it cannot be written.
+    """
+    import tensorflow as tf
+
+    secret = _secret(path.parent)
+    lesions = masks.lesions if cache_spec.lesions else None
+    with _enough_memory():
         planes: Planes
         if cache_spec.kind == "volumes":
-            classes, doubts = _own_classes(row, scan)
-            planes, kept = whole_volume(scan, classes, cache_spec.grid), scan.shape[0]
-        elif lungs is not None:
-            planes, kept = whole_slices(scan, lungs, lesion_mask, cache_spec.grid), scan.shape[0]
+            if masks.classes is None:
+                raise ScanRefused([QualityFlag("no_lobes", "error", "There are no lobes.")])
+            planes, kept = whole_volume(scan, masks.classes, cache_spec.grid), scan.shape[0]
+        elif cache_spec.kind == "planes":
+            if masks.lungs is None:
+                raise ScanRefused([QualityFlag("no_lungs", "error", "There is no lung mask.")])
+            planes = whole_slices(scan, masks.lungs, lesions, cache_spec.grid)
+            kept = scan.shape[0]
         else:
             planes, kept = clip_preprocessor(
                 cache_spec.grid, cache_spec.preprocessing, cache_spec.lungs, cache_spec.lobes
-            ).clip(scan, lesion_mask)
-    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-        raise ScanRefused(
-            [QualityFlag("too_large", "error", "There is not enough memory for this scan.")]
-        ) from error
+            ).clip(scan, lesions)
     fingerprints = {"pixels": hashlib.sha256(scan.hu.tobytes()).hexdigest()}
     ids = {
         "study": scan.identifiers.get("study_uid"),
@@ -348,7 +402,7 @@ def _write(row: ManifestRow, scan: Scan, path: Path, cache_spec: CacheSpec) -> C
         if value:
             fingerprints[name] = hmac.new(secret, value.encode(), "sha256").hexdigest()
     codes = tuple(flag.code for flag in (*scan.quality_flags, *doubts))
-    record = CacheRecord(row.case, path, fingerprints, codes, scan.shape, kept)
+    record = CacheRecord(case, path, fingerprints, codes, scan.shape, kept)
     try:
         with replacing(path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
             # The same bytes in every process: a message keeps its parts in no order of its own.
@@ -359,6 +413,19 @@ def _write(row: ManifestRow, scan: Scan, path: Path, cache_spec: CacheSpec) -> C
     del facts["case"], facts["path"]  # the same scan may be called otherwise tomorrow
     write_text(json.dumps(facts), path.with_suffix(".json"))
     return record
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """A scan that does not fit into the memory is refused like any other that is no good."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        raise ScanRefused(
+            [QualityFlag("too_large", "error", "There is not enough memory for this scan.")]
+        ) from error
 
 
 def _own_lungs(row: ManifestRow, scan: Scan) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:

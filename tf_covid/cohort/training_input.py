@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_covid.cohort.augment import Augmentation, Draws, affine_matrices, flip, jittered_hu, warp
+from tf_covid.cohort.mask_augment import coarsened, worse_mask
 from tf_covid.cohort.planes import FINER
 from tf_covid.layers import HUWindow, MaskedClip, input_scaling
 from tf_covid.layers.resample import axis_matrix, full_axis_matrix, in_plane
@@ -75,10 +76,13 @@ class TrainingInput(keras.layers.Layer):
         parts = [tf.cast(hu, tf.float32), unpacked(lungs, self.grid), unpacked(lesions, self.grid)]
         if training and how.slice_drop:
             parts = self._dropped(draws, parts)
-        along = self._along(draws, tf.shape(hu)[0], how.shift if training else 0.0)
+        reach = how.shift if how.shift_along is None else how.shift_along
+        along = self._along(draws, tf.shape(hu)[0], reach if training else 0.0)
         parts = [self._resampled(part, along) for part in parts]
         if training:
             parts = self._moved(draws, parts)
+            if how.coarse:
+                parts[0] = coarsened(draws, parts[0], how.coarse)
             parts[0] = jittered_hu(draws, parts[0], how)
         return parts
 
@@ -120,16 +124,18 @@ class TrainingInput(keras.layers.Layer):
             draws,
             count,
             degrees=how.degrees,
-            scale=(1 - how.scale, 1 / (1 - how.scale)),
+            scale=(1 - how.scale, how.largest_scale or 1 / (1 - how.scale)),
             shift=how.shift,
             side=rows,
             width=columns,
-            uneven=how.scale / 2,
+            uneven=how.scale / 2 if how.uneven is None else how.uneven,
         )
         # Air has to come in from outside: HU + 1024 is 0 there. Frames as channels: one warp for
         # all.
         planes = tf.transpose(tf.concat([parts[0] + 1024.0, *parts[1:]], axis=1), [0, 2, 3, 1])
         planes = flip(warp(planes, matrices, 0.0), 2, draws.chance(count, how.flip))
+        if how.flip_vertical:
+            planes = flip(planes, 1, draws.chance(count, how.flip_vertical))
         hu, lungs, lesions = tf.split(tf.transpose(planes, [0, 3, 1, 2]), 3, axis=1)
         return [
             tf.ensure_shape(part, [None, frames, rows, columns])
@@ -151,6 +157,10 @@ class ClipTrainingInput(TrainingInput):
     ) -> tuple[Any, Any]:
         """Records → clips and their lesions."""
         hu, lungs, lesions = self.spread(hu, lungs, lesions, seed, training)
+        how = self.augmentation
+        if training and (how.mask_change or how.mask_bites):
+            # The second number of the first row is used for nothing else.
+            lungs = worse_mask(Draws(seed[0] + [0, 1 << 30]), lungs, how)
         return self.finish(hu, lungs), lesions * tf.cast(lungs >= 0.5, tf.float32)
 
 

@@ -30,6 +30,7 @@ KEYS = (
     "note",
     "seen_in_training",
     "folds",
+    "measured_on",
     "cases",
     "patients",
     "confusion_matrix",
@@ -61,6 +62,7 @@ def build_study(
     note: str = "",
     seen_in_training: Mapping[str, Any] | None = None,
     bootstrap: Bootstrap | None = None,
+    measured_on: str = "test cases",
 ) -> dict[str, Any]:
     """All of `study.json`, from predictions.
 
@@ -75,6 +77,7 @@ def build_study(
         seen_in_training: Result of `seen.as_seen`: which cases frozen models, or the weights that
             training started from, had been trained on; None where training started at random.
         bootstrap: Replicates and seed of the intervals.
+        measured_on: "test cases", or "validation cases": they may have chosen the epoch.
 
     Returns:
         JSON-serialisable, with exactly `KEYS`; None where something is undefined or not part of the
@@ -89,6 +92,7 @@ def build_study(
         "note": note,
         "seen_in_training": seen_in_training,
         "folds": len(np.unique(predictions.folds)),
+        "measured_on": measured_on,
         "cases": len(set(predictions.cases)),
         "patients": len(set(predictions.patients)),
         "bootstrap": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -339,7 +340,9 @@ class MaskObjective(SliceObjective):
         self, cases: Sequence[str]
     ) -> tuple[dict[str, losses.Loss], dict[str, float], dict[str, Any]]:
         """The loss of the masks."""
-        return {"logits": losses.mask_loss}, {"logits": 1.0}, {}
+        weights = self.settings.mask_weights[: self.masks]
+        loss = functools.partial(losses.mask_loss, pixel_weights=weights)
+        return {"logits": loss}, {"logits": 1.0}, {}
 
     def answers(
         self, network: keras.Model, records: Sequence[CacheRecord]
