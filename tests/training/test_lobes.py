@@ -25,7 +25,7 @@ from tf_covid.phantom.files import write_nifti_volume
 from tf_covid.tissues import CLASSES, EFFUSION_CLASS
 from tf_covid.training import losses
 from tf_covid.training.flips import with_flipped_view
-from tf_covid.training.fold import FoldPlan, train
+from tf_covid.training.fold import FoldPlan, SameRecords, train
 from tf_covid.training.network_spec import NetworkSpec
 from tf_covid.training.settings import Settings
 from tf_covid.training.tasks import LobesObjective, lobe_dice, objective_for
@@ -274,7 +274,7 @@ def test_a_lobe_network_learns(cohort: Path, tmp_path: Path) -> None:
     assert isinstance(objective, LobesObjective)
     plain = keras.utils.set_random_seed(1) or UNet3D((*GRID, 1), depth=2, filters=4, outputs=6)
     before = objective.answers(plain, records)
-    trained = train(FoldPlan(network, objective, settings, 0), records, [], tmp_path)
+    trained = train(FoldPlan(network, objective, settings, 0), SameRecords(records), [], tmp_path)
     after = objective.answers(trained.network, records)
     assert trained.curves["logits_loss"][-1] < 0.6 * trained.curves["logits_loss"][0]
     # Sixty steps tell lung from all else, and one lobe from the others.
