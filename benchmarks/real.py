@@ -1,6 +1,7 @@
 """A look at the weights on your own scans, which needs no labels.
 
-    python benchmarks/real.py FOLDER [--out build/real] [--model NAME]
+    python benchmarks/real.py FOLDER [--out build/real] [--model NAME] [--lungs-model NAME|FILE]
+        [--lobes-model NAME|FILE|none]
 
 Prints two tables, a row a scan, and writes them as real.json beside sheet.png, the worst slices as
 pictures. FOLDER holds scans as `tfcovid infer` takes them. The lungs of each are held against a
@@ -34,7 +35,7 @@ from sheet import View, draw_scan, write_sheets
 from tables import NONE, number, say, table
 
 from tf_covid.cohort.cases import cases_of
-from tf_covid.errors import ScanRefused
+from tf_covid.errors import ModelError, ScanRefused
 from tf_covid.pipeline import stratify
 from tf_covid.result import Lobe, QualityFlag, Result
 from tf_covid.scan import Case, Scan
@@ -376,12 +377,23 @@ def _rounded(value: object) -> object:
 @click.option(
     "--model", default="severity-i3d", show_default=True, help="Whose slice rule is used."
 )
-def main(folder: Path, out: Path, model: str) -> None:
+@click.option("--lungs-model", help="2D lung model, by name or file; else the one that ships.")
+@click.option(
+    "--lobes-model",
+    help="3D lobe model, by name or file, or none; else the one that the model was trained behind.",
+)
+def main(
+    folder: Path, out: Path, model: str, lungs_model: str | None, lobes_model: str | None
+) -> None:
     """Judge the lung model on the scans in FOLDER, without labels."""
     from tf_covid.local import LocalModels
 
     cases = list(cases_of([folder]))
-    models = LocalModels([model])
+    # Its class is not printed, so behind which lung models it was trained does not matter.
+    try:
+        models = LocalModels([model], lungs=lungs_model, lobes=lobes_model, allow_other_lungs=True)
+    except ModelError as error:
+        raise click.ClickException(str(error)) from None
     looks: list[Look] = []
     refused: list[Refused] = []
     pictures = []

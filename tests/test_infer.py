@@ -63,6 +63,7 @@ def test_every_file_of_the_contract_is_there(answered):
         assert names == {
             "result.json",
             "lungs.nii.gz",
+            "lesions.nii.gz",
             "attention.nii.gz",
             "montage.png",
             "report.html",

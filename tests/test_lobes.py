@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from tf_covid.lobes import LEFT, RIGHT, ct_score_read, effusion_ml, label_lobes, lobes_within
+from tf_covid.lobes import (
+    HEALTHY_PERCENT,
+    LEAST_LOBE_ML,
+    LEFT,
+    RIGHT,
+    ct_score_read,
+    effusion_ml,
+    label_lobes,
+    lobes_within,
+)
 from tf_covid.lungs import read_lungs
 from tf_covid.result import Lobe
 from tf_covid.severity import LOBES
@@ -216,6 +227,8 @@ def test_fluid_is_counted_outside_the_lungs():
     outside = 8 * 16 * 36 * np.prod(SPACING) / 1000  # rows 80–96
     assert lungs.effusion_ml == pytest.approx(outside, rel=0.06)
     assert read().lungs.effusion_ml is None
+    assert read(effusion=np.zeros(COARSE)).lungs.effusion_ml is None, "a network without fluid"
+    assert read(effusion=np.full(COARSE, 0.01)).lungs.effusion_ml == 0
     everywhere = effusion_ml(np.ones(COARSE, np.float32), probability > 0.5, (10.0, 5.0, 5.0))
     assert everywhere == pytest.approx(float((probability <= 0.5).sum()) * 0.25)
     assert effusion_ml(np.zeros(COARSE), probability > 0.5, (10.0, 5.0, 5.0)) == 0
@@ -240,3 +253,9 @@ def test_labels_on_a_coarser_grid_than_the_networks():
     labels = label_lobes(lobes_within(ramps(), sides), sides)
     assert set(np.unique(labels[0])) == {1}
     assert set(np.unique(labels[3])) == {3}
+
+
+def test_the_docs_state_the_thresholds():
+    text = (Path(__file__).parents[1] / "docs" / "outputs.md").read_text("utf-8")
+    assert f"is 0 below {HEALTHY_PERCENT:g} %" in text
+    assert f"less than {LEAST_LOBE_ML:g} ml" in text

@@ -16,6 +16,7 @@ from tf_covid.errors import ScanRefused
 from tf_covid.models import NETWORKS
 from tf_covid.pipeline import stratify
 from tf_covid.scan import Scan, SourceGrid
+from tf_covid.severity import LOBES
 from tf_covid.weights import Contract
 from tf_covid.weights.files import save_model
 
@@ -82,6 +83,33 @@ def test_involvement_is_the_learned_masks_and_the_result_says_so(finder, scan):
     assert lungs.involvement_percent == pytest.approx(
         100 * voxels(LESION) / voxels(RIGHT, LEFT), rel=1e-3
     )
+
+
+def test_lobes_and_fluid_are_in_the_result(finder, scan, monkeypatch):
+    lobes = np.zeros((6, 8, 8, 5), np.float32)
+    right = np.arange(8) < 4
+    lobes[:3, :, right, 0], lobes[3:, :, right, 2] = 1, 1
+    lobes[:3, :, ~right, 3], lobes[3:, :, ~right, 4] = 1, 1
+    segment = finder.segment
+
+    def with_lobes(hu):
+        return dataclasses.replace(segment(hu), lobes=lobes, effusion=np.full((6, 8, 8), 0.01))
+
+    plain = stratify(scan, finder, attention="none")
+    assert plain.lobes is plain.maps.lobes is plain.lungs.effusion_ml is None
+    assert plain.severity.ct_score_read is None
+    assert plain.maps.lesions.any()
+    monkeypatch.setattr(finder, "segment", with_lobes)
+    mask = np.zeros(SHAPE, bool)
+    mask[RIGHT] = mask[LEFT] = True
+    for lungs in (None, mask):
+        result = stratify(scan, finder, lungs=lungs, attention="none")
+        assert [lobe.name for lobe in result.lobes] == list(LOBES)
+        assert sum(lobe.volume_ml for lobe in result.lobes) == pytest.approx(result.lungs.volume_ml)
+        assert result.severity.ct_score_read is None, "there is no middle lobe"
+        assert result.lungs.effusion_ml == 0
+        np.testing.assert_array_equal(result.maps.lobes > 0, result.maps.lungs > 0)
+        assert result.as_dict()["lobes"][0]["name"] == "right upper"
 
 
 def test_one_output_keeps_the_rule_on_density(plain, finder, scan):

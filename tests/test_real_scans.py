@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tests.servers import SmallFiles, small_files  # noqa: F401  (a fixture)
 from tf_covid.phantom import Chest, draw_chest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -171,3 +172,39 @@ def test_nothing_found_is_drawn_too(benchmarks: SimpleNamespace, chest: Chest) -
     assert benchmarks.sheet.draw_scan(view).size[0] == (
         4 * (benchmarks.sheet.TILE + benchmarks.sheet.GAP) - benchmarks.sheet.GAP
     )
+
+
+def test_a_lung_model_that_is_none_is_named(benchmarks: SimpleNamespace, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    done = CliRunner().invoke(
+        benchmarks.real.main, [str(tmp_path), "--lobes-model", "nonsense", "--out", str(tmp_path)]
+    )
+    assert done.exit_code == 1
+    assert "nonsense: neither a file nor a shipped model" in done.output
+
+
+@pytest.mark.slow
+def test_lobes_and_fluid_of_a_lobe_model_are_told(
+    benchmarks: SimpleNamespace,
+    small_files: SmallFiles,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    from click.testing import CliRunner
+
+    from tf_covid.phantom.cohort import write_cohort
+    from tf_covid.severity import LOBES
+
+    write_cohort(tmp_path / "scans", 1, seed=3, size=128, slices=60, format="nifti")
+    scan = tmp_path / "scans" / "case-0000" / "ct.nii.gz"
+    command = [scan, "--out", tmp_path, "--lobes-model", small_files.lobes]
+    done = CliRunner().invoke(benchmarks.real.main, [str(one) for one in command])
+    assert done.exit_code == 0, done.output
+    said = json.loads((tmp_path / "real.json").read_text("utf-8"))
+    (row,) = said["scans"] or said["refused"]
+    assert "lobes_ml" in row, row
+    assert set(row["lobes_ml"]) == set(LOBES)
+    assert sum(row["lobes_ml"].values()) == pytest.approx(
+        row["right_ml"] + row["left_ml"], rel=0.01
+    )
+    assert row["effusion_ml"] >= 0

@@ -17,6 +17,7 @@ import numpy as np
 from tf_covid import severity
 from tf_covid.answer import Answer, Evidence, Segmentation, mean_answer
 from tf_covid.errors import ScanRefused
+from tf_covid.lobes import ct_score_read
 from tf_covid.lungs import LungReading, read_lungs
 from tf_covid.result import (
     Attention,
@@ -191,12 +192,13 @@ def stratify(
         versions=versions() | models.versions,
         series=_series(scan, identifiers),
         lungs=reading.lungs,
-        severity=_severity(prediction) if models.task == "severity" else None,
+        lobes=reading.lobes,
+        severity=_severity(prediction, reading) if models.task == "severity" else None,
         covid=_covid(prediction) if models.task == "covid" else None,
         attention=looked,
         models=tuple(_model_answer(answer) for answer in answers),
         timings_s=timings.seconds,
-        maps=Maps(lungs=reading.labels, attention=volume, kept=answers[0].keep),
+        maps=Maps(reading.labels, volume, answers[0].keep, reading.lobe_labels, reading.lesions),
     )
 
 
@@ -303,7 +305,14 @@ def _read_lungs(
     scan: Scan, segmentation: Segmentation, keep: np.ndarray, mask: np.ndarray | None
 ) -> LungReading:
     return read_lungs(
-        scan.hu, segmentation.probability, keep, scan.spacing_mm, mask, segmentation.disease
+        scan.hu,
+        segmentation.probability,
+        keep,
+        scan.spacing_mm,
+        mask,
+        segmentation.disease,
+        segmentation.lobes,
+        segmentation.effusion,
     )
 
 
@@ -428,12 +437,13 @@ def _series(scan: Scan, identifiers: bool) -> Series:
     )
 
 
-def _severity(prediction: Prediction) -> Severity:
+def _severity(prediction: Prediction, reading: LungReading) -> Severity:
     return Severity(
         prediction.predicted_class,
         severity.LABELS[prediction.predicted_class],
         tuple(float(value) for value in prediction.probabilities),
         prediction.ct_score,
+        ct_score_read=ct_score_read(reading.lobes),
     )
 
 

@@ -37,6 +37,10 @@ class KnownTruth(Protocol):
     def lesions(self) -> Path | None:
         """Mask of the disease."""
 
+    @property
+    def lobes(self) -> Path | None:
+        """Labels of the five lobes."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -52,7 +56,7 @@ class Task:
         scored: Whether a network may answer with a CT score as well.
         cache_kind: `CacheSpec.kind` of its records.
         lesions: Whether its records hold lesion masks: of every scan, where all scans have one, or
-            where deep supervision asks for them.
+            where deep supervision asks for them; or never.
     """
 
     labels: tuple[str, ...]
@@ -62,8 +66,8 @@ class Task:
     label_of: Callable[[KnownTruth], int | None]
     classifies_scans: bool
     scored: bool
-    cache_kind: Literal["clips", "planes"]
-    lesions: Literal["always", "where all have them", "for deep supervision"]
+    cache_kind: Literal["clips", "planes", "volumes"]
+    lesions: Literal["always", "where all have them", "for deep supervision", "never"]
 
 
 def _severity(truth: KnownTruth) -> int | None:
@@ -106,6 +110,17 @@ TASKS = {
         scored=False,
         cache_kind="planes",
         lesions="where all have them",
+    ),
+    "lobes": Task(
+        labels=(),
+        study_labels=(),
+        networks=("unet3d",),
+        columns="lobes",
+        label_of=lambda truth: 0 if truth.lobes else None,
+        classifies_scans=False,
+        scored=False,
+        cache_kind="volumes",
+        lesions="never",
     ),
     "slices": Task(
         labels=("clear", "diseased"),

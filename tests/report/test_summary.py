@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from tf_covid.errors import OutputError
 from tf_covid.report import summary_row, write_summary
+from tf_covid.report.summary import COLUMNS
 from tf_covid.result import Result
 
 HEADER = (
@@ -99,3 +101,12 @@ def test_a_folder_in_the_way_is_an_output_error(make_case: Any, tmp_path: Path) 
     (tmp_path / "summary.csv").mkdir()
     with pytest.raises(OutputError, match=r"summary\.csv"):
         write_summary([summary_row(make_case()[0])], tmp_path / "summary.csv")
+
+
+def test_the_docs_list_the_columns() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "outputs.md").read_text("utf-8")
+    listed = re.findall(r"`(\w+)`", text.split("## `summary.csv`")[1])
+    expected = [
+        column for column in COLUMNS if column not in {f"probability_{n}" for n in (1, 2, 3)}
+    ]
+    assert listed == expected

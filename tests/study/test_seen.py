@@ -212,7 +212,7 @@ def test_evaluate_says_which_scans_were_in_the_training_set(
             "patient": f"x{row['patient']}",
             "path": plain.name,
         }
-        row |= {key: "" for key in ("lungs", "lesions") if key in row}
+        row |= {key: "" for key in ("lungs", "lesions", "lobes", "tissues") if key in row}
     own = {"all.csv": rows, "test.csv": [row for row in rows if row["fold"] == 0]}
     for name, chosen in own.items():
         with (tmp_path / name).open("w", newline="") as file:

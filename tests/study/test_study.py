@@ -41,6 +41,7 @@ PROMISED = {
     "subgroups",
     "dice",
     "dice_per_case",
+    "dice_per_lobe",
     "mae",
     "config",
     "versions",

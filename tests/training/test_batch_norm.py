@@ -17,7 +17,7 @@ from tf_covid.cohort.cache import CacheRecord, _example
 from tf_covid.cohort.manifest import ManifestRow
 from tf_covid.models import NETWORKS
 from tf_covid.training import fold, norms
-from tf_covid.training.fold import FoldPlan, Trained, train
+from tf_covid.training.fold import FoldPlan, SameRecords, Trained, train
 from tf_covid.training.network_spec import NetworkSpec
 from tf_covid.training.settings import Settings, Stage
 from tf_covid.training.tasks import objective_for
@@ -71,7 +71,7 @@ def plan(task: str = "lungs", model: str = "unet", **changes: Any) -> FoldPlan:
 
 def run(asked: FoldPlan, records: list[CacheRecord], folder: Path, validation: int = 0) -> Trained:
     folder.mkdir(exist_ok=True)
-    return train(asked, records[validation:], records[:validation], folder)
+    return train(asked, SameRecords(records[validation:]), records[:validation], folder)
 
 
 def clips(asked: FoldPlan, records: list[CacheRecord]) -> np.ndarray:
@@ -221,7 +221,7 @@ def test_judging_changes_nothing_of_the_training(
     whole = run(plan(epochs=2), records[2:], tmp_path / "whole")
     watched = train(
         plan(epochs=2, validation_fraction=0.3),
-        records[2:],
+        SameRecords(records[2:]),
         records[:2],
         _made(tmp_path / "watched"),
     )
@@ -235,8 +235,10 @@ def test_judging_changes_nothing_of_the_training(
 
     asked = plan(epochs=2, validation_fraction=0.3)
     with pytest.raises(Stop):
-        train(asked, records[2:], records[:2], _made(first), on_epoch_end=stop)
-    again = train(plan(epochs=2, validation_fraction=0.3), records[2:], records[:2], first)
+        train(asked, SameRecords(records[2:]), records[:2], _made(first), on_epoch_end=stop)
+    again = train(
+        plan(epochs=2, validation_fraction=0.3), SameRecords(records[2:]), records[:2], first
+    )
     for other in (watched, again):
         pairs = zip(whole.network.get_weights(), other.network.get_weights(), strict=True)
         assert all(np.array_equal(one, two) for one, two in pairs)

@@ -14,7 +14,7 @@ from tf_covid.cohort.cache import CacheRecord, _example
 from tf_covid.cohort.manifest import ManifestRow
 from tf_covid.errors import TrainingError
 from tf_covid.training import checkpoint
-from tf_covid.training.fold import FoldPlan, Trained, train
+from tf_covid.training.fold import FoldPlan, SameRecords, Trained, train
 from tf_covid.training.network_spec import NetworkSpec
 from tf_covid.training.settings import Settings, Stage
 from tf_covid.training.tasks import objective_for
@@ -68,7 +68,7 @@ def ltc(**changes: object) -> Settings:
 
 def run(asked: FoldPlan, records: list[CacheRecord], folder: Path, validation: int = 0) -> Trained:
     folder.mkdir(exist_ok=True)
-    return train(asked, records[validation:], records[:validation], folder)
+    return train(asked, SameRecords(records[validation:]), records[:validation], folder)
 
 
 @pytest.mark.parametrize(

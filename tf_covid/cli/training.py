@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from pathlib import Path
 
@@ -109,12 +110,15 @@ def import_(
 
 @click.command()
 @click.argument("manifest", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--task", required=True, type=click.Choice(["severity", "covid", "lungs", "slices"]))
+@click.option(
+    "--task", required=True, type=click.Choice(["severity", "covid", "lungs", "lobes", "slices"])
+)
 @click.option(
     "--model",
     required=True,
-    type=click.Choice(["i3d", "ltc", "unet", "inception_v1"]),
-    help="i3d or ltc for severity and covid, unet for lungs, inception_v1 for slices.",
+    type=click.Choice(["i3d", "ltc", "unet", "unet3d", "inception_v1"]),
+    help="i3d or ltc for severity and covid, unet for lungs, unet3d for lobes, inception_v1 for"
+    " slices.",
 )
 @click.option("--out", required=True, type=FOLDER, help="Folder of the run.")
 @click.option(
@@ -128,8 +132,9 @@ def import_(
     "--folds",
     default="4",
     show_default=True,
-    metavar="N|FILE",
-    help="Number of folds, or the folds.json of an earlier run.",
+    metavar="N|FILE|none",
+    help="Number of folds, the folds.json of an earlier run, or none: train on all but the"
+    " validation cases.",
 )
 @click.option(
     "--by-site", is_flag=True, help="Leave one site out in each fold, whatever --folds says."
@@ -157,15 +162,23 @@ def import_(
 @click.option("--cache", type=FOLDER, help="Folder of the prepared scans; OUT/cache if not given.")
 @click.option(
     "--workers",
-    default=1,
-    show_default=True,
     type=click.IntRange(1, 64),
-    help="Processes that read scans.",
+    help="Processes that read scans, 1 if not given; or draw chests, all cores if not given.",
 )
 @click.option(
     "--patient-fingerprints",
     is_flag=True,
     help="Keep salted hashes of patients' ids in the model files, beside those of the scans.",
+)
+@click.option(
+    "--lungs-model",
+    metavar="NAME|FILE",
+    help="2D lung model that a classifier is trained behind; without, the shipped lungs-unet.",
+)
+@click.option(
+    "--lobes-model",
+    metavar="NAME|FILE|none",
+    help="3D lobe model that gates the lung mask; without, the shipped one, if there is one.",
 )
 @guarded
 def fit(
@@ -181,12 +194,15 @@ def fit(
     max_skipped: int,
     strategy: str,
     cache: Path | None,
-    workers: int,
+    workers: int | None,
     patient_fingerprints: bool,
+    lungs_model: str | None,
+    lobes_model: str | None,
 ) -> bool:
     """Train a network on a cohort by cross-validation, and measure it on its test cases.
 
-    MANIFEST is a .csv with a row a scan. Writes OUT/fold-<k>/model.keras, OUT/study.json and
+    MANIFEST is a .csv with a row a scan, or phantom:N for N synthetic chests (--folds none).
+    Writes OUT/fold-<k>/model.keras (--folds none: OUT/model.keras), OUT/study.json and
     OUT/study.html. A run that was killed goes on with --resume and ends with the same weights.
     """
     from tf_covid import console
@@ -194,15 +210,20 @@ def fit(
     console.import_tensorflow()
     from tf_covid.experiment.fit import fit as run
     from tf_covid.experiment.run_folder import FitRequest
+    from tf_covid.preprocessor import LUNGS
     from tf_covid.training.checkpoint import deterministic
     from tf_covid.training.settings import Settings, read_settings
 
     deterministic()
+    single = folds == "none"
+    if single and by_site:
+        raise click.UsageError("--by-site makes folds, and --folds none asks for none.")
     counted = re.fullmatch(r"[0-9]{1,9}", folds) is not None  # else it is a file
     count = int(folds) if counted else 0
     if counted and count < 2:
         raise click.UsageError(
             "--folds needs 2 at least: a fold is tested by the network of the others."
+            " --folds none trains one network."
         )
     request = FitRequest(
         manifest,
@@ -212,18 +233,20 @@ def fit(
         read_settings(config, console.note) if config else Settings(),
         init=None if init == "scratch" else init,
         folds=count,
-        folds_file=None if count else Path(folds),
+        folds_file=None if count or single else Path(folds),
         by_site=by_site,
         cache=cache,
         max_skipped=max_skipped,
         mirrored=strategy == "mirrored",
         patient_fingerprints=patient_fingerprints,
+        lungs=lungs_model or LUNGS,
+        lobes=lobes_model,
     )
 
     page = run(
         request,
         resume=resume,
-        workers=workers,
+        workers=workers or (1 if request.chests is None else os.cpu_count() or 1),
         on_message=console.note,
         epoch_progress=console.step_progress,
         progress=functools.partial(console.progress, label="read", name="case"),

@@ -7,7 +7,8 @@ folds.py           train, validation and test cases, and the audit for leakage
 cache.py           each scan read and segmented once, into a TFRecord
 planes.py          what is in a record; workers.py: the processes that make it
 dataset.py         records → batches (tf.data)
-training_input.py  batches → a network's input, on the device; augment.py: what changes in training
+training_input.py  batches → a network's input, on the device; augment.py, mask_augment.py: what
+                   changes in training
 tfio.py            DICOM decoded inside a tf.data graph; an extra
 """
 

@@ -16,8 +16,9 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,11 +35,28 @@ from tf_covid.atomic import (
 from tf_covid.cohort.cases import case_of_row
 from tf_covid.cohort.likeness import near_key
 from tf_covid.cohort.manifest import ManifestRow
-from tf_covid.cohort.planes import clip_preprocessor, whole_slices
+from tf_covid.cohort.planes import (
+    FINER,
+    Planes,
+    clip_preprocessor,
+    tissue_classes,
+    whole_slices,
+    whole_volume,
+)
 from tf_covid.cohort.workers import results
 from tf_covid.errors import CohortError, ModelError, OutputError, ScanRefused
 from tf_covid.result import QualityFlag
-from tf_covid.scan import Case, Scan, check_lesions, check_lungs, mask_files, read_mask
+from tf_covid.scan import (
+    Case,
+    Scan,
+    check_lesions,
+    check_lungs,
+    mask_files,
+    read_labels,
+    read_mask,
+)
+from tf_covid.severity import LOBES
+from tf_covid.tissues import TISSUES
 from tf_covid.weights import Preprocessing, quarantine
 
 if TYPE_CHECKING:
@@ -64,7 +82,8 @@ class CacheSpec:
     Args:
         kind: "clips": the kept slices within the lung box, with the lungs that the lung model finds
             (for classifiers). "planes": whole slices, evenly chosen, with the lungs of the manifest
-            (for a lung model).
+            (for a lung model). "volumes": the whole scan, with the lobes and tissues of the
+            manifest (for a lobe model).
         grid: Frames, height and width of what is kept.
         preprocessing: Slice rule and box.
         lungs: The lung model, by name or file.
@@ -74,7 +93,7 @@ class CacheSpec:
         lobes_sha256: sha256 of the lobe model's file; "" without one.
     """
 
-    kind: Literal["clips", "planes"]
+    kind: Literal["clips", "planes", "volumes"]
     grid: tuple[int, int, int]
     preprocessing: Preprocessing
     lungs: str
@@ -92,13 +111,17 @@ class CacheSpec:
 
         Window and input scaling come after the cache.
         """
+        if self.kind == "volumes":
+            return [FORMAT, self.kind, self.grid, FINER]  # no lung model has a say in these
         rule = self.preprocessing.model_dump(include={"slice_minimum", "box", "box_margin"})
         gate = [self.lobes_sha256] if self.lobes_sha256 else []
         return [FORMAT, self.kind, self.grid, rule, self.lungs_sha256, self.lesions, *gate]
 
     def bytes_each(self) -> int:
-        """Size of a record."""
+        """Size of a record; of one with compressed labels, more than any had."""
         cells = int(np.prod(self.grid))
+        if self.kind == "volumes":
+            return 3 * cells + 256
         return 2 * cells + (1 + self.lesions) * -(-cells // 8) + 256
 
 
@@ -204,7 +227,7 @@ def _lacks(row: ManifestRow, folder: Path, cache_spec: CacheSpec) -> bool:
         _, fingerprint, path = _located(row, folder, cache_spec)
     except (ScanRefused, ModelError, OSError):
         return False
-    return not fingerprint or _kept(row.case, path) is None
+    return not fingerprint or kept_record(row.case, path) is None
 
 
 def make(row: ManifestRow, folder: Path, cache_spec: CacheSpec) -> CacheRecord | str:
@@ -216,9 +239,11 @@ def make(row: ManifestRow, folder: Path, cache_spec: CacheSpec) -> CacheRecord |
     try:
         if cache_spec.kind == "planes" and row.lungs is None:
             return "no_lungs: the manifest names no lung mask"
+        if cache_spec.kind == "volumes" and row.lobes is None:
+            return "no_lobes: the manifest names no labels of the lobes"
         case, fingerprint, path = _located(row, folder, cache_spec)
         # An input that cannot be read twice has no fingerprint, and matches nothing.
-        if fingerprint and (record := _kept(row.case, path)):
+        if fingerprint and (record := kept_record(row.case, path)):
             return record
         scan = case.read()
         if scan.fingerprint != fingerprint:
@@ -237,11 +262,8 @@ def _located(row: ManifestRow, folder: Path, cache_spec: CacheSpec) -> tuple[Cas
         ScanRefused, ModelError, OSError: If it or a mask cannot be read.
     """
     case = case_of_row(row)
-    masks = [
-        path
-        for path in (row.lungs if cache_spec.kind == "planes" else None, _lesions(row, cache_spec))
-        if path
-    ]
+    of_kind = {"clips": (), "planes": (row.lungs,), "volumes": (row.lobes, row.tissues)}
+    masks = [path for path in (*of_kind[cache_spec.kind], _lesions(row, cache_spec)) if path]
     fingerprint = case.fingerprint()
     facts = [
         fingerprint,
@@ -259,7 +281,13 @@ def _lesions(row: ManifestRow, cache_spec: CacheSpec) -> Path | None:
     return row.lesions if cache_spec.lesions else None
 
 
-def _kept(case: str, path: Path) -> CacheRecord | None:
+def kept_record(case: str, path: Path) -> CacheRecord | None:
+    """The record at a path; None where it is not there as a whole.
+
+    Args:
+        case: Name of the case.
+        path: The TFRecord.
+    """
     try:
         facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if not path.is_file() or path.stat().st_size != facts.pop("bytes"):
@@ -290,27 +318,79 @@ def _secret(folder: Path) -> bytes:
     return path.read_bytes()
 
 
+@dataclass(frozen=True)
+class Masks:
+    """What is known of a scan's voxels, on its own grid; None where nobody drew it.
+
+    Args:
+        lungs: bool (D, H, W).
+        lesions: bool (D, H, W), the diseased lung.
+        classes: uint8 (D, H, W), see `planes.tissue_classes`.
+    """
+
+    lungs: np.ndarray | None = None
+    lesions: np.ndarray | None = None
+    classes: np.ndarray | None = None
+
+
 def _write(row: ManifestRow, scan: Scan, path: Path, cache_spec: CacheSpec) -> CacheRecord:
-    import tensorflow as tf
-
-    secret = _secret(path.parent)
-
+    """The record of a scan with the masks that the manifest names."""
     lesions = _lesions(row, cache_spec)
-    try:
+    with _enough_memory():
         lungs, doubts = _own_lungs(row, scan) if cache_spec.kind == "planes" else (None, ())
+        classes = None
+        if cache_spec.kind == "volumes":
+            classes, doubts = _own_classes(row, scan)
         lesion_mask = read_mask(lesions, scan, may_be_empty=True) if lesions else None
         if lesion_mask is not None:
             check_lesions(lesion_mask, scan, lungs)
-        if lungs is not None:
-            planes, kept = whole_slices(scan, lungs, lesion_mask, cache_spec.grid), scan.shape[0]
+    return write_record(
+        row.case, scan, Masks(lungs, lesion_mask, classes), path, cache_spec, doubts=doubts
+    )
+
+
+def write_record(
+    case: str,
+    scan: Scan,
+    masks: Masks,
+    path: Path,
+    cache_spec: CacheSpec,
+    *,
+    doubts: Sequence[QualityFlag] = (),
+) -> CacheRecord:
+    """The record of a scan that is in memory, whoever drew its masks.
+
+    Args:
+        case: Name of the case.
+        scan: The scan.
+        masks: Its masks; those that the record has no place for are left out.
+        path: The TFRecord; its `.json` is written beside it.
+        cache_spec: What is kept.
+        doubts: What is doubtful about the masks.
+
+    Raises:
+        ScanRefused: If there are no lungs in it, or it is too large for the memory.
+        OutputError: If it cannot be written.
+    """
+    import tensorflow as tf
+
+    secret = _secret(path.parent)
+    lesions = masks.lesions if cache_spec.lesions else None
+    with _enough_memory():
+        planes: Planes
+        if cache_spec.kind == "volumes":
+            if masks.classes is None:
+                raise ScanRefused([QualityFlag("no_lobes", "error", "There are no lobes.")])
+            planes, kept = whole_volume(scan, masks.classes, cache_spec.grid), scan.shape[0]
+        elif cache_spec.kind == "planes":
+            if masks.lungs is None:
+                raise ScanRefused([QualityFlag("no_lungs", "error", "There is no lung mask.")])
+            planes = whole_slices(scan, masks.lungs, lesions, cache_spec.grid)
+            kept = scan.shape[0]
         else:
             planes, kept = clip_preprocessor(
                 cache_spec.grid, cache_spec.preprocessing, cache_spec.lungs, cache_spec.lobes
-            ).clip(scan, lesion_mask)
-    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-        raise ScanRefused(
-            [QualityFlag("too_large", "error", "There is not enough memory for this scan.")]
-        ) from error
+            ).clip(scan, lesions)
     fingerprints = {"pixels": hashlib.sha256(scan.hu.tobytes()).hexdigest()}
     ids = {
         "study": scan.identifiers.get("study_uid"),
@@ -322,7 +402,7 @@ def _write(row: ManifestRow, scan: Scan, path: Path, cache_spec: CacheSpec) -> C
         if value:
             fingerprints[name] = hmac.new(secret, value.encode(), "sha256").hexdigest()
     codes = tuple(flag.code for flag in (*scan.quality_flags, *doubts))
-    record = CacheRecord(row.case, path, fingerprints, codes, scan.shape, kept)
+    record = CacheRecord(case, path, fingerprints, codes, scan.shape, kept)
     try:
         with replacing(path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
             # The same bytes in every process: a message keeps its parts in no order of its own.
@@ -333,6 +413,19 @@ def _write(row: ManifestRow, scan: Scan, path: Path, cache_spec: CacheSpec) -> C
     del facts["case"], facts["path"]  # the same scan may be called otherwise tomorrow
     write_text(json.dumps(facts), path.with_suffix(".json"))
     return record
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """A scan that does not fit into the memory is refused like any other that is no good."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        raise ScanRefused(
+            [QualityFlag("too_large", "error", "There is not enough memory for this scan.")]
+        ) from error
 
 
 def _own_lungs(row: ManifestRow, scan: Scan) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:
@@ -347,8 +440,22 @@ def _own_lungs(row: ManifestRow, scan: Scan) -> tuple[np.ndarray, tuple[QualityF
     return mask, check_lungs(mask, scan)
 
 
-def _example(planes: dict[str, np.ndarray | None]) -> tf.train.Example:
-    """HU as int16, masks packed to bits; a mask that nobody drew is empty."""
+def _own_classes(row: ManifestRow, scan: Scan) -> tuple[np.ndarray, tuple[QualityFlag, ...]]:
+    """The classes of the manifest's labels, uint8 (D, H, W), and what is doubtful about the lobes.
+
+    Raises:
+        ScanRefused: If there are no lobes, or a file holds no labels of this scan.
+    """
+    if row.lobes is None:
+        raise ScanRefused([QualityFlag("no_lobes", "error", "The manifest names no lobes.")])
+    lobes = read_labels(row.lobes, scan, len(LOBES))
+    doubts = check_lungs(lobes > 0, scan)
+    tissues = read_labels(row.tissues, scan, max(TISSUES.values())) if row.tissues else None
+    return tissue_classes(lobes, tissues), doubts
+
+
+def _example(planes: Planes) -> tf.train.Example:
+    """HU as int16, masks packed to bits, labels compressed; a mask that nobody drew is empty."""
     import tensorflow as tf
 
     def feature(values: np.ndarray | None) -> tf.train.Feature:
@@ -357,6 +464,8 @@ def _example(planes: dict[str, np.ndarray | None]) -> tf.train.Example:
             if values is None
             else np.packbits(values).tobytes()
             if values.dtype == bool
+            else zlib.compress(values.tobytes(), 1)
+            if values.dtype == np.uint8
             else values.tobytes()
         )
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[packed]))

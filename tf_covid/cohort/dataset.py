@@ -5,13 +5,14 @@ Int16 HU and packed masks leave the pipeline; all else happens on the device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tf_covid.cohort.planes import FINER
 from tf_covid.tensor import Tensor
 
 #: Records that are read at the same time.
@@ -49,6 +50,7 @@ def batches(
     seed: int,
     first_epoch: int = 0,
     slices: int = 0,
+    parse: Callable[[Tensor, tuple[int, int, int]], dict[str, Any]] | None = None,
 ) -> tf.data.Dataset:
     """Batches of records, in a given order, epoch after epoch.
 
@@ -67,12 +69,14 @@ def batches(
         first_epoch: Number of the first of `order`.
         slices: Draw so many slices from each record instead of all of it, and mix those of several
             records; −1 takes all of them, in order.
+        parse: Reads another kind of record, see `parsed_volume`.
 
     Returns:
         ({`hu` int16 (N, D, H, W), `lungs` and `lesions` uint8 (N, bytes) packed bits, `seed` int32
         (N, 2)}, targets); for slices (N, H, W), with `slice` int32 (N,), their number. Lesions that
         nobody drew are all 0.
     """
+    parse = parse or _parsed
     order = np.asarray(order, np.int64)
     epochs, visits_each = order.shape
     visit_numbers = (first_epoch + np.arange(epochs))[:, np.newaxis] * visits_each + np.arange(
@@ -86,7 +90,7 @@ def batches(
         target = {name: table[record_index] for name, table in tables.items()}
         visit_seed = tf.stack([tf.constant(seed, tf.int32), tf.cast(visit, tf.int32)])
         record = tf.data.TFRecordDataset(files[record_index])
-        return record.map(lambda text: ({**_parsed(text, grid), "seed": visit_seed}, target))
+        return record.map(lambda text: ({**parse(text, grid), "seed": visit_seed}, target))
 
     def epoch(record_indices: Tensor, visit_numbers: Tensor) -> tf.data.Dataset:
         results = tf.data.Dataset.from_tensor_slices((record_indices, visit_numbers)).interleave(
@@ -132,6 +136,27 @@ def _parsed(text: Tensor, grid: tuple[int, int, int]) -> dict[str, Any]:
         "lesions": tf.ensure_shape(
             tf.cond(tf.size(lesions) > 0, lambda: lesions, lambda: zero_mask), [size]
         ),
+    }
+
+
+def parsed_volume(text: Tensor, grid: tuple[int, int, int]) -> dict[str, Any]:
+    """A record of kind "volumes", for `batches`.
+
+    Args:
+        text: The record's bytes.
+        grid: D, H and W of its HU.
+
+    Returns:
+        `hu` int16 (D, H, W), `labels` uint8 (FINER·D, FINER·H, FINER·W), `volume_ml` float32 (1,).
+    """
+    parts = tf.io.parse_single_example(
+        text, {name: tf.io.FixedLenFeature([], tf.string) for name in ("hu", "labels", "volume_ml")}
+    )
+    labels = tf.io.decode_raw(tf.io.decode_compressed(parts["labels"], "ZLIB"), tf.uint8)
+    return {
+        "hu": tf.reshape(tf.io.decode_raw(parts["hu"], tf.int16), grid),
+        "labels": tf.reshape(labels, [FINER * side for side in grid]),
+        "volume_ml": tf.ensure_shape(tf.io.decode_raw(parts["volume_ml"], tf.float32), [1]),
     }
 
 

@@ -1,4 +1,4 @@
-"""What a record of the cache is made of: slices of a scan with their masks, on a working grid."""
+"""What a record of the cache is made of: slices of a scan, or all of it, on a working grid."""
 
 from __future__ import annotations
 
@@ -8,11 +8,23 @@ import numpy as np
 
 from tf_covid.errors import ScanRefused
 from tf_covid.scan import Scan, lung_flags, volume_flags
+from tf_covid.severity import LOBES
 from tf_covid.tensor import Tensor
+from tf_covid.tissues import CLASSES, TISSUES
 from tf_covid.weights import Preprocessing
 
 #: HU and masks by name; None where nobody drew one.
 Planes = dict[str, np.ndarray | None]
+
+#: Labels of a whole volume beside the numbers of `tissues.CLASSES`: some tissue outside of the
+#: lobes, and what is not known and carries no loss.
+OUTSIDE_LOBES, UNKNOWN = 254, 255
+
+#: Cells of the labels along each side of a cell of the HU: a share is counted in eighths.
+FINER = 2
+
+#: Slices that are resampled at a time.
+_SLAB = 32
 
 
 def whole_slices(
@@ -36,6 +48,68 @@ def whole_slices(
         "hu": np.rint(hu).astype("<i2"),
         "lungs": small(lungs[chosen].astype(np.float32)) >= 0.5,
         "lesions": None if lesions is None else small(lesions[chosen].astype(np.float32)) >= 0.5,
+    }
+
+
+def tissue_classes(lobes: np.ndarray, tissues: np.ndarray | None) -> np.ndarray:
+    """Which class of a lobe network each voxel belongs to.
+
+    Args:
+        lobes: uint8 (D, H, W): 1–5 in the order of `severity.LOBES`, 0 outside.
+        tissues: uint8 (D, H, W): numbers of `tissues.TISSUES`, 0 unknown; None where nobody drew
+            them.
+
+    Returns:
+        uint8 (D, H, W): numbers of `tissues.CLASSES`; `UNKNOWN` where the tissues are 0, and
+        `OUTSIDE_LOBES` where there are none. Lobes win over tissues.
+    """
+    if tissues is None:
+        outside = np.full(lobes.shape, OUTSIDE_LOBES, np.uint8)
+    else:
+        table = np.full(256, UNKNOWN, np.uint8)
+        for name, value in TISSUES.items():
+            table[value] = CLASSES.index(name)
+        outside = table[tissues]
+    # The lobes are the classes 1–5.
+    return np.where((lobes > 0) & (lobes <= len(LOBES)), lobes, outside)
+
+
+def whole_volume(scan: Scan, classes: np.ndarray, grid: tuple[int, int, int]) -> Planes:
+    """A whole scan as the lobe network meets it, and finer labels of its cells.
+
+    Each axis is scaled so that the cells cover the scan from end to end; HU by `full_axis_matrix`,
+    as in inference. A label is that of the voxel in the middle of its cell: the mean over many
+    cells is right, and thin parts do not vanish.
+
+    Args:
+        scan: The scan.
+        classes: Result of `tissue_classes`.
+        grid: D, H and W of the HU; the labels have `FINER` times as many cells along each.
+
+    Returns:
+        `hu` int16 (D, H, W), `labels` uint8 and `volume_ml` float32 (1,), the volume of the image.
+    """
+    from tf_covid.layers.resample import clipped_hu, full_axis_matrix, in_plane
+
+    depth, height, width = grid
+    rows, columns = full_axis_matrix(height, scan.shape[1]), full_axis_matrix(width, scan.shape[2])
+    planes = np.concatenate(
+        [
+            np.asarray(in_plane(rows, clipped_hu(scan.hu[start : start + _SLAB]), columns))
+            for start in range(0, scan.shape[0], _SLAB)
+        ]
+    )
+    along = np.asarray(full_axis_matrix(depth, scan.shape[0]))[0]
+    hu = np.tensordot(along, planes, axes=1)
+    middles = [
+        ((np.arange(FINER * size) + 0.5) * side / (FINER * size)).astype(int)
+        for size, side in zip(grid, scan.shape, strict=True)
+    ]
+    volume_ml = scan.hu.size * float(np.prod(scan.spacing_mm)) / 1000.0
+    return {
+        "hu": np.rint(hu).astype("<i2"),
+        "labels": np.ascontiguousarray(classes[np.ix_(*middles)]),
+        "volume_ml": np.array([volume_ml], "<f4"),
     }
 
 

@@ -31,21 +31,39 @@ def results(work: Callable[[Item], Found], items: Sequence[Item], workers: int) 
     if workers <= 1:
         yield from map(work, items)
         return
-    # Spawned, since TensorFlow may already run threads in this process.
-    context = multiprocessing.get_context("spawn")
-    threads = max((os.cpu_count() or 1) // workers, 1)
     try:
-        with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(threads,)) as pool:
+        with process_pool(workers) as pool:
             jobs = [pool.submit(work, item) for item in items]
             try:
                 yield from (job.result() for job in jobs)
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
     except BrokenProcessPool as error:
-        raise CohortError(
-            "a process that reads scans was killed, most likely for want of memory; what it made is"
-            " kept: use fewer workers and start again"
-        ) from error
+        raise killed_worker() from error
+
+
+def process_pool(workers: int, *, niceness: int = 0) -> ProcessPoolExecutor:
+    """Processes that share the cores of this machine and end when this process does.
+
+    Args:
+        workers: Number of processes.
+        niceness: How far they stand back behind this process, 0–19; 0 is not at all.
+    """
+    # Spawned, since TensorFlow may already run threads in this process.
+    return ProcessPoolExecutor(
+        workers,
+        multiprocessing.get_context("spawn"),
+        initializer=_start,
+        initargs=(max((os.cpu_count() or 1) // workers, 1), niceness),
+    )
+
+
+def killed_worker() -> CohortError:
+    """What is raised where a process of a pool died."""
+    return CohortError(
+        "a process that makes records was killed, most likely for want of memory; what it made is"
+        " kept: use fewer workers and start again"
+    )
 
 
 def end_with_parent() -> None:
@@ -66,8 +84,9 @@ def _exit_with_parent(parent: Json) -> None:
     os._exit(1)
 
 
-def _start(threads: int) -> None:
+def _start(threads: int, niceness: int) -> None:
     end_with_parent()
+    os.nice(niceness)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 

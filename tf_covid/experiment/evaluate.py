@@ -153,11 +153,12 @@ def _cache_spec(
 ) -> cache.CacheSpec:
     """Records on the network's own grid: the clip is the one that `infer` makes."""
     task, shape = TASKS[model.contract.task], model.network.input_shape
-    d, h, w = shape[1:4] if task.classifies_scans else (cache.LARGEST_GRID[0], *shape[1:3])
+    d, h, w = shape[1:4] if len(shape) == 5 else (cache.LARGEST_GRID[0], *shape[1:3])
     lesions = {
         "always": True,
         "where all have them": all(row.lesions for row in rows),
         "for deep supervision": False,
+        "never": False,
     }[task.lesions]
     lobes = pair.lobes
     return cache.CacheSpec(

@@ -9,10 +9,21 @@ RUN/cache/            records of the scans, if no other folder was named
 RUN/fold-<k>/         model.keras, predictions.csv, curves.json; state.npz while it trains; board/
                       for TensorBoard
 RUN/predictions.csv, study.json, study.html
+
+Without folds (`--folds none`), one network learns from all but the validation cases, and the study
+is that of the validation cases:
+
+RUN/split.json        which case trains, and which validates
+RUN/model.keras, curves.json, board/; state.npz while it trains
+RUN/predictions.csv, study.json, study.html
+RUN/chests.json       of `phantom:N`: class of the chests of the first epoch, in place of split.json
+                      and records.json
+RUN/fresh/            of `phantom:N`: records of chests that came later, as long as they are needed
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -35,10 +46,14 @@ from tf_covid.cohort.folds import (
 )
 from tf_covid.cohort.manifest import ManifestRow, read_manifest
 from tf_covid.errors import TrainingError
+from tf_covid.experiment import phantom_source
+from tf_covid.experiment.phantom_source import SYNTHETIC_NOTE
 from tf_covid.experiment.predict import as_predictions
 from tf_covid.experiment.records import cache_spec, fill_cache, identities
-from tf_covid.experiment.run_folder import FitRequest, exclusive_run_folder
+from tf_covid.experiment.run_folder import NOTE, FitRequest, exclusive_run_folder
+from tf_covid.phantom.mark import phantom_mark
 from tf_covid.pipeline import versions
+from tf_covid.preprocessor import LungModels
 from tf_covid.study.combine import join
 from tf_covid.study.predictions import read_predictions, write_predictions
 from tf_covid.study.records import AnyPredictions
@@ -46,15 +61,21 @@ from tf_covid.study.seen import START, as_seen, seen_sentences
 from tf_covid.study.study import build_study, write_study
 from tf_covid.tasks import TASKS
 from tf_covid.training import checkpoint
-from tf_covid.training.fold import FoldPlan, train
+from tf_covid.training.calibration import calibrate_disease
+from tf_covid.training.fold import FoldPlan, SameRecords, TrainingSet, train
 from tf_covid.training.network_spec import NetworkSpec
-from tf_covid.training.tasks import Objective, labels_of, objective_for
+from tf_covid.training.tasks import (
+    ClipObjective,
+    MaskObjective,
+    Objective,
+    labels_of,
+    objective_for,
+)
 from tf_covid.weights import (
     Contract,
     Preprocessing,
     catalog,
     load,
-    quarantine,
     read_contract,
     save_model,
     seen,
@@ -95,6 +116,8 @@ def fit(
         ModelError: If `init` or the lung model is missing or damaged.
         OutputError: If something cannot be written.
     """
+    if request.chests is not None:
+        return _fit_phantom(request, resume, workers, on_message, epoch_progress)
     rows = read_manifest(request.manifest)
     network = NetworkSpec.of(request.task, request.model, rows, request.settings, request.init)
     labels = labels_of(rows, request.task)
@@ -103,12 +126,15 @@ def fit(
         _report_window(network, on_message)
         spec = cache_spec(request, rows, network.preprocessing)
         objective = objective_for(request.task, network, rows, labels, request.settings, spec.grid)
-        # A network that cannot be built, or read back, is an error now, not after hours of reading.
-        build(network.model, dict(network.arguments), request.out)
+        _check_network(request, network)
         records = fill_cache(
             request, rows, spec, workers=workers, on_message=on_message, progress=progress
         )
         rows = [row for row in rows if row.case in records]
+        if request.single:
+            return _fit_single(
+                request, network, objective, rows, labels, records, on_message, epoch_progress
+            )
         folds = _folds(request, rows, labels, on_message)
         audit(identities(rows, records, on_message), folds)
         seen_in_training = _seen_by_init(request, rows, records, on_message)
@@ -118,6 +144,152 @@ def fit(
             for fold in range(len(folds.names))
         ]
         return _finish(request, parts, seen_in_training)
+
+
+def _fit_single(
+    request: FitRequest,
+    network: NetworkSpec,
+    objective: Objective,
+    rows: Sequence[ManifestRow],
+    labels: Mapping[str, int],
+    records: Mapping[str, cache.CacheRecord],
+    on_message: Callable[[str], None],
+    epoch_progress: EpochProgress,
+) -> Path:
+    """One network, trained on all scans but the validation cases, which it answers in the end."""
+    train_cases, validation_cases = split_validation(
+        [row.case for row in rows],
+        rows,
+        labels,
+        request.settings.validation_fraction,
+        request.settings.seed,
+    )
+    sides = {"training": train_cases, "validation": validation_cases}
+    audit(
+        identities(rows, records, on_message),
+        Folds(
+            kind="stratified",
+            seed=request.settings.seed,
+            names=tuple(sides),
+            test={case: side for side, cases in enumerate(sides.values()) for case in cases},
+        ),
+    )
+    write_text(json.dumps(sides, indent=1), request.out / "split.json")
+    validation_rows = [row for row in rows if row.case in set(validation_cases)]
+    seen_in_training = _seen_by_init(request, validation_rows, records, on_message)
+    part = _train_and_test(
+        request,
+        network,
+        objective,
+        _Sides(
+            name="training",
+            folder=request.out,
+            fold=0,
+            training_set=SameRecords([records[case] for case in train_cases]),
+            validation=[records[case] for case in validation_cases],
+            tested=[records[case] for case in validation_cases],
+            rows={row.case: row for row in rows},
+            labels=labels,
+            trained_on=lambda _: _trained_on(
+                request, [*train_cases, *validation_cases], rows, records
+            ),
+        ),
+        on_message,
+        epoch_progress,
+    )
+    return _finish(request, [part], seen_in_training)
+
+
+def _fit_phantom(
+    request: FitRequest,
+    resume: bool,
+    workers: int,
+    on_message: Callable[[str], None],
+    epoch_progress: EpochProgress,
+) -> Path:
+    """One network, trained on synthetic chests that are drawn for it."""
+    examples = phantom_source.example_rows()
+    network = NetworkSpec.of(request.task, request.model, examples, request.settings, request.init)
+    with exclusive_run_folder(request, workers=workers, resume=resume, on_message=on_message):
+        _report_window(network, on_message)
+        spec = cache_spec(request, examples, network.preprocessing)
+        _check_network(request, network)
+        with phantom_source.PhantomCohort(
+            request.task,
+            request.settings,
+            request.chests or 0,
+            spec,
+            out=request.out,
+            folder=request.cache or request.out / "cache",
+            shared=request.cache is not None,
+            workers=workers,
+            on_message=on_message,
+        ) as chests:
+            objective = objective_for(
+                request.task, network, examples, chests.labels, request.settings, spec.grid
+            )
+            if isinstance(objective, ClipObjective):
+                # Later chests are known once they are drawn.
+                objective = dataclasses.replace(objective, rows=chests.rows)
+            on_message(
+                f"phantom {phantom_mark()}: {request.chests} chests,"
+                f" {chests.fresh} of them new in each epoch"
+            )
+            validation = chests.start()
+            rows = [chests.rows[record.case] for record in validation]
+            records = {record.case: record for record in validation}
+            seen_in_training = _seen_by_init(request, rows, records, on_message)
+            part = _train_and_test(
+                request,
+                network,
+                objective,
+                _Sides(
+                    name="training",
+                    folder=request.out,
+                    fold=0,
+                    training_set=chests,
+                    validation=validation,
+                    tested=validation,
+                    rows=chests.rows,
+                    labels=chests.labels,
+                    trained_on=lambda epochs: _with_ancestors(
+                        request, TrainedOn(unchecked=chests.describe(epochs))
+                    ),
+                    origin=f", phantom {phantom_mark()}",
+                ),
+                on_message,
+                epoch_progress,
+            )
+        return _finish(request, [part], seen_in_training)
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Who teaches a network, and who is asked afterwards.
+
+    Args:
+        name: What the training is called at the terminal.
+        folder: Where the model file goes.
+        fold: Index of the fold.
+        training_set: What it learns from.
+        validation: Records that the loss is validated on.
+        tested: Records that the finished network answers.
+        rows: Case → row of the manifest.
+        labels: Case → class.
+        trained_on: Number of trained epochs → what the model file says of the scans that it knows.
+        origin: What its origin says besides.
+    """
+
+    name: str
+    folder: Path
+    fold: int
+    training_set: TrainingSet
+    validation: Sequence[cache.CacheRecord]
+    tested: Sequence[cache.CacheRecord]
+    rows: Mapping[str, ManifestRow]
+    labels: Mapping[str, int]
+    trained_on: Callable[[int], tuple[TrainedOn, ...]]
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,6 +309,30 @@ class _Cohort:
     folds: Folds
 
 
+def _lung_models(request: FitRequest) -> LungModels | None:
+    """The models that a classifier is trained behind; None for a task without them.
+
+    Raises:
+        ModelError: If one is missing, damaged, untrained or a model of another task.
+    """
+    if TASKS[request.task].cache_kind != "clips":
+        return None
+    return LungModels.read(request.lungs, request.lobes_model)
+
+
+def _check_network(request: FitRequest, network: NetworkSpec) -> None:
+    """A network that cannot be built, or read back, is an error now, not after hours of reading.
+
+    Raises:
+        ModelError, TrainingError: If it cannot be built, or lacks the layer to be explained.
+    """
+    _lung_models(request)
+    built = build(network.model, dict(network.arguments), request.out)
+    endpoint = request.settings.endpoint
+    if endpoint is not None and endpoint not in {layer.name for layer in built.layers}:
+        raise TrainingError(f"endpoint: {network.model} has no layer {endpoint}")
+
+
 def _check_splits(
     request: FitRequest, rows: Sequence[ManifestRow], labels: Mapping[str, int]
 ) -> None:
@@ -150,6 +346,8 @@ def _check_splits(
         raise TrainingError(
             "validation_fraction: no class has two patients, so none can be left for validation"
         )
+    if request.single:
+        return
     if request.folds_file:
         check_classes(read_folds(request.folds_file), labels)
     elif not (request.out / "folds.json").exists():
@@ -183,7 +381,7 @@ def _seen_by_init(
 def _report_window(network: NetworkSpec, on_message: Callable[[str], None]) -> None:
     preprocessing = network.preprocessing
     level, width = preprocessing.level_hu, preprocessing.width_hu
-    if (level, width) != (Preprocessing().level_hu, Preprocessing().width_hu):
+    if network.init and (level, width) != (Preprocessing().level_hu, Preprocessing().width_hu):
         on_message(
             f"window: {level - width / 2:g} to {level + width / 2:g} HU, as {network.init} was"
             " trained with"
@@ -226,11 +424,6 @@ def _run_fold(
 ) -> AnyPredictions:
     """Train and test one fold, unless it is done."""
     folder, name = request.out / f"fold-{fold}", f"fold {cohort.folds.names[fold]}"
-    done = folder / "predictions.csv"
-    if done.exists():
-        on_message(f"{name}: done")
-        return read_predictions(done)
-    folder.mkdir(parents=True, exist_ok=True)
     training_side, test_cases = cohort.folds.split(fold)
     train_cases, validation_cases = split_validation(
         training_side,
@@ -239,41 +432,79 @@ def _run_fold(
         request.settings.validation_fraction,
         request.settings.seed,
     )
-    plan = FoldPlan(network, objective, request.settings, fold, request.mirrored)
-    on_message(
-        f"{name}: train {len(train_cases)}, validation {len(validation_cases)},"
-        f" test {len(test_cases)}"
+    return _train_and_test(
+        request,
+        network,
+        objective,
+        _Sides(
+            name=name,
+            folder=folder,
+            fold=fold,
+            training_set=SameRecords([cohort.records[case] for case in train_cases]),
+            validation=[cohort.records[case] for case in validation_cases],
+            tested=[cohort.records[case] for case in test_cases],
+            rows={row.case: row for row in cohort.rows},
+            labels=cohort.labels,
+            # The validation cases had a say in when to stop.
+            trained_on=lambda _: _trained_on(
+                request, [*train_cases, *validation_cases], cohort.rows, cohort.records
+            ),
+        ),
+        on_message,
+        epoch_progress,
     )
-    with epoch_progress(name, request.settings.epochs) as step:
+
+
+def _train_and_test(
+    request: FitRequest,
+    network: NetworkSpec,
+    objective: Objective,
+    sides: _Sides,
+    on_message: Callable[[str], None],
+    epoch_progress: EpochProgress,
+) -> AnyPredictions:
+    """Train a network, write its file, and ask it; unless that is done."""
+    folder, done = sides.folder, sides.folder / "predictions.csv"
+    if done.exists():
+        on_message(f"{sides.name}: done")
+        return read_predictions(done)
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = FoldPlan(network, objective, request.settings, sides.fold, request.mirrored)
+    tested = "" if sides.tested is sides.validation else f", test {len(sides.tested)}"
+    on_message(
+        f"{sides.name}: train {sides.training_set.size}, validation {len(sides.validation)}{tested}"
+    )
+    with epoch_progress(sides.name, request.settings.epochs) as step:
         trained = train(
             plan,
-            [cohort.records[case] for case in train_cases],
-            [cohort.records[case] for case in validation_cases],
+            sides.training_set,
+            sides.validation,
             folder,
             on_epoch_end=lambda epoch, values: step(
                 epoch, _line(epoch, request.settings.epochs, values)
             ),
             board=folder / "board",
         )
+    calibration = None
+    if isinstance(objective, MaskObjective) and sides.validation:
+        calibration = calibrate_disease(trained.network, objective, sides.validation)
+    part = "" if request.single else f", {sides.name}"
     origin = (
-        f"tfcovid fit {request.task}, {request.model}, seed {request.settings.seed},"
-        f" {name}{trained.origin}"
+        f"tfcovid fit {request.task}, {request.model}, seed {request.settings.seed}"
+        f"{part}{sides.origin}{trained.origin}"
     )
-    # The validation cases had a say in when to stop.
-    trained_on = _trained_on(request, [*train_cases, *validation_cases], cohort)
     save_model(
-        trained.network, _contract(request, network, origin, trained_on), folder / "model.keras"
+        trained.network,
+        _contract(request, network, origin, sides.trained_on(trained.epochs), calibration),
+        folder / "model.keras",
     )
     write_text(
         json.dumps({"curves": trained.curves, "seconds": trained.seconds}), folder / "curves.json"
     )
     # Tested on the file: what it answers is what its user gets.
-    tested = [cohort.records[case] for case in test_cases]
-    answers = objective.answers(load(folder / "model.keras").network, tested)
-    by_case = {row.case: row for row in cohort.rows}
-    results = as_predictions(
-        request.task, [by_case[case] for case in test_cases], cohort.labels, answers, fold
-    )
+    answers = objective.answers(load(folder / "model.keras").network, sides.tested)
+    rows = [sides.rows[record.case] for record in sides.tested]
+    results = as_predictions(request.task, rows, sides.labels, answers, sides.fold)
     write_predictions(results, done)
     for state in ("state.npz", "best.npz"):
         (folder / state).unlink(missing_ok=True)
@@ -281,36 +512,56 @@ def _run_fold(
 
 
 def _contract(
-    request: FitRequest, network: NetworkSpec, origin: str, trained_on: tuple[TrainedOn, ...]
+    request: FitRequest,
+    network: NetworkSpec,
+    origin: str,
+    trained_on: tuple[TrainedOn, ...],
+    disease_calibration: tuple[float, float] | None,
 ) -> Contract:
     task: Any = request.task
-    needs_lungs = TASKS[task].cache_kind == "clips"
+    pair = _lung_models(request)
     return Contract(
         model=network.model,
         arguments=dict(network.arguments),
         task=task,
         preprocessing=network.preprocessing,
         classes=TASKS[task].labels,
-        lungs_sha256=quarantine.sha256(catalog.find(request.lungs)) if needs_lungs else None,
-        note=request.note,
+        endpoint=request.settings.endpoint,
+        lungs_sha256=pair.lungs.sha256 if pair else None,
+        lobes_sha256=pair.lobes.sha256 if pair and pair.lobes else None,
+        disease_calibration=disease_calibration,
+        note=_note(request),
         origin=origin,
         trained_on=trained_on,
     )
 
 
+def _note(request: FitRequest) -> str:
+    """What the model file says first; “on no patient” where that holds for all its ancestors."""
+    if request.chests is None or request.note != NOTE:
+        return request.note
+    ancestor = read_contract(catalog.find(request.init)).note if request.init else SYNTHETIC_NOTE
+    return SYNTHETIC_NOTE if ancestor == SYNTHETIC_NOTE else NOTE
+
+
 def _trained_on(
     request: FitRequest,
     cases: Sequence[str],
-    cohort: _Cohort,
+    rows: Sequence[ManifestRow],
+    records: Mapping[str, cache.CacheRecord],
 ) -> tuple[TrainedOn, ...]:
-    """Fingerprints of what a fold, and the weights that it started from, learned from."""
-    pixels = [cohort.records[case].fingerprints["pixels"] for case in cases]
+    """Fingerprints of what a network, and the weights that it started from, learned from."""
+    pixels = [records[case].fingerprints["pixels"] for case in cases]
     patients = (
-        {row.patient for row in cohort.rows if row.case in set(cases)}
+        {row.patient for row in rows if row.case in set(cases)}
         if request.patient_fingerprints
         else ()
     )
-    own = seen.fingerprints(pixels, patients, seed=request.settings.seed)
+    return _with_ancestors(request, seen.fingerprints(pixels, patients, seed=request.settings.seed))
+
+
+def _with_ancestors(request: FitRequest, own: TrainedOn) -> tuple[TrainedOn, ...]:
+    """What a network learned from, and what the weights did that it started from."""
     if request.init is None:
         return (own,)
     return (
@@ -332,8 +583,12 @@ def _finish(
 ) -> Path:
     joined: AnyPredictions = join(parts)
     kept = [
-        json.loads((request.out / f"fold-{fold}" / "curves.json").read_text("utf-8"))
-        for fold in range(len(parts))
+        json.loads((folder / "curves.json").read_text("utf-8"))
+        for folder in (
+            [request.out]
+            if request.single
+            else [request.out / f"fold-{fold}" for fold in range(len(parts))]
+        )
     ]
     curves = {fold: one["curves"] for fold, one in enumerate(kept)}
     study = build_study(
@@ -343,8 +598,9 @@ def _finish(
         config=request.settings.model_dump(mode="json"),
         seconds=sum(one["seconds"] for one in kept),
         versions=versions() | checkpoint.environment(),
-        note=request.note,
+        note=_note(request),
         seen_in_training=seen_in_training,
+        measured_on="validation cases" if request.single else "test cases",
     )
     write_predictions(joined, request.out / "predictions.csv")
     write_study(study, joined, curves, request.out)

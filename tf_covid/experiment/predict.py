@@ -10,6 +10,7 @@ import numpy as np
 from tf_covid.cohort.manifest import ManifestRow
 from tf_covid.study.records import (
     AnyPredictions,
+    LobePredictions,
     LungPredictions,
     Predictions,
     SlicePredictions,
@@ -64,6 +65,21 @@ def _lungs(
     return LungPredictions(dice=answers["dice"], **_known(rows, fold))
 
 
+def _lobes(
+    task: str,
+    rows: Sequence[ManifestRow],
+    labels: Mapping[str, int],
+    answers: Mapping[str, np.ndarray],
+    fold: int,
+) -> AnyPredictions:
+    return LobePredictions(
+        dice=answers["dice"],
+        lobes=answers["lobes"],
+        effusion_error_ml=answers["effusion_error_ml"],
+        **_known(rows, fold),
+    )
+
+
 def _slices(
     task: str,
     rows: Sequence[ManifestRow],
@@ -97,4 +113,10 @@ def _known(rows: Sequence[ManifestRow], fold: int) -> dict[str, Any]:
 
 
 #: Name of the task → makes its table.
-_TABLES = {"severity": _scans, "covid": _scans, "lungs": _lungs, "slices": _slices}
+_TABLES = {
+    "severity": _scans,
+    "covid": _scans,
+    "lungs": _lungs,
+    "lobes": _lobes,
+    "slices": _slices,
+}

@@ -14,6 +14,7 @@ from tf_covid.cohort import cache
 from tf_covid.cohort.manifest import ManifestRow
 from tf_covid.errors import TrainingError
 from tf_covid.experiment.run_folder import FitRequest
+from tf_covid.preprocessor import NO_LOBES
 from tf_covid.tasks import TASKS
 from tf_covid.weights import Preprocessing, catalog, quarantine
 
@@ -35,6 +36,9 @@ def cache_spec(
     grid = settings.working_grid or tuple(
         max(min(2 * side, limit), side) for side, limit in zip(settings.clip, limits, strict=True)
     )
+    if task.cache_kind == "volumes":
+        # The labels of such a record are twice as fine; the scan is as the network meets it.
+        grid = settings.working_grid or settings.clip
     if settings.working_grid and any(
         side > limit for side, limit in zip(grid, limits, strict=True)
     ):
@@ -53,11 +57,20 @@ def cache_spec(
         "always": True,
         "where all have them": all(row.lesions for row in rows),
         "for deep supervision": bool(settings.disease_endpoints),
+        "never": False,
     }[task.lesions]
     sha256 = quarantine.sha256(catalog.find(request.lungs))
     d, h, w = grid
+    lobes = request.lobes_model
     return cache.CacheSpec(
-        task.cache_kind, (d, h, w), preprocessing, request.lungs, sha256, lesions
+        task.cache_kind,
+        (d, h, w),
+        preprocessing,
+        request.lungs,
+        sha256,
+        lesions,
+        lobes,
+        "" if lobes == NO_LOBES else quarantine.sha256(catalog.find(lobes)),
     )
 
 

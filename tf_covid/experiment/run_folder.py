@@ -13,7 +13,11 @@ from typing import Any
 
 from tf_covid.atomic import remove_leftovers, write_text
 from tf_covid.errors import OutputError, TrainingError
+from tf_covid.experiment.phantom_source import chests_asked
+from tf_covid.phantom.mark import phantom_mark
 from tf_covid.pipeline import versions
+from tf_covid.preprocessor import LOBES, LUNGS, NO_LOBES
+from tf_covid.tasks import TASKS
 from tf_covid.training import checkpoint
 from tf_covid.training.settings import Settings, current_names
 from tf_covid.weights import catalog, quarantine
@@ -27,16 +31,17 @@ class FitRequest:
     """What is to be trained.
 
     Args:
-        manifest: The cohort.
+        manifest: The cohort; `phantom:N` for N synthetic chests.
         task: Name of a row of `tasks.TASKS`.
         model: Network.
         out: The run's folder.
         settings: Settings of the training.
         init: Shipped name or file whose weights it starts from; None: at random.
-        folds: Number of folds.
+        folds: Number of folds; 0: none, all but the validation cases are trained on.
         by_site: A fold a site instead.
         folds_file: Folds of an earlier run.
-        lungs: The lung model.
+        lungs: 2D lung model, which a classifier is trained behind.
+        lobes: 3D lobe model that gates it, or "none"; None: the shipped one, if there is one.
         cache: Folder of the records; None: in the run's folder.
         max_skipped: Most scans that may be unusable.
         mirrored: Train on all devices.
@@ -54,17 +59,58 @@ class FitRequest:
     folds: int = 4
     by_site: bool = False
     folds_file: Path | None = None
-    lungs: str = "lungs-unet"
+    lungs: str = LUNGS
+    lobes: str | None = None
     cache: Path | None = None
     max_skipped: int = 0
     mirrored: bool = False
     note: str = NOTE
     patient_fingerprints: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself.
+
+        Raises:
+            ManifestError: If MANIFEST is `phantom:` and no number of chests.
+            TrainingError: If there is nothing to validate on, or synthetic chests are to be folded.
+        """
+        if self.chests is not None and not self.single:
+            raise TrainingError(
+                "phantom:N is for --folds none: its chests come and go; `tfcovid phantom` writes a"
+                " cohort that folds can be made of"
+            )
+        if self.single and not self.settings.validation_fraction:
+            raise TrainingError(
+                "--folds none needs validation_fraction > 0: no fold is tested, so that nothing"
+                " else tells what the network has learned"
+            )
+
+    @property
+    def chests(self) -> int | None:
+        """Synthetic chests that are asked for; None where the manifest is a file."""
+        return chests_asked(self.manifest)
+
+    @property
+    def single(self) -> bool:
+        """Whether one network is trained on all but the validation cases."""
+        return not (self.folds or self.folds_file or self.by_site)
+
+    @property
+    def lobes_model(self) -> str:
+        """The lobe model that gates the lung model; "none" without one, or where none is needed."""
+        if TASKS[self.task].cache_kind != "clips":
+            return NO_LOBES
+        return self.lobes or (LOBES if LOBES in catalog.shipped() else NO_LOBES)
+
     def identity(self) -> dict[str, Any]:
         """What decides the run's weights."""
+        cohort = (
+            {"manifest_sha256": quarantine.sha256(self.manifest)}
+            if self.chests is None
+            else {"chests": self.chests, "phantom_mark": phantom_mark()}
+        )
         return {
-            "manifest_sha256": quarantine.sha256(self.manifest),
+            **cohort,
             "task": self.task,
             "model": self.model,
             "init": quarantine.sha256(catalog.find(self.init)) if self.init else "scratch",
@@ -73,9 +119,14 @@ class FitRequest:
                 if self.folds_file
                 else "site"
                 if self.by_site
-                else self.folds
+                else self.folds or "none"
             ),
             "lungs_sha256": quarantine.sha256(catalog.find(self.lungs)),
+            **(
+                {"lobes_sha256": quarantine.sha256(catalog.find(self.lobes_model))}
+                if self.lobes_model != NO_LOBES
+                else {}
+            ),
             "mirrored": self.mirrored,
             "settings": self.settings.model_dump(mode="json"),
             "tf-covid": versions()["tf-covid"],
@@ -137,6 +188,9 @@ def _same_request(
         # A record is the same whoever made it, so that a run may go on with another number of
         # workers.
         facts = {"question": identity, "environment": here, "workers": workers}
+        if request.init is not None:
+            # For a reader: what counts is the hash above.
+            facts["init"] = catalog.name_of(request.init)
         write_text(json.dumps(facts, indent=1), known)
         return
     if not resume:
@@ -146,7 +200,10 @@ def _same_request(
     try:
         before = json.loads(known.read_text("utf-8"))
         asked, where = dict(before["question"]), before["environment"]
-        asked["settings"] = current_names(asked["settings"])
+        # A setting that there was not yet had its default.
+        asked["settings"] = Settings.model_validate(current_names(asked["settings"])).model_dump(
+            mode="json"
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(f"{request.out}: holds no run of tfcovid fit") from error
     identity = json.loads(json.dumps(identity))

@@ -26,6 +26,7 @@ from tf_covid.study.metrics import from_matrix
 from tf_covid.study.predictions import read_predictions, write_predictions
 from tf_covid.study.records import (
     AnyPredictions,
+    LobePredictions,
     LungPredictions,
     Predictions,
     SlicePredictions,
@@ -36,6 +37,7 @@ from tf_covid.study.study import build_study, write_study
 __all__ = [
     "AnyPredictions",
     "Bootstrap",
+    "LobePredictions",
     "LungPredictions",
     "Predictions",
     "SlicePredictions",

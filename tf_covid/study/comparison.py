@@ -58,7 +58,7 @@ class _StoredStudy(BaseModel):
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
-    task: Literal["severity", "covid", "slices", "lungs"]
+    task: Literal["severity", "covid", "slices", "lungs", "lobes"]
     model: str
     init: str
     note: str = ""
@@ -96,7 +96,7 @@ def compare(runs: Sequence[Path], out: Path, bootstrap: Bootstrap | None = None)
         bootstrap: Replicates and seed of the intervals of the differences; the default where None.
 
     Returns:
-        What `comparison.json` holds: `task`, `runs`, `paper` (None for slices and lungs),
+        What `comparison.json` holds: `task`, `runs`, `paper` (None for slices, lungs and lobes),
         `differences`.
 
     Raises:

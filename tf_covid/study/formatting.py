@@ -43,7 +43,7 @@ METRICS = {
     "dice": (
         "Dice",
         False,
-        "Overlap of predicted and true lung mask, mean over the cases. 1: the same.",
+        "Overlap of prediction and truth, mean over the cases. 1: the same.",
     ),
 }
 
@@ -55,6 +55,7 @@ TASKS = {
     "covid": "COVID-19, yes or no",
     "slices": "diseased axial slices",
     "lungs": "lung masks",
+    "lobes": "lobes of the lungs",
 }
 
 CITATION = paper.CITATION
@@ -65,6 +66,8 @@ PAPER_CAVEAT = "other patients, so not a contest"
 
 def metric_name(name: str, task: str) -> str:
     """The name of a metric in a table."""
+    if name == "mae" and task == "lobes":
+        return "Pleural effusion, mean absolute error"
     if name == "mae":
         return (
             "CT score, mean absolute error"
@@ -131,6 +134,15 @@ def headline(study: Mapping[str, Any]) -> list[str]:
         return [
             f"{cases} lung masks: mean Dice {metric_value(study['dice'], 'dice')},"
             f" worst {worst:.3f}."
+        ]
+    if study["task"] == "lobes":
+        each = ", ".join(
+            f"{name} {metric_value(metric, 'dice')}"
+            for name, metric in study["dice_per_lobe"].items()
+        )
+        return [
+            f"Lobes of {cases} cases: mean Dice {metric_value(study['dice'], 'dice')}.",
+            f"By lobe: {each}.",
         ]
     if study["task"] == "slices":
         return [f"Slices of {cases} cases: AUC {metric_value(study['auc'], 'auc')}."]

@@ -11,7 +11,7 @@ import numpy as np
 from tf_covid.study import metrics
 from tf_covid.study.bootstrap import Bootstrap, wilson
 from tf_covid.study.combine import select
-from tf_covid.study.records import LungPredictions, Predictions
+from tf_covid.study.records import Predictions, ScanPredictions
 
 #: Lower bounds of the age bands, in years, and their names.
 AGE_BANDS = ((0, "<40"), (40, "40-59"), (60, "60-79"), (80, "80+"))
@@ -142,7 +142,7 @@ def roc(
     }
 
 
-def subgroups(predictions: Predictions | LungPredictions, bootstrap: Bootstrap) -> dict[str, Any]:
+def subgroups(predictions: ScanPredictions, bootstrap: Bootstrap) -> dict[str, Any]:
     """The metrics again by sex, age band and site.
 
     Args:
@@ -151,8 +151,8 @@ def subgroups(predictions: Predictions | LungPredictions, bootstrap: Bootstrap) 
 
     Returns:
         `sex`, `age` and `site`, each a list of rows, or None where it is not known of any case.
-        A row: `group`, `n` (cases), `patients`, then the metrics (`dice` for lungs). Cases without
-        the value are the last row.
+        A row: `group`, `n` (cases), `patients`, then the metrics (`dice` of lungs and lobes). Cases
+        without the value are the last row.
     """
     groups = {
         "sex": [value or UNKNOWN for value in predictions.sex],
@@ -167,7 +167,7 @@ def _band(age: float) -> str:
 
 
 def _split(
-    predictions: Predictions | LungPredictions, values: list[str], bootstrap: Bootstrap
+    predictions: ScanPredictions, values: list[str], bootstrap: Bootstrap
 ) -> list[dict[str, Any]] | None:
     bands = [name for _, name in AGE_BANDS]
     # Age bands in their order, everything else by its letters.

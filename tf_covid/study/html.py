@@ -12,7 +12,14 @@ from tf_covid.page.data_uri import png_size, png_uri
 from tf_covid.page.templates import template
 from tf_covid.result import DISCLAIMER
 from tf_covid.study import figures, formatting, violins
-from tf_covid.study.records import CLASSES, AnyPredictions, LungPredictions, Predictions
+from tf_covid.study.records import (
+    CLASSES,
+    AnyPredictions,
+    LobePredictions,
+    LungPredictions,
+    Predictions,
+    ScanPredictions,
+)
 from tf_covid.study.seen import MODEL, START, seen_in_short, seen_sentences
 
 #: Every figure that a page may have; a template asks for each.
@@ -132,7 +139,7 @@ def _run_pictures(
             )
         drawn = figures.reliability(run["calibration"], title=title)
         pictures["reliability"] = _picture(drawn, "reliability diagram")
-    elif isinstance(predictions, LungPredictions):
+    elif isinstance(predictions, LungPredictions | LobePredictions):
         pictures["dice"] = _picture(
             figures.dice(predictions.dice, title=title), "histogram of the Dice of the cases"
         )
@@ -141,7 +148,7 @@ def _run_pictures(
 
 def _cases(predictions: AnyPredictions) -> dict[str, Any] | None:
     """The cases to look at: how many there are, and the first of them, worst first."""
-    if isinstance(predictions, LungPredictions):
+    if isinstance(predictions, LungPredictions | LobePredictions):
         order = np.argsort(predictions.dice, kind="stable")[:_MAX_MASKS]
         rows = [
             {
@@ -176,7 +183,7 @@ def _cases(predictions: AnyPredictions) -> dict[str, Any] | None:
     return {"total": len(order), "rows": rows}
 
 
-def _patient(predictions: Predictions | LungPredictions, row: int) -> dict[str, Any]:
+def _patient(predictions: ScanPredictions, row: int) -> dict[str, Any]:
     return {
         "sex": predictions.sex[row],
         "age": _known(predictions.age[row]),

@@ -13,8 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from tf_covid.severity import LOBES
 from tf_covid.study.bootstrap import Bootstrap, Statistic, estimate, wilson
-from tf_covid.study.records import AnyPredictions, LungPredictions, Predictions, SlicePredictions
+from tf_covid.study.records import (
+    AnyPredictions,
+    LobePredictions,
+    LungPredictions,
+    Predictions,
+    SlicePredictions,
+)
 
 #: Names of the metrics of a classification, in the order of every table.
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "quadratic_kappa", "within_one", "auc")
@@ -35,7 +42,8 @@ def measure(predictions: AnyPredictions, bootstrap: Bootstrap) -> dict[str, dict
         Each metric by name as `{"value", "ci95", "left_out"}`, or None where undefined. Severity,
         covid: the metrics of `METRICS`, and `mae` of the CT score in points; `within_one` is None
         for two classes, where it says nothing. Slices: `auc` over all slices of all cases, and
-        `mae` of the diseased fraction. Lungs: `dice`, the mean over cases.
+        `mae` of the diseased fraction. Lungs: `dice`, the mean over cases. Lobes: the same,
+        and `mae` of the pleural effusion.
         A fraction of cases that is 0 or 1 has Wilson's interval, with the patients as its trials:
         drawing again what is all right cannot give anything else.
     """
@@ -47,11 +55,8 @@ def measure(predictions: AnyPredictions, bootstrap: Bootstrap) -> dict[str, dict
             metric["ci95"] = wilson(round(metric["value"] * total), total, bootstrap.level)
     error = measured.get("mae")
     if error is not None:
-        error["unit"] = (
-            "share of the slice's lung"
-            if predictions.task == "slices"
-            else "points of the CT score"
-        )
+        units = {"slices": "share of the slice's lung", "lobes": "ml"}
+        error["unit"] = units.get(predictions.task, "points of the CT score")
     return measured
 
 
@@ -59,6 +64,10 @@ def statistic_of(predictions: AnyPredictions) -> Statistic:
     """What `measure` measures, as a function of the weights of the rows."""
     if isinstance(predictions, LungPredictions):
         return _mean_of("dice", predictions.dice)
+    if isinstance(predictions, LobePredictions):
+        dice = _mean_of("dice", predictions.dice)
+        effusion = _mean_of("mae", np.abs(predictions.effusion_error_ml))
+        return lambda weights: {**dice(weights), **effusion(weights)}
     if isinstance(predictions, SlicePredictions):
         auc: Any = BinaryAUC(predictions.truth == 1, predictions.probability)
         error = _mean_of("mae", np.abs(predictions.fraction - predictions.predicted_fraction))
@@ -74,6 +83,14 @@ def statistic_of(predictions: AnyPredictions) -> Statistic:
         return {**matrix_metrics(matrices), "auc": auc(weights), **error(weights)}
 
     return statistic
+
+
+def dice_per_lobe(predictions: LobePredictions, bootstrap: Bootstrap) -> dict[str, Any]:
+    """Mean Dice of each lobe by its name, as `measure` gives it, over the cases that show it."""
+    return {
+        name: mean(predictions.lobes[:, index], predictions.patients, bootstrap)
+        for index, name in enumerate(LOBES)
+    }
 
 
 def _mean_of(name: str, values: np.ndarray) -> Statistic:

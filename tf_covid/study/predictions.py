@@ -13,11 +13,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from tf_covid.atomic import replacing
 from tf_covid.cohort.table import written_float
-from tf_covid.severity import CLASS_UPPER_SCORES
+from tf_covid.severity import CLASS_UPPER_SCORES, LOBES
 from tf_covid.study.records import (
     CLASSES,
     SUM_TOLERANCE,
     AnyPredictions,
+    LobePredictions,
     LungPredictions,
     Predictions,
     SlicePredictions,
@@ -69,6 +70,15 @@ class _LungRow(_PredictionRow):
     site: str | None = None
 
 
+class _LobeRow(_LungRow):
+    lobes: tuple[_Fraction | None, ...]
+    effusion_error_ml: _Float | None = None
+
+
+#: Column of the Dice of each lobe.
+_LOBE_COLUMNS = tuple(name.replace(" ", "_") for name in LOBES)
+
+
 def _class_header(task: str) -> tuple[str, ...]:
     probabilities = (f"p{index}" for index in range(len(CLASSES[task])))
     return (
@@ -95,6 +105,13 @@ _TABLES: dict[str, tuple[tuple[str, ...], type[_PredictionRow]]] = {
         _SliceRow,
     ),
     "lungs": (("case", "patient", "fold", "dice", "sex", "age", "site"), _LungRow),
+    "lobes": (
+        (
+            *("case", "patient", "fold", "dice", *_LOBE_COLUMNS),
+            *("effusion_error_ml", "sex", "age", "site"),
+        ),
+        _LobeRow,
+    ),
 }
 
 #: Column of the fields that have another name than theirs.
@@ -131,6 +148,8 @@ def write_predictions(predictions: AnyPredictions, path: Path) -> None:
             f"p{index}": column for index, column in enumerate(predictions.probabilities.T.tolist())
         }
         columns["predicted"] = predictions.predicted.tolist()
+    if isinstance(predictions, LobePredictions):
+        columns |= dict(zip(_LOBE_COLUMNS, predictions.lobes.T.tolist(), strict=True))
     with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
@@ -205,6 +224,8 @@ def _cells(header: Sequence[str], values: Sequence[str]) -> dict[str, Any]:
     probabilities = [name for name in header if name[0] == "p" and name[1:].isdigit()]
     if probabilities:
         cells["p"] = tuple(cells.pop(name, None) for name in probabilities)
+    if _LOBE_COLUMNS[0] in header:
+        cells["lobes"] = tuple(cells.pop(name, None) for name in _LOBE_COLUMNS)
     return cells
 
 
@@ -226,9 +247,10 @@ def _contradictions(row: _PredictionRow) -> list[str]:
 
 
 def _to_table(task: str, rows: list[Any]) -> AnyPredictions:
-    table: Any = {"slices": SlicePredictions, "lungs": LungPredictions}.get(task, Predictions)
+    tables = {"slices": SlicePredictions, "lungs": LungPredictions, "lobes": LobePredictions}
+    table: Any = tables.get(task, Predictions)
     texts = ("case", "patient", "sex", "site")
-    columns: dict[str, Any] = {} if task in ("slices", "lungs") else {"task": task}
+    columns: dict[str, Any] = {} if task in tables else {"task": task}
     for field in dataclasses.fields(table):
         if field.name != "task":
             name = _COLUMN.get(field.name, field.name)

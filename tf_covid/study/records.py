@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from tf_covid.errors import TfCovidError
-from tf_covid.severity import CLASS_UPPER_SCORES
+from tf_covid.severity import CLASS_UPPER_SCORES, LOBES
 from tf_covid.tasks import TASKS
 
 #: Class names of each task that classifies, in the order of the class numbers.
@@ -24,7 +24,7 @@ class StudyError(TfCovidError):
 
 
 class _Columns:
-    """What the three tables have in common: columns of one length, one row a prediction."""
+    """What the tables have in common: columns of one length, one row a prediction."""
 
     def _check_lengths(self) -> None:
         lengths = {
@@ -195,4 +195,53 @@ class LungPredictions(_Columns):
         self._check_range("age", 0, 130, unknown=True)
 
 
-AnyPredictions = Predictions | SlicePredictions | LungPredictions
+@dataclass(frozen=True, eq=False)
+class LobePredictions(_Columns):
+    """Predictions of lobes: how much of each case's true lobes was found.
+
+    Args:
+        cases: Name of each case, N texts, each once.
+        patients: Patient of each case, N texts.
+        folds: Fold that tests the case, int (N,), from 0.
+        dice: Mean Dice of the lobes that the case shows, 0–1, float64 (N,).
+        lobes: Dice of each lobe, in the order of `severity.LOBES`, 0–1, float64 (N, 5); NaN of a
+            lobe that the case does not show.
+        effusion_error_ml: Predicted less true pleural effusion, float64 (N,); NaN where unknown.
+        sex: Sex of the patient, N texts; None where unknown.
+        age: Age of the patient in years, float64 (N,); NaN where unknown.
+        site: Site of the scan, N texts; None where unknown.
+
+    Raises:
+        ValueError: If columns differ in length, or a value is impossible.
+    """
+
+    cases: tuple[str, ...]
+    patients: tuple[str, ...]
+    folds: np.ndarray
+    dice: np.ndarray
+    lobes: np.ndarray
+    effusion_error_ml: np.ndarray
+    sex: tuple[str | None, ...]
+    age: np.ndarray
+    site: tuple[str | None, ...]
+    task: ClassVar[Literal["lobes"]] = "lobes"
+
+    def __post_init__(self) -> None:
+        _freeze(self, "folds", np.int64)
+        for name in ("dice", "lobes", "effusion_error_ml", "age"):
+            _freeze(self, name, np.float64)
+        self._check_lengths()
+        if len(set(self.cases)) != len(self.cases):
+            raise ValueError("a case is listed twice")
+        if self.lobes.shape != (len(self.cases), len(LOBES)):
+            raise ValueError(f"lobes must be (N, {len(LOBES)}), not {self.lobes.shape}")
+        self._check_range("folds", 0, np.inf)
+        self._check_range("dice", 0, 1)
+        self._check_range("lobes", 0, 1, unknown=True)
+        self._check_range("age", 0, 130, unknown=True)
+
+
+AnyPredictions = Predictions | SlicePredictions | LungPredictions | LobePredictions
+
+#: Tables with a row a scan.
+ScanPredictions = Predictions | LungPredictions | LobePredictions

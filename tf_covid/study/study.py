@@ -13,7 +13,14 @@ import numpy as np
 from tf_covid.atomic import make_folder, write_text
 from tf_covid.study import groups, html, metrics
 from tf_covid.study.bootstrap import Bootstrap
-from tf_covid.study.records import CLASSES, AnyPredictions, LungPredictions, Predictions
+from tf_covid.study.records import (
+    CLASSES,
+    AnyPredictions,
+    LobePredictions,
+    LungPredictions,
+    Predictions,
+    SlicePredictions,
+)
 
 #: Everything that `study.json` has, in its order; what a task does not have is null.
 KEYS = (
@@ -23,6 +30,7 @@ KEYS = (
     "note",
     "seen_in_training",
     "folds",
+    "measured_on",
     "cases",
     "patients",
     "confusion_matrix",
@@ -31,6 +39,7 @@ KEYS = (
     "mae",
     "dice",
     "dice_per_case",
+    "dice_per_lobe",
     "mann_whitney",
     "calibration",
     "roc",
@@ -53,6 +62,7 @@ def build_study(
     note: str = "",
     seen_in_training: Mapping[str, Any] | None = None,
     bootstrap: Bootstrap | None = None,
+    measured_on: str = "test cases",
 ) -> dict[str, Any]:
     """All of `study.json`, from predictions.
 
@@ -67,6 +77,7 @@ def build_study(
         seen_in_training: Result of `seen.as_seen`: which cases frozen models, or the weights that
             training started from, had been trained on; None where training started at random.
         bootstrap: Replicates and seed of the intervals.
+        measured_on: "test cases", or "validation cases": they may have chosen the epoch.
 
     Returns:
         JSON-serialisable, with exactly `KEYS`; None where something is undefined or not part of the
@@ -81,6 +92,7 @@ def build_study(
         "note": note,
         "seen_in_training": seen_in_training,
         "folds": len(np.unique(predictions.folds)),
+        "measured_on": measured_on,
         "cases": len(set(predictions.cases)),
         "patients": len(set(predictions.patients)),
         "bootstrap": {
@@ -101,13 +113,15 @@ def build_study(
         study["calibration"] = groups.calibration(predictions, bootstrap)
         if predictions.task == "covid":
             study["roc"] = groups.roc(predictions.truth, predictions.probabilities[:, 1])
-    elif isinstance(predictions, LungPredictions):
+    elif isinstance(predictions, LungPredictions | LobePredictions):
         study["dice_per_case"] = dict(
             zip(predictions.cases, predictions.dice.tolist(), strict=True)
         )
+        if isinstance(predictions, LobePredictions):
+            study["dice_per_lobe"] = metrics.dice_per_lobe(predictions, bootstrap)
     else:
         study["roc"] = groups.roc(predictions.truth, predictions.probability)
-    if isinstance(predictions, Predictions | LungPredictions):
+    if not isinstance(predictions, SlicePredictions):
         study["subgroups"] = groups.subgroups(predictions, bootstrap)
     return plain_dict({key: study[key] for key in KEYS})
 

@@ -16,6 +16,8 @@ def write_card(
     command: str,
     curves: Mapping[str, Sequence[float]],
     figures: Mapping[str, str],
+    settings: str = "",
+    remarks: str = "",
 ) -> None:
     """Write `README.md` of a model's folder, from the file and what was measured on it.
 
@@ -25,6 +27,8 @@ def write_card(
         command: What makes the weights again, line by line.
         curves: Name → one value an epoch; empty if nothing was trained.
         figures: What was measured → its value, on what.
+        settings: TOML of the settings that the command reads; "" if it reads none.
+        remarks: A paragraph on how it was made; "" for none.
     """
     path = out / catalog.MODEL
     contract = read_contract(path)
@@ -56,6 +60,8 @@ def write_card(
         "",
         *(f"    {line}" for line in command.splitlines()),
         "",
+        *([remarks, ""] if remarks else []),
+        *(["`config.toml`:", "", "```toml", settings, "```", ""] if settings else []),
         "## What it reached",
         "",
         "| measured | value |",

@@ -8,9 +8,6 @@ those of another phantom are never met.
 
 from __future__ import annotations
 
-import ast
-import functools
-import hashlib
 import json
 import logging
 import multiprocessing
@@ -24,10 +21,10 @@ from typing import Any
 import click
 import numpy as np
 
-from tf_covid import phantom
 from tf_covid.atomic import replacing
 from tf_covid.cohort.workers import end_with_parent
-from tf_covid.phantom import PhantomSettings, draw_chest
+from tf_covid.phantom import draw_chest
+from tf_covid.phantom.mark import UNSEEN, phantom_mark
 from tf_covid.weights import catalog, read_contract, seen
 from tf_covid.weights.contract import TrainedOn
 
@@ -59,27 +56,6 @@ class DrawnCase:
     severity: int
     spacing_mm: tuple[float, float, float]
     settings: dict[str, Any]
-
-
-#: Seeds of the chests that no training sees.
-UNSEEN = 1_000_000
-
-
-#: Modules of the phantom that write chests to files: they change no chest.
-_WRITERS = {"cohort", "encode", "files"}
-
-
-@functools.cache
-def phantom_mark() -> str:
-    """Short hash of what the phantom draws from, its settings and its code.
-
-    Comments do not count.
-    """
-    results = hashlib.sha256(repr(PhantomSettings()).encode())
-    for path in sorted(Path(phantom.__file__).parent.glob("*.py")):
-        if path.stem not in _WRITERS:
-            results.update(ast.unparse(ast.parse(path.read_text("utf-8"))).encode())
-    return results.hexdigest()[:12]
 
 
 def cases_folder(folder: Path) -> Path:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -23,12 +23,14 @@ from tf_covid.models import NETWORKS
 from tf_covid.training import checkpoint
 from tf_covid.training.cpu_layers import cpu_optimised
 from tf_covid.training.dense import add_deep_supervision
+from tf_covid.training.flips import with_flipped_view
 from tf_covid.training.initialise import data_dependent_init, start_from
 from tf_covid.training.network_spec import NetworkSpec
 from tf_covid.training.norms import Census, Judged, copy_weights, give, learning, set_momentum
 from tf_covid.training.settings import Settings, Stage
-from tf_covid.training.tasks import ClipObjective, Objective
+from tf_covid.training.tasks import ClipObjective, LobesObjective, Objective
 from tf_covid.training.trainer_model import TrainerModel
+from tf_covid.weights import load
 from tf_covid.weights.files import POLICIES
 
 #: Marks a value as a curve for TensorBoard.
@@ -65,6 +67,51 @@ class FoldPlan:
         return (self.settings.seed * 1009 + self.fold) % 2**31
 
 
+class TrainingSet(Protocol):
+    """What a network learns from, epoch by epoch."""
+
+    @property
+    def size(self) -> int:
+        """Records of the first epoch."""
+
+    @property
+    def cases(self) -> Sequence[str]:
+        """Cases of the first epoch."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether an epoch may have other records than the one before."""
+
+    def of_epoch(self, epoch: int) -> Sequence[CacheRecord]:
+        """Records of an epoch, counted from 0."""
+
+
+@dataclass(frozen=True)
+class SameRecords:
+    """A training set that is the same in each epoch.
+
+    Args:
+        records: The records.
+    """
+
+    records: Sequence[CacheRecord]
+    changes: bool = False
+
+    @property
+    def size(self) -> int:
+        """Records of an epoch."""
+        return len(self.records)
+
+    @property
+    def cases(self) -> list[str]:
+        """Cases of an epoch."""
+        return [record.case for record in self.records]
+
+    def of_epoch(self, epoch: int) -> Sequence[CacheRecord]:
+        """The records."""
+        return self.records
+
+
 @dataclass(frozen=True)
 class Trained:
     """What came of it.
@@ -74,17 +121,19 @@ class Trained:
         curves: Name → a value for each epoch.
         origin: What the weights started from.
         seconds: Seconds of training, in all processes.
+        epochs: Epochs that were trained.
     """
 
     network: keras.Model
     curves: dict[str, list[float]]
     origin: str
     seconds: float
+    epochs: int
 
 
 def train(
     plan: FoldPlan,
-    train_records: Sequence[CacheRecord],
+    training_set: TrainingSet,
     validation_records: Sequence[CacheRecord],
     folder: Path,
     *,
@@ -95,7 +144,7 @@ def train(
 
     Args:
         plan: What is trained.
-        train_records: Records to learn from.
+        training_set: What it learns from.
         validation_records: Records that the loss is validated on, to stop early.
         folder: Folder of the training's state.
         on_epoch_end: Hears of each epoch.
@@ -105,7 +154,7 @@ def train(
         TrainingError: If the loss is no longer a finite number, or the state is damaged.
         OutputError: If the state cannot be written; the last one stays.
     """
-    if not train_records:
+    if not training_set.size:
         raise TrainingError(f"fold {plan.fold} has nothing to learn from")
     settings = plan.settings
     # Everything random follows from this: weights, dropout, order, augmentation.
@@ -115,9 +164,9 @@ def train(
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
         validation_records = _for_replicas(
-            settings, train_records, validation_records, len(devices)
+            settings, training_set.size, validation_records, len(devices)
         )
-    epoch_visits = len(visits(len(train_records), 0, plan.seed, settings.batch))
+    epoch_visits = len(visits(training_set.size, 0, plan.seed, settings.batch))
     steps = plan.objective.steps(epoch_visits)
     with strategy.scope():
         network, trainer, objective, origin = _build(plan)
@@ -126,10 +175,11 @@ def train(
     set_momentum(trainer.network, steps * _shortest(settings))
     # What is saved: in float32, without what training added.
     plain = NETWORKS[plan.network.model].build(**plan.network.arguments)
-    census = Census(plain, objective, train_records)
+    start = _weights_of_start(plan, trainer.network, plain)
+    census = Census(_in_training(objective, plain), objective, [])
     state_file = folder / "state.npz"
     if _centred(plan.network) and not state_file.exists():
-        data_dependent_init(network, _first_clips(plan, train_records))
+        data_dependent_init(network, _first_clips(plan, training_set.of_epoch(0)))
     weights = list(trainer.variables)
     variables = [*weights, *optimizer.variables]
     state = (
@@ -140,13 +190,12 @@ def train(
     keep_state = CheckpointCallback(
         settings, folder, weights, variables, state, on_epoch_end, board
     )
-    cases = [record.case for record in train_records]
     for stage, last in _stages(settings):
         if state.stopped or state.epoch >= last:
             continue
         with strategy.scope():
             _freeze(network, trainer, stage)
-            losses, shares, metrics = objective.losses(cases)
+            losses, shares, metrics = objective.losses(training_set.cases)
             # Each device has the mean of its share of the batch, and Keras adds up what the devices
             # have.
             shares = {
@@ -156,38 +205,75 @@ def train(
             trainer.compile(
                 optimizer, loss=losses, loss_weights=shares, metrics=metrics, jit_compile=False
             )
-        _fit(
-            trainer,
-            plan,
-            objective,
-            train_records,
-            validation_records,
-            state,
-            last,
-            [Judged(trainer.network, census), keep_state],
-        )
+        while state.epoch < last and not state.stopped:
+            # Records that change are known for one epoch only.
+            until = state.epoch + 1 if training_set.changes else last
+            census.records = training_set.of_epoch(state.epoch)
+            _fit(
+                trainer,
+                plan,
+                objective,
+                census.records,
+                validation_records,
+                state,
+                until,
+                [Judged(trainer.network, census), keep_state],
+            )
     kept = state.epoch - 1
     if settings.keep == "best" and state.best_epoch >= 0:
         checkpoint.restore(folder / "best.npz", weights)
         kept = state.best_epoch
     # Layers that were frozen in that epoch keep the statistics that they had in it.
     _freeze(network, trainer, next(stage for stage, last in _stages(settings) if kept < last))
+    copy_weights(trainer.network, census.network)
     copy_weights(trainer.network, plain)
+    if start:
+        kept_of_start = settings.init_share
+        plain.set_weights(
+            [
+                kept_of_start * before + (1 - kept_of_start) * now
+                for before, now in zip(start, plain.get_weights(), strict=True)
+            ]
+        )
+        for layer in plain.layers:
+            census.network.get_layer(layer.name).set_weights(layer.get_weights())
+    # Those of the last epoch: earlier ones may be gone.
+    census.records = training_set.of_epoch(state.epoch - 1)
     give(plain, census.take(learning(trainer.network)))
-    return Trained(plain, state.curves, origin, state.seconds)
+    return Trained(plain, state.curves, origin, state.seconds, state.epoch)
+
+
+def _weights_of_start(plan: FoldPlan, network: keras.Model, plain: keras.Model) -> list[np.ndarray]:
+    """The weights that training starts from, where they are to have a share in what is kept.
+
+    Raises:
+        TrainingError: If the file that it starts from has another architecture.
+    """
+    if not plan.settings.init_share:
+        return []
+    if plan.network.init is None:
+        raise TrainingError("init_share needs --init: weights drawn at random are worth no share")
+    source = load(plan.network.init).network.get_weights()
+    copy_weights(network, plain)
+    start: list[np.ndarray] = plain.get_weights()
+    if len(source) != len(start) or any(
+        not np.array_equal(one, other) for one, other in zip(source, start, strict=True)
+    ):
+        raise TrainingError(f"init_share: {plan.network.init} is of another architecture")
+    return start
 
 
 def _for_replicas(
     settings: Settings,
-    train_records: Sequence[CacheRecord],
+    count: int,
     validation_records: Sequence[CacheRecord],
     replicas: int,
 ) -> Sequence[CacheRecord]:
     """The held-out records that all devices get alike: an empty share of a batch is no batch."""
-    if settings.batch % replicas or len(train_records) < settings.batch:
+    if settings.batch % replicas or count < settings.batch:
         raise TrainingError(
             f"{replicas} devices need a batch that they share evenly, and as many records; the"
-            f" batch is {settings.batch}, and {len(train_records)} records teach"
+            f" batch is {settings.batch}, and {count} records teach"
         )
     return validation_records[: len(validation_records) // replicas * replicas]
 
@@ -229,8 +315,14 @@ def _build(plan: FoldPlan) -> tuple[keras.Model, TrainerModel, Objective, str]:
         objective = dataclasses.replace(objective, cells=cells)
     if not tf.config.list_logical_devices("GPU"):
         network = cpu_optimised(network)
+    network = _in_training(objective, network)
     trainer = TrainerModel(network, objective.prepare, name=f"{model}_trainer")
     return network, trainer, objective, origin
+
+
+def _in_training(objective: Objective, network: keras.Model) -> keras.Model:
+    """The network as its objective feeds it."""
+    return with_flipped_view(network) if isinstance(objective, LobesObjective) else network
 
 
 def _optimizer(settings: Settings, steps: int) -> keras.optimizers.Optimizer:
@@ -267,6 +359,12 @@ def _freeze(network: keras.Model, trainer: keras.Model, stage: Stage | None) -> 
     """Let only the layers from the stage's first one on learn."""
     layers = network.layers
     names = [layer.name for layer in layers]
+    if stage is not None and stage.train_from == "disease":
+        for layer in layers:
+            layer.trainable = layer.name.startswith("disease_")
+        if not any(layer.trainable for layer in layers):
+            raise TrainingError("stages: without disease_endpoints there is no disease output")
+        return
     if stage is None:
         first = 0
     elif stage.train_from == "head":

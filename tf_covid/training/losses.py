@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
+from tf_covid.cohort.planes import OUTSIDE_LOBES, UNKNOWN
+from tf_covid.cohort.training_input import COUNTED, LABELS_EACH
 from tf_covid.severity import CLASS_UPPER_SCORES
 from tf_covid.tensor import Tensor
+from tf_covid.tissues import CLASSES, LOBE_CLASSES
 
 Loss = Callable[[Any, Any], Any]
+
+#: Classes of a lobe network that are in few cells, and how much more their cells weigh.
+RARE, RARE_WEIGHT = ("airway", "pleural effusion", "stomach", "bowel"), 2.0
+
+#: Where `VolumeTrainingInput` counts what is not of a class.
+_OUTSIDE, _UNKNOWN = OUTSIDE_LOBES % COUNTED, UNKNOWN % COUNTED
 
 
 def cross_entropy(weights: Sequence[float]) -> Loss:
@@ -99,3 +109,53 @@ def disease_loss(fraction: Tensor, logits: Tensor) -> Tensor:
         labels=fraction, logits=tf.cast(logits, tf.float32)
     )
     return tf.reduce_mean(entropy * (1.0 + 3.0 * fraction))
+
+
+def tissue_loss(classes: int) -> Loss:
+    """Cross-entropy of the share of each class in a cell, plus soft Dice of the lobes.
+
+    The mean is over what is known of the cells. Where no more is known than that it is no lobe, the
+    shares of all other classes are summed.
+
+    Args:
+        classes: Outputs of the network: 6, background and the lobes; or all of `tissues.CLASSES`.
+    """
+    # Each label's class; a network of six outputs calls all tissues background.
+    table = np.zeros((COUNTED, classes), np.float32)
+    for label in range(len(CLASSES)):
+        table[label, label if label < classes else 0] = 1.0
+    if classes < len(CLASSES):
+        table[_OUTSIDE, 0] = 1.0
+    weights = [RARE_WEIGHT if name in RARE else 1.0 for name in CLASSES[:classes]]
+
+    def loss(counts: Tensor, logits: Tensor) -> Tensor:
+        counts = tf.cast(counts, tf.float32) / LABELS_EACH
+        logits = tf.cast(logits, tf.float32)
+        logs = tf.nn.log_softmax(logits)
+        shares = tf.exp(logs)
+        truth = tf.tensordot(counts, tf.constant(table), 1)
+        known = 1.0 - counts[..., _UNKNOWN]
+        lobes, true_lobes = shares[..., LOBE_CLASSES], truth[..., LOBE_CLASSES]
+        entropy = -tf.reduce_sum(truth * logs * tf.constant(weights, tf.float32))
+        if classes == len(CLASSES):
+            inside = tf.minimum(tf.reduce_sum(lobes, axis=-1), 1.0 - 1e-6)
+            entropy -= tf.reduce_sum(counts[..., _OUTSIDE] * tf.math.log1p(-inside))
+        entropy /= tf.maximum(tf.reduce_sum(known), 1.0)
+        axes = (0, 1, 2, 3)
+        overlap = 2.0 * tf.reduce_sum(lobes * true_lobes, axes) + 1.0
+        total = tf.reduce_sum(lobes * known[..., tf.newaxis], axes)
+        total += tf.reduce_sum(true_lobes, axes) + 1.0
+        return entropy + tf.reduce_mean(1.0 - overlap / total)
+
+    return loss
+
+
+def flips_loss(flipped: Tensor, logits: Tensor) -> Tensor:
+    """Cross-entropy of whether each axis of a scan was flipped.
+
+    Args:
+        flipped: float32 (N, 3), 0 or 1.
+        logits: (N, 3).
+    """
+    entropy = tf.nn.sigmoid_cross_entropy_with_logits(flipped, tf.cast(logits, tf.float32))
+    return tf.reduce_mean(entropy)

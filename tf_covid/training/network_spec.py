@@ -10,12 +10,17 @@ from typing import Any
 from tf_covid.cohort.manifest import ManifestRow
 from tf_covid.errors import TrainingError
 from tf_covid.tasks import TASKS
+from tf_covid.tissues import CLASSES, LOBE_CLASSES
 from tf_covid.training.initialise import preprocessing_of_init
 from tf_covid.training.settings import Settings
 from tf_covid.weights import Preprocessing
 
 #: Arguments that follow from the task, so that no setting may name them.
 _FIXED = {"input_shape", "classes", "ct_score", "outputs", "share", "dtype"}
+
+#: The HU window of networks that start from nothing, where it is not the study's: −1100 … 500 HU
+#: show air and contrast medium alike.
+_WINDOWS = {"lobes": {"level_hu": -300.0, "width_hu": 1600.0}}
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ class NetworkSpec:
         if fixed := settings.network.keys() & _FIXED:
             raise TrainingError(f"network: {', '.join(sorted(fixed))} follow from the task")
         preprocessing, channels, shared = preprocessing_of_init(init)
+        if init is None and task in _WINDOWS:
+            preprocessing = preprocessing.model_copy(update=_WINDOWS[task])
         own = {} if settings.dropout is None else {"dropout": settings.dropout}
         return cls(
             model,
@@ -88,6 +95,9 @@ def _arguments(
             "classes": len(row.labels),
             "ct_score": bool(row.scored and known and settings.ct_score_weight),
         }
+    if row.cache_kind == "volumes":
+        outputs = len(CLASSES) if any(one.tissues for one in rows) else LOBE_CLASSES.stop
+        return {"input_shape": [*settings.clip, channels], "outputs": outputs}
     picture = {"input_shape": [*settings.clip[1:], channels]}
     if row.labels:
         return picture | {"classes": len(row.labels), "share": True}

@@ -68,13 +68,13 @@ class Census:
     Args:
         network: Without what was there for the training only; its weights are overwritten.
         objective: What makes clips of records.
-        entries: The training set, in a fixed order.
+        records: The training set, in a fixed order; may be replaced by that of another epoch.
     """
 
     def __init__(
         self, network: keras.Model, objective: Objective, records: Sequence[CacheRecord]
     ) -> None:
-        self.network, self._objective, self._records = network, objective, records
+        self.network, self._objective, self.records = network, objective, records
         self.norms = norms_of(network)
         self._graphs: dict[frozenset[str], Any] = {}
 
@@ -92,11 +92,11 @@ class Census:
         chosen = [norm for norm in self.norms if norm.name in learning]
         if not chosen:
             return {}
-        count = len(self._records)
+        count = len(self.records)
         if max_clips is not None:
             count = min(count, max(1, max_clips // self._objective.each))
-        order = np.linspace(0, len(self._records) - 1, count).round().astype(int)[np.newaxis]
-        data = self._objective.batches(self._records, order=order, seed=0, even=True)
+        order = np.linspace(0, len(self.records) - 1, count).round().astype(int)[np.newaxis]
+        data = self._objective.batches(self.records, order=order, seed=0, even=True)
         graph = self._graph(frozenset(norm.name for norm in chosen), chosen)
         before = self.network.get_weights()
         clips, means, squares = 0, [0.0] * len(chosen), [0.0] * len(chosen)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tf_covid.cohort.augment import Augmentation
 from tf_covid.errors import TrainingError
+from tf_covid.phantom.mark import VALIDATION
 from tf_covid.weights import Preprocessing
 
 #: Name until 0.1 → name. The old ones are read until the next release.
@@ -21,6 +22,9 @@ RENAMED = {"held_out": "validation_fraction", "clip_norm": "gradient_clip_norm"}
 
 _Positive = Annotated[float, Field(gt=0)]
 _Size = Annotated[int, Field(ge=1, le=1024)]
+_Slices = Annotated[int, Field(ge=8, le=512)]
+_Side = Annotated[int, Field(ge=32, le=512, multiple_of=16)]
+_Times = Annotated[int, Field(ge=0, le=20)]
 
 
 class Stage(BaseModel):
@@ -29,13 +33,47 @@ class Stage(BaseModel):
     Args:
         epochs: Number of epochs of this stage.
         train_from: Name of the first layer that learns, e.g. "Mixed_5b"; "head" for the dense
-            layers only.
+            layers only; "disease" for the outputs of `disease_endpoints` only: a network that knows
+            its task is not pulled about by theirs, which begin at random.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     epochs: Annotated[int, Field(ge=1)]
     train_from: str
+
+
+class PhantomPool(BaseModel):
+    """Which synthetic chests are drawn, where MANIFEST is `phantom:N`.
+
+    Args:
+        first_seed: Seed of the first chest; those of a run are consecutive and end below
+            `phantom.mark.VALIDATION`.
+        fresh: Share of the training chests that new ones take the place of in each epoch, 0 … 1; a
+            tenth at least keeps a network from learning the pool by heart.
+        slices: Fewest and most slices of a chest.
+        side_pixels: Smallest and largest side of a slice, multiples of 16.
+        per_class: How often each severity class is drawn, relative to the others. The chests that
+            validate have all classes alike.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    first_seed: Annotated[int, Field(ge=0, lt=VALIDATION)] = 0
+    fresh: Annotated[float, Field(ge=0, le=1)] = 0.1
+    slices: tuple[_Slices, _Slices] = (28, 96)
+    side_pixels: tuple[_Side, _Side] = (112, 160)
+    per_class: tuple[_Times, _Times, _Times, _Times, _Times] = (1, 1, 1, 1, 1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        for name in ("slices", "side_pixels"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}: the first is the smaller one")
+        if not any(self.per_class):
+            raise ValueError("per_class: a class has to be drawn")
+        return self
 
 
 class Settings(BaseModel):
@@ -71,7 +109,13 @@ class Settings(BaseModel):
             16` (U-Net).
         slice_minimum, box, box_margin: See `Preprocessing`; the paper's full frame is `box =
             "none"`.
+        mask_weights: Lung models: how much more a pixel of lung, and one of disease, weighs
+            in the cross-entropy than one outside.
+        init_share: Share of the weights that training started from in those that are kept (Wortsman
+            et al. 2022, arXiv 2109.01903); 0: none. Needs `--init` of the same architecture.
+        endpoint: Layer that Grad-CAM explains; None: the last one before the head.
         augmentation: See there.
+        phantom: See there.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -100,7 +144,11 @@ class Settings(BaseModel):
     slice_minimum: Annotated[float, Field(gt=0, lt=1)] = 0.05
     box: Literal["lungs", "none"] = "lungs"
     box_margin: Annotated[float, Field(ge=0, lt=1)] = 0.04
+    mask_weights: tuple[_Positive, _Positive] = (1.0, 1.0)
+    init_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    endpoint: str | None = None
     augmentation: Augmentation = Augmentation()
+    phantom: PhantomPool = PhantomPool()
 
     @model_validator(mode="after")
     def _together(self) -> Self:

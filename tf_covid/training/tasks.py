@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,15 +11,25 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_covid.cohort.augment import Draws, flip
 from tf_covid.cohort.cache import CacheRecord
-from tf_covid.cohort.dataset import batches
+from tf_covid.cohort.dataset import batches, parsed_volume
 from tf_covid.cohort.manifest import ManifestRow
-from tf_covid.cohort.training_input import ClipTrainingInput, SliceTrainingInput
+from tf_covid.cohort.planes import OUTSIDE_LOBES, UNKNOWN
+from tf_covid.cohort.training_input import (
+    COUNTED,
+    ClipTrainingInput,
+    SliceTrainingInput,
+    VolumeTrainingInput,
+)
 from tf_covid.errors import CohortError, TrainingError
+from tf_covid.severity import LOBES
 from tf_covid.tasks import TASKS
 from tf_covid.tensor import Tensor
+from tf_covid.tissues import CLASSES, EFFUSION_CLASS, LOBE_CLASSES
 from tf_covid.training import losses
 from tf_covid.training.dense import pooled
+from tf_covid.training.flips import FLIP_CHANCES
 from tf_covid.training.network_spec import NetworkSpec
 from tf_covid.training.settings import Settings
 
@@ -280,7 +291,7 @@ class SliceObjective:
         """A row a slice: record and slice, truth, probability, true and predicted share."""
         names = ("truth", "probability", "share", "predicted_share")
         results: dict[str, list[np.ndarray]] = {name: [] for name in ("record", "slice", *names)}
-        for index, inputs, pictures, truth in self._each(records):
+        for index, inputs, pictures, truth in self.slices_of(records):
             outputs = network(pictures, training=False)
             results["record"].append(np.full(len(pictures), index))
             results["slice"].append(inputs["slice"].numpy())
@@ -290,7 +301,7 @@ class SliceObjective:
             results["predicted_share"].append(outputs["share"].numpy()[:, 0])
         return _joined(results, network)
 
-    def _each(self, records: Sequence[CacheRecord]) -> Tensor:
+    def slices_of(self, records: Sequence[CacheRecord]) -> Tensor:
         """Record after record, all its slices, unchanged."""
         for index, record in enumerate(records):
             full = batches(
@@ -329,18 +340,146 @@ class MaskObjective(SliceObjective):
         self, cases: Sequence[str]
     ) -> tuple[dict[str, losses.Loss], dict[str, float], dict[str, Any]]:
         """The loss of the masks."""
-        return {"logits": losses.mask_loss}, {"logits": 1.0}, {}
+        weights = self.settings.mask_weights[: self.masks]
+        loss = functools.partial(losses.mask_loss, pixel_weights=weights)
+        return {"logits": loss}, {"logits": 1.0}, {}
 
     def answers(
         self, network: keras.Model, records: Sequence[CacheRecord]
     ) -> dict[str, np.ndarray]:
         """`dice` (N,) of the lungs over all slices of each record, on its grid."""
         dice = []
-        for _, _, pictures, truth in self._each(records):
+        for _, _, pictures, truth in self.slices_of(records):
             results = network(pictures, training=False)["logits"].numpy()[..., 0] > 0
             mask = truth["logits"].numpy()[..., 0] > 0
             dice.append(2 * (results & mask).sum() / max(results.sum() + mask.sum(), 1))
         return {"dice": np.array(dice)}
+
+
+@dataclass(frozen=True)
+class LobesObjective:
+    """lobes: what is in each cell of a whole scan, and whether the scan is stored flipped.
+
+    Args:
+        settings: Settings of the training.
+        grid: D, H and W of the records' HU.
+        training_input: Makes scans and the counts of their labels of a batch of records.
+        classes: Outputs of the network: 6, or all of `tissues.CLASSES`.
+    """
+
+    settings: Settings
+    grid: tuple[int, int, int]
+    training_input: VolumeTrainingInput
+    classes: int
+
+    @property
+    def each(self) -> int:
+        """One scan a record."""
+        return 1
+
+    def targets(self, cases: Sequence[str]) -> dict[str, np.ndarray]:
+        """None: the truth is in the records' labels."""
+        return {}
+
+    def prepare(
+        self, inputs: dict[str, Any], targets: dict[str, Any], training: bool
+    ) -> tuple[Any, dict[str, Any]]:
+        """A batch of records → scans, each with a view that may be flipped, and the truths."""
+        parts = {name: inputs[name] for name in ("hu", "labels", "seed")}
+        scans, counts = self.training_input(**parts, training=training)
+        draws, views, flipped = Draws(inputs["seed"][0] + 1), scans, []
+        for axis, chance in enumerate(FLIP_CHANCES, 1):
+            chosen = draws.chance(tf.shape(scans)[0], chance)
+            views = flip(views, axis, chosen)
+            flipped.append(tf.cast(chosen, tf.float32))
+        return tf.concat([scans, views], axis=-1), {
+            "logits": counts,
+            "flips": tf.stack(flipped, axis=1),
+        }
+
+    def losses(
+        self, cases: Sequence[str]
+    ) -> tuple[dict[str, losses.Loss], dict[str, float], dict[str, Any]]:
+        """Losses of the tissues and of the flips."""
+        expected = {"logits": losses.tissue_loss(self.classes), "flips": losses.flips_loss}
+        return expected, {"logits": 1.0, "flips": 0.2}, {}
+
+    def batches(
+        self,
+        records: Sequence[CacheRecord],
+        *,
+        order: np.ndarray,
+        seed: int,
+        first_epoch: int = 0,
+        even: bool = False,
+    ) -> tf.data.Dataset:
+        """Batches of whole records."""
+        size = min(self.settings.batch, len(records))
+        return batches(
+            [record.path for record in records],
+            {},
+            self.grid,
+            order=order,
+            batch=_even(self.settings.batch, order.shape[1]) if even else size,
+            seed=seed,
+            first_epoch=first_epoch,
+            parse=parsed_volume,
+        )
+
+    def steps(self, visits: int) -> int:
+        """Batches of so many visits."""
+        return -(-visits // self.settings.batch)
+
+    def answers(
+        self, network: keras.Model, records: Sequence[CacheRecord]
+    ) -> dict[str, np.ndarray]:
+        """What the network answers on each record, on its grid, where the truth is known.
+
+        Returns:
+            `lobes` (N, 5), the Dice of each, NaN where the case does not show the lobe; `dice`
+            (N,), their mean; `effusion_error_ml` (N,), predicted less true pleural effusion, NaN
+            where the case has no tissues or the network does not tell them apart.
+        """
+        results: dict[str, list[Any]] = {"lobes": [], "dice": [], "effusion_error_ml": []}
+        for inputs, targets in self.batches(
+            records, order=np.arange(len(records))[np.newaxis], seed=0
+        ):
+            views, truths = self.prepare(inputs, targets, False)
+            logits = network(views[..., :1], training=False)["logits"].numpy()
+            if not np.isfinite(logits).all():
+                raise TrainingError(f"{network.name} answers with what is not a finite number")
+            counts, volumes = truths["logits"].numpy(), inputs["volume_ml"].numpy()[:, 0]
+            for predicted, count, volume_ml in zip(
+                logits.argmax(axis=-1), counts, volumes, strict=True
+            ):
+                truth = count.argmax(axis=-1)
+                dice = lobe_dice(predicted, truth)
+                results["lobes"].append(dice)
+                results["dice"].append(0.0 if np.isnan(dice).all() else np.nanmean(dice))
+                error = np.nan
+                if self.classes > EFFUSION_CLASS and not (truth == OUTSIDE_LOBES % COUNTED).any():
+                    known = truth != UNKNOWN % COUNTED
+                    difference = (predicted == EFFUSION_CLASS) ^ (truth == EFFUSION_CLASS)
+                    signs = np.where(truth == EFFUSION_CLASS, -1.0, 1.0)
+                    error = float((signs * (difference & known)).sum()) * volume_ml / truth.size
+                results["effusion_error_ml"].append(error)
+        return {name: np.array(values, np.float64) for name, values in results.items()}
+
+
+def lobe_dice(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Dice of each lobe, (5,); NaN of a lobe that is not there.
+
+    Args:
+        predicted: Numbers of `tissues.CLASSES`, (D, H, W).
+        truth: The same; `UNKNOWN % COUNTED` where it is not known.
+    """
+    known = truth != UNKNOWN % COUNTED
+    results = np.full(len(LOBES), np.nan)
+    for index, label in enumerate(range(LOBE_CLASSES.start, LOBE_CLASSES.stop)):
+        mask, answer = truth == label, (predicted == label) & known
+        if mask.any():
+            results[index] = 2.0 * (mask & answer).sum() / (mask.sum() + answer.sum())
+    return results
 
 
 def _clip_objective(
@@ -419,11 +558,34 @@ def _mask_objective(
     return MaskObjective(settings, grid, training_input, int(network.arguments.get("outputs", 1)))
 
 
+def _lobes_objective(
+    task: str,
+    network: NetworkSpec,
+    rows: Sequence[ManifestRow],
+    labels: Mapping[str, int],
+    settings: Settings,
+    grid: tuple[int, int, int],
+) -> Objective:
+    if settings.disease_endpoints:
+        raise TrainingError("disease_endpoints are of no use to the task lobes")
+    training_input = VolumeTrainingInput(
+        grid, settings.clip, network.preprocessing, settings.augmentation
+    )
+    classes = int(network.arguments.get("outputs", len(CLASSES)))
+    if classes not in (LOBE_CLASSES.stop, len(CLASSES)):
+        raise TrainingError(
+            f"a lobe network has {LOBE_CLASSES.stop} outputs, or {len(CLASSES)} with tissues, not"
+            f" {classes}"
+        )
+    return LobesObjective(settings, grid, training_input, classes)
+
+
 #: Name of the task → makes its objective.
 OBJECTIVES = {
     "severity": _clip_objective,
     "covid": _clip_objective,
     "lungs": _mask_objective,
+    "lobes": _lobes_objective,
     "slices": _slice_objective,
 }
 

@@ -48,7 +48,8 @@ class TrainerModel(keras.Model):
         # Where there are several devices Keras builds its metrics from a made-up batch, all floats:
         # it has to be of the types that leave the pipeline, and prepared.
         inputs, targets = data_batch
-        types = {"hu": tf.int16, "lungs": tf.uint8, "lesions": tf.uint8}
+        types = {"hu": tf.int16, "volume_ml": tf.float32}
+        types |= dict.fromkeys(("lungs", "lesions", "labels"), tf.uint8)
         inputs = {
             name: tf.zeros(tf.shape(value), types.get(name, tf.int32))
             for name, value in inputs.items()
