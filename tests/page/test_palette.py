@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -70,3 +71,11 @@ def test_each_severity_class_but_the_first_is_darker_than_the_one_before() -> No
     assert light == sorted(light, reverse=True)
     assert all(contrast(*pair) >= 4.5 for pair in palette.SEVERITY)
     assert palette.rgb("#4ac9ff") == (74, 201, 255)
+
+
+def test_lobe_scores_darken_and_can_be_read() -> None:
+    lightness = [luminance(ground) for ground, _ in palette.LOBE_SCORE]
+    for lighter, darker in itertools.pairwise(lightness):
+        assert (lighter + 0.05) / (darker + 0.05) > 1.25, "told apart on a grey print"
+    for ground, letter in palette.LOBE_SCORE:
+        assert contrast(ground, letter) >= 4.5

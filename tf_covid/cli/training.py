@@ -110,12 +110,15 @@ def import_(
 
 @click.command()
 @click.argument("manifest", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--task", required=True, type=click.Choice(["severity", "covid", "lungs", "slices"]))
+@click.option(
+    "--task", required=True, type=click.Choice(["severity", "covid", "lungs", "lobes", "slices"])
+)
 @click.option(
     "--model",
     required=True,
-    type=click.Choice(["i3d", "ltc", "unet", "inception_v1"]),
-    help="i3d or ltc for severity and covid, unet for lungs, inception_v1 for slices.",
+    type=click.Choice(["i3d", "ltc", "unet", "unet3d", "inception_v1"]),
+    help="i3d or ltc for severity and covid, unet for lungs, unet3d for lobes, inception_v1 for"
+    " slices.",
 )
 @click.option("--out", required=True, type=FOLDER, help="Folder of the run.")
 @click.option(
@@ -167,6 +170,16 @@ def import_(
     is_flag=True,
     help="Keep salted hashes of patients' ids in the model files, beside those of the scans.",
 )
+@click.option(
+    "--lungs-model",
+    metavar="NAME|FILE",
+    help="2D lung model that a classifier is trained behind; without, the shipped lungs-unet.",
+)
+@click.option(
+    "--lobes-model",
+    metavar="NAME|FILE|none",
+    help="3D lobe model that gates the lung mask; without, the shipped one, if there is one.",
+)
 @guarded
 def fit(
     manifest: Path,
@@ -183,6 +196,8 @@ def fit(
     cache: Path | None,
     workers: int | None,
     patient_fingerprints: bool,
+    lungs_model: str | None,
+    lobes_model: str | None,
 ) -> bool:
     """Train a network on a cohort by cross-validation, and measure it on its test cases.
 
@@ -195,6 +210,7 @@ def fit(
     console.import_tensorflow()
     from tf_covid.experiment.fit import fit as run
     from tf_covid.experiment.run_folder import FitRequest
+    from tf_covid.preprocessor import LUNGS
     from tf_covid.training.checkpoint import deterministic
     from tf_covid.training.settings import Settings, read_settings
 
@@ -223,6 +239,8 @@ def fit(
         max_skipped=max_skipped,
         mirrored=strategy == "mirrored",
         patient_fingerprints=patient_fingerprints,
+        lungs=lungs_model or LUNGS,
+        lobes=lobes_model,
     )
 
     page = run(

@@ -6,12 +6,16 @@ import importlib
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
 from tf_covid.errors import ModelError, TfCovidError
+
+if TYPE_CHECKING:
+    from tf_covid.weights import LoadedModel
 
 DISTRIBUTION = "tf-covid"
 
@@ -197,33 +201,39 @@ def _weights() -> Iterator[Row]:
         return
     if not shipped:
         yield Row("models", f"none in {catalog.folder()}; reinstall {DISTRIBUTION}", ok=False)
-    digests = {name: quarantine.sha256(path) for name, path in shipped.items()}
+    weights = importlib.import_module("tf_covid.weights")
+    loaded: dict[str, LoadedModel] = {}
     for name, path in shipped.items():
-        model_card = path.with_name(catalog.CARD)
-        if not model_card.is_file():
+        digest = quarantine.sha256(path)
+        if not path.with_name(catalog.CARD).is_file():
             yield Row(name, "has no model card", ok=False)
-        elif not catalog.matches_card(path, digests[name]):
-            yield Row(name, f"sha256 {digests[name]} is not the one in its model card", ok=False)
+        elif not catalog.matches_card(path, digest):
+            yield Row(name, f"sha256 {digest} is not the one in its model card", ok=False)
         else:
-            yield _loaded(name, digests)
+            try:
+                loaded[name] = weights.load(name)
+            except (TfCovidError, ImportError, OSError) as error:
+                yield Row(name, _first_line(error), ok=False)
+    yield from (_fits(name, list(loaded.values())) for name in loaded)
 
 
-def _loaded(name: str, digests: dict[str, str]) -> Row:
-    """Whether a shipped model loads, and the lung model that it was trained behind is shipped."""
-    try:
-        weights = importlib.import_module("tf_covid.weights")
-        model = weights.load(name)
-    except (TfCovidError, ImportError, OSError) as error:
-        return Row(name, _first_line(error), ok=False)
-    behind = model.contract.lungs_sha256
-    if behind is not None and behind not in digests.values():
-        return Row(
-            name, f"was trained behind a lung model that is not shipped (sha256 {behind})", ok=False
-        )
+def _fits(name: str, loaded: Sequence[LoadedModel]) -> Row:
+    """What a shipped model is, and whether the lung models are there that it was trained behind."""
+    model = next(one for one in loaded if one.name == name)
+    for kind, behind in (
+        ("lung", model.contract.lungs_sha256),
+        ("lobe", model.contract.lobes_sha256),
+    ):
+        if behind is not None and not any(one.is_named(behind) for one in loaded):
+            return Row(
+                name,
+                f"was trained behind a {kind} model that is not shipped (sha256 {behind})",
+                ok=False,
+            )
     count = model.network.count_params()
     return Row(
         name,
-        f"{model.contract.task}, {count / 1e6:.2f} M weights, sha256 {digests[name][:12]}…",
+        f"{model.contract.task}, {count / 1e6:.2f} M weights, sha256 {model.sha256[:12]}…",
         ok=True,
     )
 

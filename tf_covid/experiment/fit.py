@@ -53,6 +53,7 @@ from tf_covid.experiment.records import cache_spec, fill_cache, identities
 from tf_covid.experiment.run_folder import NOTE, FitRequest, exclusive_run_folder
 from tf_covid.phantom.mark import phantom_mark
 from tf_covid.pipeline import versions
+from tf_covid.preprocessor import LungModels
 from tf_covid.study.combine import join
 from tf_covid.study.predictions import read_predictions, write_predictions
 from tf_covid.study.records import AnyPredictions
@@ -60,15 +61,21 @@ from tf_covid.study.seen import START, as_seen, seen_sentences
 from tf_covid.study.study import build_study, write_study
 from tf_covid.tasks import TASKS
 from tf_covid.training import checkpoint
+from tf_covid.training.calibration import calibrate_disease
 from tf_covid.training.fold import FoldPlan, SameRecords, TrainingSet, train
 from tf_covid.training.network_spec import NetworkSpec
-from tf_covid.training.tasks import ClipObjective, Objective, labels_of, objective_for
+from tf_covid.training.tasks import (
+    ClipObjective,
+    MaskObjective,
+    Objective,
+    labels_of,
+    objective_for,
+)
 from tf_covid.weights import (
     Contract,
     Preprocessing,
     catalog,
     load,
-    quarantine,
     read_contract,
     save_model,
     seen,
@@ -302,12 +309,24 @@ class _Cohort:
     folds: Folds
 
 
+def _lung_models(request: FitRequest) -> LungModels | None:
+    """The models that a classifier is trained behind; None for a task without them.
+
+    Raises:
+        ModelError: If one is missing, damaged, untrained or a model of another task.
+    """
+    if TASKS[request.task].cache_kind != "clips":
+        return None
+    return LungModels.read(request.lungs, request.lobes_model)
+
+
 def _check_network(request: FitRequest, network: NetworkSpec) -> None:
     """A network that cannot be built, or read back, is an error now, not after hours of reading.
 
     Raises:
         ModelError, TrainingError: If it cannot be built, or lacks the layer to be explained.
     """
+    _lung_models(request)
     built = build(network.model, dict(network.arguments), request.out)
     endpoint = request.settings.endpoint
     if endpoint is not None and endpoint not in {layer.name for layer in built.layers}:
@@ -466,6 +485,9 @@ def _train_and_test(
             ),
             board=folder / "board",
         )
+    calibration = None
+    if isinstance(objective, MaskObjective) and sides.validation:
+        calibration = calibrate_disease(trained.network, objective, sides.validation)
     part = "" if request.single else f", {sides.name}"
     origin = (
         f"tfcovid fit {request.task}, {request.model}, seed {request.settings.seed}"
@@ -473,7 +495,7 @@ def _train_and_test(
     )
     save_model(
         trained.network,
-        _contract(request, network, origin, sides.trained_on(trained.epochs)),
+        _contract(request, network, origin, sides.trained_on(trained.epochs), calibration),
         folder / "model.keras",
     )
     write_text(
@@ -490,10 +512,14 @@ def _train_and_test(
 
 
 def _contract(
-    request: FitRequest, network: NetworkSpec, origin: str, trained_on: tuple[TrainedOn, ...]
+    request: FitRequest,
+    network: NetworkSpec,
+    origin: str,
+    trained_on: tuple[TrainedOn, ...],
+    disease_calibration: tuple[float, float] | None,
 ) -> Contract:
     task: Any = request.task
-    needs_lungs = TASKS[task].cache_kind == "clips"
+    pair = _lung_models(request)
     return Contract(
         model=network.model,
         arguments=dict(network.arguments),
@@ -501,7 +527,9 @@ def _contract(
         preprocessing=network.preprocessing,
         classes=TASKS[task].labels,
         endpoint=request.settings.endpoint,
-        lungs_sha256=quarantine.sha256(catalog.find(request.lungs)) if needs_lungs else None,
+        lungs_sha256=pair.lungs.sha256 if pair else None,
+        lobes_sha256=pair.lobes.sha256 if pair and pair.lobes else None,
+        disease_calibration=disease_calibration,
         note=_note(request),
         origin=origin,
         trained_on=trained_on,

@@ -14,6 +14,7 @@ from tf_covid.cohort import cache
 from tf_covid.cohort.manifest import ManifestRow
 from tf_covid.errors import TrainingError
 from tf_covid.experiment.run_folder import FitRequest
+from tf_covid.preprocessor import NO_LOBES
 from tf_covid.tasks import TASKS
 from tf_covid.weights import Preprocessing, catalog, quarantine
 
@@ -60,8 +61,16 @@ def cache_spec(
     }[task.lesions]
     sha256 = quarantine.sha256(catalog.find(request.lungs))
     d, h, w = grid
+    lobes = request.lobes_model
     return cache.CacheSpec(
-        task.cache_kind, (d, h, w), preprocessing, request.lungs, sha256, lesions
+        task.cache_kind,
+        (d, h, w),
+        preprocessing,
+        request.lungs,
+        sha256,
+        lesions,
+        lobes,
+        "" if lobes == NO_LOBES else quarantine.sha256(catalog.find(lobes)),
     )
 
 

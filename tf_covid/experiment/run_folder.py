@@ -16,6 +16,8 @@ from tf_covid.errors import OutputError, TrainingError
 from tf_covid.experiment.phantom_source import chests_asked
 from tf_covid.phantom.mark import phantom_mark
 from tf_covid.pipeline import versions
+from tf_covid.preprocessor import LOBES, LUNGS, NO_LOBES
+from tf_covid.tasks import TASKS
 from tf_covid.training import checkpoint
 from tf_covid.training.settings import Settings, current_names
 from tf_covid.weights import catalog, quarantine
@@ -38,7 +40,8 @@ class FitRequest:
         folds: Number of folds; 0: none, all but the validation cases are trained on.
         by_site: A fold a site instead.
         folds_file: Folds of an earlier run.
-        lungs: The lung model.
+        lungs: 2D lung model, which a classifier is trained behind.
+        lobes: 3D lobe model that gates it, or "none"; None: the shipped one, if there is one.
         cache: Folder of the records; None: in the run's folder.
         max_skipped: Most scans that may be unusable.
         mirrored: Train on all devices.
@@ -56,7 +59,8 @@ class FitRequest:
     folds: int = 4
     by_site: bool = False
     folds_file: Path | None = None
-    lungs: str = "lungs-unet"
+    lungs: str = LUNGS
+    lobes: str | None = None
     cache: Path | None = None
     max_skipped: int = 0
     mirrored: bool = False
@@ -91,6 +95,13 @@ class FitRequest:
         """Whether one network is trained on all but the validation cases."""
         return not (self.folds or self.folds_file or self.by_site)
 
+    @property
+    def lobes_model(self) -> str:
+        """The lobe model that gates the lung model; "none" without one, or where none is needed."""
+        if TASKS[self.task].cache_kind != "clips":
+            return NO_LOBES
+        return self.lobes or (LOBES if LOBES in catalog.shipped() else NO_LOBES)
+
     def identity(self) -> dict[str, Any]:
         """What decides the run's weights."""
         cohort = (
@@ -111,6 +122,11 @@ class FitRequest:
                 else self.folds or "none"
             ),
             "lungs_sha256": quarantine.sha256(catalog.find(self.lungs)),
+            **(
+                {"lobes_sha256": quarantine.sha256(catalog.find(self.lobes_model))}
+                if self.lobes_model != NO_LOBES
+                else {}
+            ),
             "mirrored": self.mirrored,
             "settings": self.settings.model_dump(mode="json"),
             "tf-covid": versions()["tf-covid"],

@@ -109,8 +109,8 @@ class Settings(BaseModel):
             16` (U-Net).
         slice_minimum, box, box_margin: See `Preprocessing`; the paper's full frame is `box =
             "none"`.
-        mask_weights: Lung and lobe models: how much more a pixel of lung, and one of disease,
-            weighs in the cross-entropy than one outside.
+        mask_weights: Lung models: how much more a pixel of lung, and one of disease, weighs
+            in the cross-entropy than one outside.
         init_share: Share of the weights that training started from in those that are kept (Wortsman
             et al. 2022, arXiv 2109.01903); 0: none. Needs `--init` of the same architecture.
         endpoint: Layer that Grad-CAM explains; None: the last one before the head.
