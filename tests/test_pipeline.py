@@ -93,7 +93,7 @@ def test_lobes_and_fluid_are_in_the_result(finder, scan, monkeypatch):
     segment = finder.segment
 
     def with_lobes(hu):
-        return dataclasses.replace(segment(hu), lobes=lobes, effusion=np.zeros((6, 8, 8)))
+        return dataclasses.replace(segment(hu), lobes=lobes, effusion=np.full((6, 8, 8), 0.01))
 
     plain = stratify(scan, finder, attention="none")
     assert plain.lobes is plain.maps.lobes is plain.lungs.effusion_ml is None

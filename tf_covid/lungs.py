@@ -91,7 +91,8 @@ def read_lungs(
             what is as thin as a vessel).
         lobes: float32 (D', h', w', 5), probability of each lobe in the order of `severity.LOBES`,
             on a coarse grid whose cells cover the scan evenly. It tells right from left, too.
-        effusion: float32 (D', h', w'), probability of pleural effusion on a coarse grid.
+        effusion: float32 (D', h', w'), probability of pleural effusion on a coarse grid; zeros
+            throughout where the lobe network does not know it.
 
     Raises:
         ValueError: If `disease` is not on the grid of `probability`, or `lobes` are not five.
@@ -142,7 +143,10 @@ def read_lungs(
             float(value) for value in 100.0 * diseased / np.maximum(cells, 1)
         ),
         involvement_by="hu_rule" if disease is None else "disease_probability",
-        effusion_ml=None if effusion is None else effusion_ml(effusion, sides > 0, cell_mm),
+        # A softmax is nowhere 0: zeros throughout are of a network without a class for fluid.
+        effusion_ml=None
+        if effusion is None or not effusion.any()
+        else effusion_ml(effusion, sides > 0, cell_mm),
     )
     return LungReading(
         labels,
