@@ -33,6 +33,10 @@ _MAX_BYTES = 64_000_000
 _TOLERANCE = 1e-6
 
 
+#: What is said of a run without folds.
+VALIDATED = "Measured on validation cases, which may have chosen the epoch."
+
+
 class _Metric(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
@@ -64,6 +68,7 @@ class _StoredStudy(BaseModel):
     note: str = ""
     seen_in_training: _Seen | None = None
     folds: Annotated[int, Field(ge=1)]
+    measured_on: Literal["test cases", "validation cases"] = "test cases"
     cases: Annotated[int, Field(ge=1)]
     seconds: float | None = None
     accuracy: _Metric | None = None
@@ -226,13 +231,11 @@ def _summary(name: str, run: _Run, bootstrap: Bootstrap) -> dict[str, Any]:
 
 
 def _note(study: _StoredStudy) -> str:
-    """What a reader must know first: the note of the run, and which cases had been trained on."""
+    """What a reader must know first: the note of the run, which cases had a say, or were known."""
     seen = study.seen_in_training.model_dump() if study.seen_in_training else None
-    return " ".join(
-        filter(
-            None, [study.note, *seen_sentences(seen, MODEL if study.init == "frozen" else START)]
-        )
-    )
+    chosen_by = study.measured_on == "validation cases" and VALIDATED
+    sentences = seen_sentences(seen, MODEL if study.init == "frozen" else START)
+    return " ".join(filter(None, [study.note, chosen_by or "", *sentences]))
 
 
 def _roc(predictions: AnyPredictions) -> dict[str, Any] | None:
