@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -19,6 +20,10 @@ from tf_covid.severity import LABELS
 
 _FORMATS = ("dicom", "nifti")
 _SITES = ("north", "south", "west")
+
+#: Scans of fewer slices do not reach far beyond the lungs: their slices would be thicker than 12 mm,
+#: which no reader takes for a chest CT.
+_FAR_SLICES = 84
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
 
@@ -48,7 +53,8 @@ def write_cohort(
         cases: Number of cases, each a patient of its own.
         seed: Everything follows from it and the case's number.
         size: Pixels along each side of a slice.
-        slices: Slices of every scan; drawn between 100 and 350 for each where None.
+        slices: Slices of every scan; drawn between 100 and 350 for each where None. With fewer
+            than 84 no scan reaches far beyond the lungs, for its slices would be too thick.
         format: "dicom" or "nifti".
         progress: Wraps the case numbers, to show how far the work is.
         settings: Ranges of everything drawn.
@@ -125,6 +131,10 @@ def _draw(
     rng = np.random.default_rng([seed, number])
     slices = grid[0] or int(rng.integers(100, 351))
     chest_seed = int(rng.integers(2**31))
+    if slices < _FAR_SLICES:
+        settings = settings or PhantomSettings()
+        near = dataclasses.replace(settings.scanner, p_far_above=0.0, p_far_below=0.0)
+        settings = dataclasses.replace(settings, scanner=near)
     return (
         draw_chest(chest_seed, (slices, grid[1], grid[1]), severity=severity, settings=settings),
         chest_seed,
