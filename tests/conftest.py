@@ -81,5 +81,5 @@ def small_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tf_covid.phantom.cohort import write_cohort
 
     return write_cohort(
-        tmp_path_factory.mktemp("cohort"), 10, seed=3, size=64, slices=44, format="nifti"
+        tmp_path_factory.mktemp("cohort"), 10, seed=3, size=64, slices=60, format="nifti"
     )

@@ -16,7 +16,8 @@ from tf_covid.cohort.augment import Augmentation, Draws, randomly_convolved
 from tf_covid.cohort.manifest import ManifestRow, write_manifest
 from tf_covid.cohort.planes import OUTSIDE_LOBES, UNKNOWN
 from tf_covid.cohort.training_input import COUNTED, LABELS_EACH, VolumeTrainingInput
-from tf_covid.errors import TrainingError
+from tf_covid.errors import ModelError, TrainingError
+from tf_covid.experiment.evaluate import evaluate
 from tf_covid.experiment.fit import fit
 from tf_covid.experiment.run_folder import FitRequest
 from tf_covid.models import UNet3D
@@ -107,6 +108,9 @@ def test_a_random_convolution_keeps_mean_and_spread(frames: int) -> None:
     assert np.array_equal(one, same)
     assert np.abs(one - hu.numpy()).max() > 10.0
     assert one.mean() == pytest.approx(-300.0, abs=15.0)
+    for seed in range(8):
+        mixed = randomly_convolved(Draws(tf.constant([seed, 3])), hu, 1.0).numpy()
+        assert np.corrcoef(mixed.ravel(), hu.numpy().ravel())[0, 1] > 0.0
     assert np.array_equal(randomly_convolved(Draws(tf.constant([1, 2])), hu, 0.0), hu)
 
 
@@ -238,6 +242,17 @@ def test_fit_trains_a_lobe_network_and_measures_its_lobes(cohort: Path, tmp_path
     assert sorted(study["dice_per_case"]) == [f"case-{number}" for number in range(4)]
     assert study["mae"]["unit"] == "ml"
     model = load(tmp_path / "run" / "fold-0" / "model.keras")
+    evaluate(
+        [tmp_path / "run" / "fold-0" / "model.keras"],
+        cohort,
+        tmp_path / "other",
+        on_message=said.append,
+    )
+    again = json.loads((tmp_path / "other" / "study.json").read_text())
+    folds = json.loads((tmp_path / "run" / "folds.json").read_text())["test"]
+    for case, fold in folds.items():
+        if fold == 0:
+            assert again["dice_per_case"][case] == pytest.approx(study["dice_per_case"][case])
     assert model.contract.task == "lobes"
     preprocessing = model.contract.preprocessing
     assert (preprocessing.level_hu, preprocessing.width_hu) == (-300.0, 1600.0)
@@ -282,9 +297,13 @@ def test_a_lobe_network_learns(cohort: Path, tmp_path: Path) -> None:
     assert np.isnan(after["effusion_error_ml"]).all()
 
 
-def test_settings_that_do_not_fit_lobes_are_named() -> None:
+def test_settings_that_do_not_fit_lobes_are_named(cohort: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="outputs follow from the task"):
         NetworkSpec.of("lobes", "unet3d", [], Settings(network={"outputs": 3}))
+    odd = SETTINGS.model_copy(update={"clip": (10, 32, 32)})
+    request = FitRequest(cohort, "lobes", "unet3d", tmp_path, odd, folds=2)
+    with pytest.raises(ModelError, match="multiples of 4"):
+        fit(request, on_message=print, epoch_progress=lambda label, steps: _Silent())
     settings = SETTINGS.model_copy(update={"disease_endpoints": ("down0_conv1",)})
     network = NetworkSpec.of("lobes", "unet3d", [], settings)
     with pytest.raises(TrainingError, match="of no use to the task lobes"):

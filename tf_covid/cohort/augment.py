@@ -205,7 +205,7 @@ def randomly_convolved(draws: Draws, hu: Tensor, chance: float) -> Tensor:
     """HU of some scans mixed with what a random convolution of one or two layers makes of them.
 
     All scans of a batch meet the same convolution, each to an extent of its own. Mean and spread of
-    a scan stay as they are.
+    a scan stay as they are, and it becomes no negative.
 
     Args:
         draws: Source of the random numbers.
@@ -229,11 +229,15 @@ def randomly_convolved(draws: Draws, hu: Tensor, chance: float) -> Tensor:
         before = tf.clip_by_value(hu, -1024.0, 1000.0)
         mean, variance = tf.nn.moments(before, [1, 2, 3], keepdims=True)
         spread = tf.sqrt(variance) + 1.0
-        x = ((before - mean) / spread)[..., tf.newaxis]
+        unit = (before - mean) / spread
+        x = unit[..., tf.newaxis]
         x = tf.nn.conv3d(x, kernels[0], [1] * 5, "SAME")
         x = tf.nn.conv3d(tf.maximum(x, slope * x), kernels[1], [1] * 5, "SAME")[..., 0]
         own, own_variance = tf.nn.moments(x, [1, 2, 3], keepdims=True)
-        x = (x - own) / (tf.sqrt(own_variance) + 1e-6) * spread + mean
+        x = (x - own) / (tf.sqrt(own_variance) + 1e-6)
+        # Never a negative: what is denser stays rather brighter.
+        alike = tf.reduce_mean(x * unit, [1, 2, 3], keepdims=True)
+        x = tf.where(alike < 0.0, -x, x) * spread + mean
         return hu + weight * (x - hu)
 
     return tf.cond(tf.reduce_any(weight > 0.0), changed, lambda: hu)

@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from tf_covid.cohort.cache import CacheRecord
 from tf_covid.tensor import Tensor
-from tf_covid.training.tasks import Objective
+from tf_covid.training.tasks import LobesObjective, Objective
 
 #: The momentum of Keras, which long runs keep.
 SLOWEST = 0.99
@@ -34,6 +34,9 @@ _TIMES = 10.0
 
 #: Clips, or slices, that statistics are taken from where a network is judged after each epoch.
 MOST_JUDGED = 256
+
+#: The same, where a network answers for each cell of a whole scan.
+MOST_SCANS = 32
 
 #: Layer → its mean and variance, float32 (channels,) each.
 Statistics = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -94,6 +97,9 @@ class Census:
             return {}
         count = len(self.records)
         if max_clips is not None:
+            if isinstance(self._objective, LobesObjective):
+                # Each cell of a whole scan is asked for an answer of its own.
+                max_clips = min(max_clips, MOST_SCANS)
             count = min(count, max(1, max_clips // self._objective.each))
         order = np.linspace(0, len(self.records) - 1, count).round().astype(int)[np.newaxis]
         data = self._objective.batches(self.records, order=order, seed=0, even=True)
