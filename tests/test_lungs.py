@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from tf_covid.lungs import LEFT, RIGHT, read_lungs
 
@@ -158,6 +159,18 @@ def test_lesions_lie_in_the_lungs_where_disease_is_more_probable_than_not():
     assert not lesions[[*range(6), *range(9, 20)]].any()
     assert not lesions[:, 42:].any()
     assert read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).lesions is None
+
+
+def test_lesions_are_those_of_the_whole_field_interpolated():
+    hu, probability = body(R, L)
+    rng = np.random.default_rng(4)
+    disease = np.zeros_like(probability)
+    disease[5:9, 12:20, 8:22] = rng.random((4, 8, 14), np.float32)
+    reading = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0), disease=disease)
+    field = ndimage.zoom(disease, (1, 2, 2), order=1, mode="nearest", grid_mode=True)
+    expected = (field > 0.5) & (reading.labels > 0)
+    clear = np.abs(field - 0.5) > 1e-5
+    np.testing.assert_array_equal(reading.lesions[clear], expected[clear])
 
 
 def test_disease_is_cut_to_a_users_mask():

@@ -185,13 +185,17 @@ def lesions_on_scan(disease: np.ndarray, sides: np.ndarray) -> np.ndarray:
         sides: uint8 (D, H, W), the lungs on the scan's grid.
     """
     lesions = np.zeros(sides.shape, np.uint8)
-    # A slice without disease is passed over: most slices of most scans.
-    diseased = np.flatnonzero([(plane > 0.5).any() for plane in disease])
-    if not len(diseased):
+    diseased = disease > 0.5
+    if not diseased.any():
         return lesions
-    box = _box(sides, None)
-    box = (slice(int(diseased[0]), int(diseased[-1]) + 1), *box[1:])
-    for part, planes in _on_grid(disease[..., None], sides.shape, box):
+    # What is interpolated exceeds a half within a cell of one that does: the rest is passed over.
+    box = []
+    for axis, size in enumerate(sides.shape):
+        cells = np.flatnonzero(diseased.any(axis=tuple({0, 1, 2} - {axis})))
+        voxels = size / disease.shape[axis]
+        low, high = (cells[0] - 1) * voxels, (cells[-1] + 2) * voxels
+        box.append(slice(max(int(low), 0), min(int(np.ceil(high)), size)))
+    for part, planes in _on_grid(disease[..., None], sides.shape, tuple(box)):
         lesions[part] = (planes[:, 0] > 0.5) & (sides[part] > 0)
     return lesions
 
@@ -226,12 +230,12 @@ def _nearest(known: np.ndarray) -> np.ndarray:
     return indices
 
 
-def _box(sides: np.ndarray, side: int | None) -> tuple[slice, ...]:
-    """The smallest box of a lung, or of both; empty where there is none."""
+def _box(sides: np.ndarray, side: int) -> tuple[slice, ...]:
+    """The smallest box of a lung; empty where there is none."""
     rows, columns = np.zeros(sides.shape[1], bool), np.zeros(sides.shape[2], bool)
     depth = np.zeros(len(sides), bool)
     for index, plane in enumerate(sides):
-        mask = plane > 0 if side is None else plane == side
+        mask = plane == side
         rows |= mask.any(axis=1)
         columns |= mask.any(axis=0)
         depth[index] = mask.any()

@@ -15,6 +15,7 @@ from PIL import Image
 from tf_covid.study import (
     AnyPredictions,
     Bootstrap,
+    LobePredictions,
     LungPredictions,
     Predictions,
     SlicePredictions,
@@ -100,6 +101,25 @@ def lungs(n: int = 30) -> LungPredictions:
     )
 
 
+def lobes(n: int = 30) -> LobePredictions:
+    """Five lobes each, but for one that lacks its middle lobe and one without tissues."""
+    cases = tuple(f"case-{row}" for row in range(n))
+    rng = np.random.default_rng(3)
+    dice, error = rng.beta(40, 4, (n, 5)), rng.normal(0.0, 30.0, n)
+    dice[0, 1] = error[1] = np.nan
+    return LobePredictions(
+        cases,
+        cases,
+        np.arange(n) % 4,
+        np.nanmean(dice, axis=1),
+        dice,
+        error,
+        ("F", None) * (n // 2),
+        np.full(n, 50.0),
+        (None,) * n,
+    )
+
+
 def slices(cases: int = 12, each: int = 10) -> SlicePredictions:
     """Every other slice diseased."""
     n = cases * each
@@ -122,6 +142,7 @@ TABLES: dict[str, Callable[[], AnyPredictions]] = {
     "severity": severity,
     "covid": covid,
     "lungs": lungs,
+    "lobes": lobes,
     "slices": slices,
 }
 
@@ -148,6 +169,7 @@ def make() -> SimpleNamespace:
         severity=severity,
         covid=covid,
         lungs=lungs,
+        lobes=lobes,
         slices=slices,
         study=study_of,
         note=NOTE,

@@ -11,7 +11,7 @@ import pytest
 from tf_covid.study import StudyError, ensemble, join, select
 
 
-@pytest.mark.parametrize("task", ["severity", "covid", "slices", "lungs"])
+@pytest.mark.parametrize("task", ["severity", "covid", "slices", "lungs", "lobes"])
 def test_folds_join_to_the_whole(task: str, make: Any) -> None:
     full = make.tables[task]()
     parts = [select(full, full.folds == fold) for fold in np.unique(full.folds)]

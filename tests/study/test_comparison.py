@@ -108,7 +108,7 @@ def test_the_covid_task_has_the_papers_four_columns(
     assert len(rows) == 24
 
 
-@pytest.mark.parametrize("task", ["slices", "lungs"])
+@pytest.mark.parametrize("task", ["slices", "lungs", "lobes"])
 def test_other_tasks_have_no_paper(
     task: str, make: Any, finished: Finished, tmp_path: Path
 ) -> None:

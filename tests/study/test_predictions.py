@@ -24,7 +24,7 @@ def same(first: Any, second: Any) -> bool:
     return True
 
 
-@pytest.mark.parametrize("task", ["severity", "covid", "slices", "lungs"])
+@pytest.mark.parametrize("task", ["severity", "covid", "slices", "lungs", "lobes"])
 def test_a_round_trip_is_exact(task: str, make: Any, tmp_path: Path) -> None:
     predictions, path = make.tables[task](), tmp_path / "predictions.csv"
     write_predictions(predictions, path)

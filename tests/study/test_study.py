@@ -16,6 +16,7 @@ import pytest
 
 from tf_covid.errors import OutputError
 from tf_covid.result import DISCLAIMER
+from tf_covid.severity import LOBES
 from tf_covid.study import select, write_study
 from tf_covid.study.study import KEYS, plain_dict
 
@@ -82,7 +83,7 @@ def checked(text: str) -> Page:
     return page
 
 
-@pytest.mark.parametrize("task", ["severity", "covid", "slices", "lungs"])
+@pytest.mark.parametrize("task", ["severity", "covid", "slices", "lungs", "lobes"])
 def test_a_study_has_every_key_and_is_json(
     task: str, make: Any, finished: Callable[..., Path]
 ) -> None:
@@ -128,6 +129,23 @@ def test_what_a_task_does_not_have_is_null(make: Any) -> None:
     assert only["covid"] == shared | classes
     assert only["slices"] == shared | {"auc", "mae"}
     assert only["lungs"] == shared | {"dice", "dice_per_case", "subgroups"}
+    assert only["lobes"] == only["lungs"] | {"dice_per_lobe", "mae"}
+
+
+def test_each_lobe_has_its_dice_over_the_cases_that_show_it(
+    make: Any, finished: Callable[..., Path]
+) -> None:
+    predictions = make.lobes()
+    folder = finished(predictions)
+    study = json.loads((folder / "study.json").read_text("utf-8"))
+    for index, (name, metric) in enumerate(study["dice_per_lobe"].items()):
+        assert name == LOBES[index]
+        assert metric["value"] == pytest.approx(np.nanmean(predictions.lobes[:, index]))
+    assert study["dice"]["value"] == pytest.approx(predictions.dice.mean())
+    assert study["mae"]["value"] == pytest.approx(np.nanmean(np.abs(predictions.effusion_error_ml)))
+    page = checked((folder / "study.html").read_text("utf-8"))
+    for said in (*LOBES, "Pleural effusion, mean absolute error", "In ml.", "The worst lobes"):
+        assert said in page.text
 
 
 @pytest.mark.usefixtures("undrawn")
