@@ -15,10 +15,17 @@ from tf_covid.attention import Axis, Split
 from tf_covid.errors import ModelError
 from tf_covid.layers.resample import full_axis_matrix, in_plane
 from tf_covid.models import NETWORKS
-from tf_covid.preprocessor import LUNGS, LungModels, Preprocessor, default_lobes
+from tf_covid.preprocessor import (
+    LOBES,
+    LUNGS,
+    NO_LOBES,
+    LungModels,
+    Preprocessor,
+    default_lobes,
+)
 from tf_covid.tasks import TASKS
 from tf_covid.tensor import Tensor
-from tf_covid.weights import LoadedModel, load
+from tf_covid.weights import LoadedModel, catalog, load
 from tf_covid.weights.contract import check_trained
 
 _HU = tf.TensorSpec([None] * 4, tf.int16)
@@ -49,6 +56,7 @@ class EnsembleMember:
             model.network.input_shape[1:],
             model.contract.preprocessing,
             lobes=lung_models.lobes.network if lung_models.lobes else None,
+            gated=lung_models.gated,
         )
         last = NETWORKS[model.contract.model].endpoint
         if last is None:
@@ -88,8 +96,8 @@ class LocalModels:
     Args:
         sources: Shipped names or `.keras` files.
         lungs: 2D lung model, by name or file; None: the one that ships.
-        lobes: 3D lobe model, by name or file; "none": the 2D mask is taken as it is; None: the one
-            that ships, where the networks were trained behind it.
+        lobes: 3D lobe model, by name or file, whose lobes gate the 2D mask; "none": there is none;
+            None: the one that ships, which gates only where the networks were trained behind it.
         precision: "float32" or "bfloat16".
         allow_other_lungs: Answer behind other lung models than the networks were trained behind.
 
@@ -113,11 +121,13 @@ class LocalModels:
         for model in loaded:
             check_trained(model.name, model.contract)
         check_ensemble(loaded)
-        lung_models = LungModels.read(
-            lungs or LUNGS,
-            lobes or default_lobes([model.contract for model in loaded]),
-            precision=precision,
-        )
+        gated = True
+        if lobes is None:
+            lobes = default_lobes([model.contract for model in loaded])
+            gated = lobes != NO_LOBES
+            if not gated and LOBES in catalog.shipped():
+                lobes = LOBES
+        lung_models = LungModels.read(lungs or LUNGS, lobes, precision=precision, gated=gated)
         self.other_lungs = False
         for model in loaded:
             if reason := lung_models.differs_from(model.contract):
@@ -138,6 +148,11 @@ class LocalModels:
     def finds_disease(self) -> bool:
         """Whether the lung model has a second output, diseased lung."""
         return self.members[0].preprocessor.finds_disease
+
+    @property
+    def finds_lobes(self) -> bool:
+        """Whether there is a lobe model."""
+        return self.lung_models.lobes is not None
 
     @property
     def versions(self) -> dict[str, str]:

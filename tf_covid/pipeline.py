@@ -61,6 +61,10 @@ class Models(Protocol[Evidence]):
         """Whether `segment` gives diseased lung."""
 
     @property
+    def finds_lobes(self) -> bool:
+        """Whether `segment` gives lobes."""
+
+    @property
     def other_lungs(self) -> bool:
         """Whether a network answers behind other lung models than it was trained behind."""
 
@@ -296,7 +300,7 @@ def _segment(scan: Scan, models: Models[Any], mask: np.ndarray | None) -> Segmen
         return models.segment(scan.hu)
     own = models.from_mask(mask)
     # A user's mask says where the lungs are, not what is diseased within them, nor their lobes.
-    if not models.finds_disease:
+    if not (models.finds_disease or models.finds_lobes):
         return own
     return dataclasses.replace(models.segment(scan.hu), probability=own.probability)
 

@@ -43,11 +43,14 @@ class LungModels:
 
     Args:
         lungs: 2D U-Net.
-        lobes: 3D network that gates it and finds the lobes; None: the 2D mask is taken as it is.
+        lobes: 3D network that finds the lobes and gates the 2D mask; None without one.
+        gated: Whether it gates; False where a classifier was trained behind the 2D mask as it is,
+            and the lobes are found all the same.
     """
 
     lungs: LoadedModel
     lobes: LoadedModel | None = None
+    gated: bool = True
 
     @classmethod
     def read(
@@ -56,6 +59,7 @@ class LungModels:
         lobes: str | Path | None = NO_LOBES,
         *,
         precision: str = "float32",
+        gated: bool = True,
     ) -> LungModels:
         """Both models by name or file.
 
@@ -64,6 +68,7 @@ class LungModels:
             lobes: 3D network; "none" or None for the 2D mask alone.
             precision: "float32" or "bfloat16", of the 2D U-Net; the coarse network is always
                 float32.
+            gated: Whether the lobes gate the 2D mask.
 
         Raises:
             ModelError: If one is missing, damaged, untrained or a model of another task.
@@ -71,6 +76,7 @@ class LungModels:
         pair = cls(
             load(lungs, precision=precision),
             None if lobes in (None, NO_LOBES) else load(lobes or LOBES),
+            gated,
         )
         for model, task in ((pair.lungs, "lungs"), (pair.lobes, "lobes")):
             if model is None:
@@ -91,12 +97,12 @@ class LungModels:
         """Why a classifier was not trained behind these; None where it was, or does not say."""
         for model, kind, theirs in (
             (self.lungs, "lung", contract.lungs_sha256),
-            (self.lobes, "lobe", contract.lobes_sha256),
+            (self.lobes if self.gated else None, "lobe", contract.lobes_sha256),
         ):
             if kind == "lobe" and contract.lungs_sha256 is None:
                 continue
             if model is None and theirs is not None:
-                return f"was trained behind the lobe model {theirs[:12]}…, and there is none here"
+                return f"was trained behind the lobe model {theirs[:12]}…, and none gates here"
             if model is None or (kind == "lung" and theirs is None):
                 continue
             if theirs is None:
@@ -135,6 +141,7 @@ class Preprocessor:
         chunk: Slices that go through U-Net and resampling at a time; bounds the memory.
         lobes: 3D network from whole scans (n, d, f, g, 1) to `logits` and `flips`, whose lobes gate
             the U-Net's masks; None: the masks are taken as they are.
+        gated: False: the lobes are found, and gate nothing.
         calibration: Scale and offset of the logit of diseased lung; None: what came with `lungs`.
     """
 
@@ -146,6 +153,7 @@ class Preprocessor:
         lungs_settings: Preprocessing | None = None,
         chunk: int = 16,
         lobes: keras.Model | None = None,
+        gated: bool = True,
         calibration: tuple[float, float] | None = None,
     ) -> None:
         settings = settings or Preprocessing()
@@ -156,7 +164,7 @@ class Preprocessor:
             calibration = (contract and contract.disease_calibration) or (1.0, 0.0)
         frames, height, width, channels = clip
         self.settings, self.lungs_settings = settings, lungs_settings
-        self.lungs, self.lobes, self.chunk = lungs, lobes, int(chunk)
+        self.lungs, self.lobes, self.gated, self.chunk = lungs, lobes, gated, int(chunk)
         level_hu, width_hu = lungs_settings.level_hu, lungs_settings.width_hu
         self.segmenter = LungSegmenter(
             lungs, level_hu, width_hu, chunk, calibration, name="segmenter"
@@ -207,7 +215,8 @@ class Preprocessor:
         coarse: dict[str, Tensor] = {}
         if self.lobe_segmenter is not None:
             coarse = self.lobe_segmenter(planes, depth)
-            probabilities = self.gate(coarse["lobes"], probabilities, depth)
+            if self.gated:
+                probabilities = self.gate(coarse["lobes"], probabilities, depth)
         names = OUTPUTS[: self.segmenter.outputs]
         return {name: probabilities[..., output] for output, name in enumerate(names)} | coarse
 

@@ -63,8 +63,8 @@ def lung_model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--lobes-model",
             metavar="NAME|FILE",
             help=(
-                "3D lobe model that gates the lung mask and finds the lobes, or none; without, the"
-                " shipped one where MODEL was trained behind it."
+                "3D lobe model that finds the lobes and gates the lung mask, or none; without, the"
+                " shipped one, which gates only where MODEL was trained behind it."
             ),
         ),
         click.option(

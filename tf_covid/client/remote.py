@@ -118,6 +118,11 @@ class RemoteModels:
         return self.models[0].finds_disease
 
     @property
+    def finds_lobes(self) -> bool:
+        """Whether there is a lobe model."""
+        return self.models[0].finds_lobes
+
+    @property
     def slice_minimum(self) -> float:
         """The least share of a slice that must be lung."""
         return self.models[0].contract.preprocessing.slice_minimum
@@ -152,7 +157,7 @@ class RemoteModels:
         disease = _mask(answer, "disease_bytes", len(hu)) if self.finds_disease else None
         if disease is not None and disease.shape != lungs.shape:
             raise ServingError(f"{self._server.url}: its two masks have different grids")
-        if not self.models[0].finds_lobes:
+        if not self.finds_lobes:
             return Segmentation(lungs, disease)
         lobes = _volume(answer, "lobes_bytes", (None, None, None, 5))
         effusion = _volume(answer, "effusion_bytes", lobes.shape[:3])

@@ -276,7 +276,8 @@ def model_card(models: LocalModels) -> str:
             "sha256": models.lungs.sha256,
             "disease": models.finds_disease,
         },
-        "lobes": lobes and {"name": lobes.name, "sha256": lobes.sha256},
+        "lobes": lobes
+        and {"name": lobes.name, "sha256": lobes.sha256, "gates": models.lung_models.gated},
         "other_lungs": models.other_lungs,
         "versions": versions(),
     }
