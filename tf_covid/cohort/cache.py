@@ -37,6 +37,7 @@ from tf_covid.cohort.likeness import near_key
 from tf_covid.cohort.manifest import ManifestRow
 from tf_covid.cohort.planes import (
     FINER,
+    PLANE_SIDE,
     Planes,
     clip_preprocessor,
     tissue_classes,
@@ -112,7 +113,13 @@ class CacheSpec:
         Window and input scaling come after the cache.
         """
         if self.kind == "volumes":
-            return [FORMAT, self.kind, self.grid, FINER]  # no lung model has a say in these
+            return [
+                FORMAT,
+                self.kind,
+                self.grid,
+                FINER,
+                PLANE_SIDE,
+            ]  # no lung model has a say in these
         rule = self.preprocessing.model_dump(include={"slice_minimum", "box", "box_margin"})
         gate = [self.lobes_sha256] if self.lobes_sha256 else []
         return [FORMAT, self.kind, self.grid, rule, self.lungs_sha256, self.lesions, *gate]
