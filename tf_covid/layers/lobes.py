@@ -95,8 +95,10 @@ class LobeSegmenter(keras.layers.Layer):
         """Logits (N, 3), positive where the scan is rather stored flipped along that axis."""
         total = tf.zeros([tf.shape(cells)[0], 3])
         for view in _VIEWS:
-            axes = [axis + 1 for axis, flipped in enumerate(view) if flipped]
-            shown = tf.reverse(cells, axes) if axes else cells
+            shown = cells
+            for axis, flipped in enumerate(view, 1):
+                # One axis at a time: OpenVINO knows no reversal of several.
+                shown = tf.reverse(shown, [axis]) if flipped else shown
             # A view that is flipped once more says the opposite about that axis.
             signs = tf.constant([-1.0 if flipped else 1.0 for flipped in view])
             total += signs * tf.cast(self._flips(shown, training=False), tf.float32)
