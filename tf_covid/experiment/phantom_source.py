@@ -28,10 +28,10 @@ from tf_covid.cohort.manifest import ManifestRow
 from tf_covid.cohort.planes import tissue_classes
 from tf_covid.cohort.workers import killed_worker, process_pool
 from tf_covid.errors import CohortError, ManifestError, OutputError, ScanRefused, TrainingError
-from tf_covid.phantom import Chest, draw_chest
+from tf_covid.phantom import Chest
+from tf_covid.phantom.cohort import draw_readable
 from tf_covid.phantom.mark import UNSEEN, VALIDATION, phantom_mark
 from tf_covid.scan import Scan, SourceGrid
-from tf_covid.scan.checks import VOXEL_MM
 from tf_covid.severity import LABELS
 from tf_covid.tasks import TASKS
 from tf_covid.training.settings import PhantomPool, Settings
@@ -151,24 +151,11 @@ class _Job:
             path.unlink(missing_ok=True)
 
 
-def _drawn_finely(job: _Job) -> Chest:
-    """The chest, with more slices where those asked for lie so far apart that no scan's do.
-
-    `infer` refuses such a scan, so that nothing is to be learned from one.
-    """
-    chest = draw_chest(job.seed, job.shape, severity=job.severity)
-    length_mm = job.shape[0] * chest.spacing_mm[0]
-    if chest.spacing_mm[0] > VOXEL_MM[1]:
-        slices = int(np.ceil(length_mm / VOXEL_MM[1])) + 1
-        chest = draw_chest(job.seed, (slices, *job.shape[1:]), severity=job.severity)
-    return chest
-
-
 def _make(job: _Job) -> _Drawn | str:
     """One chest: the one that is there, a new one, or why there is none."""
     record = cache.kept_record(job.case, job.path)
     if record is None or not job.truth.exists():
-        chest = _drawn_finely(job)
+        chest = draw_readable(job.seed, job.shape, severity=job.severity)
         facts = {
             "ct_score": int(chest.ct_score),
             "severity": int(chest.severity),

@@ -16,6 +16,7 @@ from tf_covid.errors import OutputError
 from tf_covid.phantom.chest import Chest, draw_chest
 from tf_covid.phantom.files import Facts, write_dicom, write_nifti_volume
 from tf_covid.phantom.settings import PhantomSettings
+from tf_covid.scan.checks import VOXEL_MM
 from tf_covid.severity import LABELS
 
 _FORMATS = ("dicom", "nifti")
@@ -93,6 +94,23 @@ def write_cohort(
         if not _case_folder(folder, number).is_dir():
             _write_case(folder, number, seed, (slices, size), classes[number], format, settings)
     return _write_manifest(folder, cases)
+
+
+def draw_readable(seed: int, shape: tuple[int, int, int], *, severity: int) -> Chest:
+    """A chest, with more slices where those asked for lie so far apart that no scan's do.
+
+    A reader refuses such a scan, so that nothing is to be learned from one, nor measured on it.
+
+    Args:
+        seed: Seed of the chest.
+        shape: (D, H, W); D may come out larger.
+        severity: Class, 0–4.
+    """
+    chest = draw_chest(seed, shape, severity=severity)
+    if chest.spacing_mm[0] > VOXEL_MM[1]:
+        slices = int(np.ceil(shape[0] * chest.spacing_mm[0] / VOXEL_MM[1])) + 1
+        chest = draw_chest(seed, (slices, *shape[1:]), severity=severity)
+    return chest
 
 
 def _same_cohort(folder: Path, text: str) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 
 from tf_covid.atomic import replacing
 from tf_covid.cohort.workers import end_with_parent
-from tf_covid.phantom import draw_chest
+from tf_covid.phantom.cohort import draw_readable
 from tf_covid.phantom.mark import UNSEEN, phantom_mark
 from tf_covid.weights import catalog, read_contract, seen
 from tf_covid.weights.contract import TrainedOn
@@ -40,6 +40,8 @@ class DrawnCase:
         hu: int16 (D, H, W).
         lungs: bool (D, H, W).
         lesions: bool (D, H, W).
+        lobes: uint8 (D, H, W), 1–5 in the order of `severity.LOBES`.
+        tissues: uint8 (D, H, W), numbers of `tissues.TISSUES`.
         lobe_scores: Five scores of 0–5.
         ct_score: 0–25.
         severity: 0–4.
@@ -51,6 +53,8 @@ class DrawnCase:
     hu: np.ndarray
     lungs: np.ndarray
     lesions: np.ndarray
+    lobes: np.ndarray
+    tissues: np.ndarray
     lobe_scores: tuple[int, ...]
     ct_score: int
     severity: int
@@ -102,7 +106,18 @@ def read_case(folder: Path, seed: int) -> DrawnCase:
         d, h, w = (float(side) for side in file["spacing_mm"])
         settings = json.loads(str(file["settings"]))
         truth = int(file["ct_score"]), int(file["severity"])
-        return DrawnCase(seed, file["hu"], masks[0], masks[1], scores, *truth, (d, h, w), settings)
+        return DrawnCase(
+            seed,
+            file["hu"],
+            masks[0],
+            masks[1],
+            file["lobes"],
+            file["tissues"],
+            scores,
+            *truth,
+            (d, h, w),
+            settings,
+        )
 
 
 def read_cases(folder: Path, seeds: range) -> Iterator[DrawnCase]:
@@ -143,13 +158,15 @@ def case_shape(seed: int) -> tuple[int, int, int]:
 
 def _draw(folder: Path, seed: int) -> None:
     # The class follows from the seed, so that any range of seeds is balanced.
-    chest = draw_chest(seed, case_shape(seed), severity=seed % 5)
+    chest = draw_readable(seed, case_shape(seed), severity=seed % 5)
     path = _path(folder, seed)
     with replacing(path) as partial, partial.open("wb") as file:
         np.savez(
             file,
             hu=chest.hu,
             masks=np.packbits(np.stack([chest.lungs > 0, chest.lesions]).reshape(2, -1), axis=1),
+            lobes=chest.lobes,
+            tissues=chest.tissues,
             lobe_scores=np.asarray(chest.lobe_scores, np.uint8),
             ct_score=np.uint8(chest.ct_score),
             severity=np.uint8(chest.severity),
