@@ -16,7 +16,6 @@ from click.testing import CliRunner
 from tf_covid.cli import main
 from tf_covid.cohort.cache import CacheSpec
 from tf_covid.errors import ManifestError, TrainingError
-from tf_covid.experiment import phantom_source
 from tf_covid.experiment.phantom_source import (
     SYNTHETIC_NOTE,
     PhantomCohort,
@@ -25,6 +24,7 @@ from tf_covid.experiment.phantom_source import (
 )
 from tf_covid.experiment.run_folder import FitRequest, exclusive_run_folder
 from tf_covid.phantom import draw_chest
+from tf_covid.phantom.cohort import draw_readable
 from tf_covid.phantom.mark import UNSEEN, VALIDATION, phantom_mark
 from tf_covid.training.settings import PhantomPool, Settings
 from tf_covid.weights import Preprocessing, load_model, read_contract
@@ -115,12 +115,12 @@ def test_classes_and_shapes_follow_from_the_seed() -> None:
     assert [chest_shape(seed, old) for seed in range(50)] == [case_shape(n) for n in range(50)]
 
 
-def test_slices_never_lie_further_apart_than_a_scan_may_have_them(tmp_path: Path) -> None:
-    spec = CacheSpec("planes", (8, 32, 32), Preprocessing(), "none", "0" * 64)
-    job = phantom_source._Job(13, 3, (30, 64, 64), tmp_path, spec)
-    assert draw_chest(13, job.shape, severity=3).spacing_mm[0] > 12.0
-    chest = phantom_source._drawn_finely(job)
-    assert 11.0 < chest.spacing_mm[0] <= 12.0
+def test_slices_never_lie_further_apart_than_a_scan_may_have_them() -> None:
+    shape = (30, 64, 64)
+    assert draw_chest(13, shape, severity=3).spacing_mm[0] > 12.0
+    assert 11.0 < draw_readable(13, shape, severity=3).spacing_mm[0] <= 12.0
+    near = draw_chest(5, (60, 64, 64), severity=3)
+    np.testing.assert_array_equal(draw_readable(5, (60, 64, 64), severity=3).hu, near.hu)
 
 
 def test_more_white_lungs_where_the_settings_say_so(tmp_path: Path) -> None:
