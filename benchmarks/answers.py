@@ -8,11 +8,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from cases import DrawnCase
 from tables import NONE, correlation, mean, number, percent, table
 
 from tf_covid.pipeline import gate, refuses
 from tf_covid.severity import LABELS
-from tf_covid.training.cases import DrawnCase
 
 if TYPE_CHECKING:
     from tf_covid.local import LocalModels

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import click
 import numpy as np
+from cases import UNSEEN, DrawnCase
 from sanity import dice, kept
 from scipy import ndimage
 from shared_scans import real_scans
@@ -30,7 +31,6 @@ from tf_covid.lobes import ct_score_read
 from tf_covid.lungs import LungReading, read_lungs
 from tf_covid.pipeline import ORIENTATION_DOUBTFUL
 from tf_covid.tissues import TISSUES
-from tf_covid.training.cases import UNSEEN, DrawnCase
 
 if TYPE_CHECKING:
     from tf_covid.answer import Segmentation

@@ -13,12 +13,11 @@ import numpy as np
 import tensorflow as tf
 from sanity import dice
 
+from tf_covid.cohort.augment import Draws, affine_matrices, flip, warp
 from tf_covid.layers import HUWindow
 from tf_covid.layers.resample import clipped_hu, full_axis_matrix, in_plane
 from tf_covid.models import UNet
 from tf_covid.tensor import Tensor
-from tf_covid.training import augment
-from tf_covid.training.lungs import on_grid
 
 SIDE, FILTERS, BATCH, RATE = 64, 8, 16, 2e-3
 
@@ -57,10 +56,18 @@ def _changed(hu: Tensor, share: Tensor) -> tuple[Any, Any]:
     Neither noise nor blur, which would stand in for the scanner's.
     """
     count = tf.shape(hu)[0]
+    draws = Draws(tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32))
     both = tf.stack([tf.cast(hu, tf.float32) + 1024.0, tf.cast(share, tf.float32)], axis=-1)
-    matrices = augment.affine_matrices(count, degrees=20, scale=(0.72, 1.3), shift=0.1, side=SIDE)
-    both = augment.flip(augment.warp(both, matrices, 0.0), 2, tf.random.uniform([count]) < 0.5)
+    matrices = affine_matrices(draws, count, degrees=20, scale=(0.72, 1.3), shift=0.1, side=SIDE)
+    both = flip(warp(both, matrices, 0.0), 2, draws.chance(count, 0.5))
     return HUWindow()(both[..., :1] - 1024.0), {"logits": tf.cast(both[..., 1:] >= 0.5, tf.float32)}
+
+
+def on_grid(planes: Tensor, side: int) -> Tensor:
+    """Planes (N, H, W) on the U-Net's grid (N, side, side), as `LungSegmenter` does it."""
+    shape = tf.shape(planes)
+    grid = in_plane(full_axis_matrix(side, shape[1]), planes, full_axis_matrix(side, shape[2]))
+    return tf.ensure_shape(grid, [None, side, side])
 
 
 def _loss(mask: Tensor, logits: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from cases import DrawnCase, draw_cases, read_case
 
-from tf_covid.training.cases import DrawnCase, draw_cases, read_case
 from tf_covid.weights import catalog
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -19,7 +19,6 @@ from tf_covid.errors import ManifestError, TrainingError
 from tf_covid.experiment.phantom_source import (
     SYNTHETIC_NOTE,
     PhantomCohort,
-    chest_shape,
     chests_asked,
 )
 from tf_covid.experiment.run_folder import FitRequest, exclusive_run_folder
@@ -106,13 +105,6 @@ def test_a_share_of_the_chests_is_new_in_each_epoch(tmp_path: Path) -> None:
             record.case: bytes_of[record.case] for record in second
         }
         assert not any(record.path.exists() for record in first[:3])
-
-
-def test_classes_and_shapes_follow_from_the_seed() -> None:
-    from tf_covid.training.cases import case_shape
-
-    old = PhantomPool(slices=(28, 64), side_pixels=(112, 160))
-    assert [chest_shape(seed, old) for seed in range(50)] == [case_shape(n) for n in range(50)]
 
 
 def test_slices_never_lie_further_apart_than_a_scan_may_have_them() -> None:

@@ -11,7 +11,5 @@ norms.py          the statistics of batch norms, taken anew before a network is 
 fold.py           epochs, stages, early stopping
 checkpoint.py     the state on disk, from which a killed run goes on bit for bit
 
-`configs/ship-*.toml` make the weights that ship, from synthetic chests only. The programs that made
-them until then (`python -m tf_covid.training.lungs`, `severity`, `average`) are still here, as
-`saved_models/<name>/README.md` names them.
+`configs/ship-*.toml` make the weights that ship, from synthetic chests only.
 """

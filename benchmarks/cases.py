@@ -1,9 +1,7 @@
-"""Synthetic chests drawn once, on disk, for the training of the weights that ship.
+"""Unseen synthetic chests, drawn once, on disk: what the measuring programs measure on.
 
-All shipped networks learn from the same cases: the U-Net from their slices, the others from the
-clips that the shipped U-Net makes of them. A case is a `.npz` of HU and truth; a killed run
-continues where it was. They lie in a folder that carries the mark of the phantom that drew them:
-those of another phantom are never met.
+A case is a `.npz` of HU and truth; a killed run continues where it was. They lie in a folder that
+carries the mark of the phantom that drew them: those of another phantom are never met.
 """
 
 from __future__ import annotations
@@ -18,15 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 
 from tf_covid.atomic import replacing
 from tf_covid.cohort.workers import end_with_parent
 from tf_covid.phantom.cohort import draw_readable
-from tf_covid.phantom.mark import UNSEEN, phantom_mark
-from tf_covid.weights import catalog, read_contract, seen
-from tf_covid.weights.contract import TrainedOn
+from tf_covid.phantom.mark import phantom_mark
 
 log = logging.getLogger(__name__)
 
@@ -125,23 +120,6 @@ def read_cases(folder: Path, seeds: range) -> Iterator[DrawnCase]:
     return (read_case(folder, seed) for seed in seeds)
 
 
-def drawn(train: int, init: str | Path | None) -> tuple[TrainedOn, ...]:
-    """What a network that learned from synthetic chests says of them.
-
-    How they are drawn again, not how they look.
-
-    Args:
-        train: Number of chests.
-        init: What it started from.
-    """
-    own = TrainedOn(
-        unchecked=f"synthetic chests of tf_covid.phantom {phantom_mark()}, seeds 0 to {train - 1}"
-    )
-    if init is None:
-        return (own,)
-    return (own, *seen.ancestors(catalog.name_of(init), read_contract(catalog.find(init))))
-
-
 def _path(folder: Path, seed: int) -> Path:
     return cases_folder(folder) / f"{seed:08d}.npz"
 
@@ -173,29 +151,3 @@ def _draw(folder: Path, seed: int) -> None:
             spacing_mm=np.asarray(chest.spacing_mm, np.float32),
             settings=json.dumps(chest.settings, default=float),
         )
-
-
-@click.command()
-@click.option(
-    "--out",
-    "folder",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Where the chests are kept.",
-)
-@click.option(
-    "--train", default=1500, show_default=True, help="Chests to learn from: seeds 0 … train − 1."
-)
-@click.option(
-    "--unseen", default=100, show_default=True, help="Chests to measure on: seeds 1000000 …."
-)
-@click.option("--workers", default=2, show_default=True)
-def main(folder: Path, train: int, unseen: int, workers: int) -> None:
-    """Draw the synthetic chests that the shipped networks learn from; a killed run continues."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    draw_cases(folder, range(UNSEEN, UNSEEN + unseen), workers=workers)
-    draw_cases(folder, range(train), workers=workers)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,83 @@
+"""Deep supervision, losses, quicker layers and weights to start from: parts of a training."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tf_covid.errors import ModelError
+from tf_covid.models import I3D, UNet
+from tf_covid.training.cpu_layers import cpu_optimised
+from tf_covid.training.dense import add_deep_supervision, pooled
+from tf_covid.training.initialise import start_from
+from tf_covid.training.losses import disease_loss, mask_loss
+from tf_covid.weights import Contract, load, save_model
+
+
+@pytest.mark.parametrize("stem", ["same", "symmetric"])
+@pytest.mark.parametrize("clip", [(9, 40, 36, 1), (16, 33, 47, 3)])
+def test_what_trains_faster_answers_the_same(clip, stem):
+    network = I3D(clip, classes=3, stem=stem)
+    copy = cpu_optimised(network)
+    clips = np.random.default_rng(0).random((2, *clip), np.float32)
+    np.testing.assert_allclose(copy(clips)["logits"], network(clips)["logits"], atol=1e-5)
+    stems = [model.get_layer("Conv3d_1a_7x7_conv").get_weights()[0] for model in (network, copy)]
+    np.testing.assert_array_equal(*stems)
+
+
+def test_the_disease_is_asked_for_on_the_cells_of_the_endpoints():
+    network = I3D((8, 32, 32, 1), classes=3)
+    trained, grids = add_deep_supervision(network, ("Mixed_3c", "Mixed_4f"))
+    assert grids == {"disease_Mixed_3c": (4, 4, 4), "disease_Mixed_4f": (2, 2, 2)}
+    outputs = trained(np.zeros((1, 8, 32, 32, 1), np.float32))
+    assert {name: tuple(outputs[name].shape) for name in grids} == {
+        "disease_Mixed_3c": (1, 4, 4, 4, 1),
+        "disease_Mixed_4f": (1, 2, 2, 2, 1),
+    }
+
+
+@pytest.mark.slow
+def test_training_starts_from_what_fits_of_a_file(tmp_path):
+    contract = Contract(
+        model="unet", arguments={"input_shape": [32, 32, 1], "filters": 2}, task="lungs", note="-"
+    )
+    one = UNet((32, 32, 1), filters=2)
+    save_model(one, contract, tmp_path / "one.keras")
+    two = UNet((32, 32, 1), filters=2, outputs=2)
+    assert load(tmp_path / "one.keras").sha256 in start_from(two, tmp_path / "one.keras")
+    for layer in one.layers:
+        if layer.name != "logits":
+            for ours, theirs in zip(
+                layer.get_weights(), two.get_layer(layer.name).get_weights(), strict=True
+            ):
+                np.testing.assert_allclose(ours, theirs)
+    with pytest.raises(ModelError, match="no convolution"):
+        start_from(UNet((32, 32, 1), filters=3), tmp_path / "one.keras")
+    assert start_from(two, None) == ""
+
+
+def test_disease_that_is_missed_costs_more_than_disease_that_is_none():
+    mask = np.zeros((1, 8, 8, 2), np.float32)
+    mask[:, :, :4] = 1  # half of the pixels, so that nothing else tells the two mistakes apart
+    for tissue, ratio in enumerate((1.0, 2.0)):
+        missed, invented = (np.where(mask, 6.0, -6.0).astype(np.float32) for _ in range(2))
+        missed[..., tissue], invented[..., tissue] = -6.0, 6.0
+        wrong = missed, invented
+        even, weighted = (
+            [mask_loss(mask, one) for one in wrong],
+            [mask_loss(mask, one, pixel_weights=(1, 2)) for one in wrong],
+        )
+        # Soft Dice is the same with and without weights.
+        assert float(weighted[0] - even[0]) == pytest.approx((ratio - 1) * 2 * 6.0 / 4, abs=0.02)
+        assert float(weighted[1]) == pytest.approx(float(even[1]), abs=0.02)
+
+
+def test_the_disease_of_a_corner_is_asked_for_in_that_corner():
+    lesions = np.zeros((1, 8, 16, 32), np.float32)
+    lesions[0, 6:, 4:8, :8] = 1.0
+    cells = pooled(lesions, (4, 4, 4)).numpy()
+    assert cells.shape == (1, 4, 4, 4, 1)
+    assert cells[0, 3, 1, 0, 0] == 1.0
+    assert cells.sum() == 1.0
+    logits = np.where(cells > 0, 9.0, -9.0).astype(np.float32)
+    assert float(disease_loss(cells, logits)) < 0.01 < 1.0 < float(disease_loss(cells, -logits))
