@@ -29,7 +29,8 @@ def made_scan(seed=0):
     hu = warmup.chest().copy()
     hu[8:16, 50:70, 30:40] = -300
     hu = (hu + np.random.default_rng(seed).integers(-60, 60, hu.shape)).astype(np.int16)
-    affine = np.diag([8.0, 2.5, 2.5, 1.0])
+    # All air is lung to the threshold: so small that it is no more than a chest has.
+    affine = np.diag([7.0, 2.2, 2.2, 1.0])
     return Scan("made", hu, affine, SourceGrid(hu.shape, affine, (0, 1, 2), (False,) * 3), "0" * 64)
 
 

@@ -93,7 +93,7 @@ def _stratifier(path: Path, folder: Path) -> None:
 
 def _stratify(path: Path, folder: Path) -> None:
     scan = folder / "ct.nii"
-    chest = draw_chest(1, (24, 64, 64), severity=0)
+    chest = draw_chest(1, (60, 64, 64), severity=0)
     write_nifti_volume(chest.hu, chest.affine, scan)
     tf_covid.stratify(tf_covid.read(scan), model=path)
 
@@ -123,7 +123,7 @@ def test_a_network_in_memory_may_have_been_trained_since(untrained: Path) -> Non
 
 
 def test_the_command_line_refuses_it(untrained: Path, tmp_path: Path) -> None:
-    chest = draw_chest(1, (24, 64, 64), severity=0)
+    chest = draw_chest(1, (60, 64, 64), severity=0)
     write_nifti_volume(chest.hu, chest.affine, tmp_path / "scan.nii")
     command = [
         "infer",
