@@ -124,7 +124,7 @@ def test_an_older_answer_is_known_and_never_overwritten_in_silence(
     assert [*Summary(out).rows] == ["scan"]
     write_nifti_volume(chest.hu, chest.affine, tmp_path / "scan.nii.gz")
     (case,) = cases_of([tmp_path / "scan.nii.gz"])
-    remote: Any = SimpleNamespace(weights_sha256=["m"])
+    remote: Any = SimpleNamespace(files_sha256=["m"])
     outcome = Run(out, Options(), remote=remote).answer(case)
     assert outcome.problem is not None
     assert outcome.problem.startswith("name_taken: ")

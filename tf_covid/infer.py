@@ -168,7 +168,7 @@ class Run:
         self._before_models, self._remote, self._reader = before_models, remote, reader
         self._identity = [
             (
-                remote.weights_sha256
+                remote.files_sha256
                 if remote
                 else [quarantine.sha256(catalog.find(name)) for name in _model_files(options)]
             ),

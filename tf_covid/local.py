@@ -165,6 +165,11 @@ class LocalModels:
         return [*(member.model.sha256 for member in self.members), *self.lung_models.sha256s]
 
     @property
+    def files_sha256(self) -> list[str]:
+        """Hashes of the files of all models, in the same order: known before any is loaded."""
+        return [*(member.model.file_sha256 for member in self.members), *self.lung_models.files]
+
+    @property
     def lungs(self) -> LoadedModel:
         """The 2D lung model."""
         return self.lung_models.lungs

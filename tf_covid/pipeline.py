@@ -45,8 +45,11 @@ NEAR_POINTS = 2
 #: What each logit of the orientation says, in words: the flip that fits a human better.
 FLIPS = ("head to feet", "front to back", "left to right")
 
-#: A flip is pointed out from this mean logit of four views.
+#: A flip is pointed out from this mean logit of four views,
 ORIENTATION_DOUBTFUL = 2.0
+
+#: and where each lung has this volume, in ml: only then the scan shows enough of a human.
+LEAST_LUNG_ML = 400.0
 
 
 class Models(Protocol[Evidence]):
@@ -83,6 +86,10 @@ class Models(Protocol[Evidence]):
     @property
     def weights_sha256(self) -> list[str]:
         """Identities of all weights that decide the answer: networks', then lung models'."""
+
+    @property
+    def files_sha256(self) -> list[str]:
+        """Hashes of the files of all models, in the same order: known before any is loaded."""
 
     def segment(self, hu: np.ndarray) -> Segmentation:
         """Find the lungs of one scan, int16 (D, H, W)."""
@@ -188,7 +195,9 @@ def stratify(
         prediction = _prediction(answers)
         with timings.timed("attention"):
             volume, looked = _explain(models, answers, reading, prediction, attention, target)
-    flags = _flags(scan, models, reading, prediction, volume) + _model_flags(models, results)
+    flags = _flags(scan, models, reading, prediction, volume) + _model_flags(
+        models, results, reading
+    )
     return Result(
         case=scan.case,
         status="repaired" if scan.repaired else "pass",
@@ -320,7 +329,9 @@ def _read_lungs(
     )
 
 
-def _model_flags(models: Models[Any], segmentation: Segmentation) -> list[QualityFlag]:
+def _model_flags(
+    models: Models[Any], segmentation: Segmentation, reading: LungReading
+) -> list[QualityFlag]:
     """Quality flags of what the models are, and of which way round they find the scan."""
     flags = []
     if models.other_lungs:
@@ -329,7 +340,9 @@ def _model_flags(models: Models[Any], segmentation: Segmentation) -> list[Qualit
             " be off, and nothing is known of how far."
         )
         flags.append(QualityFlag("other_lungs", "warning", message))
-    if segmentation.orientation is not None:
+    # A few slices of a lung's base among bowels do not tell head from feet.
+    whole = min(reading.lungs.left_ml, reading.lungs.right_ml) >= LEAST_LUNG_ML
+    if segmentation.orientation is not None and whole:
         flags += orientation_flags(segmentation.orientation)
     return flags
 

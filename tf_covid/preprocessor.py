@@ -93,6 +93,11 @@ class LungModels:
         """Identities of both, see `weights.weights_sha256`."""
         return [self.lungs.sha256, *([self.lobes.sha256] if self.lobes else [])]
 
+    @property
+    def files(self) -> list[str]:
+        """sha256 of both files."""
+        return [model.file_sha256 for model in (self.lungs, self.lobes) if model]
+
     def differs_from(self, contract: Contract) -> str | None:
         """Why a classifier was not trained behind these; None where it was, or does not say."""
         for model, kind, theirs in (

@@ -54,7 +54,8 @@ def test_a_result_from_a_server_is_the_result_from_here(url, small_models):
     assert (there.task, there.finds_disease, there.slice_minimum) == ("severity", True, 0.05)
     assert there.endpoint == small_models.endpoint
     assert there.weights_sha256 == small_models.weights_sha256
-    assert len(there.weights_sha256) == 3
+    assert len(there.weights_sha256) == len(there.files_sha256) == 3
+    assert there.files_sha256 == small_models.files_sha256
     for seed in (0, 1):
         here, remote = (stratify(made_scan(seed), models) for models in (small_models, there))
         one, two = here.as_dict(), remote.as_dict()

@@ -173,8 +173,14 @@ def test_a_doubtful_orientation_stands_in_the_result(small_models, monkeypatch):
     found = small_models.segment(made_scan(0).hu)
     turned = dataclasses.replace(found, orientation=np.array([9.0, -9.0, -9.0], np.float32))
     monkeypatch.setattr(small_models, "segment", lambda hu: turned)
+    monkeypatch.setattr("tf_covid.pipeline.LEAST_LUNG_ML", 0.0)
     flags = {flag.code: flag for flag in stratify(made_scan(0), small_models).quality_flags}
     assert flags["orientation_doubtful"].value == "head to feet"
+    monkeypatch.setattr("tf_covid.pipeline.LEAST_LUNG_ML", 1e6)
+    assert "orientation_doubtful" not in {
+        flag.code for flag in stratify(made_scan(0), small_models).quality_flags
+    }, "too little lung to tell"
+    monkeypatch.setattr("tf_covid.pipeline.LEAST_LUNG_ML", 0.0)
     plain = Segmentation(found.probability, found.disease)
     monkeypatch.setattr(small_models, "segment", lambda hu: plain)
     assert "orientation_doubtful" not in {

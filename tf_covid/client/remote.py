@@ -43,6 +43,7 @@ class RemoteModel:
     finds_disease: bool
     finds_lobes: bool
     other_lungs: bool
+    files: tuple[str, ...]
     version: str
 
 
@@ -141,6 +142,11 @@ class RemoteModels:
     def weights_sha256(self) -> list[str]:
         """Identities of all weights that decide the answer: networks', then lung models'."""
         return [*(model.sha256 for model in self.models), *self.models[0].lungs_sha256s]
+
+    @property
+    def files_sha256(self) -> list[str]:
+        """Hashes of the files of all models, in the same order."""
+        return [*(model.files[0] for model in self.models), *self.models[0].files[1:]]
 
     @property
     def other_lungs(self) -> bool:
@@ -251,16 +257,19 @@ class RemoteModels:
             contract = Contract(
                 **{key: facts[key] for key in Contract.model_fields if key in facts}
             )
+            lungs = _lungs_sha256s(facts)
             return RemoteModel(
                 name=str(facts["name"]),
                 sha256=str(facts["sha256"]),
                 contract=contract,
                 clip=tuple(facts["clip"][:3]),
                 endpoint=str(facts["endpoint"]),
-                lungs_sha256s=_lungs_sha256s(facts),
+                lungs_sha256s=lungs,
                 finds_disease=bool(facts["lungs"]["disease"]),
                 finds_lobes=bool(facts.get("lobes")),
                 other_lungs=bool(facts.get("other_lungs")),
+                # Exports of before named models by their files.
+                files=tuple(map(str, facts.get("files") or (facts["sha256"], *lungs))),
                 version=f"{name}: "
                 + ", ".join(f"{key} {value}" for key, value in facts["versions"].items()),
             )

@@ -279,6 +279,7 @@ def model_card(models: LocalModels) -> str:
         "lobes": lobes
         and {"name": lobes.name, "sha256": lobes.sha256, "gates": models.lung_models.gated},
         "other_lungs": models.other_lungs,
+        "files": models.files_sha256,
         "versions": versions(),
     }
     return json.dumps(facts, sort_keys=True)
