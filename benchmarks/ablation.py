@@ -29,10 +29,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
-from cases import UNSEEN, DrawnCase, case_shape
+from cases import DrawnCase, case_shape
 from tables import DOCS, Page, mean, number, say, table, unseen
 
 from tf_covid.phantom import PhantomSettings, draw_chest
+from tf_covid.phantom.mark import UNSEEN
 from tf_covid.tensor import Tensor
 
 # Nothing here imports TensorFlow before the first network: the processes that draw import this

@@ -29,7 +29,7 @@ import click
 import keras
 import numpy as np
 import tensorflow as tf
-from cases import UNSEEN, DrawnCase
+from cases import DrawnCase
 from scipy import ndimage
 from tables import DOCS, Page, mean, number, percent, say, shipped, table, unseen
 
@@ -39,6 +39,7 @@ from tf_covid.layers import HUWindow
 from tf_covid.local import LocalModels
 from tf_covid.lungs import read_lungs
 from tf_covid.models import NETWORKS
+from tf_covid.phantom.mark import UNSEEN
 from tf_covid.pipeline import gate, refuses
 
 ENDPOINTS = {"i3d": ("Mixed_5c", "Mixed_4f", "Mixed_3c"), "ltc": ("conv5", "conv4", "conv3")}

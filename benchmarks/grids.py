@@ -9,13 +9,13 @@ import time
 
 import numpy as np
 import tensorflow as tf
-from cases import UNSEEN
 from sanity import dice
 from tables import mean, number, say, table
 
 from tf_covid.layers.resample import full_axis_matrix, in_plane
 from tf_covid.models import UNet
 from tf_covid.phantom import draw_chest
+from tf_covid.phantom.mark import UNSEEN
 
 SIDES = (64, 96, 128, 160, 192, 256)
 FILTERS = (8, 12, 16)

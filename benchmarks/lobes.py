@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import click
 import numpy as np
-from cases import UNSEEN, DrawnCase
+from cases import DrawnCase
 from sanity import dice, kept
 from scipy import ndimage
 from shared_scans import real_scans
@@ -29,6 +29,7 @@ from tables import DOCS, NONE, Page, correlation, mean, number, percent, table, 
 from tf_covid import severity
 from tf_covid.lobes import ct_score_read
 from tf_covid.lungs import LungReading, read_lungs
+from tf_covid.phantom.mark import UNSEEN
 from tf_covid.pipeline import ORIENTATION_DOUBTFUL
 from tf_covid.tissues import TISSUES
 

@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING
 
 import click
 import numpy as np
-from cases import UNSEEN, DrawnCase, read_case
+from cases import DrawnCase, read_case
 from sanity import dice, kept, sanity_table
 from shared_scans import RealScan, real_scans
 from tables import DOCS, NONE, Page, correlation, mean, number, percent, table, unseen
 from threshold import lungs_by_threshold
 
 from tf_covid.lungs import LungReading, read_lungs
+from tf_covid.phantom.mark import UNSEEN
 
 if TYPE_CHECKING:
     from tf_covid.local import LocalModels

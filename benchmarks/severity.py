@@ -33,12 +33,13 @@ from answers import (
     recall_table,
 )
 from audit import healthy_table, shortcut_table
-from cases import UNSEEN, DrawnCase
+from cases import DrawnCase
 from shared_scans import BASE, CIP, present
 from stress import AIM, STRESSES, reached
 from tables import DOCS, NONE, Page, mean, number, percent, shipped, table, unseen
 
 import tf_covid
+from tf_covid.phantom.mark import UNSEEN
 
 if TYPE_CHECKING:
     from tf_covid.local import LocalModels
