@@ -64,6 +64,7 @@ def test_every_file_of_the_contract_is_there(answered):
             "result.json",
             "lungs.nii.gz",
             "lesions.nii.gz",
+            "lobes.nii.gz",
             "attention.nii.gz",
             "montage.png",
             "report.html",

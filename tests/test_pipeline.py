@@ -51,7 +51,7 @@ def models(folder, threshold_unet, outputs):
     save_model(NETWORKS["ltc"].build(**arguments), contract, network)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "LUNGS", lungs)
-        return local.LocalModels([network])
+        return local.LocalModels([network], lobes="none")
 
 
 @pytest.fixture(scope="module")

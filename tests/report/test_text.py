@@ -21,7 +21,7 @@ GENERAL = {
     # The message names what to separate.
     *("split_series", "series_uid_per_image", "torn_series", "ambiguous_slices"),
     # While a cohort is prepared or read in the graph: there is no report.
-    *("no_lungs", "lesions_outside", "tfio_unsupported", "tfio_differs"),
+    *("no_lobes", "no_lungs", "lesions_outside", "tfio_unsupported", "tfio_differs"),
     # Not the fault of the scan: of the caller, the disk, the server or the model file.
     *("scan_type", "not_written", "server_refused", "not_finite"),
 }
