@@ -140,6 +140,7 @@ def test_a_zip_of_dicom_gets_its_result_and_files(server, patients, tmp_path):
             "montage.png",
             "lungs.nii.gz",
             "lesions.nii.gz",
+            "lobes.nii.gz",
             "attention.nii.gz",
         }
         page = http.get(result["files"]["report.html"])
