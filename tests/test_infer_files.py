@@ -23,6 +23,7 @@ from tf_covid.phantom import draw_chest
 from tf_covid.phantom.files import write_nifti_volume
 from tf_covid.result import QualityFlag
 from tf_covid.scan import Case
+from tf_covid.weights import catalog
 
 VALUES: dict[str, Any] = {
     "case": "a",
@@ -199,3 +200,15 @@ def test_an_input_that_the_reader_dies_of_does_not_end_the_run(
     assert "reader_failed" in lines[0]
     assert "SIGSEGV" in lines[0]
     assert lines[1].startswith("good: pass")
+
+
+def test_another_pair_of_lung_models_is_another_question(tmp_path: Path) -> None:
+    """Named, the lobe model that ships gates; unnamed it may not, though the files are the same."""
+    every = [
+        Options(lobes_model=lobes, allow_other_lungs=allowed)
+        for lobes in (None, "none", "lobes-unet3d")
+        for allowed in (False, True)
+    ]
+    every.append(Options(lungs_model=str(catalog.find("lobes-unet3d"))))
+    requests = {Run(tmp_path, options)._request("a", "f" * 64) for options in every}
+    assert len(requests) == len(every)

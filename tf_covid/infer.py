@@ -43,8 +43,8 @@ class Options:
         lungs_labels: The values of it that stand for lung, where it holds labels.
         identifiers: Keep the header's identifiers in the result.
         lungs_model: 2D lung model, by name or file; None: the one that ships.
-        lobes_model: 3D lobe model, by name or file, or "none"; None: the one that ships, where the
-            models were trained behind it.
+        lobes_model: 3D lobe model, by name or file, or "none"; None: the one that ships, which
+            gates only where the models were trained behind it.
         allow_other_lungs: Answer behind other lung models than the networks were trained behind.
     """
 
@@ -174,7 +174,8 @@ class Run:
             ),
             _own_mask(options),
             [options.precision, options.attention, options.attention_target, options.identifiers],
-            [options.lobes_model == "none", options.allow_other_lungs],
+            # The shipped lobe model gates where it is named, and only beside its own otherwise.
+            [options.lobes_model is None, options.lobes_model == "none", options.allow_other_lungs],
             versions()["tf-covid"],
         ]
         make_folder(out)

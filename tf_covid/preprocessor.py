@@ -192,11 +192,6 @@ class Preprocessor:
         return self.segmenter.outputs > 1
 
     @property
-    def finds_lobes(self) -> bool:
-        """Whether there is a lobe network."""
-        return self.lobe_segmenter is not None
-
-    @property
     def lungs_grid(self) -> tuple[int, int]:
         """Height and width (h, w) that the U-Net sees each slice at."""
         height, width = self.segmenter.grid
