@@ -25,7 +25,7 @@ from tf_covid.phantom import draw_chest
 from tf_covid.phantom.files import write_nifti_volume
 from tf_covid.tissues import CLASSES, EFFUSION_CLASS
 from tf_covid.training import losses
-from tf_covid.training.flips import with_flipped_view
+from tf_covid.training.flips import VIEWS, with_flipped_views
 from tf_covid.training.fold import FoldPlan, SameRecords, train
 from tf_covid.training.network_spec import NetworkSpec
 from tf_covid.training.settings import Settings
@@ -127,7 +127,7 @@ def test_the_loss_of_a_cell_by_hand() -> None:
     dice = 1.0 - np.mean([1.0 / (1.0 / classes + 1.0)] * 5)
     assert float(loss(shares_of(0), logits)) == pytest.approx(np.log(classes) + dice, rel=1e-5)
     rare = float(loss(shares_of(EFFUSION_CLASS), logits))
-    assert rare == pytest.approx(losses.RARE_WEIGHT * np.log(classes) + dice, rel=1e-5)
+    assert rare == pytest.approx(losses.RARE_WEIGHTS["pleural effusion"] * np.log(classes) + dice, rel=1e-5)
     outside = float(loss(shares_of(OUTSIDE_LOBES), logits))
     assert outside == pytest.approx(-np.log(9 / 14) + dice, rel=1e-5)
     assert float(loss(shares_of(UNKNOWN), logits)) == pytest.approx(0.0, abs=1e-6)
@@ -155,15 +155,18 @@ def test_the_dice_of_a_lobe_that_is_not_there_is_not_known() -> None:
     assert np.isnan(dice[2:]).all()
 
 
-def test_the_flips_see_a_view_of_their_own() -> None:
+def test_the_flips_see_views_of_their_own() -> None:
     network = UNet3D((*GRID, 1), depth=2, filters=2, outputs=6)
-    both = with_flipped_view(network)
+    both = with_flipped_views(network)
     assert {layer.name for layer in network.layers} <= {layer.name for layer in both.layers}
     scans = np.random.default_rng(1).random((2, *GRID, 1), np.float32)
-    views = np.flip(scans, 1)
-    answer = both(np.concatenate([scans, views], axis=-1))
+    views = [np.roll(np.flip(scans, 1), number, axis=2) for number in range(VIEWS)]
+    answer = both(np.concatenate([scans, *views], axis=-1))
     np.testing.assert_allclose(answer["logits"], network(scans)["logits"], atol=1e-5)
-    np.testing.assert_allclose(answer["flips"], network(views)["flips"], atol=1e-5)
+    assert answer["flips"].shape == (2, 3 * VIEWS)
+    for number, view in enumerate(views):
+        here = answer["flips"][:, 3 * number : 3 * number + 3]
+        np.testing.assert_allclose(here, network(view)["flips"], atol=1e-5)
 
 
 def test_a_scan_is_flipped_for_the_flips_only() -> None:
@@ -175,12 +178,13 @@ def test_a_scan_is_flipped_for_the_flips_only() -> None:
     for seed in range(12):
         inputs = {"hu": hu, "labels": labels, "seed": np.array([[seed, 1]] * 2, np.int32)}
         views, truth = objective.prepare(inputs, {}, False)
-        for scan, view, flipped in zip(
-            views.numpy()[..., 0], views.numpy()[..., 1], truth["flips"].numpy(), strict=True
-        ):
-            axes = [axis for axis in range(3) if flipped[axis]]
-            assert np.array_equal(np.flip(scan, axes) if axes else scan, view)
-            turns.add(tuple(flipped))
+        for scan, flipped in zip(views.numpy(), truth["flips"].numpy(), strict=True):
+            for number, turn in enumerate(flipped.reshape(VIEWS, 3), 1):
+                axes = [axis for axis in range(3) if turn[axis]]
+                whole = scan[..., 0]
+                expected = np.flip(whole, axes) if axes else whole
+                assert np.array_equal(expected, scan[..., number])
+                turns.add(tuple(turn))
     assert len(turns) > 3
 
 

@@ -23,7 +23,7 @@ from tf_covid.models import NETWORKS
 from tf_covid.training import checkpoint
 from tf_covid.training.cpu_layers import cpu_optimised
 from tf_covid.training.dense import add_deep_supervision
-from tf_covid.training.flips import with_flipped_view
+from tf_covid.training.flips import with_flipped_views
 from tf_covid.training.initialise import data_dependent_init, start_from
 from tf_covid.training.network_spec import NetworkSpec
 from tf_covid.training.norms import Census, Judged, copy_weights, give, learning, set_momentum
@@ -322,7 +322,7 @@ def _build(plan: FoldPlan) -> tuple[keras.Model, TrainerModel, Objective, str]:
 
 def _in_training(objective: Objective, network: keras.Model) -> keras.Model:
     """The network as its objective feeds it."""
-    return with_flipped_view(network) if isinstance(objective, LobesObjective) else network
+    return with_flipped_views(network) if isinstance(objective, LobesObjective) else network
 
 
 def _optimizer(settings: Settings, steps: int) -> keras.optimizers.Optimizer:

@@ -29,7 +29,7 @@ from tf_covid.tensor import Tensor
 from tf_covid.tissues import CLASSES, EFFUSION_CLASS, LOBE_CLASSES
 from tf_covid.training import losses
 from tf_covid.training.dense import pooled
-from tf_covid.training.flips import FLIP_CHANCES
+from tf_covid.training.flips import FLIP_CHANCES, VIEWS
 from tf_covid.training.network_spec import NetworkSpec
 from tf_covid.training.settings import Settings
 
@@ -384,15 +384,18 @@ class LobesObjective:
     def prepare(
         self, inputs: dict[str, Any], targets: dict[str, Any], training: bool
     ) -> tuple[Any, dict[str, Any]]:
-        """A batch of records → scans, each with a view that may be flipped, and the truths."""
+        """A batch of records → scans, each with views that may be flipped, and the truths."""
         parts = {name: inputs[name] for name in ("hu", "labels", "seed")}
         scans, counts = self.training_input(**parts, training=training)
-        draws, views, flipped = Draws(inputs["seed"][0] + 1), scans, []
-        for axis, chance in enumerate(FLIP_CHANCES, 1):
-            chosen = draws.chance(tf.shape(scans)[0], chance)
-            views = flip(views, axis, chosen)
-            flipped.append(tf.cast(chosen, tf.float32))
-        return tf.concat([scans, views], axis=-1), {
+        draws, views, flipped = Draws(inputs["seed"][0] + 1), [scans], []
+        for _ in range(VIEWS):
+            view = scans
+            for axis, chance in enumerate(FLIP_CHANCES, 1):
+                chosen = draws.chance(tf.shape(scans)[0], chance)
+                view = flip(view, axis, chosen)
+                flipped.append(tf.cast(chosen, tf.float32))
+            views.append(view)
+        return tf.concat(views, axis=-1), {
             "logits": counts,
             "flips": tf.stack(flipped, axis=1),
         }
