@@ -49,6 +49,8 @@ def test_keys_are_the_contracts_in_its_order():
         "spacing_mm",
         "interpolated",
         "chosen_because",
+        "slice_thickness_mm",
+        "instance_numbers",
     ]
     assert list(values["lungs"]) == [
         "volume_ml",

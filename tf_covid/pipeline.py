@@ -462,6 +462,8 @@ def _series(scan: Scan, identifiers: bool) -> Series:
         interpolated=scan.interpolated,
         chosen_because=scan.chosen_because,
         identifiers=dict(scan.identifiers) if identifiers else None,
+        slice_thickness_mm=scan.slice_thickness_mm,
+        instance_numbers=scan.instance_numbers or None,
     )
 
 

@@ -46,7 +46,12 @@ class QualityFlag:
 
 @dataclass(frozen=True)
 class Series:
-    """Geometry of the series that was read, on the canonical grid (D, H, W) after gap repair."""
+    """Geometry of the series that was read, on the canonical grid (D, H, W) after gap repair.
+
+    `instance_numbers` has DICOM's InstanceNumber of each slice from head to feet, None for a slice
+    that was interpolated: by it a viewing station finds the slice. None as a whole where the input
+    is no DICOM file a slice. `slice_thickness_mm` is None where no header states it.
+    """
 
     slices: int
     shape: tuple[int, int, int]
@@ -55,6 +60,8 @@ class Series:
     chosen_because: str
     #: Only with `--keep-identifiers`: DICOM UIDs, patient id and friends.
     identifiers: dict[str, str] | None = None
+    slice_thickness_mm: float | None = None
+    instance_numbers: tuple[int | None, ...] | None = None
 
 
 @dataclass(frozen=True)

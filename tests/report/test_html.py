@@ -155,13 +155,39 @@ def test_each_slice_is_shown_plain_and_coloured(make_case: Any) -> None:
 def test_slice_numbers_and_places_agree(make_case: Any) -> None:
     text = render(*make_case())
     shown = re.findall(
-        r"<b>slice (\d+)</b><span[^>]*>(\d+) mm from top · z (−?[\d.]+)</span>", text
+        r"<b>slice (\d+)</b><span[^>]*>z (−?[\d.]+) mm \(patient, LPS\)</span>"
+        r"<span[^>]*>(\d+) mm from the top</span>",
+        text,
     )
     assert len(shown) == 8
-    for number, below_mm, z in shown:
+    for number, z, below_mm in shown:
         # Slices count from 1; the fixture's are 7 mm apart and the first one lies at z = 35 mm.
         assert float(below_mm) == pytest.approx((int(number) - 0.5) * 7.0, abs=0.5)
         assert float(z.replace("−", "-")) == 35.0 - 7.0 * (int(number) - 1)
+
+
+def test_a_slice_is_found_again_in_a_viewing_station(make_case: Any) -> None:
+    result, scan = make_case()
+    assert "image" not in Page(render(result, scan)).text.split("The slices")[1]
+    numbers = (*(140 - index for index in range(39)), None)
+    scan = dataclasses.replace(scan, instance_numbers=numbers)
+    series = dataclasses.replace(result.series, instance_numbers=numbers, slice_thickness_mm=10.0)
+    text = Page(render(dataclasses.replace(result, series=series), scan)).text
+    shown = re.findall(r"slice (\d+)image (\d+)z", text)
+    assert len(shown) == 8
+    assert all(int(number) - 1 + int(image) == 140 for number, image in shown)
+    assert "slices 10 mm thick" in text
+    assert "InstanceNumber" in text
+
+
+def test_planes_are_placed_in_mm(make_case: Any) -> None:
+    text = Page(render(*make_case())).text
+    # Through (24, 36, 20); voxels are 4.5 mm wide and start at y = −140, x = −170 mm.
+    assert "coronal, 164 mm from the front" in text
+    assert "y 22.0 mm, patient, LPS" in text
+    assert "Sagittal, 92 mm from the right edge" in text
+    assert "x −80.0 mm, patient, LPS" in text
+    assert not re.search(r"\b(row|column) \d", text)
 
 
 @pytest.mark.parametrize("where", ["case", "flag", "model", "version"])

@@ -34,6 +34,39 @@ def test_missing_slices_are_made_up_and_listed(marker, series: Path, quality_fla
         scan.hu[8], marker.hu[7] * (2 / 3) + marker.hu[10] * (1 / 3), atol=0.51
     )
     np.testing.assert_allclose(scan.affine, marker.affine, atol=1e-6)
+    expected = [None if number in scan.interpolated else 14 - number for number in range(14)]
+    assert list(scan.instance_numbers) == expected
+
+
+def test_each_slice_has_the_number_that_a_viewer_shows(series: Path, edit) -> None:
+    files = sorted(series.iterdir())  # from feet to head
+    for index, file in enumerate(files):
+        edit(file, lambda dataset, index=index: setattr(dataset, "InstanceNumber", 300 - index))
+    scan = read(series)
+    assert scan.instance_numbers == tuple(range(287, 301))
+    assert scan.slice_thickness_mm == 2.5
+    edit(files[13], lambda dataset: delattr(dataset, "InstanceNumber"))
+    edit(files[0], lambda dataset: delattr(dataset, "SliceThickness"))
+    scan = read(series)
+    assert scan.instance_numbers == (None, *range(288, 301))
+    assert scan.slice_thickness_mm == 2.5
+    edit(files[3], lambda dataset: setattr(dataset, "InstanceNumber", 300))
+    assert read(series).instance_numbers == (), "doubled ones name no slice"
+
+
+@pytest.mark.parametrize("orientation", ["coronal", "sagittal"])
+def test_slices_that_are_not_axial_have_no_numbers(
+    marker, tmp_path: Path, orientation: str
+) -> None:
+    folder = write_dicom(marker.hu, marker.affine, tmp_path / "a", orientation=orientation)
+    assert read(folder).instance_numbers == ()
+
+
+def test_frames_of_one_file_have_no_numbers(master: Path, tmp_path: Path, enhanced) -> None:
+    enhanced(sorted(master.iterdir())).save_as(tmp_path / "frames.dcm")
+    scan = read(tmp_path)
+    assert scan.instance_numbers == ()
+    assert scan.slice_thickness_mm == 2.5
 
 
 @pytest.mark.parametrize("orientation", ["coronal", "sagittal"])

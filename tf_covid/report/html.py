@@ -73,7 +73,7 @@ def draw(result: Result, scan: Scan, views: Views | None = None) -> dict[str, An
         "figure": headfeet.layout(result, scan, views, has_attention),
         "coronal": _picture_pair(result, scan, views, axis=1),
         "sagittal": _picture_pair(result, scan, views, axis=2),
-        "position": [index + 1 for index in views.position],
+        "planes": _plane_positions(scan, views),
         "position_reason": views.position_reason,
         "kept_range": _kept_range(result, scan),
         "lobes": lobe_drawing.draw_lobes(result.lobes) if result.lobes else [],
@@ -84,6 +84,7 @@ def draw(result: Result, scan: Scan, views: Views | None = None) -> dict[str, An
 
 def _axial_pictures(result: Result, scan: Scan, views: Views) -> list[dict[str, Any]]:
     involvement = result.lungs.involvement_per_slice if result.lungs else ()
+    numbers = scan.instance_numbers or (None,) * scan.shape[0]
     shown = []
     for chosen in views.slices:
         index = chosen.index
@@ -91,6 +92,7 @@ def _axial_pictures(result: Result, scan: Scan, views: Views) -> list[dict[str, 
             _picture_pair(result, scan, views, axis=0, index=index)
             | {
                 "number": index + 1,
+                "instance_number": numbers[index],
                 "reason": chosen.reason,
                 "below_top_mm": (index + 0.5) * scan.spacing_mm[0],
                 # The z of LPS, as the source file gives it: what a viewing station shows as slice
@@ -119,6 +121,18 @@ def _picture_pair(
         "overlay": jpeg_uri(pictures.overlay(plane, px_per_mm)),
         "width_mm": width_mm,
         "height_mm": height_mm,
+    }
+
+
+def _plane_positions(scan: Scan, views: Views) -> dict[str, dict[str, float]]:
+    """Where the coronal and the sagittal plane lie: mm from the first row or column, and in LPS."""
+    centre = scan.affine @ (*views.position, 1.0)
+    return {
+        name: {
+            "from_edge_mm": (views.position[axis] + 0.5) * scan.spacing_mm[axis],
+            "lps_mm": float(centre[component]),
+        }
+        for name, axis, component in (("coronal", 1, 1), ("sagittal", 2, 0))
     }
 
 

@@ -111,6 +111,8 @@ class Case:
             interpolated=reading.interpolated,
             chosen_because=reading.chosen_because,
             identifiers=reading.identifiers or {},
+            instance_numbers=reading.instance_numbers,
+            slice_thickness_mm=reading.slice_thickness_mm,
         )
 
     def _slice_axis(self, reading: LoadedVolume) -> int:

@@ -49,6 +49,9 @@ class Scan:
         quality_flags: What was noticed; none of level "error" (that is a `ScanRefused`).
         interpolated: Numbers of the slices that were interpolated.
         chosen_because: Why this series and no other, for a human.
+        instance_numbers: InstanceNumber of the file of each slice, (D,), None where it was
+            interpolated or states none; empty where no slice is a DICOM file of its own.
+        slice_thickness_mm: SliceThickness of most slices; None where no header states it.
         identifiers: Names, ids and UIDs from the header; they leave the program only by
             `--keep-identifiers`.
     """
@@ -62,6 +65,8 @@ class Scan:
     interpolated: tuple[int, ...] = ()
     chosen_because: str = ""
     identifiers: dict[str, str] = field(default_factory=dict, repr=False)
+    instance_numbers: tuple[int | None, ...] = ()
+    slice_thickness_mm: float | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:

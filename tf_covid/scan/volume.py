@@ -44,7 +44,7 @@ class RawVolume:
 class LoadedVolume:
     """What every format's reader hands over.
 
-    `cases` adds the name and the fingerprint and makes it a `Scan`.
+    `cases` adds the name and the fingerprint and makes it a `Scan`, whose fields these are.
     """
 
     hu: np.ndarray
@@ -54,6 +54,8 @@ class LoadedVolume:
     interpolated: tuple[int, ...] = ()
     chosen_because: str = ""
     identifiers: dict[str, str] | None = None
+    instance_numbers: tuple[int | None, ...] = ()
+    slice_thickness_mm: float | None = None
 
 
 def load_volume(stored: RawVolume, chosen_because: str) -> LoadedVolume:

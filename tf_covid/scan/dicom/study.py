@@ -19,7 +19,7 @@ from tf_covid.scan.dicom.notes import Notes
 from tf_covid.scan.dicom.pixeldata import Truncated, Undecodable, raw_frames, undecodable_text
 from tf_covid.scan.dicom.pixels import decode, stored_values, to_hu
 from tf_covid.scan.dicom.series import Candidate, choose
-from tf_covid.scan.dicom.stack import SliceFrame, Stack
+from tf_covid.scan.dicom.stack import SliceFrame, Stack, usual_thickness
 from tf_covid.scan.grid import allocate, check_size, orient
 from tf_covid.scan.limits import DEFAULT, Limits
 from tf_covid.scan.source import ScanFile, workers
@@ -83,7 +83,30 @@ def read_study(
             "The slices were not acquired in axial planes; they were reordered, not resampled."
         )
         results += (QualityFlag("not_axial", "info", message),)
-    return LoadedVolume(hu, affine, source, results, interpolated, because, _identifiers(best))
+    return LoadedVolume(
+        hu,
+        affine,
+        source,
+        results,
+        interpolated,
+        because,
+        _identifiers(best),
+        _instance_numbers(stack, reverse=source.flipped[2]) if axis == 0 else (),
+        usual_thickness(best.slice_frames) or None,
+    )
+
+
+def _instance_numbers(stack: Stack, *, reverse: bool) -> tuple[int | None, ...]:
+    """InstanceNumber of each slice; none at all where they do not tell the slices apart.
+
+    The frames of a multi-frame instance share one.
+    """
+    numbers = [group[0].instance.number if group else 0 for group in stack.slice_groups]
+    stated = [number for number in numbers if number > 0]
+    if not stated or len(set(stated)) < len(stated):
+        return ()
+    ordered = reversed(numbers) if reverse else numbers
+    return tuple(number if number > 0 else None for number in ordered)
 
 
 def _looking(sources: Mapping[str, ScanFile]) -> Callable[[Candidate], float | None]:
