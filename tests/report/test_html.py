@@ -135,6 +135,18 @@ def test_a_lobe_that_is_hardly_there_has_no_score_on_the_page(lobe_case: Any) ->
     assert drawn.count("lobe unscored") == 1, "it is drawn without a colour"
 
 
+def test_the_page_explains_the_outline_of_disease(lobe_case: Any, make_case: Any) -> None:
+    result, scan = lobe_case()
+    text = Page(render(result, scan)).text
+    assert text.count("diseased lung (more probable than not)") == 2, "above both kinds of pictures"
+    assert "lesions.nii.gz" in text
+    healthy = dataclasses.replace(
+        result, maps=dataclasses.replace(result.maps, lesions=np.zeros_like(result.maps.lungs))
+    )
+    assert "none marked in this scan" in Page(render(healthy, scan)).text
+    assert "diseased lung (" not in Page(render(*make_case())).text
+
+
 def test_without_lobes_nothing_speaks_of_them(make_case: Any) -> None:
     result, scan = make_case()
     text = Page(render(result, scan)).text

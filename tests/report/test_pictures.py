@@ -106,6 +106,39 @@ def test_lobes_have_a_thinner_border_than_lungs() -> None:
     assert np.ptp(np.asarray(pictures.overlay(plain, 2.0), float)[100:200, 160]) == 0
 
 
+def ring(grey: bool = False) -> np.ndarray:
+    """Brightness, or green less red, along the border of a round lesion."""
+    rows, columns = np.indices((60, 60))
+    lesions = ((rows - 30) ** 2 + (columns - 30) ** 2 < 15**2).astype(np.uint8)
+    hu = np.full((60, 60), -500, np.int16)
+    plane = pictures.Plane(hu, np.zeros_like(lesions), None, (2.0, 2.0), lesions=lesions)
+    colour = np.asarray(pictures.overlay(plane, 2.0), float)
+    angle = np.linspace(0, 2 * np.pi, 1000)
+    # Voxels are 4 pixels wide; the border lies at 15 voxels but for the stairs of the mask.
+    at = np.round(122 + 59 * np.stack([np.sin(angle), np.cos(angle)])).astype(int)
+    line = colour[at[0], at[1]]
+    return line.mean(axis=1) if grey else line[:, 1] - line[:, 0]
+
+
+def test_diseased_lung_is_outlined_in_dashes_that_show_in_grey() -> None:
+    green = ring() > 30
+    dashes = np.count_nonzero(np.diff(green.astype(int)) == 1)
+    # 2π · 59 pixels hold 34 dashes and gaps of 11 pixels, and the stairs of the mask some more.
+    assert 28 <= dashes <= 50
+    light = ring(grey=True)
+    assert np.percentile(light, 95) - np.percentile(light, 5) > 90, "light dashes on a dark line"
+
+
+def test_no_disease_draws_nothing() -> None:
+    hu = np.full((30, 30), -850, np.int16)
+    lungs = np.ones((30, 30), np.uint8)
+    without = pictures.Plane(hu, lungs, None, (2.0, 2.0))
+    none_found = dataclasses.replace(without, lesions=np.zeros_like(lungs))
+    assert pictures.overlay(none_found, 2.0).tobytes() == pictures.overlay(without, 2.0).tobytes()
+    whole = dataclasses.replace(without, lesions=np.ones_like(lungs))
+    assert pictures.overlay(whole, 2.0).size == (120, 120), "a line along the edge of the picture"
+
+
 def test_attention_colours_grow_lighter() -> None:
     """Readable without colour vision and on a grey print."""
     light = pictures.attention_scale_rgb(24) @ (0.2126, 0.7152, 0.0722)

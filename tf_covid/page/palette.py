@@ -134,6 +134,10 @@ ON_PICTURE = "#ffe9a8"
 #: kind of colour vision.
 CONTOUR = "#4ac9ff"
 
+#: The contour of diseased lung, light green: lighter than the lungs' contour, in no colour of the
+#: attention map; its dashes tell it apart where colours do not.
+LESION = "#b7ff8a"
+
 
 def rgb(colour: str) -> tuple[int, int, int]:
     """Red, green and blue, 0–255, of a colour in the form "#rrggbb"."""

@@ -305,20 +305,44 @@ def _curves(page: Axes, result: Result, scan: Scan, views: Views) -> None:
 
 
 def _footer(page: Axes, result: Result) -> None:
-    from tf_covid.report import pictures
-
     write(page, 40, 880, DISCLAIMER, 16, palette.SLIDE.warn, weight="bold")
     note = " ".join(sentences.notes(result))
     write(page, 1560, 880, shortened(note, 95), 14, palette.SLIDE.soft, ha="right")
+    _legend(page, result)
+
+
+def _legend(page: Axes, result: Result) -> None:
+    """What the lines and the colours of the pictures mean."""
+    from tf_covid.report import pictures
+
+    y = 852.0
+    page.plot((40, 64), (y - 5, y - 5), color=palette.CONTOUR, linewidth=1.6, zorder=3)
+    write(page, 70, y, "lungs", 14, palette.SLIDE.soft)
+    left = 124.0
+    if result.maps is not None and result.maps.lesions is not None:
+        page.plot(
+            (left, left + 26),
+            (y - 5, y - 5),
+            color=palette.LESION,
+            linewidth=1.6,
+            linestyle=(0, (3, 1.6)),
+            zorder=3,
+        )
+        legend = sentences.lesion_legend(result)
+        write(page, left + 32, y, legend, 14, palette.SLIDE.soft)
+        left += 340.0
     if result.attention is None:
         return
     colours = pictures.attention_scale_rgb(64)
     page.imshow(
-        colours[None], extent=(56, 206, 856, 844), aspect="auto", interpolation="nearest", zorder=2
+        colours[None],
+        extent=(left, left + 90, y + 1, y - 11),
+        aspect="auto",
+        interpolation="nearest",
+        zorder=2,
     )
     set_limits(page)
-    write(page, 40, 856, "0", 14, palette.SLIDE.soft)
-    write(page, 214, 856, f"1   {sentences.ATTENTION_SCALE}", 14, palette.SLIDE.soft)
+    write(page, left + 98, y, sentences.ATTENTION_SCALE, 14, palette.SLIDE.soft)
     write(
-        page, 748, 856, sentences.attention_caution(result), 13, palette.SLIDE.warn, weight="bold"
+        page, 40, 834, sentences.attention_caution(result), 13, palette.SLIDE.warn, weight="bold"
     )

@@ -1,4 +1,4 @@
-"""One plane of the scan as a picture: true proportions in mm, lung window, lung contour, attention.
+"""One plane of the scan as a picture: true proportions in mm, lung window, contours, attention.
 
 Pictures carry no text: the report and the montage write theirs beside or over them, in their own
 type. Radiological convention: axial and coronal planes show the patient's right at the left of the
@@ -9,6 +9,7 @@ left.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,13 @@ _CONTOUR_WIDTH_PX = 2.4
 #: The borders between lobes are thinner and fainter than the lungs', so that they hide no lesion.
 _FISSURE_WIDTH_PX, _FISSURE_OPACITY = 1.2, 0.75
 
+#: Diseased lung is outlined in dashes with a dark line beneath: apart from the contour of the lungs
+#: on a grey print, too, and visible on air as well as on consolidation.
+_LESION_WIDTH_PX, _DARK_RIM_PX = 1.8, 1.4
+_DASH_PX, _DASH_GAP_PX = 7.0, 4.0
+#: Lines that are drawn and not computed are drawn this much larger, then averaged.
+_SUPERSAMPLING = 3
+
 #: The lobes of which an outline is drawn: it takes in every border between two lobes of a lung.
 _OUTLINED_LOBES = (1, 2, 4)
 
@@ -51,6 +59,7 @@ class Plane:
         spacing_mm: Distance of neighbouring rows and of neighbouring columns.
         lobes: Lobes, uint8 (rows, columns); 0 outside, 1–5 in the order of `severity.LOBES`. None
             without a lobe network.
+        lesions: Diseased lung, uint8 (rows, columns); 1 inside. None where nothing looked for it.
     """
 
     hu: np.ndarray
@@ -58,6 +67,7 @@ class Plane:
     attention: np.ndarray | None
     spacing_mm: tuple[float, float]
     lobes: np.ndarray | None = None
+    lesions: np.ndarray | None = None
 
     @property
     def size_mm(self) -> tuple[float, float]:
@@ -70,7 +80,7 @@ def cut(scan: Scan, maps: Maps, axis: int, index: int, box: Box) -> Plane:
 
     Args:
         scan: The scan.
-        maps: Lung mask, lobes and attention map of the scan.
+        maps: Masks and attention map of the scan.
         axis: Axis across the plane: 0 axial, 1 coronal, 2 sagittal.
         index: Position along that axis, in voxels of the full scan.
         box: Part to show, as slices of (D, H, W); that of `axis` is not used.
@@ -81,7 +91,8 @@ def cut(scan: Scan, maps: Maps, axis: int, index: int, box: Box) -> Plane:
     rows, columns = (scan.spacing_mm[other] for other in range(3) if other != axis)
     attention = None if maps.attention is None else maps.attention[key]
     lobes = None if maps.lobes is None else maps.lobes[key]
-    return Plane(scan.hu[key], maps.lungs[key], attention, (rows, columns), lobes)
+    lesions = None if maps.lesions is None else maps.lesions[key]
+    return Plane(scan.hu[key], maps.lungs[key], attention, (rows, columns), lobes, lesions)
 
 
 def plain(plane: Plane, px_per_mm: float) -> Image.Image:
@@ -92,7 +103,7 @@ def plain(plane: Plane, px_per_mm: float) -> Image.Image:
 
 
 def overlay(plane: Plane, px_per_mm: float) -> Image.Image:
-    """The plane in the lung window, with attention and the borders of lungs and lobes: "RGB"."""
+    """The plane in the lung window, with attention and contours of lungs, lobes, disease: "RGB"."""
     from PIL import Image
 
     size = _size(plane, px_per_mm)
@@ -112,7 +123,16 @@ def overlay(plane: Plane, px_per_mm: float) -> Image.Image:
     for side in (1, 2):
         line = _outline(plane.lungs == side, size)[..., None]
         picture += (contour - picture) * line
+    if plane.lesions is not None:
+        _draw_lesions(picture, plane.lesions, size)
     return Image.fromarray(np.round(picture).astype(np.uint8))
+
+
+def _draw_lesions(picture: np.ndarray, lesions: np.ndarray, size: tuple[int, int]) -> None:
+    """Outline diseased lung in a picture, float32 (height, width, 3), in place."""
+    rim, dashes = _dashed_outline(lesions > 0, size)
+    picture -= picture * rim[..., None] * 0.8
+    picture += (np.array(palette.rgb(palette.LESION), np.float32) - picture) * dashes[..., None]
 
 
 @functools.cache
@@ -174,17 +194,62 @@ def _outline(
     mask: np.ndarray, size: tuple[int, int], width_px: float = _CONTOUR_WIDTH_PX
 ) -> np.ndarray:
     """Opacity of a smooth, even line along the border of a mask, 0–1, float32 (height, width)."""
-    from PIL import Image, ImageFilter
-
     if not mask.any():
         return np.zeros(size[::-1], np.float32)
-    soft = Image.fromarray((mask * 255.0).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    # About a voxel of blur takes the stairs out of coarse masks; at least a pixel or so, for a
-    # slope that is defined.
-    blur = max(1.4, 0.35 * size[0] / mask.shape[1])
-    level = np.asarray(soft.filter(ImageFilter.GaussianBlur(blur)), np.float32) / 255.0
+    level = _soft(mask, size)
     rows, columns = np.gradient(level)
     slope = np.hypot(rows, columns)
     distance = np.abs(level - 0.5) / np.maximum(slope, 1e-3)
     opacity: np.ndarray = np.clip(width_px / 2 + 0.5 - distance, 0.0, 1.0)
     return opacity.astype(np.float32)
+
+
+def _dashed_outline(mask: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Opacities of an unbroken dark line along the border of a mask and of the dashes on it.
+
+    Both are 0–1, float32 (height, width).
+    """
+    from contourpy import contour_generator
+    from PIL import Image, ImageDraw
+
+    if not mask.any():
+        return np.zeros(size[::-1], np.float32), np.zeros(size[::-1], np.float32)
+    # A rim of 0 closes the lines at the edge of the picture.
+    level = np.pad(_soft(mask, size), 1)
+    fine = (size[0] * _SUPERSAMPLING, size[1] * _SUPERSAMPLING)
+    canvases = [Image.new("L", fine) for _ in range(2)]
+    rim, dashes = (ImageDraw.Draw(canvas) for canvas in canvases)
+    for line in contour_generator(z=level).lines(0.5):
+        points = (np.asarray(line) - 0.5) * _SUPERSAMPLING
+        rim_px = (_LESION_WIDTH_PX + _DARK_RIM_PX) * _SUPERSAMPLING
+        rim.line(points.ravel().tolist(), 255, round(rim_px), "curve")
+        for dash in _dashes(points, _DASH_PX * _SUPERSAMPLING, _DASH_GAP_PX * _SUPERSAMPLING):
+            dashes.line(dash.ravel().tolist(), 255, round(_LESION_WIDTH_PX * _SUPERSAMPLING))
+    small = [canvas.resize(size, Image.Resampling.BOX) for canvas in canvases]
+    opacities = [np.asarray(one, np.float32) / 255.0 for one in small]
+    return opacities[0], opacities[1]
+
+
+def _dashes(points: np.ndarray, dash: float, gap: float) -> Iterator[np.ndarray]:
+    """The dashes of a polyline (n, 2), each a polyline, of even length along it."""
+    lengths = np.hypot(*np.diff(points, axis=0).T)
+    at = np.concatenate([[0.0], np.cumsum(lengths)])
+    # As many whole periods as fit best: a closed line then has no seam.
+    periods = max(1, round(at[-1] / (dash + gap)))
+    period = at[-1] / periods
+    for start in period * np.arange(periods):
+        end = start + period * dash / (dash + gap)
+        inner = at[(at > start) & (at < end)]
+        where = np.concatenate([[start], inner, [end]])
+        yield np.stack([np.interp(where, at, points[:, axis]) for axis in (0, 1)], axis=1)
+
+
+def _soft(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A mask resized and blurred, 0–1, float32 (height, width); its border lies at a half."""
+    from PIL import Image, ImageFilter
+
+    soft = Image.fromarray((mask * 255.0).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    # About a voxel of blur takes the stairs out of coarse masks; at least a pixel or so, for a
+    # slope that is defined.
+    blur = max(1.4, 0.35 * size[0] / mask.shape[1])
+    return np.asarray(soft.filter(ImageFilter.GaussianBlur(blur)), np.float32) / 255.0

@@ -255,6 +255,23 @@ def involvement_meaning(lungs: Lungs) -> str:
     return f"{_INVOLVEMENT_MEANING[lungs.involvement_by]} {limits}"
 
 
+def lesion_legend(result: Result) -> str:
+    """What the dashed line is, for beside it; that there is none where no voxel is marked."""
+    maps = result.maps
+    if maps is not None and maps.lesions is not None and not maps.lesions.any():
+        return "diseased lung: none marked in this scan"
+    return "diseased lung (more probable than not)"
+
+
+def lesion_meaning() -> str:
+    """What the dashed line says and how it stands to the involvement, in sentences."""
+    return (
+        "The dashed green line is what the lung model takes for diseased rather than healthy lung;"
+        " it is saved as lesions.nii.gz. Involvement is a mean of probabilities, so paler disease"
+        " counts a little without being outlined: the two need not agree to the percent."
+    )
+
+
 def score_read(result: Result) -> str:
     """The CT score that was read from the lobes, or why there is none; empty without lobes."""
     if result.severity is None or not result.lobes:
