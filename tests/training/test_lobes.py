@@ -127,7 +127,9 @@ def test_the_loss_of_a_cell_by_hand() -> None:
     dice = 1.0 - np.mean([1.0 / (1.0 / classes + 1.0)] * 5)
     assert float(loss(shares_of(0), logits)) == pytest.approx(np.log(classes) + dice, rel=1e-5)
     rare = float(loss(shares_of(EFFUSION_CLASS), logits))
-    assert rare == pytest.approx(losses.RARE_WEIGHTS["pleural effusion"] * np.log(classes) + dice, rel=1e-5)
+    assert rare == pytest.approx(
+        losses.RARE_WEIGHTS["pleural effusion"] * np.log(classes) + dice, rel=1e-5
+    )
     outside = float(loss(shares_of(OUTSIDE_LOBES), logits))
     assert outside == pytest.approx(-np.log(9 / 14) + dice, rel=1e-5)
     assert float(loss(shares_of(UNKNOWN), logits)) == pytest.approx(0.0, abs=1e-6)
