@@ -6,12 +6,13 @@ Networks are made here: the shipped lung model may or may not have the second ou
 from __future__ import annotations
 
 import dataclasses
+from datetime import UTC, datetime, timedelta
 
 import keras
 import numpy as np
 import pytest
 
-from tf_covid import local
+from tf_covid import local, pipeline
 from tf_covid.errors import ScanRefused
 from tf_covid.models import NETWORKS
 from tf_covid.pipeline import stratify
@@ -110,6 +111,20 @@ def test_lobes_and_fluid_are_in_the_result(finder, scan, monkeypatch):
         assert result.lungs.effusion_ml is None, "no cell is more probably fluid than not"
         np.testing.assert_array_equal(result.maps.lobes > 0, result.maps.lungs > 0)
         assert result.as_dict()["lobes"][0]["name"] == "right upper"
+
+
+def test_only_clock_and_timings_differ_between_equal_answers(plain, scan, monkeypatch):
+    monkeypatch.setattr(pipeline, "now", lambda: "2026-01-31T09:30:12Z")
+    answers = [stratify(scan, plain, attention="none").as_dict() for _ in range(2)]
+    assert answers[0].pop("timings_s") != answers[1].pop("timings_s")
+    assert answers[0] == answers[1]
+    assert answers[0]["answered_at"] == "2026-01-31T09:30:12Z"
+    assert pipeline.refused("a", ()).answered_at == "2026-01-31T09:30:12Z"
+
+
+def test_the_clock_is_utc():
+    written = datetime.fromisoformat(pipeline.now())
+    assert abs(written - datetime.now(UTC)) < timedelta(seconds=60)
 
 
 def test_one_output_keeps_the_rule_on_density(plain, finder, scan):

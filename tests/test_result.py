@@ -38,6 +38,7 @@ def test_keys_are_the_contracts_in_its_order():
         "covid",
         "attention",
         "models",
+        "answered_at",
         "timings_s",
         "versions",
     ]

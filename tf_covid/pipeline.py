@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -210,6 +211,7 @@ def stratify(
         covid=_covid(prediction) if models.task == "covid" else None,
         attention=looked,
         models=tuple(_model_answer(answer) for answer in answers),
+        answered_at=now(),
         timings_s=timings.seconds,
         maps=Maps(reading.labels, volume, answers[0].keep, reading.lobe_labels, reading.lesions),
     )
@@ -218,8 +220,17 @@ def stratify(
 def refused(case: str, quality_flags: Sequence[QualityFlag]) -> Result:
     """The result of a scan that cannot be answered."""
     return Result(
-        case=case, status="refused", quality_flags=tuple(quality_flags), versions=versions()
+        case=case,
+        status="refused",
+        quality_flags=tuple(quality_flags),
+        versions=versions(),
+        answered_at=now(),
     )
+
+
+def now() -> str:
+    """The time of an answer, UTC: with `timings_s` all that differs between two equal answers."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def versions() -> dict[str, str]:

@@ -163,7 +163,8 @@ class Maps:
 class Result:
     """Everything that we say about one scan.
 
-    A refused case has `case`, `status`, `quality_flags` and `versions` only.
+    A refused case has `case`, `status`, `quality_flags` and `versions` only; in Python it has
+    `answered_at`, too, for its report.
     """
 
     case: str
@@ -178,6 +179,8 @@ class Result:
     covid: Covid | None = None
     attention: Attention | None = None
     models: tuple[ModelAnswer, ...] = ()
+    #: When the answer was given: ISO 8601, UTC, whole seconds, "2026-01-31T09:30:00Z".
+    answered_at: str | None = None
     timings_s: dict[str, float] = field(default_factory=dict)
     #: Not part of the JSON: the volumes to write and to draw.
     maps: Maps | None = None
@@ -209,6 +212,7 @@ class Result:
             "covid": plain(self.covid),
             "attention": plain(self.attention),
             "models": [plain(model) for model in self.models],
+            "answered_at": self.answered_at,
             "timings_s": self.timings_s,
             "versions": self.versions,
         }

@@ -115,6 +115,7 @@ def refused() -> Result:
             QualityFlag("not_ct", "error", "The modality is MR; only CT is read.", "MR"),
         ),
         versions={"tf-covid": "0.1.0"},
+        answered_at="2026-01-31T09:30:12Z",
     )
 
 
@@ -169,6 +170,7 @@ def _answer(
         "models": (
             ModelAnswer("severity-i3d", "9f2c" * 16, "Trained on phantoms.", probabilities, 9.1),
         ),
+        "answered_at": "2026-01-31T09:30:12Z",
         "timings_s": {"read": 0.4, "total": 5.9},
         "maps": Maps(lungs, heat, kept),
     }

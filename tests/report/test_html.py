@@ -72,6 +72,18 @@ def test_the_answer_is_on_the_page(make_case: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["answered", "refused"])
+def test_the_head_says_when_and_by_which_version(
+    kind: str, make_case: Any, refused: Result
+) -> None:
+    result, scan = make_case() if kind == "answered" else (refused, None)
+    page = Page(render(result, scan)).text
+    where = page.index("answered 2026-01-31, 09:30 UTC · tf-covid 0.1.0")
+    assert where < page.index(DISCLAIMER)
+    older = dataclasses.replace(result, answered_at=None)
+    assert "UTC" not in Page(render(older, scan)).text
+
+
 @pytest.mark.parametrize(
     ("involvement_by", "said", "not_said"),
     [

@@ -189,6 +189,17 @@ def task(result: Result) -> str:
     )
 
 
+def provenance(result: Result) -> str:
+    """When the answer was given and by which version, for the head of the page."""
+    parts = []
+    if result.answered_at:
+        day, _, time = result.answered_at.partition("T")
+        parts.append(f"answered {day}, {time[:5]} UTC")
+    if version := result.versions.get("tf-covid"):
+        parts.append(f"tf-covid {version}")
+    return " · ".join(parts)
+
+
 def bars(result: Result) -> list[Bar]:
     """The probabilities behind the answer, one bar each."""
     if result.severity is not None:
