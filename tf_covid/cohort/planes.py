@@ -182,8 +182,8 @@ class ClipPreprocessor:
             ScanRefused: If there are no lungs in the scan.
         """
         hu = scan.hu[np.newaxis]
-        found = self.segment(hu, np.array([len(scan.hu)], np.int32))
-        probability = found["lungs"].numpy()[0]
+        outputs = self.segment(hu, np.array([len(scan.hu)], np.int32))
+        probability = outputs["lungs"].numpy()[0]
         fraction = (probability > 0.5).mean(axis=(1, 2))
         minimum = self.preprocessor.slice_rule.minimum
         image_ml = scan.hu[0].size * float(np.prod(scan.spacing_mm)) / 1000.0
@@ -193,14 +193,15 @@ class ClipPreprocessor:
             raise ScanRefused([*scan.quality_flags, *quality_flags])
         lesion_mask = np.zeros_like(hu) if lesions is None else lesions[np.newaxis].astype(np.int16)
         values, lungs, diseased, keep = (
-            part.numpy() for part in self.sample(hu, lesion_mask, found["lungs"])
+            part.numpy() for part in self.sample(hu, lesion_mask, outputs["lungs"])
         )
         planes = {"hu": np.rint(values).astype("<i2"), "lungs": lungs >= 0.5}
         planes |= {"lesions": None if lesions is None else diseased >= 0.5}
         reading = None
         if read:
             disease, lobes = (
-                found[name].numpy()[0] if name in found else None for name in ("disease", "lobes")
+                outputs[name].numpy()[0] if name in outputs else None
+                for name in ("disease", "lobes")
             )
             reading = read_lungs(
                 scan.hu, probability, keep, scan.spacing_mm, disease=disease, lobes=lobes

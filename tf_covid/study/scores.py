@@ -79,11 +79,11 @@ def _of_lobe(truth: np.ndarray, read: np.ndarray) -> Statistic:
     error = _error(read - truth)
 
     def statistic(weights: np.ndarray) -> Mapping[str, np.ndarray]:
-        found = matrix_metrics((weights @ cells).reshape(-1, classes, classes))
+        agreed = matrix_metrics((weights @ cells).reshape(-1, classes, classes))
         return {
             **error(weights),
-            "exact": found["accuracy"],
-            "quadratic_kappa": found["quadratic_kappa"],
+            "exact": agreed["accuracy"],
+            "quadratic_kappa": agreed["quadratic_kappa"],
         }
 
     return statistic
@@ -99,10 +99,10 @@ def _agreement(
     error, icc = _error(given - truth), intraclass(truth, given)
 
     def statistic(weights: np.ndarray) -> Mapping[str, np.ndarray]:
-        found = dict(error(weights))
+        values = dict(error(weights))
         for name, near in shares.items():
-            found |= mean_of(name, near.astype(np.float64))(weights)
-        return {**found, "icc": icc(weights)}
+            values |= mean_of(name, near.astype(np.float64))(weights)
+        return {**values, "icc": icc(weights)}
 
     return _measured(statistic, predictions, known, tuple(shares), bootstrap)
 
