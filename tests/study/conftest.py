@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,7 @@ def answers(
         "sex": (None,) * n,
         "site": (None,) * n,
         **{name: np.full(n, np.nan) for name in ("ct_score", "predicted_score", "age")},
+        **unread(n),
     }
     return Predictions(task=task, **(given | columns))  # type: ignore[arg-type]
 
@@ -77,8 +79,36 @@ def severity(seed: int = 0, noise: float = 2.0, n: int = 60, **columns: Any) -> 
         "sex": tuple("F" if row % 2 else "M" for row in range(n)),
         "age": cohort.uniform(20, 95, n),
         "site": tuple(None if row % 7 == 0 else "AB"[row % 2] for row in range(n)),
+        **unread(n),
     }
     return Predictions(**(given | columns))
+
+
+def read(seed: int = 0, n: int = 60) -> Predictions:
+    """`severity` behind a lobe model: true lobe scores, and read ones that are a point off at most.
+
+    One case lacks its middle lobe, one has nothing read, one has no truth.
+    """
+    made = severity(seed, n=n)
+    rng = np.random.default_rng(4)
+    truth = np.array([rng.permutation(_shared(int(total))) for total in made.ct_score], float)
+    lobes = np.clip(truth + rng.integers(-1, 2, truth.shape), 0, 5)
+    lobes[0, 1] = lobes[1] = truth[2] = np.nan
+    return dataclasses.replace(
+        made, lobe_scores=truth, read_lobe_scores=lobes, read_score=lobes.sum(axis=1)
+    )
+
+
+def _shared(total: int) -> list[int]:
+    return [total // 5 + (lobe < total % 5) for lobe in range(5)]
+
+
+def unread(n: int) -> dict[str, Any]:
+    """Columns of a study without a lobe model."""
+    return {
+        "read_score": np.full(n, np.nan),
+        **{name: np.full((n, 5), np.nan) for name in ("lobe_scores", "read_lobe_scores")},
+    }
 
 
 def covid(seed: int = 0, n: int = 60) -> Predictions:
@@ -167,6 +197,7 @@ def make() -> SimpleNamespace:
     return SimpleNamespace(
         answers=answers,
         severity=severity,
+        read=read,
         covid=covid,
         lungs=lungs,
         lobes=lobes,

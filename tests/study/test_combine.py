@@ -53,6 +53,25 @@ def test_an_ensemble_is_the_mean(make: Any) -> None:
     assert np.isnan(ensemble([without]).predicted_score).all()
 
 
+def test_an_ensemble_keeps_what_was_read(make: Any) -> None:
+    """By the first member that knows it: an old record may not."""
+    known, order = make.read(1), np.random.default_rng(0).permutation(60)
+    none = np.full(60, np.nan)
+    lacking = dataclasses.replace(make.severity(2), lobe_scores=known.lobe_scores, read_score=none)
+    for members in ([known, lacking], [lacking, select(known, order)]):
+        found = ensemble(members)
+        for name in ("read_score", "lobe_scores", "read_lobe_scores"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(known, name))
+
+
+def test_folds_with_and_without_lobes_join(make: Any) -> None:
+    known, lacking = make.read(), make.severity()
+    joined = join([select(known, known.folds == 0), select(lacking, lacking.folds == 1)])
+    read = known.read_lobe_scores[known.folds == 0]
+    np.testing.assert_array_equal(joined.read_lobe_scores[: len(read)], read)
+    assert np.isnan(joined.read_lobe_scores[len(read) :]).all()
+
+
 def test_an_ensemble_refuses_other_cases_and_other_truth(make: Any) -> None:
     full = make.severity()
     with pytest.raises(StudyError, match=r"not the same cases.*'case-000'"):

@@ -24,12 +24,62 @@ def same(first: Any, second: Any) -> bool:
     return True
 
 
-@pytest.mark.parametrize("task", ["severity", "covid", "slices", "lungs", "lobes"])
+@pytest.mark.parametrize("task", ["severity", "read", "covid", "slices", "lungs", "lobes"])
 def test_a_round_trip_is_exact(task: str, make: Any, tmp_path: Path) -> None:
-    predictions, path = make.tables[task](), tmp_path / "predictions.csv"
+    predictions, path = getattr(make, task)(), tmp_path / "predictions.csv"
     write_predictions(predictions, path)
     assert same(read_predictions(path), predictions)
     assert [file.name for file in tmp_path.iterdir()] == ["predictions.csv"], "nothing else is left"
+
+
+def test_lobes_have_columns_only_where_something_is_known_of_them(
+    make: Any, tmp_path: Path
+) -> None:
+    """A table of an older version is one of which nothing is known."""
+    path = tmp_path / "predictions.csv"
+    write_predictions(make.severity(n=5), path)
+    before = "case,patient,fold,truth,predicted,p0,p1,p2,p3,p4,ct_score,predicted_score"
+    assert path.read_text("utf-8").startswith(f"{before},sex,age,site\n")
+    for name in ("read_score", "lobe_scores", "read_lobe_scores"):
+        assert np.isnan(getattr(read_predictions(path), name)).all()
+    lobes = ("right_upper", "right_middle", "right_lower", "left_upper", "left_lower")
+    header = [before, "read_score", *(f"{lobe}_score" for lobe in lobes)]
+    header += [*(f"{lobe}_read" for lobe in lobes), "sex,age,site"]
+    write_predictions(make.read(n=5), path)
+    assert path.read_text("utf-8").startswith(",".join(header) + "\n")
+
+
+READ = (
+    "case,patient,fold,truth,predicted,p0,p1,ct_score,predicted_score,read_score,"
+    "right_upper_score,right_middle_score,right_lower_score,left_upper_score,left_lower_score,"
+    "right_upper_read,right_middle_read,right_lower_read,left_upper_read,left_lower_read,"
+    "sex,age,site\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("cells", "fact"),
+    [
+        ("26,,,,,,,,,,", "row 2, read_score"),
+        ("9,0,1,2,3,6,,,,,", "row 2, lobe_scores4"),
+        ("9,,,,,,0.5,2,2,2,2", "row 2, read_lobe_scores0"),
+        ("9,,,,,,2,2,2,2,2", "row 2, read_score: 9 is not the sum of the lobes' scores, 10"),
+    ],
+)
+def test_a_wrong_score_of_a_lobe_is_named(cells: str, fact: str, tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    path.write_text(f"{READ}a,p,0,1,1,0.25,0.75,,,{cells},,,\n", "utf-8")
+    with pytest.raises(StudyError, match=fact):
+        read_predictions(path)
+
+
+def test_somebodys_read_score_needs_no_lobes(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    path.write_text(f"{READ}a,p,0,1,1,0.25,0.75,,,9,,,,,,,2,2,2,2,,,\n", "utf-8")
+    table = read_predictions(path)
+    assert table.read_score.tolist() == [9.0]
+    assert np.isnan(table.read_lobe_scores[0, 0])
+    assert table.read_lobe_scores[0, 1:].tolist() == [2.0] * 4
 
 
 def test_any_float_and_any_text_survives(make: Any, tmp_path: Path) -> None:
@@ -130,6 +180,10 @@ def test_impossible_values_are_no_predictions(make: Any) -> None:
         ({"ct_score": [26.0] * 5}, "ct_score"),
         ({"folds": [-1] * 5}, "folds"),
         ({"age": [1.0]}, "length"),
+        ({"read_score": [26.0] * 5}, "read_score"),
+        ({"lobe_scores": np.full((5, 5), 6.0)}, "lobe_scores"),
+        ({"read_lobe_scores": np.full((5, 5), 0.5)}, "whole"),
+        ({"read_lobe_scores": np.zeros((5, 4))}, "(N, 5)"),
         ({"cases": ("a",) * 5}, "twice"),
         ({"probabilities": np.full((5, 5), 0.3)}, "sum to 1"),
         ({"probabilities": np.full((5, 4), 0.25)}, "(N, 5)"),

@@ -46,7 +46,8 @@ from tf_covid.cohort.planes import (
 )
 from tf_covid.cohort.workers import results
 from tf_covid.errors import CohortError, ModelError, OutputError, ScanRefused
-from tf_covid.result import QualityFlag
+from tf_covid.lungs import LungReading
+from tf_covid.result import Lobe, QualityFlag
 from tf_covid.scan import (
     Case,
     Scan,
@@ -66,6 +67,10 @@ if TYPE_CHECKING:
 #: Part of each record's name; a change of what a record holds, or of how it is made, is another
 #: number here.
 FORMAT = 2
+
+#: Stands in the `.json` of each record whose lobes were read; a change of how they are read is
+#: another number here, and reads them anew. No part of a record's name.
+READING = 1
 
 #: The largest working grid (D, H, W) of a training; records on a network's own grid may be larger.
 LARGEST_GRID = (64, 192, 192)
@@ -92,6 +97,8 @@ class CacheSpec:
         lesions: Whether the lesion masks of the manifest are kept, too.
         lobes: The lobe model that gates the lung model, by name or file; "none" without one.
         lobes_sha256: sha256 of the lobe model's file; "" without one.
+        read: Whether the lobes are read, too, where clips are made behind a lobe model. It decides
+            nothing of what a network is fed with.
     """
 
     kind: Literal["clips", "planes", "volumes"]
@@ -102,10 +109,16 @@ class CacheSpec:
     lesions: bool = False
     lobes: str = "none"
     lobes_sha256: str = ""
+    read: bool = True
 
     def __post_init__(self) -> None:
         if min(self.grid) < 1:
             raise CohortError(f"the sides of the working grid must be positive, not {self.grid}")
+
+    @property
+    def reads_lobes(self) -> bool:
+        """Whether a record says what was read off the lobes."""
+        return self.read and self.kind == "clips" and bool(self.lobes_sha256)
 
     def settings(self) -> list[Any]:
         """All that decides what a record holds, besides the scan.
@@ -144,6 +157,9 @@ class CacheRecord:
         quality_flags: Codes of what was noticed about the scan and its lung mask.
         shape: Shape of the scan, (D, H, W).
         kept: Number of slices that the record was made of.
+        lobes: Volume, involvement and score of the five lobes, as `infer` reads them behind the
+            same lung models; None where they were not read, or the lobe model saw none.
+        involvement_percent: Mean involvement of both lungs, likewise; None where it was not read.
     """
 
     case: str
@@ -152,6 +168,8 @@ class CacheRecord:
     quality_flags: tuple[str, ...]
     shape: tuple[int, int, int]
     kept: int
+    lobes: tuple[Lobe, ...] | None = None
+    involvement_percent: float | None = None
 
 
 @dataclass(frozen=True)
@@ -234,7 +252,7 @@ def _lacks(row: ManifestRow, folder: Path, cache_spec: CacheSpec) -> bool:
         _, fingerprint, path = _located(row, folder, cache_spec)
     except (ScanRefused, ModelError, OSError):
         return False
-    return not fingerprint or kept_record(row.case, path) is None
+    return not fingerprint or kept_record(row.case, path, cache_spec) is None
 
 
 def make(row: ManifestRow, folder: Path, cache_spec: CacheSpec) -> CacheRecord | str:
@@ -250,7 +268,7 @@ def make(row: ManifestRow, folder: Path, cache_spec: CacheSpec) -> CacheRecord |
             return "no_lobes: the manifest names no labels of the lobes"
         case, fingerprint, path = _located(row, folder, cache_spec)
         # An input that cannot be read twice has no fingerprint, and matches nothing.
-        if fingerprint and (record := kept_record(row.case, path)):
+        if fingerprint and (record := kept_record(row.case, path, cache_spec)):
             return record
         scan = case.read()
         if scan.fingerprint != fingerprint:
@@ -288,18 +306,25 @@ def _lesions(row: ManifestRow, cache_spec: CacheSpec) -> Path | None:
     return row.lesions if cache_spec.lesions else None
 
 
-def kept_record(case: str, path: Path) -> CacheRecord | None:
+def kept_record(case: str, path: Path, cache_spec: CacheSpec) -> CacheRecord | None:
     """The record at a path; None where it is not there as a whole.
+
+    One whose lobes were not read, or otherwise than now, and should be, counts as not there: it is
+    made anew under the same name.
 
     Args:
         case: Name of the case.
         path: The TFRecord.
+        cache_spec: What is kept.
     """
     try:
         facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if not path.is_file() or path.stat().st_size != facts.pop("bytes"):
             return None
         d, h, w = facts.pop("shape")
+        if cache_spec.reads_lobes and facts.get("reading") != READING:
+            return None
+        lobes = facts.get("lobes")
         return CacheRecord(
             case,
             path,
@@ -307,6 +332,8 @@ def kept_record(case: str, path: Path) -> CacheRecord | None:
             tuple(facts["quality_flags"]),
             (d, h, w),
             facts["kept"],
+            None if lobes is None else tuple(Lobe(**lobe) for lobe in lobes),
+            facts.get("involvement_percent"),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -383,6 +410,7 @@ def write_record(
 
     secret = _secret(path.parent)
     lesions = masks.lesions if cache_spec.lesions else None
+    reading: LungReading | None = None
     with _enough_memory():
         planes: Planes
         if cache_spec.kind == "volumes":
@@ -395,9 +423,9 @@ def write_record(
             planes = whole_slices(scan, masks.lungs, lesions, cache_spec.grid)
             kept = scan.shape[0]
         else:
-            planes, kept = clip_preprocessor(
+            planes, kept, reading = clip_preprocessor(
                 cache_spec.grid, cache_spec.preprocessing, cache_spec.lungs, cache_spec.lobes
-            ).clip(scan, lesions)
+            ).clip(scan, lesions, read=cache_spec.reads_lobes)
     fingerprints = {"pixels": hashlib.sha256(scan.hu.tobytes()).hexdigest()}
     ids = {
         "study": scan.identifiers.get("study_uid"),
@@ -409,14 +437,23 @@ def write_record(
         if value:
             fingerprints[name] = hmac.new(secret, value.encode(), "sha256").hexdigest()
     codes = tuple(flag.code for flag in (*scan.quality_flags, *doubts))
-    record = CacheRecord(case, path, fingerprints, codes, scan.shape, kept)
+    record = CacheRecord(
+        case,
+        path,
+        fingerprints,
+        codes,
+        scan.shape,
+        kept,
+        reading.lobes if reading else None,
+        reading.lungs.involvement_percent if reading else None,
+    )
     try:
         with replacing(path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
             # The same bytes in every process: a message keeps its parts in no order of its own.
             writer.write(_example(planes).SerializeToString(deterministic=True))
     except tf.errors.OpError as error:
         raise OutputError(f"{path}: cannot be written: {str(error).splitlines()[0]}") from error
-    facts = asdict(record) | {"bytes": path.stat().st_size}
+    facts = asdict(record) | {"bytes": path.stat().st_size, "reading": reading and READING}
     del facts["case"], facts["path"]  # the same scan may be called otherwise tomorrow
     write_text(json.dumps(facts), path.with_suffix(".json"))
     return record

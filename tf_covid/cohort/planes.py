@@ -7,6 +7,7 @@ import functools
 import numpy as np
 
 from tf_covid.errors import ScanRefused
+from tf_covid.lungs import LungReading, read_lungs
 from tf_covid.scan import Scan, lung_flags, volume_flags
 from tf_covid.severity import LOBES
 from tf_covid.tensor import Tensor
@@ -164,15 +165,26 @@ class ClipPreprocessor:
         )
         return *sampled, keep[0]
 
-    def clip(self, scan: Scan, lesions: np.ndarray | None) -> tuple[Planes, int]:
+    def clip(
+        self, scan: Scan, lesions: np.ndarray | None, *, read: bool = False
+    ) -> tuple[Planes, int, LungReading | None]:
         """HU, lungs and lesions on the working grid, and how many slices they were made of.
+
+        Args:
+            scan: The scan.
+            lesions: Its diseased lung, bool (D, H, W); None where nobody drew it.
+            read: Whether lungs and lobes are read, too, as `infer` reads them.
+
+        Returns:
+            Planes, number of kept slices, and what was read; None where nothing was asked for.
 
         Raises:
             ScanRefused: If there are no lungs in the scan.
         """
         hu = scan.hu[np.newaxis]
-        results = self.segment(hu, np.array([len(scan.hu)], np.int32))["lungs"]
-        fraction = (results.numpy()[0] > 0.5).mean(axis=(1, 2))
+        outputs = self.segment(hu, np.array([len(scan.hu)], np.int32))
+        probability = outputs["lungs"].numpy()[0]
+        fraction = (probability > 0.5).mean(axis=(1, 2))
         minimum = self.preprocessor.slice_rule.minimum
         image_ml = scan.hu[0].size * float(np.prod(scan.spacing_mm)) / 1000.0
         quality_flags = lung_flags(fraction, min_fraction=minimum, spacing_mm=scan.spacing_mm)
@@ -181,10 +193,20 @@ class ClipPreprocessor:
             raise ScanRefused([*scan.quality_flags, *quality_flags])
         lesion_mask = np.zeros_like(hu) if lesions is None else lesions[np.newaxis].astype(np.int16)
         values, lungs, diseased, keep = (
-            part.numpy() for part in self.sample(hu, lesion_mask, results)
+            part.numpy() for part in self.sample(hu, lesion_mask, outputs["lungs"])
         )
         planes = {"hu": np.rint(values).astype("<i2"), "lungs": lungs >= 0.5}
-        return planes | {"lesions": None if lesions is None else diseased >= 0.5}, int(keep.sum())
+        planes |= {"lesions": None if lesions is None else diseased >= 0.5}
+        reading = None
+        if read:
+            disease, lobes = (
+                outputs[name].numpy()[0] if name in outputs else None
+                for name in ("disease", "lobes")
+            )
+            reading = read_lungs(
+                scan.hu, probability, keep, scan.spacing_mm, disease=disease, lobes=lobes
+            )
+        return planes, int(keep.sum()), reading
 
 
 # One a process: a model is loaded once, before the first scan that needs it.

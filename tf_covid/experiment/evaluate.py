@@ -196,5 +196,6 @@ def _answers(
         Settings(clip=clip),
         spec.grid,
     )
-    answers = objective.answers(model.network, [records[row.case] for row in used])
-    return as_predictions(model.contract.task, used, labels, answers, 0)
+    asked = [records[row.case] for row in used]
+    answers = objective.answers(model.network, asked)
+    return as_predictions(model.contract.task, used, labels, answers, 0, asked)

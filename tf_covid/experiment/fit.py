@@ -504,7 +504,7 @@ def _train_and_test(
     # Tested on the file: what it answers is what its user gets.
     answers = objective.answers(load(folder / "model.keras").network, sides.tested)
     rows = [sides.rows[record.case] for record in sides.tested]
-    results = as_predictions(request.task, rows, sides.labels, answers, sides.fold)
+    results = as_predictions(request.task, rows, sides.labels, answers, sides.fold, sides.tested)
     write_predictions(results, done)
     for state in ("state.npz", "best.npz"):
         (folder / state).unlink(missing_ok=True)

@@ -7,6 +7,7 @@ and the epoch alone. While an epoch trains, the new chests of the next one are d
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -101,6 +102,7 @@ class _Drawn:
     ct_score: int
     severity: int
     covid: int
+    lobe_scores: tuple[int, ...] | None = None  # not known of chests that an older version drew
 
 
 @dataclass(frozen=True)
@@ -153,13 +155,14 @@ class _Job:
 
 def _make(job: _Job) -> _Drawn | str:
     """One chest: the one that is there, a new one, or why there is none."""
-    record = cache.kept_record(job.case, job.path)
+    record = cache.kept_record(job.case, job.path, job.spec)
     if record is None or not job.truth.exists():
         chest = draw_readable(job.seed, job.shape, severity=job.severity)
         facts = {
             "ct_score": int(chest.ct_score),
             "severity": int(chest.severity),
             "covid": int(chest.covid),
+            "lobe_scores": [int(score) for score in chest.lobe_scores],
         }
         write_text(json.dumps(facts), job.truth)
         masks = cache.Masks(
@@ -326,7 +329,9 @@ class PhantomCohort:
     def _training_job(self, index: int) -> _Job:
         seed = self._settings.phantom.first_seed + index
         severity = int(self._classes[seed % len(self._classes)])
-        return self._job(seed, severity, self._folder if index < self._pool else self._fresh_folder)
+        job = self._job(seed, severity, self._folder if index < self._pool else self._fresh_folder)
+        # No study asks what the lobes of a chest that trains look like: reading them takes time.
+        return dataclasses.replace(job, spec=dataclasses.replace(self._spec, read=False))
 
     def _job(self, seed: int, severity: int, folder: Path) -> _Job:
         return _Job(seed, severity, chest_shape(seed, self._settings.phantom), folder, self._spec)
@@ -374,7 +379,7 @@ class PhantomCohort:
                 continue
             if one.record.fingerprints["pixels"] in self._pixels:
                 raise CohortError(f"leakage: {job.case} trains and validates")
-            row = _row(job.case, one.ct_score, one.severity, one.covid)
+            row = _row(job.case, one.ct_score, one.severity, one.covid, one.lobe_scores)
             label = TASKS[self._task].label_of(row)
             if label is not None:
                 self.rows[job.case], self.labels[job.case] = row, label
@@ -410,7 +415,13 @@ class PhantomCohort:
             )
 
 
-def _row(case: str, ct_score: int, severity: int, covid: int) -> ManifestRow:
+def _row(
+    case: str,
+    ct_score: int,
+    severity: int,
+    covid: int,
+    lobe_scores: tuple[int, ...] | None = None,
+) -> ManifestRow:
     """A chest as a row of a manifest; each is a patient of its own."""
     return ManifestRow(
         case=case,
@@ -419,6 +430,7 @@ def _row(case: str, ct_score: int, severity: int, covid: int) -> ManifestRow:
         ct_score=ct_score,
         severity=severity,
         covid=covid,
+        lobe_scores=lobe_scores,
         lungs=_DRAWN,
         lesions=_DRAWN,
         lobes=_DRAWN,

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from tf_covid.cohort.cache import CacheRecord
 from tf_covid.cohort.manifest import ManifestRow
+from tf_covid.lobes import ct_score_read
+from tf_covid.severity import LOBES
 from tf_covid.study.records import (
     AnyPredictions,
     LobePredictions,
@@ -25,6 +28,7 @@ def as_predictions(
     labels: Mapping[str, int],
     answers: Mapping[str, np.ndarray],
     fold: int,
+    records: Sequence[CacheRecord],
 ) -> AnyPredictions:
     """The study's table of what a network answered.
 
@@ -34,8 +38,9 @@ def as_predictions(
         labels: Case → class.
         answers: What `Objective.answers` returned.
         fold: Index of the fold that the rows were tested in.
+        records: Record of each row.
     """
-    return _TABLES[task](task, rows, labels, answers, fold)
+    return _TABLES[task](task, rows, labels, answers, fold, records)
 
 
 def _scans(
@@ -44,9 +49,19 @@ def _scans(
     labels: Mapping[str, int],
     answers: Mapping[str, np.ndarray],
     fold: int,
+    records: Sequence[CacheRecord],
 ) -> AnyPredictions:
+    unknown = (None,) * len(LOBES)
+    read = [
+        tuple(lobe.score for lobe in record.lobes) if record.lobes else unknown
+        for record in records
+    ]
     return Predictions(
         task=task,
+        # None becomes NaN.
+        read_score=np.array([ct_score_read(record.lobes) for record in records], np.float64),
+        read_lobe_scores=np.array(read, np.float64),
+        lobe_scores=np.array([row.lobe_scores or unknown for row in rows], np.float64),
         truth=np.array([labels[row.case] for row in rows]),
         probabilities=answers["probabilities"],
         ct_score=np.array([score_of(row) for row in rows]),
@@ -61,6 +76,7 @@ def _lungs(
     labels: Mapping[str, int],
     answers: Mapping[str, np.ndarray],
     fold: int,
+    records: Sequence[CacheRecord],
 ) -> AnyPredictions:
     return LungPredictions(dice=answers["dice"], **_known(rows, fold))
 
@@ -71,6 +87,7 @@ def _lobes(
     labels: Mapping[str, int],
     answers: Mapping[str, np.ndarray],
     fold: int,
+    records: Sequence[CacheRecord],
 ) -> AnyPredictions:
     return LobePredictions(
         dice=answers["dice"],
@@ -86,6 +103,7 @@ def _slices(
     labels: Mapping[str, int],
     answers: Mapping[str, np.ndarray],
     fold: int,
+    records: Sequence[CacheRecord],
 ) -> AnyPredictions:
     record = answers["record"].astype(int)
     return SlicePredictions(

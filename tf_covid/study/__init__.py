@@ -5,6 +5,7 @@ predictions.py  predictions.csv
 combine.py      folds joined, frozen models averaged
 bootstrap.py    intervals over patients
 metrics.py      accuracy, kappa, AUC and the rest, vectorised over the replicates
+scores.py       CT scores beside the true one: the network's, and that read from the lobes
 groups.py       Mann–Whitney with Holm, calibration, ROC, subgroups
 paper.py        what the paper published
 figures.py      confusion matrix, reliability, ROC, learning curves (on axes.py)

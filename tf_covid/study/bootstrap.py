@@ -46,7 +46,12 @@ class Bootstrap:
 
 
 def estimate(
-    statistic: Statistic, patients: Sequence[str], bootstrap: Bootstrap, *, difference: bool = False
+    statistic: Statistic,
+    patients: Sequence[str],
+    bootstrap: Bootstrap,
+    *,
+    difference: bool = False,
+    proportions: Sequence[str] = (),
 ) -> dict[str, dict[str, Any] | None]:
     """The value of every metric of a statistic, with its percentile interval.
 
@@ -57,6 +62,9 @@ def estimate(
         bootstrap: Replicates, seed and level.
         difference: True where the values are differences: an interval without width then says that
             there is none.
+        proportions: Values that are fractions of cases. One that is 0 or 1 has Wilson's interval,
+            with the patients as its trials: drawing again what is all right cannot give anything
+            else.
 
     Returns:
         By name `{"value", "ci95", "left_out"}`, or None where the metric is undefined. `left_out`
@@ -79,12 +87,12 @@ def estimate(
             continue
         replicates = np.concatenate([chunk[name] for chunk in chunks])
         interval = _interval(replicates[np.isfinite(replicates)], bootstrap.level, difference)
+        if len(names) < 2:
+            interval = None
+        if name in proportions and value in (0.0, 1.0):
+            interval = wilson(round(value * len(names)), len(names), bootstrap.level)
         left_out = int((~np.isfinite(replicates)).sum())
-        estimates[name] = {
-            "value": value,
-            "ci95": interval if len(names) > 1 else None,
-            "left_out": left_out,
-        }
+        estimates[name] = {"value": value, "ci95": interval, "left_out": left_out}
     return estimates
 
 

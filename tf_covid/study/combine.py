@@ -49,7 +49,8 @@ def ensemble(members: Sequence[Predictions]) -> Predictions:
 
     Args:
         members: Predictions of each model; at least one, on the same cases in any order. The mean
-            score is that of the members that have one.
+            score is that of the members that have one. What was read off the lobes is the first
+            member's that knows it: no model has a say in it.
 
     Returns:
         The cases in the order of the first member, all in fold 0.
@@ -71,8 +72,15 @@ def ensemble(members: Sequence[Predictions]) -> Predictions:
     mean_score = np.divide(
         total, known.sum(axis=0), out=np.full(len(first.cases), np.nan), where=known.any(axis=0)
     )
+    read_score, read_lobes = first.read_score, first.read_lobe_scores
+    for member, row in zip(members[1:], rows[1:], strict=True):
+        unread = np.isnan(read_score) & np.isnan(read_lobes).all(axis=1)
+        read_score = np.where(unread, member.read_score[row], read_score)
+        read_lobes = np.where(unread[:, np.newaxis], member.read_lobe_scores[row], read_lobes)
     return dataclasses.replace(
         first,
+        read_score=read_score,
+        read_lobe_scores=read_lobes,
         folds=np.zeros(len(first.cases)),
         probabilities=probabilities,
         predicted_score=mean_score,

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tf_covid.atomic import make_folder, write_text
-from tf_covid.study import groups, html, metrics, paper
+from tf_covid.study import groups, html, metrics, paper, scores
 from tf_covid.study.bootstrap import Bootstrap, estimate
 from tf_covid.study.combine import select
 from tf_covid.study.predictions import read_predictions
@@ -218,6 +218,7 @@ def _summary(name: str, run: _Run, bootstrap: Bootstrap) -> dict[str, Any]:
             for key in (*metrics.METRICS, "mae", "dice")
         },
         **dict.fromkeys(("confusion_matrix", "per_class", "mann_whitney", "calibration")),
+        **dict.fromkeys(("score_agreement", "lobe_agreement")),
     }
     if isinstance(predictions, Predictions):
         matrix = metrics.confusion_matrix(predictions)
@@ -226,6 +227,8 @@ def _summary(name: str, run: _Run, bootstrap: Bootstrap) -> dict[str, Any]:
             "per_class": metrics.per_class(matrix, CLASSES[predictions.task]),
             "mann_whitney": groups.mann_whitney(predictions),
             "calibration": groups.calibration(predictions, bootstrap),
+            "score_agreement": scores.score_agreement(predictions, bootstrap),
+            "lobe_agreement": scores.lobe_agreement(predictions, bootstrap),
         }
     return summary
 

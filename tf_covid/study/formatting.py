@@ -50,6 +50,28 @@ METRICS = {
 #: What AUC means with more than two classes.
 MULTICLASS_AUC = "Mean over the classes of each one against all others."
 
+#: What is said of a CT score, and of the scores of single lobes: the same three.
+AGREEMENT = {
+    "mae": ("Mean absolute error", False, "How many points off, on average."),
+    "bias": (
+        "Mean error",
+        False,
+        "Score less truth, on average. Above 0: the disease is put too high.",
+    ),
+    "within_1": ("Within ±1 point", True, "Share of the cases."),
+    "within_3": ("Within ±3 points", True, "Share of the cases."),
+    "icc": (
+        "ICC(2,1)",
+        False,
+        "Agreement with the truth; a constant offset lowers it, too. 1: the same numbers.",
+    ),
+    "exact": ("Exactly right", True, "Share of the cases."),
+    "quadratic_kappa": METRICS["quadratic_kappa"],
+}
+
+#: The scores of `scores.SCORES`, in words.
+SCORES = {"predicted": "the network's score", "read": "read from the lobes"}
+
 TASKS = {
     "severity": "severity of COVID-19, five classes",
     "covid": "COVID-19, yes or no",
@@ -96,6 +118,11 @@ def metric_interval(metric: Mapping[str, Any] | None, name: str) -> str:
     return interval(low, high, _unit(name))
 
 
+def agreement_value(metric: Mapping[str, Any] | None, name: str) -> str:
+    """A value of `AGREEMENT`; a mean error with its sign."""
+    return difference(metric, name) if name == "bias" else metric_value(metric, name)
+
+
 def difference(metric: Mapping[str, Any] | None, name: str) -> str:
     """A difference with its sign; of fractions in percentage points, without a unit."""
     if metric is None:
@@ -109,11 +136,12 @@ def _digits(amount: float, metric: Mapping[str, Any], name: str) -> str:
     if _unit(name):
         return decimals(amount * 100)
     largest = max(abs(bound) for bound in (metric["value"], *(metric["ci95"] or ())))
-    return decimals(amount, 2 if name == "mae" and largest >= 0.2 else 3)
+    return decimals(amount, 2 if name in ("mae", "bias") and largest >= 0.2 else 3)
 
 
 def _unit(name: str) -> str:
-    return " %" if name in METRICS and METRICS[name][1] else ""
+    known = METRICS.get(name) or AGREEMENT.get(name)
+    return " %" if known and known[1] else ""
 
 
 def is_clear(metric: Mapping[str, Any] | None) -> bool:

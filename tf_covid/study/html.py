@@ -176,6 +176,7 @@ def _cases(predictions: AnyPredictions) -> dict[str, Any] | None:
             "probability": float(top[row]),
             "ct_score": _known(predictions.ct_score[row]),
             "predicted_score": _known(predictions.predicted_score[row]),
+            "read_score": _known(predictions.read_score[row]),
         }
         | _patient(predictions, row)
         for row in order[:_MAX_CASES]

@@ -47,12 +47,9 @@ def measure(predictions: AnyPredictions, bootstrap: Bootstrap) -> dict[str, dict
         A fraction of cases that is 0 or 1 has Wilson's interval, with the patients as its trials:
         drawing again what is all right cannot give anything else.
     """
-    measured = estimate(statistic_of(predictions), predictions.patients, bootstrap)
-    total = len(set(predictions.patients))
-    for name in PROPORTIONS:
-        metric = measured.get(name)
-        if metric is not None and metric["value"] in (0.0, 1.0):
-            metric["ci95"] = wilson(round(metric["value"] * total), total, bootstrap.level)
+    measured = estimate(
+        statistic_of(predictions), predictions.patients, bootstrap, proportions=PROPORTIONS
+    )
     error = measured.get("mae")
     if error is not None:
         units = {"slices": "share of the slice's lung", "lobes": "ml"}
@@ -63,19 +60,19 @@ def measure(predictions: AnyPredictions, bootstrap: Bootstrap) -> dict[str, dict
 def statistic_of(predictions: AnyPredictions) -> Statistic:
     """What `measure` measures, as a function of the weights of the rows."""
     if isinstance(predictions, LungPredictions):
-        return _mean_of("dice", predictions.dice)
+        return mean_of("dice", predictions.dice)
     if isinstance(predictions, LobePredictions):
-        dice = _mean_of("dice", predictions.dice)
-        effusion = _mean_of("mae", np.abs(predictions.effusion_error_ml))
+        dice = mean_of("dice", predictions.dice)
+        effusion = mean_of("mae", np.abs(predictions.effusion_error_ml))
         return lambda weights: {**dice(weights), **effusion(weights)}
     if isinstance(predictions, SlicePredictions):
         auc: Any = BinaryAUC(predictions.truth == 1, predictions.probability)
-        error = _mean_of("mae", np.abs(predictions.fraction - predictions.predicted_fraction))
+        error = mean_of("mae", np.abs(predictions.fraction - predictions.predicted_fraction))
         return lambda weights: {"auc": auc(weights), **error(weights)}
     classes = predictions.probabilities.shape[1]
     cells = np.zeros((len(predictions.cases), classes * classes))
     cells[np.arange(len(cells)), predictions.truth * classes + predictions.predicted] = 1.0
-    error = _mean_of("mae", np.abs(predictions.ct_score - predictions.predicted_score))
+    error = mean_of("mae", np.abs(predictions.ct_score - predictions.predicted_score))
     auc = _class_auc(predictions)
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -93,11 +90,16 @@ def dice_per_lobe(predictions: LobePredictions, bootstrap: Bootstrap) -> dict[st
     }
 
 
-def _mean_of(name: str, values: np.ndarray) -> Statistic:
-    """The weighted mean of the values that are known, float64 (N,)."""
+def mean_of(name: str, values: np.ndarray) -> Statistic:
+    """The weighted mean of the values that are known, as a statistic of one name.
+
+    Args:
+        name: Name of the mean.
+        values: Value of each case, float64 (N,); NaN where unknown.
+    """
     known = np.isfinite(values)
     filled = np.where(known, values, 0.0)
-    return lambda weights: {name: _ratio(weights @ filled, weights @ known.astype(np.float64))}
+    return lambda weights: {name: ratio(weights @ filled, weights @ known.astype(np.float64))}
 
 
 def matrix_metrics(matrices: np.ndarray) -> dict[str, np.ndarray]:
@@ -125,18 +127,19 @@ def matrix_metrics(matrices: np.ndarray) -> dict[str, np.ndarray]:
         if classes > 2
         else np.full(len(matrices), np.nan)
     )
-    recall = _ratio(hits, true)
-    f1 = _ratio(2.0 * hits, true + predicted)
+    recall = ratio(hits, true)
+    f1 = ratio(2.0 * hits, true + predicted)
     return {
-        "accuracy": _ratio(hits.sum(axis=1), total),
+        "accuracy": ratio(hits.sum(axis=1), total),
         "balanced_accuracy": np.where(missing, np.nan, recall.mean(axis=1)),
         "macro_f1": np.where(missing, np.nan, f1.mean(axis=1)),
-        "quadratic_kappa": 1.0 - _ratio((matrices * distance**2).sum(axis=(1, 2)), chance),
-        "within_one": _ratio(near, total),
+        "quadratic_kappa": 1.0 - ratio((matrices * distance**2).sum(axis=(1, 2)), chance),
+        "within_one": ratio(near, total),
     }
 
 
-def _ratio(part: np.ndarray, total: np.ndarray) -> np.ndarray:
+def ratio(part: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Part by total, float64; NaN where the total is not above 0, or the part not finite."""
     ratio: np.ndarray = np.divide(
         part, total, out=np.full(np.shape(part), np.nan), where=(total > 0) & np.isfinite(part)
     )
@@ -274,11 +277,11 @@ class BinaryAUC:
         positive = np.add.reduceat(weights * self._positive, self._starts, axis=1)
         negative = np.add.reduceat(weights * (1.0 - self._positive), self._starts, axis=1)
         below = np.cumsum(negative, axis=1) - negative / 2.0
-        return _ratio((positive * below).sum(axis=1), positive.sum(axis=1) * negative.sum(axis=1))
+        return ratio((positive * below).sum(axis=1), positive.sum(axis=1) * negative.sum(axis=1))
 
 
 def mean(
     values: np.ndarray, patients: Sequence[str], bootstrap: Bootstrap
 ) -> dict[str, Any] | None:
     """The mean over rows, float64 (N,), with its interval over patients."""
-    return estimate(_mean_of("mean", values), patients, bootstrap)["mean"]
+    return estimate(mean_of("mean", values), patients, bootstrap)["mean"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from tf_covid.cohort.table import written_float
 from tf_covid.severity import CLASS_UPPER_SCORES, LOBES
 from tf_covid.study.records import (
     CLASSES,
+    LARGEST_LOBE_SCORE,
     SUM_TOLERANCE,
     AnyPredictions,
     LobePredictions,
@@ -33,6 +35,7 @@ _MAX_ERRORS = 20
 _Float = Annotated[float, BeforeValidator(written_float)]
 _Fraction = Annotated[_Float, Field(ge=0, le=1)]
 _Age = Annotated[_Float, Field(ge=0, le=130)]
+_LobeScore = Annotated[_Float, Field(ge=0, le=LARGEST_LOBE_SCORE, multiple_of=1)]
 _Index = Annotated[int, BeforeValidator(written_float), Field(ge=0, le=1_000_000_000)]
 
 
@@ -50,6 +53,9 @@ class _ClassRow(_PredictionRow):
     p: tuple[_Fraction, ...]
     ct_score: Annotated[_Float, Field(ge=0, le=CLASS_UPPER_SCORES[-1])] | None = None
     predicted_score: _Float | None = None
+    read_score: Annotated[_Float, Field(ge=0, le=CLASS_UPPER_SCORES[-1])] | None = None
+    lobe_scores: tuple[_LobeScore | None, ...] = (None,) * len(LOBES)
+    read_lobe_scores: tuple[_LobeScore | None, ...] = (None,) * len(LOBES)
     sex: str | None = None
     age: _Age | None = None
     site: str | None = None
@@ -78,9 +84,17 @@ class _LobeRow(_LungRow):
 #: Column of the Dice of each lobe.
 _LOBE_COLUMNS = tuple(name.replace(" ", "_") for name in LOBES)
 
+#: Columns of the true, and of the read, score of each lobe.
+_LOBE_SCORES = {
+    "lobe_scores": tuple(f"{name}_score" for name in _LOBE_COLUMNS),
+    "read_lobe_scores": tuple(f"{name}_read" for name in _LOBE_COLUMNS),
+}
 
-def _class_header(task: str) -> tuple[str, ...]:
+
+def _class_header(task: str, *, lobes: bool = False) -> tuple[str, ...]:
+    """The header of a classification; with `lobes`, what is known of the lobes stands in it."""
     probabilities = (f"p{index}" for index in range(len(CLASSES[task])))
+    read = ("read_score", *itertools.chain(*_LOBE_SCORES.values())) if lobes else ()
     return (
         "case",
         "patient",
@@ -90,6 +104,7 @@ def _class_header(task: str) -> tuple[str, ...]:
         *probabilities,
         "ct_score",
         "predicted_score",
+        *read,
         "sex",
         "age",
         "site",
@@ -112,6 +127,11 @@ _TABLES: dict[str, tuple[tuple[str, ...], type[_PredictionRow]]] = {
         ),
         _LobeRow,
     ),
+}
+
+#: The task of each header. Where nothing is known of any lobe, its columns are left out.
+_TASKS = {header: task for task, (header, _) in _TABLES.items()} | {
+    _class_header(task, lobes=True): task for task in CLASSES
 }
 
 #: Column of the fields that have another name than theirs.
@@ -144,6 +164,10 @@ def write_predictions(predictions: AnyPredictions, path: Path) -> None:
             value.tolist() if isinstance(value, np.ndarray) else value
         )
     if isinstance(predictions, Predictions):
+        if predictions.knows_lobes:
+            header = _class_header(predictions.task, lobes=True)
+        for field_name, names in _LOBE_SCORES.items():
+            columns |= dict(zip(names, getattr(predictions, field_name).T.tolist(), strict=True))
         columns |= {
             f"p{index}": column for index, column in enumerate(predictions.probabilities.T.tolist())
         }
@@ -177,13 +201,13 @@ def read_predictions(path: Path) -> AnyPredictions:
 
 
 def _parse(path: Path, reader: Iterator[list[str]]) -> AnyPredictions:
-    first_row = tuple(next(reader, []))
-    task = next((task for task, (header, _) in _TABLES.items() if header == first_row), None)
+    header = tuple(next(reader, []))
+    task = _TASKS.get(header)
     if task is None:
-        text = ",".join(first_row)
+        text = ",".join(header)
         shown = f"begins with {text[:60]!r}" if text else "is empty"
         raise StudyError(f"{path}: row 1 {shown}, which is not the header of any predictions.csv")
-    header, model = _TABLES[task]
+    _, model = _TABLES[task]
     rows: list[Any] = []
     errors: list[str] = []
     seen: dict[tuple[str, int | None], int] = {}
@@ -224,6 +248,9 @@ def _cells(header: Sequence[str], values: Sequence[str]) -> dict[str, Any]:
     probabilities = [name for name in header if name[0] == "p" and name[1:].isdigit()]
     if probabilities:
         cells["p"] = tuple(cells.pop(name, None) for name in probabilities)
+    for field_name, names in _LOBE_SCORES.items():
+        if names[0] in header:
+            cells[field_name] = tuple(cells.pop(name, None) for name in names)
     if _LOBE_COLUMNS[0] in header:
         cells["lobes"] = tuple(cells.pop(name, None) for name in _LOBE_COLUMNS)
     return cells
@@ -242,6 +269,12 @@ def _contradictions(row: _PredictionRow) -> list[str]:
     if row.predicted != row.p.index(max(row.p)):
         contradictions.append(
             f"predicted: {row.predicted} is not the class of the largest probability"
+        )
+    known = [score for score in row.read_lobe_scores if score is not None]
+    total = sum(known) if len(known) == len(LOBES) else None
+    if total is not None and row.read_score not in (None, total):
+        contradictions.append(
+            f"read_score: {row.read_score:g} is not the sum of the lobes' scores, {total:g}"
         )
     return contradictions
 

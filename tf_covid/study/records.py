@@ -18,6 +18,12 @@ CLASSES = {name: task.study_labels for name, task in TASKS.items() if task.class
 #: Largest distance from 1 of the sum of a case's probabilities: float32 softmax, averaged.
 SUM_TOLERANCE = 1e-3
 
+#: The highest score of a lobe.
+LARGEST_LOBE_SCORE = 5
+
+#: Columns that older tables lack.
+_LOBE_READINGS = ("read_score", "lobe_scores", "read_lobe_scores")
+
 
 class StudyError(TfCovidError):
     """Predictions or runs that cannot be read, joined, averaged or compared."""
@@ -65,6 +71,12 @@ class Predictions(_Columns):
             is the largest, the first of equal ones.
         ct_score: True Global CT Score, 0–25, float64 (N,); NaN where unknown.
         predicted_score: Predicted Global CT Score, float64 (N,); NaN where the network has none.
+        read_score: Global CT Score read from the lobes, 0–25, float64 (N,): the sum of the five
+            lobe scores, in which the network has no say; NaN where unknown.
+        lobe_scores: True score of each lobe, in the order of `severity.LOBES`, 0–5, float64 (N, 5);
+            NaN where unknown.
+        read_lobe_scores: Score read of each lobe, likewise; NaN of a lobe that the scan hardly
+            shows.
         sex: Sex of the patient, N texts; None where unknown.
         age: Age of the patient in years, float64 (N,); NaN where unknown.
         site: Site of the scan, N texts; None where unknown.
@@ -81,6 +93,9 @@ class Predictions(_Columns):
     probabilities: np.ndarray
     ct_score: np.ndarray
     predicted_score: np.ndarray
+    read_score: np.ndarray
+    lobe_scores: np.ndarray
+    read_lobe_scores: np.ndarray
     sex: tuple[str | None, ...]
     age: np.ndarray
     site: tuple[str | None, ...]
@@ -88,7 +103,7 @@ class Predictions(_Columns):
     def __post_init__(self) -> None:
         for name in ("folds", "truth"):
             _freeze(self, name, np.int64)
-        for name in ("probabilities", "ct_score", "predicted_score", "age"):
+        for name in ("probabilities", "ct_score", "predicted_score", "age", *_LOBE_READINGS):
             _freeze(self, name, np.float64)
         self._check_lengths()
         if len(set(self.cases)) != len(self.cases):
@@ -103,8 +118,21 @@ class Predictions(_Columns):
         self._check_range("probabilities", 0, 1)
         if (np.abs(self.probabilities.sum(axis=1) - 1.0) > SUM_TOLERANCE).any():
             raise ValueError("the probabilities of a case must sum to 1")
-        self._check_range("ct_score", 0, CLASS_UPPER_SCORES[-1], unknown=True)
+        for name in ("ct_score", "read_score"):
+            self._check_range(name, 0, CLASS_UPPER_SCORES[-1], unknown=True)
+        for name in ("lobe_scores", "read_lobe_scores"):
+            values = getattr(self, name)
+            if values.shape != (len(self.cases), len(LOBES)):
+                raise ValueError(f"{name} must be (N, {len(LOBES)}), not {values.shape}")
+            self._check_range(name, 0, LARGEST_LOBE_SCORE, unknown=True)
+            if (np.mod(values[np.isfinite(values)], 1) != 0).any():
+                raise ValueError(f"{name} must be whole numbers")
         self._check_range("age", 0, 130, unknown=True)
+
+    @property
+    def knows_lobes(self) -> bool:
+        """Whether something is known of the lobes of a case."""
+        return any(np.isfinite(getattr(self, name)).any() for name in _LOBE_READINGS)
 
     @property
     def predicted(self) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tf_covid.atomic import make_folder, write_text
-from tf_covid.study import groups, html, metrics
+from tf_covid.study import groups, html, metrics, scores
 from tf_covid.study.bootstrap import Bootstrap
 from tf_covid.study.records import (
     CLASSES,
@@ -37,6 +37,8 @@ KEYS = (
     "per_class",
     *metrics.METRICS,
     "mae",
+    "score_agreement",
+    "lobe_agreement",
     "dice",
     "dice_per_case",
     "dice_per_lobe",
@@ -111,6 +113,8 @@ def build_study(
         study["per_class"] = metrics.per_class(matrix, CLASSES[predictions.task])
         study["mann_whitney"] = groups.mann_whitney(predictions)
         study["calibration"] = groups.calibration(predictions, bootstrap)
+        study["score_agreement"] = scores.score_agreement(predictions, bootstrap)
+        study["lobe_agreement"] = scores.lobe_agreement(predictions, bootstrap)
         if predictions.task == "covid":
             study["roc"] = groups.roc(predictions.truth, predictions.probabilities[:, 1])
     elif isinstance(predictions, LungPredictions | LobePredictions):
