@@ -343,6 +343,4 @@ def _legend(page: Axes, result: Result) -> None:
     )
     set_limits(page)
     write(page, left + 98, y, sentences.ATTENTION_SCALE, 14, palette.SLIDE.soft)
-    write(
-        page, 40, 834, sentences.attention_caution(result), 13, palette.SLIDE.warn, weight="bold"
-    )
+    write(page, 40, 834, sentences.attention_caution(result), 13, palette.SLIDE.warn, weight="bold")
