@@ -209,7 +209,7 @@ def _dashed_outline(mask: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray
 
     Both are 0–1, float32 (height, width).
     """
-    from contourpy import contour_generator
+    from matplotlib.figure import Figure
     from PIL import Image, ImageDraw
 
     if not mask.any():
@@ -219,7 +219,7 @@ def _dashed_outline(mask: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray
     fine = (size[0] * _SUPERSAMPLING, size[1] * _SUPERSAMPLING)
     canvases = [Image.new("L", fine) for _ in range(2)]
     rim, dashes = (ImageDraw.Draw(canvas) for canvas in canvases)
-    for line in contour_generator(z=level).lines(0.5):
+    for line in Figure().add_axes((0, 0, 1, 1)).contour(level, levels=[0.5]).allsegs[0]:
         points = (np.asarray(line) - 0.5) * _SUPERSAMPLING
         rim_px = (_LESION_WIDTH_PX + _DARK_RIM_PX) * _SUPERSAMPLING
         rim.line(points.ravel().tolist(), 255, round(rim_px), "curve")
