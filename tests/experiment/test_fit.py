@@ -231,6 +231,15 @@ def test_what_cannot_be_trained_is_named(
     assert "Traceback" not in lines
 
 
+def test_a_clip_that_the_network_cannot_take_is_named(small_cohort: Path, tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    settings.write_text(settings.read_text().replace("clip = [16, 32, 32]", "clip = [8, 32, 32]"))
+    said = refused(*command(small_cohort, tmp_path / "run", "--config", str(settings)))
+    assert said.splitlines()[-1].startswith(
+        "error: clip = [8, 32, 32], network = {'dense': 16}: LTC needs a clip of known size"
+    )
+
+
 @pytest.mark.slow
 def test_a_loss_that_is_no_number_ends_with_a_name(small_cohort: Path, tmp_path: Path) -> None:
     settings = config(tmp_path, "learning_rate = 1e30\ngradient_clip_norm = 1e30")

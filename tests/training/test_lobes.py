@@ -16,7 +16,7 @@ from tf_covid.cohort.augment import Augmentation, Draws, randomly_convolved
 from tf_covid.cohort.manifest import ManifestRow, write_manifest
 from tf_covid.cohort.planes import OUTSIDE_LOBES, UNKNOWN
 from tf_covid.cohort.training_input import COUNTED, LABELS_EACH, VolumeTrainingInput
-from tf_covid.errors import ModelError, TrainingError
+from tf_covid.errors import TrainingError
 from tf_covid.experiment.evaluate import evaluate
 from tf_covid.experiment.fit import fit
 from tf_covid.experiment.run_folder import FitRequest
@@ -308,7 +308,9 @@ def test_settings_that_do_not_fit_lobes_are_named(cohort: Path, tmp_path: Path) 
         NetworkSpec.of("lobes", "unet3d", [], Settings(network={"outputs": 3}))
     odd = SETTINGS.model_copy(update={"clip": (10, 32, 32)})
     request = FitRequest(cohort, "lobes", "unet3d", tmp_path, odd, folds=2)
-    with pytest.raises(ModelError, match="multiples of 4"):
+    with pytest.raises(
+        TrainingError, match=r"^clip = \[10, 32, 32\], network = .*'depth': 2.* multiples of 4, not"
+    ):
         fit(request, on_message=print, epoch_progress=lambda label, steps: _Silent())
     settings = SETTINGS.model_copy(update={"disease_endpoints": ("down0_conv1",)})
     network = NetworkSpec.of("lobes", "unet3d", [], settings)

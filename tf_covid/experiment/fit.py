@@ -45,7 +45,7 @@ from tf_covid.cohort.folds import (
     write_folds,
 )
 from tf_covid.cohort.manifest import ManifestRow, read_manifest
-from tf_covid.errors import TrainingError
+from tf_covid.errors import ModelError, TrainingError
 from tf_covid.experiment import phantom_source
 from tf_covid.experiment.phantom_source import SYNTHETIC_NOTE
 from tf_covid.experiment.predict import as_predictions
@@ -324,10 +324,21 @@ def _check_network(request: FitRequest, network: NetworkSpec) -> None:
     """A network that cannot be built, or read back, is an error now, not after hours of reading.
 
     Raises:
-        ModelError, TrainingError: If it cannot be built, or lacks the layer to be explained.
+        ModelError: If the settings name arguments that the network does not have.
+        TrainingError: If it cannot be built with these settings, or lacks the layer to be
+            explained.
     """
     _lung_models(request)
-    built = build(network.model, dict(network.arguments), request.out)
+    try:
+        built = build(network.model, dict(network.arguments), request.out)
+    except ModelError as error:
+        if not isinstance(error.__cause__, ValueError):
+            raise
+        # No file is at fault, as the message of `build` has it, but what was asked for.
+        own = request.settings.network
+        given = f"clip = {list(request.settings.clip)}" + (f", network = {own}" if own else "")
+        facts = str(error.__cause__).partition("\n")[0]
+        raise TrainingError(f"{given}: {facts}") from error
     endpoint = request.settings.endpoint
     if endpoint is not None and endpoint not in {layer.name for layer in built.layers}:
         raise TrainingError(f"endpoint: {network.model} has no layer {endpoint}")
