@@ -217,15 +217,15 @@ def _dashed_outline(mask: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray
     # A rim of 0 closes the lines at the edge of the picture.
     level = np.pad(_soft(mask, size), 1)
     fine = (size[0] * _SUPERSAMPLING, size[1] * _SUPERSAMPLING)
-    canvases = [Image.new("L", fine) for _ in range(2)]
-    rim, dashes = (ImageDraw.Draw(canvas) for canvas in canvases)
+    layers = [Image.new("L", fine) for _ in range(2)]
+    rim, dashes = (ImageDraw.Draw(layer) for layer in layers)
     for line in Figure().add_axes((0, 0, 1, 1)).contour(level, levels=[0.5]).allsegs[0]:
         points = (np.asarray(line) - 0.5) * _SUPERSAMPLING
         rim_px = (_LESION_WIDTH_PX + _DARK_RIM_PX) * _SUPERSAMPLING
         rim.line(points.ravel().tolist(), 255, round(rim_px), "curve")
         for dash in _dashes(points, _DASH_PX * _SUPERSAMPLING, _DASH_GAP_PX * _SUPERSAMPLING):
             dashes.line(dash.ravel().tolist(), 255, round(_LESION_WIDTH_PX * _SUPERSAMPLING))
-    small = [canvas.resize(size, Image.Resampling.BOX) for canvas in canvases]
+    small = [layer.resize(size, Image.Resampling.BOX) for layer in layers]
     opacities = [np.asarray(one, np.float32) / 255.0 for one in small]
     return opacities[0], opacities[1]
 
