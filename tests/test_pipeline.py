@@ -122,6 +122,15 @@ def test_only_clock_and_timings_differ_between_equal_answers(plain, scan, monkey
     assert pipeline.refused("a", ()).answered_at == "2026-01-31T09:30:12Z"
 
 
+@pytest.mark.parametrize(("inside", "flagged"), [(0.22, True), (0.5, False), (0.9, False)])
+def test_attention_beside_the_lungs_is_a_quality_flag(inside, flagged):
+    flags = pipeline._attention_outside(inside)
+    assert bool(flags) == flagged
+    if flagged:
+        assert flags[0].code == "attention_outside"
+        assert "Only 22 % of the attention lies within the lungs" in flags[0].message
+
+
 def test_the_clock_is_utc():
     written = datetime.fromisoformat(pipeline.now())
     assert abs(written - datetime.now(UTC)) < timedelta(seconds=60)

@@ -38,6 +38,9 @@ from tf_covid.scan.checks import refusal
 #: What no chest has (`scan.checks.POSSIBLE_VOLUME_ML`) is refused.
 USUAL_VOLUME_ML = (1500.0, 9000.0)
 
+#: Attention of which less than this share lies within the lungs is pointed out.
+MOSTLY_INSIDE = 0.5
+
 #: A CT score that misses the answered class by this many whole points or fewer is for information
 #: only: two outputs of one network, whose score errs by one to two points in the mean, then say the
 #: same as well as they can.
@@ -196,7 +199,7 @@ def stratify(
         prediction = _prediction(answers)
         with timings.timed("attention"):
             volume, looked = _explain(models, answers, reading, prediction, attention, target)
-    flags = _flags(scan, models, reading, prediction, volume) + _model_flags(
+    flags = _flags(scan, models, reading, prediction, volume, looked) + _model_flags(
         models, results, reading
     )
     return Result(
@@ -412,6 +415,7 @@ def _flags(
     reading: LungReading,
     prediction: Prediction,
     attention_map: np.ndarray | None,
+    attention: Attention | None,
 ) -> list[QualityFlag]:
     """Quality flags of an answered scan: what is unusual about lungs, CT score and map."""
     # Of the cleaned mask: a table's tube in the last slice does not cut a lung off. Too little lung
@@ -437,7 +441,21 @@ def _flags(
     if attention_map is not None and not attention_map.any():
         message = "Nothing in the scan raises the target: the map is empty."
         flags.append(QualityFlag("attention_empty", "info", message))
+    elif attention is not None and attention.inside_lung_fraction is not None:
+        flags += _attention_outside(attention.inside_lung_fraction)
     return flags
+
+
+def _attention_outside(inside: float) -> list[QualityFlag]:
+    """The flag of an attention map that lies mostly beside the lungs."""
+    if inside >= MOSTLY_INSIDE:
+        return []
+    message = (
+        f"Only {100.0 * inside:.0f} % of the attention lies within the lungs, and only that is"
+        " shown: the cells of the map are some centimetres wide and reach beyond the border of the"
+        " lungs, so trust the slices more than the colours."
+    )
+    return [QualityFlag("attention_outside", "info", message, round(inside, 3))]
 
 
 def _class_mismatch(predicted_class: int, ct_score: float) -> list[QualityFlag]:

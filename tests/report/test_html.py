@@ -279,6 +279,16 @@ def test_a_bright_map_of_a_clean_scan_is_not_left_alone(
     )
 
 
+def test_how_much_of_the_map_lies_in_the_lungs_is_said(make_case: Any) -> None:
+    result, scan = make_case()
+    looked = dataclasses.replace(result.attention, inside_lung_fraction=0.22)
+    text = Page(render(dataclasses.replace(result, attention=looked), scan)).text
+    assert "22 % of the map lies within the lungs and is shown; the other 78 % was cut off" in text
+    unknown = dataclasses.replace(result.attention, inside_lung_fraction=None)
+    text = Page(render(dataclasses.replace(result, attention=unknown), scan)).text
+    assert "of the map lies" not in text
+
+
 def test_a_covid_answer(covid_case: Any) -> None:
     text = Page(render(*covid_case)).text
     assert "positive" in text

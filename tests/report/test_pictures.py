@@ -143,3 +143,10 @@ def test_attention_colours_grow_lighter() -> None:
     """Readable without colour vision and on a grey print."""
     light = pictures.attention_scale_rgb(24) @ (0.2126, 0.7152, 0.0722)
     assert (np.diff(light) > 0).all()
+
+
+def test_attention_is_coloured_from_half_of_the_maximum() -> None:
+    _, opacity = pictures.attention_colours()
+    assert not opacity[:128].any()
+    assert opacity[128] > 0.25, "colour has an edge that can be seen"
+    assert (np.diff(opacity[128:]) > 0).all()

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tf_covid.report import headfeet
+from tf_covid.report import headfeet, text
 from tf_covid.report.views import choose, choose_slices, lung_box
+from tf_covid.result import Severity
+from tf_covid.severity import LABELS
 
 
 def peak(depth: int, at: int, width: float) -> np.ndarray:
@@ -54,10 +56,67 @@ def test_the_planes_go_through_the_attention_else_the_involvement(make_case: Any
     assert result.lungs.involvement_per_slice[views.position[0]] > 0
 
 
+def healthy(case: Any, class_index: int = 0) -> tuple[Any, Any]:
+    """The case with half of a percent involved, and of this class."""
+    result, scan = case
+    per_slice = tuple(min(value, 4.0) for value in result.lungs.involvement_per_slice)
+    lungs = dataclasses.replace(
+        result.lungs, involvement_percent=0.5, involvement_per_slice=per_slice
+    )
+    found = Severity(class_index, LABELS[class_index], (0.2,) * 5, 0.4)
+    return dataclasses.replace(result, lungs=lungs, severity=found), scan
+
+
+def test_no_slice_of_a_healthy_scan_is_called_involved(make_case: Any) -> None:
+    result, scan = healthy(make_case())
+    views = choose(result, scan)
+    reasons = [shown.reason for shown in views.slices]
+    assert reasons.count("by position") == 7
+    assert reasons.count("highest attention") == 1
+    assert views.position_reason == "the slice with the most lung"
+    assert "which need not mean disease" in text.slices_choice(views)
+    assert text.slices_heading(result) == "Axial slices, by position"
+    without, scan = healthy(make_case(attention=False))
+    assert {shown.reason for shown in choose(without, scan).slices} == {"by position"}
+
+
+def test_a_mild_answer_keeps_its_attention(make_case: Any) -> None:
+    views = choose(*healthy(make_case(), class_index=1))
+    reasons = {shown.reason for shown in views.slices}
+    assert reasons == {"highest attention", "high attention", "by position"}
+    assert "attention" in views.position_reason
+
+
+def test_slices_with_next_to_nothing_are_not_called_involved(make_case: Any) -> None:
+    result, scan = make_case(attention=False)
+    percent = np.zeros(40)
+    percent[10:30], percent[20] = 0.9, 30.0
+    lungs = dataclasses.replace(result.lungs, involvement_per_slice=tuple(percent))
+    views = choose(dataclasses.replace(result, lungs=lungs), scan)
+    assert [s.index for s in views.slices if s.reason != "by position"] == [20]
+
+
+def test_slices_without_colour_are_not_called_attention(make_case: Any) -> None:
+    result, scan = make_case()
+    shown = {
+        s.index: s.reason for s in choose(result, scan).slices if s.reason.endswith("attention")
+    }
+    assert shown
+    coloured = result.maps.attention >= 128
+    assert all((coloured[index] & (result.maps.lungs[index] > 0)).any() for index in shown)
+
+
+def test_the_middle_row_is_that_of_the_lungs(make_case: Any) -> None:
+    result, scan = make_case()
+    assert choose(result, scan).middle_row == 30
+    nothing = dataclasses.replace(result.maps, lungs=np.zeros_like(result.maps.lungs))
+    assert choose(dataclasses.replace(result, maps=nothing), scan).middle_row == 30
+
+
 def test_attention_outside_the_lungs_does_not_choose_the_position(make_case: Any) -> None:
     result, scan = make_case()
     attention = np.zeros_like(result.maps.attention)
-    attention[2, 2, 2], attention[20, 30, 54] = 255, 90
+    attention[2, 2, 2], attention[20, 30, 54] = 255, 140
     result = dataclasses.replace(result, maps=dataclasses.replace(result.maps, attention=attention))
     assert choose(result, scan).position == (20, 30, 54)
 

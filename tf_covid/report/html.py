@@ -70,6 +70,7 @@ def draw(result: Result, scan: Scan, views: Views | None = None) -> dict[str, An
                 "-", "−"
             )
         ),
+        "slices_choice": text.slices_choice(views),
         "slices": _axial_pictures(result, scan, views),
         "figure": headfeet.layout(result, scan, views, has_attention),
         "coronal": _picture_pair(result, scan, views, axis=1),
@@ -99,7 +100,7 @@ def _axial_pictures(result: Result, scan: Scan, views: Views) -> list[dict[str, 
                 # The z of LPS, as the source file gives it: what a viewing station shows as slice
                 # location.
                 "z_mm": float(scan.affine[2] @ (index, 0.0, 0.0, 1.0)),
-                "involvement": involvement[index] if involvement else None,
+                "involvement": involvement[index] / 100.0 if involvement else None,
                 "interpolated": index in scan.interpolated,
             }
         )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tf_covid.page import palette
+from tf_covid.report.views import COLOURED_FROM
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -141,17 +142,18 @@ def attention_colours() -> tuple[np.ndarray, np.ndarray]:
     from matplotlib import colormaps
 
     value = np.linspace(0.0, 1.0, 256)
-    # The darkest part would hide in the grey of the lung; opacity tells low values from none
-    # instead.
-    colours = colormaps[ATTENTION_COLOURS](0.3 + 0.7 * value)[:, :3] * 255.0
-    return colours.astype(np.float32), (_ATTENTION_OPACITY * value**0.8).astype(np.float32)
+    drawn = np.clip((value - COLOURED_FROM) / (1.0 - COLOURED_FROM), 0.0, 1.0)
+    # The darkest part would hide in the grey of the lung.
+    colours = colormaps[ATTENTION_COLOURS](0.4 + 0.6 * drawn)[:, :3] * 255.0
+    opacity = np.where(value >= COLOURED_FROM, _ATTENTION_OPACITY * (0.45 + 0.55 * drawn), 0.0)
+    return colours.astype(np.float32), opacity.astype(np.float32)
 
 
 def attention_scale_rgb(steps: int) -> np.ndarray:
-    """The colour bar: colours of attention 0 to 1 over aerated lung, (steps, 3), 0–1."""
+    """The colour bar: colours of drawn attention over aerated lung, (steps, 3), 0–1."""
     colours, opacity = attention_colours()
     lung_grey = np.interp(-850, *_window())
-    values = np.linspace(0, 255, steps).round().astype(int)
+    values = np.linspace(np.ceil(255 * COLOURED_FROM), 255, steps).round().astype(int)
     blended: np.ndarray = lung_grey + (colours[values] - lung_grey) * opacity[values][:, None]
     return blended / 255.0
 

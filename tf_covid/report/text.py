@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tf_covid.page.formats import decimals, millilitres
+from tf_covid.page.formats import decimals, millilitres, probability
+from tf_covid.report.views import OVERVIEW, nothing_involved
 from tf_covid.severity import CLASS_UPPER_SCORES, LABELS
 
 if TYPE_CHECKING:
+    from tf_covid.report.views import Views
     from tf_covid.result import Attention, Lungs, QualityFlag, Result
 
 #: Worst first; what each level of a flag means for the reader.
@@ -45,7 +47,7 @@ _INVOLVEMENT_MEANING = {
 #: Pleural fluid, in ml, that is not worth a word: the network's cells are coarse.
 LEAST_EFFUSION_ML = 10.0
 
-ATTENTION_SCALE = "attention, relative to this scan's maximum; does not compare patients"
+ATTENTION_SCALE = "attention, from half of this scan's maximum up to it; does not compare patients"
 
 _WHOLE_SERIES = (
     "Give the axial slices of one chest CT, all of them, from above the lungs to below them."
@@ -324,7 +326,39 @@ def attention_meaning(attention: Attention) -> str:
         "class": "what speaks for the predicted class",
     }.get(attention.target, f"what speaks for “{attention.target}”")
     return (
-        f"Colours show where the network found {target} ({attention.method}). The map is coarse: it"
-        " points to a region, not to a lesion, and says nothing about the lung that it leaves"
-        " uncoloured."
+        f"Colours show where the network found {target} ({attention.method}), from half of the"
+        " scan's maximum on. The map is coarse: it points to a region, not to a lesion, and says"
+        " nothing about the lung that it leaves uncoloured."
     )
+
+
+def attention_within(attention: Attention) -> str:
+    """How much of the map lies within the lungs, in a sentence; empty where it is not known."""
+    fraction = attention.inside_lung_fraction
+    if fraction is None:
+        return ""
+    return (
+        f"{probability(fraction)} of the map lies within the lungs and is shown; the other"
+        f" {probability(1.0 - fraction)} was cut off, since the cells of the map are some"
+        " centimetres wide and reach beyond the border of the lungs."
+    )
+
+
+def slices_heading(result: Result) -> str:
+    """Heading of the axial pictures."""
+    return (
+        "Axial slices, by position" if nothing_involved(result) else "The slices that tell the most"
+    )
+
+
+def slices_choice(views: Views) -> str:
+    """How the axial slices were chosen, in a sentence or two."""
+    chosen = {shown.reason for shown in views.slices}
+    if chosen <= {OVERVIEW}:
+        return "No slice stands out by disease or attention: they are spread evenly."
+    if chosen <= {OVERVIEW, "highest attention"}:
+        return (
+            "No slice stands out by disease: they are spread evenly, and one is where attention is"
+            " highest, which need not mean disease."
+        )
+    return "Chosen by involved area and by attention in turn, the rest by position."

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tf_covid.lobes import HEALTHY_PERCENT
+
 if TYPE_CHECKING:
     from tf_covid.result import Maps, Result
     from tf_covid.scan.scan import Scan
@@ -18,10 +20,14 @@ MARGIN_HEAD_FEET_MM = 25.0
 #: The smallest part of a picture, in mm: a few voxels of "lung" do not fill a page.
 _SMALLEST_BOX_MM = 60.0
 
+#: Attention below this share of the scan's maximum is not coloured: the map is smooth and is
+#: nowhere near 0 in the lungs, so that colour on all of it reads as disease everywhere.
+COLOURED_FROM = 0.5
+
 #: Why a slice is shown: (the first one chosen, the others).
 _ATTENTION = ("highest attention", "high attention")
 _INVOLVED = ("largest involved area", "large involved area")
-OVERVIEW = "overview"
+OVERVIEW = "by position"
 
 Box = tuple[slice, slice, slice]
 
@@ -45,8 +51,9 @@ class Views:
 
     Args:
         slices: Axial slices to show, from head to feet.
-        position: Voxel (d, h, w) that the coronal and the sagittal plane go through.
+        position: Voxel (d, h, w) that both planes of the evidence, coronal and sagittal, hold.
         position_reason: Why that position, for a human.
+        middle_row: Row (H) of the coronal plane through the middle of the lungs.
         box: The lungs and a margin, as slices of the canonical axes (D, H, W).
         involved: Involved lung area of each slice in cm², (D,).
         attention: Mean attention of each slice, (D,); zeros without an attention map.
@@ -55,6 +62,7 @@ class Views:
     slices: tuple[ShownSlice, ...]
     position: tuple[int, int, int]
     position_reason: str
+    middle_row: int
     box: Box
     involved: np.ndarray
     attention: np.ndarray
@@ -87,19 +95,37 @@ def choose(result: Result, scan: Scan, count: int = 8) -> Views:
     kept = np.flatnonzero(maps.kept)
     if not len(kept):
         kept = np.arange(depth)
-    position, reason = _position(maps, attention, involved, lung_area_cm2)
+    # Where nothing is involved, no slice is called involved, nor one whose own share is nothing;
+    # and no slice is called one of attention where the map is too low to be coloured.
+    healthy = nothing_involved(result)
+    diseased = np.where((percent >= HEALTHY_PERCENT) & (not healthy), involved, 0.0)
+    looked_at = np.where(_coloured_slices(maps), attention, 0.0)
+    clean = healthy and not _answers_disease(result)
+    position, reason = _position(
+        maps, np.zeros(depth) if clean else looked_at, diseased, lung_area_cm2
+    )
     return Views(
-        slices=choose_slices(attention, involved, kept, count),
+        slices=choose_slices(looked_at, diseased, kept, count, by_attention=1 if clean else count),
         position=position,
         position_reason=reason,
+        middle_row=_middle_row(maps.lungs),
         box=lung_box(maps.lungs, spacing),
         involved=involved,
         attention=attention,
     )
 
 
+def nothing_involved(result: Result) -> bool:
+    """Whether so little of the lungs is involved that no slice stands out by disease."""
+    return result.lungs is not None and result.lungs.involvement_percent < HEALTHY_PERCENT
+
+
 def choose_slices(
-    attention: np.ndarray, involved: np.ndarray, candidates: np.ndarray, count: int
+    attention: np.ndarray,
+    involved: np.ndarray,
+    candidates: np.ndarray,
+    count: int,
+    by_attention: int | None = None,
 ) -> tuple[ShownSlice, ...]:
     """Slices to show: by attention and involvement in turn, spread apart, from head to feet.
 
@@ -110,7 +136,9 @@ def choose_slices(
         involved: Involved lung of each slice, ≥ 0, (D,).
         candidates: Indices of the slices to choose from, ascending.
         count: Largest number of slices.
+        by_attention: Largest number of those that are chosen by attention; None: no limit.
     """
+    limits = {_ATTENTION: count if by_attention is None else by_attention, _INVOLVED: count}
     apart = max(1, round((candidates[-1] - candidates[0]) / (1.25 * count)))
     rankings = [
         (name, values)
@@ -127,7 +155,10 @@ def choose_slices(
     for turn in range(count if rankings else 0):
         (first_reason, next_reason), values = rankings[turn % len(rankings)]
         open_slices = free(apart)
+        used = sum(reason in (first_reason, next_reason) for reason in chosen.values())
         if not len(open_slices) or values[open_slices].max() <= 0:
+            continue
+        if used >= limits[first_reason, next_reason]:
             continue
         best = int(open_slices[np.argmax(values[open_slices])])
         chosen[best] = next_reason if first_reason in chosen.values() else first_reason
@@ -175,6 +206,32 @@ def _per_slice(values: tuple[float, ...], depth: int) -> np.ndarray:
     if len(values) != depth:
         raise ValueError(f"a list per slice has {len(values)} values, the scan {depth} slices")
     return np.asarray(values, float)
+
+
+def _coloured_slices(maps: Maps) -> np.ndarray:
+    """Slices with attention that is high enough within the lungs to be coloured, bool (D,)."""
+    if maps.attention is None:
+        return np.zeros(len(maps.lungs), bool)
+    least = COLOURED_FROM * 255.0
+    planes = zip(maps.lungs, maps.attention, strict=True)
+    return np.array([bool(((values >= least) & (lungs > 0)).any()) for lungs, values in planes])
+
+
+def _answers_disease(result: Result) -> bool:
+    """Whether the answer is anything but “no findings” or “negative”."""
+    if result.severity is not None:
+        return result.severity.class_index > 0
+    return result.covid is None or result.covid.positive
+
+
+def _middle_row(lungs: np.ndarray) -> int:
+    """Row of the middle of the lungs from front to back; of the scan without any lung."""
+    voxels = np.zeros(lungs.shape[1], np.int64)
+    for plane in lungs:
+        voxels += np.count_nonzero(plane, axis=1)
+    if not voxels.any():
+        return int(lungs.shape[1]) // 2
+    return round(float((voxels * np.arange(len(voxels))).sum() / voxels.sum()))
 
 
 def _overview(free: np.ndarray, chosen: dict[int, str], candidates: np.ndarray) -> int:
