@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tf_covid.report.html import render
+from tf_covid.report.views import choose
 from tf_covid.result import DISCLAIMER, QualityFlag, Result, Severity
 from tf_covid.severity import LOBES
 
@@ -159,8 +160,8 @@ def test_without_lobes_nothing_speaks_of_them(make_case: Any) -> None:
 def test_each_slice_is_shown_plain_and_coloured(make_case: Any) -> None:
     page = Page(render(*make_case()))
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(pictures) == 2 * (8 + 1), "eight axial pairs and the sagittal one"
-    assert len([1 for tag, _ in page.tags if tag == "image"]) == 2, "the coronal pair"
+    assert len(pictures) == 2 * (8 + 2), "eight axial pairs, a coronal and a sagittal one"
+    assert len([1 for tag, _ in page.tags if tag == "image"]) == 2, "the middle of the lungs"
     assert all(picture["alt"] for picture in pictures)
 
 
@@ -194,12 +195,54 @@ def test_a_slice_is_found_again_in_a_viewing_station(make_case: Any) -> None:
 
 def test_planes_are_placed_in_mm(make_case: Any) -> None:
     text = Page(render(*make_case())).text
-    # Through (24, 36, 20); voxels are 4.5 mm wide and start at y = −140, x = −170 mm.
-    assert "coronal, 164 mm from the front" in text
-    assert "y 22.0 mm, patient, LPS" in text
-    assert "Sagittal, 92 mm from the right edge" in text
-    assert "x −80.0 mm, patient, LPS" in text
+    # The lungs' middle is row 30, the attention's maximum (24, 36, 20); voxels are 4.5 mm wide and
+    # start at y = −140, x = −170 mm.
+    assert "coronal, 137 mm from the front" in text
+    assert "y −5.0 mm, patient, LPS" in text
+    assert "coronal164 mm from the front edge of the scany 22.0 mm (patient, LPS)" in text
+    assert "sagittal92 mm from the right edge of the scanx −80.0 mm (patient, LPS)" in text
     assert not re.search(r"\b(row|column) \d", text)
+
+
+def test_a_second_coronal_near_the_first_is_left_out(make_case: Any) -> None:
+    result, scan = make_case()
+    attention = np.zeros_like(result.maps.attention)
+    attention[20, 30, 54] = 255
+    maps = dataclasses.replace(result.maps, attention=attention)
+    page = Page(render(dataclasses.replace(result, maps=maps), scan))
+    shown = [a["alt"] for tag, a in page.tags if tag == "img" and "axial" not in str(a["alt"])]
+    assert len(shown) == 2
+    assert all("sagittal" in str(alt) for alt in shown)
+
+
+def test_pictures_have_a_scale_and_enlarge_without_a_script(make_case: Any) -> None:
+    text = render(*make_case())
+    page = Page(text)
+    bars = re.findall(r'class="bar" style="width: ([\d.]+)%">5 cm', text)
+    assert len(bars) == 10, "one on each plain picture"
+    widths = [float(w) for w in re.findall(r"--aspect: ([\d.]+)", text)]
+    assert len(widths) == 10
+    # The box of an axial picture is 2 · 13 + 32 columns and its margin of 5 wide, each 4.5 mm.
+    result, scan = make_case()
+    box = choose(result, scan).box
+    width_mm = (box[2].stop - box[2].start) * 4.5
+    assert float(bars[0]) == pytest.approx(100 * 50 / width_mm, abs=0.05)
+    zooms = [a for tag, a in page.tags if tag == "details"]
+    assert len(zooms) == 12, "ten pairs, and both pictures of the figure"
+    assert len([1 for tag, _ in page.tags if tag == "summary"]) == 12
+
+
+def test_both_planes_show_where_the_slices_lie(make_case: Any) -> None:
+    result, scan = make_case()
+    text = render(result, scan)
+    lines = re.findall(r'class="level" style="top: ([\d.]+)%">(\d+)<', text)
+    views = choose(result, scan)
+    first, last = views.box[0].start, views.box[0].stop
+    expected = [
+        (pytest.approx(100 * (s.index + 0.5 - first) / (last - first), abs=0.06), s.index + 1)
+        for s in views.slices
+    ]
+    assert [(float(top), int(number)) for top, number in lines] == expected * 2
 
 
 @pytest.mark.parametrize("where", ["case", "flag", "model", "version"])
@@ -334,15 +377,81 @@ def test_the_page_is_small(make_case: Any) -> None:
     assert len(render(result, dataclasses.replace(scan, hu=noisy)).encode()) < 3_000_000
 
 
-@pytest.mark.parametrize("kind", ["answered", "refused"])
-def test_a_browser_shows_it_without_complaint(
-    kind: str, lobe_case: Any, refused: Result, tmp_path: Path
-) -> None:
+def browser_or_skip() -> str:
     browser = next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
     )
     if browser is None:
         pytest.skip("needs Chromium: make test-system, as root")
+    return browser
+
+
+def test_nothing_scrolls_sideways_on_a_phone(
+    lobe_case: Any, refused: Result, tmp_path: Path
+) -> None:
+    """Measured by a script in a frame of 390 px; the page itself has none and allows none."""
+    browser = browser_or_skip()
+    result, scan = lobe_case()
+    result = dataclasses.replace(result, case="w" * 90)
+    for name, text in (("answered", render(result, scan)), ("refused", render(refused, None))):
+        open_page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+        (tmp_path / f"{name}.html").write_text(
+            open_page + "<script>const {scrollWidth, clientWidth} = document.documentElement;"
+            "parent.postMessage(`${scrollWidth} ${clientWidth}`, '*')"
+            "</script>",
+            "utf-8",
+        )
+        (tmp_path / "frame.html").write_text(
+            "<script>onmessage = event => document.title = `width=${event.data}`</script>"
+            f'<iframe src="{name}.html" style="width: 390px; height: 800px; border: 0"></iframe>',
+            "utf-8",
+        )
+        run = subprocess.run(
+            [
+                browser,
+                *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--dump-dom"),
+                *("--allow-file-access-from-files", "--virtual-time-budget=5000"),
+                f"--user-data-dir={tmp_path / 'profile'}",
+                (tmp_path / "frame.html").as_uri(),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        ((needed, there),) = re.findall(r"<title>width=(\d+) (\d+)", run.stdout)
+        assert needed == there, name
+        assert 370 <= int(there) <= 390
+
+
+def test_every_printed_page_has_case_and_caution(make_case: Any, tmp_path: Path) -> None:
+    browser, reader = browser_or_skip(), shutil.which("pdftotext")
+    if reader is None:
+        pytest.skip("needs pdftotext: make test-system, as root")
+    (tmp_path / "report.html").write_text(render(*make_case()), "utf-8")
+    switches = ("--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer")
+    profile, pdf = f"--user-data-dir={tmp_path / 'profile'}", tmp_path / "report.pdf"
+    command = [browser, *switches, profile, f"--print-to-pdf={pdf}"]
+    subprocess.run(
+        [*command, (tmp_path / "report.html").as_uri()],
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
+    text = subprocess.run([reader, pdf, "-"], capture_output=True, text=True, check=True).stdout
+    pages = text.split("\f")[:-1]
+    assert len(pages) >= 2
+    for page in pages:
+        assert "case-1" in page[:200]
+        assert "not for diagnosis" in page
+        assert not re.search(r"(How it was made|How to read this|From head to feet)\s*$", page)
+
+
+@pytest.mark.parametrize("kind", ["answered", "refused"])
+def test_a_browser_shows_it_without_complaint(
+    kind: str, lobe_case: Any, refused: Result, tmp_path: Path
+) -> None:
+    browser = browser_or_skip()
     (tmp_path / "report.html").write_text(
         render(*lobe_case()) if kind == "answered" else render(refused, None), "utf-8"
     )

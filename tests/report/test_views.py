@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tf_covid.report import headfeet, text
+from tf_covid.report import headfeet, html, text
 from tf_covid.report.views import choose, choose_slices, lung_box
 from tf_covid.result import Severity
 from tf_covid.severity import LABELS
@@ -144,6 +144,7 @@ def test_the_curves_lie_beside_the_coronal_view(make_case: Any) -> None:
     result, scan = make_case()
     views = choose(result, scan)
     figure = headfeet.layout(result, scan, views, True)
+    assert not any(curve.cuts for curve in figure.curves)
     first, last = views.box[0].start, views.box[0].stop
     step = figure.height / (last - first)
     assert figure.height == pytest.approx((last - first) * scan.spacing_mm[0] * figure.px_per_mm)
@@ -152,4 +153,33 @@ def test_the_curves_lie_beside_the_coronal_view(make_case: Any) -> None:
     assert [mark for mark, _ in figure.marks] == pytest.approx(
         [(s.index - first + 0.5) * step for s in views.slices]
     )
-    assert figure.right <= headfeet.WIDTH
+    assert figure.width <= headfeet.WIDTH
+    assert figure.width == pytest.approx(
+        2 * (headfeet.AXIS + figure.picture_width + figure.curve_width) + 3 * headfeet.GAP
+    )
+
+
+def test_where_the_curve_is_cut_off_its_value_is_said(make_case: Any) -> None:
+    result, scan = make_case()
+    kept = np.flatnonzero(result.maps.kept)
+    percent = np.full(40, 4.0)
+    percent[kept[-1] + 1 : kept[-1] + 4] = 52.0, 79.0, 60.0
+    percent[kept[0] - 1] = 33.0
+    lungs = dataclasses.replace(result.lungs, involvement_per_slice=tuple(percent))
+    result = dataclasses.replace(result, lungs=lungs)
+    assert headfeet.cut_off(result, scan) == [
+        (kept[0] - 1, kept[0] - 1, 33.0),
+        (kept[-1] + 1, kept[-1] + 3, 79.0),
+    ]
+    assert headfeet.involvement(result, scan).max() == 10.0
+    figure = headfeet.layout(result, scan, choose(result, scan), True)
+    involved, attention = figure.curves
+    first = choose(result, scan).box[0].start
+    step = figure.height / len(range(*choose(result, scan).box[0].indices(40)))
+    assert [text for _, text in involved.cuts] == ["33 %", "79 %"]
+    assert involved.cuts[1][0] == pytest.approx((kept[-1] + 2.5 - first) * step)
+    assert attention.cuts == ()
+    page = html.render(result, scan)
+    assert ">79 %</text>" in page
+    assert "An arrow marks slices" in page
+    assert "An arrow marks slices" not in html.render(*make_case())

@@ -16,53 +16,53 @@ if TYPE_CHECKING:
     from tf_covid.result import Result
     from tf_covid.scan.scan import Scan
 
-#: Width of the figure and of its parts, in SVG units (CSS pixels at full size).
+#: Width of the figure and of its parts, in SVG units (CSS pixels at full size): room for an axis at
+#: either side, gaps between the panels, a panel of a curve.
 WIDTH = 1080.0
-_AXIS, _GAP, _CURVE = 52.0, 12.0, 148.0
+AXIS, GAP, CURVE = 52.0, 12.0, 148.0
 _HIGHEST = 620.0
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One value per slice, drawn downwards.
+    """One value per slice, drawn downwards; x = 0 at the left edge of its panel.
 
     Args:
         title: Name of the quantity, with its unit.
-        left: x of the left edge of the panel.
         line: SVG path of the curve.
         area: SVG path of the area between the curve and zero.
         ticks: Ticks of the value axis, as (x, text).
+        cuts: Where the curve is cut off at the edge, as (y, highest value there with its unit).
     """
 
     title: str
-    left: float
     line: str
     area: str
     ticks: tuple[tuple[float, str], ...]
+    cuts: tuple[tuple[float, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class HeadFeet:
-    """Everything that the figure draws, in SVG units; y = 0 at the top of the pictures.
+    """Everything that the figure draws, in SVG units; y = 0 at the top of every panel.
 
     Args:
-        height: Height of the pictures and the panels.
+        width: Width of the figure with its axes.
+        height: Height of every panel.
         picture_width: Width of a coronal picture.
-        picture_lefts: x of the left edge of the plain and of the coloured coronal picture.
         px_per_mm: Scale of the figure.
-        curve_width: Width of a panel.
+        curve_width: Width of the panel of a curve.
         curves: Panels from left to right.
         mm_ticks: Ticks in mm, left of the pictures, as (y, text).
         slice_ticks: Ticks in slice numbers, right of the panels, as (y, text).
         kept: Runs of kept slices, as (y, height).
         interpolated: y of each interpolated slice.
         marks: Slices that are shown, as (y, slice number from 1).
-        right: x of the right edge of the last panel.
     """
 
+    width: float
     height: float
     picture_width: float
-    picture_lefts: tuple[float, float]
     px_per_mm: float
     curve_width: float
     curves: tuple[Curve, ...]
@@ -71,7 +71,6 @@ class HeadFeet:
     kept: tuple[tuple[float, float], ...]
     interpolated: tuple[float, ...]
     marks: tuple[tuple[float, int], ...]
-    right: float
 
 
 def layout(result: Result, scan: Scan, views: Views, has_attention: bool) -> HeadFeet:
@@ -88,35 +87,34 @@ def layout(result: Result, scan: Scan, views: Views, has_attention: bool) -> Hea
     columns = views.box[2].stop - views.box[2].start
     width_mm, height_mm = columns * scan.spacing_mm[2], (last - first) * spacing
     panels = 2 if has_attention else 1
-    room = WIDTH - 2 * _AXIS - panels * (_CURVE + _GAP) - _GAP
+    room = WIDTH - 2 * AXIS - panels * (CURVE + GAP) - GAP
     scale = min(room / 2 / width_mm, _HIGHEST / height_mm)
     picture = width_mm * scale
-    lefts = (_AXIS, _AXIS + picture + _GAP)
 
     def y(slice_position: float) -> float:
         return float((slice_position - first) * spacing * scale)
 
-    values = [("involved lung, %", involvement(result, scan), 10.0)]
+    step = y(first + 1) - y(first)
+    cuts = tuple(
+        (y((low + high + 1) / 2), f"{percent:.0f} %")
+        for low, high, percent in cut_off(result, scan)
+        if first <= low and high < last
+    )
+    curves = [_curve("involved lung, %", involvement(result, scan)[first:last], step, 10.0, cuts)]
     if has_attention:
-        values.append(("mean attention, 0–1", views.attention, 0.05))
-    left = lefts[1] + picture + _GAP
-    curves = []
-    for title, per_slice, min_top in values:
-        curves.append(_curve(title, left, per_slice[first:last], y(first + 1) - y(first), min_top))
-        left += _CURVE + _GAP
+        curves.append(_curve("mean attention, 0–1", views.attention[first:last], step, 0.05))
     return HeadFeet(
+        width=2 * AXIS + 2 * picture + GAP + panels * (CURVE + GAP),
         height=(last - first) * spacing * scale,
         picture_width=picture,
-        picture_lefts=lefts,
         px_per_mm=scale,
-        curve_width=_CURVE,
+        curve_width=CURVE,
         curves=tuple(curves),
         mm_ticks=_mm_ticks(first * spacing, last * spacing, scale),
         slice_ticks=_slice_ticks(first, last, y),
         kept=_runs(np.flatnonzero(_kept(result, scan)), y),
         interpolated=tuple(y(index + 0.5) for index in scan.interpolated if first <= index < last),
         marks=tuple((y(chosen.index + 0.5), chosen.index + 1) for chosen in views.slices),
-        right=left - _GAP,
     )
 
 
@@ -126,12 +124,26 @@ def involvement(result: Result, scan: Scan) -> np.ndarray:
     The limit is a round number above the value of every kept slice. Above and below these a few
     voxels of lung are easily "100 % involved": they must not set the scale.
     """
-    percent = np.asarray(
-        result.lungs.involvement_per_slice if result.lungs else np.zeros(scan.shape[0])
-    )
-    highest = float(percent[_kept(result, scan)].max(initial=0.0))
-    limited: np.ndarray = np.minimum(percent, nice_top(highest, 10.0))
+    limited: np.ndarray = np.minimum(_percent(result, scan), _limit(result, scan))
     return limited
+
+
+def cut_off(result: Result, scan: Scan) -> list[tuple[int, int, float]]:
+    """Runs of slices that `involvement` cuts off: first, last, and the highest percent in them."""
+    percent = _percent(result, scan)
+    over = np.flatnonzero(percent > _limit(result, scan))
+    groups = np.split(over, np.flatnonzero(np.diff(over) > 1) + 1) if len(over) else []
+    return [(int(run[0]), int(run[-1]), float(percent[run].max())) for run in groups]
+
+
+def _percent(result: Result, scan: Scan) -> np.ndarray:
+    per_slice = result.lungs.involvement_per_slice if result.lungs else np.zeros(scan.shape[0])
+    return np.asarray(per_slice, float)
+
+
+def _limit(result: Result, scan: Scan) -> float:
+    kept = _percent(result, scan)[_kept(result, scan)]
+    return nice_top(float(kept.max(initial=0.0)), 10.0)
 
 
 def _kept(result: Result, scan: Scan) -> np.ndarray:
@@ -151,13 +163,19 @@ def nice_top(highest: float, min_top: float) -> float:
     )
 
 
-def _curve(title: str, left: float, values: np.ndarray, step: float, min_top: float) -> Curve:
+def _curve(
+    title: str,
+    values: np.ndarray,
+    step: float,
+    min_top: float,
+    cuts: tuple[tuple[float, str], ...] = (),
+) -> Curve:
     top = nice_top(float(values.max(initial=0.0)), min_top)
-    points = [(left + value / top * _CURVE, (row + 0.5) * step) for row, value in enumerate(values)]
+    points = [(value / top * CURVE, (row + 0.5) * step) for row, value in enumerate(values)]
     line = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    area = f"M{left:.1f} {points[0][1]:.1f}L" + line[1:] + f"L{left:.1f} {points[-1][1]:.1f}Z"
-    ticks = tuple((left + part * _CURVE, f"{part * top:g}") for part in (0.0, 0.5, 1.0))
-    return Curve(title, left, line, area, ticks)
+    area = f"M0 {points[0][1]:.1f}L" + line[1:] + f"L0 {points[-1][1]:.1f}Z"
+    ticks = tuple((part * CURVE, f"{part * top:g}") for part in (0.0, 0.5, 1.0))
+    return Curve(title, line, area, ticks, cuts)
 
 
 def _mm_ticks(first_mm: float, last_mm: float, scale: float) -> tuple[tuple[float, str], ...]:

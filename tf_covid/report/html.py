@@ -15,8 +15,15 @@ if TYPE_CHECKING:
     from tf_covid.result import Result
     from tf_covid.scan.scan import Scan
 
-#: Pixels of a picture across; twice its usual size on the page, for sharp prints and screens.
-_PICTURE_PX = 560
+#: Longest side of a picture in pixels: about twice its usual size on the page, for sharp prints and
+#: screens, and so that it can be enlarged; of the coronal picture of the figure.
+_PICTURE_PX, _FIGURE_PX = 560, 760
+
+#: Length of the scale bars, in mm.
+_BAR_MM = 50.0
+
+#: Planes nearer to each other than this, in mm, show the same.
+_SAME_PLANE_MM = 5.0
 
 
 def render(result: Result, scan: Scan | None, drawn: Mapping[str, Any] | None = None) -> str:
@@ -73,9 +80,13 @@ def draw(result: Result, scan: Scan, views: Views | None = None) -> dict[str, An
         "slices_choice": text.slices_choice(views),
         "slices": _axial_pictures(result, scan, views),
         "figure": headfeet.layout(result, scan, views, has_attention),
-        "coronal": _picture_pair(result, scan, views, axis=1),
-        "sagittal": _picture_pair(result, scan, views, axis=2),
-        "planes": _plane_positions(scan, views),
+        "coronal": _picture_pair(
+            result, scan, views, axis=1, index=views.middle_row, longest_px=_FIGURE_PX
+        ),
+        "coronal_mm": _in_plane_mm(scan, 1, views.middle_row),
+        "bar_mm": _BAR_MM,
+        "planes": _planes(result, scan, views),
+        "slice_lines": _slice_lines(views),
         "position_reason": views.position_reason,
         "kept_range": _kept_range(result, scan),
         "lobes": lobe_drawing.draw_lobes(result.lobes) if result.lobes else [],
@@ -108,34 +119,60 @@ def _axial_pictures(result: Result, scan: Scan, views: Views) -> list[dict[str, 
 
 
 def _picture_pair(
-    result: Result, scan: Scan, views: Views, axis: int, index: int | None = None
+    result: Result,
+    scan: Scan,
+    views: Views,
+    axis: int,
+    index: int,
+    longest_px: int = _PICTURE_PX,
 ) -> dict[str, Any]:
     from tf_covid.report import pictures
     from tf_covid.report.views import result_maps
 
-    plane = pictures.cut(
-        scan, result_maps(result), axis, views.position[axis] if index is None else index, views.box
-    )
+    plane = pictures.cut(scan, result_maps(result), axis, index, views.box)
     height_mm, width_mm = plane.size_mm
-    px_per_mm = _PICTURE_PX / max(height_mm, width_mm)
+    px_per_mm = longest_px / max(height_mm, width_mm)
     return {
         "plain": jpeg_uri(pictures.plain(plane, px_per_mm)),
         "overlay": jpeg_uri(pictures.overlay(plane, px_per_mm)),
         "width_mm": width_mm,
         "height_mm": height_mm,
+        "bar_percent": 100.0 * _BAR_MM / width_mm,
     }
 
 
-def _plane_positions(scan: Scan, views: Views) -> dict[str, dict[str, float]]:
-    """Where the coronal and the sagittal plane lie: mm from the first row or column, and in LPS."""
-    centre = scan.affine @ (*views.position, 1.0)
+def _planes(result: Result, scan: Scan, views: Views) -> list[dict[str, Any]]:
+    """The coronal and the sagittal plane of the evidence; without one that the figure has."""
+    rows = abs(views.position[1] - views.middle_row)
+    shown = []
+    if rows * scan.spacing_mm[1] >= _SAME_PLANE_MM:
+        shown.append(("coronal", 1, "R", "L"))
+    shown.append(("sagittal", 2, "A", "P"))
+    return [
+        _picture_pair(result, scan, views, axis, views.position[axis])
+        | _in_plane_mm(scan, axis, views.position[axis])
+        | {"name": name, "left": left, "right": right}
+        for name, axis, left, right in shown
+    ]
+
+
+def _in_plane_mm(scan: Scan, axis: int, index: int) -> dict[str, float]:
+    """Where a coronal (axis 1) or sagittal (2) plane lies: mm from the first voxel, and in LPS."""
+    centre = [(size - 1) / 2 for size in scan.shape]
+    centre[axis] = index
     return {
-        name: {
-            "from_edge_mm": (views.position[axis] + 0.5) * scan.spacing_mm[axis],
-            "lps_mm": float(centre[component]),
-        }
-        for name, axis, component in (("coronal", 1, 1), ("sagittal", 2, 0))
+        "from_edge_mm": (index + 0.5) * scan.spacing_mm[axis],
+        "lps_mm": float(scan.affine[2 - axis] @ (*centre, 1.0)),
     }
+
+
+def _slice_lines(views: Views) -> list[tuple[float, int]]:
+    """The axial slices that are shown, as lines across a plane: percent from its top, number."""
+    first, last = views.box[0].start, views.box[0].stop
+    return [
+        (100.0 * (shown.index + 0.5 - first) / (last - first), shown.index + 1)
+        for shown in views.slices
+    ]
 
 
 def _kept_range(result: Result, scan: Scan) -> tuple[int, int, float] | None:
