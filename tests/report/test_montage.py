@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import warnings
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tf_covid.report import slide
 from tf_covid.report.montage import montage
 
 
@@ -55,6 +57,40 @@ def test_lobes_are_on_the_slide(make_case: Any, lobe_case: Any) -> None:
     assert (without[200:820] != with_lobes[200:820]).any(), "borders between lobes"
     assert (without[60:190, 1000:1260] != with_lobes[60:190, 1000:1260]).any(), "the score read"
     assert (without[:190, :1000] == with_lobes[:190, :1000]).all()
+
+
+def test_the_note_is_not_cut_and_warnings_are_words(
+    make_case: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    draw = slide.write
+
+    def write(page: Any, x: float, y: float, text: str, *rest: Any, **more: Any) -> None:
+        written.append(text)
+        draw(page, x, y, text, *rest, **more)
+
+    monkeypatch.setattr("tf_covid.report.montage.write", write)
+    result, scan = make_case()
+    note = (
+        "Trained on synthetic chests only (tf_covid.phantom), on no patient. A demonstration of the"
+        " method: not validated on patients, not for clinical use."
+    )
+    model = dataclasses.replace(result.models[0], note=note)
+    drawn((dataclasses.replace(result, models=(model,)), scan))
+    assert note in " ".join(written)
+    assert "lungs cut off by the scan" in written
+    assert "answered 2026-01-31, 09:30 UTC · tf-covid 0.1.0" in written
+    assert "164 mm from the front" in written
+    assert written.count("5 cm") == 8, "on each picture"
+
+
+def test_a_curve_that_is_cut_off_says_so(make_case: Any) -> None:
+    result, scan = make_case()
+    percent = np.where(result.maps.kept, 4.0, 79.0)
+    lungs = dataclasses.replace(result.lungs, involvement_per_slice=tuple(percent))
+    uncut = dataclasses.replace(result.lungs, involvement_per_slice=tuple(np.minimum(percent, 10)))
+    one, two = (drawn((dataclasses.replace(result, lungs=x), scan)) for x in (lungs, uncut))
+    assert (one[500:700, 1000:] != two[500:700, 1000:]).any()
 
 
 def test_what_is_missing_is_left_out(make_case: Any) -> None:

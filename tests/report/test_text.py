@@ -49,6 +49,17 @@ def test_no_way_out_is_of_a_code_that_never_refuses() -> None:
     assert set(refusals()) >= GENERAL
 
 
+def test_every_warning_has_a_few_words() -> None:
+    """The montage has no room for the sentence, and nobody reads a code."""
+    warnings = {code for code, levels in levels_by_code().items() if "W" in levels}
+    assert len(warnings) > 40, "the page was not read"
+    assert set(text.WARNINGS) == warnings
+    for words in text.WARNINGS.values():
+        assert len(words) <= 32
+        assert "_" not in words
+    assert len(set(text.WARNINGS.values())) == len(text.WARNINGS)
+
+
 @pytest.mark.parametrize(
     ("codes", "steps"),
     [

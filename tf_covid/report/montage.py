@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 from tf_covid.page import palette
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
 
 #: Number of axial slices on the slide.
 _SLICES = 6
+
+#: Most lines of what the models were trained on.
+_NOTE_LINES = 2
+
+#: Length of the scale bars, in mm.
+_BAR_MM = 50.0
 
 
 @styled(SLIDE)
@@ -65,8 +72,9 @@ def _headline(page: Axes, result: Result) -> None:
         15,
         palette.SLIDE.soft,
     )
+    write(page, 40, 87, sentences.provenance(result), 12, palette.SLIDE.soft)
     page.add_patch(
-        FancyBboxPatch((40, 92), 104, 88, "round,pad=0,rounding_size=14", facecolor=ground, lw=0)
+        FancyBboxPatch((40, 94), 104, 88, "round,pad=0,rounding_size=14", facecolor=ground, lw=0)
     )
     write(page, 92, 158, answer.symbol, 60, letter, ha="center", weight="bold")
     write(page, 164, 138, answer.label, 40, weight="bold")
@@ -121,7 +129,7 @@ def _facts(page: Axes, result: Result) -> None:
     write(page, 1010, 46, "Key figures", 15, palette.SLIDE.soft)
     worst = [flag for flag in sentences.quality_flags(result) if flag.level != "info"]
     write(page, 1290, 46, "Scan quality", 15, palette.SLIDE.soft)
-    lines = [flag.code.replace("_", " ") for flag in worst] or ["no warnings"]
+    lines = list(dict.fromkeys(map(sentences.warning, worst))) or ["no warnings"]
     if len(lines) > 5:
         lines = [*lines[:4], f"and {len(lines) - 4} more: see the report"]
     for row, line in enumerate(lines):
@@ -185,6 +193,17 @@ def _show(
             weight="bold",
             path_effects=dark_rim,
         )
+    base = y + height - 7
+    page.plot(
+        (x + 8, x + 8 + _BAR_MM * px_per_mm),
+        (base, base),
+        color=palette.ON_PICTURE,
+        linewidth=1.4,
+        zorder=3,
+        path_effects=dark_rim,
+        solid_capstyle="butt",
+    )
+    write(page, x + 8, base - 5, "5 cm", 12, palette.ON_PICTURE, path_effects=dark_rim)
     return x, y, width, height
 
 
@@ -242,7 +261,16 @@ def _planes(page: Axes, result: Result, scan: Scan, views: Views) -> None:
                     zorder=3,
                     linestyle=(0, (3, 4)),
                 )
+    from_front_mm = (views.position[1] + 0.5) * scan.spacing_mm[1]
     write(page, left + 2, top + height + 19, "coronal", 15, weight="bold")
+    write(
+        page,
+        left + 76,
+        top + height + 19,
+        f"{from_front_mm:.0f} mm from the front",
+        14,
+        palette.SLIDE.soft,
+    )
     write(
         page,
         left + 2 * width + gap,
@@ -258,7 +286,7 @@ def _planes(page: Axes, result: Result, scan: Scan, views: Views) -> None:
 def _curves(page: Axes, result: Result, scan: Scan, views: Views) -> None:
     import numpy as np
 
-    from tf_covid.report.headfeet import involvement
+    from tf_covid.report.headfeet import cut_off, involvement
     from tf_covid.report.views import result_maps
 
     # "Of each slice" does not fit beside the rule; the axis runs over the slices.
@@ -289,6 +317,18 @@ def _curves(page: Axes, result: Result, scan: Scan, views: Views) -> None:
             transform=panel.get_xaxis_transform(),
         )
         panel.set(xlim=(first * scan.spacing_mm[0], last * scan.spacing_mm[0]), ylim=(0, None))
+        for low, high, percent in cut_off(result, scan) if row == 0 else ():
+            where = (low + high + 1) / 2 * scan.spacing_mm[0]
+            if mm[0] <= where <= mm[-1]:
+                panel.text(
+                    where,
+                    values.max(),
+                    f"↑ {percent:.0f}",
+                    fontsize=9,
+                    color=palette.SLIDE.warn,
+                    ha="center",
+                    va="top",
+                )
         panel.set_title(title, fontsize=10.5, color=palette.SLIDE.ink, loc="left", pad=4)
         panel.tick_params(
             colors=palette.SLIDE.soft, labelsize=9, labelbottom=row == len(panels) - 1
@@ -305,9 +345,13 @@ def _curves(page: Axes, result: Result, scan: Scan, views: Views) -> None:
 
 
 def _footer(page: Axes, result: Result) -> None:
-    write(page, 40, 880, DISCLAIMER, 16, palette.SLIDE.warn, weight="bold")
-    note = " ".join(sentences.notes(result))
-    write(page, 1560, 880, shortened(note, 95), 14, palette.SLIDE.soft, ha="right")
+    write(page, 40, 882, DISCLAIMER, 16, palette.SLIDE.warn, weight="bold")
+    note = textwrap.wrap(" ".join(sentences.notes(result)), 105)
+    if len(note) > _NOTE_LINES:
+        note = [*note[: _NOTE_LINES - 1], shortened(" ".join(note[_NOTE_LINES - 1 :]), 105)]
+    for row, line in enumerate(note):
+        y = 887 - 17 * (len(note) - 1 - row)
+        write(page, 1560, y, line, 13, palette.SLIDE.soft, ha="right")
     _legend(page, result)
 
 
@@ -315,9 +359,11 @@ def _legend(page: Axes, result: Result) -> None:
     """What the lines and the colours of the pictures mean."""
     from tf_covid.report import pictures
 
+    # Above the pictures, where the colours are looked at.
+    write(page, 40, 197, sentences.attention_caution(result), 13, palette.SLIDE.warn, weight="bold")
     y = 852.0
     page.plot((40, 64), (y - 5, y - 5), color=palette.CONTOUR, linewidth=1.6, zorder=3)
-    write(page, 70, y, "lungs", 14, palette.SLIDE.soft)
+    write(page, 70, y, "lungs", 13, palette.SLIDE.soft)
     left = 124.0
     if result.maps is not None and result.maps.lesions is not None:
         page.plot(
@@ -329,18 +375,17 @@ def _legend(page: Axes, result: Result) -> None:
             zorder=3,
         )
         legend = sentences.lesion_legend(result)
-        write(page, left + 32, y, legend, 14, palette.SLIDE.soft)
-        left += 340.0
+        write(page, left + 32, y, legend, 13, palette.SLIDE.soft)
+        left += 310.0
     if result.attention is None:
         return
     colours = pictures.attention_scale_rgb(64)
     page.imshow(
         colours[None],
-        extent=(left, left + 90, y + 1, y - 11),
+        extent=(left, left + 70, y + 1, y - 11),
         aspect="auto",
         interpolation="nearest",
         zorder=2,
     )
     set_limits(page)
-    write(page, left + 98, y, sentences.ATTENTION_SCALE, 14, palette.SLIDE.soft)
-    write(page, 40, 834, sentences.attention_caution(result), 13, palette.SLIDE.warn, weight="bold")
+    write(page, left + 78, y, sentences.ATTENTION_SCALE, 13, palette.SLIDE.soft)

@@ -49,6 +49,70 @@ LEAST_EFFUSION_ML = 10.0
 
 ATTENTION_SCALE = "attention, from half of this scan's maximum up to it; does not compare patients"
 
+#: A warning in a few words, where there is no room for its sentence, by the code of the flag.
+#: `tests/report/test_text.py` holds it to all codes that can be a warning.
+WARNINGS = {
+    # The files beside the scan.
+    "no_access": "some files could not be read",
+    "volumes_beside": "other volume files left unread",
+    "unreadable_files": "damaged DICOM files left out",
+    "linked_folders": "linked folders not followed",
+    "broken_links": "broken links in the input",
+    "packed_files": "packed files left unread",
+    "unreadable_archives": "an archive could not be read",
+    "archive_leftovers": "unlisted data in the archive",
+    "archive_no_end": "archive has no end marker",
+    "archive_links": "links in the archive left out",
+    "same_names": "files of the same name",
+    "trailing_bytes": "unread bytes behind the data",
+    "dicomdir_missing": "images of the DICOMDIR missing",
+    # The file and its pixels.
+    "length_unchecked": "length of the voxels unchecked",
+    "unknown_fields": "unknown fields in the header",
+    "transfer_syntax_wrong": "wrong transfer syntax stated",
+    "no_end_marker": "JPEG without its end marker",
+    "odd_bytes": "odd bytes behind the pixels",
+    # The series.
+    "projection": "projections (MIP, averages)",
+    "left_out_slices": "images of the series left out",
+    "thinned_series": "slices may be missing",
+    "series_uid_per_image": "a series UID for each image",
+    "mixed_acquisitions": "several acquisitions mixed",
+    "mixed_image_type": "original and derived mixed",
+    "mixed_thickness": "slice thickness differs",
+    "mixed_rescale": "rescale of slices differs",
+    "mixed_bits": "stored bits of slices differ",
+    "mixed_rescale_type": "HU not stated for all slices",
+    "thick_slices": "thick, overlapping slices",
+    "instance_order": "instance numbers out of order",
+    "duplicate_slices": "doubled slices, identical",
+    "ambiguous_slices": "different slices at one place",
+    "missing_slices": "missing slices interpolated",
+    # The geometry.
+    "affine_disagree": "two geometries, one taken",
+    "orientation_unknown": "orientation not stated",
+    "spacing_unknown": "voxel size not stated",
+    "position_unlikely": "position of the scan unlikely",
+    "units_converted": "unit of length converted",
+    "units_unknown": "unit of length not stated",
+    "voxels_uneven": "unusual voxel shape",
+    # The voxels.
+    "repeated_slices": "repeated slices",
+    "slice_content": "a slice unlike its neighbours",
+    "scaling_unclear": "scaling to HU unclear",
+    "not_a_number": "voxels that are not a number",
+    "blank_slices": "blank slices",
+    # The lungs and the answer.
+    "lungs_cut_off": "lungs cut off by the scan",
+    "unusual_lung_volume": "unusual lung volume",
+    "orientation_doubtful": "scan may be stored flipped",
+    "other_lungs": "other lung model than trained",
+    "one_lung": "hardly any lung on one side",
+    "mask_labels": "labels missing in the mask",
+    "mask_doubtful": "lung mask doubtful",
+    "score_class_mismatch": "CT score of another class",
+}
+
 _WHOLE_SERIES = (
     "Give the axial slices of one chest CT, all of them, from above the lungs to below them."
 )
@@ -223,6 +287,11 @@ def quality_flags(result: Result) -> list[QualityFlag]:
     """The quality flags, worst first, otherwise in the order they were made."""
     order = list(LEVELS)
     return sorted(result.quality_flags, key=lambda flag: order.index(flag.level))
+
+
+def warning(flag: QualityFlag) -> str:
+    """A warning in a few words; its code in words where it has none."""
+    return WARNINGS.get(flag.code, flag.code.replace("_", " "))
 
 
 def what_to_do(result: Result) -> list[str]:
