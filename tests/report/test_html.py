@@ -316,10 +316,10 @@ def test_a_bright_map_of_a_clean_scan_is_not_left_alone(
     empty = QualityFlag(
         "attention_empty", "info", "Nothing in the scan raises the target: the map is empty."
     )
-    assert (
-        "bright colours"
-        not in Page(render(*make_case(severity=found, quality_flags=(empty,)))).text
-    )
+    page = Page(render(*make_case(severity=found, quality_flags=(empty,))))
+    assert "bright colours" not in page.text
+    assert page.text.count("attention: none to show, the map is empty") == 2
+    assert not [a for tag, a in page.tags if tag == "span" and a.get("class") == "ramp"]
 
 
 def test_how_much_of_the_map_lies_in_the_lungs_is_said(make_case: Any) -> None:

@@ -73,7 +73,7 @@ def test_no_slice_of_a_healthy_scan_is_called_involved(make_case: Any) -> None:
     reasons = [shown.reason for shown in views.slices]
     assert reasons.count("by position") == 7
     assert reasons.count("highest attention") == 1
-    assert views.position_reason == "the slice with the most lung"
+    assert views.position_reason == "the middle of the larger lung"
     assert "which need not mean disease" in text.slices_choice(views)
     assert text.slices_heading(result) == "Axial slices, by position"
     without, scan = healthy(make_case(attention=False))

@@ -379,13 +379,15 @@ def _legend(page: Axes, result: Result) -> None:
         left += 310.0
     if result.attention is None:
         return
-    colours = pictures.attention_scale_rgb(64)
-    page.imshow(
-        colours[None],
-        extent=(left, left + 70, y + 1, y - 11),
-        aspect="auto",
-        interpolation="nearest",
-        zorder=2,
-    )
-    set_limits(page)
-    write(page, left + 78, y, sentences.ATTENTION_SCALE, 13, palette.SLIDE.soft)
+    if not sentences.attention_is_empty(result):
+        colours = pictures.attention_scale_rgb(64)
+        page.imshow(
+            colours[None],
+            extent=(left, left + 70, y + 1, y - 11),
+            aspect="auto",
+            interpolation="nearest",
+            zorder=2,
+        )
+        set_limits(page)
+        left += 78.0
+    write(page, left, y, sentences.attention_legend(result), 13, palette.SLIDE.soft)

@@ -374,15 +374,25 @@ def effusion(lungs: Lungs) -> str:
     return f"pleural effusion {millilitres(lungs.effusion_ml)}"
 
 
+def attention_is_empty(result: Result) -> bool:
+    """Whether there is a map that is 0 everywhere, so that no colour needs a legend."""
+    return any(flag.code == "attention_empty" for flag in result.quality_flags)
+
+
+def attention_legend(result: Result) -> str:
+    """What the colours are, for beside their scale; that there are none where the map is empty."""
+    if attention_is_empty(result):
+        return "attention: none to show, the map is empty"
+    return ATTENTION_SCALE
+
+
 def attention_caution(result: Result) -> str:
     """A caution beside the attention map of a scan without findings; else an empty text.
 
     A map that is not empty fills its scale: in a clean scan whatever raised the answer a little is
     as bright as a lesion. It is no promise that there is none: mild disease is missed.
     """
-    if headline(result).rank != 0 or any(
-        flag.code == "attention_empty" for flag in result.quality_flags
-    ):
+    if headline(result).rank != 0 or attention_is_empty(result):
         return ""
     answer = "Negative" if result.covid is not None and result.severity is None else "No findings"
     return f"{answer}: bright colours need not mean disease."
@@ -424,10 +434,10 @@ def slices_choice(views: Views) -> str:
     """How the axial slices were chosen, in a sentence or two."""
     chosen = {shown.reason for shown in views.slices}
     if chosen <= {OVERVIEW}:
-        return "No slice stands out by disease or attention: they are spread evenly."
+        return "No slice stands out by disease or attention: they are spread over the lungs."
     if chosen <= {OVERVIEW, "highest attention"}:
         return (
-            "No slice stands out by disease: they are spread evenly, and one is where attention is"
-            " highest, which need not mean disease."
+            "No slice stands out by disease: they are spread over the lungs, and one is where"
+            " attention is highest, which need not mean disease."
         )
     return "Chosen by involved area and by attention in turn, the rest by position."

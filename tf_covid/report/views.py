@@ -259,7 +259,7 @@ def _position(
     use_involved = involved.max() > 0
     d = int(np.argmax(involved if use_involved else lung_area))
     reason = (
-        "the slice with the most involved lung" if use_involved else "the slice with the most lung"
+        "the slice with the most involved lung" if use_involved else "the middle of the larger lung"
     )
     sides = [np.argwhere(maps.lungs[d] == side) for side in (1, 2)]
     inside = max(sides, key=len)
