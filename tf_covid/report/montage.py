@@ -322,8 +322,8 @@ def _curves(page: Axes, result: Result, scan: Scan, views: Views) -> None:
             if mm[0] <= where <= mm[-1]:
                 panel.text(
                     where,
-                    values.max(),
-                    f"↑ {percent:.0f}",
+                    0.93 * values.max(),
+                    f"↑ {percent:.0f} %",
                     fontsize=9,
                     color=palette.SLIDE.warn,
                     ha="center",
