@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tf_covid.page.formats import decimals, millilitres, probability
-from tf_covid.report.views import OVERVIEW, nothing_involved
 from tf_covid.severity import CLASS_UPPER_SCORES, LABELS
 
 if TYPE_CHECKING:
@@ -425,6 +424,8 @@ def attention_within(attention: Attention) -> str:
 
 def slices_heading(result: Result) -> str:
     """Heading of the axial pictures."""
+    from tf_covid.report.views import nothing_involved
+
     return (
         "Axial slices, by position" if nothing_involved(result) else "The slices that tell the most"
     )
@@ -432,6 +433,8 @@ def slices_heading(result: Result) -> str:
 
 def slices_choice(views: Views) -> str:
     """How the axial slices were chosen, in a sentence or two."""
+    from tf_covid.report.views import OVERVIEW
+
     chosen = {shown.reason for shown in views.slices}
     if chosen <= {OVERVIEW}:
         return "No slice stands out by disease or attention: they are spread over the lungs."
