@@ -108,7 +108,7 @@ def test_lobes_and_fluid_are_in_the_result(finder, scan, monkeypatch):
         assert [lobe.name for lobe in result.lobes] == list(LOBES)
         assert sum(lobe.volume_ml for lobe in result.lobes) == pytest.approx(result.lungs.volume_ml)
         assert result.severity.ct_score_read is None, "there is no middle lobe"
-        assert result.lungs.effusion_ml is None, "no cell is more probably fluid than not"
+        assert result.lungs.effusion_ml == 0, "no cell is surely fluid"
         np.testing.assert_array_equal(result.maps.lobes > 0, result.maps.lungs > 0)
         assert result.as_dict()["lobes"][0]["name"] == "right upper"
 

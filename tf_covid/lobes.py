@@ -30,6 +30,11 @@ HEALTHY_PERCENT = 1.0
 #: cut off or removed, or is too little to be judged.
 LEAST_LOBE_ML = 30.0
 
+#: A cell holds pleural fluid from this probability on. Its cells weigh more in training than they
+#: are many (`training.losses.RARE_WEIGHTS`), so that a half would find too much of it: of twelve
+#: synthetic chests 147 ml too much in the mean, and 1 ml from here on (docs/lobes.md).
+FLUID = 0.8
+
 #: A cell says something about a side's lobes when they have this probability together.
 _LEAST_EVIDENCE = 0.05
 
@@ -164,7 +169,7 @@ def ct_score_read(lobes: Sequence[Lobe] | None) -> int | None:
 def effusion_ml(
     effusion: np.ndarray, lungs: np.ndarray, cell_mm: tuple[float, float, float]
 ) -> float:
-    """Volume of pleural fluid in ml: what is more probably fluid than not, and no lung.
+    """Volume of pleural fluid in ml: where its probability exceeds `FLUID`, and no lung is.
 
     Args:
         effusion: Probability of pleural effusion, float32 (D', h', w').
@@ -173,7 +178,7 @@ def effusion_ml(
     """
     count = 0
     for part, planes in _on_grid(effusion[..., None], lungs.shape):
-        count += int(np.count_nonzero((planes[:, 0] > 0.5) & ~lungs[part]))
+        count += int(np.count_nonzero((planes[:, 0] > FLUID) & ~lungs[part]))
     return float(count * np.prod(cell_mm) / 1000.0)
 
 

@@ -144,10 +144,8 @@ def read_lungs(
         ),
         involvement_by="hu_rule" if disease is None else "disease_probability",
         # A softmax is nowhere 0: zeros throughout are of a network without a class for fluid.
-        # Where no cell is more probably fluid than not, nothing is said: the weights that ship
-        # overlook fluid, and their 0 ml would be invented (docs/lobes.md).
         effusion_ml=None
-        if effusion is None or not (effusion > 0.5).any()
+        if effusion is None or not effusion.any()
         else effusion_ml(effusion, sides > 0, cell_mm),
     )
     return LungReading(

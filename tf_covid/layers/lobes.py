@@ -134,8 +134,8 @@ class LobeSegmenter(keras.layers.Layer):
 class ContextGate(keras.layers.Layer):
     """How far a slice's cells may be lung, given where in the body they lie: 0 … 1.
 
-    The lobes' share, spread over the neighbouring cells so that the border stays the 2D network's,
-    and a ramp instead of a step: two runtimes that differ in the seventh digit still agree.
+    The lobes' share, from so little on that the border stays the 2D network's, and a ramp instead of
+    a step: two runtimes that differ in the seventh digit still agree.
 
     Args:
         low: Share up to which the gate is closed.
@@ -151,7 +151,7 @@ class ContextGate(keras.layers.Layer):
     """
 
     def __init__(
-        self, low: float = 0.25, high: float = 0.45, reach: int = 1, **kwargs: Any
+        self, low: float = 0.1, high: float = 0.3, reach: int = 0, **kwargs: Any
     ) -> None:
         super().__init__(autocast=False, **kwargs)
         if not 0 <= low < high <= 1 or reach < 0:
