@@ -220,8 +220,8 @@ def test_the_score_read_is_the_sum_of_five():
 
 
 def test_fluid_is_counted_outside_the_lungs():
-    effusion = np.zeros(COARSE, np.float32)
-    effusion[4:8, 12:16, 2:8] = 0.9  # rows 72–96, columns 12–48 of the scan, slices 8–16
+    effusion = np.full(COARSE, 0.6, np.float32)  # the border lies halfway: 0.8
+    effusion[4:8, 12:16, 2:8] = 1.0  # rows 72–96, columns 12–48 of the scan, slices 8–16
     hu, probability = body(R, L)
     lungs = read_lungs(hu, probability, KEEP, SPACING, effusion=effusion).lungs
     outside = 8 * 16 * 36 * np.prod(SPACING) / 1000  # rows 80–96
