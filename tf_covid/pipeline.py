@@ -50,7 +50,7 @@ NEAR_POINTS = 2
 FLIPS = ("head to feet", "front to back", "left to right")
 
 #: A flip is pointed out from this mean logit of four views,
-ORIENTATION_DOUBTFUL = 2.0
+ORIENTATION_DOUBTFUL = 0.5
 
 #: and where each lung has this volume, in ml: only then the scan shows enough of a human.
 LEAST_LUNG_ML = 400.0

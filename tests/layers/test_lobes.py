@@ -90,24 +90,38 @@ def lobes_in(slices, rows, columns, share=1.0):
     return lobes
 
 
-def test_lung_stays_near_the_lobes_and_goes_elsewhere():
-    gate = ContextGate(reach=1)
+def test_lung_stays_within_the_lobes_and_goes_elsewhere():
+    gate = ContextGate()
     masks = np.ones((1, 32, 64, 64, 2), np.float32)
     gated = gate(lobes_in((4, 10), (2, 9), (8, 20)), masks, np.array([32], np.int32)).numpy()[0]
-    # A coarse cell is 2 slices, 4 rows and 2 columns; the lobes reach one cell further.
+    # A coarse cell is 2 slices, 4 rows and 2 columns.
     assert (gated[8:20, 8:36, 16:40] == 1).all()
-    assert not gated[:5].any()
-    assert not gated[23:].any()
-    assert not gated[:, 44:].any()
-    assert not gated[:, :, 44:].any()
+    assert not gated[:6].any()
+    assert not gated[22:].any()
+    assert not gated[:, 40:].any()
+    assert not gated[:, :, 42:].any()
     np.testing.assert_array_equal(gated[..., 0], gated[..., 1])
 
 
 def test_the_gate_is_a_ramp_between_its_shares():
     masks, depth = np.full((1, 16, 16, 32, 1), 0.8, np.float32), np.array([16], np.int32)
-    for share, part in ((0.2, 0.0), (0.25, 0.0), (0.35, 0.5), (0.45, 1.0), (0.9, 1.0)):
+    for share, part in ((0.2, 0.0), (0.25, 0.0), (0.35, 0.5), (0.45, 1.0), (0.7, 1.0)):
         gated = ContextGate(0.25, 0.45)(lobes_in((0, 16), (0, 16), (0, 32), share), masks, depth)
         np.testing.assert_allclose(gated, 0.8 * part, atol=1e-5)
+
+
+def test_where_the_lobes_are_sure_the_odds_of_lung_rise_and_those_of_disease_do_not():
+    depth = np.array([16], np.int32)
+    for probability in (0.0, 1e-6, 0.1, 0.5, 1.0):
+        masks = np.full((1, 16, 16, 32, 2), probability, np.float32)
+        for share, rise in ((0.6, 0.0), (0.8, 1.5), (0.9, 3.0), (1.0, 3.0)):
+            lobes = lobes_in((0, 16), (0, 16), (0, 32), share)
+            gated = ContextGate()(lobes, masks, depth).numpy()
+            odds = probability * np.exp(rise)
+            np.testing.assert_allclose(gated[..., 0], odds / (1 - probability + odds), atol=1e-5)
+            np.testing.assert_allclose(gated[..., 1], probability, atol=1e-6)
+    plain = ContextGate(gain=0.0)(lobes, masks * 0.3, depth).numpy()
+    np.testing.assert_allclose(plain, masks * 0.3, atol=1e-6)
 
 
 def test_the_coarse_grid_covers_the_true_slices_from_edge_to_edge():
@@ -121,9 +135,19 @@ def test_the_coarse_grid_covers_the_true_slices_from_edge_to_edge():
     assert abs(float(both[1].mean()) - float(np.mean(halves[1]))) < 0.02
 
 
-@pytest.mark.parametrize("arguments", [(0.5, 0.5), (-0.1, 0.5), (0.2, 1.1), (0.2, 0.5, -1)])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (0.5, 0.5),
+        (-0.1, 0.5),
+        (0.2, 1.1),
+        (0.2, 0.5, (0.9, 0.9)),
+        (0.2, 0.5, (0.9, 1.1)),
+        (0.2, 0.5, (0.7, 0.9), -1),
+    ],
+)
 def test_impossible_gates_are_refused(arguments):
-    with pytest.raises(ValueError, match="0 ≤ low < high ≤ 1"):
+    with pytest.raises(ValueError, match=r"0 ≤ (low|sure)"):
         ContextGate(*arguments)
 
 
@@ -134,5 +158,5 @@ def test_layers_are_rebuilt_from_their_config(network):
     depth = np.array([20], np.int32)
     for name, value in segmenter(planes(), depth).items():
         np.testing.assert_allclose(again(planes(), depth)[name], value, atol=1e-6)
-    gate = ContextGate.from_config(ContextGate(0.1, 0.3, 2).get_config())
-    assert (gate.low, gate.high, gate.reach) == (0.1, 0.3, 2)
+    gate = ContextGate.from_config(ContextGate(0.2, 0.4, (0.6, 0.8), 2.0).get_config())
+    assert (gate.low, gate.high, gate.sure, gate.gain) == (0.2, 0.4, (0.6, 0.8), 2.0)

@@ -132,51 +132,64 @@ class LobeSegmenter(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("tf_covid")
 class ContextGate(keras.layers.Layer):
-    """How far a slice's cells may be lung, given where in the body they lie: 0 … 1.
+    """Lung and disease in a slice's cells, given where in the body they lie.
 
-    The lobes' share, from so little on that the border stays the 2D network's, and a ramp instead of
-    a step: two runtimes that differ in the seventh digit still agree.
+    Where the lobes have no share the gate is closed: nothing there is lung or disease. It opens
+    from so little on that the border stays the 2D network's, along a ramp instead of a step: two
+    runtimes that differ in the seventh digit still agree. Where the lobes are sure, the odds of
+    lung rise: lung that is consolidated whole looks like the chest wall beside it in a single
+    slice. The 2D network still has to see a little of it: the lobes alone never make lung.
 
     Args:
         low: Share up to which the gate is closed.
         high: Share from which it is open.
-        reach: Cells of the coarse grid by which the lobes are spread in each direction.
+        sure: Shares between which the factor of the odds rises from 1 to exp(`gain`).
+        gain: Logarithm of that factor.
 
-    Input: `lobes` float32 (N, d, f, g, 5), probabilities `masks` (N, D, h, w, outputs), and `depth`
-    int32 (N,), the true slices, which the coarse grid covers from edge to edge. Output: the masks
-    times the gate, in their shape.
+    Input: `lobes` float32 (N, d, f, g, 5), probabilities `masks` (N, D, h, w, outputs) of lung and,
+    if there is a second output, disease, and `depth` int32 (N,), the true slices, which the coarse
+    grid covers from edge to edge. Output: the masks behind the gate, in their shape.
 
     Raises:
-        ValueError: If not 0 ≤ low < high ≤ 1, or `reach` is negative.
+        ValueError: If not 0 ≤ low < high ≤ 1, or the same of `sure`, or `gain` is negative.
     """
 
     def __init__(
-        self, low: float = 0.1, high: float = 0.3, reach: int = 0, **kwargs: Any
+        self,
+        low: float = 0.1,
+        high: float = 0.3,
+        sure: tuple[float, float] = (0.7, 0.9),
+        gain: float = 3.0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(autocast=False, **kwargs)
-        if not 0 <= low < high <= 1 or reach < 0:
-            raise ValueError(f"a gate needs 0 ≤ low < high ≤ 1, not {low}, {high}, reach {reach}")
-        self.low, self.high, self.reach = float(low), float(high), int(reach)
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"a gate needs 0 ≤ low < high ≤ 1, not {low} and {high}")
+        if not 0 <= sure[0] < sure[1] <= 1 or gain < 0:
+            raise ValueError(
+                f"the odds need 0 ≤ sure ≤ 1, rising, and gain ≥ 0, not {sure}, {gain}"
+            )
+        self.low, self.high, self.gain = float(low), float(high), float(gain)
+        self.sure = float(sure[0]), float(sure[1])
 
     def call(self, lobes: Tensor, masks: Tensor, depth: Tensor) -> Tensor:
-        """Lobes and masks → gated masks."""
-        size = 2 * self.reach + 1
-        spread = tf.nn.max_pool3d(
-            tf.reduce_sum(lobes, axis=-1, keepdims=True), [size] * 3, [1] * 3, "SAME"
-        )[..., 0]
-        shape, cells = tf.shape(masks), tf.shape(spread)
+        """Lobes and masks → masks behind the gate."""
+        total = tf.reduce_sum(lobes, axis=-1)
+        shape, cells = tf.shape(masks), tf.shape(total)
         # Cell i of a slice lies at (i + ½) · d / depth of the coarse grid.
         centres = tf.range(shape[1], dtype=tf.float32)[tf.newaxis] + 0.5
         step = tf.cast(cells[1], tf.float32) / tf.maximum(tf.cast(depth, tf.float32), 1.0)
         along = _linear(centres * step[:, tf.newaxis], cells[1])
-        flat = tf.reshape(spread, [cells[0], cells[1], cells[2] * cells[3]])
+        flat = tf.reshape(total, [cells[0], cells[1], cells[2] * cells[3]])
         slices = tf.reshape(tf.matmul(along, flat), [cells[0] * shape[1], cells[2], cells[3]])
         planes = in_plane(
             full_axis_matrix(shape[2], cells[2]), slices, full_axis_matrix(shape[3], cells[3])
         )
-        fraction = tf.reshape(planes, shape[:4])
-        gate = tf.clip_by_value((fraction - self.low) / (self.high - self.low), 0.0, 1.0)
-        return masks * gate[..., tf.newaxis]
+        fraction = tf.reshape(planes, shape[:4])[..., tf.newaxis]
+        factor = tf.exp(self.gain * _ramp(fraction, self.sure))
+        lungs = masks[..., :1]
+        lungs = lungs * factor / (1.0 + lungs * (factor - 1.0))
+        return tf.concat([lungs, masks[..., 1:]], axis=-1) * _ramp(fraction, (self.low, self.high))
 
     def compute_output_spec(self, lobes: Tensor, masks: Tensor, depth: Tensor) -> keras.KerasTensor:
         """The masks' shape, float32."""
@@ -184,7 +197,13 @@ class ContextGate(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Arguments that rebuild the layer."""
-        return {**super().get_config(), "low": self.low, "high": self.high, "reach": self.reach}
+        own = {"low": self.low, "high": self.high, "sure": list(self.sure), "gain": self.gain}
+        return {**super().get_config(), **own}
+
+
+def _ramp(share: Tensor, limits: tuple[float, float]) -> Tensor:
+    """0 up to the first limit, 1 from the second on."""
+    return tf.clip_by_value((share - limits[0]) / (limits[1] - limits[0]), 0.0, 1.0)
 
 
 def _linear(positions: Tensor, size: Tensor) -> Tensor:
