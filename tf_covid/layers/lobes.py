@@ -156,8 +156,8 @@ class ContextGate(keras.layers.Layer):
 
     def __init__(
         self,
-        low: float = 0.1,
-        high: float = 0.3,
+        low: float = 0.05,
+        high: float = 0.2,
         sure: tuple[float, float] = (0.7, 0.9),
         gain: float = 3.0,
         **kwargs: Any,
