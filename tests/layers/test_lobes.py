@@ -126,13 +126,14 @@ def test_where_the_lobes_are_sure_the_odds_of_lung_rise_and_those_of_disease_do_
 
 def test_the_coarse_grid_covers_the_true_slices_from_edge_to_edge():
     """A shorter scan of a batch is gated as if it had come alone."""
-    gate, lobes = ContextGate(0.4, 0.6), lobes_in((3, 9), (0, 16), (0, 32))
+    gate, lobes = ContextGate(), lobes_in((3, 9), (0, 16), (0, 32))
     alone = gate(lobes, np.ones((1, 12, 16, 32, 1), np.float32), np.array([12], np.int32)).numpy()
     padded = np.ones((2, 30, 16, 32, 1), np.float32)
     both = gate(np.repeat(lobes, 2, axis=0), padded, np.array([12, 30], np.int32)).numpy()
     np.testing.assert_allclose(both[0, :12], alone[0], atol=1e-6)
     halves = both[1, ::2, 8, 16, 0], gate(lobes, padded[:1, :15], np.array([15], np.int32))
-    assert abs(float(both[1].mean()) - float(np.mean(halves[1]))) < 0.02
+    # Half a slice of the shorter one.
+    assert abs(float(both[1].mean()) - float(np.mean(halves[1]))) < 0.5 / 15
 
 
 @pytest.mark.parametrize(
