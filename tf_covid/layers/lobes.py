@@ -201,9 +201,9 @@ class ContextGate(keras.layers.Layer):
         return {**super().get_config(), **own}
 
 
-def _ramp(share: Tensor, limits: tuple[float, float]) -> Tensor:
+def _ramp(fraction: Tensor, limits: tuple[float, float]) -> Tensor:
     """0 up to the first limit, 1 from the second on."""
-    return tf.clip_by_value((share - limits[0]) / (limits[1] - limits[0]), 0.0, 1.0)
+    return tf.clip_by_value((fraction - limits[0]) / (limits[1] - limits[0]), 0.0, 1.0)
 
 
 def _linear(positions: Tensor, size: Tensor) -> Tensor:
