@@ -31,8 +31,7 @@ HEALTHY_PERCENT = 1.0
 LEAST_LOBE_ML = 30.0
 
 #: A cell holds pleural fluid from this probability on. Its cells weigh more in training than they
-#: are many (`training.losses.RARE_WEIGHTS`), so that a half would find too much of it: of twelve
-#: synthetic chests 147 ml too much in the mean, and 1 ml from here on (docs/lobes.md).
+#: are many (`training.losses.RARE_WEIGHTS`), so that a half would find too much of it.
 FLUID = 0.8
 
 #: A cell says something about a side's lobes when they have this probability together.

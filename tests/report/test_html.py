@@ -377,20 +377,27 @@ def test_the_page_is_small(make_case: Any) -> None:
     assert len(render(result, dataclasses.replace(scan, hu=noisy)).encode()) < 3_000_000
 
 
-def browser_or_skip() -> str:
-    browser = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
+def browse(page: Path, *switches: str) -> subprocess.CompletedProcess[str]:
+    """Open a page in Chromium without a window; skip the test where there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser = next(filter(None, map(shutil.which, names)), None)
     if browser is None:
         pytest.skip("needs Chromium: make test-system, as root")
-    return browser
+    always = ("headless", "no-sandbox", "disable-gpu", "disable-quic")
+    profile = f"user-data-dir={page.parent / 'profile'}"
+    return subprocess.run(
+        [browser, *(f"--{switch}" for switch in (*always, profile, *switches)), page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
 
 
 def test_nothing_scrolls_sideways_on_a_phone(
     lobe_case: Any, refused: Result, tmp_path: Path
 ) -> None:
     """Measured by a script in a frame of 390 px; the page itself has none and allows none."""
-    browser = browser_or_skip()
     result, scan = lobe_case()
     result = dataclasses.replace(result, case="w" * 90)
     for name, text in (("answered", render(result, scan)), ("refused", render(refused, None))):
@@ -406,18 +413,9 @@ def test_nothing_scrolls_sideways_on_a_phone(
             f'<iframe src="{name}.html" style="width: 390px; height: 800px; border: 0"></iframe>',
             "utf-8",
         )
-        run = subprocess.run(
-            [
-                browser,
-                *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--dump-dom"),
-                *("--allow-file-access-from-files", "--virtual-time-budget=5000"),
-                f"--user-data-dir={tmp_path / 'profile'}",
-                (tmp_path / "frame.html").as_uri(),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
+        run = browse(
+            tmp_path / "frame.html",
+            *("dump-dom", "allow-file-access-from-files", "virtual-time-budget=5000"),
         )
         ((needed, there),) = re.findall(r"<title>width=(\d+) (\d+)", run.stdout)
         assert needed == there, name
@@ -425,19 +423,12 @@ def test_nothing_scrolls_sideways_on_a_phone(
 
 
 def test_every_printed_page_has_case_and_caution(make_case: Any, tmp_path: Path) -> None:
-    browser, reader = browser_or_skip(), shutil.which("pdftotext")
+    reader = shutil.which("pdftotext")
     if reader is None:
         pytest.skip("needs pdftotext: make test-system, as root")
     (tmp_path / "report.html").write_text(render(*make_case()), "utf-8")
-    switches = ("--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer")
-    profile, pdf = f"--user-data-dir={tmp_path / 'profile'}", tmp_path / "report.pdf"
-    command = [browser, *switches, profile, f"--print-to-pdf={pdf}"]
-    subprocess.run(
-        [*command, (tmp_path / "report.html").as_uri()],
-        capture_output=True,
-        timeout=120,
-        check=True,
-    )
+    pdf = tmp_path / "report.pdf"
+    browse(tmp_path / "report.html", "no-pdf-header-footer", f"print-to-pdf={pdf}")
     text = subprocess.run([reader, pdf, "-"], capture_output=True, text=True, check=True).stdout
     pages = text.split("\f")[:-1]
     assert len(pages) >= 2
@@ -451,28 +442,14 @@ def test_every_printed_page_has_case_and_caution(make_case: Any, tmp_path: Path)
 def test_a_browser_shows_it_without_complaint(
     kind: str, lobe_case: Any, refused: Result, tmp_path: Path
 ) -> None:
-    browser = browser_or_skip()
     (tmp_path / "report.html").write_text(
         render(*lobe_case()) if kind == "answered" else render(refused, None), "utf-8"
     )
     switches = (
-        "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
-        " disable-component-update disable-sync hide-scrollbars enable-logging=stderr"
-        " window-size=1240,3000"
+        "no-first-run disable-background-networking disable-component-update disable-sync"
+        " hide-scrollbars enable-logging=stderr window-size=1240,3000"
     )
-    run = subprocess.run(
-        [
-            browser,
-            *(f"--{switch}" for switch in switches.split()),
-            f"--user-data-dir={tmp_path / 'profile'}",
-            f"--screenshot={tmp_path / 'page.png'}",
-            (tmp_path / "report.html").as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+    run = browse(tmp_path / "report.html", *switches.split(), f"screenshot={tmp_path / 'page.png'}")
     assert not [line for line in run.stderr.splitlines() if "CONSOLE" in line]
     pixels = np.asarray(Image.open(tmp_path / "page.png").convert("RGB"))
     assert pixels.shape == (3000, 1240, 3)

@@ -68,6 +68,10 @@ if TYPE_CHECKING:
 #: number here.
 FORMAT = 2
 
+#: Part of the name of each record that was made behind a lobe model; a change of how it gates is
+#: another number here.
+_GATE = 2
+
 #: Stands in the `.json` of each record whose lobes were read; a change of how they are read is
 #: another number here, and reads them anew. No part of a record's name.
 READING = 1
@@ -134,7 +138,7 @@ class CacheSpec:
                 PLANE_SIDE,
             ]  # no lung model has a say in these
         rule = self.preprocessing.model_dump(include={"slice_minimum", "box", "box_margin"})
-        gate = [self.lobes_sha256] if self.lobes_sha256 else []
+        gate = [self.lobes_sha256, _GATE] if self.lobes_sha256 else []
         return [FORMAT, self.kind, self.grid, rule, self.lungs_sha256, self.lesions, *gate]
 
     def bytes_each(self) -> int:

@@ -16,8 +16,8 @@ from tf_covid.tissues import CLASSES, LOBE_CLASSES
 
 Loss = Callable[[Any, Any], Any]
 
-#: Classes of a lobe network that are in few cells, and how much more their cells weigh: of the
-#: cells of 30 chests 7 in ten thousand are effusion, whose density is that of white lung.
+#: Classes of a lobe network that are in few cells, and how much more their cells weigh. Effusion is
+#: the rarest, and has the density of white lung.
 RARE_WEIGHTS = {"airway": 2.0, "pleural effusion": 8.0, "stomach": 3.0, "bowel": 3.0}
 
 #: Where `VolumeTrainingInput` counts what is not of a class.
