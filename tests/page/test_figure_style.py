@@ -8,9 +8,10 @@ import matplotlib
 import pytest
 from PIL import Image
 
+from tests.marks import warnings_are_errors
 from tf_covid.page.figure_style import FIGURE, SLIDE, drawable, new_figure, styled, to_bytes
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = warnings_are_errors
 
 
 def draw(form: str = "png") -> bytes:

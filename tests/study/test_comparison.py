@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.marks import warnings_are_errors
 from tf_covid.errors import OutputError
 from tf_covid.study import StudyError, compare, select
 
-pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("undrawn")]
+pytestmark = [warnings_are_errors, pytest.mark.usefixtures("undrawn")]
 
 Finished = Callable[..., Path]
 

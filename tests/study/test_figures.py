@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.marks import warnings_are_errors
 from tf_covid.severity import LABELS
 from tf_covid.study import figures, groups, paper, violins
 from tf_covid.study.axes import DPI
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = warnings_are_errors
 
 
 def pixels(png: bytes, width_in: float, height_in: float) -> np.ndarray:

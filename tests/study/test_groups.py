@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import auc, brier_score_loss, roc_auc_score
 
+from tests.marks import warnings_are_errors
 from tf_covid.study import groups
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = warnings_are_errors
 
 
 def test_holm_by_hand() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
+from tests.marks import warnings_are_errors
 from tf_covid.severity import LABELS
 from tf_covid.study import Bootstrap, from_matrix, groups, paper
 from tf_covid.study.bootstrap import estimate, wilson
@@ -21,7 +22,7 @@ from tf_covid.study.metrics import (
     statistic_of,
 )
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = warnings_are_errors
 
 
 def test_the_papers_matrix_gives_the_papers_figures() -> None:

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
+from tests.marks import warnings_are_errors
 from tf_covid.severity import LOBES
 from tf_covid.study import compare
 from tf_covid.study.bootstrap import wilson
 from tf_covid.study.scores import intraclass, lobe_agreement, score_agreement
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = warnings_are_errors
 
 
 def values(part: dict[str, Any]) -> dict[str, Any]:

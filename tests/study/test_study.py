@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.marks import warnings_are_errors
 from tf_covid.errors import OutputError
 from tf_covid.result import DISCLAIMER
 from tf_covid.severity import LOBES
 from tf_covid.study import select, write_study
 from tf_covid.study.study import KEYS, plain_dict
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = warnings_are_errors
 
 #: Of the contract.
 PROMISED = {
