@@ -67,3 +67,16 @@ def test_volumes_and_times() -> None:
 def test_a_sha256_is_shortened_and_a_version_is_not() -> None:
     assert formats.version("9f2c" * 16) == "9f2c9f2c9f2c"
     assert formats.version("2.21.0rc1") == "2.21.0rc1"
+
+
+def test_a_time_to_the_minute() -> None:
+    assert formats.moment("2026-11-28T17:20:15Z") == "2026-11-28, 17:20 UTC"
+    assert formats.moment("last week") == "last week"
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [("case-1", "case-1"), ("=1+1", "'=1+1"), (" @a", "' @a"), ("a\r\nb\0", "a  b ")],
+)
+def test_a_cell_is_one_line_and_no_formula(text: str, cell: str) -> None:
+    assert formats.harmless_cell(text) == cell

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import html.parser
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.browser import browse, phone_widths, printed
 from tf_covid.report.html import render
 from tf_covid.report.views import choose
 from tf_covid.result import DISCLAIMER, QualityFlag, Result, Severity
@@ -377,60 +376,18 @@ def test_the_page_is_small(make_case: Any) -> None:
     assert len(render(result, dataclasses.replace(scan, hu=noisy)).encode()) < 3_000_000
 
 
-def browse(page: Path, *switches: str) -> subprocess.CompletedProcess[str]:
-    """Open a page in Chromium without a window; skip the test where there is none."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    browser = next(filter(None, map(shutil.which, names)), None)
-    if browser is None:
-        pytest.skip("needs Chromium: make test-system, as root")
-    always = ("headless", "no-sandbox", "disable-gpu", "disable-quic")
-    profile = f"user-data-dir={page.parent / 'profile'}"
-    return subprocess.run(
-        [browser, *(f"--{switch}" for switch in (*always, profile, *switches)), page.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-
-
 def test_nothing_scrolls_sideways_on_a_phone(
     lobe_case: Any, refused: Result, tmp_path: Path
 ) -> None:
-    """Measured by a script in a frame of 390 px; the page itself has none and allows none."""
     result, scan = lobe_case()
     result = dataclasses.replace(result, case="w" * 90)
-    for name, text in (("answered", render(result, scan)), ("refused", render(refused, None))):
-        open_page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
-        (tmp_path / f"{name}.html").write_text(
-            open_page + "<script>const {scrollWidth, clientWidth} = document.documentElement;"
-            "parent.postMessage(`${scrollWidth} ${clientWidth}`, '*')"
-            "</script>",
-            "utf-8",
-        )
-        (tmp_path / "frame.html").write_text(
-            "<script>onmessage = event => document.title = `width=${event.data}`</script>"
-            f'<iframe src="{name}.html" style="width: 390px; height: 800px; border: 0"></iframe>',
-            "utf-8",
-        )
-        run = browse(
-            tmp_path / "frame.html",
-            *("dump-dom", "allow-file-access-from-files", "virtual-time-budget=5000"),
-        )
-        ((needed, there),) = re.findall(r"<title>width=(\d+) (\d+)", run.stdout)
-        assert needed == there, name
-        assert 370 <= int(there) <= 390
+    for text in (render(result, scan), render(refused, None)):
+        needed, there = phone_widths(text, tmp_path)
+        assert needed == there
 
 
 def test_every_printed_page_has_case_and_caution(make_case: Any, tmp_path: Path) -> None:
-    reader = shutil.which("pdftotext")
-    if reader is None:
-        pytest.skip("needs pdftotext: make test-system, as root")
-    (tmp_path / "report.html").write_text(render(*make_case()), "utf-8")
-    pdf = tmp_path / "report.pdf"
-    browse(tmp_path / "report.html", "no-pdf-header-footer", f"print-to-pdf={pdf}")
-    text = subprocess.run([reader, pdf, "-"], capture_output=True, text=True, check=True).stdout
-    pages = text.split("\f")[:-1]
+    pages = printed(render(*make_case()), tmp_path)
     assert len(pages) >= 2
     for page in pages:
         assert "case-1" in page[:200]

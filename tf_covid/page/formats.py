@@ -7,6 +7,9 @@ import re
 #: What stands where there is no value.
 DASH = "–"
 
+#: A spreadsheet runs a cell that begins like this as a formula.
+_FORMULA_STARTS = ("=", "+", "-", "@")
+
 
 def minus(text: str) -> str:
     """A number with the minus sign of print instead of a hyphen."""
@@ -85,3 +88,15 @@ def duration(seconds: float | None) -> str:
 def version(text: str) -> str:
     """A version as it is; of a sha256 the first twelve digits."""
     return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text
+
+
+def moment(text: str) -> str:
+    """A time of JSON, "2026-11-28T17:20:15Z", to the minute; any other text as it is."""
+    day, _, time = text.partition("T")
+    return f"{day}, {time[:5]} UTC" if time else text
+
+
+def harmless_cell(text: str) -> str:
+    """A text for a CSV: on one line, and behind a "'" what a spreadsheet would run as a formula."""
+    line = "".join(letter if letter.isprintable() else " " for letter in text)
+    return f"'{line}" if line.lstrip().startswith(_FORMULA_STARTS) else line

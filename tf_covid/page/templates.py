@@ -17,6 +17,7 @@ _FILTERS = (
     formats.decimals,
     formats.duration,
     formats.millilitres,
+    formats.moment,
     formats.p_value,
     formats.percent,
     formats.probability,

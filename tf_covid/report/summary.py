@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tf_covid.atomic import make_folder, replacing
+from tf_covid.page.formats import harmless_cell
 from tf_covid.severity import LABELS, LOBES
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ COLUMNS = (
     "quality_flags",
     "seconds",
 )
-
-#: A spreadsheet runs a cell that begins like this as a formula.
-_FORMULA_STARTS = ("=", "+", "-", "@")
 
 
 def write_summary(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
@@ -66,7 +64,7 @@ def summary_row(result: Result | Mapping[str, Any]) -> dict[str, Any]:
     lungs = values.get("lungs") or {}
     cells: dict[str, Any] = dict.fromkeys(COLUMNS)
     cells |= {
-        "case": _harmless(values["case"]),
+        "case": harmless_cell(values["case"]),
         "status": values["status"],
         "involvement_percent": lungs.get("involvement_percent"),
         "volume_ml": lungs.get("volume_ml"),
@@ -96,9 +94,3 @@ def summary_row(result: Result | Mapping[str, Any]) -> dict[str, Any]:
         name: round(value, 6) if isinstance(value, float) else value
         for name, value in cells.items()
     }
-
-
-def _harmless(text: str) -> str:
-    """The text on one line and never a formula."""
-    line = "".join(letter if letter.isprintable() else " " for letter in text)
-    return f"'{line}" if line.lstrip().startswith(_FORMULA_STARTS) else line

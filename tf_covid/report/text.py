@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tf_covid.page.formats import decimals, millilitres, probability
+from tf_covid.page.formats import decimals, millilitres, moment, probability
 from tf_covid.severity import CLASS_UPPER_SCORES, LABELS
 
 if TYPE_CHECKING:
@@ -258,8 +258,7 @@ def provenance(result: Result) -> str:
     """When the answer was given and by which version, for the head of the page."""
     parts = []
     if result.answered_at:
-        day, _, time = result.answered_at.partition("T")
-        parts.append(f"answered {day}, {time[:5]} UTC")
+        parts.append(f"answered {moment(result.answered_at)}")
     if version := result.versions.get("tf-covid"):
         parts.append(f"tf-covid {version}")
     return " · ".join(parts)

@@ -45,20 +45,20 @@ def case_names(path: Path, parts: Sequence[str], groups: Sequence[Sequence[Insta
         be turned back by trying, as a patient id could.
     """
     own = path.name if path.name not in ("", "..") else Path(os.path.realpath(path)).name
-    base = _safe(_stem(own)) or "case"
+    base = safe_name(_stem(own)) or "case"
     if len(groups) == 1:
         names = [base]
         raw = [own]
     else:
         distinct = len({part.lower() for part in parts}) == len(parts) and all(parts)
         raw = [f"{own} {part if distinct else ''}" for part in parts]
-        suffixes = [_safe(_stem(part)) if distinct else "" for part in parts]
+        suffixes = [safe_name(_stem(part)) if distinct else "" for part in parts]
         names = [f"{base}-{suffix or index}" for index, suffix in enumerate(suffixes, 1)]
     identifiers = PatientIdentifiers.of(instance for group in groups for instance in group)
     named = []
     for name, original, group in zip(names, raw, groups, strict=True):
         # What is left out to make a name safe may join letters to a patient's name.
-        repeats = identifiers.occur_in(original) or identifiers.occur_in(_safe(original))
+        repeats = identifiers.occur_in(original) or identifiers.occur_in(safe_name(original))
         named.append(_hashed(group) if repeats else name[:_MOST_LETTERS])
     return unique(named)
 
@@ -71,7 +71,7 @@ def _stem(name: str) -> str:
     return name
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
     """ASCII letters, digits, `.`, `_` and `-`.
 
     No leading dot, so that it is neither hidden nor a way upwards.
