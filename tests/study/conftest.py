@@ -28,6 +28,7 @@ from tf_covid.study import (
 )
 
 NOTE = "Synthetic cohort: phantoms only."
+COHORT = {"name": "cohort.csv", "sha256": "0123456789abcdef" * 4, "scans": 60}
 QUICK = Bootstrap(replicates=200, seed=1)
 
 
@@ -186,6 +187,8 @@ def study_of(predictions: AnyPredictions, **options: Any) -> dict[str, Any]:
         "seconds": 61.0,
         "versions": {"keras": "3.10"},
         "note": NOTE,
+        "cohort": COHORT,
+        "measured_at": "2026-11-28T17:20:15Z",
         "bootstrap": QUICK,
     }
     return build_study(predictions, **(given | options))
@@ -204,6 +207,7 @@ def make() -> SimpleNamespace:
         slices=slices,
         study=study_of,
         note=NOTE,
+        cohort=COHORT,
         quick=QUICK,
         tables=TABLES,
     )

@@ -34,7 +34,11 @@ def test_runs_stand_beside_each_other_and_the_paper(
     monkeypatch.undo()  # this one is drawn
     found = compare(runs, tmp_path / "deep" / "out", make.quick)
     out = tmp_path / "deep" / "out"
-    assert sorted(file.name for file in out.iterdir()) == ["comparison.html", "comparison.json"]
+    assert sorted(file.name for file in out.iterdir()) == [
+        "comparison.html",
+        "comparison.json",
+        "figures",
+    ]
     assert (
         json.loads((out / "comparison.json").read_text("utf-8"), parse_constant=pytest.fail)
         == found
@@ -48,7 +52,7 @@ def test_runs_stand_beside_each_other_and_the_paper(
     text = (out / "comparison.html").read_text("utf-8")
     assert make.note in text
     assert "<script" not in text
-    assert not re.search(r'(src|href)="(?!data:)', text)
+    assert not re.search(r'(src|href)="(?!data:|figures/[a-z0-9-]+\.(svg|csv)")', text)
     assert "run-1 is better" in text
     assert "0.781" in text
     assert "1.2e-08" in text

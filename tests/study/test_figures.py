@@ -81,16 +81,12 @@ def test_learning_curves(make: Any) -> None:
         fold: {"loss": [2.0, 1.0, 0.5], "val_loss": [2.0, np.nan, np.inf], "$x$_日": [1.0]}
         for fold in range(9)
     }
-    drawn = figures.learning(curves)
-    assert drawn is not None
-    pixels(drawn, 9.0, 3.2)
-    assert (
-        figures.learning({})
-        is figures.learning({0: {}})
-        is figures.learning({0: {"loss": [np.nan]}})
-        is None
-    )
-    assert figures.learning({0: {"loss": []}, 1: {"loss": [1.0]}}) is not None
+    pixels(figures.learning(curves), 9.0, 3.2)
+    assert figures.learning({0: {"loss": []}, 1: {"loss": [1.0]}})
+    nothing: list[dict[int, dict[str, list[float]]]] = [{}, {0: {}}, {0: {"loss": [np.nan]}}]
+    for empty in nothing:
+        with pytest.raises(ValueError, match="no value"):
+            figures.learning(empty)
 
 
 def test_svg_too() -> None:

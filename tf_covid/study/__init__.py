@@ -11,8 +11,10 @@ paper.py        what the paper published
 figures.py      confusion matrix, reliability, ROC, learning curves (on axes.py)
 violins.py      true CT score by predicted class
 seen.py         which cases the models had been trained on, in JSON and in sentences
-study.py        study.json, study.html
-comparison.py   comparison.json, comparison.html: runs and the paper side by side
+study_figure.py a figure: what draws it, its numbers, its files (SVG, CSV)
+study.py        study.json, study.html, figures/
+comparison.py   comparison.json, comparison.html, figures/: runs and the paper side by side (with
+                comparison_figures.py)
 html.py         both pages (with layout.html.j2, study.html.j2, comparison.html.j2)
 formatting.py   what the pages say: names of metrics, values, the headline
 

@@ -1,4 +1,4 @@
-"""`comparison.json` and `comparison.html`: finished runs and the paper side by side."""
+"""`comparison.json`, `comparison.html` and figures: finished runs and the paper side by side."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tf_covid.atomic import make_folder, write_text
 from tf_covid.study import groups, html, metrics, paper, scores
 from tf_covid.study.bootstrap import Bootstrap, estimate
 from tf_covid.study.combine import select
+from tf_covid.study.comparison_figures import comparison_figures, earlier_figures
 from tf_covid.study.predictions import read_predictions
 from tf_covid.study.records import (
     CLASSES,
@@ -26,6 +27,7 @@ from tf_covid.study.records import (
 )
 from tf_covid.study.seen import MODEL, START, seen_sentences
 from tf_covid.study.study import plain_dict, to_json
+from tf_covid.study.study_figure import write_figures
 
 #: Largest study.json in bytes; an honest one lists the Dice of every case of a large cohort.
 _MAX_BYTES = 64_000_000
@@ -57,6 +59,17 @@ class _Seen(BaseModel):
     unchecked: dict[str, list[str]] = {}
 
 
+class _StoredCohort(BaseModel):
+    """See `study.build_study`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    sha256: str | None = None
+    phantom_mark: str | None = None
+    scans: int
+
+
 class _StoredStudy(BaseModel):
     """What is read from a study.json; the rest follows from the predictions beside it."""
 
@@ -67,8 +80,10 @@ class _StoredStudy(BaseModel):
     init: str
     note: str = ""
     seen_in_training: _Seen | None = None
+    cohort: _StoredCohort | None = None
     folds: Annotated[int, Field(ge=1)]
     measured_on: Literal["test cases", "validation cases"] = "test cases"
+    measured_at: str | None = None
     cases: Annotated[int, Field(ge=1)]
     seconds: float | None = None
     accuracy: _Metric | None = None
@@ -89,7 +104,7 @@ class _Run:
 
 
 def compare(runs: Sequence[Path], out: Path, bootstrap: Bootstrap | None = None) -> dict[str, Any]:
-    """Write `comparison.json` and `comparison.html` of finished runs of one task.
+    """Write `comparison.json`, `comparison.html` and figures of finished runs of one task.
 
     Differences between two runs are taken on the cases that both have answered, with paired
     intervals: both runs are measured on the same drawn patients.
@@ -137,9 +152,14 @@ def compare(runs: Sequence[Path], out: Path, bootstrap: Bootstrap | None = None)
             },
         }
     )
-    parts = [run.predictions for run in stored]
-    page = html.comparison_page(comparison, parts, [_roc(part) for part in parts])
+    own, shared = comparison_figures(comparison, [run.predictions for run in stored])
+    page = html.comparison_page(comparison, own, shared)
     make_folder(out)
+    write_figures(
+        [figure for drawn in (*own, shared) for figure in drawn.values()],
+        out,
+        earlier_figures(out),
+    )
     write_text(page, out / "comparison.html")
     write_text(to_json(comparison), out / "comparison.json")
     return comparison
@@ -212,6 +232,8 @@ def _summary(name: str, run: _Run, bootstrap: Bootstrap) -> dict[str, Any]:
         "name": name,
         **{key: getattr(study, key) for key in ("model", "init", "folds", "cases", "seconds")},
         "note": _note(study),
+        "cohort": study.cohort and study.cohort.model_dump(exclude_none=True),
+        "measured_at": study.measured_at,
         "patients": len(set(predictions.patients)),
         "metrics": {
             key: metric.model_dump() if isinstance(metric := getattr(study, key), _Metric) else None
@@ -239,14 +261,6 @@ def _note(study: _StoredStudy) -> str:
     chosen_by = study.measured_on == "validation cases" and VALIDATED
     sentences = seen_sentences(seen, MODEL if study.init == "frozen" else START)
     return " ".join(filter(None, [study.note, chosen_by or "", *sentences]))
-
-
-def _roc(predictions: AnyPredictions) -> dict[str, Any] | None:
-    if isinstance(predictions, SlicePredictions):
-        return groups.roc(predictions.truth, predictions.probability)
-    if predictions.task == "covid":
-        return groups.roc(predictions.truth, predictions.probabilities[:, 1])
-    return None
 
 
 def _paper(task: str, bootstrap: Bootstrap) -> dict[str, Any] | None:

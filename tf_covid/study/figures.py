@@ -140,7 +140,7 @@ def reliability(calibration: Mapping[str, Any], *, title: str = "", form: Format
 
 @styled()
 def roc(
-    curves: Mapping[str, tuple[Mapping[str, Sequence[float]], Mapping[str, Any] | None]],
+    curves: Mapping[str, tuple[Mapping[str, Sequence[Any]], Mapping[str, Any] | None]],
     *,
     title: str = "",
     form: Format = "png",
@@ -217,7 +217,7 @@ def dice(values: np.ndarray, *, title: str = "", form: Format = "png") -> bytes:
 
 
 @styled()
-def learning(curves: Curves, *, form: Format = "png") -> bytes | None:
+def learning(curves: Curves, *, form: Format = "png") -> bytes:
     """Learning curves: a panel a quantity, a colour a fold; training dashed, validation solid.
 
     Args:
@@ -226,7 +226,10 @@ def learning(curves: Curves, *, form: Format = "png") -> bytes | None:
         form: File format of the bytes.
 
     Returns:
-        The figure as a file, or None where there is no value at all.
+        The figure as a file.
+
+    Raises:
+        ValueError: If there is no finite value at all.
     """
     lines = [
         (fold, name.removeprefix("val_"), name.startswith("val_"), np.asarray(values, np.float64))
@@ -236,7 +239,7 @@ def learning(curves: Curves, *, form: Format = "png") -> bytes | None:
     ]
     panels = list(dict.fromkeys(name for _, name, _, _ in lines))
     if not panels:
-        return None
+        raise ValueError("there is no value to be drawn")
     from matplotlib.lines import Line2D
 
     rows, columns = math.ceil(len(panels) / 2), min(2, len(panels))

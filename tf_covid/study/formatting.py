@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_covid.page.formats import DASH, decimals, interval
+from tf_covid.page.formats import DASH, decimals, interval, moment, version
 from tf_covid.study import paper
 from tf_covid.study.metrics import mean_class_error
 
@@ -152,6 +152,41 @@ def is_clear(metric: Mapping[str, Any] | None) -> bool:
 def class_error(matrix: Sequence[Sequence[int]]) -> str:
     """The mean distance of prediction and truth, in classes."""
     return decimals(mean_class_error(np.array(matrix)), 2)
+
+
+def provenance(study: Mapping[str, Any]) -> str:
+    """When and on what was measured, by which version; what a study does not say is left out."""
+    parts = []
+    if study.get("measured_at"):
+        parts.append(f"measured {moment(study['measured_at'])}")
+    if cohort := study.get("cohort"):
+        parts.append(f"{cohort['name']}: {cohort['scans']} scans, {cohort_identity(cohort, True)}")
+    if ours := study["versions"].get("tf-covid"):
+        parts.append(f"tf-covid {ours}")
+    return " · ".join(parts)
+
+
+def cohort_identity(cohort: Mapping[str, Any], short: bool = False) -> str:
+    """What tells a cohort from another one of the same name.
+
+    Args:
+        cohort: `cohort` of `study.json`.
+        short: The first digits of the hash only.
+    """
+    if cohort.get("phantom_mark"):
+        return f"phantom {cohort['phantom_mark']}"
+    sha256 = cohort.get("sha256") or DASH
+    return f"sha256 {version(sha256) if short else sha256}"
+
+
+def caution(cohorts: Sequence[Mapping[str, Any] | None]) -> str:
+    """A few words that go wherever a figure goes.
+
+    Args:
+        cohorts: Cohorts behind the figure, None where one is not known.
+    """
+    drawn = all(cohort and cohort.get("phantom_mark") for cohort in cohorts)
+    return "synthetic chests · not for diagnosis" if drawn else "research · not for diagnosis"
 
 
 def headline(study: Mapping[str, Any]) -> list[str]:

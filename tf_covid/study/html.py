@@ -11,7 +11,7 @@ import numpy as np
 from tf_covid.page.data_uri import png_size, png_uri
 from tf_covid.page.templates import template
 from tf_covid.result import DISCLAIMER
-from tf_covid.study import figures, formatting, violins
+from tf_covid.study import formatting
 from tf_covid.study.records import (
     CLASSES,
     AnyPredictions,
@@ -21,9 +21,7 @@ from tf_covid.study.records import (
     ScanPredictions,
 )
 from tf_covid.study.seen import MODEL, START, seen_in_short, seen_sentences
-
-#: Every figure that a page may have; a template asks for each.
-_PICTURES = ("confusion", "violins", "reliability", "roc", "dice", "learning", "paper")
+from tf_covid.study.study_figure import FOLDER, KINDS, StudyFigure
 
 #: Rows of a list of cases; a page is read, the CSV beside it has them all.
 _MAX_CASES = 100
@@ -32,16 +30,14 @@ _MAX_MASKS = 20
 
 
 def study_page(
-    study: Mapping[str, Any],
-    predictions: AnyPredictions,
-    curves: Mapping[Any, Mapping[str, Sequence[float]]],
+    study: Mapping[str, Any], predictions: AnyPredictions, figures: Mapping[str, StudyFigure]
 ) -> str:
     """The page of one run.
 
     Args:
         study: Result of `build_study`.
         predictions: Predictions that it was built from.
-        curves: Learning curves by fold and name, a value an epoch; may be empty.
+        figures: Result of `study_figure.study_figures`.
     """
     return template("tf_covid.study", "study.html.j2").render(
         study=study,
@@ -53,97 +49,59 @@ def study_page(
             study["seen_in_training"], MODEL if study["init"] == "frozen" else START
         ),
         seen_in_short=seen_in_short(study["seen_in_training"]),
-        pictures=_study_pictures(study, predictions, curves),
+        pictures=_pictures(figures),
         cases=_cases(predictions),
         config=json.dumps(study["config"], indent=2, ensure_ascii=False),
     )
 
 
 def comparison_page(
-    comparison: Mapping[str, Any], parts: Sequence[AnyPredictions], rocs: Sequence[Any]
+    comparison: Mapping[str, Any],
+    run_figures: Sequence[Mapping[str, StudyFigure]],
+    shared_figures: Mapping[str, StudyFigure],
 ) -> str:
     """The page of several runs, side by side.
 
     Args:
         comparison: Result of `comparison.compare`.
-        parts: Predictions of its runs, in the same order.
-        rocs: Points of the ROC curve of each run, or None.
+        run_figures: Figures of each of its runs, by their kind.
+        shared_figures: The ROC curves of all runs ("roc"), and the confusion matrix of the paper
+            ("paper"), where there is one.
     """
     task = comparison["task"]
-    runs = [
-        {"run": run, "pictures": _run_pictures(run, part, run["name"])}
-        for run, part in zip(comparison["runs"], parts, strict=True)
-    ]
-    pictures: dict[str, Any] = dict.fromkeys(_PICTURES)
-    curves = {
-        run["name"]: (points, run["metrics"].get("auc"))
-        for run, points in zip(comparison["runs"], rocs, strict=True)
-        if points is not None
-    }
-    if curves:
-        pictures["roc"] = _picture(figures.roc(curves), "ROC curves of all runs")
-    paper = comparison["paper"]
-    if paper and paper.get("confusion_matrix"):
-        drawn = figures.confusion(
-            np.array(paper["confusion_matrix"]), CLASSES[task], title="The paper: I3D"
-        )
-        pictures["paper"] = _picture(drawn, "confusion matrix of the paper")
     return template("tf_covid.study", "comparison.html.j2").render(
         comparison=comparison,
         formatting=formatting,
         disclaimer=DISCLAIMER,
         classes=CLASSES.get(task, ()),
-        runs=runs,
-        pictures=pictures,
-        paper=paper,
+        runs=[
+            {"run": run, "pictures": _pictures(figures)}
+            for run, figures in zip(comparison["runs"], run_figures, strict=True)
+        ],
+        pictures=_pictures(shared_figures),
+        paper=comparison["paper"],
     )
 
 
-def _picture(png: bytes, description: str) -> dict[str, Any]:
-    """A figure as a part of the page: data URI, alternative text, and size there."""
+def _pictures(figures: Mapping[str, StudyFigure]) -> dict[str, Any]:
+    """Pictures by kind, None for a kind that there is not: a template asks for each."""
+    return dict.fromkeys((*KINDS, "paper")) | {
+        kind: _picture(figure) for kind, figure in figures.items()
+    }
+
+
+def _picture(figure: StudyFigure) -> dict[str, Any]:
+    """A figure as a part of the page: data URI, alternative text, size there, and its file."""
+    png = figure.draw(form="png")
     # Half its pixels, for sharp prints. With its size the page does not jump while it loads.
     width, height = png_size(png)
-    return {"uri": png_uri(png), "alt": description, "width": width // 2, "height": height // 2}
-
-
-def _study_pictures(
-    study: Mapping[str, Any],
-    predictions: AnyPredictions,
-    curves: Mapping[Any, Mapping[str, Sequence[float]]],
-) -> dict[str, Any]:
-    pictures = _run_pictures(study, predictions)
-    if study["roc"]:
-        pictures["roc"] = _picture(figures.roc({"": (study["roc"], study["auc"])}), "ROC curve")
-    drawn = figures.learning(curves)
-    if drawn is not None:
-        pictures["learning"] = _picture(drawn, "learning curves, a colour a fold")
-    return pictures
-
-
-def _run_pictures(
-    run: Mapping[str, Any], predictions: AnyPredictions, title: str = ""
-) -> dict[str, Any]:
-    pictures: dict[str, Any] = dict.fromkeys(_PICTURES)
-    if isinstance(predictions, Predictions):
-        names = CLASSES[predictions.task]
-        drawn = figures.confusion(np.array(run["confusion_matrix"]), names, title=title)
-        pictures["confusion"] = _picture(
-            drawn, "confusion matrix; its numbers are in predictions.csv"
-        )
-        if np.isfinite(predictions.ct_score).any():
-            drawn = violins.violins(
-                predictions.ct_score, predictions.predicted, run["mann_whitney"], names, title=title
-            )
-            pictures["violins"] = _picture(
-                drawn, "true CT score of the cases of each predicted class"
-            )
-        drawn = figures.reliability(run["calibration"], title=title)
-        pictures["reliability"] = _picture(drawn, "reliability diagram")
-    elif isinstance(predictions, LungPredictions | LobePredictions):
-        pictures["dice"] = _picture(
-            figures.dice(predictions.dice, title=title), "histogram of the Dice of the cases"
-        )
-    return pictures
+    return {
+        "uri": png_uri(png),
+        "alt": figure.alt,
+        "width": width // 2,
+        "height": height // 2,
+        "file": f"{FOLDER}/{figure.name}",
+    }
 
 
 def _cases(predictions: AnyPredictions) -> dict[str, Any] | None:

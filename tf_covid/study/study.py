@@ -1,4 +1,4 @@
-"""`study.json` and `study.html` of a finished run, or of a frozen model on somebody's cohort."""
+"""`study.json`, `study.html` and figures of a run, or of a frozen model on somebody's cohort."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tf_covid.atomic import make_folder, write_text
-from tf_covid.study import groups, html, metrics, scores
+from tf_covid.study import groups, html, metrics, scores, study_figure
 from tf_covid.study.bootstrap import Bootstrap
 from tf_covid.study.records import (
     CLASSES,
@@ -29,8 +29,10 @@ KEYS = (
     "init",
     "note",
     "seen_in_training",
+    "cohort",
     "folds",
     "measured_on",
+    "measured_at",
     "cases",
     "patients",
     "confusion_matrix",
@@ -65,6 +67,8 @@ def build_study(
     seen_in_training: Mapping[str, Any] | None = None,
     bootstrap: Bootstrap | None = None,
     measured_on: str = "test cases",
+    cohort: Mapping[str, Any] | None = None,
+    measured_at: str | None = None,
 ) -> dict[str, Any]:
     """All of `study.json`, from predictions.
 
@@ -80,6 +84,10 @@ def build_study(
             training started from, had been trained on; None where training started at random.
         bootstrap: Replicates and seed of the intervals.
         measured_on: "test cases", or "validation cases": they may have chosen the epoch.
+        cohort: `name` of the manifest's file, its `sha256`, and the number of its `scans` that were
+            used; of synthetic chests the `phantom_mark` in place of the hash. None: unknown.
+        measured_at: Time at which the networks answered, UTC, as "2026-11-28T17:20:15Z". None:
+            unknown.
 
     Returns:
         JSON-serialisable, with exactly `KEYS`; None where something is undefined or not part of the
@@ -93,8 +101,10 @@ def build_study(
         "init": init,
         "note": note,
         "seen_in_training": seen_in_training,
+        "cohort": cohort,
         "folds": len(np.unique(predictions.folds)),
         "measured_on": measured_on,
+        "measured_at": measured_at,
         "cases": len(set(predictions.cases)),
         "patients": len(set(predictions.patients)),
         "bootstrap": {
@@ -136,7 +146,10 @@ def write_study(
     curves: Mapping[Any, Mapping[str, Sequence[float]]],
     folder: Path,
 ) -> None:
-    """Write `study.html`, then `study.json`, each atomically: where the JSON is, both are.
+    """Write the figures, `study.html`, then `study.json`, each atomically.
+
+    Where the JSON is, all are. Figures that an earlier call wrote there, and of which there is
+    nothing to draw now, are removed.
 
     Args:
         study: Result of `build_study`.
@@ -147,8 +160,10 @@ def write_study(
     Raises:
         OutputError: If it cannot be written.
     """
-    page = html.study_page(study, predictions, curves)
+    drawn = study_figure.study_figures(study, predictions, curves)
+    page = html.study_page(study, predictions, drawn)
     make_folder(folder)
+    study_figure.write_figures(drawn.values(), folder, study_figure.KINDS)
     write_text(page, folder / "study.html")
     write_text(to_json(study), folder / "study.json")
 
