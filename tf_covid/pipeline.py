@@ -233,7 +233,12 @@ def refused(case: str, quality_flags: Sequence[QualityFlag]) -> Result:
 
 def now() -> str:
     """The time of an answer, UTC: with `timings_s` all that differs between two equal answers."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return utc(time.time())
+
+
+def utc(seconds: float) -> str:
+    """A time in seconds since 1970, as JSON has it: UTC, ISO 8601, whole seconds."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def versions() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import keras
@@ -95,7 +97,7 @@ def finished(small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder / "run"
 
 
-def test_a_run_leaves_what_the_contract_says(finished: Path) -> None:
+def test_a_run_leaves_what_the_contract_says(finished: Path, small_cohort: Path) -> None:
     study = json.loads((finished / "study.json").read_text())
     assert (study["task"], study["model"], study["init"], study["folds"], study["cases"]) == (
         "covid",
@@ -104,6 +106,15 @@ def test_a_run_leaves_what_the_contract_says(finished: Path) -> None:
         2,
         10,
     )
+    assert study["cohort"] == {
+        "name": small_cohort.name,
+        "sha256": hashlib.sha256(small_cohort.read_bytes()).hexdigest(),
+        "scans": 10,
+    }
+    assert abs(datetime.fromisoformat(study["measured_at"]).timestamp() - time.time()) < 3600
+    for name in ("confusion", "reliability", "learning", "roc"):
+        assert (finished / "figures" / f"{name}.svg").is_file()
+        assert (finished / "figures" / f"{name}.csv").is_file()
     assert np.sum(study["confusion_matrix"]) == 10
     assert set(study["accuracy"]) >= {"value", "ci95"}
     for fold in (0, 1):
@@ -148,6 +159,21 @@ def test_a_run_is_not_written_over(finished: Path, small_cohort: Path, tmp_path:
     assert same.returncode == 0
     assert "fold 1: done" in same.stderr
     assert (finished / "study.json").read_bytes() == before
+    # A run of before that its curves said when: they were written then.
+    for fold in (0, 1):
+        curves = finished / f"fold-{fold}" / "curves.json"
+        kept = json.loads(curves.read_text())
+        del kept["measured_at"]
+        curves.write_text(json.dumps(kept))
+        os.utime(curves, (1e9, 1e9 + fold))
+    again = CliRunner().invoke(
+        main,
+        command(small_cohort, finished, "--resume", "--config", str(config(tmp_path)))[3:],
+    )
+    assert again.exit_code == 0, again.output
+    assert json.loads((finished / "study.json").read_text())["measured_at"] == (
+        "2001-09-09T01:46:41Z"
+    )
 
 
 def weights(path: Path) -> list[np.ndarray]:

@@ -242,7 +242,7 @@ def test_a_killed_run_ends_with_the_same_weights(config: Path, tmp_path: Path) -
     names = {path.name for path in run.iterdir()} - {".lock"}
     assert names == {
         *("run.json", "chests.json", "cache", "board", "model.keras", "curves.json"),
-        *("predictions.csv", "study.json", "study.html"),
+        *("predictions.csv", "study.json", "study.html", "figures"),
     }
     study = json.loads((run / "study.json").read_text())
     assert (study["measured_on"], study["cases"], study["note"]) == (
@@ -250,6 +250,11 @@ def test_a_killed_run_ends_with_the_same_weights(config: Path, tmp_path: Path) -
         2,
         SYNTHETIC_NOTE,
     )
+    assert study["cohort"] == {
+        "name": "phantom:6",
+        "phantom_mark": phantom_mark(),
+        "scans": 6,
+    }
     assert "These are the validation cases" in (run / "study.html").read_text()
     contract = read_contract(run / "model.keras")
     assert contract.trained_on is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -224,7 +225,15 @@ def test_evaluate_says_which_scans_were_in_the_training_set(
     said: list[str] = []
     model = run / "fold-0" / "model.keras"
     evaluate([model], tmp_path / "all.csv", tmp_path / "all", on_message=said.append)
-    found = json.loads((tmp_path / "all" / "study.json").read_text())["seen_in_training"]
+    study = json.loads((tmp_path / "all" / "study.json").read_text())
+    assert study["cohort"] == {
+        "name": "all.csv",
+        "sha256": hashlib.sha256((tmp_path / "all.csv").read_bytes()).hexdigest(),
+        "scans": len(rows),
+    }
+    assert study["measured_at"].endswith("Z")
+    assert (tmp_path / "all" / "figures" / "confusion.svg").is_file()
+    found = study["seen_in_training"]
     assert set(found["seen"]) == {row["case"] for row in rows if row["fold"] == 1}
     assert not found["unchecked"]
     count = f"{len(found['seen'])} of {len(rows)} scans were in the training set of the model"

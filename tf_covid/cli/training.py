@@ -202,8 +202,9 @@ def fit(
     """Train a network on a cohort by cross-validation, and measure it on its test cases.
 
     MANIFEST is a .csv with a row a scan, or phantom:N for N synthetic chests (--folds none).
-    Writes OUT/fold-<k>/model.keras (--folds none: OUT/model.keras), OUT/study.json and
-    OUT/study.html. A run that was killed goes on with --resume and ends with the same weights.
+    Writes OUT/fold-<k>/model.keras (--folds none: OUT/model.keras), OUT/study.json,
+    OUT/study.html and its figures as files (OUT/figures/). A run that was killed goes on with
+    --resume and ends with the same weights.
     """
     from tf_covid import console
 
@@ -257,7 +258,9 @@ def fit(
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL... MANIFEST")
-@click.option("--out", required=True, type=FOLDER, help="Folder of study.json and study.html.")
+@click.option(
+    "--out", required=True, type=FOLDER, help="Folder of study.json, study.html and figures/."
+)
 @click.option(
     "--max-skipped",
     default=0,

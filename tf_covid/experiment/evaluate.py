@@ -12,7 +12,7 @@ from tf_covid.cohort.manifest import ManifestRow, read_manifest
 from tf_covid.errors import CohortError, ModelError, OutputError
 from tf_covid.experiment.predict import as_predictions
 from tf_covid.local import check_ensemble
-from tf_covid.pipeline import versions
+from tf_covid.pipeline import now, versions
 from tf_covid.preprocessor import LUNGS, NO_LOBES, LungModels, default_lobes
 from tf_covid.study.combine import ensemble
 from tf_covid.study.predictions import write_predictions
@@ -23,7 +23,7 @@ from tf_covid.tasks import TASKS
 from tf_covid.training.network_spec import NetworkSpec
 from tf_covid.training.settings import Settings
 from tf_covid.training.tasks import labels_of, objective_for
-from tf_covid.weights import LoadedModel, load, seen
+from tf_covid.weights import LoadedModel, load, quarantine, seen
 from tf_covid.weights.contract import check_trained
 
 
@@ -48,8 +48,8 @@ def evaluate(
     Args:
         sources: Shipped names or `.keras` files, of one task.
         manifest: The cohort, with what is true of it.
-        out: Folder of `study.json`, `study.html`, `predictions.csv` and the cache, which a killed
-            call goes on with.
+        out: Folder of `study.json`, `study.html`, their figures, `predictions.csv` and the cache,
+            which a killed call goes on with.
         lungs: 2D lung model; None: the one that ships.
         lobes: 3D lobe model, or "none"; None: the shipped one, where the models were trained behind
             it.
@@ -80,6 +80,7 @@ def evaluate(
         on_message(f"warning: {warning}")
     task = models[0].contract.task
     rows = read_manifest(manifest)
+    manifest_sha256 = quarantine.sha256(manifest)
     labels = labels_of(rows, task)
     make_folder(out)
     members: list[Any] = []
@@ -99,6 +100,7 @@ def evaluate(
         members.append(_answers(model, rows, labels, filled.records, pair))
         pixels = {case: record.fingerprints["pixels"] for case, record in filled.records.items()}
         sightings.append(seen.look(model.name, model.contract, pixels, patients))
+    measured_at = now()
     for case, why in skipped.items():
         on_message(f"skipped {case}: {why}")
     results: AnyPredictions = ensemble(members) if len(members) > 1 else members[0]
@@ -114,6 +116,12 @@ def evaluate(
         versions=versions(),
         note=" ".join(dict.fromkeys(model.contract.note for model in models)),
         seen_in_training=known,
+        cohort={
+            "name": manifest.name,
+            "sha256": manifest_sha256,
+            "scans": len(set(results.cases)),
+        },
+        measured_at=measured_at,
     )
     write_predictions(results, out / "predictions.csv")
     write_study(study, results, {}, out)

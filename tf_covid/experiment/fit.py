@@ -8,14 +8,14 @@ RUN/skipped.csv       scans that cannot be used, and why
 RUN/cache/            records of the scans, if no other folder was named
 RUN/fold-<k>/         model.keras, predictions.csv, curves.json; state.npz while it trains; board/
                       for TensorBoard
-RUN/predictions.csv, study.json, study.html
+RUN/predictions.csv, study.json, study.html, figures/
 
 Without folds (`--folds none`), one network learns from all but the validation cases, and the study
 is that of the validation cases:
 
 RUN/split.json        which case trains, and which validates
 RUN/model.keras, curves.json, board/; state.npz while it trains
-RUN/predictions.csv, study.json, study.html
+RUN/predictions.csv, study.json, study.html, figures/
 RUN/chests.json       of `phantom:N`: class of the chests of the first epoch, in place of split.json
                       and records.json
 RUN/fresh/            of `phantom:N`: records of chests that came later, as long as they are needed
@@ -52,7 +52,7 @@ from tf_covid.experiment.predict import as_predictions
 from tf_covid.experiment.records import cache_spec, fill_cache, identities
 from tf_covid.experiment.run_folder import NOTE, FitRequest, exclusive_run_folder
 from tf_covid.phantom.mark import phantom_mark
-from tf_covid.pipeline import versions
+from tf_covid.pipeline import now, utc, versions
 from tf_covid.preprocessor import LungModels
 from tf_covid.study.combine import join
 from tf_covid.study.predictions import read_predictions, write_predictions
@@ -143,7 +143,7 @@ def fit(
             _run_fold(request, network, objective, cohort, fold, on_message, epoch_progress)
             for fold in range(len(folds.names))
         ]
-        return _finish(request, parts, seen_in_training)
+        return _finish(request, parts, len(rows), seen_in_training)
 
 
 def _fit_single(
@@ -197,7 +197,7 @@ def _fit_single(
         on_message,
         epoch_progress,
     )
-    return _finish(request, [part], seen_in_training)
+    return _finish(request, [part], len(rows), seen_in_training)
 
 
 def _fit_phantom(
@@ -260,7 +260,7 @@ def _fit_phantom(
                 on_message,
                 epoch_progress,
             )
-        return _finish(request, [part], seen_in_training)
+        return _finish(request, [part], request.chests or 0, seen_in_training)
 
 
 @dataclass(frozen=True)
@@ -509,11 +509,10 @@ def _train_and_test(
         _contract(request, network, origin, sides.trained_on(trained.epochs), calibration),
         folder / "model.keras",
     )
-    write_text(
-        json.dumps({"curves": trained.curves, "seconds": trained.seconds}), folder / "curves.json"
-    )
     # Tested on the file: what it answers is what its user gets.
     answers = objective.answers(load(folder / "model.keras").network, sides.tested)
+    facts = {"curves": trained.curves, "seconds": trained.seconds, "measured_at": now()}
+    write_text(json.dumps(facts), folder / "curves.json")
     rows = [sides.rows[record.case] for record in sides.tested]
     results = as_predictions(request.task, rows, sides.labels, answers, sides.fold, sides.tested)
     write_predictions(results, done)
@@ -590,17 +589,21 @@ def _line(epoch: int, epochs: int, values: Mapping[str, float]) -> str:
 
 
 def _finish(
-    request: FitRequest, parts: Sequence[Any], seen_in_training: dict[str, Any] | None
+    request: FitRequest,
+    parts: Sequence[Any],
+    scans: int,
+    seen_in_training: dict[str, Any] | None,
 ) -> Path:
     joined: AnyPredictions = join(parts)
-    kept = [
-        json.loads((folder / "curves.json").read_text("utf-8"))
+    files = [
+        folder / "curves.json"
         for folder in (
             [request.out]
             if request.single
             else [request.out / f"fold-{fold}" for fold in range(len(parts))]
         )
     ]
+    kept = [json.loads(file.read_text("utf-8")) for file in files]
     curves = {fold: one["curves"] for fold, one in enumerate(kept)}
     study = build_study(
         joined,
@@ -612,6 +615,13 @@ def _finish(
         note=_note(request),
         seen_in_training=seen_in_training,
         measured_on="validation cases" if request.single else "test cases",
+        cohort=request.cohort(scans),
+        # When the last network answered: a run that is finished again keeps its time. Files of an
+        # earlier version do not say it; they were written then.
+        measured_at=max(
+            one.get("measured_at") or utc(file.stat().st_mtime)
+            for one, file in zip(kept, files, strict=True)
+        ),
     )
     write_predictions(joined, request.out / "predictions.csv")
     write_study(study, joined, curves, request.out)

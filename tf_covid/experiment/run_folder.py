@@ -102,6 +102,21 @@ class FitRequest:
             return NO_LOBES
         return self.lobes or (LOBES if LOBES in catalog.shipped() else NO_LOBES)
 
+    def cohort(self, scans: int) -> dict[str, Any]:
+        """The cohort as `study.json` names it, of a run whose folder is held.
+
+        Args:
+            scans: Number of its scans that are used.
+        """
+        # The manifest's hash when the run began: its file may have changed meanwhile.
+        began = json.loads((self.out / "run.json").read_text("utf-8"))["question"]
+        fingerprint = (
+            {"sha256": began["manifest_sha256"]}
+            if self.chests is None
+            else {"phantom_mark": began["phantom_mark"]}
+        )
+        return {"name": self.manifest.name, **fingerprint, "scans": scans}
+
     def identity(self) -> dict[str, Any]:
         """What decides the run's weights."""
         cohort = (
@@ -166,7 +181,7 @@ def exclusive_run_folder(
         _same_request(
             request, identity, there, workers=workers, resume=resume, on_message=on_message
         )
-        for folder in (request.out, *request.out.glob("fold-*")):
+        for folder in (request.out, request.out / "figures", *request.out.glob("fold-*")):
             remove_leftovers(folder)
         yield
     finally:
