@@ -1,4 +1,4 @@
-"""Platt scaling: a logit of diseased lung made to say how much of the lung is diseased."""
+"""A logit of diseased lung made to say how much of the lung is diseased."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ from collections.abc import Sequence
 
 import keras
 import numpy as np
+from scipy.optimize import minimize
 
 from tf_covid.cohort.cache import CacheRecord
 from tf_covid.training.tasks import MaskObjective
 
 #: Logits are pooled in bins of this width, up to this far from 0; what lies beyond is in the last.
-_WIDTH, _REACH = 0.05, 40.0
+_WIDTH, _REACH = 0.1, 40.0
 
-#: Bounds of the scale: where a logit parts healthy from diseased lung without an error, the best
-#: one is infinite.
-_SCALES = (0.05, 20.0)
+#: Bounds of scale and offset: where a logit parts healthy from diseased lung without an error, the
+#: best scale is infinite.
+_SCALES, _OFFSETS = (0.05, 20.0), (-20.0, 20.0)
+
+#: Pull towards (1, 0): where two answers are as good, the one nearer to the network's own.
+_PULL = 1e-5
 
 
 def calibrate_disease(
     network: keras.Model, objective: MaskObjective, records: Sequence[CacheRecord]
 ) -> tuple[float, float] | None:
-    """Scale and offset of the disease logit, from all pixels of the true lungs of some records.
+    """Scale and offset of the disease logit, from the true lungs in all slices of some records.
 
     Args:
         network: A lung network with two outputs, lung and diseased lung.
@@ -34,58 +38,61 @@ def calibrate_disease(
     """
     if objective.masks < 2:
         return None
-    bins = round(2 * _REACH / _WIDTH)
-    pixels, diseased, sums = (np.zeros(bins) for _ in range(3))
+    counts: list[np.ndarray] = []
+    shares: list[float] = []
     for _, _, pictures, truth in objective.slices_of(records):
         logits = network(pictures, training=False)["logits"].numpy()[..., 1]
         masks = truth["logits"].numpy() > 0
-        logit, disease = logits[masks[..., 0]].astype(np.float64), masks[..., 1][masks[..., 0]]
-        logit = np.clip(logit, -_REACH, _REACH)
-        bin_index = np.minimum(((logit + _REACH) / _WIDTH).astype(int), bins - 1)
-        pixels += np.bincount(bin_index, minlength=bins)
-        diseased += np.bincount(bin_index[disease], minlength=bins)
-        sums += np.bincount(bin_index, weights=logit, minlength=bins)
-    if not 0 < diseased.sum() < pixels.sum():
+        for values, lungs, disease in zip(logits, masks[..., 0], masks[..., 1], strict=True):
+            if lungs.any():
+                counts.append(_pooled(values[lungs]))
+                shares.append(float(disease[lungs].mean()))
+    if not shares or not 0 < np.mean(shares) < 1:
         return None
-    filled = pixels > 0
-    return fitted_logistic(sums[filled] / pixels[filled], diseased[filled], pixels[filled])
+    bins = np.arange(len(counts[0]))
+    return fitted_involvement((bins + 0.5) * _WIDTH - _REACH, np.stack(counts), np.asarray(shares))
 
 
-def fitted_logistic(
-    logits: np.ndarray, positive: np.ndarray, total: np.ndarray
+def _pooled(logits: np.ndarray) -> np.ndarray:
+    """How many of the logits lie in each bin, float64 (B,)."""
+    bins = round(2 * _REACH / _WIDTH)
+    index = np.floor((logits.astype(np.float64) + _REACH) / _WIDTH)
+    return np.bincount(np.clip(index, 0, bins - 1).astype(int), minlength=bins).astype(float)
+
+
+def fitted_involvement(
+    logits: np.ndarray, counts: np.ndarray, shares: np.ndarray
 ) -> tuple[float, float]:
-    """Scale and offset with which the sigmoid of a logit is likeliest the share of positives.
+    """Scale and offset with which the mean sigmoid in a slice is its diseased share.
 
-    Newton's method on the mean log-likelihood, with a trace of pull towards (1, 0).
+    Least squares of the square roots, a slice weighed by its pixels: the root gives a point more
+    or less in a clean slice the weight of many in a white one. Platt's likelihood of pixels, which
+    stood here before, is no measure of this: a few pixels of which a network is sure and wrong
+    flatten the curve, and all clean lungs are involved a little.
 
     Args:
         logits: Logit of each bin, float64 (B,).
-        positive: How many of a bin are positive, (B,).
-        total: How many there are in it, (B,).
+        counts: Pixels of each slice by bin, float64 (S, B); none is empty.
+        shares: Diseased share of each slice, 0 … 1, float64 (S,).
 
     Returns:
-        (scale, offset); the scale lies within 0.05 … 20.
+        (scale, offset); the scale lies within 0.05 … 20, the offset within ±20.
     """
-    weight = total / total.sum()
-    fraction = positive / total
-    design = np.stack([logits, np.ones_like(logits)], axis=1)
-    start, pull = np.array([1.0, 0.0]), 1e-6
+    pixels = counts.sum(axis=1)
+    weights, parts = pixels / pixels.sum(), counts / pixels[:, np.newaxis]
+    roots = np.sqrt(shares)
 
     def loss(values: np.ndarray) -> float:
-        answer = design @ values
-        entropy = np.logaddexp(0.0, answer) - fraction * answer
-        return float(weight @ entropy + pull * np.square(values - start).sum())
+        answer = np.clip(np.exp(values[0]) * logits + values[1], -500, 500)
+        means = parts @ (1.0 / (1.0 + np.exp(-answer)))
+        pull = _PULL * float(values @ values)
+        return float(weights @ np.square(np.sqrt(means) - roots)) + pull
 
-    values = start
-    for _ in range(100):
-        shares = 1.0 / (1.0 + np.exp(-np.clip(design @ values, -500, 500)))
-        gradient = design.T @ (weight * (shares - fraction)) + 2 * pull * (values - start)
-        curvature = (design * (weight * shares * (1.0 - shares))[:, np.newaxis]).T @ design
-        step = np.linalg.solve(curvature + 2 * pull * np.eye(2), gradient)
-        size = 1.0
-        while loss(values - size * step) > loss(values) and size > 1e-6:
-            size /= 2.0
-        values = values - size * step
-        if np.abs(size * step).max() < 1e-9:
-            break
-    return float(np.clip(values[0], *_SCALES)), float(values[1])
+    bounds = [tuple(np.log(_SCALES)), _OFFSETS]
+    # Without derivatives: two unknowns, and a root that has none at 0.
+    starts = [(0.0, 0.0), (1.0, 0.0), (-1.0, 0.0)]
+    found = min(
+        (minimize(loss, start, method="Nelder-Mead", bounds=bounds) for start in starts),
+        key=lambda result: result.fun,
+    )
+    return float(np.exp(found.x[0])), float(found.x[1])
