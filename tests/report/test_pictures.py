@@ -139,6 +139,16 @@ def test_no_disease_draws_nothing() -> None:
     assert pictures.overlay(whole, 2.0).size == (120, 120), "a line along the edge of the picture"
 
 
+@pytest.mark.parametrize("px_per_mm", [0.1, 0.3, 1.0, 4.0])
+@pytest.mark.parametrize("voxels", [(0, 0), (20, 30), (np.arange(40), 7), (slice(None), 0)])
+def test_disease_however_small_is_a_picture(voxels: Any, px_per_mm: float) -> None:
+    hu = np.full((40, 60), -850, np.int16)
+    lesions = np.zeros(hu.shape, np.uint8)
+    lesions[voxels] = 1
+    plane = pictures.Plane(hu, np.ones_like(lesions), None, (1.0, 0.7), lesions=lesions)
+    assert pictures.overlay(plane, px_per_mm).size[0] == max(1, round(42 * px_per_mm))
+
+
 def test_attention_colours_grow_lighter() -> None:
     """Readable without colour vision and on a grey print."""
     light = pictures.attention_scale_rgb(24) @ (0.2126, 0.7152, 0.0722)

@@ -221,7 +221,9 @@ def _dashed_outline(mask: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray
     fine = (size[0] * _SUPERSAMPLING, size[1] * _SUPERSAMPLING)
     layers = [Image.new("L", fine) for _ in range(2)]
     rim, dashes = (ImageDraw.Draw(layer) for layer in layers)
-    for line in Figure().add_axes((0, 0, 1, 1)).contour(level, levels=[0.5]).allsegs[0]:
+    # A mask of so few voxels that its blur stays below a half has one line, of no points.
+    lines = Figure().add_axes((0, 0, 1, 1)).contour(level, levels=[0.5]).allsegs[0]
+    for line in (one for one in lines if len(one) > 1):
         points = (np.asarray(line) - 0.5) * _SUPERSAMPLING
         rim_px = (_LESION_WIDTH_PX + _DARK_RIM_PX) * _SUPERSAMPLING
         rim.line(points.ravel().tolist(), 255, round(rim_px), "curve")
