@@ -18,7 +18,8 @@ from click.testing import CliRunner
 
 from tf_covid.cli import main
 from tf_covid.cohort.cases import cases_of
-from tf_covid.infer import CaseOutcome, Options, Run, Summary, finished
+from tf_covid.errors import ModelError
+from tf_covid.infer import CaseOutcome, Options, Run, Summary, finished, run_cases
 from tf_covid.phantom import draw_chest
 from tf_covid.phantom.files import write_nifti_volume
 from tf_covid.result import QualityFlag
@@ -103,6 +104,37 @@ def test_what_is_not_on_disk_stays_in_the_table(tmp_path: Path) -> None:
             ("lost", "pass"),
             ("b", "repaired"),
         ]
+
+
+def test_a_fault_of_ours_in_one_case_costs_the_others_nothing(tmp_path: Path) -> None:
+    def answer(case: Any) -> CaseOutcome:
+        if case.name == "b":
+            raise IndexError("list index\nout of range")
+        return CaseOutcome(case.name, put(tmp_path, case.name), tmp_path / case.name)
+
+    run: Any = SimpleNamespace(out=tmp_path, answer=answer)
+    cases: Any = [SimpleNamespace(name=name) for name in "abc"]
+    told = run_cases(run, cases)
+    outcomes = [next(told) for _ in cases]
+    with pytest.raises(IndexError):  # of which the command line says where it was
+        next(told)
+    assert [outcome.case for outcome in outcomes] == ["a", "b", "c"]
+    assert [bool(outcome.problem) for outcome in outcomes] == [False, True, False]
+    assert outcomes[1].problem == "internal_error: IndexError: list index out of range"
+    with (tmp_path / "summary.csv").open(encoding="utf-8") as file:
+        written = {row["case"]: row["status"] for row in csv.DictReader(file)}
+    assert written == {"a": "pass", "b": "refused", "c": "pass"}
+    assert not (tmp_path / "b").exists()
+
+
+def test_models_that_cannot_answer_end_the_run(tmp_path: Path) -> None:
+    def answer(case: Any) -> CaseOutcome:
+        raise ModelError("damaged")
+
+    run: Any = SimpleNamespace(out=tmp_path, answer=answer)
+    cases: Any = [SimpleNamespace(name=name) for name in "abc"]
+    with pytest.raises(ModelError, match="damaged"):
+        next(run_cases(run, cases))
 
 
 def older(out: Path, case: str) -> bytes:

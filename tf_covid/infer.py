@@ -16,7 +16,7 @@ from typing import Any
 
 from tf_covid.atomic import make_folder
 from tf_covid.cohort.cases import SUMMARY
-from tf_covid.errors import OptionError, OutputError, ScanRefused
+from tf_covid.errors import OptionError, OutputError, ScanRefused, TfCovidError
 from tf_covid.pipeline import Models, refused, stratify, versions
 from tf_covid.report import summary_row, write_case, write_summary
 from tf_covid.result import QualityFlag, Result
@@ -297,16 +297,37 @@ def _own_mask(options: Options) -> list[Any] | None:
 def run_cases(run: Run, cases: Iterable[Case]) -> Iterator[CaseOutcome]:
     """Answer case after case, and keep `summary.csv` of the output folder.
 
+    A fault of ours in one case costs the others nothing: the first one is raised in the end.
+
     Raises:
         ModelError, ServingError: If the models cannot answer any scan.
         OutputError: If the summary cannot be written.
     """
     summary = Summary(run.out)
+    fault: Exception | None = None
     for case in cases:
-        outcome = run.answer(case)
+        try:
+            outcome = run.answer(case)
+        except TfCovidError:
+            raise
+        except Exception as error:  # no error of ours has a name for it
+            fault = fault or error
+            outcome = _faulty(run.out / case.name, case.name, error)
         summary.add(outcome)
         yield outcome
     summary.write()
+    if fault is not None:
+        raise fault
+
+
+def _faulty(folder: Path, name: str, error: Exception) -> CaseOutcome:
+    """The outcome of a case that met a fault of ours; an earlier answer to it stays."""
+    told = " ".join(str(error).split())
+    text = f"{type(error).__name__}: {told}" if told else type(error).__name__
+    lost = refused(name, [QualityFlag("internal_error", "error", text)])
+    return CaseOutcome(
+        name, finished(folder) or lost.as_dict(), folder, problem=f"internal_error: {text}"
+    )
 
 
 class Summary:
