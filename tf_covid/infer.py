@@ -322,8 +322,8 @@ def run_cases(run: Run, cases: Iterable[Case]) -> Iterator[CaseOutcome]:
 
 def _faulty(folder: Path, name: str, error: Exception) -> CaseOutcome:
     """The outcome of a case that met a fault of ours; an earlier answer to it stays."""
-    told = " ".join(str(error).split())
-    text = f"{type(error).__name__}: {told}" if told else type(error).__name__
+    message = " ".join(str(error).split())
+    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     lost = refused(name, [QualityFlag("internal_error", "error", text)])
     return CaseOutcome(
         name, finished(folder) or lost.as_dict(), folder, problem=f"internal_error: {text}"

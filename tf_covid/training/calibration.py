@@ -91,8 +91,8 @@ def fitted_involvement(
     bounds = [tuple(np.log(_SCALES)), _OFFSETS]
     # Without derivatives: two unknowns, and a root that has none at 0.
     starts = [(0.0, 0.0), (1.0, 0.0), (-1.0, 0.0)]
-    found = min(
+    best = min(
         (minimize(loss, start, method="Nelder-Mead", bounds=bounds) for start in starts),
         key=lambda result: result.fun,
     )
-    return float(np.exp(found.x[0])), float(found.x[1])
+    return float(np.exp(best.x[0])), float(best.x[1])
