@@ -23,8 +23,8 @@ RIGHT, LEFT = 1, 2
 LOBES_OF = {RIGHT: slice(0, 3), LEFT: slice(3, 5)}
 
 #: A lobe less involved than this, in percent, scores 0: the mean of a probability is never exactly
-#: 0. Chosen on the chests of docs/lobes.md: less gives clean lobes a point, more takes mild ones'.
-HEALTHY_PERCENT = 2.0
+#: 0, and of chests without disease nearly all should lie below this.
+HEALTHY_PERCENT = 1.0
 
 #: A lobe of which the scan shows less than this, in ml, has neither involvement nor score: it was
 #: cut off or removed, or is too little to be judged.
