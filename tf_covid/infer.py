@@ -241,13 +241,7 @@ class Run:
             written = write_case(result, scan, folder, since=start)
         except (OutputError, MemoryError) as error:
             text = str(error) or "there is not enough memory to write it"
-            lost = refused(case.name, [QualityFlag("not_written", "error", text)])
-            return CaseOutcome(
-                case.name,
-                finished(folder) or lost.as_dict(),
-                folder,
-                problem=f"not_written: {text}",
-            )
+            return _lost(folder, "not_written", text)
         values = written.as_dict()
         return CaseOutcome(case.name, values, folder, problem=_problem(values, case.path))
 
@@ -312,7 +306,8 @@ def run_cases(run: Run, cases: Iterable[Case]) -> Iterator[CaseOutcome]:
             raise
         except Exception as error:  # no error of ours has a name for it
             fault = fault or error
-            outcome = _faulty(run.out / case.name, case.name, error)
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            outcome = _lost(run.out / case.name, "internal_error", text)
         summary.add(outcome)
         yield outcome
     summary.write()
@@ -320,13 +315,17 @@ def run_cases(run: Run, cases: Iterable[Case]) -> Iterator[CaseOutcome]:
         raise fault
 
 
-def _faulty(folder: Path, name: str, error: Exception) -> CaseOutcome:
-    """The outcome of a case that met a fault of ours; an earlier answer to it stays."""
-    message = " ".join(str(error).split())
-    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
-    lost = refused(name, [QualityFlag("internal_error", "error", text)])
+def _lost(folder: Path, code: str, text: str) -> CaseOutcome:
+    """The outcome of a case without a new answer; an earlier one in its folder stays.
+
+    Args:
+        folder: Folder of the answer, named after the case.
+        code: Code of the quality flag that says why.
+        text: Why, in a line.
+    """
+    none = refused(folder.name, [QualityFlag(code, "error", text)])
     return CaseOutcome(
-        name, finished(folder) or lost.as_dict(), folder, problem=f"internal_error: {text}"
+        folder.name, finished(folder) or none.as_dict(), folder, problem=f"{code}: {text}"
     )
 
 
