@@ -395,6 +395,12 @@ def test_every_printed_page_has_case_and_caution(make_case: Any, tmp_path: Path)
         assert not re.search(r"(How it was made|How to read this|From head to feet)\s*$", page)
 
 
+def test_a_report_with_lobes_prints_on_three_pages(lobe_case: Any, tmp_path: Path) -> None:
+    pages = printed(render(*lobe_case()), tmp_path)
+    assert len(pages) == 3
+    assert "How it was made" in pages[-1]
+
+
 @pytest.mark.parametrize("kind", ["answered", "refused"])
 def test_a_browser_shows_it_without_complaint(
     kind: str, lobe_case: Any, refused: Result, tmp_path: Path
