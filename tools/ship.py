@@ -41,7 +41,7 @@ _NETWORKS = {
 }
 
 #: Numbers of a study that are no measure of the network.
-_NO_FIGURES = {"mann_whitney", "roc", "bootstrap"}
+_NO_FIGURES = {"mann_whitney", "roc", "bootstrap", "lobe_agreement"}
 
 
 def read_json(path: Path) -> dict[str, Any]:
