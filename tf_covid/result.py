@@ -90,7 +90,7 @@ class Lobe:
     """One lobe: its volume, its diseased share in percent, and the score 0–5 that follows from it.
 
     `name` is one of `severity.LOBES`; a lobe that the scan hardly shows (less than 30 ml of it) has
-    neither involvement nor score. Below 1 % a lobe scores 0: a mean of probabilities is never 0.
+    neither involvement nor score. Below 2 % a lobe scores 0: a mean of probabilities is never 0.
     """
 
     name: str

@@ -74,7 +74,7 @@ _GATE = 2
 
 #: Stands in the `.json` of each record whose lobes were read; a change of how they are read is
 #: another number here, and reads them anew. No part of a record's name.
-READING = 1
+READING = 2
 
 #: The largest working grid (D, H, W) of a training; records on a network's own grid may be larger.
 LARGEST_GRID = (64, 192, 192)
