@@ -135,7 +135,7 @@ def real_table(models: LocalModels, paths: dict[str, Path]) -> str:
             continue
         scores = [number(one.ct_score, 1) for one in result.models]
         involvement = number(result.lungs.involvement_percent, 1)
-        label = f"{result.severity.number} {result.severity.label}"
+        label = f"{result.severity.class_index} {result.severity.label}"
         rows.append(
             [name, result.status, label, number(result.severity.ct_score, 1), *scores, involvement]
         )
