@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tf_covid.lobes import (
+    FLUID,
     HEALTHY_PERCENT,
     LEAST_LOBE_ML,
     LEFT,
@@ -220,7 +221,7 @@ def test_the_score_read_is_the_sum_of_five():
 
 
 def test_fluid_is_counted_outside_the_lungs():
-    effusion = np.full(COARSE, 0.6, np.float32)  # the border lies halfway: 0.8
+    effusion = np.full(COARSE, 2 * FLUID - 1, np.float32)  # the border lies halfway
     effusion[4:8, 12:16, 2:8] = 1.0  # rows 72–96, columns 12–48 of the scan, slices 8–16
     hu, probability = body(R, L)
     lungs = read_lungs(hu, probability, KEEP, SPACING, effusion=effusion).lungs
