@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.browser import browse, phone_widths, printed
+from tests.browser import browse, measured, phone_widths, printed
 from tf_covid.report.html import render
 from tf_covid.report.views import choose
 from tf_covid.result import DISCLAIMER, QualityFlag, Result, Severity
@@ -393,6 +393,16 @@ def test_every_printed_page_has_case_and_caution(make_case: Any, tmp_path: Path)
         assert "case-1" in page[:200]
         assert "not for diagnosis" in page
         assert not re.search(r"(How it was made|How to read this|From head to feet)\s*$", page)
+
+
+def test_only_print_says_what_attention_looks_like_without_colour(
+    lobe_case: Any, tmp_path: Path
+) -> None:
+    page, said = render(*lobe_case()), "attention looks like denser lung"
+    assert any(said in " ".join(one.split()) for one in printed(page, tmp_path))
+    # innerText is what a screen shows.
+    assert measured(page, f"document.body.innerText.includes('{said}')", tmp_path) == "false"
+    assert measured(page, "document.body.innerText.includes('attention, from')", tmp_path) == "true"
 
 
 def test_a_report_with_lobes_prints_on_three_pages(lobe_case: Any, tmp_path: Path) -> None:
