@@ -20,7 +20,7 @@ os.environ.setdefault(
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,7 +64,8 @@ class Way(NamedTuple):
 class Seen:
     """One scan as the network meets it.
 
-    Clip, what brings a map back, lungs uint8 (D, H, W), predicted class.
+    Clip, what brings a map back, lungs uint8 (D, H, W), predicted class, and the CT score, NaN
+    where the network has none.
     """
 
     clip: Any
@@ -72,6 +73,7 @@ class Seen:
     box: np.ndarray
     lungs: np.ndarray
     number: int
+    ct_score: float
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,11 @@ class Explainer:
         self.name, self.contract = self.member.model.name, self.member.model.contract
         self.network = self.member.model.network
         self.default = self.member.split.endpoint
-        self.endpoints = ENDPOINTS[self.contract.model]
+        cuts = {name: _cut(self.network, name) for name in ENDPOINTS[self.contract.model]}
+        # Those before which nothing goes another way to the answer.
+        self._heads = {name: cut.explained for name, cut in cuts.items() if cut is not None}
+        self.endpoints = tuple(self._heads)
         self.ways = [Way(*way) for way in product(self.endpoints, TARGETS, METHODS)]
-        self._heads = {
-            name: attention.split(self.network, name).explained for name in self.endpoints
-        }
         self._axes = {name: attention.feature_axes(self.network, name) for name in self.endpoints}
         outputs = [self.network.get_layer(name).output for name in self.endpoints]
         self._backbone = tf.function(keras.Model(self.network.input, outputs))
@@ -121,8 +123,10 @@ class Explainer:
         lungs = read_lungs(hu, probability, keep, spacing_mm).labels
         if refuses(gate(self.models, probability, spacing_mm)) or not lungs.any():
             return None
-        logits = self.network(prepared["clip"], training=False)["logits"].numpy()[0]
-        return Seen(prepared["clip"], keep, box, lungs, int(logits.argmax()))
+        answer = self.network(prepared["clip"], training=False)
+        score = float(answer["ct_score"].numpy()[0, 0]) if "ct_score" in answer else np.nan
+        number = int(answer["logits"].numpy()[0].argmax())
+        return Seen(prepared["clip"], keep, box, lungs, number, score)
 
     def maps(self, seen: Seen) -> Iterator[tuple[Way, np.ndarray, float | None]]:
         """Every way's map uint8 (D, H, W), and the share of it that lay within the lungs."""
@@ -155,6 +159,14 @@ class Explainer:
             yield
         finally:
             self.network.set_weights(trained)
+
+
+def _cut(network: keras.Model, endpoint: str) -> attention.Split | None:
+    """The network cut at an endpoint; None where it cannot be."""
+    try:
+        return attention.split(network, endpoint)
+    except ValueError:
+        return None
 
 
 def look(
@@ -218,8 +230,12 @@ def check(
     seen: Seen,
     original: dict[Way, np.ndarray],
     found: Checks,
+    score_changes: list[float],
 ) -> None:
-    """Correlate each map with those of randomised networks and with that of the mirrored scan."""
+    """Correlate each map with those of randomised networks and with that of the mirrored scan.
+
+    How much the CT score of the mirrored scan differs is added to `score_changes`.
+    """
     for name, head_only in (("head", True), ("everything", False)):
         with explainer.randomised(case.seed % RANDOM, head_only=head_only):
             for way, volume, _ in explainer.maps(seen):
@@ -229,6 +245,7 @@ def check(
         lungs = np.maximum(seen.lungs, mirrored.lungs[..., ::-1])
         for way, volume, _ in explainer.maps(mirrored):
             found["mirror"][way].append(correlation(original[way], volume[..., ::-1], lungs))
+        score_changes.append(abs(mirrored.ct_score - seen.ct_score))
 
 
 @dataclass
@@ -240,6 +257,7 @@ class Findings:
 
     looks: dict[Way | str, list[tuple[int, Look]]]
     checks: Checks
+    score_changes: list[float] = field(default_factory=list)
     left_out: int = 0
 
 
@@ -272,6 +290,7 @@ def measure(explainer: Explainer, folder: Path, cases: int, checks: int) -> Find
                 seen,
                 {way: volume for way, (volume, _) in made.items()},
                 found.checks,
+                found.score_changes,
             )
     return found
 
@@ -357,7 +376,14 @@ def checks_table(explainer: Explainer, found: Findings) -> tuple[str, str]:
             ]
         )
     checked = len(found.checks["head"][explainer.ways[0]])
-    return table(header, rows), f"{checked} of these chests, {RANDOM} random networks in turn."
+    note = f"{checked} of these chests, {RANDOM} random networks in turn."
+    changes = [change for change in found.score_changes if np.isfinite(change)]
+    if changes:
+        note += (
+            f" The CT score of the mirrored scan lies {mean(changes):.2f} points off on average, at"
+            f" most {max(changes):.2f}."
+        )
+    return table(header, rows), note
 
 
 SECTION = """
