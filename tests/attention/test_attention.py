@@ -55,6 +55,17 @@ def test_expected_class_target_is_the_chain_rule_of_the_closed_form(i3d, clip):
     np.testing.assert_allclose(raw, closed, atol=1e-5 * max(closed.max(), 1e-3))
 
 
+def test_a_layer_that_the_answer_goes_past_is_refused_by_name():
+    network = I3D((8, 32, 32, 1), disease_pooling="Mixed_3c")
+    clip = np.random.default_rng(0).random((1, 8, 32, 32, 1), np.float32)
+    cut = attention.split(network, "Mixed_3c")
+    logits = cut.head(cut.backbone(clip))["logits"]
+    np.testing.assert_allclose(logits, network(clip)["logits"], atol=1e-5)
+    for endpoint in ("Mixed_4f", "Mixed_5c"):
+        with pytest.raises(ValueError, match=f"depends on layers before {endpoint}"):
+            attention.split(network, endpoint)
+
+
 @pytest.mark.parametrize("method", ["gradcam", "gradcam++", "layercam"])
 @pytest.mark.parametrize("endpoint", ["Mixed_5c", "Mixed_4f"])
 def test_every_method_gives_a_finite_map_that_is_never_negative(i3d, clip, method, endpoint):

@@ -169,6 +169,32 @@ def test_misuse_is_an_error_that_says_why(
     assert why in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (
+            'endpoint = "conv4"\nnetwork = { dense = 8, disease_pooling = "conv3" }',
+            "conv4 cannot be explained: the answer depends on layers before conv4",
+        ),
+        ('network = { disease_pooling = "conv9" }', "ltc has no layer conv9"),
+        ("network = { disease_pooling = 3 }", "disease_pooling"),
+    ],
+)
+def test_disease_that_cannot_be_pooled_or_explained_is_named_before_any_chest_is_drawn(
+    settings: str, why: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(f"clip = [16, 32, 32]\nvalidation_fraction = 0.3\n{settings}\n")
+    asked = [
+        *("fit", "phantom:6", "--task", "severity", "--model", "ltc", "--folds", "none"),
+        *("--config", str(path), "--out", str(tmp_path / "run")),
+    ]
+    done = CliRunner().invoke(main, asked)
+    assert done.exit_code == 1, done.output
+    assert why in done.stderr
+    assert not list((tmp_path / "run").glob("cache/*"))
+
+
 def test_folds_by_site_and_no_folds_contradict_each_other(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, command(tmp_path / "run", "--by-site"))
     assert done.exit_code == 2

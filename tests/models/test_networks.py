@@ -13,8 +13,27 @@ ROWS = {
     "i3d": ("i3d", {"input_shape": (16, 64, 64, 1), "classes": 5, "ct_score": True}),
     "i3d-rgb": ("i3d", {"input_shape": (16, 40, 36, 3), "classes": 2}),
     "i3d-symmetric": ("i3d", {"input_shape": (16, 64, 32, 1), "classes": 5, "stem": "symmetric"}),
+    "i3d-disease": (
+        "i3d",
+        {
+            "input_shape": (16, 64, 32, 1),
+            "classes": 5,
+            "ct_score": True,
+            "disease_pooling": "Mixed_3c",
+        },
+    ),
     "ltc": ("ltc", {"input_shape": (16, 32, 32, 1), "classes": 5, "dense": 32, "ct_score": True}),
     "c3d": ("ltc", {"input_shape": (16, 32, 48, 3), "classes": 2, "dense": 16, "trunk": "c3d"}),
+    "ltc-disease": (
+        "ltc",
+        {
+            "input_shape": (16, 32, 48, 1),
+            "classes": 5,
+            "dense": 16,
+            "ct_score": True,
+            "disease_pooling": "conv3",
+        },
+    ),
     "inception_v1": ("inception_v1", {"input_shape": (32, 48, 3), "classes": 7}),
     "inception_v1-symmetric": (
         "inception_v1",
@@ -126,6 +145,11 @@ def test_mixed_precision_keeps_float32_logits_near_the_exact_ones(name, argument
         (lambda: I3D((16, 112, 112, 3), head="kinetics"), "kinetics head needs a clip of at least"),
         (lambda: I3D(head="average"), 'head must be "global" or "kinetics"'),
         (lambda: I3D((64, 224, 224, 3), head="kinetics", ct_score=True), "no ct_score"),
+        (lambda: I3D(head="kinetics", disease_pooling="Mixed_3c"), "no disease_pooling"),
+        (lambda: I3D(disease_pooling="conv3"), "i3d has no layer conv3"),
+        (lambda: I3D((None, 224, 224, 1), disease_pooling="Mixed_3c"), "not three known sides"),
+        (lambda: I3D((16, 64, 64, 1), disease_pooling="global_pool"), "has no layer global_pool"),
+        (lambda: LTC((16, 32, 32, 1), disease_pooling="flatten"), "ltc has no layer flatten"),
         (lambda: LTC((8, 112, 112, 1)), "at least 16×32×32"),
         (lambda: LTC((None, 112, 112, 1)), "of known size"),
         (lambda: LTC(trunk="c4d"), "trunk must be one of"),
@@ -137,6 +161,36 @@ def test_mixed_precision_keeps_float32_logits_near_the_exact_ones(name, argument
 def test_impossible_clips_are_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_a_spot_in_one_region_is_kept_apart_from_the_others():
+    network = I3D((16, 64, 64, 1), disease_pooling="Mixed_3c")
+    cells = keras.Input((8, 8, 8, 1))
+    x = network.get_layer("disease_share")(cells)
+    mean, largest = (network.get_layer(f"disease_{name}")(x) for name in ("mean", "largest"))
+    regions = keras.Model(cells, [mean, largest])
+    logits = np.full((1, 8, 8, 8, 1), -20.0, np.float32)
+    logits[0, 7, 1, 6] = 20.0  # at the feet, in front, on the patient's left
+    mean, largest = (part.numpy()[0, ..., 0] for part in regions(logits))
+    assert mean.shape == largest.shape == (4, 2, 2)
+    assert largest[3, 0, 1] == pytest.approx(1.0)
+    assert mean[3, 0, 1] == pytest.approx(1 / 32)
+    assert (largest > 0.5).sum() == (mean > 0.01).sum() == 1
+
+
+@pytest.mark.parametrize(("build", "endpoint"), [(I3D, "Mixed_3c"), (LTC, "conv3")])
+def test_disease_that_is_mirrored_says_the_same(build, endpoint):
+    network = build((16, 64, 64, 1), disease_pooling=endpoint)
+    said = keras.Model(
+        network.get_layer(f"disease_{endpoint}").input, network.get_layer("disease_logits").output
+    )
+    cells = np.random.default_rng(0).normal(0, 3, (2, *said.input_shape[1:])).astype(np.float32)
+    here, mirrored, turned = (
+        said(np.ascontiguousarray(one)).numpy()
+        for one in (cells, cells[:, :, :, ::-1], cells[:, ::-1])
+    )
+    np.testing.assert_allclose(here, mirrored, atol=1e-4 * np.abs(here).max())
+    assert np.abs(here - turned).max() > 1e-2 * np.abs(here).max()  # head and feet differ
 
 
 def test_published_endpoint_names_are_layers_in_order():

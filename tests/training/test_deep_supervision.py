@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from tf_covid.errors import ModelError
-from tf_covid.models import I3D, UNet
+from tf_covid.models import I3D, LTC, UNet
 from tf_covid.training.cpu_layers import cpu_optimised
 from tf_covid.training.dense import add_deep_supervision, pooled
 from tf_covid.training.initialise import start_from
 from tf_covid.training.losses import disease_loss, mask_loss
+from tf_covid.training.network_spec import NetworkSpec
+from tf_covid.training.settings import Settings
 from tf_covid.weights import Contract, load, save_model
 
 
@@ -34,6 +36,52 @@ def test_the_disease_is_asked_for_on_the_cells_of_the_endpoints():
         "disease_Mixed_3c": (1, 4, 4, 4, 1),
         "disease_Mixed_4f": (1, 2, 2, 2, 1),
     }
+
+
+def test_a_network_that_pools_its_diseased_cells_is_taught_at_them():
+    network = I3D((8, 32, 32, 1), classes=3, ct_score=True, disease_pooling="Mixed_3c")
+    trained, _ = add_deep_supervision(network, ("Mixed_3c", "Mixed_4f"))
+    own = network.get_layer("disease_Mixed_3c")
+    assert trained.get_layer("disease_Mixed_3c") is own
+    clips = np.random.default_rng(0).random((2, 8, 32, 32, 1), np.float32)
+    before = trained(clips)
+    own.bias.assign([5.0])
+    after = trained(clips)
+    np.testing.assert_allclose(
+        after["disease_Mixed_3c"] - before["disease_Mixed_3c"], 5.0, atol=1e-5
+    )
+    # What is taught there is what the answer is made of.
+    assert np.abs(after["logits"] - before["logits"]).max() > 1e-3
+    np.testing.assert_array_equal(after["disease_Mixed_4f"], before["disease_Mixed_4f"])
+
+
+def test_a_network_that_pools_its_diseased_cells_starts_from_one_that_does_not(tmp_path):
+    arguments = {"input_shape": [8, 32, 32, 1], "classes": 5, "ct_score": True}
+    plain = I3D((8, 32, 32, 1), classes=5, ct_score=True)
+    contract = Contract(model="i3d", arguments=arguments, task="severity", note="-")
+    save_model(plain, contract, tmp_path / "plain.keras")
+    network = I3D((8, 32, 32, 1), classes=5, ct_score=True, disease_pooling="Mixed_3c")
+    start_from(network, tmp_path / "plain.keras")
+    for name in ("disease_logits", "disease_ct_score"):  # silent, it answers as the other does
+        layer = network.get_layer(name)
+        layer.set_weights([np.zeros_like(weight) for weight in layer.get_weights()])
+    clips = np.random.default_rng(0).random((2, 8, 32, 32, 1), np.float32)
+    for name in ("logits", "ct_score"):
+        np.testing.assert_allclose(network(clips)[name], plain(clips)[name], atol=0.02)
+
+
+def test_what_pools_its_diseased_cells_goes_on_doing_so(tmp_path):
+    arguments = {"input_shape": [16, 32, 32, 1], "classes": 5, "dense": 8}
+    network = LTC((16, 32, 32, 1), dense=8, disease_pooling="conv3")
+    contract = Contract(
+        model="ltc", arguments=arguments | {"disease_pooling": "conv3"}, task="severity", note="-"
+    )
+    save_model(network, contract, tmp_path / "ltc.keras")
+    spec = NetworkSpec.of("covid", "ltc", [], Settings(), tmp_path / "ltc.keras")
+    assert spec.arguments["disease_pooling"] == "conv3"
+    own = Settings(network={"disease_pooling": ""})
+    spec = NetworkSpec.of("covid", "ltc", [], own, tmp_path / "ltc.keras")
+    assert spec.arguments["disease_pooling"] == ""
 
 
 @pytest.mark.slow

@@ -51,11 +51,14 @@ def split(network: keras.Model, endpoint: str) -> Split:
         endpoint: Layer name, e.g. "Mixed_5c".
 
     Raises:
-        ValueError: If there is no such layer.
+        ValueError: If there is no such layer, or the answer does not come from its output alone.
     """
     features = network.get_layer(endpoint).output
     backbone = keras.Model(network.input, features, name="backbone")
-    head = keras.Model(features, network.output, name="head")
+    try:
+        head = keras.Model(features, network.output, name="head")
+    except ValueError as error:
+        raise ValueError(f"the answer depends on layers before {endpoint} as well") from error
     # float32 under any policy: tf-keras-vis multiplies and sums over the channels in the features'
     # type.
     inputs = keras.Input(features.shape[1:], dtype="float32", name="seed")

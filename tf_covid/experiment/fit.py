@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from tf_covid.atomic import write_text
+from tf_covid.attention import split
 from tf_covid.cohort import cache
 from tf_covid.cohort.folds import (
     Folds,
@@ -342,6 +343,11 @@ def _check_network(request: FitRequest, network: NetworkSpec) -> None:
     endpoint = request.settings.endpoint
     if endpoint is not None and endpoint not in {layer.name for layer in built.layers}:
         raise TrainingError(f"endpoint: {network.model} has no layer {endpoint}")
+    if endpoint is not None and TASKS[request.task].classifies_scans:
+        try:
+            split(built, endpoint)
+        except ValueError as error:
+            raise TrainingError(f"endpoint: {endpoint} cannot be explained: {error}") from error
 
 
 def _check_splits(

@@ -41,11 +41,13 @@ class Network:
 
 
 NETWORKS: dict[str, Network] = {
-    "i3d": Network(I3D, 3, lambda arguments: i3d.LAST_ENDPOINT),
+    "i3d": Network(I3D, 3, lambda arguments: arguments.get("disease_pooling") or i3d.LAST_ENDPOINT),
     "ltc": Network(
         LTC,
         3,
-        lambda arguments: ltc.LAST_ENDPOINT[arguments.get("trunk", "ltc")],
+        lambda arguments: (
+            arguments.get("disease_pooling") or ltc.LAST_ENDPOINT[arguments.get("trunk", "ltc")]
+        ),
         data_dependent_init=True,
     ),
     "inception_v1": Network(InceptionV1, 2, lambda arguments: i3d.LAST_ENDPOINT),

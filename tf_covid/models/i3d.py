@@ -7,7 +7,7 @@ from typing import Literal
 import keras
 from keras import layers
 
-from tf_covid.models.blocks import classifier, functional
+from tf_covid.models.blocks import classifier, functional, pooled_disease
 from tf_covid.models.inception import trunk
 from tf_covid.tensor import DType
 
@@ -23,6 +23,7 @@ def I3D(
     ct_score: bool = False,
     dropout: float = 0.5,
     stem: Literal["same", "symmetric"] = "same",
+    disease_pooling: str = "",
     dtype: DType = None,
     name: str = "i3d",
 ) -> keras.Model:
@@ -38,6 +39,9 @@ def I3D(
         ct_score: Add the second output `ct_score` (N, 1), 0–25; only with the "global" head.
         dropout: Share of features dropped before the logits, in training.
         stem: Padding of the first convolution, see `inception.trunk`.
+        disease_pooling: Endpoint whose diseased cells speak beside the features that are pooled
+            over the whole clip, see `blocks.pooled_disease`; "": none. Only with the "global"
+            head and a clip of known size. What Grad-CAM explains is this endpoint or one before.
         dtype: Keras dtype policy, e.g. "mixed_bfloat16".
         name: Name of the model.
 
@@ -45,7 +49,8 @@ def I3D(
         A model from clips (N, D, H, W, C) to `{"logits": (N, classes)}`.
 
     Raises:
-        ValueError: If a side is too short, or the head does not exist or has no `ct_score`.
+        ValueError: If a side is too short, the head does not exist or has no `ct_score`, or
+            `disease_pooling` cannot be done.
 
     Source: Carreira & Zisserman 2017 (arXiv 1705.07750).
     """
@@ -61,10 +66,19 @@ def I3D(
         )
     if ct_score and head == "kinetics":
         raise ValueError("the kinetics head has no ct_score")
+    if disease_pooling and head == "kinetics":
+        raise ValueError("the kinetics head has no disease_pooling")
     inputs = keras.Input(input_shape, name="clip")
     features = trunk(inputs, dtype, stem)
     if head == "global":
-        outputs = classifier(features, classes, dropout=dropout, ct_score=ct_score, dtype=dtype)
+        outputs = classifier(
+            features,
+            classes,
+            dropout=dropout,
+            ct_score=ct_score,
+            disease=pooled_disease(inputs, features, disease_pooling, name),
+            dtype=dtype,
+        )
     else:
         x = layers.AveragePooling3D(
             (2, 7, 7), strides=1, padding="valid", name="AvgPool3d_6a_7x7", dtype=dtype

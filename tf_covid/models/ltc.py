@@ -7,7 +7,7 @@ from typing import Literal
 import keras
 from keras import layers
 
-from tf_covid.models.blocks import dense_outputs, functional, max_pool
+from tf_covid.models.blocks import dense_outputs, functional, max_pool, pooled_disease
 from tf_covid.tensor import DType
 
 # A row is a stage: its convolutions (name, filters), then one pool. The first pool leaves time
@@ -43,6 +43,7 @@ def LTC(
     dense: int = 2048,
     ct_score: bool = False,
     dropout: float = 0.5,
+    disease_pooling: str = "",
     dtype: DType = None,
     name: str = "ltc",
 ) -> keras.Model:
@@ -58,6 +59,8 @@ def LTC(
         dense: Width of the two dense layers.
         ct_score: Add the second output `ct_score` (N, 1), 0–25.
         dropout: Share of features dropped after each dense layer, in training.
+        disease_pooling: Convolution whose diseased cells speak beside the dense layers, see
+            `blocks.pooled_disease`; "": none. What Grad-CAM explains is this layer or one before.
         dtype: Keras dtype policy, e.g. "mixed_bfloat16".
         name: Name of the model.
 
@@ -65,8 +68,8 @@ def LTC(
         A model from clips (N, D, H, W, C) to `{"logits": (N, classes)}`.
 
     Raises:
-        ValueError: If the clip is too short for the five pools, a side is unknown, or the trunk
-            does not exist.
+        ValueError: If the clip is too short for the five pools, a side is unknown, the trunk does
+            not exist, or `disease_pooling` names none of its layers.
 
     Source: Varol, Laptev & Schmid 2018 (arXiv 1604.04494); C3D: Tran et al. 2015 (arXiv 1412.0767).
     """
@@ -93,6 +96,7 @@ def LTC(
             )(x)
         size = (1, 2, 2) if index == 1 else (2, 2, 2)
         x = max_pool(x, f"pool{index}", size, size, padding="valid", dtype=dtype)
+    disease = pooled_disease(inputs, x, disease_pooling, name)
     x = layers.Flatten(name="flatten", dtype=dtype)(x)
     x = layers.Dense(
         dense, activation="relu", kernel_initializer="he_normal", name="fc6", dtype=dtype
@@ -101,6 +105,7 @@ def LTC(
     x = layers.Dense(
         dense, activation="relu", kernel_initializer="he_normal", name="fc7", dtype=dtype
     )(x)
-    return functional(
-        inputs, dense_outputs(x, classes, dropout=dropout, ct_score=ct_score, dtype=dtype), name
+    outputs = dense_outputs(
+        x, classes, dropout=dropout, ct_score=ct_score, disease=disease, dtype=dtype
     )
+    return functional(inputs, outputs, name)

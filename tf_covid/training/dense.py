@@ -4,7 +4,7 @@ Where the disease lies, at every cell of its features.
 
 The class of a chest is five numbers' worth of truth; the phantom knows each voxel. A 1×1×1
 convolution on the features of an endpoint is asked for the diseased share of each cell; it is
-thrown away after training, the features stay.
+thrown away after training, the features stay. A network that pools its diseased cells keeps it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,16 @@ def add_deep_supervision(
     """
     outputs = dict(network.output)
     grids: dict[str, tuple[int, int, int]] = {}
+    own = {layer.name: layer for layer in network.layers}
     for endpoint in endpoints:
         features = network.get_layer(endpoint).output
         name = f"disease_{endpoint}"
-        outputs[name] = layers.Conv3D(1, 1, name=name, dtype="float32")(features)
+        # A network that pools its diseased cells has this layer itself.
+        outputs[name] = (
+            own[name].output
+            if name in own
+            else layers.Conv3D(1, 1, name=name, dtype="float32")(features)
+        )
         depth, height, width = (int(side) for side in features.shape[1:4])
         grids[name] = depth, height, width
         clip = network.input_shape[1:4]

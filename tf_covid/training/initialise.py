@@ -29,7 +29,9 @@ def preprocessing_of_init(init: str | Path | None) -> tuple[Preprocessing, int, 
         include={"level_hu", "width_hu", "input_scale", "input_offset"}
     )
     shared: dict[str, Any] = {
-        key: contract.arguments[key] for key in ("stem", "trunk") if key in contract.arguments
+        key: contract.arguments[key]
+        for key in ("stem", "trunk", "disease_pooling")
+        if key in contract.arguments
     }
     return Preprocessing(**kept), int(contract.arguments["input_shape"][-1]), shared
 
