@@ -106,8 +106,10 @@ class Explainer:
         self.name, self.contract = self.member.model.name, self.member.model.contract
         self.network = self.member.model.network
         self.default = self.member.split.endpoint
-        cuts = {name: _cut(self.network, name) for name in ENDPOINTS[self.contract.model]}
-        # Those before which nothing goes another way to the answer.
+        names = {layer.name for layer in self.network.layers}
+        usual = [name for name in ENDPOINTS[self.contract.model] if name in names]
+        cuts = {name: _cut(self.network, name) for name in dict.fromkeys([*usual, self.default])}
+        # Those that all of the answer comes through.
         self._heads = {name: cut.explained for name, cut in cuts.items() if cut is not None}
         self.endpoints = tuple(self._heads)
         self.ways = [Way(*way) for way in product(self.endpoints, TARGETS, METHODS)]
@@ -130,7 +132,9 @@ class Explainer:
 
     def maps(self, seen: Seen) -> Iterator[tuple[Way, np.ndarray, float | None]]:
         """Every way's map uint8 (D, H, W), and the share of it that lay within the lungs."""
-        features = dict(zip(self.endpoints, self._backbone(seen.clip, training=False), strict=True))
+        # Of one endpoint Keras makes no list.
+        outputs = tf.nest.flatten(self._backbone(seen.clip, training=False))
+        features = dict(zip(self.endpoints, outputs, strict=True))
         targets = {
             "severity": attention.expected_class,
             "class": attention.class_logit(seen.number),

@@ -173,10 +173,16 @@ def test_misuse_is_an_error_that_says_why(
     ("settings", "why"),
     [
         (
-            'endpoint = "conv4"\nnetwork = { dense = 8, disease_pooling = "conv3" }',
+            'endpoint = "conv4"\ndisease_endpoints = ["conv3"]\n'
+            'network = { dense = 8, disease_pooling = "conv3" }',
             "conv4 cannot be explained: the answer depends on layers before conv4",
         ),
-        ('network = { disease_pooling = "conv9" }', "ltc has no layer conv9"),
+        ('endpoint = "fc6"\nnetwork = { dense = 8 }', "fc6 cannot be explained"),
+        (
+            'disease_endpoints = ["conv9"]\nnetwork = { disease_pooling = "conv9" }',
+            "ltc has no layer 'conv9'",
+        ),
+        ('network = { disease_pooling = "conv3" }', "conv3 is not among disease_endpoints"),
         ("network = { disease_pooling = 3 }", "disease_pooling"),
     ],
 )

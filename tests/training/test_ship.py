@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from tf_covid.cohort.augment import Augmentation
 from tf_covid.cohort.manifest import ManifestRow
 from tf_covid.cohort.training_input import SliceTrainingInput
-from tf_covid.models import I3D, UNet
+from tf_covid.models import I3D, LTC, UNet
 from tf_covid.training import losses
 from tf_covid.training.dense import add_deep_supervision
 from tf_covid.training.fold import FoldPlan, _freeze, _weights_of_start
@@ -82,6 +82,24 @@ def test_the_disease_outputs_can_learn_alone() -> None:
     assert learning == {"disease_Mixed_3c"}
     with pytest.raises(Exception, match="without disease_endpoints"):
         _freeze(plain, plain, Stage(epochs=1, train_from="disease"))
+
+
+@pytest.mark.parametrize("train_from", ["head", "fc6", "conv5", "disease"])
+def test_what_reads_diseased_cells_learns_at_every_stage(train_from: str) -> None:
+    plain = LTC((16, 32, 32, 1), dense=8, ct_score=True, disease_pooling="conv3")
+    network, _ = add_deep_supervision(plain, ("conv3", "conv4"))
+    _freeze(network, network, Stage(epochs=1, train_from=train_from))
+    weighty = {layer.name for layer in network.layers if layer.weights}
+    learning = {name for name in weighty if network.get_layer(name).trainable}
+    disease = {name for name in weighty if name.startswith("disease_")}
+    assert len(disease) == 6
+    rest = {
+        "head": {"fc6", "fc7", "logits", "ct_score_share"},
+        "fc6": {"fc6", "fc7", "logits", "ct_score_share"},
+        "conv5": {"conv5", "fc6", "fc7", "logits", "ct_score_share"},
+        "disease": set[str](),
+    }
+    assert learning == disease | rest[train_from]
 
 
 def test_old_settings_change_a_slice_as_before() -> None:

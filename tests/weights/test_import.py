@@ -324,14 +324,26 @@ def test_c3d_through_the_stratifier_sees_blue_green_red_of_0_to_255_less_their_m
 OURS = {
     "i3d": (I3D, {"input_shape": [8, 32, 32, 1], "classes": 5, "ct_score": True}),
     "ltc": (LTC, {"input_shape": [16, 32, 32, 1], "classes": 5, "dense": 16}),
+    "ltc-disease": (
+        LTC,
+        {
+            "input_shape": [16, 32, 32, 1],
+            "classes": 5,
+            "dense": 16,
+            "ct_score": True,
+            "disease_pooling": "conv3",
+        },
+    ),
     "inception_v1": (InceptionV1, {"input_shape": [32, 32, 1], "classes": 7}),
     "unet": (UNet, {"input_shape": [32, 32, 1], "depth": 2, "filters": 4, "outputs": 2}),
 }
 
 
-#: The other networks differ from the U-Net in size only.
+QUICK = ("unet", "ltc-disease")
+
+#: The other networks differ from these in size only.
 OF_OURS = [
-    pytest.param(model, ending, marks=() if model == "unet" else pytest.mark.slow)
+    pytest.param(model, ending, marks=() if model in QUICK else pytest.mark.slow)
     for model in OURS
     for ending in (".keras", ".weights.h5", "-plain.keras")
 ]
@@ -340,6 +352,7 @@ OF_OURS = [
 @pytest.mark.parametrize(("model", "ending"), OF_OURS)
 def test_files_of_ours_come_back(model, ending, tmp_path):
     build, arguments = OURS[model]
+    model = model.partition("-")[0]
     network = build(**arguments)
     path = tmp_path / f"ours{ending}"
     if ending == ".weights.h5":
@@ -363,6 +376,21 @@ def test_files_of_ours_come_back(model, ending, tmp_path):
     assert again.contract.arguments["input_shape"] == arguments["input_shape"]
     if ending == ".keras":
         assert again.contract.note == "Ours."
+
+
+def test_pooled_disease_gets_a_new_classifier_where_another_number_of_classes_is_asked(tmp_path):
+    build, arguments = OURS["ltc-disease"]
+    network = build(**arguments)
+    network.save(tmp_path / "five.keras")
+    wish = ImportRequest("ltc", classes=2, allow_missing_head=True, clip=(16, 32, 32))
+    done = import_weights(tmp_path / "five.keras", wish, tmp_path / "two.keras")
+    assert {name.partition("/")[0] for name in done["fresh"]} >= {"logits", "disease_logits"}
+    again = load(tmp_path / "two.keras").network
+    for name in ("conv3", "disease_conv3", "disease_sides", "disease_dense"):
+        for before, after in zip(
+            network.get_layer(name).get_weights(), again.get_layer(name).get_weights(), strict=True
+        ):
+            np.testing.assert_array_equal(before, after)
 
 
 @pytest.mark.slow

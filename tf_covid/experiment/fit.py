@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from tf_covid.atomic import write_text
-from tf_covid.attention import split
+from tf_covid.attention import feature_axes, split
 from tf_covid.cohort import cache
 from tf_covid.cohort.folds import (
     Folds,
@@ -52,6 +52,7 @@ from tf_covid.experiment.phantom_source import SYNTHETIC_NOTE
 from tf_covid.experiment.predict import as_predictions
 from tf_covid.experiment.records import cache_spec, fill_cache, identities
 from tf_covid.experiment.run_folder import NOTE, FitRequest, exclusive_run_folder
+from tf_covid.models import NETWORKS
 from tf_covid.phantom.mark import phantom_mark
 from tf_covid.pipeline import now, utc, versions
 from tf_covid.preprocessor import LungModels
@@ -343,11 +344,14 @@ def _check_network(request: FitRequest, network: NetworkSpec) -> None:
     endpoint = request.settings.endpoint
     if endpoint is not None and endpoint not in {layer.name for layer in built.layers}:
         raise TrainingError(f"endpoint: {network.model} has no layer {endpoint}")
-    if endpoint is not None and TASKS[request.task].classifies_scans:
+    usual = NETWORKS[network.model].endpoint
+    if TASKS[request.task].classifies_scans and (endpoint or usual):
+        explained = endpoint or (usual(dict(network.arguments)) if usual else "")
         try:
-            split(built, endpoint)
-        except ValueError as error:
-            raise TrainingError(f"endpoint: {endpoint} cannot be explained: {error}") from error
+            split(built, explained)
+            feature_axes(built, explained)
+        except (ValueError, TypeError) as error:
+            raise TrainingError(f"endpoint: {explained} cannot be explained: {error}") from error
 
 
 def _check_splits(

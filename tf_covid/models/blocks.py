@@ -13,8 +13,15 @@ from tf_covid.tensor import DType, Tensor
 #: Batch-norm epsilon of the published Inception-v1 and I3D weights.
 INCEPTION_EPSILON = 1e-3
 
-#: Regions of a clip whose disease is read apart: from head to feet, front to back, side to side.
+#: Most regions of a clip whose disease is read apart: from head to feet, front to back, side to
+#: side.
 REGIONS = (4, 2, 2)
+
+#: Log odds that a cell is diseased, before anything is learned: few are.
+_RARE = -4.0
+
+#: Weights that say next to nothing, and yet let a gradient through.
+_QUIET = keras.initializers.RandomNormal(stddev=1e-3)
 
 # Keras names a layer class by its rank; these tables are the only place that spells it out.
 _CONV = {2: layers.Conv2D, 3: layers.Conv3D}
@@ -121,13 +128,15 @@ def dense_outputs(
     """Dropout, `logits` (N, classes) and, if asked for, `ct_score` (N, 1), of features (N, C).
 
     With `disease` (N, F) each is a sum: what the features say, and what the diseased cells say. The
-    layers of the first bear the same names with and without, so that a network of the one kind
-    starts from the other.
+    layers of the first bear the same names with and without, and the second begins nearly silent,
+    so that a network of the one kind starts from the other.
     """
     x = layers.Dropout(dropout, name="dropout", dtype=dtype)(x)
     logits = layers.Dense(classes, name="logits", dtype="float32")(x)
     if disease is not None:
-        said = layers.Dense(classes, name="disease_logits", dtype="float32")(disease)
+        said = layers.Dense(
+            classes, kernel_initializer=_QUIET, name="disease_logits", dtype="float32"
+        )(disease)
         logits = layers.Add(name="logits_sum", dtype="float32")([logits, said])
     outputs = {"logits": logits}
     if ct_score:
@@ -139,7 +148,9 @@ def dense_outputs(
         )
         fraction = dense(x)
         if disease is not None:
-            said = layers.Dense(1, name="disease_ct_score", dtype="float32")(disease)
+            said = layers.Dense(
+                1, kernel_initializer=_QUIET, name="disease_ct_score", dtype="float32"
+            )(disease)
             fraction = layers.Add(name="ct_score_sum", dtype="float32")([fraction, said])
             fraction = layers.Activation("sigmoid", name="ct_score_sigmoid", dtype="float32")(
                 fraction
@@ -152,10 +163,11 @@ def pooled_disease(clip: Tensor, features: Tensor, endpoint: str, name: str) -> 
     """What the diseased cells of an endpoint say about the whole clip, float32 (N, 64).
 
     A 1×1×1 convolution tells how much of each cell is diseased: the layer `disease_<endpoint>`,
-    which is that of deep supervision (`training.dense`). Of each of 4×2×2 regions of the clip, some
-    two to a lobe, the mean and the largest share are kept, so that one dense spot counts where an
-    average over everything drowns it. The same weights read each side, and the mean of both is what
-    speaks: a clip that is mirrored left to right says the same.
+    which is that of deep supervision (`training.dense`). Of each of 4×2×2 regions of the clip (of
+    fewer, where the cells cannot be cut into so many of one size), some two to a lobe, the mean and
+    the largest share are kept, so that one dense spot counts where an average over everything
+    drowns it. The same weights read each side, and the mean of both is what speaks: cells that are
+    mirrored left to right say the same, if their number is even.
 
     Args:
         clip: Input of the network, (N, D, H, W, C).
@@ -169,13 +181,24 @@ def pooled_disease(clip: Tensor, features: Tensor, endpoint: str, name: str) -> 
     """
     if not endpoint:
         return None
-    outputs = {layer.name: layer.output for layer in keras.Model(clip, features).layers}
+    outputs = {
+        layer.name: layer.output
+        for layer in keras.Model(clip, features).layers
+        if not isinstance(layer, layers.InputLayer)
+    }
     if endpoint not in outputs:
-        raise ValueError(f"disease_pooling: {name} has no layer {endpoint}")
+        # A name may come out of somebody's file.
+        raise ValueError(f"disease_pooling: {name} has no layer {endpoint!r:.60}")
     cells = outputs[endpoint].shape[1:-1]
     if len(cells) != 3 or None in cells:
         raise ValueError(f"disease_pooling: {endpoint} has {cells} cells, not three known sides")
-    logits = layers.Conv3D(1, 1, name=f"disease_{endpoint}", dtype="float32")(outputs[endpoint])
+    logits = layers.Conv3D(
+        1,
+        1,
+        bias_initializer=keras.initializers.Constant(_RARE),
+        name=f"disease_{endpoint}",
+        dtype="float32",
+    )(outputs[endpoint])
     share = layers.Activation("sigmoid", name="disease_share", dtype="float32")(logits)
     window = [-(-side // count) for side, count in zip(cells, REGIONS, strict=True)]
     mean = layers.AveragePooling3D(window, padding="same", name="disease_mean", dtype="float32")

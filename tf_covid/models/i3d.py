@@ -11,7 +11,7 @@ from tf_covid.models.blocks import classifier, functional, pooled_disease
 from tf_covid.models.inception import trunk
 from tf_covid.tensor import DType
 
-#: The last endpoint: the default target of Grad-CAM.
+#: The last endpoint: what Grad-CAM explains where no diseased cells are pooled.
 LAST_ENDPOINT = "Mixed_5c"
 
 

@@ -31,7 +31,8 @@ TRUNKS: dict[str, tuple[tuple[tuple[str, int], ...], ...]] = {
     ),
 }
 
-#: The last endpoint of each trunk before its pool: the default target of Grad-CAM.
+#: The last endpoint of each trunk before its pool: what Grad-CAM explains where no diseased cells
+#: are pooled.
 LAST_ENDPOINT = {trunk: stages[-1][-1][0] for trunk, stages in TRUNKS.items()}
 
 

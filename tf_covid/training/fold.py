@@ -24,7 +24,7 @@ from tf_covid.training import checkpoint
 from tf_covid.training.cpu_layers import cpu_optimised
 from tf_covid.training.dense import add_deep_supervision
 from tf_covid.training.flips import with_flipped_views
-from tf_covid.training.initialise import data_dependent_init, start_from
+from tf_covid.training.initialise import DISEASE, data_dependent_init, start_from
 from tf_covid.training.network_spec import NetworkSpec
 from tf_covid.training.norms import Census, Judged, copy_weights, give, learning, set_momentum
 from tf_covid.training.settings import Settings, Stage
@@ -361,7 +361,7 @@ def _freeze(network: keras.Model, trainer: keras.Model, stage: Stage | None) -> 
     names = [layer.name for layer in layers]
     if stage is not None and stage.train_from == "disease":
         for layer in layers:
-            layer.trainable = layer.name.startswith("disease_")
+            layer.trainable = layer.name.startswith(DISEASE)
         if not any(layer.trainable for layer in layers):
             raise TrainingError("stages: without disease_endpoints there is no disease output")
         return
@@ -376,7 +376,8 @@ def _freeze(network: keras.Model, trainer: keras.Model, stage: Stage | None) -> 
     else:
         raise TrainingError(f"stages: {network.name} has no layer {stage.train_from!r}")
     for index, layer in enumerate(layers):
-        layer.trainable = index >= first
+        # What tells disease in cells is asked at every stage, wherever it stands.
+        layer.trainable = index >= first or layer.name.startswith(DISEASE)
 
 
 def _fit(

@@ -14,6 +14,9 @@ from tf_covid.weights import Preprocessing, catalog, load, read_contract
 
 log = logging.getLogger(__name__)
 
+#: What the names of all layers begin with that tell disease in cells, or read what they tell.
+DISEASE = "disease_"
+
 
 def preprocessing_of_init(init: str | Path | None) -> tuple[Preprocessing, int, dict[str, Any]]:
     """What a network that starts from a file must share with it, or its weights meet another input.
@@ -57,7 +60,9 @@ def start_from(network: keras.Model, init: str | Path | None) -> str:
         ]:
             layer.set_weights(values)
             # Vectors alone, of batch norms that happen to be called alike, are no start.
-            taken += any(value.ndim > 2 for value in values)
+            # Nor is what pools diseased cells, which has the same shape in all networks.
+            convolves = any(value.ndim > 2 for value in values)
+            taken += convolves and not layer.name.startswith(DISEASE)
             del weights[layer.name]
     if not taken:
         raise ModelError(f"{init}: no convolution has the name and shape of one of {network.name}")
@@ -91,6 +96,8 @@ def data_dependent_init(network: keras.Model, clips: np.ndarray) -> None:
     for layer in network.layers:
         if getattr(layer, "activation", None) is not keras.activations.relu:
             continue
+        if layer.name.startswith(DISEASE):
+            continue  # how much disease the cells show changes as soon as they are taught
         before = keras.Model(network.input, layer.input)
         # Called, not `predict`: that would trace a graph for each layer.
         layer.activation = keras.activations.linear

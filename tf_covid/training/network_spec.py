@@ -75,9 +75,16 @@ class NetworkSpec:
         if init is None and task in _WINDOWS:
             preprocessing = preprocessing.model_copy(update=_WINDOWS[task])
         own = {} if settings.dropout is None else {"dropout": settings.dropout}
+        arguments = _arguments(task, rows, settings, channels) | shared | own | settings.network
+        pooled = arguments.get("disease_pooling")
+        if pooled and pooled not in {*settings.disease_endpoints, shared.get("disease_pooling")}:
+            raise TrainingError(
+                f"disease_pooling: {pooled} is not among disease_endpoints, so that nothing teaches"
+                " its cells where disease is"
+            )
         return cls(
             model,
-            _arguments(task, rows, settings, channels) | shared | own | settings.network,
+            arguments,
             settings.preprocessing(preprocessing),
             init,
         )

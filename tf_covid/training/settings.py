@@ -33,8 +33,9 @@ class Stage(BaseModel):
     Args:
         epochs: Number of epochs of this stage.
         train_from: Name of the first layer that learns, e.g. "Mixed_5b"; "head" for the dense
-            layers only; "disease" for the outputs of `disease_endpoints` only: a network that knows
-            its task is not pulled about by theirs, which begin at random.
+            layers only; "disease" for the outputs of `disease_endpoints` only, and for what a
+            network with `disease_pooling` reads from them: a network that knows its task is not
+            pulled about by what begins at random. These learn at every stage.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -94,8 +95,8 @@ class Settings(BaseModel):
         ct_score_weight: Of the second output's loss; 0: no second output. Cases without a score do
             not count.
         disease_endpoints: Layers of a 3D network that are asked for the diseased share of each of
-            their cells as well (needs lesion masks of all cases; the extra outputs are no part of
-            the model file).
+            their cells as well (needs lesion masks of all cases; of these outputs the model file
+            has the one that `disease_pooling` reads, and no other).
         disease_weight: Weight of the loss of each disease output.
         stages: First parts of the training in which not all layers learn.
         validation_fraction: Share of the training side's patients on which the loss is validated,
@@ -113,7 +114,8 @@ class Settings(BaseModel):
             in the cross-entropy than one outside.
         init_share: Share of the weights that training started from in those that are kept (Wortsman
             et al. 2022, arXiv 2109.01903); 0: none. Needs `--init` of the same architecture.
-        endpoint: Layer that Grad-CAM explains; None: the last one before the head.
+        endpoint: Layer that Grad-CAM explains; None: the last one before the head, or the one whose
+            diseased cells are pooled.
         augmentation: See there.
         phantom: See there.
     """

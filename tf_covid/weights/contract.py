@@ -71,7 +71,7 @@ class Contract(BaseModel):
         task: Task that the network answers.
         preprocessing: Preprocessing from HU to the network's input.
         classes: Labels of the logits, in order.
-        endpoint: Layer that Grad-CAM explains, if not the last one before the head.
+        endpoint: Layer that Grad-CAM explains, if not that of the table of networks.
         lungs_sha256: Identity of the 2D lung model it was trained behind (in files of format 1: the
             sha256 of its file); None for a lung model.
         lobes_sha256: Identity of the 3D lobe model whose gate stood behind that; None without one.

@@ -36,7 +36,7 @@ CLIPS: dict[str, tuple[int, ...]] = {
 #: Our units that look at the input, and those that answer.
 _STEMS = ("Conv3d_1a_7x7_conv", "Conv2d_1a_7x7_conv", "conv1a", "conv1", "down0_conv1")
 _CLASSIFIERS = ("Conv3d_0c_1x1", "logits")
-HEADS = frozenset({*_CLASSIFIERS, "ct_score_share"})
+HEADS = frozenset({*_CLASSIFIERS, "ct_score_share", "disease_logits", "disease_ct_score"})
 
 #: Number of classes of a classifier of ours → what it is for.
 _TASKS: dict[int, Task] = {len(severity.LABELS): "severity", 2: "covid"}
@@ -369,9 +369,19 @@ def _guess(path: Path, model: str, read: Checkpoint, request: ImportRequest) -> 
                 **more,
             }
         score = "ct_score_share/kernel" in tensors
+        if pooling := _pooled_endpoint(tensors):
+            more["disease_pooling"] = pooling
         return {"input_shape": shape, "classes": width("logits"), "ct_score": score, **more}
     except (KeyError, IndexError) as error:
         raise ModelError(f"{path}: looks like a file of ours, but lacks {error}") from error
+
+
+def _pooled_endpoint(tensors: Mapping[str, np.ndarray]) -> str:
+    """The layer of ours whose diseased cells a file's network pools; "" where it pools none."""
+    names = {name.removesuffix("/kernel") for name in tensors if name.startswith("disease_")}
+    reading = {f"disease_{name}" for name in ("sides", "dense", "logits", "ct_score")}
+    taught = {name for name in names - reading if "/" not in name}
+    return taught.pop().removeprefix("disease_") if "disease_sides" in names and taught else ""
 
 
 def _backed(
