@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
 
@@ -68,16 +69,29 @@ def test_a_network_that_pools_its_diseased_cells_starts_from_one_that_does_not(t
     np.testing.assert_allclose(network(clips)["ct_score"], plain(clips)["ct_score"], atol=0.3)
 
 
-def test_what_pools_diseased_cells_alone_is_no_start(tmp_path):
-    arguments = {"input_shape": [16, 32, 32, 1], "classes": 5, "dense": 8}
-    network = LTC((16, 32, 32, 1), dense=8, disease_pooling="conv3")
-    contract = Contract(
-        model="ltc", arguments=arguments | {"disease_pooling": "conv3"}, task="severity", note="-"
-    )
-    save_model(network, contract, tmp_path / "ltc.keras")
+@pytest.fixture
+def pooling(tmp_path):
+    """The file of an LTC that pools its diseased cells."""
+    arguments = {"input_shape": [16, 32, 32, 1], "dense": 8, "disease_pooling": "conv3"}
+    contract = Contract(model="ltc", arguments=arguments, task="severity", note="-")
+    save_model(LTC(**arguments), contract, tmp_path / "ltc.keras")
+    return tmp_path / "ltc.keras"
+
+
+def test_the_seed_decides_what_reads_disease_too():
+    quiet = []
+    for seed in (1, 2, 1):
+        keras.utils.set_random_seed(seed)
+        network = LTC((16, 32, 32, 1), dense=8, disease_pooling="conv3")
+        quiet.append(network.get_layer("disease_logits").get_weights()[0])
+    np.testing.assert_array_equal(quiet[0], quiet[2])
+    assert (quiet[0] != quiet[1]).all()
+
+
+def test_what_pools_diseased_cells_alone_is_no_start(pooling):
     other = I3D((16, 32, 32, 1), disease_pooling="Mixed_3c")
     with pytest.raises(ModelError, match="no convolution"):
-        start_from(other, tmp_path / "ltc.keras")
+        start_from(other, pooling)
 
 
 def test_first_clips_do_not_set_what_reads_disease_that_nobody_has_taught_yet():
@@ -96,17 +110,11 @@ def test_first_clips_do_not_set_what_reads_disease_that_nobody_has_taught_yet():
     assert changed == {"conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"}
 
 
-def test_what_pools_its_diseased_cells_goes_on_doing_so(tmp_path):
-    arguments = {"input_shape": [16, 32, 32, 1], "classes": 5, "dense": 8}
-    network = LTC((16, 32, 32, 1), dense=8, disease_pooling="conv3")
-    contract = Contract(
-        model="ltc", arguments=arguments | {"disease_pooling": "conv3"}, task="severity", note="-"
-    )
-    save_model(network, contract, tmp_path / "ltc.keras")
-    spec = NetworkSpec.of("covid", "ltc", [], Settings(), tmp_path / "ltc.keras")
+def test_what_pools_its_diseased_cells_goes_on_doing_so(pooling):
+    spec = NetworkSpec.of("covid", "ltc", [], Settings(), pooling)
     assert spec.arguments["disease_pooling"] == "conv3"
     own = Settings(network={"disease_pooling": ""})
-    spec = NetworkSpec.of("covid", "ltc", [], own, tmp_path / "ltc.keras")
+    spec = NetworkSpec.of("covid", "ltc", [], own, pooling)
     assert spec.arguments["disease_pooling"] == ""
 
 

@@ -345,8 +345,8 @@ def _check_network(request: FitRequest, network: NetworkSpec) -> None:
     if endpoint is not None and endpoint not in {layer.name for layer in built.layers}:
         raise TrainingError(f"endpoint: {network.model} has no layer {endpoint}")
     usual = NETWORKS[network.model].endpoint
-    if TASKS[request.task].classifies_scans and (endpoint or usual):
-        explained = endpoint or (usual(dict(network.arguments)) if usual else "")
+    if TASKS[request.task].classifies_scans and usual is not None:
+        explained = endpoint or usual(dict(network.arguments))
         try:
             split(built, explained)
             feature_axes(built, explained)

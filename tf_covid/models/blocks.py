@@ -20,8 +20,11 @@ REGIONS = (4, 2, 2)
 #: Log odds that a cell is diseased, before anything is learned: few are.
 _RARE = -4.0
 
-#: Weights that say next to nothing, and yet let a gradient through.
-_QUIET = keras.initializers.RandomNormal(stddev=1e-3)
+#: Spread of weights that say next to nothing, and yet let a gradient through.
+_QUIET = 1e-3
+
+#: What the names of all layers begin with that tell disease in cells, or read what they tell.
+DISEASE = "disease_"
 
 # Keras names a layer class by its rank; these tables are the only place that spells it out.
 _CONV = {2: layers.Conv2D, 3: layers.Conv3D}
@@ -134,9 +137,7 @@ def dense_outputs(
     x = layers.Dropout(dropout, name="dropout", dtype=dtype)(x)
     logits = layers.Dense(classes, name="logits", dtype="float32")(x)
     if disease is not None:
-        said = layers.Dense(
-            classes, kernel_initializer=_QUIET, name="disease_logits", dtype="float32"
-        )(disease)
+        said = _quiet_dense(classes, "disease_logits")(disease)
         logits = layers.Add(name="logits_sum", dtype="float32")([logits, said])
     outputs = {"logits": logits}
     if ct_score:
@@ -148,15 +149,20 @@ def dense_outputs(
         )
         fraction = dense(x)
         if disease is not None:
-            said = layers.Dense(
-                1, kernel_initializer=_QUIET, name="disease_ct_score", dtype="float32"
-            )(disease)
+            said = _quiet_dense(1, "disease_ct_score")(disease)
             fraction = layers.Add(name="ct_score_sum", dtype="float32")([fraction, said])
             fraction = layers.Activation("sigmoid", name="ct_score_sigmoid", dtype="float32")(
                 fraction
             )
         outputs["ct_score"] = layers.Rescaling(25.0, name="ct_score", dtype="float32")(fraction)
     return outputs
+
+
+def _quiet_dense(units: int, name: str) -> keras.layers.Dense:
+    # An initialiser of its own: a shared one has its seed from the time of import, whatever seed a
+    # training sets.
+    quiet = keras.initializers.RandomNormal(stddev=_QUIET)
+    return layers.Dense(units, kernel_initializer=quiet, name=name, dtype="float32")
 
 
 def pooled_disease(clip: Tensor, features: Tensor, endpoint: str, name: str) -> Tensor | None:
@@ -196,7 +202,7 @@ def pooled_disease(clip: Tensor, features: Tensor, endpoint: str, name: str) -> 
         1,
         1,
         bias_initializer=keras.initializers.Constant(_RARE),
-        name=f"disease_{endpoint}",
+        name=f"{DISEASE}{endpoint}",
         dtype="float32",
     )(outputs[endpoint])
     share = layers.Activation("sigmoid", name="disease_share", dtype="float32")(logits)

@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 from keras import layers
 
+from tf_covid.models.blocks import DISEASE
 from tf_covid.tensor import Tensor
 
 
@@ -33,7 +34,7 @@ def add_deep_supervision(
     own = {layer.name: layer for layer in network.layers}
     for endpoint in endpoints:
         features = network.get_layer(endpoint).output
-        name = f"disease_{endpoint}"
+        name = f"{DISEASE}{endpoint}"
         # A network that pools its diseased cells has this layer itself.
         outputs[name] = (
             own[name].output

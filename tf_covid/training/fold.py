@@ -20,11 +20,12 @@ from tf_covid.cohort.cache import CacheRecord
 from tf_covid.cohort.dataset import visits
 from tf_covid.errors import TrainingError
 from tf_covid.models import NETWORKS
+from tf_covid.models.blocks import DISEASE
 from tf_covid.training import checkpoint
 from tf_covid.training.cpu_layers import cpu_optimised
 from tf_covid.training.dense import add_deep_supervision
 from tf_covid.training.flips import with_flipped_views
-from tf_covid.training.initialise import DISEASE, data_dependent_init, start_from
+from tf_covid.training.initialise import data_dependent_init, start_from
 from tf_covid.training.network_spec import NetworkSpec
 from tf_covid.training.norms import Census, Judged, copy_weights, give, learning, set_momentum
 from tf_covid.training.settings import Settings, Stage

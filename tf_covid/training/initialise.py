@@ -10,12 +10,10 @@ import keras
 import numpy as np
 
 from tf_covid.errors import ModelError
+from tf_covid.models.blocks import DISEASE
 from tf_covid.weights import Preprocessing, catalog, load, read_contract
 
 log = logging.getLogger(__name__)
-
-#: What the names of all layers begin with that tell disease in cells, or read what they tell.
-DISEASE = "disease_"
 
 
 def preprocessing_of_init(init: str | Path | None) -> tuple[Preprocessing, int, dict[str, Any]]:
