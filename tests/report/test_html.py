@@ -398,7 +398,7 @@ def test_every_printed_page_has_case_and_caution(make_case: Any, tmp_path: Path)
 def test_only_print_says_what_attention_looks_like_without_colour(
     lobe_case: Any, tmp_path: Path
 ) -> None:
-    page, said = render(*lobe_case()), "attention looks like denser lung"
+    page, said = render(*lobe_case()), "in grey it looks like denser lung"
     assert any(said in " ".join(one.split()) for one in printed(page, tmp_path))
     # innerText is what a screen shows.
     assert measured(page, f"document.body.innerText.includes('{said}')", tmp_path) == "false"
