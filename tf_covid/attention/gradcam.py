@@ -55,10 +55,14 @@ def split(network: keras.Model, endpoint: str) -> Split:
     """
     features = network.get_layer(endpoint).output
     backbone = keras.Model(network.input, features, name="backbone")
+    past = f"the answer depends on layers before {endpoint} as well"
     try:
         head = keras.Model(features, network.output, name="head")
     except ValueError as error:
-        raise ValueError(f"the answer depends on layers before {endpoint} as well") from error
+        raise ValueError(past) from error
+    # Older Keras builds such a head, with the network's own input inside it, and fails on its use.
+    if sum(isinstance(layer, keras.layers.InputLayer) for layer in head.layers) > 1:
+        raise ValueError(past)
     # float32 under any policy: tf-keras-vis multiplies and sums over the channels in the features'
     # type.
     inputs = keras.Input(features.shape[1:], dtype="float32", name="seed")
