@@ -12,14 +12,25 @@ import pytest
 
 def browse(page: Path, *switches: str) -> subprocess.CompletedProcess[str]:
     """Open a page in Chromium without a window; skip the test where there is none."""
+    return browse_url(page.as_uri(), page.parent, *switches)
+
+
+def browse_url(url: str, folder: Path, *switches: str) -> subprocess.CompletedProcess[str]:
+    """Open a URL in Chromium without a window; skip the test where there is none.
+
+    Args:
+        url: What to open.
+        folder: Holds the browser's profile.
+        switches: Further ones, without `--`.
+    """
     names = ("chromium", "chromium-browser", "google-chrome")
     browser = next(filter(None, map(shutil.which, names)), None)
     if browser is None:
         pytest.skip("needs Chromium: make test-system, as root")
     always = ("headless", "no-sandbox", "disable-gpu", "disable-quic")
-    profile = f"user-data-dir={page.parent / 'profile'}"
+    profile = f"user-data-dir={folder / 'profile'}"
     return subprocess.run(
-        [browser, *(f"--{switch}" for switch in (*always, profile, *switches)), page.as_uri()],
+        [browser, *(f"--{switch}" for switch in (*always, profile, *switches)), url],
         capture_output=True,
         text=True,
         timeout=120,

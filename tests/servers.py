@@ -403,7 +403,8 @@ def _later() -> Callable[[Callable[[], Any]], Later]:
     return Later
 
 
-def _start(stack: ExitStack, store: Store, command: Any = None, **settings: Any) -> Running:
+def start_server(stack: ExitStack, store: Store, command: Any = None, **settings: Any) -> Running:
+    """Start a server of a store; the stack stops it."""
     wanted = {"port": 0, "grpc_port": 0, "poll_s": 0.1, "grace_s": 5.0, **settings}
     server = stack.enter_context(Server(ServerSettings(models=store.folder, **wanted), command))
     names = [path.name for path in store.folder.iterdir() if not path.name.startswith(".")]
@@ -415,7 +416,7 @@ def _start(stack: ExitStack, store: Store, command: Any = None, **settings: Any)
 def start(store: Store) -> Iterator[Callable[..., Running]]:
     """Start a server of `store`."""
     with ExitStack() as stack:
-        yield lambda command=None, **settings: _start(stack, store, command, **settings)
+        yield lambda command=None, **settings: start_server(stack, store, command, **settings)
 
 
 @pytest.fixture(scope="session")
@@ -426,7 +427,7 @@ def running(new_store: Callable[[], Store]) -> Iterator[Running]:
     store.put("types", "types")
     store.put("clips", "net-clip")
     with ExitStack() as stack:
-        yield _start(stack, store)
+        yield start_server(stack, store)
 
 
 @pytest.fixture

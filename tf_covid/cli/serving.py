@@ -131,6 +131,13 @@ def verify(
     help="Address to listen at; if others can reach it, TFCOVID_TOKEN must hold a token.",
 )
 @click.option(
+    "--public-url",
+    "public_urls",
+    multiple=True,
+    metavar="URL",
+    help="Where browsers see a proxy in front, https://NAME[:PORT]: pages of it may ask.",
+)
+@click.option(
     "--queue",
     default=8,
     show_default=True,
@@ -165,6 +172,7 @@ def serve(
     port: int,
     grpc_port: int,
     host: str,
+    public_urls: tuple[str, ...],
     queue: int,
     workers: int,
     time_limit_s: float,
@@ -186,6 +194,7 @@ def serve(
         port=port,
         grpc_port=grpc_port,
         host=host,
+        public_urls=public_urls,
         queue=queue,
         workers=workers,
         time_limit_s=time_limit_s,

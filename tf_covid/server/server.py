@@ -204,9 +204,14 @@ class Server:
             raise ServingError(f"{self.rest_url}: REST did not start")
 
     def _hosts(self) -> frozenset[str] | None:
+        from tf_covid.server.http.middleware import host_name
+
         if not is_loopback(self._address):
             return None
-        return frozenset({"localhost", "127.0.0.1", "[::1]", _bracketed(self._address)})
+        own = {"localhost", "127.0.0.1", "[::1]", _bracketed(self._address)}
+        # A proxy may pass on the Host header that it was sent.
+        public = [url.partition("//")[2] for url in self.settings.public_urls]
+        return frozenset(own.union(host_name(host.encode("ascii")) for host in public))
 
     def _own_url(self, port: int) -> str:
         """The URL at which a process on this machine reaches the server."""
@@ -240,6 +245,15 @@ def serve(settings: ServerSettings, on_message: Callable[[str], None]) -> None:
         with Server(settings) as server:
             on_message(f"REST  {server.rest_url}")
             on_message(f"gRPC  {server.grpc_address}")
+            for url in settings.public_urls:
+                on_message(
+                    f"behind {url}"
+                    + (
+                        ""
+                        if settings.token
+                        else ": no token is asked for, so the proxy checks who asks"
+                    )
+                )
             while not stop.wait(
                 1
             ):  # in steps: a wait without an end keeps Python from handling a signal

@@ -11,6 +11,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tf_covid.errors import ServingError
+from tf_covid.extras import optional_import
 
 _Port = Annotated[int, Field(ge=0, le=65_535)]
 _Positive = Annotated[float, Field(gt=0, le=86_400)]
@@ -26,6 +27,8 @@ class ServerSettings(BaseModel):
         grpc_port: Port of gRPC; 0: any free one.
         token: Asked for as `Authorization: Bearer …` everywhere but `/healthz`; None: nobody is
             asked.
+        public_urls: `https://NAME[:PORT]` of proxies in front, as a browser sees them: their pages
+            may ask, and their names may stand in the Host header. Kept as browsers write an origin.
         queue: Requests that may wait; the next one is refused.
         workers: Requests, or batches, that are computed at once. TensorFlow uses all cores for
             each.
@@ -44,8 +47,8 @@ class ServerSettings(BaseModel):
         scan_kept: Most answers that are kept; the oldest is deleted.
 
     Raises:
-        ServingError: If others could reach `host` and there is no token, `host` is unknown, or the
-            token is none.
+        ServingError: If others could reach `host` and there is no token, `host` is unknown, the
+            token is none, or a public URL names no host, or more than a host.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,6 +58,7 @@ class ServerSettings(BaseModel):
     port: _Port = 8501
     grpc_port: _Port = 8500
     token: Annotated[str | None, Field(repr=False)] = None
+    public_urls: tuple[str, ...] = ()
     queue: Annotated[int, Field(ge=1, le=10_000)] = 8
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     time_limit_s: _Positive = 120.0
@@ -79,6 +83,11 @@ class ServerSettings(BaseModel):
                 "TFCOVID_TOKEN: a token has 8 to 512 visible ASCII characters and no spaces"
             )
         return token
+
+    @field_validator("public_urls")
+    @classmethod
+    def _are_origins(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_origin(url) for url in urls)
 
     @model_validator(mode="after")
     def _is_safe(self) -> Self:
@@ -109,6 +118,38 @@ class ServerSettings(BaseModel):
                 "(TFCOVID_TOKEN); without one it listens at 127.0.0.1 only"
             )
         return addresses[0]
+
+
+def _origin(url: str) -> str:
+    """Scheme, host and port of a URL as a browser writes them into the Origin header.
+
+    Lower case, other alphabets in punycode, and no port where it is the scheme's own.
+
+    Raises:
+        ServingError: If it is no such URL; what it may hide beside the host is not repeated.
+    """
+    httpx = optional_import("httpx")
+    expected = (
+        "--public-url: https://NAME or https://NAME:PORT is needed, as browsers see the proxy"
+    )
+    try:
+        parsed = httpx.URL(url.lower())
+        netloc = parsed.netloc.decode("ascii")
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise ServingError(f"{expected}; this is no URL") from error
+    if parsed.scheme not in ("http", "https"):
+        raise ServingError(f"{expected}; this does not begin with https:// or http://")
+    if parsed.userinfo:
+        raise ServingError(f"{expected}; this holds a user or a password")
+    if parsed.raw_path != b"/" or parsed.fragment:
+        raise ServingError(
+            f"{expected}; this goes on behind the host; the server answers at its root only"
+        )
+    host = r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|\[[0-9a-f:.]+\]"
+    port = 1 if parsed.port is None else parsed.port
+    if not re.fullmatch(rf"({host})(:\d+)?", netloc) or not 0 < port <= 65_535:
+        raise ServingError(f"{expected}; this names no host, or no port, that there can be")
+    return f"{parsed.scheme}://{netloc}"
 
 
 def is_loopback(address: str) -> bool:

@@ -43,12 +43,20 @@ class AccessMiddleware:
         app: The application behind it.
         token: None: nobody is asked.
         hosts: Names that the Host header may hold; None: any.
+        origins: Origins, besides the server's own, whose pages may ask: of proxies in front.
     """
 
-    def __init__(self, app: Message, token: str | None, hosts: frozenset[str] | None) -> None:
+    def __init__(
+        self,
+        app: Message,
+        token: str | None,
+        hosts: frozenset[str] | None,
+        origins: frozenset[str] = frozenset(),
+    ) -> None:
         self._app = app
         self._token = token
         self._hosts = hosts
+        self._origins = {origin.encode("ascii") for origin in origins}
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         """Answer one request."""
@@ -90,15 +98,19 @@ class AccessMiddleware:
 
     def _check(self, scope: _Scope) -> None:
         headers = dict(scope["headers"])
-        if self._hosts is not None and _host_name(headers.get(b"host", b"")) not in self._hosts:
+        if self._hosts is not None and host_name(headers.get(b"host", b"")) not in self._hosts:
             raise Forbidden(
-                "the Host header does not name this machine; ask 127.0.0.1 or localhost"
+                "the Host header does not name this machine; ask 127.0.0.1 or localhost, or name a "
+                "proxy in front by --public-url"
             )
         # A browser says which page asks; one of another site must not, even if it could not read
         # the answer.
         own = scope.get("scheme", "http").encode("latin-1") + b"://" + headers.get(b"host", b"")
-        if headers.get(b"origin", own).lower() != own.lower():
-            raise Forbidden("the Origin header names a page of another site")
+        if headers.get(b"origin", own).lower() not in {own.lower(), *self._origins}:
+            raise Forbidden(
+                "the Origin header names a page of another site; a proxy in front is told by "
+                "--public-url"
+            )
         if headers.get(b"sec-fetch-site", b"none").lower() not in (b"same-origin", b"none"):
             raise Forbidden("the Sec-Fetch-Site header tells of a page of another site")
         if self._token is None or scope["path"] == "/healthz":
@@ -107,7 +119,7 @@ class AccessMiddleware:
             raise Unauthenticated("a token is needed: Authorization: Bearer …")
 
 
-def _host_name(header: bytes) -> str:
+def host_name(header: bytes) -> str:
     """The name in a Host header, without its port."""
     text = header.decode("latin-1").strip().lower()
     name, colon, port = text.rpartition(":")

@@ -66,6 +66,7 @@ class RestApi:
         Args:
             hosts: Names that the Host header may hold; None: any.
         """
+        settings = self._context.settings
         # No pages of documentation: they would load scripts from elsewhere.
         app = FastAPI(
             title="tfcovid serve",
@@ -93,7 +94,7 @@ class RestApi:
         for status in (404, 405):  # what the router itself says
             app.add_exception_handler(status, _on_no_route)
         app.add_exception_handler(Exception, _on_failure)
-        return AccessMiddleware(app, self._context.settings.token, hosts)
+        return AccessMiddleware(app, settings.token, hosts, frozenset(settings.public_urls))
 
     def close(self) -> None:
         """End the threads."""
