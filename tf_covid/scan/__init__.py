@@ -12,13 +12,14 @@ from tf_covid.scan.limits import Limits
 from tf_covid.scan.mask import array_mask, mask_files, read_labels, read_mask, user_lungs
 from tf_covid.scan.mask_check import check_lesions, check_lungs
 from tf_covid.scan.nifti import write_nifti
-from tf_covid.scan.scan import Scan, SourceGrid
+from tf_covid.scan.scan import Scan, SourceGrid, SourceImage
 
 __all__ = [
     "Case",
     "Limits",
     "Scan",
     "SourceGrid",
+    "SourceImage",
     "array_mask",
     "check_lesions",
     "check_lungs",

@@ -113,6 +113,7 @@ class Case:
             identifiers=reading.identifiers or {},
             instance_numbers=reading.instance_numbers,
             slice_thickness_mm=reading.slice_thickness_mm,
+            source_images=reading.source_images,
         )
 
     def _slice_axis(self, reading: LoadedVolume) -> int:

@@ -37,6 +37,21 @@ class SourceGrid:
 
 
 @dataclass(frozen=True)
+class SourceImage:
+    """The DICOM image that a stored slice was read from, as an object made from it refers to it.
+
+    Args:
+        sop_class_uid: SOP Class UID; "" where the header has none.
+        sop_instance_uid: SOP Instance UID; "" where the header has none.
+        frame_number: From 1; None where the instance has one frame.
+    """
+
+    sop_class_uid: str
+    sop_instance_uid: str = field(repr=False)
+    frame_number: int | None = None
+
+
+@dataclass(frozen=True)
 class Scan:
     """A chest CT.
 
@@ -52,6 +67,9 @@ class Scan:
         instance_numbers: InstanceNumber of the file of each slice, (D,), None where it was
             interpolated or states none; empty where no slice is a DICOM file of its own.
         slice_thickness_mm: SliceThickness of most slices; None where no header states it.
+        source_images: What each slice was read from, in the stored order: entry i is index i of the
+            last axis of `source`, whichever axis that runs along; None where it was interpolated.
+            Empty where the scan is no DICOM.
         identifiers: Names, ids and UIDs from the header; they leave the program only by
             `--keep-identifiers`.
     """
@@ -67,6 +85,7 @@ class Scan:
     identifiers: dict[str, str] = field(default_factory=dict, repr=False)
     instance_numbers: tuple[int | None, ...] = ()
     slice_thickness_mm: float | None = None
+    source_images: tuple[SourceImage | None, ...] = field(default=(), repr=False)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -22,6 +22,7 @@ from tf_covid.scan.dicom.series import Candidate, choose
 from tf_covid.scan.dicom.stack import SliceFrame, Stack, usual_thickness
 from tf_covid.scan.grid import allocate, check_size, orient
 from tf_covid.scan.limits import DEFAULT, Limits
+from tf_covid.scan.scan import SourceImage
 from tf_covid.scan.source import ScanFile, workers
 from tf_covid.scan.volume import AIR_HU, LoadedVolume
 
@@ -93,7 +94,14 @@ def read_study(
         _identifiers(best),
         _instance_numbers(stack, reverse=source.flipped[2]) if axis == 0 else (),
         usual_thickness(best.slice_frames) or None,
+        tuple(_source_image(group[0]) if group else None for group in stack.slice_groups),
     )
+
+
+def _source_image(slice_frame: SliceFrame) -> SourceImage:
+    one = slice_frame.instance
+    number = slice_frame.frame.index + 1 if one.declared_frames > 1 else None
+    return SourceImage(one.sop_class, one.sop_uid, number)
 
 
 def _instance_numbers(stack: Stack, *, reverse: bool) -> tuple[int | None, ...]:
