@@ -49,7 +49,17 @@ ROAD = (
         "attention",
         "answer",
     ),
-    *("local", "page", "report", "pipeline", "cohort", "phantom", "study", "training"),
+    *(
+        "local",
+        "page",
+        "report",
+        "dicom_results",
+        "pipeline",
+        "cohort",
+        "phantom",
+        "study",
+        "training",
+    ),
     *("infer", "experiment", "export", "client", "server", "verify", "doctor", "console"),
     "cli",
 )

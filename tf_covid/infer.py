@@ -12,17 +12,22 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tf_covid.atomic import make_folder
 from tf_covid.cohort.cases import SUMMARY
+from tf_covid.dicom_results.options import DicomOptions
 from tf_covid.errors import OptionError, OutputError, ScanRefused, TfCovidError
+from tf_covid.extras import optional_import
 from tf_covid.pipeline import Models, refused, stratify, versions
 from tf_covid.report import summary_row, write_case, write_summary
 from tf_covid.result import QualityFlag, Result
 from tf_covid.scan import Case, Scan, mask_files
 from tf_covid.scan.reader import Reader
 from tf_covid.weights import catalog, quarantine
+
+if TYPE_CHECKING:
+    from tf_covid.dicom_results.write import DicomResults
 
 try:
     import fcntl
@@ -46,6 +51,7 @@ class Options:
         lobes_model: 3D lobe model, by name or file, or "none"; None: the one that ships, which
             gates only where the models were trained behind it.
         allow_other_lungs: Answer behind other lung models than the networks were trained behind.
+        dicom: DICOM objects to write as well; None for none. They need the extra [dicom].
     """
 
     models: tuple[str, ...] = ("severity-i3d",)
@@ -58,6 +64,7 @@ class Options:
     lungs_model: str | None = None
     lobes_model: str | None = None
     allow_other_lungs: bool = False
+    dicom: DicomOptions | None = None
 
     def __post_init__(self) -> None:
         if self.lungs_labels and self.lungs is None:
@@ -177,7 +184,11 @@ class Run:
             # The shipped lobe model gates where it is named, and only beside its own otherwise.
             [options.lobes_model is None, options.lobes_model == "none", options.allow_other_lungs],
             versions()["tf-covid"],
+            # At the end, and only where they are asked for: requests of before stay what they were.
+            *([] if options.dicom is None else [dataclasses.astuple(options.dicom)]),
         ]
+        if options.dicom is not None:
+            optional_import("highdicom", "dicom")  # before any work
         make_folder(out)
         if not os.access(out, os.W_OK | os.X_OK):
             raise OutputError(f"{out}: cannot be written to")
@@ -220,7 +231,7 @@ class Run:
                 )
                 return CaseOutcome(case.name, before, folder, problem=f"name_taken: {message}")
         start = time.perf_counter()
-        scan = None
+        scan = further = None
         try:
             if case.refused:
                 raise ScanRefused(case.quality_flags)  # for which nobody need wait for TensorFlow
@@ -235,10 +246,12 @@ class Run:
                 versions=result.versions | {"request": request},
                 timings_s={"read": read, **result.timings_s},
             )
+            if (wanted := self.options.dicom) is not None and result.status != "refused":
+                result, further = self._dicom(result, scan, models, folder, wanted)
         except ScanRefused as refusal:
             result = refused(case.name, refusal.quality_flags)
         try:
-            written = write_case(result, scan, folder, since=start)
+            written = write_case(result, scan, folder, since=start, further=further)
         except (OutputError, MemoryError) as error:
             text = str(error) or "there is not enough memory to write it"
             return _lost(folder, "not_written", text)
@@ -263,9 +276,46 @@ class Run:
             message = "There is not enough memory for this scan."
             raise ScanRefused([QualityFlag("too_large", "error", message)]) from error
 
+    def _dicom(
+        self, result: Result, scan: Scan, models: Models[Any], folder: Path, wanted: DicomOptions
+    ) -> tuple[Result, DicomResults | None]:
+        """The DICOM objects; where there can be none, the result says why."""
+        from tf_covid.dicom_results.write import DicomResults, NoDicomResults
+
+        weights = _weights(result, models.weights_sha256)
+        options = self.options
+        decides = [
+            *models.weights_sha256,
+            _own_mask(options),
+            [options.precision, options.attention, options.attention_target],
+        ]
+        objects: DicomResults | None = None
+        try:
+            objects = DicomResults(
+                result, scan, json.dumps(decides), weights, wanted, folder / "report.dcm"
+            )
+            if not objects.map_lacking:
+                return result, objects
+            message = f"attention_map.dcm was not written: {objects.map_lacking}."
+            flag = QualityFlag("no_dicom_map", "info", message)
+        except NoDicomResults as reason:
+            message = f"No DICOM objects were written: {reason}."
+            flag = QualityFlag("no_dicom_results", "warning", message)
+        return dataclasses.replace(result, quality_flags=(*result.quality_flags, flag)), objects
+
     def _request(self, name: str, fingerprint: str) -> str:
         text = json.dumps([name, fingerprint, *self._identity], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _weights(result: Result, sha256s: Sequence[str]) -> dict[str, str]:
+    """`Models.weights_sha256` by what they are: networks, then the lung models."""
+    names: list[str] = []
+    for model in result.models:
+        again = names.count(model.name)
+        names.append(f"{model.name} ({again + 1})" if again else model.name)
+    names += ["lung model", "lobe model"][: len(sha256s) - len(names)]
+    return dict(zip(names, sha256s, strict=True))
 
 
 def _model_files(options: Options) -> list[str]:

@@ -71,6 +71,23 @@ if TYPE_CHECKING:
     "--keep-identifiers", is_flag=True, help="Put UIDs, patient id and name into result.json."
 )
 @click.option(
+    "--dicom",
+    is_flag=True,
+    help=(
+        "Write DICOM objects as well: lungs.dcm, attention.dcm, summary.dcm, report.dcm. They hold"
+        " the patient's identity, as an archive needs."
+    ),
+)
+@click.option(
+    "--dicom-map", is_flag=True, help="And attention_map.dcm, a Parametric Map, which is large."
+)
+@click.option("--dicom-pdf", is_flag=True, help="And report_pdf.dcm, the montage as a PDF.")
+@click.option(
+    "--dicom-deidentified",
+    is_flag=True,
+    help="The DICOM objects for research: under a pseudonym, with new UIDs and without dates.",
+)
+@click.option(
     "--one-case", is_flag=True, hidden=True, help="Answer nothing unless the input is one case."
 )
 @click.option(
@@ -96,6 +113,10 @@ def infer(
     attention_target: str,
     overwrite: bool,
     keep_identifiers: bool,
+    dicom: bool,
+    dicom_map: bool,
+    dicom_pdf: bool,
+    dicom_deidentified: bool,
     one_case: bool,
     server: str | None,
 ) -> bool:
@@ -111,6 +132,7 @@ def infer(
     with Reader() as reader:  # starts while this process imports the rest
         from tf_covid import console
         from tf_covid.cohort.cases import cases_of
+        from tf_covid.dicom_results.options import DicomOptions
         from tf_covid.infer import Options, Run, run_cases
 
         options = Options(
@@ -124,6 +146,11 @@ def infer(
             lungs_model,
             lobes_model,
             allow_other_lungs,
+            (
+                DicomOptions(dicom_map, dicom_pdf, dicom_deidentified)
+                if dicom or dicom_map or dicom_pdf or dicom_deidentified
+                else None
+            ),
         )
         cases = list(cases_of(inputs, reader.find))
         cases = [_single(cases)] if one_case else cases

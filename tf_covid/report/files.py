@@ -11,7 +11,7 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tf_covid.atomic import output_errors, partial_of, replacing_folder
 from tf_covid.errors import OutputError
@@ -33,7 +33,10 @@ CASE_FILES = (
     "attention.nii.gz",
     "lungs.dcm",
     "attention.dcm",
+    "summary.dcm",
     "report.dcm",
+    "attention_map.dcm",
+    "report_pdf.dcm",
 )
 
 #: Files that may be replaced unasked: what macOS leaves in every folder, and what a killed writer
@@ -45,8 +48,20 @@ _LITTER = re.compile(
 _ATTENTION_SLOPE = 1.0 / 255.0
 
 
+class FurtherFiles(Protocol):
+    """What writes files of its own into the folder of an answered case."""
+
+    def write(self, folder: Path) -> None:
+        """Write them; `folder` holds the volumes and the montage already."""
+
+
 def write_case(
-    result: Result, scan: Scan | None, folder: Path, *, since: float | None = None
+    result: Result,
+    scan: Scan | None,
+    folder: Path,
+    *,
+    since: float | None = None,
+    further: FurtherFiles | None = None,
 ) -> Result:
     """Write every file of one case, all or nothing.
 
@@ -60,6 +75,7 @@ def write_case(
         folder: Folder of the case, named as the case. Missing parents are made.
         since: Start of the work on this case (`time.perf_counter`), in seconds: the answer then
             states the time of the writing and the total.
+        further: Writes further files of an answered case.
 
     Returns:
         The result as it was written.
@@ -75,6 +91,8 @@ def write_case(
         start = time.perf_counter()
         if result.status != "refused":
             drawn = _write_evidence(result, scan, partial)
+            if further is not None:
+                further.write(partial)
             # The two texts come last: they state how long the rest took.
             result = result if since is None else _timed(result, start, since)
         (partial / "report.html").write_text(html.render(result, scan, drawn), encoding="utf-8")

@@ -12,7 +12,7 @@ from tf_covid.scan.limits import Limits
 from tf_covid.scan.mask import array_mask, mask_files, read_labels, read_mask, user_lungs
 from tf_covid.scan.mask_check import check_lesions, check_lungs
 from tf_covid.scan.nifti import write_nifti
-from tf_covid.scan.scan import Scan, SourceGrid, SourceImage
+from tf_covid.scan.scan import Scan, SourceGrid, SourceImage, SourceSeries
 
 __all__ = [
     "Case",
@@ -20,6 +20,7 @@ __all__ = [
     "Scan",
     "SourceGrid",
     "SourceImage",
+    "SourceSeries",
     "array_mask",
     "check_lesions",
     "check_lungs",

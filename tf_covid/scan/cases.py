@@ -114,6 +114,7 @@ class Case:
             instance_numbers=reading.instance_numbers,
             slice_thickness_mm=reading.slice_thickness_mm,
             source_images=reading.source_images,
+            source_series=reading.source_series,
         )
 
     def _slice_axis(self, reading: LoadedVolume) -> int:

@@ -13,7 +13,10 @@ from tf_covid.scan.source import DiskFile
 
 #: An answer of ours holds both of these, and files of no other name than those below.
 _ANSWER = {"result.json", "report.html"}
-_ANSWER_STEMS = {"result", "report", "montage", "lungs", "lobes", "lesions", "attention"}
+_ANSWER_STEMS = {
+    *("result", "report", "montage", "lungs", "lobes", "lesions", "attention"),
+    *("summary", "attention_map", "report_pdf"),
+}
 #: What a killed run leaves beside its answers.
 _HALF_WRITTEN = re.compile(r"\..+\.\d+\.[0-9a-f]{8}\.(old|partial)")
 

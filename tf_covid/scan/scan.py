@@ -44,11 +44,40 @@ class SourceImage:
         sop_class_uid: SOP Class UID; "" where the header has none.
         sop_instance_uid: SOP Instance UID; "" where the header has none.
         frame_number: From 1; None where the instance has one frame.
+        series_instance_uid: Series Instance UID; "" where the header has none.
+        position_mm: ImagePositionPatient as it is stated, LPS mm.
     """
 
     sop_class_uid: str
     sop_instance_uid: str = field(repr=False)
     frame_number: int | None = None
+    series_instance_uid: str = field(default="", repr=False)
+    position_mm: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class SourceSeries:
+    """The DICOM series that a scan was read from, as far as objects made from it repeat it.
+
+    Args:
+        attributes: Texts of the header of its first slice by keyword, of patient, study, series and
+            frame of reference: decoded, unchanged otherwise, absent where empty.
+        images: Every slice that was stored and read; of one multi-frame file every frame of it, in
+            the order of the file.
+        orientation: ImageOrientationPatient of the first slice, six cosines, as it is stated.
+        pixel_spacing_mm: Between rows, and between columns.
+        slice_thickness_mm: Of most slices; None where no header states it.
+        rows: Rows of a stored slice.
+        columns: Columns of a stored slice.
+    """
+
+    attributes: dict[str, str]
+    images: tuple[SourceImage, ...]
+    orientation: tuple[float, ...]
+    pixel_spacing_mm: tuple[float, ...]
+    slice_thickness_mm: float | None
+    rows: int
+    columns: int
 
 
 @dataclass(frozen=True)
@@ -70,6 +99,7 @@ class Scan:
         source_images: What each slice was read from, in the stored order: entry i is index i of the
             last axis of `source`, whichever axis that runs along; None where it was interpolated.
             Empty where the scan is no DICOM.
+        source_series: The series of these images; None where the scan is no DICOM.
         identifiers: Names, ids and UIDs from the header; they leave the program only by
             `--keep-identifiers`.
     """
@@ -86,6 +116,7 @@ class Scan:
     instance_numbers: tuple[int | None, ...] = ()
     slice_thickness_mm: float | None = None
     source_images: tuple[SourceImage | None, ...] = field(default=(), repr=False)
+    source_series: SourceSeries | None = field(default=None, repr=False)
 
     @property
     def shape(self) -> tuple[int, int, int]:

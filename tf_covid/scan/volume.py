@@ -12,7 +12,7 @@ from tf_covid.result import QualityFlag
 from tf_covid.scan.checks import geometry_flags, refusal
 from tf_covid.scan.geometry import position_flags
 from tf_covid.scan.grid import allocate, orient
-from tf_covid.scan.scan import SourceGrid, SourceImage
+from tf_covid.scan.scan import SourceGrid, SourceImage, SourceSeries
 
 #: What replaces a value that is not a number: air, which no later stage takes for tissue.
 AIR_HU = -1024
@@ -57,6 +57,7 @@ class LoadedVolume:
     instance_numbers: tuple[int | None, ...] = ()
     slice_thickness_mm: float | None = None
     source_images: tuple[SourceImage | None, ...] = ()
+    source_series: SourceSeries | None = None
 
 
 def load_volume(stored: RawVolume, chosen_because: str) -> LoadedVolume:

@@ -82,6 +82,30 @@ _KEYWORDS = (
     "BodyPartExamined",
 )
 _TAGS = [tag for tag in map(tag_for_keyword, _KEYWORDS) if tag is not None]
+#: What objects made from a scan repeat of its header: whose it is, and of which study.
+ATTRIBUTES = (
+    "PatientName",
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+    "StudyInstanceUID",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "StudyDescription",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "FrameOfReferenceUID",
+)
+_ATTRIBUTE_TAGS = [
+    tag for tag in map(tag_for_keyword, ("SpecificCharacterSet", *ATTRIBUTES)) if tag is not None
+]
 #: A data set that holds one of these twice, with different values, cannot be read honestly.
 DECIDING = {
     tag_for_keyword(keyword): keyword
@@ -196,6 +220,40 @@ def read_header(source: ScanFile) -> Instance | None:
             return _read(body(stream, encoding), encoding, source.name)
     except ERRORS as error:
         raise Damaged(_reason(error)) from None
+
+
+def read_attributes(source: ScanFile) -> dict[str, str]:
+    """The texts of `ATTRIBUTES` in a header, in the file's character set; no empty ones.
+
+    Values are those of the file, padding and line ends of its border apart, whatever their VR
+    demands.
+    """
+    with suppress(*ERRORS), source.open() as stream:
+        encoding = find_encoding(stream)
+        if encoding is None:
+            return {}
+        content = body(stream, encoding)
+        content.seek(0 if encoding.deflated else encoding.offset)
+        dataset = read_dataset(
+            content,
+            is_implicit_VR=encoding.implicit,
+            is_little_endian=not encoding.big_endian,
+            stop_when=lambda tag, vr, length: tag >= _PIXELS,
+            specific_tags=_ATTRIBUTE_TAGS,
+        )
+        values = {keyword: _decoded(dataset, keyword) for keyword in ATTRIBUTES}
+        return {keyword: value for keyword, value in values.items() if value}
+    return {}
+
+
+def _decoded(dataset: Dataset, keyword: str) -> str:
+    """A text in the file's character set; where that is unknown or does not fit, in Latin-1."""
+    raw = _text(dataset, keyword)
+    with suppress(*ERRORS, LookupError):
+        value = dataset.get(keyword)
+        values = value if isinstance(value, (list, MultiValue)) else [value]
+        return "\\".join(str(part).strip(" \0") for part in values if part is not None) or raw
+    return raw
 
 
 def _reason(error: Exception) -> str:

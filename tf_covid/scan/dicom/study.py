@@ -14,7 +14,7 @@ from tf_covid.errors import ScanRefused
 from tf_covid.result import QualityFlag
 from tf_covid.scan.checks import geometry_flags, refusal
 from tf_covid.scan.dicom.content import lung_ml
-from tf_covid.scan.dicom.header import Frame, Instance
+from tf_covid.scan.dicom.header import Frame, Instance, read_attributes
 from tf_covid.scan.dicom.notes import Notes
 from tf_covid.scan.dicom.pixeldata import Truncated, Undecodable, raw_frames, undecodable_text
 from tf_covid.scan.dicom.pixels import decode, stored_values, to_hu
@@ -22,7 +22,7 @@ from tf_covid.scan.dicom.series import Candidate, choose
 from tf_covid.scan.dicom.stack import SliceFrame, Stack, usual_thickness
 from tf_covid.scan.grid import allocate, check_size, orient
 from tf_covid.scan.limits import DEFAULT, Limits
-from tf_covid.scan.scan import SourceImage
+from tf_covid.scan.scan import SourceImage, SourceSeries
 from tf_covid.scan.source import ScanFile, workers
 from tf_covid.scan.volume import AIR_HU, LoadedVolume
 
@@ -94,14 +94,45 @@ def read_study(
         _identifiers(best),
         _instance_numbers(stack, reverse=source.flipped[2]) if axis == 0 else (),
         usual_thickness(best.slice_frames) or None,
-        tuple(_source_image(group[0]) if group else None for group in stack.slice_groups),
+        tuple(
+            _source_image(group[0].instance, group[0].frame) if group else None
+            for group in stack.slice_groups
+        ),
+        _source_series(stack, sources, usual_thickness(best.slice_frames) or None),
     )
 
 
-def _source_image(slice_frame: SliceFrame) -> SourceImage:
-    one = slice_frame.instance
-    number = slice_frame.frame.index + 1 if one.declared_frames > 1 else None
-    return SourceImage(one.sop_class, one.sop_uid, number)
+def _source_image(instance: Instance, frame: Frame) -> SourceImage:
+    return SourceImage(
+        instance.sop_class,
+        instance.sop_uid,
+        frame.index + 1 if instance.declared_frames > 1 else None,
+        instance.series_uid,
+        frame.position,
+    )
+
+
+def _source_series(
+    stack: Stack, sources: Mapping[str, ScanFile], slice_thickness_mm: float | None
+) -> SourceSeries:
+    kept = [group[0] for group in stack.slice_groups if group]
+    first = kept[0]
+    # An object made from a multi-frame image has to name every frame of it, read or not.
+    whole = len({one.instance.name for one in kept}) == 1 < first.instance.declared_frames
+    images = (
+        [_source_image(first.instance, frame) for frame in first.instance.frames]
+        if whole
+        else [_source_image(one.instance, one.frame) for one in kept]
+    )
+    return SourceSeries(
+        read_attributes(sources[first.instance.name]),
+        tuple(images),
+        first.frame.orientation,
+        first.frame.spacing,
+        slice_thickness_mm,
+        first.instance.rows,
+        first.instance.columns,
+    )
 
 
 def _instance_numbers(stack: Stack, *, reverse: bool) -> tuple[int | None, ...]:
