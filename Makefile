@@ -36,7 +36,7 @@ test-all: $(VENV)/.installed-test
 
 test-system:
 	apt-get update
-	DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium poppler-utils
+	DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium poppler-utils orthanc orthanc-dicomweb
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

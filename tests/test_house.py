@@ -60,7 +60,7 @@ ROAD = (
         "study",
         "training",
     ),
-    *("infer", "experiment", "export", "client", "server", "verify", "doctor", "console"),
+    *("infer", "experiment", "export", "client", "pacs", "server", "verify", "doctor", "console"),
     "cli",
 )
 

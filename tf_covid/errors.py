@@ -73,3 +73,11 @@ class TrainingError(TfCovidError):
 
 class ServingError(TfCovidError):
     """A server or client that cannot work as asked, or an answer that is not one."""
+
+
+class PacsError(TfCovidError):
+    """An archive that does not do what it was asked; the message names it without its secrets."""
+
+
+class PacsUnavailable(PacsError):
+    """An archive that is not there, too slow, or broke off: worth another try."""

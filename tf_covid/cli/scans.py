@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from pathlib import Path
@@ -17,10 +18,22 @@ if TYPE_CHECKING:
     from tf_covid.scan import Case
 
 
+class ScanInput(click.ParamType):
+    """A path, or the address of a study in an archive, which stays text."""
+
+    name = "path"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> object:
+        """The path; a URL would lose one of its slashes as such."""
+        if isinstance(value, str) and value.startswith("dicomweb:"):
+            return value
+        return click.Path(path_type=Path).convert(str(value), param, ctx)
+
+
 @click.command()
-@click.argument(
-    "inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="INPUT..."
-)
+@click.argument("inputs", nargs=-1, required=True, type=ScanInput(), metavar="INPUT...")
 @click.option(
     "--out",
     required=True,
@@ -88,6 +101,21 @@ if TYPE_CHECKING:
     help="The DICOM objects for research: under a pseudonym, with new UIDs and without dates.",
 )
 @click.option(
+    "--store",
+    metavar="URL",
+    help="Store the DICOM objects in an archive, by DICOMweb, and see that they are there.",
+)
+@click.option(
+    "--ca-file",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Certificates (PEM) of who may vouch for the archive, instead of the system's.",
+)
+@click.option(
+    "--client-cert",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Certificate and key (PEM) with which this program shows itself to the archive.",
+)
+@click.option(
     "--one-case", is_flag=True, hidden=True, help="Answer nothing unless the input is one case."
 )
 @click.option(
@@ -100,7 +128,7 @@ if TYPE_CHECKING:
 )
 @guarded
 def infer(
-    inputs: tuple[Path, ...],
+    inputs: tuple[Path | str, ...],
     out: Path,
     models: tuple[str, ...],
     lungs: Path | None,
@@ -117,20 +145,27 @@ def infer(
     dicom_map: bool,
     dicom_pdf: bool,
     dicom_deidentified: bool,
+    store: str | None,
+    ca_file: Path | None,
+    client_cert: Path | None,
     one_case: bool,
     server: str | None,
 ) -> bool:
     """Answer chest CTs: severity class, CT score, lungs, attention map, report.
 
     INPUT is a DICOM folder, a .zip, .tar or .tar.gz of one, NIfTI, NRRD, MetaImage, a folder of
-    those, or a manifest .csv. Several patients, studies or volume files are several cases. Exits
-    with 1 if any case was refused; the rest is done.
+    those, a manifest .csv, or a study in an archive, dicomweb:URL#StudyInstanceUID. Several
+    patients, studies or volume files are several cases. Archives are asked with what the variables
+    TFCOVID_DICOMWEB_USER, _PASSWORD and _TOKEN hold. Exits with 1 if any case was refused; the rest
+    is done.
     """
     from tf_covid.scan.reader import Reader
 
     problems = 0
-    with Reader() as reader:  # starts while this process imports the rest
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(Reader())  # starts while this process imports the rest
         from tf_covid import console
+        from tf_covid.cli.archives import Archives
         from tf_covid.cohort.cases import cases_of
         from tf_covid.dicom_results.options import DicomOptions
         from tf_covid.infer import Options, Run, run_cases
@@ -148,11 +183,17 @@ def infer(
             allow_other_lungs,
             (
                 DicomOptions(dicom_map, dicom_pdf, dicom_deidentified)
-                if dicom or dicom_map or dicom_pdf or dicom_deidentified
+                if dicom or dicom_map or dicom_pdf or dicom_deidentified or store
                 else None
             ),
         )
-        cases = list(cases_of(inputs, reader.find))
+        archives = Archives(ca_file, client_cert, stack)
+        into = None if store is None else archives.at(store)
+        paths, lost = archives.fetched(inputs)
+        problems += lost
+        if not paths:
+            return False
+        cases = list(cases_of(paths, reader.find))
         cases = [_single(cases)] if one_case else cases
         options.check_cases(len(cases))
         remote = None if server is None else _remote(server, options)
@@ -167,6 +208,8 @@ def infer(
         for outcome in run_cases(run, console.progress(cases, "infer", "name")):
             problems += outcome.problem is not None
             console.outcome(outcome)
+            if into is not None and outcome.problem is None:
+                problems += not archives.stored(into, outcome.folder)
     return problems == 0
 
 

@@ -22,6 +22,16 @@ if TYPE_CHECKING:
     from tf_covid.result import Result
     from tf_covid.scan.scan import Scan
 
+#: DICOM objects, in the order in which an archive is to get them: what one refers to comes first.
+OBJECT_FILES = (
+    "lungs.dcm",
+    "attention.dcm",
+    "attention_map.dcm",
+    "summary.dcm",
+    "report_pdf.dcm",
+    "report.dcm",
+)
+
 #: Everything that this project writes into the folder of a case.
 CASE_FILES = (
     "result.json",
@@ -31,12 +41,7 @@ CASE_FILES = (
     "lobes.nii.gz",
     "lesions.nii.gz",
     "attention.nii.gz",
-    "lungs.dcm",
-    "attention.dcm",
-    "summary.dcm",
-    "report.dcm",
-    "attention_map.dcm",
-    "report_pdf.dcm",
+    *OBJECT_FILES,
 )
 
 #: Files that may be replaced unasked: what macOS leaves in every folder, and what a killed writer

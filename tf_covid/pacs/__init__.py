@@ -1,0 +1,1 @@
+"""Archives: studies from them, results to them, by DICOMweb (PS3.18)."""
