@@ -194,6 +194,7 @@ def test_every_library_that_is_imported_is_declared() -> None:
         extras = {
             **{"cohort": ["tfio"], "weights": ["torch"], "verify": ["serve", "openvino"]},
             **{"export": ["serve"], "client": ["serve"], "server": ["serve"]},
+            **{"dicom_results": ["dicom"], "pacs": ["dicom"]},
         }
         declared = {
             canonicalize_name(requirement.name)

@@ -18,6 +18,7 @@ The map of the house, in the order of imports; a room may use those above it, ne
     local.py                    the models of this process, asked one scan at a time
     page/                       what report and study share: colours, formats, base page
     report/                     RESULT → FILES: montage, report, maps
+    dicom_results/              RESULT → DICOM: segmentations, summary, structured report
     pipeline.py                 `stratify`: from scan to result, on one screen
     cohort/                     MANY SCANS: the manifest and its cases; folds, cache, tf.data
     phantom/                    a synthetic chest that we know everything about
@@ -27,6 +28,7 @@ The map of the house, in the order of imports; a room may use those above it, ne
     experiment/                 MANIFEST → RUN: `tfcovid fit` and `tfcovid evaluate`
     export/                     MODEL → SAVEDMODEL for TF Serving
     client/                     a server, ours or TF Serving, instead of the models here
+    pacs/                       ARCHIVE ↔ FILES: a study out of one, results into one
     server/                     SAVEDMODEL → ANSWERS: TF Serving's REST (http/) and gRPC API
     verify/                     Keras, SavedModel, OpenVINO and server, compared value by value
     doctor/                     what is installed and works

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import time
@@ -173,20 +174,19 @@ class Run:
     ) -> None:
         self.out, self.options, self.overwrite = out, options, overwrite
         self._before_models, self._remote, self._reader = before_models, remote, reader
-        self._identity = [
-            (
-                remote.files_sha256
-                if remote
-                else [quarantine.sha256(catalog.find(name)) for name in _model_files(options)]
-            ),
-            _own_mask(options),
-            [options.precision, options.attention, options.attention_target, options.identifiers],
-            # The shipped lobe model gates where it is named, and only beside its own otherwise.
-            [options.lobes_model is None, options.lobes_model == "none", options.allow_other_lungs],
-            versions()["tf-covid"],
-            # At the end, and only where they are asked for: requests of before stay what they were.
-            *([] if options.dicom is None else [dataclasses.astuple(options.dicom)]),
-        ]
+        files = (
+            remote.files_sha256
+            if remote
+            else [quarantine.sha256(catalog.find(name)) for name in _model_files(options)]
+        )
+        mask, version = _own_mask(options), versions()["tf-covid"]
+        how = [options.precision, options.attention, options.attention_target]
+        # The shipped lobe model gates where it is named, and only beside its own otherwise.
+        gate = [options.lobes_model is None, options.lobes_model == "none"]
+        gate.append(options.allow_other_lungs)
+        #: What decides the answer beside the scan, and what tells one request from another.
+        self._decides = [files, mask, how, gate, version]
+        self._identity = [files, mask, [*how, options.identifiers], gate, version]
         if options.dicom is not None:
             optional_import("highdicom", "dicom")  # before any work
         make_folder(out)
@@ -245,9 +245,10 @@ class Run:
                 result,
                 versions=result.versions | {"request": request},
                 timings_s={"read": read, **result.timings_s},
+                answered_at=self._answered_at(before, scan, case.name) or result.answered_at,
             )
-            if (wanted := self.options.dicom) is not None and result.status != "refused":
-                result, further = self._dicom(result, scan, models, folder, wanted)
+            if (dicom := self.options.dicom) is not None and result.status != "refused":
+                result, further = self._dicom(result, scan, models, folder, dicom)
         except ScanRefused as refusal:
             result = refused(case.name, refusal.quality_flags)
         try:
@@ -277,22 +278,17 @@ class Run:
             raise ScanRefused([QualityFlag("too_large", "error", message)]) from error
 
     def _dicom(
-        self, result: Result, scan: Scan, models: Models[Any], folder: Path, wanted: DicomOptions
+        self, result: Result, scan: Scan, models: Models[Any], folder: Path, dicom: DicomOptions
     ) -> tuple[Result, DicomResults | None]:
         """The DICOM objects; where there can be none, the result says why."""
         from tf_covid.dicom_results.write import DicomResults, NoDicomResults
 
         weights = _weights(result, models.weights_sha256)
-        options = self.options
-        decides = [
-            *models.weights_sha256,
-            _own_mask(options),
-            [options.precision, options.attention, options.attention_target],
-        ]
+        decides = [*self._decides, models.weights_sha256, models.versions]
         objects: DicomResults | None = None
         try:
             objects = DicomResults(
-                result, scan, json.dumps(decides), weights, wanted, folder / "report.dcm"
+                result, scan, json.dumps(decides), weights, dicom, folder / "report.dcm"
             )
             if not objects.map_lacking:
                 return result, objects
@@ -304,8 +300,25 @@ class Run:
         return dataclasses.replace(result, quality_flags=(*result.quality_flags, flag)), objects
 
     def _request(self, name: str, fingerprint: str) -> str:
-        text = json.dumps([name, fingerprint, *self._identity], sort_keys=True)
+        return self._request_with(self.options.dicom, name, fingerprint)
+
+    def _request_with(self, dicom: DicomOptions | None, name: str, fingerprint: str) -> str:
+        """A hash of what is asked, with these DICOM objects."""
+        # At the end, and only where they are asked for: requests of before stay what they were.
+        objects = [] if dicom is None else [dataclasses.astuple(dicom)]
+        text = json.dumps([name, fingerprint, *self._identity, *objects], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def _answered_at(self, before: dict[str, Any] | None, scan: Scan, name: str) -> str | None:
+        """When this very question was answered before, with or without DICOM objects."""
+        if before is None or not scan.fingerprint:
+            return None
+        asked = before["versions"].get("request")
+        every = itertools.starmap(DicomOptions, itertools.product((False, True), repeat=3))
+        same = asked in [
+            self._request_with(dicom, name, scan.fingerprint) for dicom in (None, *every)
+        ]
+        return before.get("answered_at") if same else None
 
 
 def _weights(result: Result, sha256s: Sequence[str]) -> dict[str, str]:

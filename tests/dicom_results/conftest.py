@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import sys
@@ -10,16 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from pydicom.dataset import Dataset
 
 pytest.importorskip("highdicom", reason="needs the extra [dicom]")
 
-from tests.dicom_results.grids import AFFINE, HU, Answered, answer, edit_files
+from tests.dicom_results.grids import AFFINE, HU, Answered, edit_files
 from tf_covid.dicom_results.options import DicomOptions
 from tf_covid.dicom_results.write import DicomResults
 from tf_covid.phantom.files import write_dicom
-from tf_covid.report.montage import montage
-from tf_covid.scan import read
 
 
 @pytest.fixture(scope="session")
@@ -35,10 +35,12 @@ def series(master: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def page(master: Path) -> bytes:
-    """A montage, drawn once."""
-    answered = answer(read(master))
-    return montage(answered.result, answered.scan)
+def page() -> bytes:
+    """A small page in the place of the montage."""
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 160, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
 
 
 @pytest.fixture
@@ -50,15 +52,16 @@ def write(tmp_path: Path, page: bytes) -> Callable[..., Path]:
         options: DicomOptions | None = None,
         *,
         name: str = "out",
-        question: str = "a question",
+        identity: str = "a question",
         previous: Path | None = None,
+        page: bytes = page,
     ) -> Path:
         folder = tmp_path / name
         folder.mkdir()
         (folder / "montage.png").write_bytes(page)
         weights = {"severity-i3d": "ab" * 32, "lung model": "cd" * 32}
         DicomResults(
-            answered.result, answered.scan, question, weights, options or DicomOptions(), previous
+            answered.result, answered.scan, identity, weights, options or DicomOptions(), previous
         ).write(folder)
         return folder
 

@@ -89,6 +89,15 @@ def test_every_frame_refers_to_its_image(grid: str, tmp_path: Path, write: Any) 
             for one in item.ReferencedInstanceSequence
         }
         assert listed == {(series, instance) for instance, series in series_of.items()}
+    (study,) = pydicom.dcmread(folder / "report.dcm").CurrentRequestedProcedureEvidenceSequence
+    evidence = {
+        (item.SeriesInstanceUID, one.ReferencedSOPInstanceUID)
+        for item in study.ReferencedSeriesSequence
+        for one in item.ReferencedSOPSequence
+    }
+    lungs = pydicom.dcmread(folder / "lungs.dcm")
+    own = {(lungs.SeriesInstanceUID, lungs.SOPInstanceUID)}
+    assert evidence == {(series, one) for one, series in series_of.items()} | own
 
 
 def test_a_segment_without_a_voxel_is_left_out(
@@ -111,6 +120,26 @@ def test_a_segment_without_a_voxel_is_left_out(
     ]
     assert list(of_highdicom(folder / "lungs.dcm")) == ["Right lung"]
     assert len(by_dcmqi("segimage2itkimage", folder / "lungs.dcm")) == 1
+    assert not any(map(errors_of, folder.glob("*.dcm")))
+
+
+def test_a_segment_in_slices_that_have_no_image_is_left_out(
+    tmp_path: Path, write: Any, errors_of: Any
+) -> None:
+    import dataclasses
+
+    scan = stored_on("gaps", tmp_path)
+    made_up = np.zeros_like(MAPS.attention)
+    made_up[scan.interpolated[0]] = MAPS.lungs[scan.interpolated[0]] * 255
+    peak = np.maximum(MAPS.attention // 4, made_up)
+    folder = write(answer(scan, dataclasses.replace(MAPS, attention=made_up, lesions=made_up)))
+    assert not (folder / "attention.dcm").exists()
+    assert "Diseased lung" not in of_highdicom(folder / "lungs.dcm")
+    low = np.where(MAPS.attention > 0, 70, 0).astype(np.uint8)
+    folder = write(
+        answer(scan, dataclasses.replace(MAPS, attention=np.maximum(low, peak))), name="b"
+    )
+    assert list(of_highdicom(folder / "attention.dcm")) == ["Attention from 25% of its maximum"]
     assert not any(map(errors_of, folder.glob("*.dcm")))
 
 

@@ -19,7 +19,6 @@ from pydicom.sequence import Sequence
 from tests.dicom_results.grids import answer, of_highdicom
 from tf_covid.dicom_results.options import DicomOptions
 from tf_covid.dicom_results.write import NoDicomResults
-from tf_covid.errors import ScanRefused
 from tf_covid.scan import read
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
@@ -61,7 +60,9 @@ def put(**values: object) -> Change:
             tag = pydicom.datadict.tag_for_keyword(keyword)
             # pydicom computes with decimal strings, and would not write what is none.
             vr = pydicom.datadict.dictionary_VR(tag)
-            vr = "LO" if vr in ("DS", "IS") and isinstance(value, str) else vr
+            number = vr in ("DS", "IS") and isinstance(value, str)
+            foreign = vr in ("AS", "DA") and not str(value).isascii()
+            vr = "LO" if number or foreign else vr
             with pydicom.config.disable_value_validation():
                 image[tag] = DataElement(tag, vr, value, validation_mode=pydicom.config.IGNORE)
 
@@ -128,6 +129,16 @@ HEADERS: dict[str, Change] = {
     "an issuer": put(IssuerOfPatientID="St. Mary"),
 }
 
+HEADERS |= {
+    "a name with a backslash": put(PatientName=["A^B", "C^D"]),
+    "two referring physicians": put(ReferringPhysicianName=["Doe^A", "Doe^B"]),
+    "an age in other digits": encoded("ISO_IR 192", PatientAge="٠٧٣Y"),
+    "a birth date in other digits": encoded("ISO_IR 192", PatientBirthDate="١٩٨٠٠١٠٢"),
+    "slices of -5 mm": put(SliceThickness=-5),
+    "slices of 1e30 mm": put(SliceThickness="1e30"),
+    "slices of nan mm": put(SliceThickness="nan"),
+}
+
 #: Headers of which dciodvfy rightly finds fault in the result: they pass unchanged.
 FAULTY: dict[str, Change] = {
     "a long accession number": put(AccessionNumber="2021-000000000000123456"),
@@ -192,12 +203,61 @@ def test_results_come_of_it(header: str, series: Path, write: Any, errors_of: An
     assert "Right lung" in of_highdicom(folder / "lungs.dcm")
 
 
+@pytest.mark.parametrize(
+    ("stored", "patient_id"),
+    [
+        (b"\xc4-17 ", "Ä-17"),  # Latin-1, though the header says UTF-8
+        ("Ä-17".encode(), "Ä-17"),
+        (b"17\0\0", "17"),
+        (b"17\r\n", "17"),
+        (b"17\\4", "17\\4"),
+        (b"\xff\xfe17", "ÿþ17"),
+    ],
+)
+@pytest.mark.parametrize("vr", ["LO", "OB", "UN"])
+def test_the_id_is_what_is_stored(
+    series: Path, write: Any, stored: bytes, patient_id: str, vr: str
+) -> None:
+    """Another letter, and it is another patient's."""
+
+    def change(image: Dataset) -> None:
+        image.SpecificCharacterSet = "ISO_IR 192"
+        image.PatientID = "ZQZQZQZQ"
+
+    changed(series, change)
+    value = stored.ljust(8, b" ")
+    for file in series.iterdir():
+        data = file.read_bytes()
+        assert data.count(b"LO\x08\0ZQZQZQZQ") == 1
+        head = vr.encode() + (b"\x08\0" if vr == "LO" else b"\0\0\x08\0\0\0")
+        file.write_bytes(data.replace(b"LO\x08\0ZQZQZQZQ", head + value))
+    for path in write(answer(read(series))).glob("*.dcm"):
+        written = pydicom.dcmread(path)["PatientID"].value
+        assert (written if isinstance(written, str) else "\\".join(written)) == patient_id
+
+
+def test_items_and_numbers_are_no_id(series: Path, write: Any) -> None:
+    def change(image: Dataset) -> None:
+        item = Dataset()
+        item.PatientComments = "Zqcomment"
+        image["PatientID"] = DataElement(0x00100020, "SQ", Sequence([item]))
+        image["StudyID"] = DataElement(0x00200010, "FD", 7.0)
+
+    changed(series, change)
+    for path in write(answer(read(series))).glob("*.dcm"):
+        assert b"Zqcomment" not in path.read_bytes()
+        assert not pydicom.dcmread(path).PatientID
+
+
+@pytest.mark.parametrize("deidentified", [False, True])
 @pytest.mark.parametrize("header", REASONS)
-def test_there_is_a_reason_why_not(header: str, series: Path, write: Any) -> None:
+def test_there_is_a_reason_why_not(
+    header: str, deidentified: bool, series: Path, write: Any
+) -> None:
     change, reason = REASONS[header]
     changed(series, change)
     with pytest.raises(NoDicomResults) as caught:
-        write(answer(read(series)))
+        write(answer(read(series)), DicomOptions(deidentified=deidentified))
     assert reason in str(caught.value)
     # A text of a header may name the patient.
     assert "study 17" not in str(caught.value)
@@ -205,12 +265,31 @@ def test_there_is_a_reason_why_not(header: str, series: Path, write: Any) -> Non
 
 def test_two_slices_of_one_instance_uid(series: Path, write: Any) -> None:
     changed(series, put(SOPInstanceUID="1.2.3.4"))
-    try:
-        answered = answer(read(series))
-    except ScanRefused:
-        return  # the reader may refuse them as copies
     with pytest.raises(NoDicomResults, match="stand for several slices each"):
-        write(answered)
+        write(answer(read(series)))
+
+
+def test_enhanced_images_of_one_frame_each(series: Path, write: Any, tmp_path: Path) -> None:
+    from tests.scan.conftest import _enhanced
+
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for file in series.iterdir():
+        image = _enhanced([file])
+        image.save_as(folder / file.name)
+    with pytest.raises(NoDicomResults, match="frames of 14 multi-frame images"):
+        write(answer(read(folder)))
+
+
+def test_too_little_memory_is_a_reason(
+    series: Path, write: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("tf_covid.dicom_results.write.segmentation", full)
+    with pytest.raises(NoDicomResults, match="not enough memory"):
+        write(answer(read(series)))
 
 
 def test_frames_of_two_files(series: Path, write: Any, tmp_path: Path) -> None:

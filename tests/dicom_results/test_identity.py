@@ -14,6 +14,7 @@ from pydicom.dataset import Dataset
 from tests.dicom_results.grids import answer
 from tf_covid.dicom_results.options import DicomOptions
 from tf_covid.dicom_results.uids import uid
+from tf_covid.report.montage import montage
 from tf_covid.scan import read
 
 ALL = DicomOptions(map=True, pdf=True)
@@ -62,6 +63,14 @@ def test_the_same_answer_gives_the_same_bytes(
         assert (first / f"{name}.dcm").read_bytes() == (second / f"{name}.dcm").read_bytes(), name
 
 
+def test_the_same_answer_is_drawn_alike(series: Path, write: Any) -> None:
+    answered = answer(read(series))
+    pages = [montage(answered.result, answered.scan) for _ in range(2)]
+    first, second = (write(answered, ALL, name=f"page-{n}", page=pages[n]) for n in range(2))
+    for name in ("summary", "report_pdf"):
+        assert (first / f"{name}.dcm").read_bytes() == (second / f"{name}.dcm").read_bytes()
+
+
 def test_their_time_is_that_of_the_answer(series: Path, write: Any) -> None:
     for name, one in objects(write(answer(read(series)), ALL)).items():
         said = re.findall(
@@ -76,7 +85,7 @@ def test_another_question_gives_other_uids_and_names_the_report_before(
 ) -> None:
     answered = answer(read(series))
     first = write(answered, ALL, name="first")
-    second = write(answered, ALL, name="second", question="another", previous=first / "report.dcm")
+    second = write(answered, ALL, name="second", identity="another", previous=first / "report.dcm")
     before, after = objects(first), objects(second)
     for name in NAMES:
         assert before[name].SOPInstanceUID != after[name].SOPInstanceUID
@@ -102,6 +111,46 @@ def test_a_report_of_another_study_or_a_foreign_file_is_no_predecessor(
     ):
         written = write(other, ALL, name=f"other-{number}", previous=path)
         assert "PredecessorDocumentsSequence" not in objects(written)["report"]
+
+
+def test_an_odd_report_in_the_folder_is_no_predecessor(series: Path, write: Any) -> None:
+    first = write(answer(read(series)), ALL, name="first")
+    changes = {
+        "no series": lambda image: delattr(image, "SeriesInstanceUID"),
+        "a series that is no UID": lambda image: setattr(image, "SeriesInstanceUID", "1.02"),
+        "somebody else's": lambda image: setattr(image, "Manufacturer", "OTHER"),
+        "no class": lambda image: delattr(image, "SOPClassUID"),
+    }
+    for number, change in enumerate(changes.values()):
+        odd = pydicom.dcmread(first / "report.dcm")
+        change(odd)
+        odd.save_as(first / f"odd-{number}.dcm", enforce_file_format=False)
+        written = write(
+            answer(read(series)),
+            ALL,
+            name=f"after-{number}",
+            identity="another",
+            previous=first / f"odd-{number}.dcm",
+        )
+        assert "PredecessorDocumentsSequence" not in objects(written)["report"]
+
+
+def test_two_reports_do_not_each_follow_the_other(series: Path, write: Any) -> None:
+    answered = answer(read(series))
+    first = write(answered, ALL, name="first")
+    second = write(answered, ALL, name="b", identity="b", previous=first / "report.dcm")
+    third = write(answered, ALL, name="third", previous=second / "report.dcm")
+    assert (third / "report.dcm").read_bytes() == (first / "report.dcm").read_bytes()
+
+
+def test_results_beside_a_series_are_no_slices_that_were_lost(series: Path, write: Any) -> None:
+    """So it lies in an archive, and comes out of it."""
+    scan = read(series)
+    for path in write(answer(scan), ALL).glob("*.dcm"):
+        path.rename(series / path.name)
+    again = read(series)
+    assert "unreadable_files" not in [flag.code for flag in again.quality_flags]
+    assert again.source_images == scan.source_images
 
 
 def test_other_slices_give_other_uids(series: Path, write: Any) -> None:
@@ -173,7 +222,7 @@ def test_a_research_archive_learns_nothing_of_whose_they_are(
     edit(series, planted)
     source = [pydicom.dcmread(file) for file in series.iterdir()]
     scan = read(series)
-    folder = write(answer(scan), dataclasses.replace(ALL, deidentified=True))
+    folder = write(answer(scan, case="zqmarker-case"), dataclasses.replace(ALL, deidentified=True))
     uids = {one.SOPInstanceUID for one in source}
     uids |= {source[0].StudyInstanceUID, source[0].SeriesInstanceUID}
     uids |= {source[0].FrameOfReferenceUID}
@@ -197,5 +246,6 @@ def test_an_archive_gets_patient_and_study_and_nothing_else(
     folder = write(answer(read(series)), ALL)
     for path in folder.glob("*.dcm"):
         found = set(re.findall("zqmarker[a-z]*", everything(path)))
+        assert {"zqmarkername", "zqmarkerid", "zqmarkeracc"} <= found
         allowed = ["name", "given", "id", "issuer", "acc", "study", "description", "doctor"]
         assert found <= {f"zqmarker{word}" for word in allowed}, path.name

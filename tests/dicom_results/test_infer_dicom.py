@@ -17,6 +17,8 @@ from click.testing import CliRunner
 
 from tests.dicom_results.grids import edit_files
 from tf_covid.cli import main
+from tf_covid.dicom_results.options import DicomOptions
+from tf_covid.infer import Options, Run
 from tf_covid.phantom import draw_chest
 from tf_covid.phantom.files import write_dicom, write_nifti_volume
 
@@ -150,6 +152,37 @@ def test_a_map_that_would_be_shown_at_wrong_places_is_not_written(tmp_path: Path
     assert files_of(out / "gap") == both
     flags = {flag["code"]: flag for flag in values_of(out / "gap")["quality_flags"]}
     assert flags["no_dicom_map"]["level"] == "info"
+
+
+def test_objects_asked_for_later_bear_the_time_of_the_answer(patient: Path, tmp_path: Path) -> None:
+    words = [patient / "ward", "--out", tmp_path, "--attention", "none"]
+    infer(*words)
+    path = tmp_path / "ward" / "result.json"
+    before = values_of(tmp_path / "ward") | {"answered_at": "2026-01-31T09:30:00Z"}
+    path.write_text(json.dumps(before), "utf-8")
+    infer(*words, "--dicom", "--overwrite")
+    assert values_of(tmp_path / "ward")["answered_at"] == "2026-01-31T09:30:00Z"
+    assert pydicom.dcmread(tmp_path / "ward" / "summary.dcm").ContentDate == "20260131"
+
+
+def test_all_that_decides_an_answer_tells_questions_apart(tmp_path: Path) -> None:
+    """Two answers under one UID: an archive keeps the first, and nobody is told."""
+    every = [
+        Options(),
+        Options(("severity-ltc",)),
+        Options(("severity-i3d", "severity-ltc")),
+        Options(precision="bfloat16"),
+        Options(attention="layercam"),
+        Options(attention="none"),
+        Options(attention_target="class"),
+        Options(lobes_model="none"),
+        Options(lobes_model="lobes-unet3d"),
+        Options(allow_other_lungs=True),
+    ]
+    decide = [json.dumps(Run(tmp_path, options)._decides) for options in every]
+    assert len(set(decide)) == len(every)
+    same = [Options(identifiers=True), Options(dicom=DicomOptions(map=True))]
+    assert {json.dumps(Run(tmp_path, options)._decides) for options in same} == {decide[0]}
 
 
 def test_for_a_research_archive(patient: Path, tmp_path: Path) -> None:

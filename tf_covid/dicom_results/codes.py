@@ -43,7 +43,7 @@ SEVERITIES = (
 
 
 @dataclass(frozen=True)
-class Lobe:
+class LobeCode:
     """A lobe's code, and the side where the code leaves it open."""
 
     code: Code
@@ -51,11 +51,11 @@ class Lobe:
 
 
 LOBES = {
-    "right upper": Lobe(codes.SCT.UpperLobeOfLung, codes.SCT.Right),
-    "right middle": Lobe(codes.SCT.MiddleLobeOfRightLung, None),
-    "right lower": Lobe(codes.SCT.LowerLobeOfLung, codes.SCT.Right),
-    "left upper": Lobe(codes.SCT.UpperLobeOfLung, codes.SCT.Left),
-    "left lower": Lobe(codes.SCT.LowerLobeOfLung, codes.SCT.Left),
+    "right upper": LobeCode(codes.SCT.UpperLobeOfLung, codes.SCT.Right),
+    "right middle": LobeCode(codes.SCT.MiddleLobeOfRightLung, None),
+    "right lower": LobeCode(codes.SCT.LowerLobeOfLung, codes.SCT.Right),
+    "left upper": LobeCode(codes.SCT.UpperLobeOfLung, codes.SCT.Left),
+    "left lower": LobeCode(codes.SCT.LowerLobeOfLung, codes.SCT.Left),
 }
 
 #: RGB, in the order of `severity.LOBES`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from tf_covid.dicom_results.source_datasets import is_uid
 from tf_covid.dicom_results.uids import uid
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def deidentified(scan: Scan) -> Scan:
 
     def renamed(text: str) -> str:
         # What is no UID stays what it is, and is refused as such.
-        return uid("deidentified", scan.fingerprint, text) if text else text
+        return uid("deidentified", scan.fingerprint, text) if is_uid(text) else text
 
     def image(one: SourceImage) -> SourceImage:
         return dataclasses.replace(

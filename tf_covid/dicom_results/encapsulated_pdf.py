@@ -63,7 +63,7 @@ def encapsulated_pdf(montage: bytes, stamp: Stamp, *, dated: bool = True) -> Dat
     dataset.Manufacturer = MANUFACTURER
     dataset.ManufacturerModelName = MODEL_NAME
     dataset.SoftwareVersions = stamp.version
-    dataset.BurnedInAnnotation = "NO"
+    dataset.BurnedInAnnotation = "YES"
     dataset.ContentDate = dataset.ContentTime = ""
     dataset.AcquisitionDateTime = ""
     dataset.DocumentTitle = "tfcovid summary"

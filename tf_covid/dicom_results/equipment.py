@@ -53,14 +53,14 @@ class Stamp:
 
     Args:
         sources: The images that they are made from.
-        question: What decides the answer beside the scan: models and options, as one text.
+        identity: What decides the answer beside the scan: models and options, as one text.
         answered_at: Time of the answer, UTC, as `result.json` has it.
         version: Of tf-covid.
         weights: sha256 of all weights that decided the answer, by what they are.
     """
 
     sources: Sources
-    question: str
+    identity: str
     answered_at: str
     version: str
     weights: dict[str, str]
@@ -80,7 +80,7 @@ class Stamp:
             f"{image.sop_instance_uid}/{image.frame_number or 0}" for image in self.sources.images
         )
         series = str(self.sources.first.SeriesInstanceUID)
-        return uid("instance", FORMAT, kind, *parts, series, *images, self.question)
+        return uid("instance", FORMAT, kind, *parts, series, *images, self.identity)
 
     def pin(self, dataset: Dataset, kind: str) -> None:
         """Put the time of the answer for that of the writing, and UIDs for highdicom's random ones.
@@ -109,6 +109,8 @@ class Stamp:
     def deidentify(self, dataset: Dataset) -> None:
         """State that whose object it is was left out, and no date: where one must stand, 1900."""
         dataset.PatientIdentityRemoved = "YES"
+        if "BurnedInAnnotation" in dataset:
+            dataset.BurnedInAnnotation = "NO"
         dataset.DeidentificationMethod = "tfcovid --dicom-deidentified"
         for date_keyword, time_keyword in (*_WRITING, *_OTHERS):
             if date_keyword in dataset:

@@ -37,7 +37,7 @@ def parametric_map(attention: np.ndarray, how: Attention, scan: Scan, stamp: Sta
 
     Args:
         attention: uint8 (D, H, W), canonical; 255 is its maximum within the scan.
-        how: How it was made.
+        how: Method, target and endpoint of the map.
         scan: The scan, on whose grid it lies.
         stamp: UIDs, time and version.
     """
@@ -113,10 +113,10 @@ def _along_the_normal(dataset: Dataset) -> None:
     pixels = np.frombuffer(dataset.FloatPixelData, np.float32).reshape(len(groups), -1)
     dataset.FloatPixelData = pixels[order].tobytes()
     ordered = [groups[index] for index in order]
-    for number, group in enumerate(ordered, 1):
+    for frame_number, group in enumerate(ordered, 1):
         content = group.FrameContentSequence[0]
         values = content.DimensionIndexValues
         content.DimensionIndexValues = (
-            number if isinstance(values, int) else [number, *list(values)[1:]]
+            frame_number if isinstance(values, int) else [frame_number, *list(values)[1:]]
         )
     dataset.PerFrameFunctionalGroupsSequence = ordered

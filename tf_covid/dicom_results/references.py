@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pydicom.dataset import Dataset
@@ -12,26 +13,54 @@ if TYPE_CHECKING:
 
 def refer_to_images(dataset: Dataset, sources: Sources) -> None:
     """Name each source image under its own series; highdicom was told that they are of one."""
+    series = _series(sources)
+    if len(series) > 1:
+        dataset.ReferencedSeriesSequence = [
+            _item(uid, "ReferencedInstanceSequence", map(_reference, instances.items()))
+            for uid, instances in series.items()
+        ]
+
+
+def refer_in_evidence(report: Dataset, sources: Sources) -> None:
+    """The same in the evidence of a report."""
+    series = _series(sources)
+    if len(series) == 1:
+        return
+    first_uid = sources.first.SeriesInstanceUID
+    for keyword in (
+        "CurrentRequestedProcedureEvidenceSequence",
+        "PertinentOtherEvidenceSequence",
+    ):
+        for study in report.get(keyword, []):
+            items = []
+            for item in study.ReferencedSeriesSequence:
+                if item.SeriesInstanceUID != first_uid:
+                    items.append(item)
+                    continue
+                items += [
+                    _item(uid, "ReferencedSOPSequence", map(_reference, instances.items()))
+                    for uid, instances in series.items()
+                ]
+            study.ReferencedSeriesSequence = items
+
+
+def _series(sources: Sources) -> dict[str, dict[str, str]]:
+    """SeriesInstanceUID → SOPInstanceUID → SOP class."""
     series: dict[str, dict[str, str]] = {}
     for image in sources.images:
         instances = series.setdefault(image.series_instance_uid, {})
         instances[image.sop_instance_uid] = image.sop_class_uid
-    if len(series) == 1:
-        return
-    items = []
-    for series_uid, instances in series.items():
-        item = Dataset()
-        item.SeriesInstanceUID = series_uid
-        item.ReferencedInstanceSequence = [
-            _reference(sop_class_uid, sop_instance_uid)
-            for sop_instance_uid, sop_class_uid in instances.items()
-        ]
-        items.append(item)
-    dataset.ReferencedSeriesSequence = items
+    return series
 
 
-def _reference(sop_class_uid: str, sop_instance_uid: str) -> Dataset:
+def _item(series_uid: str, keyword: str, references: Iterable[Dataset]) -> Dataset:
+    item = Dataset()
+    item.SeriesInstanceUID = series_uid
+    setattr(item, keyword, list(references))
+    return item
+
+
+def _reference(instance: tuple[str, str]) -> Dataset:
     reference = Dataset()
-    reference.ReferencedSOPClassUID = sop_class_uid
-    reference.ReferencedSOPInstanceUID = sop_instance_uid
+    reference.ReferencedSOPInstanceUID, reference.ReferencedSOPClassUID = instance
     return reference

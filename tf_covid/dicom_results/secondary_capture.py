@@ -53,8 +53,8 @@ def secondary_capture(montage: bytes, stamp: Stamp) -> Dataset:
     dataset.Modality = "OT"
     dataset.ConversionType = "WSD"
     dataset.BodyPartExamined = "CHEST"
-    # The page names the case, which is made free of identifiers.
-    dataset.BurnedInAnnotation = "NO"
+    # The page names the case, after a file or folder that somebody has named.
+    dataset.BurnedInAnnotation = "YES"
     for keyword in ("IssuerOfPatientID", "StudyDescription", "PatientAge"):
         if keyword in first:
             setattr(dataset, keyword, first[keyword].value)

@@ -1,11 +1,12 @@
 """`lungs.dcm` and `attention.dcm`: DICOM Segmentations (PS3.3 A.51), binary, uncompressed.
 
 One frame for each stored slice that holds any of a segment, on the slice's own place; slices that
-were made up by gap repair have no image, and are not written.
+were interpolated have no image, and are not written.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ from tf_covid.result import DISCLAIMER
 from tf_covid.severity import LOBES
 
 if TYPE_CHECKING:
+    from tf_covid.dicom_results.source_datasets import Sources
     from tf_covid.result import Attention, Maps
     from tf_covid.scan import Scan
 
@@ -43,11 +45,13 @@ BANDS = (0.25, 0.5, 0.75)
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment.
+    """One segment: the voxels of a volume whose values lie in a range.
 
     Args:
         label: Its name in a viewer.
-        mask: (D, H, W), bool, canonical.
+        volume: (D, H, W), uint8, canonical; several segments may fraction it.
+        low: Least value.
+        high: Largest value.
         category: SegmentedPropertyCategory.
         kind: SegmentedPropertyType.
         color: RGB, 0–255.
@@ -56,12 +60,19 @@ class Segment:
     """
 
     label: str
-    mask: np.ndarray
+    volume: np.ndarray
+    low: int
+    high: int
     category: Code
     kind: Code
     color: tuple[int, int, int]
     laterality: Code | None = None
     site: Code | None = None
+
+    def frames(self, scan: Scan, sources: Sources) -> np.ndarray:
+        """Its mask on the frames of the sources, (N, rows, columns), bool."""
+        frames = frames_of(self.volume, scan, sources)
+        return np.asarray((frames >= self.low) & (frames <= self.high))
 
 
 def lung_segments(maps: Maps) -> list[Segment]:
@@ -69,14 +80,16 @@ def lung_segments(maps: Maps) -> list[Segment]:
     anatomy, abnormal = codes.SCT.AnatomicalStructure, codes.SCT.MorphologicallyAbnormalStructure
     right, left = codes.SCT.Right, codes.SCT.Left
     segments = [
-        Segment("Right lung", maps.lungs == 1, anatomy, codes.SCT.Lung, (77, 163, 255), right),
-        Segment("Left lung", maps.lungs == 2, anatomy, codes.SCT.Lung, (255, 170, 77), left),
+        Segment("Right lung", maps.lungs, 1, 1, anatomy, codes.SCT.Lung, (77, 163, 255), right),
+        Segment("Left lung", maps.lungs, 2, 2, anatomy, codes.SCT.Lung, (255, 170, 77), left),
     ]
     if maps.lesions is not None:
         segments.append(
             Segment(
                 "Diseased lung",
-                maps.lesions > 0,
+                maps.lesions,
+                1,
+                255,
                 abnormal,
                 codes.SCT.Lesion,
                 (230, 60, 60),
@@ -84,11 +97,11 @@ def lung_segments(maps: Maps) -> list[Segment]:
             )
         )
     if maps.lobes is not None:
-        for number, (name, color) in enumerate(zip(LOBES, own.LOBE_COLORS, strict=True), 1):
+        for index, (name, color) in enumerate(zip(LOBES, own.LOBE_COLORS, strict=True), 1):
             lobe = own.LOBES[name]
             label = f"{name.capitalize()} lobe"
             segments.append(
-                Segment(label, maps.lobes == number, anatomy, lobe.code, color, lobe.laterality)
+                Segment(label, maps.lobes, index, index, anatomy, lobe.code, color, lobe.laterality)
             )
     return segments
 
@@ -99,14 +112,16 @@ def attention_segments(attention: np.ndarray, how: Attention) -> list[Segment]:
     colors = ((255, 220, 80), (255, 140, 0), (220, 0, 0))
     return [
         Segment(
-            f"Attention from {share:.0%} of its maximum",
-            attention >= share * 255,
+            f"Attention from {fraction:.0%} of its maximum",
+            attention,
+            math.ceil(fraction * 255),
+            255,
             codes.SCT.SpatialAndRelationalConcept,
             kind,
             color,
             site=codes.SCT.Lung,
         )
-        for share, color in zip(BANDS, colors, strict=True)
+        for fraction, color in zip(BANDS, colors, strict=True)
     ]
 
 
@@ -117,26 +132,23 @@ def segmentation(
 
     Args:
         kind: A key of `SERIES_NUMBERS`.
-        segments: In the order of their numbers; a segment may be empty, not all of them.
+        segments: In the order of their numbers, each with a voxel (`with_voxels`); at least one.
         scan: The scan, on whose grid the masks lie.
         stamp: UIDs, time and version.
-        description: SeriesDescription, and the first words of ContentDescription.
-
-    Raises:
-        ValueError: If all segments are empty.
+        description: SeriesDescription.
     """
-    shown = [segment for segment in segments if segment.mask.any()]
-    if not shown:
-        raise ValueError("a segmentation without any voxel")
-    frames = np.stack(
-        [frames_of(segment.mask.astype(np.uint8), scan, stamp.sources) for segment in shown], axis=3
-    )
+    sources = stamp.sources
+    size = len(sources.stored_indices), sources.first.Rows, sources.first.Columns, len(segments)
+    # Filled one by one: eight masks of a large scan are gigabytes.
+    frames = np.zeros(size, np.uint8)
+    for index, segment in enumerate(segments):
+        frames[..., index] = segment.frames(scan, sources)
     dataset = Segmentation(
-        source_images=stamp.sources.datasets,
+        source_images=sources.datasets,
         pixel_array=frames,
         segmentation_type="BINARY",
         segment_descriptions=[
-            _description(number, segment, kind, stamp) for number, segment in enumerate(shown, 1)
+            _description(index, segment, kind, stamp) for index, segment in enumerate(segments, 1)
         ],
         series_instance_uid=stamp.series_uid(kind),
         series_number=SERIES_NUMBERS[kind],
@@ -152,15 +164,20 @@ def segmentation(
         series_description=description,
     )
     dataset.ImageComments = DISCLAIMER
-    refer_to_images(dataset, stamp.sources)
+    refer_to_images(dataset, sources)
     stamp.pin(dataset, kind)
     return dataset
 
 
+def with_voxels(segments: Sequence[Segment], scan: Scan, sources: Sources) -> list[Segment]:
+    """The segments that have a voxel in a stored slice; the others have no frame to stand on."""
+    return [segment for segment in segments if segment.frames(scan, sources).any()]
+
+
 def segment_number(segments: Sequence[Segment], label: str) -> int | None:
-    """The number of a segment in its object; None where it has no voxel and so no segment."""
-    shown = [segment.label for segment in segments if segment.mask.any()]
-    return shown.index(label) + 1 if label in shown else None
+    """The number of a segment in its object; None where it is not among them."""
+    labels = [segment.label for segment in segments]
+    return labels.index(label) + 1 if label in labels else None
 
 
 def tracking(stamp: Stamp, kind: str, label: str) -> tuple[UID, str]:
@@ -168,10 +185,10 @@ def tracking(stamp: Stamp, kind: str, label: str) -> tuple[UID, str]:
     return UID(stamp.uid(kind, "tracking", label)), label
 
 
-def _description(number: int, segment: Segment, kind: str, stamp: Stamp) -> SegmentDescription:
+def _description(index: int, segment: Segment, kind: str, stamp: Stamp) -> SegmentDescription:
     tracking_uid, tracking_id = tracking(stamp, kind, segment.label)
     description = SegmentDescription(
-        number,
+        index,
         segment.label,
         segment.category,
         segment.kind,

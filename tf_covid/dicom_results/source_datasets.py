@@ -17,16 +17,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.uid import UID
+from pydicom.uid import UID, CTImageStorage
 
 from tf_covid.dicom_results.uids import uid
 
 if TYPE_CHECKING:
     from tf_covid.scan import Scan, SourceImage, SourceSeries
 
-_TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d(([0-5]\d|60)(\.\d{1,6})?)?)?")
-_AGE = re.compile(r"\d{3}[DWMY]")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_TIME = re.compile(r"([01][0-9]|2[0-3])([0-5][0-9](([0-5][0-9]|60)(\.[0-9]{1,6})?)?)?")
+_AGE = re.compile(r"[0-9]{3}[DWMY]")
+#: What stands in no text of one value: a backslash would begin the next one.
+_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\]")
+#: Slices are thinner, in mm.
+_THICKEST_MM = 100.0
 #: Most letters of a text of VR LO.
 _LONG_STRING = 64
 #: Where no patient is, in mm.
@@ -46,13 +49,13 @@ class Sources:
 
     Args:
         datasets: One data set an instance, all of one series, as highdicom wants them.
-        slots: For each frame that a mask is to have, in the order of the sources: the index of the
-            stored slice along the last axis of the scan's source grid; None where it has none.
+        stored_indices: For each frame that a mask is to have, in the order of the sources: the
+            index along the last axis of the scan's source grid; None where it is no slice of it.
         images: What each of these frames is.
     """
 
     datasets: tuple[Dataset, ...]
-    slots: tuple[int | None, ...]
+    stored_indices: tuple[int | None, ...]
     images: tuple[SourceImage, ...]
 
     @property
@@ -74,31 +77,34 @@ def source_datasets(scan: Scan) -> Sources:
             " made from"
         )
     _check_uids(series)
-    slot_of = {
-        (image.sop_instance_uid, image.frame_number): slot
-        for slot, image in enumerate(scan.source_images)
+    stored_index_of = {
+        (image.sop_instance_uid, image.frame_number): stored_index
+        for stored_index, image in enumerate(scan.source_images)
         if image is not None
     }
-    slots = tuple(slot_of.get((one.sop_instance_uid, one.frame_number)) for one in series.images)
+    stored_indices = tuple(
+        stored_index_of.get((one.sop_instance_uid, one.frame_number)) for one in series.images
+    )
     shared = _shared(series)
     # Objects have to state one: where the header has none, that of slices without gaps.
     spacing = float(np.linalg.norm(scan.source.affine_ras[:3, 2]))
-    thickness = series.slice_thickness_mm or spacing
+    stated = series.slice_thickness_mm or math.nan
+    thickness = stated if 0 < stated < _THICKEST_MM else spacing
     if series.images[0].frame_number is not None:
-        datasets = (_multi_frame(series, slots, shared, thickness),)
+        datasets = (_multi_frame(series, stored_indices, shared, thickness),)
     else:
         datasets = tuple(_single_frame(series, image, shared, thickness) for image in series.images)
-    return Sources(datasets, slots, series.images)
+    return Sources(datasets, stored_indices, series.images)
 
 
 def frames_of(volume: np.ndarray, scan: Scan, sources: Sources) -> np.ndarray:
     """A canonical (D, H, W) volume as frames of the sources, (N, rows, columns); 0 where none."""
     stored = scan.source.from_canonical(volume)
     columns, rows, _ = stored.shape
-    frames = np.zeros((len(sources.slots), rows, columns), volume.dtype)
-    for frame, slot in zip(frames, sources.slots, strict=True):
-        if slot is not None:
-            frame[:] = stored[:, :, slot].T
+    frames = np.zeros((len(sources.stored_indices), rows, columns), volume.dtype)
+    for frame, stored_index in zip(frames, sources.stored_indices, strict=True):
+        if stored_index is not None:
+            frame[:] = stored[:, :, stored_index].T
     return frames
 
 
@@ -125,11 +131,16 @@ def _check_uids(series: SourceSeries) -> None:
     if twice := sum(count > 1 for count in counts.values()):
         raise CannotRefer(f"{twice} SOPInstanceUIDs (0008,0018) stand for several slices each")
     instances = {image.sop_instance_uid for image in series.images}
-    if len(instances) > 1 and any(image.frame_number is not None for image in series.images):
+    if len(instances) > 1 and any(_is_multi_frame(image) for image in series.images):
         raise CannotRefer(
             f"the slices are frames of {len(instances)} multi-frame images, and an object can be"
             " made from the frames of one"
         )
+
+
+def _is_multi_frame(image: SourceImage) -> bool:
+    """Whether an image may hold several frames, even if this one does not."""
+    return image.frame_number is not None or image.sop_class_uid != CTImageStorage
 
 
 def _fault(text: str) -> str:
@@ -161,13 +172,13 @@ def _shared(series: SourceSeries) -> dict[str, object]:
     }
     # Type 2: there, if empty.
     values |= {keyword: given.get(keyword, "") for keyword in _IDENTITY}
-    values |= {keyword: _CONTROL.sub(" ", given.get(keyword, "")).strip() for keyword in _TEXTS}
+    values |= {keyword: _FORBIDDEN.sub(" ", given.get(keyword, "")).strip() for keyword in _TEXTS}
     values["StudyDescription"] = str(values["StudyDescription"])[:_LONG_STRING]
     # Type 3: left out where empty.
     optional = {
         "PatientAge": _age(given.get("PatientAge", "")),
-        "PatientSize": _number(given.get("PatientSize", "")),
-        "PatientWeight": _number(given.get("PatientWeight", "")),
+        "PatientSize": _positive_decimal(given.get("PatientSize", "")),
+        "PatientWeight": _positive_decimal(given.get("PatientWeight", "")),
     }
     values |= {keyword: value for keyword, value in optional.items() if value}
     for keyword in ("IssuerOfPatientID", "StudyDescription"):
@@ -191,7 +202,7 @@ def _single_frame(
 
 def _multi_frame(
     series: SourceSeries,
-    slots: tuple[int | None, ...],
+    stored_indices: tuple[int | None, ...],
     shared: dict[str, object],
     thickness: float,
 ) -> Dataset:
@@ -207,13 +218,13 @@ def _multi_frame(
     common.PlaneOrientationSequence = [orientation]
     dataset.SharedFunctionalGroupsSequence = [common]
     groups = []
-    for number, (image, slot) in enumerate(zip(series.images, slots, strict=True)):
-        position, group = Dataset(), Dataset()
+    for index, (image, stored_index) in enumerate(zip(series.images, stored_indices, strict=True)):
+        plane_position, group = Dataset(), Dataset()
         # A frame that is no slice of the scan may lie where one is, which highdicom forbids. No
         # object has a frame for it, so it is put out of the way.
-        place = image.position_mm if slot is not None else (_FAR_MM + number,) * 3
-        position.ImagePositionPatient = _decimals(place)
-        group.PlanePositionSequence = [position]
+        position = image.position_mm if stored_index is not None else (_FAR_MM + index,) * 3
+        plane_position.ImagePositionPatient = _decimals(position)
+        group.PlanePositionSequence = [plane_position]
         groups.append(group)
     dataset.PerFrameFunctionalGroupsSequence = groups
     return dataset
@@ -233,7 +244,7 @@ def _decimals(values: tuple[float, ...]) -> list[float]:
 
 def _date(text: str) -> str:
     """A date that there is, or nothing."""
-    if not re.fullmatch(r"\d{8}", text):
+    if not re.fullmatch(r"[0-9]{8}", text):
         return ""
     try:
         datetime.strptime(text, "%Y%m%d")
@@ -254,7 +265,7 @@ def _one_of(text: str, *allowed: str) -> str:
     return text.upper() if text.upper() in allowed else ""
 
 
-def _number(text: str) -> str:
+def _positive_decimal(text: str) -> str:
     """A positive number as a decimal string, or nothing."""
     try:
         value = float(text)

@@ -7,7 +7,7 @@ A Comprehensive 3D SR, preliminary and unverified: nobody has looked at it. What
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from highdicom.sr import (
     AlgorithmIdentification,
@@ -22,6 +22,7 @@ from highdicom.sr import (
     ObserverContext,
     QualitativeEvaluation,
     ReferencedSegment,
+    SourceImageForSegmentation,
     SourceSeriesForSegmentation,
     TrackingIdentifier,
     VolumetricROIMeasurementsAndQualitativeEvaluations,
@@ -38,11 +39,13 @@ from tf_covid.dicom_results.equipment import (
     SERIES_NUMBERS,
     Stamp,
 )
+from tf_covid.dicom_results.references import refer_in_evidence
 from tf_covid.dicom_results.segmentation import Segment, segment_number, tracking
 from tf_covid.dicom_results.uids import uid
 from tf_covid.result import DISCLAIMER
 
 if TYPE_CHECKING:
+    from tf_covid.dicom_results.source_datasets import Sources
     from tf_covid.result import Lobe, Result, Severity
 
 _KIND = "report"
@@ -60,7 +63,7 @@ def structured_report(
 
     Args:
         result: The answer.
-        segments: Those of `lungs`, empty ones among them.
+        segments: Those of `lungs`, in the order of their numbers.
         lungs: The segmentation; None where it would hold no voxel.
         stamp: UIDs, time and version.
         previous: The report that this one takes the place of, by another model or option.
@@ -95,6 +98,7 @@ def structured_report(
     scheme.CodingSchemeName = own.SCHEME_NAME
     scheme.CodingSchemeResponsibleOrganization = MANUFACTURER
     dataset.CodingSchemeIdentificationSequence = [scheme]
+    refer_in_evidence(dataset, stamp.sources)
     stamp.pin(dataset, _KIND)
     return dataset
 
@@ -204,19 +208,18 @@ def _regions(
         said.append((f"{lobe.name.capitalize()} lobe", site, _lobe(lobe)))
     groups = []
     for label, site, measurements in said:
-        number = segment_number(segments, label)
-        if number is None:
+        index = segment_number(segments, label)
+        if index is None:
             continue
         tracking_uid, tracking_id = tracking(stamp, "lungs", label)
-        series_uid = str(stamp.sources.first.SeriesInstanceUID)
         groups.append(
             VolumetricROIMeasurementsAndQualitativeEvaluations(
                 tracking_identifier=TrackingIdentifier(tracking_uid, tracking_id),
                 referenced_segment=ReferencedSegment(
                     lungs.SOPClassUID,
                     lungs.SOPInstanceUID,
-                    segment_number=number,
-                    source_series=SourceSeriesForSegmentation(series_uid),
+                    segment_number=index,
+                    **_source(stamp.sources),
                 ),
                 finding_type=codes.SCT.AnatomicalStructure,
                 algorithm_id=_algorithm(stamp),
@@ -225,6 +228,18 @@ def _regions(
             )
         )
     return groups
+
+
+def _source(sources: Sources) -> dict[str, Any]:
+    """What a segment was made from: a series, or images of several."""
+    series = {image.series_instance_uid for image in sources.images}
+    if len(series) == 1:
+        return {"source_series": SourceSeriesForSegmentation(series.pop())}
+    images = [
+        SourceImageForSegmentation(image.sop_class_uid, image.sop_instance_uid)
+        for image in sources.images
+    ]
+    return {"source_images": images}
 
 
 def _lobe(lobe: Lobe) -> list[Measurement]:

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pydicom
+from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.uid import Comprehensive3DSRStorage
 
 from tf_covid.dicom_results.deidentify import deidentified
 from tf_covid.dicom_results.encapsulated_pdf import encapsulated_pdf
-from tf_covid.dicom_results.equipment import Stamp
+from tf_covid.dicom_results.equipment import MANUFACTURER, Stamp
 from tf_covid.dicom_results.options import DicomOptions
 from tf_covid.dicom_results.parametric_map import parametric_map
 from tf_covid.dicom_results.secondary_capture import secondary_capture
 from tf_covid.dicom_results.segmentation import (
-    Segment,
     attention_segments,
     lung_segments,
     segmentation,
+    with_voxels,
 )
-from tf_covid.dicom_results.source_datasets import CannotRefer, source_datasets
+from tf_covid.dicom_results.source_datasets import CannotRefer, is_uid, source_datasets
 from tf_covid.dicom_results.structured_report import structured_report
 from tf_covid.errors import TfCovidError
 from tf_covid.report.montage import montage
@@ -38,6 +41,16 @@ if TYPE_CHECKING:
 _ERRORS = (ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError)
 
 
+def _dot() -> bytes:
+    """The smallest PNG that there is."""
+    stream = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+_DOT = _dot()
+
+
 class NoDicomResults(TfCovidError):
     """No DICOM object can be made of a scan's answer; the text says why, for a quality flag."""
 
@@ -48,7 +61,7 @@ class DicomResults:
     Args:
         result: The answer, with its maps and its time.
         scan: The scan behind it.
-        question: What decides the answer beside the scan; with it the UIDs change.
+        identity: What decides the answer beside the scan; with it the UIDs change.
         weights: sha256 of all weights that decided the answer, by what they are.
         options: Which objects are wanted.
         previous: The report of an earlier answer to this case, if there is such a file.
@@ -61,7 +74,7 @@ class DicomResults:
         self,
         result: Result,
         scan: Scan,
-        question: str,
+        identity: str,
         weights: Mapping[str, str],
         options: DicomOptions,
         previous: Path | None = None,
@@ -72,14 +85,17 @@ class DicomResults:
             with _forbidden_values():
                 self._stamp = Stamp(
                     source_datasets(scan),
-                    question,
+                    identity,
                     str(result.answered_at),
                     result.versions["tf-covid"],
                     dict(weights),
                 )
                 self._objects = self._make(previous)
+                self._try_to_write()
         except CannotRefer as reason:
             raise NoDicomResults(str(reason)) from None
+        except MemoryError:
+            raise NoDicomResults("there is not enough memory for them") from None
         except _ERRORS as error:
             where = f"{type(error).__name__} in highdicom"
             raise NoDicomResults(f"the header of the series does not allow it ({where})") from error
@@ -91,7 +107,7 @@ class DicomResults:
             return ""
         if self._result.maps.attention is None:
             return "no attention map was made"
-        if self._scan.interpolated or None in self._stamp.sources.slots:
+        if self._scan.interpolated or None in self._stamp.sources.stored_indices:
             return (
                 "viewers lay its frames out evenly, so that around slices that are missing they"
                 " would show it at wrong places"
@@ -122,12 +138,12 @@ class DicomResults:
             raise RuntimeError("an answered case needs its maps to be written")
         scan, stamp = self._scan, self._stamp
         objects: dict[str, Dataset] = {}
-        segments = lung_segments(maps)
-        if _any(segments):
+        segments = with_voxels(lung_segments(maps), scan, stamp.sources)
+        if segments:
             objects["lungs.dcm"] = segmentation("lungs", segments, scan, stamp, "tfcovid lungs")
         if maps.attention is not None and looked is not None:
-            bands = attention_segments(maps.attention, looked)
-            if _any(bands):
+            bands = with_voxels(attention_segments(maps.attention, looked), scan, stamp.sources)
+            if bands:
                 objects["attention.dcm"] = segmentation(
                     "attention", bands, scan, stamp, "tfcovid attention"
                 )
@@ -146,21 +162,44 @@ class DicomResults:
         if not self._options.deidentified:
             return (folder / "montage.png").read_bytes()
         # For research no date is stated, that of the answer included.
-        return montage(dataclasses.replace(self._result, answered_at=None), self._scan)
+        pseudonym = str(self._stamp.sources.first.PatientID)
+        shown = dataclasses.replace(self._result, case=pseudonym, answered_at=None)
+        return montage(shown, self._scan)
 
+    def _try_to_write(self) -> None:
+        """Write what every object repeats of the header once, to nowhere.
 
-def _any(segments: Sequence[Segment]) -> bool:
-    return any(segment.mask.any() for segment in segments)
+        What the header does not allow is known then, before the other files are there.
+        """
+        for dataset in (
+            self._objects["report.dcm"],
+            secondary_capture(_DOT, self._stamp),
+            encapsulated_pdf(_DOT, self._stamp),
+        ):
+            dataset.save_as(io.BytesIO(), enforce_file_format=True)
 
 
 def _previous(path: Path, stamp: Stamp) -> Dataset | None:
-    """The report that lies there, if it is ours, of this study and another answer."""
+    """The report that lies there, if it is ours, of this study and another answer.
+
+    None, too, where it names the coming report as the one before it: two that take each other's
+    place have no order.
+    """
     try:
         before = pydicom.dcmread(path)
-        of_study = before.StudyInstanceUID == stamp.sources.first.StudyInstanceUID
-        other = before.SOPInstanceUID != stamp.uid("report")
-        return before if of_study and other and before.Modality == "SR" else None
-    except (OSError, InvalidDicomError, AttributeError):
+        own = stamp.uid("report")
+        return (
+            before
+            if before.SOPClassUID == Comprehensive3DSRStorage
+            and before.Manufacturer == MANUFACTURER
+            and before.StudyInstanceUID == stamp.sources.first.StudyInstanceUID
+            and before.SOPInstanceUID != own
+            and own not in str(before.get("PredecessorDocumentsSequence", ""))
+            and is_uid(before.SOPInstanceUID)
+            and is_uid(before.SeriesInstanceUID)
+            else None
+        )
+    except (OSError, InvalidDicomError, *_ERRORS):
         return None
 
 

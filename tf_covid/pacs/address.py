@@ -61,8 +61,8 @@ def study_address(text: str) -> StudyAddress:
     Raises:
         PacsError: If it is none; what it holds is not repeated.
     """
-    url, mark, study_uid = text.removeprefix(PREFIX).rpartition("#")
-    if not mark:
+    url, hash_sign, study_uid = text.removeprefix(PREFIX).rpartition("#")
+    if not hash_sign:
         raise PacsError("pacs_url: dicomweb:URL#StudyInstanceUID is needed; there is no # in this")
     if not _UID.fullmatch(study_uid):
         raise PacsError("pacs_url: what stands behind the # is no StudyInstanceUID")

@@ -109,13 +109,13 @@ class DicomWeb:
         Raises:
             PacsError: If the archive does not answer, or not as DICOMweb does.
         """
-        found = set()
+        uids = set()
         for item in self._list(f"studies/{study_uid}/series/{series_uid}/instances"):
             uid = _text(item, "00080018")
             if not is_uid(uid):
                 raise self._no_dicomweb("an instance without a SOPInstanceUID")
-            found.add(uid)
-        return found
+            uids.add(uid)
+        return uids
 
     @contextmanager
     def retrieve(
@@ -197,17 +197,17 @@ class DicomWeb:
         An archive that states no length cuts its list short without an error, and half a list is no
         JSON: it is no sign of a study without images.
         """
-        for number in range(1, _TRIES + 1):
+        for attempt in range(1, _TRIES + 1):
             try:
                 status, content = self._request(method, path, **options)
                 if status == 200:
                     json.loads(content)
                 return status, content
             except (ValueError, RecursionError):
-                if number == _TRIES:
+                if attempt == _TRIES:
                     return status, content
             except PacsUnavailable:
-                if number == _TRIES:
+                if attempt == _TRIES:
                     raise
         raise RuntimeError("unreachable: the last try returns or raises")
 
@@ -239,20 +239,20 @@ class DicomWeb:
             response.close()
 
     def _tried(self, send: Callable[[], httpx.Response]) -> httpx.Response:
-        for number in range(1, _TRIES + 1):
+        for attempt in range(1, _TRIES + 1):
             try:
                 response = send()
             except self._httpx.HTTPError as error:
-                if number == _TRIES or isinstance(error, self._httpx.TimeoutException):
+                if attempt == _TRIES or isinstance(error, self._httpx.TimeoutException):
                     raise self._lost(error) from None
             except (ssl.SSLError, OSError, ValueError) as error:
                 raise self._lost(error) from None
             else:
                 busy = response.status_code in (429, 502, 503, 504)
-                if not busy or number == _TRIES:
+                if not busy or attempt == _TRIES:
                     return response
                 response.close()
-            time.sleep(_PAUSE_S * 2 ** (number - 1))
+            time.sleep(_PAUSE_S * 2 ** (attempt - 1))
         raise RuntimeError("unreachable: the last try returns or raises")
 
     def _bounded(self, response: httpx.Response) -> Iterator[bytes]:

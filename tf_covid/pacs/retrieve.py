@@ -104,11 +104,11 @@ class _Download:
             with suppress(PacsUnavailable):  # what is missing then is asked for singly
                 self._receive(series_uid, "")
         for instance_uid in sorted(instances - self.received):
-            for number in range(1, _TRIES + 1):
+            for attempt in range(1, _TRIES + 1):
                 try:
                     self._receive(series_uid, instance_uid)
                 except PacsUnavailable:
-                    if number == _TRIES:
+                    if attempt == _TRIES:
                         raise
                 if instance_uid in self.received:
                     break

@@ -44,13 +44,13 @@ def _store(archive: DicomWeb, path: Path) -> bool:
     if uid in archive.instances(study_uid, series_uid):
         return False
     reason = "it does not list it"
-    for number in range(1, _TRIES + 1):
+    for attempt in range(1, _TRIES + 1):
         try:
             said = archive.store(MultipartFile.of(path))
             reason = said.get(uid) or "it does not list it"
             if uid in archive.instances(study_uid, series_uid):
                 return True
         except PacsUnavailable:
-            if number == _TRIES:
+            if attempt == _TRIES:
                 raise
     raise PacsError(f"pacs_not_stored: {archive.shown} did not take {path.name} ({reason})")

@@ -110,6 +110,7 @@ WARNINGS = {
     "mask_labels": "labels missing in the mask",
     "mask_doubtful": "lung mask doubtful",
     "score_class_mismatch": "CT score of another class",
+    "no_dicom_results": "no DICOM objects written",
 }
 
 _WHOLE_SERIES = (

@@ -175,9 +175,8 @@ def _was_slice(source: ScanFile, among_slices: bool, same_size: bool) -> bool:
         named = _STORED_CLASS.search(head, 0, _META_BYTES)
         if named is None or named[1].decode("latin-1").strip(" \0") not in UID_dictionary:
             return among_slices  # its header is gone, or damaged: no class of DICOM
-        return (
-            _CT_CLASS.search(head, 0, _META_BYTES) is not None
-        )  # a CT image without Rows was cut off
+        # A CT image without Rows was cut off. A report names the class of the images it is about.
+        return _CT_CLASS.match(named[1] + b"\0") is not None
     if all(tag in head for tag in (_SERIES_UID_TAG, _ROWS_TAG)):
         return True
     # A copy that failed leaves nothing, a stump or zeros.

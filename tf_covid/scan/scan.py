@@ -71,7 +71,7 @@ class SourceSeries:
         columns: Columns of a stored slice.
     """
 
-    attributes: dict[str, str]
+    attributes: dict[str, str] = field(repr=False)
     images: tuple[SourceImage, ...]
     orientation: tuple[float, ...]
     pixel_spacing_mm: tuple[float, ...]

@@ -13,12 +13,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import data_element_generator, read_dataset
 from pydicom.multival import MultiValue
+from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
 
 from tf_covid.scan import archive
 from tf_covid.scan.dicom.encoding import Encoding, body, find_encoding
@@ -246,14 +248,41 @@ def read_attributes(source: ScanFile) -> dict[str, str]:
     return {}
 
 
+#: Values that are numbers or items; a text under such a VR is none.
+_NO_TEXT = {
+    "SQ",
+    "FD",
+    "FL",
+    "US",
+    "SS",
+    "UL",
+    "SL",
+    "AT",
+    "OW",
+    "OF",
+    "OD",
+    "OL",
+    "OV",
+    "UV",
+    "SV",
+}
+
+
 def _decoded(dataset: Dataset, keyword: str) -> str:
     """A text in the file's character set; where that is unknown or does not fit, in Latin-1."""
-    raw = _text(dataset, keyword)
+    element = _raw(dataset, keyword)
+    if element is None or element.VR in _NO_TEXT:
+        return ""
+    if not isinstance(element.value, bytes):
+        return _text(dataset, keyword)
+    latin_1 = element.value.decode("latin-1")
+    name = keyword in ("PatientName", "ReferringPhysicianName")
     with suppress(*ERRORS, LookupError):
-        value = dataset.get(keyword)
-        values = value if isinstance(value, (list, MultiValue)) else [value]
-        return "\\".join(str(part).strip(" \0") for part in values if part is not None) or raw
-    return raw
+        encodings = convert_encodings(dataset.get("SpecificCharacterSet") or "")
+        text = decode_bytes(element.value, encodings, PN_DELIMS if name else TEXT_VR_DELIMS)
+        # Another patient's id may differ by the letter that a replacement stands for.
+        return (latin_1 if "\ufffd" in text else text).strip(" \0\t\r\n")
+    return latin_1.strip(" \0\t\r\n")
 
 
 def _reason(error: Exception) -> str:
