@@ -124,6 +124,7 @@ def test_identifiers_are_in_the_objects_alone(patient: Path, tmp_path: Path) -> 
     assert "ZQMARK" not in result.output
 
 
+@pytest.mark.slow
 def test_another_model_names_the_report_that_it_replaces(patient: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     infer(patient / "ward", "--out", out, "--dicom", "--attention", "none")
@@ -140,6 +141,7 @@ def test_another_model_names_the_report_that_it_replaces(patient: Path, tmp_path
     assert document.ReferencedSOPInstanceUID == first.SOPInstanceUID
 
 
+@pytest.mark.slow
 def test_a_map_that_would_be_shown_at_wrong_places_is_not_written(tmp_path: Path) -> None:
     chest = draw_chest(5, (72, 128, 128), severity=3)
     for name in ("ward", "gap"):
@@ -154,6 +156,7 @@ def test_a_map_that_would_be_shown_at_wrong_places_is_not_written(tmp_path: Path
     assert flags["no_dicom_map"]["level"] == "info"
 
 
+@pytest.mark.slow
 def test_objects_asked_for_later_bear_the_time_of_the_answer(patient: Path, tmp_path: Path) -> None:
     words = [patient / "ward", "--out", tmp_path, "--attention", "none"]
     infer(*words)
@@ -185,6 +188,7 @@ def test_all_that_decides_an_answer_tells_questions_apart(tmp_path: Path) -> Non
     assert {json.dumps(Run(tmp_path, options)._decides) for options in same} == {decide[0]}
 
 
+@pytest.mark.slow
 def test_for_a_research_archive(patient: Path, tmp_path: Path) -> None:
     infer(patient / "ward", "--out", tmp_path, "--dicom-deidentified")
     source = pydicom.dcmread(next((patient / "ward").iterdir()))

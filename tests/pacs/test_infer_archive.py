@@ -101,6 +101,7 @@ def test_a_wrong_password_ends_it(
     assert "wrong-word" not in result.output
 
 
+@pytest.mark.slow
 def test_answers_without_objects_are_no_success_where_they_are_to_be_stored(
     orthanc: Orthanc, patient: Path, tmp_path: Path, login: None
 ) -> None:
@@ -116,6 +117,7 @@ def test_answers_without_objects_are_no_success_where_they_are_to_be_stored(
     assert "no_dicom_results" in {flag["code"] for flag in flags}
 
 
+@pytest.mark.slow
 def test_a_store_that_is_not_there_leaves_the_answer(
     patient: Path, tmp_path: Path, login: None
 ) -> None:
