@@ -47,7 +47,10 @@ def retrieve_study(
     """
     listing = _list(archive, study_uid)
     if not any(listing.values()):
-        raise PacsError(f"pacs_unknown: {archive.shown} has no CT images of this study")
+        raise PacsError(
+            f"pacs_unknown: {archive.shown} lists no CT images of this study; see its UID, and the"
+            " path of the URL"
+        )
     download = _Download(archive, study_uid, folder)
     for _ in range(_ROUNDS):
         count = sum(map(len, listing.values()))
