@@ -206,7 +206,7 @@ def test_a_redirect_gets_no_password(server: Any, tmp_path: Path) -> None:
 def test_a_byte_a_second_is_too_slow(
     server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tf_covid.pacs.dicomweb._TOTAL_S", 2.0)
+    monkeypatch.setattr("tf_covid.pacs.connection._TOTAL_S", 2.0)
 
     def drip(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
