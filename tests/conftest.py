@@ -44,6 +44,33 @@ def real_ct() -> Path:
 
 
 @pytest.fixture(scope="session")
+def loaded_once() -> Iterator[None]:
+    """Shipped models that `tfcovid infer` asks for again in this process are those of before.
+
+    Loading and tracing them takes three times as long as a small answer.
+    """
+    from tf_covid.infer import Run
+    from tf_covid.weights import catalog
+
+    load, kept = Run.models.func, {}
+
+    def models(run: Run) -> Any:
+        options = run.options
+        lungs = {options.lungs_model, options.lobes_model} - {None, "none"}
+        if run._remote is not None or not {*options.models, *lungs} <= catalog.shipped().keys():
+            return load(run)
+        key = (options.models, options.lungs_model, options.lobes_model)
+        key = (*key, options.precision, options.allow_other_lungs)
+        if key not in kept:
+            kept[key] = load(run)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "models", property(models))
+        yield
+
+
+@pytest.fixture(scope="session")
 def threshold_unet() -> Callable[[dict[str, Any]], Any]:
     """Builder of a U-Net, from its arguments, whose weights are set by hand.
 

@@ -22,6 +22,8 @@ from tf_covid.phantom import draw_chest
 from tf_covid.phantom.files import write_dicom, write_nifti_volume
 from tf_covid.scan import lung_flags
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
 SEED = 5  # class 0 … 4 follows from severity=
 
 

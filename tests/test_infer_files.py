@@ -26,6 +26,8 @@ from tf_covid.result import QualityFlag
 from tf_covid.scan import Case
 from tf_covid.weights import catalog
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
 VALUES: dict[str, Any] = {
     "case": "a",
     "status": "pass",

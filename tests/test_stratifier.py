@@ -92,6 +92,7 @@ def test_the_clip_is_the_windowed_lung_and_nothing_else(model):
     np.testing.assert_allclose(prepared["box"].numpy()[0], [0.25, 0.75, 1 / 9, 8 / 9], atol=0.06)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["model", "model_with_disease"])
 def test_keras_file_round_trip(which, request, tmp_path):
     model = request.getfixturevalue(which)

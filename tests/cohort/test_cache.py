@@ -150,6 +150,7 @@ def test_a_half_record_is_made_again(
     assert record.path.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_several_processes_make_the_same_records(
     rows: list[ManifestRow], wanted: cache.CacheSpec, tmp_path: Path
 ) -> None:

@@ -22,6 +22,8 @@ from tf_covid.infer import Options, Run
 from tf_covid.phantom import draw_chest
 from tf_covid.phantom.files import write_dicom, write_nifti_volume
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
 OBJECTS = ["attention.dcm", "lungs.dcm", "report.dcm", "summary.dcm"]
 
 

@@ -26,6 +26,8 @@ from click.testing import CliRunner
 from tf_covid.cli import main
 from tf_covid.weights import load, load_model, read_contract, save_model
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 clip = [16, 32, 32]
 working_grid = [24, 48, 48]

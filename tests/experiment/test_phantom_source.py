@@ -80,6 +80,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_share_of_the_chests_is_new_in_each_epoch(tmp_path: Path) -> None:
     with cohort(tmp_path / "run") as chests:
         validation = chests.start()

@@ -19,6 +19,7 @@ from tf_covid.experiment.evaluate import evaluate
 from tf_covid.experiment.fit import fit
 from tf_covid.experiment.phantom_source import PhantomCohort
 from tf_covid.experiment.run_folder import FitRequest
+from tf_covid.local import LocalModels
 from tf_covid.phantom.cohort import write_cohort
 from tf_covid.pipeline import stratify
 from tf_covid.preprocessor import LOBES, LUNGS
@@ -31,6 +32,8 @@ from tf_covid.weights import Preprocessing, catalog, load, quarantine
 
 if TYPE_CHECKING:
     from tests.servers import SmallFiles
+
+pytestmark = pytest.mark.slow
 
 COLUMNS = [name.replace(" ", "_") for name in NAMES]
 
@@ -46,14 +49,9 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def answers(cohort: Path, small_files: SmallFiles) -> dict[str, Result]:
     """What `infer` says of each, behind the shipped pair."""
+    models = LocalModels([small_files.network], lungs=LUNGS, lobes=LOBES)
     return {
-        row.case: stratify(
-            find_cases(row.path)[0].read(),
-            small_files.network,
-            lungs_model=LUNGS,
-            lobes_model=LOBES,
-            attention="none",
-        )
+        row.case: stratify(find_cases(row.path)[0].read(), models, attention="none")
         for row in read_manifest(cohort)
     }
 

@@ -116,6 +116,7 @@ def test_allowed_it_answers_with_a_warning(behind, small_files):
     assert "other_lungs" not in {flag.code for flag in own.quality_flags}
 
 
+@pytest.mark.slow
 def test_without_a_gate_the_mask_is_the_2d_one_and_lobes_are_found_all_the_same(
     behind, small_files, monkeypatch
 ):

@@ -321,6 +321,7 @@ def test_a_name_that_no_server_takes_is_refused(tmp_path, name):
         export("severity-ltc", tmp_path / name)
 
 
+@pytest.mark.slow
 def test_what_a_killed_export_left_is_removed(small_lungs, small_files, tmp_path):
     from tf_covid import atomic
 

@@ -92,6 +92,7 @@ def test_keras_file_opens_in_safe_mode_without_our_classes(name, arguments, tmp_
     np.testing.assert_array_equal(network(clip)["logits"], again(clip)["logits"])
 
 
+@pytest.mark.slow
 @each_network_variants_slow
 def test_saved_model_answers_alike(name, arguments, tmp_path):
     network = NETWORKS[name].build(**arguments)
@@ -101,6 +102,7 @@ def test_saved_model_answers_alike(name, arguments, tmp_path):
     np.testing.assert_allclose(layer(clip)["logits"], network(clip)["logits"], atol=1e-5)
 
 
+@pytest.mark.slow
 @each_network_variants_slow
 @pytest.mark.parametrize(
     "precision", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
@@ -126,6 +128,7 @@ def test_one_training_step_changes_every_trainable_weight(name, arguments, preci
     assert unchanged == []
 
 
+@pytest.mark.slow
 @each_network
 def test_mixed_precision_keeps_float32_logits_near_the_exact_ones(name, arguments):
     keras.utils.set_random_seed(2)

@@ -19,6 +19,8 @@ from tf_covid.cli import main
 from tf_covid.phantom import draw_chest
 from tf_covid.phantom.files import write_dicom
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
 
 @pytest.fixture(scope="module")
 def patient(tmp_path_factory: pytest.TempPathFactory) -> Path:

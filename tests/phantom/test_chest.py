@@ -71,6 +71,7 @@ def test_same_seed_same_chest_and_another_seed_another() -> None:
     assert (draw_chest(4, (16, 48, 48)).hu != first.hu).mean() > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("severity", range(5))
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_scores_follow_from_the_voxels_and_the_class_is_the_wanted_one(

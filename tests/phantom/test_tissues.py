@@ -65,6 +65,7 @@ def test_as_much_fluid_as_drawn(ml_drawn: float, least: float) -> None:
         assert not c.lesions.any()
 
 
+@pytest.mark.slow
 def test_effusion_reaches_800_ml_and_occurs_in_a_fifth() -> None:
     from tf_covid.phantom.patient import draw_patient
 

@@ -18,6 +18,8 @@ from tensorflow_serving.config import model_server_config_pb2
 from tf_covid.export.savedmodel import BATCHING, CLIP_SUFFIX
 from tf_covid.weights import catalog
 
+pytestmark = pytest.mark.slow
+
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
 

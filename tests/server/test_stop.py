@@ -72,6 +72,7 @@ def test_a_stop_does_not_wait_for_ever(gate: Any, until: Any) -> None:
     assert stuck.result().status_code == 503
 
 
+@pytest.mark.slow
 def test_the_program_ends_well(store: Any) -> None:
     store.put("gate", "gate")
     program = (

@@ -101,6 +101,7 @@ def texts(make: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]
     return texts | {"comparison": (folder / "out" / "comparison.html").read_text("utf-8")}
 
 
+@pytest.mark.slow
 def test_nothing_scrolls_sideways_on_a_phone(texts: dict[str, str], tmp_path: Path) -> None:
     for name, text in texts.items():
         needed, there = phone_widths(text, tmp_path)

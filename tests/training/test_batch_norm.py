@@ -161,6 +161,7 @@ def test_a_frozen_stage_is_saved_as_it_learned(records: list[CacheRecord], tmp_p
         assert still == (not norm.name.startswith("up0")), norm.name
 
 
+@pytest.mark.slow
 def test_a_network_answers_as_it_was_trained(records: list[CacheRecord], tmp_path: Path) -> None:
     """Its loss on its own clips is not far above that with the statistics of each batch, after a
     few steps only."""

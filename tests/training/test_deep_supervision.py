@@ -17,6 +17,7 @@ from tf_covid.training.settings import Settings
 from tf_covid.weights import Contract, load, save_model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stem", ["same", "symmetric"])
 @pytest.mark.parametrize("clip", [(9, 40, 36, 1), (16, 33, 47, 3)])
 def test_what_trains_faster_answers_the_same(clip, stem):
@@ -56,6 +57,7 @@ def test_a_network_that_pools_its_diseased_cells_is_taught_at_them():
     np.testing.assert_array_equal(after["disease_Mixed_4f"], before["disease_Mixed_4f"])
 
 
+@pytest.mark.slow
 def test_a_network_that_pools_its_diseased_cells_starts_from_one_that_does_not(tmp_path):
     arguments = {"input_shape": [8, 32, 32, 1], "classes": 5, "ct_score": True}
     plain = I3D((8, 32, 32, 1), classes=5, ct_score=True)

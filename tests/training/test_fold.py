@@ -163,6 +163,7 @@ def test_a_frozen_stage_changes_the_head_only(records: list[CacheRecord], tmp_pa
             assert same == layer.name.startswith("conv"), layer.name
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_kept(records: list[CacheRecord], tmp_path: Path) -> None:
     settings = ltc(
         epochs=5,
@@ -179,6 +180,7 @@ def test_the_best_weights_are_kept(records: list[CacheRecord], tmp_path: Path) -
     assert loss == pytest.approx(min(trained.curves["val_loss"]), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_patience_ends_a_training(records: list[CacheRecord], tmp_path: Path) -> None:
     settings = ltc(epochs=50, learning_rate=0.1, validation_fraction=0.3, patience=1, keep="best")
     trained = run(plan("covid", "ltc", settings), records, tmp_path, validation=4)

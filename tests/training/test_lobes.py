@@ -223,6 +223,7 @@ class _Silent:
         pass
 
 
+@pytest.mark.slow
 def test_fit_trains_a_lobe_network_and_measures_its_lobes(cohort: Path, tmp_path: Path) -> None:
     said: list[str] = []
     settings = SETTINGS.model_copy(
@@ -268,6 +269,7 @@ def test_fit_trains_a_lobe_network_and_measures_its_lobes(cohort: Path, tmp_path
     assert {"logits_loss", "flips_loss", "val_loss"} <= set(curves)
 
 
+@pytest.mark.slow
 def test_a_lobe_network_learns(cohort: Path, tmp_path: Path) -> None:
     folder = cohort.parent
     rows = [

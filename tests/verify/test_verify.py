@@ -22,6 +22,7 @@ SIGNATURES = {
 }
 
 
+@pytest.mark.slow
 def test_an_export_agrees_in_every_way(small_files, small_lungs, small_export):
     pytest.importorskip("openvino", reason="needs the extra [openvino]")
     checks = list(verify(small_files.network, small_export.stratifier))

@@ -349,6 +349,7 @@ OF_OURS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "ending"), OF_OURS)
 def test_files_of_ours_come_back(model, ending, tmp_path):
     build, arguments = OURS[model]
