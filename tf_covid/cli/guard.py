@@ -77,6 +77,54 @@ def lung_model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def dicom_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options for DICOM objects to a command."""
+    for option in (
+        click.option(
+            "--dicom-deidentified",
+            is_flag=True,
+            help=(
+                "The DICOM objects for research: under a pseudonym, with new UIDs and without"
+                " dates."
+            ),
+        ),
+        click.option("--dicom-pdf", is_flag=True, help="And report_pdf.dcm, the montage as a PDF."),
+        click.option(
+            "--dicom-map",
+            is_flag=True,
+            help="And attention_map.dcm, a Parametric Map, which is large.",
+        ),
+        click.option(
+            "--dicom",
+            is_flag=True,
+            help=(
+                "Write DICOM objects as well: lungs.dcm, attention.dcm, summary.dcm, report.dcm."
+                " They hold the patient's identity, as an archive needs."
+            ),
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def archive_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--ca-file` and `--client-cert` to a command."""
+    for option in (
+        click.option(
+            "--client-cert",
+            type=click.Path(path_type=Path, dir_okay=False, exists=True),
+            help="Certificate and key (PEM) with which this program shows itself to the archive.",
+        ),
+        click.option(
+            "--ca-file",
+            type=click.Path(path_type=Path, dir_okay=False, exists=True),
+            help="Certificates (PEM) of who may vouch for the archive, instead of the system's.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def lung_labels(
     context: click.Context, option: click.Parameter, text: str | None
 ) -> tuple[int, ...]:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tf_covid.cli.guard import FOLDER, guarded, lung_labels, lung_model_options
+from tf_covid.cli.guard import (
+    FOLDER,
+    archive_options,
+    dicom_options,
+    guarded,
+    lung_labels,
+    lung_model_options,
+)
 
 if TYPE_CHECKING:
     from tf_covid.client.remote import RemoteModels
@@ -83,38 +90,13 @@ class ScanInput(click.ParamType):
 @click.option(
     "--keep-identifiers", is_flag=True, help="Put UIDs, patient id and name into result.json."
 )
-@click.option(
-    "--dicom",
-    is_flag=True,
-    help=(
-        "Write DICOM objects as well: lungs.dcm, attention.dcm, summary.dcm, report.dcm. They hold"
-        " the patient's identity, as an archive needs."
-    ),
-)
-@click.option(
-    "--dicom-map", is_flag=True, help="And attention_map.dcm, a Parametric Map, which is large."
-)
-@click.option("--dicom-pdf", is_flag=True, help="And report_pdf.dcm, the montage as a PDF.")
-@click.option(
-    "--dicom-deidentified",
-    is_flag=True,
-    help="The DICOM objects for research: under a pseudonym, with new UIDs and without dates.",
-)
+@dicom_options
 @click.option(
     "--store",
     metavar="URL",
     help="Store the DICOM objects in an archive, by DICOMweb, and see that they are there.",
 )
-@click.option(
-    "--ca-file",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="Certificates (PEM) of who may vouch for the archive, instead of the system's.",
-)
-@click.option(
-    "--client-cert",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="Certificate and key (PEM) with which this program shows itself to the archive.",
-)
+@archive_options
 @click.option(
     "--one-case", is_flag=True, hidden=True, help="Answer nothing unless the input is one case."
 )
