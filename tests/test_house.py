@@ -60,7 +60,18 @@ ROAD = (
         "study",
         "training",
     ),
-    *("infer", "experiment", "export", "client", "pacs", "server", "verify", "doctor", "console"),
+    *(
+        "infer",
+        "experiment",
+        "export",
+        "client",
+        "pacs",
+        "watch",
+        "server",
+        "verify",
+        "doctor",
+        "console",
+    ),
     "cli",
 )
 
@@ -194,7 +205,7 @@ def test_every_library_that_is_imported_is_declared() -> None:
         extras = {
             **{"cohort": ["tfio"], "weights": ["torch"], "verify": ["serve", "openvino"]},
             **{"export": ["serve"], "client": ["serve"], "server": ["serve"]},
-            **{"dicom_results": ["dicom"], "pacs": ["dicom"]},
+            **{"dicom_results": ["dicom"], "pacs": ["dicom"], "watch": ["dicom"]},
         }
         declared = {
             canonicalize_name(requirement.name)

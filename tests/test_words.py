@@ -20,7 +20,7 @@ IDENTIFIERS = {
     "teaching|held_out|told": "train, validation, on_epoch_end",
     "goes_on": "resume",
     "clip_norm": "gradient_clip_norm",
-    "say|watch": "on_message, progress",
+    "say": "on_message, progress",
     "Feed|ClipFeed|SliceFeed|feed": "TrainingInput, training_input",
     "Wanted|wanted": "CacheSpec, cache_spec, expected",
     "Road|road|way": "ClipPreprocessor, ServingModule, pipeline, route",
@@ -57,6 +57,7 @@ IDENTIFIERS_BUT = {
     ("words", r"scan\.text_voxels"): "text",
     ("card", r"training\.card"): "model_card",
     ("entries", r"weights\.convert"): "records",
+    ("watch", r"^tf_covid\.watch|cli\.watching"): "on_message, progress",
 }
 
 #: What users and readers of docstrings read, and what is said instead.

@@ -29,6 +29,7 @@ The map of the house, in the order of imports; a room may use those above it, ne
     export/                     MODEL → SAVEDMODEL for TF Serving
     client/                     a server, ours or TF Serving, instead of the models here
     pacs/                       ARCHIVE ↔ FILES: a study out of one, results into one
+    watch/                      ARCHIVES → ANSWERS: every new chest CT once
     server/                     SAVEDMODEL → ANSWERS: TF Serving's REST (http/) and gRPC API
     verify/                     Keras, SavedModel, OpenVINO and server, compared value by value
     doctor/                     what is installed and works

@@ -79,5 +79,9 @@ class PacsError(TfCovidError):
     """An archive that does not do what it was asked; the message names it without its secrets."""
 
 
+class WatchError(TfCovidError):
+    """A watch whose journal or sources cannot be used, or a series that is not as it was seen."""
+
+
 class PacsUnavailable(PacsError):
     """An archive that is not there, too slow, or broke off: worth another try."""

@@ -363,19 +363,28 @@ def run_cases(run: Run, cases: Iterable[Case]) -> Iterator[CaseOutcome]:
     summary = Summary(run.out)
     fault: Exception | None = None
     for case in cases:
-        try:
-            outcome = run.answer(case)
-        except TfCovidError:
-            raise
-        except Exception as error:  # no error of ours has a name for it
-            fault = fault or error
-            text = " ".join(f"{type(error).__name__}: {error}".split())
-            outcome = _lost(run.out / case.name, "internal_error", text)
+        outcome, error = answer_one(run, case)
+        fault = fault or error
         summary.add(outcome)
         yield outcome
     summary.write()
     if fault is not None:
         raise fault
+
+
+def answer_one(run: Run, case: Case) -> tuple[CaseOutcome, Exception | None]:
+    """What became of a case, and the fault of ours that it met, if any.
+
+    Raises:
+        ModelError, ServingError: If the models cannot answer any scan.
+    """
+    try:
+        return run.answer(case), None
+    except TfCovidError:
+        raise
+    except Exception as error:  # no error of ours has a name for it
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        return _lost(run.out / case.name, "internal_error", text), error
 
 
 def _lost(folder: Path, code: str, text: str) -> CaseOutcome:

@@ -28,9 +28,11 @@ class Orthanc:
 
     Args:
         port: Of its HTTP server.
+        dimse_port: Of its DICOM node, ORTHANC; 0 for none.
     """
 
     port: int
+    dimse_port: int = 0
 
     @property
     def url(self) -> str:
@@ -74,12 +76,20 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Orthanc]:
-    """Start an archive; skip the test where there is none."""
+def running(
+    folder: Path, ports: tuple[int, int] | None = None, **further: Any
+) -> Iterator[Orthanc]:
+    """Start an archive; skip the test where there is none.
+
+    Args:
+        folder: Holds what it stores.
+        ports: Of HTTP and DICOM, for one that starts again; free ones without.
+        further: Settings of its own.
+    """
     program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
     if program is None or not _PLUGIN.exists():
         pytest.skip("needs Orthanc and its DICOMweb plugin: make test-system, as root")
-    orthanc = Orthanc(free_port())
+    orthanc = Orthanc(*(ports or (free_port(), free_port())))
     settings = {
         "StorageDirectory": str(folder / "db"),
         "IndexDirectory": str(folder / "db"),
@@ -87,9 +97,15 @@ def running(folder: Path) -> Iterator[Orthanc]:
         "RemoteAccessAllowed": False,
         "AuthenticationEnabled": True,
         "RegisteredUsers": {USER: PASSWORD},
-        "DicomServerEnabled": False,
+        "DicomServerEnabled": True,
+        "DicomPort": orthanc.dimse_port,
+        "DicomAet": "ORTHANC",
+        "DicomCheckCalledAet": True,
+        "DicomAlwaysAllowStore": False,
+        "DicomModalities": {"watch": ["TFCOVID", "127.0.0.1", 1]},
         "Plugins": [str(_PLUGIN)],
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+        **further,
     }
     (folder / "orthanc.json").write_text(json.dumps(settings), "utf-8")
     with (folder / "orthanc.log").open("wb") as log:

@@ -13,6 +13,7 @@ from tf_covid import __version__
 from tf_covid.cli.scans import check, infer, phantom
 from tf_covid.cli.serving import doctor, export, serve, verify
 from tf_covid.cli.training import evaluate, fit, import_, manifest, study
+from tf_covid.cli.watching import watch
 
 __all__ = ["infer", "main"]
 
@@ -34,5 +35,5 @@ def main() -> None:
 
 for _command in (infer, check, phantom, manifest, import_, fit, evaluate, study):
     main.add_command(_command)
-for _command in (export, verify, serve, doctor):
+for _command in (export, verify, serve, watch, doctor):
     main.add_command(_command)

@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import date
 from typing import TYPE_CHECKING, Any, Self
 
-from tf_covid.errors import PacsError
+from tf_covid.errors import PacsError, PacsUnavailable
 from tf_covid.pacs.address import Access, is_uid
 from tf_covid.pacs.connection import READ_S, Connection
 
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
     from tf_covid.pacs.multipart import MultipartFile
     from tf_covid.tensor import Json
 
-#: Instances that are asked for at once when a series is listed.
+#: Series or instances that are asked for at once.
 _PAGE = 1000
-#: Most that may be listed of one study.
-_MOST_INSTANCES = 20_000
+#: Most that may be listed of one study, and most series of the whole archive.
+_MOST_INSTANCES, _MOST_SERIES = 20_000, 200_000
 _ANY_SYNTAX = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 
 
@@ -34,6 +35,21 @@ class ListedSeries:
 
     uid: str = field(repr=False)
     modality: str
+
+
+@dataclass(frozen=True)
+class ArchivedSeries:
+    """A series of an archive.
+
+    Args:
+        study_uid: StudyInstanceUID.
+        uid: SeriesInstanceUID.
+        images: How many images it has; None where the archive does not say it.
+    """
+
+    study_uid: str = field(repr=False)
+    uid: str = field(repr=False)
+    images: int | None
 
 
 class DicomWeb:
@@ -62,6 +78,37 @@ class DicomWeb:
     def close(self) -> None:
         """Close its connections."""
         self._connection.close()
+
+    def check(self) -> None:
+        """Ask for a series, to see whether the archive is there.
+
+        Raises:
+            PacsError: If it does not answer, or not as DICOMweb does.
+        """
+        self._page("series", {"limit": "1"})
+
+    def ct_series(self, since: date | None = None) -> list[ArchivedSeries]:
+        """The CT series of all studies.
+
+        Args:
+            since: First day of the studies; None: all.
+
+        Raises:
+            PacsError: If the archive does not answer, or not as DICOMweb does.
+        """
+        query = {"Modality": "CT", "includefield": "00201209"}
+        if since is not None:
+            query["StudyDate"] = f"{since:%Y%m%d}-"
+        listed = []
+        for item in self._pages("series", query, _MOST_SERIES, "series (see --study-days)"):
+            study_uid, uid = _text(item, "0020000D"), _text(item, "0020000E")
+            if not is_uid(uid) or not is_uid(study_uid):
+                raise self._connection.no_dicomweb("a series without its UIDs")
+            if _text(item, "00080060") not in ("CT", ""):
+                continue  # some services take no notice of a filter
+            count = _text(item, "00201209")
+            listed.append(ArchivedSeries(study_uid, uid, int(count) if count.isdigit() else None))
+        return listed
 
     def series(self, study_uid: str) -> list[ListedSeries]:
         """The series of a study; none where the archive does not know it.
@@ -134,22 +181,16 @@ class DicomWeb:
         return said
 
     def _list(self, path: str) -> list[Any]:
+        """All items that a study or series has; none where the archive does not know it."""
+        return self._pages(path, {}, _MOST_INSTANCES, "images of one study")
+
+    def _pages(self, path: str, query: dict[str, str], limit: int, of: str) -> list[Any]:
         """Every item of a QIDO-RS answer, page by page."""
         items: list[Any] = []
         first: object = None
-        while len(items) < _MOST_INSTANCES:
-            status, content = self._connection.request_json(
-                "GET",
-                path,
-                params={"limit": str(_PAGE), "offset": str(len(items))},
-                headers={"Accept": "application/dicom+json"},
-            )
-            if status in (204, 404):
-                return items
-            self._connection.check_status(status)
-            page = self._connection.parsed(content)
-            if not isinstance(page, list) or not all(isinstance(item, dict) for item in page):
-                raise self._connection.no_dicomweb("an answer to QIDO-RS that is no list")
+        while len(items) < limit:
+            paging = {"limit": str(_PAGE), "offset": str(len(items))}
+            page = self._page(path, query | paging)
             # Some services know no pages, and send everything each time.
             if not page or page[0] == first:
                 return items
@@ -157,9 +198,24 @@ class DicomWeb:
             items += page
             if len(page) < _PAGE:
                 return items
-        raise PacsError(
-            f"pacs_too_large: {self.shown} lists more than {_MOST_INSTANCES} images of one study"
+        raise PacsError(f"pacs_too_large: {self.shown} lists more than {limit} {of}")
+
+    def _page(self, path: str, query: dict[str, str]) -> list[Any]:
+        status, content = self._connection.request_json(
+            "GET", path, params=query, headers={"Accept": "application/dicom+json"}
         )
+        if status == 404 and path == "series":
+            # No study is missing: there is no such service, or its plugin is not loaded yet.
+            raise PacsUnavailable(
+                f"pacs_unknown: {self.shown} knows no series (404); see the path of its URL"
+            )
+        if status in (204, 404):
+            return []
+        self._connection.check_status(status)
+        page = self._connection.parsed(content)
+        if not isinstance(page, list) or not all(isinstance(item, dict) for item in page):
+            raise self._connection.no_dicomweb("an answer to QIDO-RS that is no list")
+        return page
 
 
 def _text(item: Json, tag: str) -> str:

@@ -73,6 +73,26 @@ def retrieve_study(
     )
 
 
+def retrieve_series(
+    archive: DicomWeb, study_uid: str, series_uid: str, instances: frozenset[str], folder: Path
+) -> None:
+    """Retrieve one series.
+
+    Args:
+        archive: Where it is.
+        study_uid: StudyInstanceUID.
+        series_uid: SeriesInstanceUID.
+        instances: SOPInstanceUIDs of its images, as the archive listed them.
+        folder: An empty folder, which gets a file an image.
+
+    Raises:
+        PacsError: If the archive does not answer, does not give it whole, or if it changed.
+    """
+    _Download(archive, study_uid, folder).series(series_uid, instances)
+    if archive.instances(study_uid, series_uid) != instances:
+        raise PacsError(f"pacs_changed: the series changed in {archive.shown} while it was read")
+
+
 def _list(archive: DicomWeb, study_uid: str) -> Listing:
     # What states no modality may be CT, and the reader looks at it.
     return {

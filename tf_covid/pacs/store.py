@@ -14,6 +14,30 @@ from tf_covid.pacs.multipart import MultipartFile
 _TRIES = 3
 
 
+class StowNode:
+    """An archive that results are stored in by DICOMweb.
+
+    Args:
+        archive: The archive.
+    """
+
+    def __init__(self, archive: DicomWeb) -> None:
+        self._archive = archive
+        self.shown = archive.shown
+
+    def check(self) -> None:
+        """Ask whether it is there.
+
+        Raises:
+            PacsError: If it is not, or does not let us in.
+        """
+        self._archive.check()
+
+    def store(self, paths: Iterable[Path], on_message: Callable[[str], None]) -> None:
+        """See `store_objects`."""
+        store_objects(self._archive, paths, on_message)
+
+
 def store_objects(
     archive: DicomWeb, paths: Iterable[Path], on_message: Callable[[str], None]
 ) -> None:

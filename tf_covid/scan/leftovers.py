@@ -225,6 +225,8 @@ _FLAGS: tuple[tuple[str, str, Level, str], ...] = (
         ),
     ),
 )
+#: Codes of flags about files beside a scan, and of no other kind.
+LEFT_ALONE = frozenset(code for _, code, level, _ in _FLAGS if level == "info")
 
 
 def what_it_is(source: ScanFile) -> str:

@@ -1,0 +1,238 @@
+"""Images that were sent to us, until their series are answered: files, and which are complete."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pydicom
+
+from tf_covid.atomic import make_folder, remove_leftovers, replacing
+from tf_covid.errors import WatchError
+from tf_covid.pacs.address import is_uid
+from tf_covid.scan import Case
+from tf_covid.scan.dicom.header import ERRORS
+from tf_covid.watch.journal import JournalRow, SeenSeries
+from tf_covid.watch.source import Find, case_of, same_images
+
+#: Seconds to wait for more of a series whose sender broke off, or does not end.
+BROKEN_S = 600.0
+
+
+@dataclass
+class _Series:
+    """What is known of a series.
+
+    Args:
+        seen: Its UIDs, and those of its images.
+        changed: When its last image came, by the clock of the inbox.
+        released: Whether its senders said that they were done.
+        senders: Associations that sent of it and are still open.
+        given: How many images it had when it was given out.
+    """
+
+    seen: SeenSeries
+    changed: float
+    released: bool
+    senders: set[object] = field(default_factory=set)
+    given: int = 0
+
+
+class Unreadable(Exception):
+    """An image without valid UIDs, or whose header cannot be read."""
+
+
+class Inbox:
+    """Series that senders have begun to send: a folder each, a file an image.
+
+    Several threads may put images in; one asks what is complete.
+
+    Args:
+        folder: Holds them; made if needed.
+        source: What `SeenSeries.source` says of them.
+        quiet_s: Seconds without a further image after which a series is complete.
+        broken_s: The same where its sender broke off.
+        clock: Gives the time, in seconds.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        source: str,
+        *,
+        quiet_s: float,
+        broken_s: float = BROKEN_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._received, self._released = folder / "received", folder / "released"
+        self._source, self._quiet_s, self._broken_s = source, quiet_s, max(broken_s, quiet_s)
+        self._clock = clock
+        self._lock = threading.Lock()
+        #: Name of the case → what is known of its series.
+        self._series: dict[str, _Series] = {}
+        make_folder(self._received)
+        make_folder(self._released)
+        for path in sorted(self._received.iterdir()):
+            if path.is_dir():
+                remove_leftovers(path)
+                self._take_up(path)
+
+    def put(self, content: bytes, sender: object) -> str:
+        """Keep an image; it is on the disk when this returns.
+
+        Args:
+            content: The DICOM file.
+            sender: Stands for the association that it came by.
+
+        Returns:
+            Name of the case of its series.
+
+        Raises:
+            Unreadable: If its header says nothing of use.
+            OutputError: If it cannot be written.
+        """
+        seen = _header_of(content)
+        study_uid, series_uid, image_uid = seen
+        name = SeenSeries("", study_uid, series_uid, frozenset()).case_name
+        folder = self._received / name
+        path = folder / f"{_hashed(image_uid)}.dcm"
+        with self._lock:
+            series = self._series.get(name)
+            if series is None:
+                new = SeenSeries(self._source, study_uid, series_uid, frozenset())
+                series = self._series[name] = _Series(new, self._clock(), False)
+            if sender not in series.senders:
+                # Until this one is done as well, the series may be cut off.
+                series.released = False
+                (self._released / name).unlink(missing_ok=True)
+            series.senders.add(sender)
+        make_folder(folder)
+        if not path.exists():
+            with replacing(path) as partial:
+                _write(partial, content)
+            _sync(folder)
+            with self._lock:
+                series.changed = self._clock()
+                series.seen = SeenSeries(
+                    self._source, study_uid, series_uid, series.seen.images | {image_uid}
+                )
+        return name
+
+    def ended(self, sender: object, *, released: bool) -> None:
+        """An association has ended.
+
+        Args:
+            sender: Stands for it.
+            released: Whether its other side said that it was done, and everything was taken.
+        """
+        with self._lock:
+            for name, series in self._series.items():
+                if sender not in series.senders:
+                    continue
+                series.senders.remove(sender)
+                if released and not series.senders:
+                    series.released = True
+                    with suppress(OSError):  # without it, a watch that starts again waits longer
+                        (self._released / name).touch()
+
+    def complete(self) -> Iterator[SeenSeries]:
+        """Series that have been quiet for long enough, each once for each set of images."""
+        with self._lock:
+            complete = []
+            for series in self._series.values():
+                done = series.released and not series.senders
+                quiet = self._clock() - series.changed >= (
+                    self._quiet_s if done else self._broken_s
+                )
+                if quiet and len(series.seen.images) != series.given:
+                    complete.append(series)
+        for series in complete:
+            yield series.seen
+            series.given = len(series.seen.images)
+
+    @contextmanager
+    def case(self, entry: JournalRow, find: Find) -> Iterator[Case]:
+        """See `Source.case`."""
+        with self._lock:
+            series = self._series.get(entry.case_name)
+        if series is None:
+            raise WatchError("series_gone: what was received of it was removed")
+        same_images(entry, series.seen)
+        yield case_of(self._received / entry.case_name, entry, find)
+
+    def remove(self, case_name: str) -> None:
+        """Remove the files of a series."""
+        with self._lock:
+            series = self._series.get(case_name)
+            if series is not None and series.senders:
+                return  # more of it is coming
+            self._series.pop(case_name, None)
+        shutil.rmtree(self._received / case_name, ignore_errors=True)
+        (self._released / case_name).unlink(missing_ok=True)
+
+    def _take_up(self, folder: Path) -> None:
+        """A series that an earlier watch received; the journal knows whether it is answered."""
+        images = set()
+        study_uid = series_uid = ""
+        for path in folder.glob("*.dcm"):
+            try:
+                with path.open("rb") as stream:
+                    study_uid, series_uid, image_uid = _header_of(stream)
+            except Unreadable:
+                continue
+            images.add(image_uid)
+        if not images:
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        seen = SeenSeries(self._source, study_uid, series_uid, frozenset(images))
+        released = (self._released / folder.name).exists()
+        self._series[folder.name] = _Series(seen, self._clock(), released)
+
+
+def _header_of(content: bytes | io.BufferedReader) -> tuple[str, str, str]:
+    """UIDs of study, series and instance.
+
+    Raises:
+        Unreadable: If one is missing, or is none.
+    """
+    names = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"]
+    try:
+        header = pydicom.dcmread(
+            io.BytesIO(content) if isinstance(content, bytes) else content,
+            stop_before_pixels=True,
+            specific_tags=[*names],
+        )
+        study, series, image = (str(header.get(name) or "") for name in names)
+    except ERRORS:
+        raise Unreadable from None
+    if not all(map(is_uid, (study, series, image))):
+        raise Unreadable
+    return study, series, image
+
+
+def _hashed(uid: str) -> str:
+    return hashlib.sha256(uid.encode()).hexdigest()[:32]
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Bring a folder's entries onto the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

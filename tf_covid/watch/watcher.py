@@ -1,0 +1,239 @@
+"""The loop of a watch: look, answer, store, write down; through kills, full disks and absences."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from tf_covid.errors import OutputError, PacsError, PacsUnavailable, WatchError
+from tf_covid.infer import CaseOutcome, Run, Summary, answer_one
+from tf_covid.report.files import OBJECT_FILES
+from tf_covid.watch.health import Health
+from tf_covid.watch.journal import DONE, FAILED, REFUSED, Journal, JournalRow
+from tf_covid.watch.source import Source
+
+#: Bytes of the disk that stay free: below, nothing is begun.
+FREE_BYTES = 2 << 30
+#: Refusals that may be a matter of the moment, and are worth another try.
+_PASSING = frozenset(
+    ("reader_failed", "not_written", "internal_error", "input_changed", "unreadable", "not_found")
+)
+#: Seconds between two looks for what is to be deleted.
+_TIDY_S = 3600.0
+
+
+class Destination(Protocol):
+    """Where results go."""
+
+    @property
+    def shown(self) -> str:
+        """The destination in messages, without secrets."""
+
+    def check(self) -> None:
+        """Ask whether it is there.
+
+        Raises:
+            PacsError: If it is not, or does not let us in.
+        """
+
+    def store(self, paths: Iterable[Path], on_message: Callable[[str], None]) -> None:
+        """Store objects; they are there when this returns.
+
+        Raises:
+            PacsError: If one of them is not.
+        """
+
+
+class Watcher:
+    """Answers what its sources have, one series at a time.
+
+    Args:
+        journal: What is known of each series.
+        sources: What is looked at.
+        run: Answers cases, into the folder of the journal; it must replace earlier answers.
+        destination: Where results go; None: they stay in the folder.
+        health: Gets what goes wrong, and what is counted.
+        on_message: Called with a line about what is done.
+        poll_s: Seconds between two looks at the sources.
+        keep_days: Days until answers and received images are deleted; None: never.
+        free_bytes: Bytes of the disk that stay free.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        sources: Sequence[Source],
+        run: Run,
+        destination: Destination | None,
+        health: Health,
+        on_message: Callable[[str], None],
+        *,
+        poll_s: float,
+        keep_days: float | None = None,
+        free_bytes: int = FREE_BYTES,
+    ) -> None:
+        self._journal, self._run, self._destination = journal, run, destination
+        self._sources = {source.name: source for source in sources}
+        self._health, self._on_message = health, on_message
+        self._poll_s, self._keep_days, self._free_bytes = poll_s, keep_days, free_bytes
+        self._summary = Summary(run.out)
+        self._unwritten = False
+        self._polled = self._tidied = -float("inf")
+
+    def forever(self) -> None:
+        """Watch until a signal raises KeyboardInterrupt.
+
+        Raises:
+            PacsError, WatchError: If a source or the journal cannot be used.
+            ModelError, ServingError: If the models cannot answer any scan.
+        """
+        while True:
+            if not self.step():
+                time.sleep(min(self._poll_s, 1.0))
+
+    def step(self) -> bool:
+        """Look at the sources, and answer the next series; whether there was one."""
+        self._poll()
+        self._tidy()
+        entry = self._journal.start(list(self._sources)) if self._room() else None
+        self._health.step(self._journal.counts(), self._free())
+        if entry is None:
+            if self._unwritten:
+                self._summary.write()
+                self._unwritten = False
+            return False
+        start = time.monotonic()
+        try:
+            self._answer(entry)
+        except KeyboardInterrupt:
+            self._journal.again(entry, "stopped: the watch was stopped", counts=False)
+            raise
+        self._health.answered(time.monotonic() - start)
+        return True
+
+    def _poll(self) -> None:
+        if time.monotonic() - self._polled < self._poll_s:
+            return
+        for name, source in self._sources.items():
+            try:
+                for seen in source.poll():
+                    if self._journal.add(seen):
+                        self._note(f"{seen.case_name}: {len(seen.images)} images in {name}")
+            except PacsUnavailable as error:
+                self._problem(name, str(error))
+            else:
+                self._problem(name, None)
+        destination = self._destination
+        if destination is not None and destination.shown in self._health.problems():
+            self._answers(destination.shown, destination.check)
+        self._polled = time.monotonic()
+
+    def _answer(self, entry: JournalRow) -> None:
+        """One try of a series; what became of it is in the journal."""
+        source = self._sources[entry.source]
+        try:
+            with source.case(entry) as case:
+                outcome, _ = answer_one(self._run, case)
+        except PacsUnavailable as error:
+            self._again(entry, str(error), counts=self._answers(source.name, source.check))
+            return
+        except (PacsError, WatchError, OutputError) as error:
+            self._again(entry, str(error))
+            return
+        self._summary.add(outcome)
+        self._unwritten = True
+        if outcome.problem is not None:
+            self._refused(entry, outcome)
+            return
+        self._note(outcome.line())
+        if self._destination is not None and not self._stored(
+            entry, self._destination, outcome.folder
+        ):
+            return
+        self._journal.end(entry, DONE)
+
+    def _refused(self, entry: JournalRow, outcome: CaseOutcome) -> None:
+        problem = outcome.problem or ""
+        if problem.partition(":")[0] in _PASSING:
+            self._again(entry, problem)
+            return
+        self._journal.end(entry, REFUSED, problem)
+        self._note(f"{entry.case_name}: refused: {problem}")
+
+    def _stored(self, entry: JournalRow, destination: Destination, folder: Path) -> bool:
+        paths = [folder / name for name in OBJECT_FILES if (folder / name).exists()]
+        if not paths:
+            reason = "pacs_nothing: there are no DICOM objects to store; its report says why"
+            self._journal.end(entry, FAILED, reason)
+            self._note(f"{entry.case_name}: failed: {reason}")
+            return False
+        try:
+            destination.store(paths, lambda line: self._note(f"{entry.case_name}: {line}"))
+        except PacsUnavailable as error:
+            here = self._answers(destination.shown, destination.check)
+            self._again(entry, str(error), counts=here)
+            return False
+        except PacsError as error:
+            self._again(entry, str(error))
+            return False
+        self._problem(destination.shown, None)
+        return True
+
+    def _again(self, entry: JournalRow, reason: str, *, counts: bool = True) -> None:
+        """Let a series wait; a try on a full disk or without an archive says nothing about it."""
+        state = self._journal.again(entry, reason, counts=counts and self._room())
+        self._note(f"{entry.case_name}: {state}: {reason}")
+
+    def _answers(self, name: str, check: Callable[[], None]) -> bool:
+        """Whether a source or destination is there at all."""
+        try:
+            check()
+        except PacsError as error:
+            self._problem(name, str(error))
+            return False
+        self._problem(name, None)
+        return True
+
+    def _room(self) -> bool:
+        """Whether the disk has room for an answer."""
+        free = self._free()
+        lacking = free < self._free_bytes
+        text = f"disk_full: {free >> 20} MB are free, {self._free_bytes >> 20} MB are needed"
+        self._problem("disk", text if lacking else None)
+        return not lacking
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self._run.out).free
+
+    def _tidy(self) -> None:
+        """Delete what is done and old enough."""
+        if self._keep_days is None or time.monotonic() - self._tidied < _TIDY_S:
+            return
+        self._tidied = time.monotonic()
+        for case_name, series_uid in self._journal.expired(self._keep_days):
+            folder = self._run.out / case_name
+            try:
+                shutil.rmtree(folder)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                self._note(f"{case_name}: cannot be deleted ({error.strerror})")
+                continue
+            for source in self._sources.values():
+                source.remove(case_name)
+            self._journal.removed([series_uid])
+            self._summary.rows.pop(case_name, None)
+            self._unwritten = True
+            self._note(f"{case_name}: deleted, {self._keep_days:g} days after its answer")
+
+    def _problem(self, name: str, text: str | None) -> None:
+        if self._health.problem(name, text):
+            self._note(text or f"{name}: is there again")
+
+    def _note(self, line: str) -> None:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self._on_message(f"{now} {line}")
