@@ -109,7 +109,7 @@ class Kills:
         """Let a watch do the rest; how it ended."""
         process, last, since = self.watch(), -1, time.monotonic()
         while True:
-            done = sum(entry.state == "done" for entry in self.rows())
+            done = sum(row.state == "done" for row in self.rows())
             if done != last:
                 last, since = done, time.monotonic()
             if done == studies or time.monotonic() - since > _PATIENCE_S:
@@ -140,7 +140,7 @@ def _draw_chests(studies: int, seed: int, folder: Path) -> list[list[Path]]:
 def _check(kills: Kills, studies: int) -> list[str]:
     """What is not as it must be."""
     rows, wrong = kills.rows(), []
-    states = collections.Counter(entry.state for entry in rows)
+    states = collections.Counter(row.state for row in rows)
     if states != {"done": studies}:
         wrong.append(f"the journal holds {dict(states)}")
     ask = kills.orthanc.ask
@@ -162,9 +162,9 @@ def _check(kills: Kills, studies: int) -> list[str]:
     if len(once) != studies:
         wrong.append(f"{studies - len(once)} studies have no result, or several of a kind")
     with (kills.out / "summary.csv").open(encoding="utf-8") as file:
-        rows = [row["case"] for row in csv.DictReader(file)]
-    if sorted(rows) != sorted({entry.case_name for entry in rows}):
-        wrong.append(f"summary.csv has {len(rows)} rows")
+        cases = [row["case"] for row in csv.DictReader(file)]
+    if sorted(cases) != sorted({row.case_name for row in rows}):
+        wrong.append(f"summary.csv has {len(cases)} rows")
     return wrong
 
 
@@ -210,10 +210,10 @@ def main(studies: int, times: int, restarts: int, seed: int, folder: Path | None
         wrong.append("the log holds a traceback")
     if code != 0:
         wrong.append(f"the last watch ended with {code}")
-    tries = sum(entry.tries + entry.interrupted for entry in rows)
+    tries = sum(row.tries + row.interrupted for row in rows)
     print(f"{times} kills, {restarts} restarts of the archive, {tries} tries")
     print(f"{time.monotonic() - start:.0f} s; most tries of one study:", end=" ")
-    print(max((entry.tries + entry.interrupted for entry in rows), default=0))
+    print(max((row.tries + row.interrupted for row in rows), default=0))
     if wrong:
         print("\n".join(wrong))
         print(log[-4000:])

@@ -38,7 +38,7 @@ class Health:
         )
         self._images = Counter(
             "tfcovid_watch_images",
-            "Images that were sent here.",
+            "CT images that were sent here, kept or refused.",
             ("taken",),
             registry=self.registry,
         )
@@ -75,15 +75,9 @@ class Health:
         """A series was answered."""
         self._seconds.observe(seconds)
 
-    def count_images(self, taken: int, refused: int) -> None:
-        """Images were sent here.
-
-        Args:
-            taken: How many more were kept.
-            refused: How many more were not.
-        """
-        self._images.labels("yes").inc(taken)
-        self._images.labels("no").inc(refused)
+    def image(self, taken: bool) -> None:
+        """A CT image was sent here, and kept or refused."""
+        self._images.labels("yes" if taken else "no").inc()
 
     def problems(self) -> dict[str, str]:
         """What is wrong, by what it is wrong with; empty if nothing is."""

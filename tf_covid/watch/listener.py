@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import ssl
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +64,7 @@ class ListenerSource:
         tls: For TLS; None: without.
         free_bytes: Of the disk, which stay free.
         broken_s: Seconds to wait for more where a sender broke off.
+        on_image: Called for each CT image with whether it was kept.
 
     Raises:
         WatchError: If nobody can listen there.
@@ -81,6 +82,7 @@ class ListenerSource:
         tls: ssl.SSLContext | None = None,
         free_bytes: int = _FREE_BYTES,
         broken_s: float = BROKEN_S,
+        on_image: Callable[[bool], None] | None = None,
     ) -> None:
         pynetdicom = optional_import("pynetdicom", "dicom")
         silence()
@@ -91,6 +93,7 @@ class ListenerSource:
         self._open: dict[Any, _Association] = {}
         #: How many images were taken in, and how many were refused.
         self.taken = self.refused = 0
+        self._on_image = on_image
         node = pynetdicom.AE(ae_title=called_aet or address.aet)
         node.require_called_aet = True
         node.require_calling_aet = sorted(allowed_aets)
@@ -175,17 +178,17 @@ class ListenerSource:
             self.inbox.put(content, association)
         except Unreadable:
             # It belongs to no series, and so cuts none off.
-            self._add(refused=1)
+            self._count_image(taken=False)
             return _NO_IMAGE
         except (OutputError, OSError):
             association.lost = True
-            self._add(refused=1)
+            self._count_image(taken=False)
             return _NO_ROOM
         except Exception:  # whatever it is: the sender must not take it for done
             association.lost = True
-            self._add(refused=1)
+            self._count_image(taken=False)
             return _NOT_UNDERSTOOD
-        self._add(taken=1)
+        self._count_image(taken=True)
         return _TAKEN
 
     def _released(self, event: Event) -> None:
@@ -203,7 +206,9 @@ class ListenerSource:
         with self._lock:
             return self._open.setdefault(event.assoc, _Association())
 
-    def _add(self, *, taken: int = 0, refused: int = 0) -> None:
+    def _count_image(self, *, taken: bool) -> None:
         with self._lock:
             self.taken += taken
-            self.refused += refused
+            self.refused += not taken
+        if self._on_image is not None:
+            self._on_image(taken)

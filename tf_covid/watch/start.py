@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import ssl
 from collections.abc import Callable, Iterator
@@ -89,41 +90,51 @@ def run_watch(
         PacsError, WatchError: If the journal, a source or the destination cannot be used.
         ModelError, ServingError: If the models cannot answer any scan.
     """
-    with ExitStack() as stack, _ended_by_signals():
-        journal = stack.enter_context(Journal(settings.out))
-        reader = stack.enter_context(Reader())  # starts while this process imports the rest
-        run = Run(settings.out, options, overwrite=True, before_models=before_models, reader=reader)
-        destination = _destination(settings, stack)
-        if destination is not None:
-            destination.check()
-        sources = [
-            _source(text, settings, journal.folder, reader.find, stack, on_message)
-            for text in dict.fromkeys(settings.sources)
-        ]
-        for source in sources:
-            source.check()
-        health = Health()
-        if settings.health_port is not None:
-            server = serve_health(health, settings.health_port)
-            stack.callback(server.shutdown)
-            on_message(f"health: http://127.0.0.1:{server.server_address[1]}/healthz")
-        resumed = journal.resume(failed=settings.retry_failed)
-        again = f"; {resumed} series are taken up again" if resumed else ""
-        on_message(f"watching {', '.join(source.name for source in sources)}{again}")
-        watcher = Watcher(
-            journal,
-            sources,
-            run,
-            destination,
-            health,
-            on_message,
-            poll_s=min(10.0, max(settings.quiet_s / 4, 0.5)),
-            keep_days=settings.keep_days,
-        )
+    with _ended_by_signals(), ExitStack() as stack:
         try:
-            watcher.forever()
+            _watch(settings, options, on_message, before_models, stack)
         except KeyboardInterrupt:
             on_message("ended by a signal; what was begun goes on at the next start")
+
+
+def _watch(
+    settings: WatchSettings,
+    options: Options,
+    on_message: Callable[[str], None],
+    before_models: Callable[[], None],
+    stack: ExitStack,
+) -> None:
+    journal = stack.enter_context(Journal(settings.out))
+    reader = stack.enter_context(Reader())  # starts while this process imports the rest
+    run = Run(settings.out, options, overwrite=True, before_models=before_models, reader=reader)
+    health = Health()
+    destination = _destination(settings, stack)
+    if destination is not None:
+        destination.check()
+    sources = [
+        _source(text, settings, journal.folder, reader.find, stack, health, on_message)
+        for text in dict.fromkeys(settings.sources)
+    ]
+    for source in sources:
+        source.check()
+    if settings.health_port is not None:
+        server = serve_health(health, settings.health_port)
+        stack.callback(server.shutdown)
+        on_message(f"health: http://127.0.0.1:{server.server_address[1]}/healthz")
+    resumed = journal.resume(failed=settings.retry_failed)
+    again = f"; {resumed} series are taken up again" if resumed else ""
+    on_message(f"watching {', '.join(source.name for source in sources)}{again}")
+    watcher = Watcher(
+        journal,
+        sources,
+        run,
+        destination,
+        health,
+        on_message,
+        poll_s=min(10.0, max(settings.quiet_s / 4, 0.5)),
+        keep_days=settings.keep_days,
+    )
+    watcher.forever()
 
 
 def _destination(settings: WatchSettings, stack: ExitStack) -> Destination | None:
@@ -142,6 +153,7 @@ def _source(
     kept: Path,
     find: Find,
     stack: ExitStack,
+    health: Health,
     on_message: Callable[[str], None],
 ) -> Source:
     """The source of an address.
@@ -152,6 +164,7 @@ def _source(
         kept: Folder for what is received.
         find: Finds the cases of a path.
         stack: Closes it.
+        health: Counts what is received.
         on_message: Called with a line about what is done.
     """
     source: Source
@@ -166,14 +179,17 @@ def _source(
             on_message=on_message,
         )
     elif text.startswith(dimse.PREFIX):
+        # A folder for each: two listeners know nothing of each other.
+        own = hashlib.sha256(text.encode()).hexdigest()[:8]
         source = ListenerSource(
             dimse_address(text),
-            kept,
+            kept / f"dimse-{own}",
             find,
             quiet_s=settings.quiet_s,
             called_aet=settings.called_aet,
             allowed_aets=settings.allowed_aets,
             tls=_server_tls(settings) if settings.dimse_tls else None,
+            on_image=health.image,
         )
     else:
         folder = Path(text)

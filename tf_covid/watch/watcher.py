@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -103,8 +104,7 @@ class Watcher:
         self._health.step(self._journal.counts(), self._free())
         if entry is None:
             if self._unwritten:
-                self._summary.write()
-                self._unwritten = False
+                self._unwritten = not self._summarised(self._summary.write)
             return False
         start = time.monotonic()
         try:
@@ -144,8 +144,8 @@ class Watcher:
         except (PacsError, WatchError, OutputError) as error:
             self._again(entry, str(error))
             return
-        self._summary.add(outcome)
         self._unwritten = True
+        self._summarised(functools.partial(self._summary.add, outcome))
         if outcome.problem is not None:
             self._refused(entry, outcome)
             return
@@ -196,6 +196,16 @@ class Watcher:
             self._problem(name, str(error))
             return False
         self._problem(name, None)
+        return True
+
+    def _summarised(self, write: Callable[[], None]) -> bool:
+        """Whether `summary.csv` is up to date; where it is not, the answers are no worse."""
+        try:
+            write()
+        except OutputError as error:
+            self._problem("summary", str(error))
+            return False
+        self._problem("summary", None)
         return True
 
     def _room(self) -> bool:
