@@ -180,12 +180,17 @@ def test_a_study_that_does_not_stop_growing_is_refused(
 ) -> None:
     files = sorted(chest.iterdir())
     orthanc.put(*files[:5])
-    late = files[5:]
+    image, last = pydicom.dcmread(files[5]), [0.0]
 
     def grow(done: int) -> None:
-        """One image more for each that is read."""
-        if 60_000 < done < 80_000:
-            orthanc.put(late.pop())
+        """One image more, again and again."""
+        if done > 60_000 and time.monotonic() - last[0] > 0.05:
+            last[0] = time.monotonic()
+            image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = (
+                pydicom.uid.generate_uid()
+            )
+            image.save_as(tmp_path / "late.dcm")
+            orthanc.put(tmp_path / "late.dcm")
 
     line.on_answer = grow
     with pytest.raises(PacsError, match="pacs_growing"):

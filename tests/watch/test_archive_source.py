@@ -182,3 +182,41 @@ def test_a_study_that_is_gone(orthanc: Orthanc, source: ArchiveSource, chest: Pa
     orthanc.put(*files_of(chest)[:4])
     (again,) = seen_by(source)
     assert again == seen
+
+
+def test_counts_that_do_not_fit_and_odd_series_hold_up_nothing(
+    orthanc: Orthanc, chest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, lines = DicomWeb.ct_series, []
+
+    def odd(self: DicomWeb, since: Any = None) -> Any:
+        listed = [type(one)(one.study_uid, one.uid, 77) for one in whole(self, since)]
+        return [type(listed[0])("1.2", "1.2.03", 5), *listed] if listed else []
+
+    monkeypatch.setattr(DicomWeb, "ct_series", odd)
+    source = source_at(orthanc.url, tmp_path / "retrieved", on_message=lines.append)
+    orthanc.put(*files_of(chest)[:5])
+    (seen,) = seen_by(source)
+    assert len(seen.images) == 5
+    assert list(source.poll()) == []
+    assert sum("1 series without valid UIDs" in line for line in lines) == 1
+    source.close()
+
+
+def test_one_series_uid_in_two_studies_is_seen_twice(
+    orthanc: Orthanc, source: ArchiveSource, chest: Path, tmp_path: Path
+) -> None:
+    for study in range(2):
+        for file in files_of(chest)[:3]:
+            image = pydicom.dcmread(file)
+            image.StudyInstanceUID = f"1.2.3.{study}"
+            image.PatientID = f"patient {study}"
+            image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+            image.save_as(tmp_path / "one.dcm")
+            orthanc.put(tmp_path / "one.dcm")
+    seen: list[SeenSeries] = []
+    for _ in range(30):
+        seen += source.poll()
+        time.sleep(0.1)
+    assert sorted(one.study_uid for one in seen) == ["1.2.3.0", "1.2.3.1"]
+    assert len({one.case_name for one in seen}) == 2

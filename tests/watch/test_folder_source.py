@@ -196,3 +196,25 @@ def test_no_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path / "file"):
         with pytest.raises(WatchError, match="is no folder"):
             source_of(path)
+
+
+def test_a_search_that_failed_is_said_and_repeated(
+    watched: Path, series: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tf_covid.result import QualityFlag
+    from tf_covid.scan import Case
+
+    shutil.copytree(series[0], watched / "s")
+    fails = [True, True]
+
+    def find(path: Path) -> list[Case]:
+        if fails:
+            fails.pop()
+            return [Case("x", path, quality_flags=(QualityFlag("reader_failed", "error", "."),))]
+        return find_cases(path)
+
+    source = FolderSource(watched, find, quiet_s=0.1)
+    for _ in range(2):
+        with pytest.raises(PacsUnavailable, match=r"watch_folder: .* \(reader_failed\)"):
+            list(source.poll())
+    assert len(seen_by(source, 1)) == 1

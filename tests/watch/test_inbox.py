@@ -200,10 +200,13 @@ def test_its_case_and_what_becomes_of_it(inbox: Inbox, tmp_path: Path, clock: Cl
     inbox.put(image(1), "b")
     with pytest.raises(WatchError, match=r"series_changed: it had 1 images"):
         inbox.case(entry, find_cases).__enter__()
-    inbox.remove(name)
-    assert (tmp_path / "received" / name).exists(), "more of it is coming"
+    assert not inbox.remove(name), "more of it is coming"
     inbox.ended("b", released=True)
-    inbox.remove(name)
+    assert not inbox.remove(name), "more of it has come than was answered"
+    assert (tmp_path / "received" / name).exists()
+    clock.now += QUIET
+    assert complete(inbox) == [("1.2.3", 2)]
+    assert inbox.remove(name)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     with pytest.raises(WatchError, match="series_gone"):
         inbox.case(entry, find_cases).__enter__()
@@ -218,3 +221,71 @@ def test_images_of_two_patients_in_one_series_are_no_case(inbox: Inbox, clock: C
     (seen,) = inbox.complete()
     with pytest.raises(WatchError, match="several_cases"):
         inbox.case(entry_of(seen), find_cases).__enter__()
+
+
+def test_an_image_that_comes_while_a_series_is_given_out_is_another_set(
+    inbox: Inbox, clock: Clock
+) -> None:
+    inbox.put(image(0), "a")
+    inbox.ended("a", released=True)
+    clock.now += QUIET
+    giving = inbox.complete()
+    assert len(next(giving).images) == 1
+    inbox.put(image(1), "b")
+    inbox.ended("b", released=True)
+    assert list(giving) == []
+    clock.now += QUIET
+    assert complete(inbox) == [("1.2.3", 2)]
+
+
+@pytest.mark.parametrize("first", ["aborted", "released"])
+def test_one_that_broke_off_is_not_healed_by_another_that_sends_less(
+    inbox: Inbox, clock: Clock, first: str
+) -> None:
+    inbox.put(image(0), "a")
+    inbox.put(image(1), "a")
+    inbox.put(image(2), "b")
+    for sender in ("a", "b") if first == "aborted" else ("b", "a"):
+        inbox.ended(sender, released=sender == "b")
+    clock.now += BROKEN - 1
+    assert complete(inbox) == []
+    for number in range(3):
+        inbox.put(image(number), "c")
+    inbox.ended("c", released=True)
+    assert complete(inbox) == [("1.2.3", 3)], "one that sends everything does"
+
+
+def test_images_that_came_while_the_folder_was_searched_are_not_answered(
+    inbox: Inbox, clock: Clock
+) -> None:
+    pixels = {"Rows": 1, "Columns": 1, "BitsAllocated": 16, "PixelData": b"\0\0", "Modality": "CT"}
+    inbox.put(image(0, **pixels), "a")
+    inbox.ended("a", released=True)
+    clock.now += QUIET
+    (seen,) = inbox.complete()
+
+    def find(path: Path) -> Any:
+        inbox.put(image(1, **pixels), "b")
+        return find_cases(path)
+
+    with pytest.raises(WatchError, match="series_changed: 1 images came"):
+        inbox.case(entry_of(seen), find).__enter__()
+
+
+def test_uids_with_leading_zeros_are_kept(inbox: Inbox, clock: Clock) -> None:
+    inbox.put(image(0, series="1.2.03"), "a")
+    inbox.ended("a", released=True)
+    clock.now += QUIET
+    assert complete(inbox) == [("1.2.03", 1)]
+
+
+def test_one_that_ended_before_its_image_was_kept(inbox: Inbox, clock: Clock) -> None:
+    inbox.put(image(0), "a")
+    inbox.ended("b", released=False)  # of which nothing is known
+    inbox.put(image(1), "b")
+    inbox.ended("b", released=False)  # as the listener says when it sees that
+    inbox.ended("a", released=True)
+    clock.now += QUIET
+    assert complete(inbox) == []
+    clock.now += BROKEN
+    assert complete(inbox) == [("1.2.3", 2)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sqlite3
 import stat
@@ -179,9 +180,9 @@ def test_what_has_been_done_for_long_enough_is_named_once(journal: Journal, cloc
     clock.now += 3 * 86_400
     late = seen("1.1", images=7)  # of the first, which waits again
     journal.add(late)
-    assert {series for _, series in journal.expired(2)} == {"1.2"}
+    assert journal.expired(2) == [seen("1.2").case_name]
     assert journal.expired(4) == []
-    journal.removed(["1.2"])
+    journal.removed(seen("1.2").case_name)
     assert journal.expired(2) == []
     assert not journal.add(seen("1.2")), "its files are gone, and it is still known"
 
@@ -285,3 +286,45 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", "utf-8")
     with pytest.raises(OutputError, match="cannot be made"):
         Journal(tmp_path / "file" / "out")
+
+
+def test_a_source_that_got_another_address_strands_nothing(journal: Journal) -> None:
+    journal.add(seen(source="dicomweb:http://old"))
+    assert not journal.add(seen(source="dicomweb:https://new"))
+    assert journal.start(["dicomweb:https://new"]) is not None
+
+
+def test_what_is_sent_again_after_its_removal_is_removed_again(
+    journal: Journal, clock: Clock
+) -> None:
+    one = dataclasses.replace(seen(), received=True)
+    journal.add(one)
+    journal.end(start(journal), DONE)
+    clock.now += 3 * 86_400
+    journal.removed(*journal.expired(2))
+    assert journal.expired(2) == []
+    assert not journal.add(one)
+    assert journal.expired(2) == [], "it is kept for as long again"
+    clock.now += 3 * 86_400
+    assert journal.expired(2) == [one.case_name]
+
+
+def test_one_series_uid_in_two_studies_is_two(journal: Journal) -> None:
+    assert journal.add(seen())
+    assert journal.add(dataclasses.replace(seen(), study_uid="1.3"))
+    assert len({row.case_name for row in journal.rows()}) == 2
+
+
+def test_what_failed_is_kept_for_another_try(journal: Journal, clock: Clock) -> None:
+    journal.add(seen())
+    journal.end(start(journal), FAILED, "no")
+    clock.now += 90 * 86_400
+    assert journal.expired(2) == []
+
+
+def test_a_row_that_is_done_stays_done(journal: Journal) -> None:
+    journal.add(seen())
+    row = start(journal)
+    journal.end(row, DONE)
+    journal.again(row, "a signal between two lines", counts=False)
+    assert states(journal) == [DONE]

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pydicom
 import pynetdicom
 import pytest
@@ -271,3 +273,41 @@ def test_a_port_that_is_taken(listen: Any) -> None:
         ListenerSource(
             DimseAddress("A", "127.0.0.1", listener.port), Path("unused"), find_cases, quiet_s=1
         )
+
+
+def test_a_message_longer_than_any_takes_no_memory(listen: Any) -> None:
+    listener = listen()
+    before = psutil.Process().memory_info().rss
+    with socket.create_connection(("127.0.0.1", listener.port)) as line:
+        line.settimeout(10)
+        line.sendall(struct.pack(">BBL", 1, 0, 0xFFFFFF00))
+        sent = 0
+        try:
+            while sent < 200 << 20:
+                sent += line.send(bytes(1 << 20))
+        except OSError:
+            pass
+    assert sent < 200 << 20, "it hung up"
+    assert psutil.Process().memory_info().rss - before < 100 << 20
+
+
+def test_a_refused_image_leaves_its_series_incomplete(listen: Any) -> None:
+    listener = listen(broken_s=3.0)
+    association = associate(listener.port)
+    assert association.send_c_store(an_image(SOPInstanceUID="1.2.3.1")).Status == 0
+    assert association.send_c_store(an_image(SOPInstanceUID="x")).Status == 0xA900
+    association.release()
+    time.sleep(1.5)
+    assert list(listener.poll()) == []
+    assert until(lambda: list(listener.poll()))
+
+
+def test_headers_are_in_no_log(listen: Any, capfd: Any, caplog: Any) -> None:
+    listener = listen()
+    association = associate(listener.port)
+    association.send_c_store(an_image(SOPInstanceUID="1.2.840.03", PatientName="Doe^John"))
+    association.release()
+    time.sleep(0.5)
+    said = "".join(capfd.readouterr()) + caplog.text
+    assert "DOE" not in said.upper()
+    assert "840.03" not in said

@@ -172,6 +172,8 @@ class Connection:
                 f"pacs_answer: {self.shown} points elsewhere ({status}), which is not followed:"
                 " give the URL that it points to"
             )
+        if status == 429 or status >= 500:
+            raise PacsUnavailable(f"pacs_broken: {self.shown} is busy or fails (status {status})")
         if status >= 300:
             raise PacsError(f"pacs_answer: {self.shown} answered with status {status}")
 

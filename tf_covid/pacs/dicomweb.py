@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ class ArchivedSeries:
 
     Args:
         study_uid: StudyInstanceUID.
-        uid: SeriesInstanceUID.
+        uid: SeriesInstanceUID, as the archive has it: it may be none that can be asked for.
         images: How many images it has; None where the archive does not say it.
     """
 
@@ -101,13 +102,11 @@ class DicomWeb:
             query["StudyDate"] = f"{since:%Y%m%d}-"
         listed = []
         for item in self._pages("series", query, _MOST_SERIES, "series (see --study-days)"):
-            study_uid, uid = _text(item, "0020000D"), _text(item, "0020000E")
-            if not is_uid(uid) or not is_uid(study_uid):
-                raise self._connection.no_dicomweb("a series without its UIDs")
             if _text(item, "00080060") not in ("CT", ""):
                 continue  # some services take no notice of a filter
             count = _text(item, "00201209")
-            listed.append(ArchivedSeries(study_uid, uid, int(count) if count.isdigit() else None))
+            images = int(count) if re.fullmatch("[0-9]{1,9}", count) else None
+            listed.append(ArchivedSeries(_text(item, "0020000D"), _text(item, "0020000E"), images))
         return listed
 
     def series(self, study_uid: str) -> list[ListedSeries]:
@@ -196,8 +195,7 @@ class DicomWeb:
                 return items
             first = page[0]
             items += page
-            if len(page) < _PAGE:
-                return items
+            # A short page need not be the last one: a service may give fewer than it is asked for.
         raise PacsError(f"pacs_too_large: {self.shown} lists more than {limit} {of}")
 
     def _page(self, path: str, query: dict[str, str]) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import ssl
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,7 +96,10 @@ class DimseNode:
             PacsError: If it does not let us in.
         """
         with self._association({(_VERIFICATION, "1.2.840.10008.1.2")}) as association:
-            status = association.send_c_echo()
+            try:
+                status: Any = association.send_c_echo()
+            except (RuntimeError, ValueError):
+                status = None
         if getattr(status, "Status", None) is None:
             raise PacsUnavailable(f"pacs_broken: {self.shown} does not answer to C-ECHO")
 
@@ -151,7 +155,12 @@ class DimseNode:
             node.add_requested_context(storage_class, syntax)
         address = self._address
         tls: dict[str, Any] = {} if self._tls is None else {"tls_args": (self._tls, address.host)}
-        association = node.associate(address.host, address.port, ae_title=address.aet, **tls)
+        try:
+            association = node.associate(address.host, address.port, ae_title=address.aet, **tls)
+        except (OSError, ValueError) as error:  # its name is not known, for one
+            raise PacsUnavailable(
+                f"pacs_unreachable: {self.shown} cannot be reached ({type(error).__name__})"
+            ) from None
         if association.is_rejected:
             raise PacsError(
                 f"pacs_denied: {self.shown} does not let {self._own_aet} in: see the AE titles that"
@@ -170,10 +179,13 @@ class DimseNode:
 
 
 def silence() -> None:
-    """Keep the library's messages, which repeat headers, out of every log."""
-    logger = logging.getLogger("pynetdicom")
-    logger.addHandler(logging.NullHandler())
-    logger.propagate = False
+    """Keep messages of libraries, which repeat headers, out of every log of this process."""
+    for name in ("pynetdicom", "pydicom"):
+        logger = logging.getLogger(name)
+        logger.addHandler(logging.NullHandler())
+        logger.propagate = False
+    # Threads read headers: a filter for a moment would be everybody's.
+    warnings.filterwarnings("ignore", module=r"pydicom")
 
 
 def _kind_of(path: Path) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from tf_covid.errors import PacsError, PacsUnavailable
 from tf_covid.pacs.dicomweb import DicomWeb
 from tf_covid.pacs.multipart import CutOff, boundary_of, split_parts
 from tf_covid.scan.dicom.header import ERRORS
+from tf_covid.scan.quiet import quiet
 
 #: How often a missing image is asked for, and how often a study that grew is read on.
 _TRIES, _ROUNDS = 3, 3
@@ -74,7 +75,12 @@ def retrieve_study(
 
 
 def retrieve_series(
-    archive: DicomWeb, study_uid: str, series_uid: str, instances: frozenset[str], folder: Path
+    archive: DicomWeb,
+    study_uid: str,
+    series_uid: str,
+    instances: frozenset[str],
+    folder: Path,
+    room_bytes: int,
 ) -> None:
     """Retrieve one series.
 
@@ -84,11 +90,12 @@ def retrieve_series(
         series_uid: SeriesInstanceUID.
         instances: SOPInstanceUIDs of its images, as the archive listed them.
         folder: An empty folder, which gets a file an image.
+        room_bytes: How much may be written.
 
     Raises:
         PacsError: If the archive does not answer, does not give it whole, or if it changed.
     """
-    _Download(archive, study_uid, folder).series(series_uid, instances)
+    _Download(archive, study_uid, folder, room_bytes).series(series_uid, instances)
     if archive.instances(study_uid, series_uid) != instances:
         raise PacsError(f"pacs_changed: the series changed in {archive.shown} while it was read")
 
@@ -109,9 +116,13 @@ class _Download:
         archive: Where it is.
         study_uid: StudyInstanceUID.
         folder: Gets a file an image.
+        room_bytes: How much may be written.
     """
 
-    def __init__(self, archive: DicomWeb, study_uid: str, folder: Path) -> None:
+    def __init__(
+        self, archive: DicomWeb, study_uid: str, folder: Path, room_bytes: int = 2 * _MOST_BYTES
+    ) -> None:
+        self._room_bytes = room_bytes
         self._archive, self._study_uid, self._folder = archive, study_uid, folder
         self._bytes = 0
         #: SOPInstanceUIDs of the images that are here, whole.
@@ -158,16 +169,19 @@ class _Download:
             with partial.open("wb") as file:
                 for piece in part:
                     self._bytes += len(piece)
+                    if self._bytes > self._room_bytes:
+                        raise PacsError("pacs_disk_full: there is no room for this study")
                     if self._bytes > _MOST_BYTES:
                         raise PacsError(
                             f"pacs_too_large: the study is larger than {_MOST_BYTES >> 30} GB"
                         )
                     file.write(piece)
-            header = pydicom.dcmread(
-                partial,
-                stop_before_pixels=True,
-                specific_tags=["StudyInstanceUID", "SOPInstanceUID"],
-            )
+            with quiet():
+                header = pydicom.dcmread(
+                    partial,
+                    stop_before_pixels=True,
+                    specific_tags=["StudyInstanceUID", "SOPInstanceUID"],
+                )
             study_uid, instance_uid = header.get("StudyInstanceUID"), header.get("SOPInstanceUID")
         except OSError as error:
             if error.errno == errno.ENOSPC:

@@ -14,8 +14,10 @@ from tf_covid.scan import Case
 from tf_covid.scan.leftovers import LEFT_ALONE
 from tf_covid.scan.names import safe_name
 from tf_covid.watch.journal import JournalRow, SeenSeries
-from tf_covid.watch.source import Find, Stillness, same_images
+from tf_covid.watch.source import Find, SeriesChanged, Stillness, same_images
 
+#: Why the search of a whole folder failed, which says nothing about what is in it.
+_UNREAD = frozenset(("reader_failed", "unreadable", "too_large", "no_access"))
 #: Path → size and time of its last change: what a folder holds, without reading it.
 _Listing = dict[str, tuple[int, int]]
 
@@ -68,16 +70,18 @@ class FolderSource:
     @contextmanager
     def case(self, entry: JournalRow) -> Iterator[Case]:
         """See `Source.case`."""
-        there = [seen for seen in self._cases if seen.series_uid == entry.series_uid]
+        there = [seen for seen in self._cases if seen.case_name == entry.case_name]
         if not there:
-            raise WatchError("series_gone: its files are not in the folder any more")
+            raise SeriesChanged("series_gone: its files are not in the folder any more")
         same = [seen for seen in there if seen.images_sha256 == entry.images_sha256]
         if not same:
+            self._given -= set(there)  # to be looked at anew
             same_images(entry, there[0])
         yield dataclasses.replace(self._cases[same[0]], name=entry.case_name)
 
-    def remove(self, case_name: str) -> None:
+    def remove(self, case_name: str) -> bool:
         """See `Source.remove`; the folder is the user's."""
+        return True
 
     def close(self) -> None:
         """See `Source.close`."""
@@ -109,6 +113,12 @@ class FolderSource:
         cases: dict[SeenSeries, Case] = {}
         for case in self._find(self._folder):
             if case.path == self._folder and not case.members:
+                codes = {flag.code for flag in case.quality_flags if flag.level == "error"}
+                if codes & _UNREAD:
+                    reasons = ", ".join(sorted(codes))
+                    raise PacsUnavailable(
+                        f"watch_folder: {self._folder} cannot be read as a whole ({reasons})"
+                    )
                 continue  # nothing in it yet that is a scan
             # What lies beside a scan says nothing of it here, where others' scans come and go.
             flags = tuple(flag for flag in case.quality_flags if flag.code not in LEFT_ALONE)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import os
+import re
 import shutil
 import threading
 import time
@@ -16,13 +18,12 @@ from pathlib import Path
 import pydicom
 
 from tf_covid.atomic import make_folder, remove_leftovers, replacing
-from tf_covid.errors import WatchError
-from tf_covid.pacs.address import is_uid
 from tf_covid.scan import Case
 from tf_covid.scan.dicom.header import ERRORS
 from tf_covid.watch.journal import JournalRow, SeenSeries
-from tf_covid.watch.source import Find, case_of, same_images
+from tf_covid.watch.source import Find, SeriesChanged, case_of, same_images
 
+_UID_LIKE = re.compile(r"[0-9.]{1,64}")
 #: Seconds to wait for more of a series whose sender broke off, or does not end.
 BROKEN_S = 600.0
 
@@ -34,15 +35,15 @@ class _Series:
     Args:
         seen: Its UIDs, and those of its images.
         changed: When its last image came, by the clock of the inbox.
-        released: Whether its senders said that they were done.
-        senders: Associations that sent of it and are still open.
+        broken: Whether a sender broke off, and none has sent everything again since.
+        senders: Open associations that sent of it → what each sent.
         given: How many images it had when it was given out.
     """
 
     seen: SeenSeries
     changed: float
-    released: bool
-    senders: set[object] = field(default_factory=set)
+    broken: bool = False
+    senders: dict[object, set[str]] = field(default_factory=dict)
     given: int = 0
 
 
@@ -99,30 +100,28 @@ class Inbox:
             Unreadable: If its header says nothing of use.
             OutputError: If it cannot be written.
         """
-        seen = _header_of(content)
-        study_uid, series_uid, image_uid = seen
-        name = SeenSeries("", study_uid, series_uid, frozenset()).case_name
+        study_uid, series_uid, image_uid = _header_of(content)
+        new = SeenSeries(self._source, study_uid, series_uid, frozenset(), received=True)
+        name = new.case_name
         folder = self._received / name
         path = folder / f"{_hashed(image_uid)}.dcm"
         with self._lock:
-            series = self._series.get(name)
-            if series is None:
-                new = SeenSeries(self._source, study_uid, series_uid, frozenset())
-                series = self._series[name] = _Series(new, self._clock(), False)
+            series = self._series.setdefault(name, _Series(new, self._clock()))
             if sender not in series.senders:
                 # Until this one is done as well, the series may be cut off.
-                series.released = False
                 (self._released / name).unlink(missing_ok=True)
-            series.senders.add(sender)
-        make_folder(folder)
+            series.senders.setdefault(sender, set()).add(image_uid)
+        if not folder.exists():
+            make_folder(folder)
+            _sync(self._received)
         if not path.exists():
             with replacing(path) as partial:
                 _write(partial, content)
             _sync(folder)
             with self._lock:
                 series.changed = self._clock()
-                series.seen = SeenSeries(
-                    self._source, study_uid, series_uid, series.seen.images | {image_uid}
+                series.seen = dataclasses.replace(
+                    series.seen, images=series.seen.images | {image_uid}
                 )
         return name
 
@@ -137,46 +136,59 @@ class Inbox:
             for name, series in self._series.items():
                 if sender not in series.senders:
                     continue
-                series.senders.remove(sender)
-                if released and not series.senders:
-                    series.released = True
+                sent = series.senders.pop(sender)
+                if not released:
+                    series.broken = True
+                elif sent >= series.seen.images:
+                    series.broken = False
+                if not series.broken and not series.senders:
                     with suppress(OSError):  # without it, a watch that starts again waits longer
                         (self._released / name).touch()
 
     def complete(self) -> Iterator[SeenSeries]:
         """Series that have been quiet for long enough, each once for each set of images."""
         with self._lock:
-            complete = []
-            for series in self._series.values():
-                done = series.released and not series.senders
-                quiet = self._clock() - series.changed >= (
-                    self._quiet_s if done else self._broken_s
-                )
-                if quiet and len(series.seen.images) != series.given:
-                    complete.append(series)
-        for series in complete:
-            yield series.seen
-            series.given = len(series.seen.images)
+            complete = [
+                (series, series.seen)
+                for series in self._series.values()
+                if self._is_complete(series)
+            ]
+        for series, seen in complete:
+            yield seen
+            # What came meanwhile is another set.
+            series.given = len(seen.images)
+
+    def _is_complete(self, series: _Series) -> bool:
+        """Whether a series is complete and was not given out as it is."""
+        done = not series.broken and not series.senders
+        quiet_s = self._quiet_s if done else self._broken_s
+        quiet = self._clock() - series.changed >= quiet_s
+        return quiet and len(series.seen.images) != series.given
 
     @contextmanager
     def case(self, entry: JournalRow, find: Find) -> Iterator[Case]:
         """See `Source.case`."""
         with self._lock:
             series = self._series.get(entry.case_name)
-        if series is None:
-            raise WatchError("series_gone: what was received of it was removed")
-        same_images(entry, series.seen)
-        yield case_of(self._received / entry.case_name, entry, find)
+            seen = None if series is None else series.seen
+        if seen is None:
+            raise SeriesChanged("series_gone: what was received of it was removed")
+        same_images(entry, seen)
+        case = case_of(self._received / entry.case_name, entry, find)
+        if late := {instance.sop_uid for instance in case.instances} - seen.images:
+            raise SeriesChanged(f"series_changed: {len(late)} images came while it was looked at")
+        yield case
 
-    def remove(self, case_name: str) -> None:
-        """Remove the files of a series."""
+    def remove(self, case_name: str) -> bool:
+        """Remove the files of a series; False where more of it has come than was given out."""
         with self._lock:
             series = self._series.get(case_name)
-            if series is not None and series.senders:
-                return  # more of it is coming
+            if series is not None and (series.senders or len(series.seen.images) != series.given):
+                return False
             self._series.pop(case_name, None)
-        shutil.rmtree(self._received / case_name, ignore_errors=True)
-        (self._released / case_name).unlink(missing_ok=True)
+            (self._released / case_name).unlink(missing_ok=True)
+            shutil.rmtree(self._received / case_name, ignore_errors=True)
+        return True
 
     def _take_up(self, folder: Path) -> None:
         """A series that an earlier watch received; the journal knows whether it is answered."""
@@ -192,9 +204,9 @@ class Inbox:
         if not images:
             shutil.rmtree(folder, ignore_errors=True)
             return
-        seen = SeenSeries(self._source, study_uid, series_uid, frozenset(images))
-        released = (self._released / folder.name).exists()
-        self._series[folder.name] = _Series(seen, self._clock(), released)
+        seen = SeenSeries(self._source, study_uid, series_uid, frozenset(images), received=True)
+        broken = not (self._released / folder.name).exists()
+        self._series[folder.name] = _Series(seen, self._clock(), broken)
 
 
 def _header_of(content: bytes | io.BufferedReader) -> tuple[str, str, str]:
@@ -213,7 +225,8 @@ def _header_of(content: bytes | io.BufferedReader) -> tuple[str, str, str]:
         study, series, image = (str(header.get(name) or "") for name in names)
     except ERRORS:
         raise Unreadable from None
-    if not all(map(is_uid, (study, series, image))):
+    # What some write with leading zeros is kept: here no UID becomes a path.
+    if not all(map(_UID_LIKE.fullmatch, (study, series, image))):
         raise Unreadable
     return study, series, image
 

@@ -11,7 +11,7 @@ import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +42,8 @@ WAITING, RUNNING, DONE, REFUSED, REPLACED, FAILED = STATES = (
     "replaced",
     "failed",
 )
-#: Nothing more is done about them.
-_ENDED = (DONE, REFUSED, REPLACED, FAILED)
+#: Nothing more is to be done about them; what failed may be tried again.
+_ENDED = (DONE, REFUSED, REPLACED)
 
 _SCHEMA = """
 CREATE TABLE series (
@@ -62,7 +62,7 @@ CREATE TABLE series (
     not_before REAL NOT NULL DEFAULT 0,
     changed_at REAL NOT NULL,
     removed INTEGER NOT NULL DEFAULT 0,
-    UNIQUE (series_uid, images_sha256)
+    UNIQUE (case_name, images_sha256)
 )
 """
 _COLUMNS = (
@@ -81,6 +81,7 @@ class SeenSeries:
         series_uid: SeriesInstanceUID, or what stands for it.
         images: SOPInstanceUIDs of its images, or what stands for them.
         label: How the name of its case begins.
+        received: Whether its images are kept here until they are removed.
     """
 
     source: str
@@ -88,6 +89,7 @@ class SeenSeries:
     series_uid: str
     images: frozenset[str]
     label: str = "series"
+    received: bool = False
 
     @property
     def images_sha256(self) -> str:
@@ -98,7 +100,8 @@ class SeenSeries:
     @property
     def case_name(self) -> str:
         """Name of its case, which does not give its UID away."""
-        return f"{self.label}-{hashlib.sha256(self.series_uid.encode()).hexdigest()[:12]}"
+        text = f"{self.study_uid}\n{self.series_uid}"
+        return f"{self.label}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,7 @@ class Journal:
             added = self._database.execute(
                 "INSERT INTO series (source, study_uid, series_uid, images_sha256, images,"
                 " case_name, state, seen_at, changed_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-                " ON CONFLICT (series_uid, images_sha256) DO UPDATE SET state = excluded.state,"
+                " ON CONFLICT (case_name, images_sha256) DO UPDATE SET state = excluded.state,"
                 " source = excluded.source, reason = '', changed_at = excluded.changed_at"
                 " WHERE state = 'replaced'",
                 (
@@ -199,18 +202,32 @@ class Journal:
             ).rowcount
             if added:
                 self._database.execute(
-                    "UPDATE series SET state = ?, reason = ?, changed_at = ? WHERE series_uid = ?"
+                    "UPDATE series SET state = ?, reason = ?, changed_at = ? WHERE case_name = ?"
                     " AND images_sha256 != ? AND state = ?",
                     (
                         REPLACED,
                         "it has other images now",
                         now,
-                        seen.series_uid,
+                        seen.case_name,
                         seen.images_sha256,
                         WAITING,
                     ),
                 )
+            else:
+                self._seen_again(seen, now)
         return bool(added)
+
+    def _seen_again(self, seen: SeenSeries, now: float) -> None:
+        # Its source may have got another address.
+        self._database.execute(
+            "UPDATE series SET source = ? WHERE case_name = ? AND images_sha256 = ? AND state = ?",
+            (seen.source, seen.case_name, seen.images_sha256, WAITING),
+        )
+        if seen.received:  # sent again after it was removed: it is here again, for as long
+            self._database.execute(
+                "UPDATE series SET removed = 0, changed_at = ? WHERE case_name = ? AND removed = 1",
+                (now, seen.case_name),
+            )
 
     def resume(self, *, failed: bool = False) -> int:
         """Let what an earlier watch was running wait again; how many rows that were.
@@ -285,8 +302,8 @@ class Journal:
         with _usable(self.path), self._database:
             self._database.execute(
                 "UPDATE series SET state = ?, tries = ?, interrupted = ?, reason = ?, not_before ="
-                " ?, changed_at = ? WHERE id = ?",
-                (state, tries, entry.interrupted, reason, now + pause, now, entry.id),
+                " ?, changed_at = ? WHERE id = ? AND state = ?",
+                (state, tries, entry.interrupted, reason, now + pause, now, entry.id, RUNNING),
             )
         return state
 
@@ -304,26 +321,26 @@ class Journal:
             )
         return counts
 
-    def expired(self, days: float) -> list[tuple[str, str]]:
-        """Case and SeriesInstanceUID of series with nothing left to do about them for so long.
+    def expired(self, days: float) -> list[str]:
+        """Cases that have been done, refused or replaced for so long.
 
         Args:
             days: How long they are kept.
         """
         ended = ", ".join("?" * len(_ENDED))
         with _usable(self.path):
-            return self._database.execute(
-                f"SELECT case_name, series_uid FROM series GROUP BY series_uid HAVING"  # noqa: S608  # question marks only
+            rows = self._database.execute(
+                f"SELECT case_name FROM series GROUP BY case_name HAVING"  # noqa: S608  # question marks only
                 f" SUM(state NOT IN ({ended})) = 0 AND MIN(removed) = 0 AND MAX(changed_at) < ?",
                 (*_ENDED, self._clock() - days * 86_400),
             ).fetchall()
+        return [name for (name,) in rows]
 
-    def removed(self, series_uids: Iterable[str]) -> None:
+    def removed(self, case_name: str) -> None:
         """Write down that files of series are gone; the rows stay, so that none comes again."""
         with _usable(self.path), self._database:
-            self._database.executemany(
-                "UPDATE series SET removed = 1 WHERE series_uid = ?",
-                [(uid,) for uid in series_uids],
+            self._database.execute(
+                "UPDATE series SET removed = 1 WHERE case_name = ?", (case_name,)
             )
 
     def _end(self, entry: JournalRow, state: str, reason: str) -> None:

@@ -30,6 +30,8 @@ _FURTHER_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.7",)
 _TAKEN, _NO_ROOM, _NO_IMAGE, _NOT_UNDERSTOOD = 0x0000, 0xA700, 0xA900, 0xC000
 #: Associations at once, bytes of one image, and bytes of the disk that stay free.
 _ASSOCIATIONS, _MOST_BYTES, _FREE_BYTES = 16, 1 << 30, 2 << 30
+#: Bytes of one message: what we ask for is 16 kB, and a call that offers all classes has some 100.
+_MOST_PDU_BYTES = 1 << 20
 #: Seconds to wait for the next message of a sender.
 _SILENT_S = 60.0
 
@@ -42,11 +44,13 @@ class _Association:
         lost: Whether an image was not taken: its sender may think that the series is complete.
         pending: Bytes of the message that is coming in.
         released: Whether the other side said that it was done.
+        over: Whether it has ended.
     """
 
     lost: bool = False
     pending: int = 0
     released: bool = False
+    over: bool = False
 
 
 class ListenerSource:
@@ -112,6 +116,7 @@ class ListenerSource:
                 block=False,
                 ssl_context=tls,
                 evt_handlers=[
+                    (events.EVT_CONN_OPEN, _bound_messages),
                     (events.EVT_ACCEPTED, self._accepted),
                     (events.EVT_C_STORE, self._received),
                     (events.EVT_PDU_RECV, self._count),
@@ -135,9 +140,9 @@ class ListenerSource:
         """See `Source.case`."""
         return self.inbox.case(entry, self._find)
 
-    def remove(self, case_name: str) -> None:
+    def remove(self, case_name: str) -> bool:
         """See `Source.remove`."""
-        self.inbox.remove(case_name)
+        return self.inbox.remove(case_name)
 
     def close(self) -> None:
         """Stop listening; associations that are open break off."""
@@ -171,13 +176,13 @@ class ListenerSource:
         association = self._association(event)
         if str(event.request.AffectedSOPClassUID) not in _CT:
             return _TAKEN
-        content = event.encoded_dataset()
         try:
+            content = event.encoded_dataset()
             if shutil.disk_usage(self._folder).free < self._free_bytes + len(content):
                 raise OutputError("the disk is full")
             self.inbox.put(content, association)
         except Unreadable:
-            # It belongs to no series, and so cuts none off.
+            association.lost = True
             self._count_image(taken=False)
             return _NO_IMAGE
         except (OutputError, OSError):
@@ -188,6 +193,8 @@ class ListenerSource:
             association.lost = True
             self._count_image(taken=False)
             return _NOT_UNDERSTOOD
+        if association.over:  # it broke off while the image was written
+            self.inbox.ended(association, released=False)
         self._count_image(taken=True)
         return _TAKEN
 
@@ -199,12 +206,13 @@ class ListenerSource:
         with self._lock:
             association = self._open.pop(event.assoc, None)
         if association is not None:
+            association.over = True
             released = association.released and not association.lost
             self.inbox.ended(association, released=released)
 
     def _association(self, event: Event) -> _Association:
         with self._lock:
-            return self._open.setdefault(event.assoc, _Association())
+            return self._open.get(event.assoc) or _Association(over=True)
 
     def _count_image(self, *, taken: bool) -> None:
         with self._lock:
@@ -212,3 +220,19 @@ class ListenerSource:
             self.refused += not taken
         if self._on_image is not None:
             self._on_image(taken)
+
+
+def _bound_messages(event: Event) -> None:
+    """Let nobody have us read a longer message than was agreed on; the library would."""
+    line = event.assoc.dul.socket
+    if line is None:
+        return
+    receive = line.recv
+
+    def bounded(size: int) -> bytearray:
+        if size > _MOST_PDU_BYTES:
+            raise OSError("a message longer than any that is agreed on")
+        content: bytearray = receive(size)
+        return content
+
+    line.recv = bounded  # type: ignore[assignment, method-assign]

@@ -14,6 +14,11 @@ from tf_covid.scan import Case
 from tf_covid.scan.cases import only_case
 from tf_covid.watch.journal import JournalRow, SeenSeries
 
+
+class SeriesChanged(WatchError):
+    """A series that has other images by now than when it was written down."""
+
+
 #: Finds the cases of a path: `Reader.find`.
 Find = Callable[[Path], list[Case]]
 
@@ -45,11 +50,15 @@ class Source(Protocol):
 
         Raises:
             PacsUnavailable: If it cannot be asked now.
-            PacsError, WatchError: If the series is not there as it was seen.
+            SeriesChanged: If it has other images by now, or none.
+            PacsError, WatchError: If they cannot be had, or are no case.
         """
 
-    def remove(self, case_name: str) -> None:
-        """Remove what this program keeps of a series; what belongs to the source stays."""
+    def remove(self, case_name: str) -> bool:
+        """Remove what this program keeps of a series; what belongs to the source stays.
+
+        False, and nothing is removed, where more of it has come than was answered.
+        """
 
     def close(self) -> None:
         """Stop looking."""
@@ -100,10 +109,10 @@ def same_images(entry: JournalRow, seen: SeenSeries) -> None:
     """Check that a series is as it was when it was written down.
 
     Raises:
-        WatchError: If it has other images by now.
+        SeriesChanged: If it has other images by now.
     """
     if seen.images_sha256 != entry.images_sha256:
-        raise WatchError(
+        raise SeriesChanged(
             f"series_changed: it had {entry.images} images when it was quiet, and has"
             f" {len(seen.images)} now, or others"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import re
 import signal
 import ssl
 from collections.abc import Callable, Iterator
@@ -16,17 +16,17 @@ from tf_covid.pacs import address as archives
 from tf_covid.pacs import dimse
 from tf_covid.pacs.address import Access, archive_url
 from tf_covid.pacs.dicomweb import DicomWeb
-from tf_covid.pacs.dimse import DimseNode, dimse_address, is_aet
+from tf_covid.pacs.dimse import DimseNode, dimse_address, is_aet, silence
 from tf_covid.pacs.store import StowNode
 from tf_covid.pacs.tls import client_context, server_context
 from tf_covid.scan.reader import Reader
 from tf_covid.watch.archive_source import ArchiveSource
 from tf_covid.watch.folder_source import FolderSource
 from tf_covid.watch.health import Health, serve_health
-from tf_covid.watch.journal import Journal
+from tf_covid.watch.journal import WAITING, Journal
 from tf_covid.watch.listener import ListenerSource
 from tf_covid.watch.source import Find, Source
-from tf_covid.watch.watcher import Destination, Watcher
+from tf_covid.watch.watcher import FREE_BYTES, Destination, Watcher
 
 #: The AE title by which we call where no source gives us one.
 _OWN_AET = "TFCOVID"
@@ -123,6 +123,11 @@ def _watch(
         on_message(f"health: http://127.0.0.1:{server.server_address[1]}/healthz")
     resumed = journal.resume(failed=settings.retry_failed)
     again = f"; {resumed} series are taken up again" if resumed else ""
+    silence()
+    names = {source.name for source in sources}
+    strangers = sum(row.state == WAITING and row.source not in names for row in journal.rows())
+    if strangers:
+        on_message(f"{strangers} series wait for sources that are not watched now, see --status")
     on_message(f"watching {', '.join(source.name for source in sources)}{again}")
     watcher = Watcher(
         journal,
@@ -177,13 +182,16 @@ def _source(
             quiet_s=settings.quiet_s,
             study_days=settings.study_days,
             on_message=on_message,
+            free_bytes=FREE_BYTES,
         )
     elif text.startswith(dimse.PREFIX):
-        # A folder for each: two listeners know nothing of each other.
-        own = hashlib.sha256(text.encode()).hexdigest()[:8]
+        address = dimse_address(text)
+        # A folder for each: two listeners know nothing of each other. Whoever moves one to another
+        # address finds in it what was received.
+        own = re.sub("[^A-Za-z0-9]", "_", address.aet)
         source = ListenerSource(
-            dimse_address(text),
-            kept / f"dimse-{own}",
+            address,
+            kept / f"dimse-{own}-{address.port}",
             find,
             quiet_s=settings.quiet_s,
             called_aet=settings.called_aet,
@@ -221,11 +229,9 @@ def _server_tls(settings: WatchSettings) -> ssl.SSLContext:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM end this process as Ctrl-C does; a second signal changes nothing."""
+    """Let SIGTERM end this process as Ctrl-C does."""
 
     def end(signum: int, frame: object) -> None:
-        for one in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(one, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     before = [(one, signal.signal(one, end)) for one in (signal.SIGINT, signal.SIGTERM)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -10,18 +12,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from tf_covid.errors import OutputError, PacsError, PacsUnavailable, WatchError
+from tf_covid.errors import ModelError, OutputError, PacsError, ServingError, WatchError
 from tf_covid.infer import CaseOutcome, Run, Summary, answer_one
 from tf_covid.report.files import OBJECT_FILES
 from tf_covid.watch.health import Health
-from tf_covid.watch.journal import DONE, FAILED, REFUSED, Journal, JournalRow
-from tf_covid.watch.source import Source
+from tf_covid.watch.journal import DONE, FAILED, REFUSED, REPLACED, Journal, JournalRow
+from tf_covid.watch.source import SeriesChanged, Source
 
 #: Bytes of the disk that stay free: below, nothing is begun.
 FREE_BYTES = 2 << 30
 #: Refusals that may be a matter of the moment, and are worth another try.
 _PASSING = frozenset(
-    ("reader_failed", "not_written", "internal_error", "input_changed", "unreadable", "not_found")
+    (
+        *("reader_failed", "not_written", "input_changed", "unreadable", "not_found"),
+        *("truncated_file", "too_large"),
+    )
 )
 #: Seconds between two looks for what is to be deleted.
 _TIDY_S = 3600.0
@@ -100,7 +105,8 @@ class Watcher:
         """Look at the sources, and answer the next series; whether there was one."""
         self._poll()
         self._tidy()
-        entry = self._journal.start(list(self._sources)) if self._room() else None
+        ready = self._room() and not self._destination_away()
+        entry = self._journal.start(list(self._sources)) if ready else None
         self._health.step(self._journal.counts(), self._free())
         if entry is None:
             if self._unwritten:
@@ -111,6 +117,9 @@ class Watcher:
             self._answer(entry)
         except KeyboardInterrupt:
             self._journal.again(entry, "stopped: the watch was stopped", counts=False)
+            raise
+        except (ModelError, ServingError) as error:
+            self._journal.again(entry, str(error), counts=False)  # no fault of the series
             raise
         self._health.answered(time.monotonic() - start)
         return True
@@ -123,12 +132,12 @@ class Watcher:
                 for seen in source.poll():
                     if self._journal.add(seen):
                         self._note(f"{seen.case_name}: {len(seen.images)} images in {name}")
-            except PacsUnavailable as error:
+            except (PacsError, OSError) as error:
                 self._problem(name, str(error))
             else:
                 self._problem(name, None)
         destination = self._destination
-        if destination is not None and destination.shown in self._health.problems():
+        if destination is not None and self._destination_away():
             self._answers(destination.shown, destination.check)
         self._polled = time.monotonic()
 
@@ -137,12 +146,20 @@ class Watcher:
         source = self._sources[entry.source]
         try:
             with source.case(entry) as case:
-                outcome, _ = answer_one(self._run, case)
-        except PacsUnavailable as error:
+                outcome, fault = answer_one(self._run, case)
+        except SeriesChanged as change:
+            self._journal.end(entry, REPLACED, str(change))
+            self._note(f"{entry.case_name}: {change}")
+            return
+        except PacsError as error:
             self._again(entry, str(error), counts=self._answers(source.name, source.check))
             return
-        except (PacsError, WatchError, OutputError) as error:
+        except (WatchError, OutputError, OSError) as error:
             self._again(entry, str(error))
+            return
+        if fault is not None:
+            # Its text may repeat what a header holds.
+            self._again(entry, f"internal_error: {type(fault).__name__}")
             return
         self._unwritten = True
         self._summarised(functools.partial(self._summary.add, outcome))
@@ -173,19 +190,18 @@ class Watcher:
             return False
         try:
             destination.store(paths, lambda line: self._note(f"{entry.case_name}: {line}"))
-        except PacsUnavailable as error:
+        except PacsError as error:
             here = self._answers(destination.shown, destination.check)
             self._again(entry, str(error), counts=here)
-            return False
-        except PacsError as error:
-            self._again(entry, str(error))
             return False
         self._problem(destination.shown, None)
         return True
 
     def _again(self, entry: JournalRow, reason: str, *, counts: bool = True) -> None:
         """Let a series wait; a try on a full disk or without an archive says nothing about it."""
-        state = self._journal.again(entry, reason, counts=counts and self._room())
+        full = "pacs_disk_full" in reason or os.strerror(errno.ENOSPC) in reason
+        counts = counts and not full and self._room()
+        state = self._journal.again(entry, reason, counts=counts)
         self._note(f"{entry.case_name}: {state}: {reason}")
 
     def _answers(self, name: str, check: Callable[[], None]) -> bool:
@@ -208,6 +224,10 @@ class Watcher:
         self._problem("summary", None)
         return True
 
+    def _destination_away(self) -> bool:
+        destination = self._destination
+        return destination is not None and destination.shown in self._health.problems()
+
     def _room(self) -> bool:
         """Whether the disk has room for an answer."""
         free = self._free()
@@ -224,18 +244,17 @@ class Watcher:
         if self._keep_days is None or time.monotonic() - self._tidied < _TIDY_S:
             return
         self._tidied = time.monotonic()
-        for case_name, series_uid in self._journal.expired(self._keep_days):
-            folder = self._run.out / case_name
+        for case_name in self._journal.expired(self._keep_days):
+            if not all(source.remove(case_name) for source in self._sources.values()):
+                continue  # more of it has come, and is answered first
             try:
-                shutil.rmtree(folder)
+                shutil.rmtree(self._run.out / case_name)
             except FileNotFoundError:
                 pass
             except OSError as error:
                 self._note(f"{case_name}: cannot be deleted ({error.strerror})")
                 continue
-            for source in self._sources.values():
-                source.remove(case_name)
-            self._journal.removed([series_uid])
+            self._journal.removed(case_name)
             self._summary.rows.pop(case_name, None)
             self._unwritten = True
             self._note(f"{case_name}: deleted, {self._keep_days:g} days after its answer")
