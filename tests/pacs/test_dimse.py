@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +138,6 @@ def test_what_a_node_may_say(
             node.store(files, lambda line: None)
     finally:
         server.shutdown()
-    assert threading.active_count() < 50
 
 
 def test_no_message_holds_an_identity(orthanc: Orthanc, chest: Path, capfd: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from tests.pacs.orthanc import PASSWORD, USER, BadLine, Orthanc, bad_line, free_
 from tf_covid.errors import PacsError
 from tf_covid.pacs.address import Access
 from tf_covid.pacs.dicomweb import DicomWeb
-from tf_covid.pacs.retrieve import retrieve_study
+from tf_covid.pacs.retrieve import retrieve_series, retrieve_study
 
 ACCESS = Access(USER, PASSWORD)
 
@@ -210,3 +212,33 @@ def test_images_that_vanish_meanwhile(
     line.on_answer = remove
     with pytest.raises(PacsError, match="pacs_changed: 1 images"):
         retrieve(line.url, study_of(stored), tmp_path / "in")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a disk")
+def test_a_disk_that_is_full(orthanc: Orthanc, stored: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        with pytest.raises(PacsError, match="pacs_disk_full: there is no room"):
+            retrieve(orthanc.url, study_of(stored), disk / "in")
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_no_more_is_written_than_there_is_room_for(
+    orthanc: Orthanc, stored: Path, tmp_path: Path
+) -> None:
+    image = pydicom.dcmread(next(stored.iterdir()))
+    with DicomWeb(orthanc.url, ACCESS) as archive:
+        series = str(image.StudyInstanceUID), str(image.SeriesInstanceUID)
+        images = frozenset(archive.instances(*series))
+        with pytest.raises(PacsError, match="pacs_disk_full"):
+            retrieve_series(archive, *series, images, tmp_path, 500_000)
+        written = sum(file.stat().st_size for file in tmp_path.rglob("*.dcm"))
+        assert written <= 500_000
+        (tmp_path / "in").mkdir()
+        retrieve_series(archive, *series, images, tmp_path / "in", 1 << 30)
+    assert hashes(tmp_path / "in") == hashes(stored)
