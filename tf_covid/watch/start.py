@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from tf_covid.watch.listener import ListenerSource
 from tf_covid.watch.source import Find, Source
 from tf_covid.watch.watcher import FREE_BYTES, Destination, Watcher
 
+#: Seconds in which a further signal is taken for the same.
+_SAME_SIGNAL_S = 10.0
 #: The AE title by which we call where no source gives us one.
 _OWN_AET = "TFCOVID"
 
@@ -230,8 +233,15 @@ def _server_tls(settings: WatchSettings) -> ssl.SSLContext:
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
     """Let SIGTERM end this process as Ctrl-C does."""
+    last = -float("inf")
 
     def end(signum: int, frame: object) -> None:
+        # Who ends a group of processes often signals twice; the second must not meet the clean-up.
+        nonlocal last
+        now = time.monotonic()
+        if now - last < _SAME_SIGNAL_S:
+            return
+        last = now
         raise KeyboardInterrupt
 
     before = [(one, signal.signal(one, end)) for one in (signal.SIGINT, signal.SIGTERM)]
