@@ -182,8 +182,9 @@ def silence() -> None:
     """Keep messages of libraries, which repeat headers, out of every log of this process."""
     for name in ("pynetdicom", "pydicom"):
         logger = logging.getLogger(name)
-        logger.addHandler(logging.NullHandler())
-        logger.propagate = False
+        if logger.propagate:
+            logger.addHandler(logging.NullHandler())
+            logger.propagate = False
     # Threads read headers: a filter for a moment would be everybody's.
     warnings.filterwarnings("ignore", module=r"pydicom")
 
