@@ -79,6 +79,16 @@ def test_what_cannot_be_watched(
     assert text in watch(*arguments, "--out", tmp_path / "out", code=code).stderr
 
 
+@pytest.mark.parametrize("module", ["highdicom", "prometheus_client", "pynetdicom"])
+def test_without_the_extra_it_is_said_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    refused = watch(tmp_path, "--out", tmp_path.parent / "none", code=1)
+    assert f'error: {module} is not installed; pip install -e ".[dicom]"' in refused.stderr
+    assert not (tmp_path.parent / "none").exists()
+
+
 def test_a_folder_that_holds_its_answers(tmp_path: Path) -> None:
     for out in (tmp_path, tmp_path / "below" / "out"):
         refused = watch(tmp_path, "--out", out, code=2)

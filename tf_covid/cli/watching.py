@@ -108,6 +108,10 @@ def watch(
         return True
     if not sources:
         raise click.UsageError("A SOURCE is needed: an archive, a DICOM node, or a folder.")
+    from tf_covid.extras import optional_import
+
+    for module in ("highdicom", "httpx", "prometheus_client", "pynetdicom"):
+        optional_import(module, "dicom")  # before any work
     from tf_covid import console
     from tf_covid.dicom_results.options import DicomOptions
     from tf_covid.infer import Options
