@@ -149,14 +149,20 @@ def test_what_was_tried_holds_up_nothing(journal: Journal, clock: Clock) -> None
     assert start(journal).series_uid == "1.1"
 
 
-def test_a_series_that_ends_the_program_is_given_up_in_the_end(tmp_path: Path) -> None:
-    for _ in range(MOST_INTERRUPTED):
-        with Journal(tmp_path) as journal:
+def test_a_series_that_ends_the_program_is_given_up_in_the_end(
+    tmp_path: Path, clock: Clock
+) -> None:
+    for index in range(MOST_INTERRUPTED):
+        with Journal(tmp_path, clock=clock) as journal:
             journal.resume()
             journal.add(seen())
+            if index:
+                assert journal.start([SOURCE]) is None, "what waits beside it comes first"
+            clock.now += 600
             assert journal.start([SOURCE]) is not None
-    with Journal(tmp_path) as journal:
+    with Journal(tmp_path, clock=clock) as journal:
         assert journal.resume() == 1
+        clock.now += 600
         assert journal.start([SOURCE]) is None
         (entry,) = journal.rows()
         assert entry.state == FAILED

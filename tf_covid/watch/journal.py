@@ -32,6 +32,8 @@ FOLDER = ".watch"
 MOST_TRIES, MOST_INTERRUPTED = 5, 20
 #: Seconds until the second try, doubled before each further one.
 _PAUSE_S = 10.0
+#: Longest pause of a series whose try was interrupted by the end of the program.
+_MOST_PAUSE_S = 600.0
 _FORMAT = 1
 
 WAITING, RUNNING, DONE, REFUSED, REPLACED, FAILED = STATES = (
@@ -237,7 +239,11 @@ class Journal:
         """
         with _usable(self.path), self._database:
             resumed = self._database.execute(
-                "UPDATE series SET state = ?, not_before = 0 WHERE state = ?", (WAITING, RUNNING)
+                # Not at once: what waits beside it is seen and begun first, should it end this
+                # program as well.
+                "UPDATE series SET state = ?, not_before = ? + MIN(?, ? * (1 << (MIN(interrupted,"
+                " 10) - 1))) WHERE state = ?",
+                (WAITING, self._clock(), _MOST_PAUSE_S, _PAUSE_S, RUNNING),
             ).rowcount
             if failed:
                 resumed += self._database.execute(
