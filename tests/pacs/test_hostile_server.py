@@ -165,9 +165,18 @@ def test_images_that_are_none(server: Any, tmp_path: Path, answer: Answer, reaso
     assert retrieve(server, tmp_path / "in").startswith(reason)
 
 
-def test_an_image_of_another_study_ends_it(server: Any, chest: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("of", "uids"),
+    [
+        ("study", {"StudyInstanceUID": "9.9.9"}),
+        ("series", {"StudyInstanceUID": STUDY, "SeriesInstanceUID": "9.9.9"}),
+    ],
+)
+def test_an_image_of_another_one_ends_it(
+    server: Any, chest: Path, tmp_path: Path, of: str, uids: dict[str, str]
+) -> None:
     """It would be answered as a slice of this patient."""
-    other = dicom(chest, 0, StudyInstanceUID="9.9.9")
+    other = dicom(chest, 0, **uids)
     body = part(other) + b"\r\n--b--"
     server.answers |= {
         "/series": SERIES,
@@ -176,11 +185,14 @@ def test_an_image_of_another_study_ends_it(server: Any, chest: Path, tmp_path: P
     }
     text = retrieve(server, tmp_path / "in")
     assert text.startswith("pacs_answer")
-    assert "another study" in text
+    assert f"another {of}" in text
 
 
 def test_the_same_image_many_times_is_one(server: Any, chest: Path, tmp_path: Path) -> None:
-    body = part(dicom(chest, 0, SOPInstanceUID="1.2.3.1.1")) * 50 + b"\r\n--b--"
+    body = (
+        part(dicom(chest, 0, SeriesInstanceUID="1.2.3.1", SOPInstanceUID="1.2.3.1.1")) * 50
+        + b"\r\n--b--"
+    )
     server.answers |= {
         "/series": SERIES,
         "/instances": INSTANCES,

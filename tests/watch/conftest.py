@@ -14,6 +14,7 @@ pytest.importorskip("pynetdicom", reason="needs the extra [dicom]")
 from tests.pacs.conftest import archive, chest, orthanc, started
 from tests.pacs.test_tls import certificates
 from tests.servers import small_files, small_models
+from tests.watch.clock import Clock
 from tf_covid.pacs.dimse import DimseAddress
 from tf_covid.scan import find_cases
 from tf_covid.watch.listener import ListenerSource
@@ -32,3 +33,8 @@ def listen(tmp_path: Path) -> Iterator[Callable[..., ListenerSource]]:
     yield start
     for listener in listeners:
         listener.close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()

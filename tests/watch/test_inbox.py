@@ -10,25 +10,13 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 
+from tests.watch.clock import Clock
 from tf_covid.errors import WatchError
 from tf_covid.scan import find_cases
 from tf_covid.watch.inbox import Inbox, Unreadable
 from tf_covid.watch.journal import JournalRow, SeenSeries
 
 QUIET, BROKEN = 60.0, 600.0
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

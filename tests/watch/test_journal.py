@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.watch.clock import Clock
 from tf_covid.errors import OutputError, WatchError
 from tf_covid.watch.journal import (
     DONE,
@@ -35,19 +36,6 @@ SOURCE = "dicomweb:https://pacs.example"
 
 def seen(series: str = "1.2.3", images: int = 3, source: str = SOURCE) -> SeenSeries:
     return SeenSeries(source, "1.2", series, frozenset(f"1.2.{n}" for n in range(images)))
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1e9
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

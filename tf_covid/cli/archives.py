@@ -14,7 +14,7 @@ from tf_covid.pacs.address import Access, archive_url, study_address
 from tf_covid.pacs.dicomweb import DicomWeb
 from tf_covid.pacs.retrieve import retrieve_study
 from tf_covid.pacs.store import store_objects
-from tf_covid.report.files import OBJECT_FILES
+from tf_covid.report.files import objects_in
 
 
 class Archives:
@@ -61,7 +61,7 @@ class Archives:
 
     def stored(self, archive: DicomWeb, case: Path) -> bool:
         """Store the objects of a case; False, and said, where they are not all there."""
-        paths = [case / name for name in OBJECT_FILES if (case / name).exists()]
+        paths = objects_in(case)
         try:
             if not paths:
                 raise PacsError("pacs_nothing: there are no DICOM objects to store")

@@ -14,6 +14,18 @@ import click
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
+#: Add `--model`, once or more, to a command.
+model_option = click.option(
+    "--model",
+    "models",
+    multiple=True,
+    default=("severity-i3d",),
+    show_default=True,
+    metavar="NAME|FILE",
+    help="Shipped name or .keras file; several of one task: the mean of their probabilities.",
+)
+
+
 def guarded(command: Callable[..., bool]) -> Callable[..., None]:
     """Turn errors into one line and exit 1; add `--debug`, which shows the traceback.
 

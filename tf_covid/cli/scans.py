@@ -17,6 +17,7 @@ from tf_covid.cli.guard import (
     guarded,
     lung_labels,
     lung_model_options,
+    model_option,
 )
 
 if TYPE_CHECKING:
@@ -47,15 +48,7 @@ class ScanInput(click.ParamType):
     type=FOLDER,
     help="Folder of the answers: OUT/<case>/ and OUT/summary.csv.",
 )
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    default=("severity-i3d",),
-    show_default=True,
-    metavar="NAME|FILE",
-    help="Shipped name or .keras file; several of one task: the mean of their probabilities.",
-)
+@model_option
 @click.option(
     "--lungs",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
@@ -163,10 +156,8 @@ def infer(
             lungs_model,
             lobes_model,
             allow_other_lungs,
-            (
-                DicomOptions(dicom_map, dicom_pdf, dicom_deidentified)
-                if dicom or dicom_map or dicom_pdf or dicom_deidentified or store
-                else None
+            DicomOptions.of_flags(
+                dicom or store is not None, dicom_map, dicom_pdf, dicom_deidentified
             ),
         )
         archives = Archives(ca_file, client_cert, stack)

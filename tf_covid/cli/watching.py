@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tf_covid.cli.guard import FOLDER, archive_options, dicom_options, guarded
+from tf_covid.cli.guard import FOLDER, archive_options, dicom_options, guarded, model_option
 
 
 @click.command()
@@ -17,15 +17,7 @@ from tf_covid.cli.guard import FOLDER, archive_options, dicom_options, guarded
     metavar="ADDRESS",
     help="Where DICOM objects go: dicomweb:URL or dimse:AET@HOST:PORT.",
 )
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    default=("severity-i3d",),
-    show_default=True,
-    metavar="NAME|FILE",
-    help="Shipped name or .keras file; several of one task: the mean of their probabilities.",
-)
+@model_option
 @click.option(
     "--quiet-seconds",
     default=60.0,
@@ -118,10 +110,10 @@ def watch(
     from tf_covid.pacs.address import Access
     from tf_covid.watch.start import WatchSettings, run_watch
 
-    objects = dicom or dicom_map or dicom_pdf or dicom_deidentified or store is not None
-    options = Options(
-        models, dicom=DicomOptions(dicom_map, dicom_pdf, dicom_deidentified) if objects else None
+    objects = DicomOptions.of_flags(
+        dicom or store is not None, dicom_map, dicom_pdf, dicom_deidentified
     )
+    options = Options(models, dicom=objects)
     settings = WatchSettings(
         out=out,
         sources=sources,

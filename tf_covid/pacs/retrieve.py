@@ -157,12 +157,12 @@ class _Download:
         with self._archive.retrieve(self._study_uid, series_uid, instance_uid) as (kind, body):
             try:
                 for part in split_parts(body, boundary_of(kind)):
-                    self._keep(part)
+                    self._keep(part, series_uid)
             except CutOff:
                 pass
 
-    def _keep(self, part: Iterable[bytes]) -> None:
-        """Write one image, and count it once it is whole and of this study."""
+    def _keep(self, part: Iterable[bytes], series_uid: str) -> None:
+        """Write one image, and count it once it is whole and of this series."""
         path = self._folder / f"{len(self.received):06d}.dcm"
         partial = path.with_suffix(".part")
         try:
@@ -180,9 +180,10 @@ class _Download:
                 header = pydicom.dcmread(
                     partial,
                     stop_before_pixels=True,
-                    specific_tags=["StudyInstanceUID", "SOPInstanceUID"],
+                    specific_tags=["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"],
                 )
-            study_uid, instance_uid = header.get("StudyInstanceUID"), header.get("SOPInstanceUID")
+            of = header.get("StudyInstanceUID"), header.get("SeriesInstanceUID")
+            instance_uid = header.get("SOPInstanceUID")
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise PacsError("pacs_disk_full: there is no room for this study") from None
@@ -190,9 +191,10 @@ class _Download:
         except ERRORS:
             partial.unlink(missing_ok=True)
             return  # no DICOM: it is missing, and is asked for again
-        if study_uid != self._study_uid:
+        if of != (self._study_uid, series_uid):
             partial.unlink()
-            raise PacsError(f"pacs_answer: {self._archive.shown} sent an image of another study")
+            other = "study" if of[0] != self._study_uid else "series"
+            raise PacsError(f"pacs_answer: {self._archive.shown} sent an image of another {other}")
         if instance_uid in self.received:
             partial.unlink()
             return

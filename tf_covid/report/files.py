@@ -32,6 +32,12 @@ OBJECT_FILES = (
     "report.dcm",
 )
 
+
+def objects_in(folder: Path) -> list[Path]:
+    """The DICOM objects of a case, in the order in which an archive is to get them."""
+    return [folder / name for name in OBJECT_FILES if (folder / name).exists()]
+
+
 #: Everything that this project writes into the folder of a case.
 CASE_FILES = (
     "result.json",

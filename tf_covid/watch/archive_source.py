@@ -127,7 +127,7 @@ class ArchiveSource:
         self._archive.close()
 
     def _once(self, text: str) -> None:
-        """A message, unless it was the last one of its kind."""
+        """A message, the first time only."""
         if text not in self._messages:
             self._messages.add(text)
             self._on_message(text)

@@ -68,16 +68,16 @@ class FolderSource:
         self._given &= self._cases.keys()
 
     @contextmanager
-    def case(self, entry: JournalRow) -> Iterator[Case]:
+    def case(self, row: JournalRow) -> Iterator[Case]:
         """See `Source.case`."""
-        there = [seen for seen in self._cases if seen.case_name == entry.case_name]
+        there = [seen for seen in self._cases if seen.case_name == row.case_name]
         if not there:
             raise SeriesChanged("series_gone: its files are not in the folder any more")
-        same = [seen for seen in there if seen.images_sha256 == entry.images_sha256]
+        same = [seen for seen in there if seen.images_sha256 == row.images_sha256]
         if not same:
             self._given -= set(there)  # to be looked at anew
-            same_images(entry, there[0])
-        yield dataclasses.replace(self._cases[same[0]], name=entry.case_name)
+            same_images(row, there[0])
+        yield dataclasses.replace(self._cases[same[0]], name=row.case_name)
 
     def remove(self, case_name: str) -> bool:
         """See `Source.remove`; the folder is the user's."""

@@ -166,15 +166,15 @@ class Inbox:
         return quiet and len(series.seen.images) != series.given
 
     @contextmanager
-    def case(self, entry: JournalRow, find: Find) -> Iterator[Case]:
+    def case(self, row: JournalRow, find: Find) -> Iterator[Case]:
         """See `Source.case`."""
         with self._lock:
-            series = self._series.get(entry.case_name)
+            series = self._series.get(row.case_name)
             seen = None if series is None else series.seen
         if seen is None:
             raise SeriesChanged("series_gone: what was received of it was removed")
-        same_images(entry, seen)
-        case = case_of(self._received / entry.case_name, entry, find)
+        same_images(row, seen)
+        case = case_of(self._received / row.case_name, row, find)
         if late := {instance.sop_uid for instance in case.instances} - seen.images:
             raise SeriesChanged(f"series_changed: {len(late)} images came while it was looked at")
         yield case

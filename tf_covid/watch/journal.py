@@ -263,45 +263,45 @@ class Journal:
         names = ", ".join("?" * len(sources))
         with _usable(self.path), self._database:
             while True:
-                row = self._database.execute(
+                values = self._database.execute(
                     f"SELECT {_COLUMNS} FROM series WHERE state = ? AND not_before <= ? AND source"  # noqa: S608  # question marks only
                     f" IN ({names}) ORDER BY tries + interrupted, id LIMIT 1",
                     (WAITING, now, *sources),
                 ).fetchone()
-                if row is None:
+                if values is None:
                     return None
-                entry = JournalRow(*row)
-                if entry.interrupted < MOST_INTERRUPTED:
+                row = JournalRow(*values)
+                if row.interrupted < MOST_INTERRUPTED:
                     break
-                self._end(entry, FAILED, f"ended: the program ended in {entry.interrupted} tries")
+                self._end(row, FAILED, f"ended: the program ended in {row.interrupted} tries")
             # Taken back by whoever lives to say what became of it.
             self._database.execute(
                 "UPDATE series SET state = ?, interrupted = interrupted + 1, changed_at = ?"
                 " WHERE id = ?",
-                (RUNNING, now, entry.id),
+                (RUNNING, now, row.id),
             )
-        return entry
+        return row
 
-    def end(self, entry: JournalRow, state: str, reason: str = "") -> None:
+    def end(self, row: JournalRow, state: str, reason: str = "") -> None:
         """Write down what became of a series.
 
         Args:
-            entry: What `start` gave.
+            row: What `start` gave.
             state: `DONE`, `REFUSED`, `REPLACED` or `FAILED`.
             reason: Why it is not done.
         """
         with _usable(self.path), self._database:
-            self._end(entry, state, reason)
+            self._end(row, state, reason)
 
-    def again(self, entry: JournalRow, reason: str, *, counts: bool = True) -> str:
+    def again(self, row: JournalRow, reason: str, *, counts: bool = True) -> str:
         """Let a series wait for another try, unless it had its last one; its state.
 
         Args:
-            entry: What `start` gave.
+            row: What `start` gave.
             reason: Why this try failed.
             counts: False where it says nothing about the series: the archive was not there.
         """
-        tries = entry.tries + counts
+        tries = row.tries + counts
         state = FAILED if tries >= MOST_TRIES else WAITING
         now = self._clock()
         pause = _PAUSE_S * 2 ** max(tries - 1, 0)
@@ -309,7 +309,7 @@ class Journal:
             self._database.execute(
                 "UPDATE series SET state = ?, tries = ?, interrupted = ?, reason = ?, not_before ="
                 " ?, changed_at = ? WHERE id = ? AND state = ?",
-                (state, tries, entry.interrupted, reason, now + pause, now, entry.id, RUNNING),
+                (state, tries, row.interrupted, reason, now + pause, now, row.id, RUNNING),
             )
         return state
 
@@ -349,11 +349,11 @@ class Journal:
                 "UPDATE series SET removed = 1 WHERE case_name = ?", (case_name,)
             )
 
-    def _end(self, entry: JournalRow, state: str, reason: str) -> None:
+    def _end(self, row: JournalRow, state: str, reason: str) -> None:
         self._database.execute(
             "UPDATE series SET state = ?, tries = ?, interrupted = ?, reason = ?, changed_at = ?"
             " WHERE id = ?",
-            (state, entry.tries + 1, entry.interrupted, reason, self._clock(), entry.id),
+            (state, row.tries + 1, row.interrupted, reason, self._clock(), row.id),
         )
 
 

@@ -45,7 +45,7 @@ class Source(Protocol):
             PacsError, WatchError: If it cannot be used.
         """
 
-    def case(self, entry: JournalRow) -> AbstractContextManager[Case]:
+    def case(self, row: JournalRow) -> AbstractContextManager[Case]:
         """The case of a series of this source, its files in reach within the block.
 
         Raises:
@@ -90,7 +90,7 @@ class Stillness:
             del self._since[thing]
 
 
-def case_of(path: Path, entry: JournalRow, find: Find) -> Case:
+def case_of(path: Path, row: JournalRow, find: Find) -> Case:
     """The one case in a folder of a series, named as the journal names it.
 
     Raises:
@@ -102,17 +102,17 @@ def case_of(path: Path, entry: JournalRow, find: Find) -> Case:
         raise WatchError(
             f"several_cases: the images of this series are of {len(cases)} patients or studies"
         )
-    return dataclasses.replace(case, name=entry.case_name)
+    return dataclasses.replace(case, name=row.case_name)
 
 
-def same_images(entry: JournalRow, seen: SeenSeries) -> None:
+def same_images(row: JournalRow, seen: SeenSeries) -> None:
     """Check that a series is as it was when it was written down.
 
     Raises:
         SeriesChanged: If it has other images by now.
     """
-    if seen.images_sha256 != entry.images_sha256:
+    if seen.images_sha256 != row.images_sha256:
         raise SeriesChanged(
-            f"series_changed: it had {entry.images} images when it was quiet, and has"
+            f"series_changed: it had {row.images} images when it was quiet, and has"
             f" {len(seen.images)} now, or others"
         )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tf_covid.errors import OptionError
@@ -93,11 +94,15 @@ def run_watch(
         PacsError, WatchError: If the journal, a source or the destination cannot be used.
         ModelError, ServingError: If the models cannot answer any scan.
     """
+
+    def note(line: str) -> None:
+        on_message(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}")
+
     with _ended_by_signals(), ExitStack() as stack:
         try:
-            _watch(settings, options, on_message, before_models, stack)
+            _watch(settings, options, note, before_models, stack)
         except KeyboardInterrupt:
-            on_message("ended by a signal; what was begun goes on at the next start")
+            note("ended by a signal; what was begun goes on at the next start")
 
 
 def _watch(

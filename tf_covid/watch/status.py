@@ -16,15 +16,15 @@ def text_lines(rows: Sequence[JournalRow]) -> Iterator[str]:
     Args:
         rows: Rows of the journal.
     """
-    counts = {state: sum(entry.state == state for entry in rows) for state in STATES}
+    counts = {state: sum(row.state == state for row in rows) for state in STATES}
     yield ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no series"
-    for entry in rows:
-        begun = entry.tries + entry.interrupted
+    for row in rows:
+        begun = row.tries + row.interrupted
         tries = f", {begun} tries" if begun > 1 else ""
-        reason = f": {entry.reason}" if entry.reason else ""
+        reason = f": {row.reason}" if row.reason else ""
         yield (
-            f"{_time(entry.changed_at)} {entry.case_name} {entry.state} ({entry.images} images"
-            f"{tries}) study {entry.study_uid or '-'}{reason}"
+            f"{_time(row.changed_at)} {row.case_name} {row.state} ({row.images} images"
+            f"{tries}) study {row.study_uid or '-'}{reason}"
         )
 
 
@@ -34,9 +34,9 @@ def json_lines(rows: Sequence[JournalRow]) -> Iterator[str]:
     Args:
         rows: Rows of the journal.
     """
-    for entry in rows:
-        times = {name: _time(getattr(entry, name)) for name in ("seen_at", "changed_at")}
-        yield json.dumps(dataclasses.asdict(entry) | times)
+    for row in rows:
+        times = {name: _time(getattr(row, name)) for name in ("seen_at", "changed_at")}
+        yield json.dumps(dataclasses.asdict(row) | times)
 
 
 def _time(seconds: float) -> str:

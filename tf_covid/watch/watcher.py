@@ -8,13 +8,12 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
 from tf_covid.errors import ModelError, OutputError, PacsError, ServingError, WatchError
 from tf_covid.infer import CaseOutcome, Run, Summary, answer_one
-from tf_covid.report.files import OBJECT_FILES
+from tf_covid.report.files import objects_in
 from tf_covid.watch.health import Health
 from tf_covid.watch.journal import DONE, FAILED, REFUSED, REPLACED, Journal, JournalRow
 from tf_covid.watch.source import SeriesChanged, Source
@@ -106,20 +105,20 @@ class Watcher:
         self._poll()
         self._tidy()
         ready = self._room() and not self._destination_away()
-        entry = self._journal.start(list(self._sources)) if ready else None
+        row = self._journal.start(list(self._sources)) if ready else None
         self._health.step(self._journal.counts(), self._free())
-        if entry is None:
+        if row is None:
             if self._unwritten:
                 self._unwritten = not self._summarised(self._summary.write)
             return False
         start = time.monotonic()
         try:
-            self._answer(entry)
+            self._answer(row)
         except KeyboardInterrupt:
-            self._journal.again(entry, "stopped: the watch was stopped", counts=False)
+            self._journal.again(row, "stopped: the watch was stopped", counts=False)
             raise
         except (ModelError, ServingError) as error:
-            self._journal.again(entry, str(error), counts=False)  # no fault of the series
+            self._journal.again(row, str(error), counts=False)  # no fault of the series
             raise
         self._health.answered(time.monotonic() - start)
         return True
@@ -131,7 +130,7 @@ class Watcher:
             try:
                 for seen in source.poll():
                     if self._journal.add(seen):
-                        self._note(f"{seen.case_name}: {len(seen.images)} images in {name}")
+                        self._on_message(f"{seen.case_name}: {len(seen.images)} images in {name}")
             except (PacsError, OSError) as error:
                 self._problem(name, str(error))
             else:
@@ -141,68 +140,68 @@ class Watcher:
             self._answers(destination.shown, destination.check)
         self._polled = time.monotonic()
 
-    def _answer(self, entry: JournalRow) -> None:
+    def _answer(self, row: JournalRow) -> None:
         """One try of a series; what became of it is in the journal."""
-        source = self._sources[entry.source]
+        source = self._sources[row.source]
         try:
-            with source.case(entry) as case:
+            with source.case(row) as case:
                 outcome, fault = answer_one(self._run, case)
         except SeriesChanged as change:
-            self._journal.end(entry, REPLACED, str(change))
-            self._note(f"{entry.case_name}: {change}")
+            self._journal.end(row, REPLACED, str(change))
+            self._on_message(f"{row.case_name}: {change}")
             return
         except PacsError as error:
-            self._again(entry, str(error), counts=self._answers(source.name, source.check))
+            self._again(row, str(error), counts=self._answers(source.name, source.check))
             return
         except (WatchError, OutputError, OSError) as error:
-            self._again(entry, str(error))
+            self._again(row, str(error))
             return
         if fault is not None:
             # Its text may repeat what a header holds.
-            self._again(entry, f"internal_error: {type(fault).__name__}")
+            self._again(row, f"internal_error: {type(fault).__name__}")
             return
         self._unwritten = True
         self._summarised(functools.partial(self._summary.add, outcome))
         if outcome.problem is not None:
-            self._refused(entry, outcome)
+            self._refused(row, outcome)
             return
-        self._note(outcome.line())
+        self._on_message(outcome.line())
         if self._destination is not None and not self._stored(
-            entry, self._destination, outcome.folder
+            row, self._destination, outcome.folder
         ):
             return
-        self._journal.end(entry, DONE)
+        self._journal.end(row, DONE)
 
-    def _refused(self, entry: JournalRow, outcome: CaseOutcome) -> None:
+    def _refused(self, row: JournalRow, outcome: CaseOutcome) -> None:
         problem = outcome.problem or ""
         if problem.partition(":")[0] in _PASSING:
-            self._again(entry, problem)
+            self._again(row, problem)
             return
-        self._journal.end(entry, REFUSED, problem)
-        self._note(f"{entry.case_name}: refused: {problem}")
+        self._journal.end(row, REFUSED, problem)
+        self._on_message(f"{row.case_name}: refused: {problem}")
 
-    def _stored(self, entry: JournalRow, destination: Destination, folder: Path) -> bool:
-        paths = [folder / name for name in OBJECT_FILES if (folder / name).exists()]
+    def _stored(self, row: JournalRow, destination: Destination, folder: Path) -> bool:
+        paths = objects_in(folder)
         if not paths:
             reason = "pacs_nothing: there are no DICOM objects to store; its report says why"
-            self._journal.end(entry, FAILED, reason)
-            self._note(f"{entry.case_name}: failed: {reason}")
+            self._journal.end(row, FAILED, reason)
+            self._on_message(f"{row.case_name}: failed: {reason}")
             return False
         try:
-            destination.store(paths, lambda line: self._note(f"{entry.case_name}: {line}"))
+            destination.store(paths, lambda line: self._on_message(f"{row.case_name}: {line}"))
         except PacsError as error:
             here = self._answers(destination.shown, destination.check)
-            self._again(entry, str(error), counts=here)
+            self._again(row, str(error), counts=here)
             return False
         self._problem(destination.shown, None)
         return True
 
-    def _again(self, entry: JournalRow, reason: str, *, counts: bool = True) -> None:
+    def _again(self, row: JournalRow, reason: str, *, counts: bool = True) -> None:
         """Let a series wait; a try on a full disk or without an archive says nothing about it."""
         full = "pacs_disk_full" in reason or os.strerror(errno.ENOSPC) in reason
         counts = counts and not full and self._room()
-        state = self._journal.again(entry, reason, counts=counts)
-        self._note(f"{entry.case_name}: {state}: {reason}")
+        state = self._journal.again(row, reason, counts=counts)
+        self._on_message(f"{row.case_name}: {state}: {reason}")
 
     def _answers(self, name: str, check: Callable[[], None]) -> bool:
         """Whether a source or destination is there at all."""
@@ -252,17 +251,13 @@ class Watcher:
             except FileNotFoundError:
                 pass
             except OSError as error:
-                self._note(f"{case_name}: cannot be deleted ({error.strerror})")
+                self._on_message(f"{case_name}: cannot be deleted ({error.strerror})")
                 continue
             self._journal.removed(case_name)
             self._summary.rows.pop(case_name, None)
             self._unwritten = True
-            self._note(f"{case_name}: deleted, {self._keep_days:g} days after its answer")
+            self._on_message(f"{case_name}: deleted, {self._keep_days:g} days after its answer")
 
     def _problem(self, name: str, text: str | None) -> None:
         if self._health.problem(name, text):
-            self._note(text or f"{name}: is there again")
-
-    def _note(self, line: str) -> None:
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._on_message(f"{now} {line}")
+            self._on_message(text or f"{name}: is there again")
