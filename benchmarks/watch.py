@@ -25,6 +25,7 @@ from types import ModuleType
 from typing import Any
 
 import click
+import httpx
 
 CHECKOUT = Path(__file__).parents[1]
 #: Seconds between two kills, at least and at most: a start takes some ten, an answer as many.
@@ -193,7 +194,7 @@ def main(studies: int, times: int, restarts: int, seed: int, folder: Path | None
                         try:
                             kills.orthanc.put(file)
                             break
-                        except Exception:  # whatever an archive says that starts again
+                        except httpx.HTTPError:  # it starts again
                             time.sleep(1.0)
                 time.sleep(times * sum(_LIVES_S) / 2 / studies / 2)
 

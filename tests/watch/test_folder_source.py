@@ -12,7 +12,7 @@ import pydicom
 import pytest
 from pydicom.uid import generate_uid
 
-from tf_covid.errors import PacsUnavailable, WatchError
+from tf_covid.errors import PacsUnavailable, ScanRefused, WatchError
 from tf_covid.phantom.files import write_dicom
 from tf_covid.scan import find_cases
 from tf_covid.watch.folder_source import FolderSource
@@ -172,7 +172,7 @@ def test_rubbish_is_left_alone_or_refused_and_holds_up_nothing(
         with source.case(entry_of(one)) as case:
             try:
                 read.append(case.read().hu.shape)
-            except Exception as refused:
+            except ScanRefused as refused:
                 read.append(str(refused))
     assert (12, 32, 32) in read
     assert any("half" in one.case_name for one in seen)
