@@ -110,7 +110,7 @@ class Explainer:
         usual = [name for name in ENDPOINTS[self.contract.model] if name in names]
         cuts = {name: _cut(self.network, name) for name in dict.fromkeys([*usual, self.default])}
         # Those that all of the answer comes through.
-        self._heads = {name: cut.explained for name, cut in cuts.items() if cut is not None}
+        self._heads = {name: cut for name, cut in cuts.items() if cut is not None}
         self.endpoints = tuple(self._heads)
         self.ways = [Way(*way) for way in product(self.endpoints, TARGETS, METHODS)]
         self._axes = {name: attention.feature_axes(self.network, name) for name in self.endpoints}

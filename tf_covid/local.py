@@ -232,7 +232,7 @@ class LocalModels:
         volumes, fractions = [], []
         for member, answer in zip(self.members, answers, strict=True):
             features, box = answer.evidence.features, answer.evidence.box
-            cells = attention.attention_map(member.split.explained, features, score, method)
+            cells = attention.attention_map(member.split, features, score, method)
             clip = member.model.network.input_shape[1:4]
             volume, fraction = attention.onto_scan(
                 cells, member.axes, clip, answer.keep, box, lungs

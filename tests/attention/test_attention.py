@@ -6,6 +6,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tf_keras_vis.gradcam import Gradcam
+from tf_keras_vis.gradcam_plus_plus import GradcamPlusPlus
+from tf_keras_vis.layercam import Layercam
 
 from tf_covid import attention
 from tf_covid.attention import Axis
@@ -36,7 +39,7 @@ def test_gradcam_equals_the_closed_form_of_a_global_pool_head(i3d, clip, number)
     (Zhou 2016)."""
     cut = attention.split(i3d, "Mixed_5c")
     features = cut.backbone(clip)
-    raw = attention.attention_map(cut.explained, features, attention.class_logit(number))
+    raw = attention.attention_map(cut, features, attention.class_logit(number))
     weights = i3d.get_layer("logits").kernel.numpy()[:, number]
     cells = np.prod(features.shape[1:4])
     closed = np.maximum((features.numpy()[0] * weights / cells).sum(axis=-1), 0)
@@ -47,7 +50,7 @@ def test_gradcam_equals_the_closed_form_of_a_global_pool_head(i3d, clip, number)
 def test_expected_class_target_is_the_chain_rule_of_the_closed_form(i3d, clip):
     cut = attention.split(i3d, "Mixed_5c")
     features = cut.backbone(clip)
-    raw = attention.attention_map(cut.explained, features, attention.expected_class)
+    raw = attention.attention_map(cut, features, attention.expected_class)
     p = tf.nn.softmax(cut.head(features)["logits"]).numpy()[0].astype(np.float64)
     slope = p * (np.arange(5) - (p * np.arange(5)).sum())  # dE/dlogit_k
     weights = i3d.get_layer("logits").kernel.numpy() @ slope / np.prod(features.shape[1:4])
@@ -70,9 +73,7 @@ def test_a_layer_that_the_answer_goes_past_is_refused_by_name():
 @pytest.mark.parametrize("endpoint", ["Mixed_5c", "Mixed_4f"])
 def test_every_method_gives_a_finite_map_that_is_never_negative(i3d, clip, method, endpoint):
     cut = attention.split(i3d, endpoint)
-    raw = attention.attention_map(
-        cut.explained, cut.backbone(clip), attention.expected_class, method
-    )
+    raw = attention.attention_map(cut, cut.backbone(clip), attention.expected_class, method)
     assert raw.ndim == 3
     assert np.isfinite(raw).all()
     assert (raw >= 0).all()
@@ -81,9 +82,7 @@ def test_every_method_gives_a_finite_map_that_is_never_negative(i3d, clip, metho
 def test_an_unknown_method_is_named(i3d, clip):
     cut = attention.split(i3d, "Mixed_5c")
     with pytest.raises(ValueError, match="method must be one of"):
-        attention.attention_map(
-            cut.explained, cut.backbone(clip), attention.expected_class, "saliency"
-        )
+        attention.attention_map(cut, cut.backbone(clip), attention.expected_class, "saliency")
 
 
 def test_the_bright_spot_raises_the_score_there():
@@ -98,7 +97,7 @@ def test_the_bright_spot_raises_the_score_there():
     clip = np.zeros((1, 8, 32, 32, 1), np.float32)
     clip[0, 5, 9, 26] = 1.0
     cut = attention.split(network, "cells")
-    raw = attention.attention_map(cut.explained, cut.backbone(clip), attention.expected_class)
+    raw = attention.attention_map(cut, cut.backbone(clip), attention.expected_class)
     assert np.unravel_index(raw.argmax(), raw.shape) == (1, 2, 6)
     axes = attention.feature_axes(network, "cells")
     box = np.array([0.25, 0.75, 0.5, 1.0])
@@ -128,7 +127,7 @@ def test_flipping_the_clip_flips_the_map():
     cut = attention.split(network, "cells")
 
     def volume(clip):
-        raw = attention.attention_map(cut.explained, cut.backbone(clip), attention.expected_class)
+        raw = attention.attention_map(cut, cut.backbone(clip), attention.expected_class)
         axes, box = attention.feature_axes(network, "cells"), np.array([0.1, 0.9, 0.2, 0.8])
         return attention.onto_scan(
             raw, axes, (9, 27, 27), np.ones(12, bool), box, np.ones((12, 50, 60))
@@ -314,9 +313,82 @@ def test_a_map_is_the_same_in_a_graph_and_outside(i3d, clip):
             )
         return tf.reduce_mean(tape.gradient(score, features), axis=(1, 2, 3))
 
-    raw = attention.attention_map(cut.explained, features, attention.expected_class)
+    raw = attention.attention_map(cut, features, attention.expected_class)
     inside = np.maximum(
         (features.numpy() * weights(features).numpy()[:, None, None, None]).sum(-1), 0
     )[0]
     assert inside.max() > 0
     np.testing.assert_allclose(raw, inside, atol=1e-5 * inside.max())
+
+
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "layercam"])
+@pytest.mark.parametrize("number", [None, 2])
+def test_the_compiled_step_gives_the_map_of_the_head_itself(i3d, clip, method, number):
+    """tf-keras-vis on a plain head, operation by operation, is the truth."""
+    target = attention.expected_class if number is None else attention.class_logit(number)
+    cut = attention.split(i3d, "Mixed_3c")
+    features = cut.backbone(clip)
+    inputs = keras.Input(features.shape[1:], name="seed")
+    first = keras.layers.Activation("linear", name="features")(inputs)
+    plain = keras.Model(inputs, cut.tie_sharing_head(first)["logits"])
+    kinds = {"gradcam": Gradcam, "gradcam++": GradcamPlusPlus, "layercam": Layercam}
+    cam = kinds[method](plain, clone=False)(
+        target,
+        features,
+        penultimate_layer="features",
+        seek_penultimate_conv_layer=False,
+        expand_cam=False,
+        normalize_cam=False,
+    )
+    expected = np.asarray(cam)[0]
+    raw = attention.attention_map(cut, features, target, method)
+    assert expected.max() > 0
+    np.testing.assert_allclose(raw, np.maximum(expected, 0), atol=1e-5 * expected.max())
+
+
+def test_a_target_is_traced_once_and_asks_for_no_gradient_by_a_kernel(i3d, clip):
+    cut = attention.split(i3d, "Mixed_3c")
+    features = cut.backbone(clip)
+    for number in (1, 1, 3, 1):
+        attention.attention_map(cut, features, attention.class_logit(number))
+    compiled = cut.explained(attention.class_logit(1)).layers[-1]
+    step = compiled._value_and_gradient
+    assert step.experimental_get_tracing_count() == 1
+    (traced,) = step._list_all_concrete_functions()
+    needed, waiting = set(), [output.op for output in traced.outputs]
+    while waiting:
+        operation = waiting.pop()
+        if operation not in needed:
+            needed.add(operation)
+            waiting += [*operation.control_inputs, *(tensor.op for tensor in operation.inputs)]
+    kinds = {operation.type for operation in needed}
+    assert "Conv3DBackpropInputV2" in kinds
+    assert not kinds & {"Conv3DBackpropFilterV2", "Conv2DBackpropFilter"}
+
+
+def test_each_scan_of_a_batch_has_its_own_gradient(i3d, clip):
+    cut = attention.split(i3d, "Mixed_5c")
+    features = tf.concat([cut.backbone(clip), 2.0 * cut.backbone(clip[:, :, ::-1])], axis=0)
+    explained = cut.explained(attention.expected_class)
+    gradients = []
+    for batch in (features, features[:1], features[1:]):
+        with tf.GradientTape() as tape:
+            tape.watch(batch)
+            score = tf.reduce_sum(explained(batch)[:, 0] * tf.range(1.0, 1.0 + len(batch)))
+        gradients.append(tape.gradient(score, batch).numpy())
+    np.testing.assert_allclose(gradients[0][:1], gradients[1], rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(gradients[0][1:], 2.0 * gradients[2], rtol=1e-4, atol=1e-9)
+
+
+def test_weights_that_change_change_the_map(clip):
+    """Nothing of them is kept in the compiled step."""
+    keras.utils.set_random_seed(5)
+    network = LTC((16, 64, 64, 1), dense=8)
+    cut = attention.split(network, "conv3")
+    features = cut.backbone(clip)
+    before = attention.attention_map(cut, features, attention.class_logit(0))
+    logits = next(layer for layer in network.layers if layer.name == "logits")
+    logits.set_weights([-values for values in logits.get_weights()])
+    after = attention.attention_map(cut, features, attention.class_logit(0))
+    assert (before > 0).any()
+    assert not (np.minimum(before, after) > 1e-6 * before.max()).any()

@@ -6,8 +6,9 @@ Polarity, everywhere: larger means that more of the feature there raises the tar
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import keras
@@ -18,6 +19,9 @@ from tf_covid.layers.pool import max_pool_by_axis
 from tf_covid.tensor import Tensor
 
 Method = Literal["gradcam", "gradcam++", "layercam"]
+
+#: What is explained: logits (N, classes) → score (N,).
+Target = Callable[[Any], Any]
 
 #: Name of the head's first layer, which tf-keras-vis explains.
 _FIRST = "features"
@@ -32,15 +36,30 @@ class Split:
         head: Features → `{"logits": …}` and `ct_score` where the network has one.
         tie_sharing_head: `head` with the same answers and weights, with pools whose gradient is
             right (`TieSharingMaxPool3D`).
-        explained: `tie_sharing_head`, logits only; its first layer is called "features".
         endpoint: Name of the layer at the cut.
     """
 
     backbone: keras.Model
     head: keras.Model
     tie_sharing_head: keras.Model
-    explained: keras.Model
     endpoint: str
+    _explained: dict[Target, keras.Model] = field(default_factory=dict, repr=False, compare=False)
+
+    def explained(self, target: Target) -> keras.Model:
+        """Features (1, d, h, w, C), float32 → the target (1, 1); the first layer is "features".
+
+        It is made once for each target, and traced when it is first explained.
+        """
+        if target not in self._explained:
+            # float32 under any policy: tf-keras-vis multiplies and sums over the channels in the
+            # features' type.
+            shape = self.tie_sharing_head.input_shape[1:]
+            inputs = keras.Input(shape, dtype="float32", name="seed")
+            # tf-keras-vis differentiates by the output of a layer, and an input is none.
+            features = keras.layers.Activation("linear", dtype="float32", name=_FIRST)(inputs)
+            score = CompiledTarget(self.tie_sharing_head, target, dtype="float32")(features)
+            self._explained[target] = keras.Model(inputs, score, name="explained")
+        return self._explained[target]
 
 
 def split(network: keras.Model, endpoint: str) -> Split:
@@ -63,14 +82,50 @@ def split(network: keras.Model, endpoint: str) -> Split:
     # Older Keras builds such a head, with the network's own input inside it, and fails on its use.
     if sum(isinstance(layer, keras.layers.InputLayer) for layer in head.layers) > 1:
         raise ValueError(past)
-    # float32 under any policy: tf-keras-vis multiplies and sums over the channels in the features'
-    # type.
-    inputs = keras.Input(features.shape[1:], dtype="float32", name="seed")
-    # tf-keras-vis differentiates by the output of a layer, and an input is none.
-    first = keras.layers.Activation("linear", dtype="float32", name=_FIRST)(inputs)
     sharing = keras.models.clone_model(head, clone_function=_with_shared_ties)
-    explained = keras.Model(inputs, sharing(first)["logits"], name="explained")
-    return Split(backbone, head, sharing, explained, endpoint)
+    return Split(backbone, head, sharing, endpoint)
+
+
+class CompiledTarget(keras.layers.Layer):
+    """A head and its target as one layer, whose value and gradient are one compiled step.
+
+    tf-keras-vis runs its model outside a graph. There every operation of a head waits for Python,
+    and each convolution's gradient by its kernel is computed, which nobody asks for.
+
+    Args:
+        head: Features → `{"logits": …}`.
+        target: Logits (N, classes) → score (N,).
+    """
+
+    def __init__(self, head: keras.Model, target: Target, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._head, self._target = head, target
+        self._value_and_gradient = tf.function(self._differentiated, reduce_retracing=True)
+
+    def call(self, features: Tensor) -> Tensor:
+        """Features (N, d, h, w, C) → scores (N, 1)."""
+        # A tape outside must not differentiate the step once more.
+        value, gradient = self._value_and_gradient(tf.stop_gradient(features))
+
+        def scaled(upstream: Tensor) -> Tensor:
+            return gradient * tf.reshape(upstream, [-1, *[1] * (len(gradient.shape) - 1)])
+
+        return tf.custom_gradient(lambda _: (value, scaled))(features)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, int]:
+        """Shape of the scores; nothing is traced for it."""
+        return (input_shape[0], 1)
+
+    def compute_output_spec(self, features: keras.KerasTensor) -> keras.KerasTensor:
+        """Likewise."""
+        return keras.KerasTensor(self.compute_output_shape(features.shape), dtype="float32")
+
+    def _differentiated(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(features)
+            value = self._target(self._head(features, training=False)["logits"])
+        # Each scan's score depends on its own features alone.
+        return value[:, tf.newaxis], tape.gradient(value, features)
 
 
 class TieSharingMaxPool3D(keras.layers.MaxPooling3D):
@@ -94,8 +149,21 @@ class TieSharingMaxPool3D(keras.layers.MaxPooling3D):
             self.padding,
             fill=inputs.dtype.min,
             # Its gradient is divided by the number of ties.
-            maximum=lambda taps: tf.reduce_max(tf.stack(taps), axis=0),
+            maximum=lambda taps: _shared_maximum(*taps),
         )
+
+
+@tf.custom_gradient
+def _shared_maximum(*taps: Tensor) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+    """The elementwise maximum, whose gradient is divided among the taps that hold it."""
+    highest = functools.reduce(tf.maximum, taps)
+
+    def gradient(upstream: Tensor) -> list[Tensor]:
+        held = [tf.cast(tap >= highest, upstream.dtype) for tap in taps]
+        each = upstream / tf.add_n(held)
+        return [each * holds for holds in held]
+
+    return highest, gradient
 
 
 def _with_shared_ties(layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -114,23 +182,24 @@ def expected_class(logits: Tensor) -> Tensor:
     return tf.reduce_sum(probabilities * tf.range(tf.shape(logits)[-1], dtype=tf.float32), axis=-1)
 
 
+@functools.cache
 def class_logit(class_index: int) -> Callable[[Any], Any]:
-    """The logit of one class: the paper's target."""
+    """The logit of one class, the paper's target; the same function for the same class."""
     return lambda logits: tf.cast(logits[:, class_index], tf.float32)
 
 
 def attention_map(
-    explained: keras.Model,
+    cut: Split,
     features: Tensor,
-    target: Callable[[Any], Any],
+    target: Target,
     method: Method = "gradcam",
 ) -> np.ndarray:
     """The raw map of one scan on the grid of its features.
 
     Args:
-        explained: `Split.explained`.
+        cut: The network, cut where the features are.
         features: (1, d, h, w, C).
-        target: Logits (1, classes) → score (1,).
+        target: `expected_class`, or what `class_logit` gives.
         method: "gradcam" (Selvaraju 2017), "gradcam++" (Chattopadhay 2018) or "layercam" (Jiang
             2021).
 
@@ -148,8 +217,8 @@ def attention_map(
     methods = {"gradcam": Gradcam, "gradcam++": GradcamPlusPlus, "layercam": Layercam}
     if method not in methods:
         raise ValueError(f"method must be one of {', '.join(methods)}, not {method!r}")
-    raw = methods[method](explained, clone=False)(
-        target,
+    raw = methods[method](cut.explained(target), clone=False)(
+        lambda scores: scores[:, 0],
         tf.cast(features, tf.float32),
         penultimate_layer=_FIRST,
         seek_penultimate_conv_layer=False,

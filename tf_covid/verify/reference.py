@@ -54,7 +54,7 @@ def reference(models: LocalModels, name: str, hu: np.ndarray) -> Reference:
     if answer.ct_score is not None:
         answers["ct_score"] = np.float32(answer.ct_score)
     cells = attention.attention_map(
-        member.split.explained, answer.evidence.features, attention.expected_class
+        member.split, answer.evidence.features, attention.expected_class
     )
     on_clip = _on_clip(cells, member) * (prepared["lungs"].numpy()[0] >= 0.5)
     pipeline_answers = {**answers, "slices_kept": np.int32(answer.keep.sum())}
