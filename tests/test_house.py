@@ -36,6 +36,7 @@ ROAD = (
         "tissues",
         "tasks",
         "result",
+        "grids",
         "scan",
         "layers",
     ),

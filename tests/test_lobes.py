@@ -17,6 +17,7 @@ from tf_covid.lobes import (
     effusion_ml,
     label_lobes,
     lobes_within,
+    more_right,
 )
 from tf_covid.lungs import read_lungs
 from tf_covid.result import Lobe
@@ -148,6 +149,18 @@ def test_where_the_network_sees_no_lung_the_nearest_cell_speaks():
     field[:, :, :4] = 0  # the outer half of the right lung
     reading = read(field)
     np.testing.assert_array_equal(reading.lobe_labels, read().lobe_labels)
+
+
+def test_a_cell_that_speaks_is_found_however_far_it_is():
+    """Farther than the margin around a lung that is searched first."""
+    field = np.zeros((30, 30, 30, 5), np.float32)
+    field[2, 2, 2, 1] = 1.0
+    sides = np.zeros((30, 30, 30), np.uint8)
+    sides[25:28, 25:28, 25:28] = RIGHT
+    labels = label_lobes(lobes_within(field, sides), sides)
+    np.testing.assert_array_equal(labels, np.where(sides > 0, 2, 0))
+    right_half = more_right(field, sides > 0)
+    assert right_half[sides > 0].all()
 
 
 def test_a_lung_that_the_network_does_not_see_at_all_gives_no_lobes():

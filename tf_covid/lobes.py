@@ -7,13 +7,13 @@ side's lobes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage
 
 from tf_covid import severity
+from tf_covid.grids import Box, box_of, box_on, on_grid, whole, wider
 from tf_covid.result import Lobe
 
 #: Label of each lung in `lungs.nii.gz`.
@@ -40,27 +40,33 @@ _LEAST_EVIDENCE = 0.05
 #: A separate piece of a lobe below this fraction of the lobe belongs to the lobe around it.
 _ISLAND = 0.02
 
-#: Slices that are worked on at a time, so that memory stays small.
-_CHUNK = 16
+#: Coarse cells about a lung among which the nearest one that says something is looked for.
+_MARGIN = 6
 
 
-def more_right(lobes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Where the lobe network sees more of the right lung than of the left: bool, of `shape`.
+def more_right(lobes: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
+    """Where the lobe network sees more of the right lung than of the left.
 
-    Where it sees neither, the nearest cell that sees one decides; None where no cell does.
+    Where it sees neither, the nearest cell that sees one decides.
 
     Args:
         lobes: Probability of each lobe, float32 (D', h', w', 5).
-        shape: Grid of the answer, (D, h, w).
+        mask: bool (D, h, w), the lungs: the answer holds within their box.
+
+    Returns:
+        bool (D, h, w), False outside of the box; None where no cell sees a lobe.
     """
     right, left = (lobes[..., LOBES_OF[side]].sum(axis=-1) for side in (RIGHT, LEFT))
     known = right + left >= _LEAST_EVIDENCE
     if not known.any():
         return None
-    excess = (right - left)[tuple(_nearest(known))]
-    out = np.zeros(shape, bool)
-    for part, planes in _on_grid(excess[..., None], shape):
-        out[part] = planes[:, 0] > 0
+    box = box_of(mask)
+    crop = _crop(known, wider(box_on(box, mask.shape, known.shape), known.shape))
+    excess = np.zeros(known.shape, np.float32)
+    excess[crop] = (right - left)[crop][tuple(_nearest(known[crop]))]
+    out = np.zeros(mask.shape, bool)
+    for part, (values,) in on_grid(excess[np.newaxis], out.shape, box):
+        out[part] = values > 0
     return out
 
 
@@ -75,8 +81,8 @@ def lobes_within(lobes: np.ndarray, sides: np.ndarray) -> dict[int, np.ndarray] 
         sides: uint8 (D, h, w); 0 outside, 1 right, 2 left, on any grid over the same scan.
 
     Returns:
-        For each lung in `sides`, float32 (D', h', w', lobes of that lung). None where the network
-        saw no lobe of a lung that is there.
+        For each lung in `sides`, float32 (D', h', w', lobes of that lung), 0 far from that lung.
+        None where the network saw no lobe of a lung that is there.
     """
     out = {}
     for side, own in LOBES_OF.items():
@@ -87,17 +93,20 @@ def lobes_within(lobes: np.ndarray, sides: np.ndarray) -> dict[int, np.ndarray] 
         known = total[..., 0] >= _LEAST_EVIDENCE
         if not known.any():
             return None
-        within = np.divide(
-            lobes[..., own], total, out=np.zeros_like(lobes[..., own]), where=total > 0
-        )
-        within = within[tuple(_nearest(known))]
-        held = np.zeros(total.shape[:3], bool)
-        for part, planes in _on_grid(mask[..., None], held.shape):
-            held[part] = planes[:, 0] > 0
-        islands = _islands(within, held)
+        held = np.zeros(known.shape, bool)
+        # A cell reaches no farther than to its neighbours.
+        near = wider(box_on(box_of(mask), mask.shape, held.shape), held.shape)
+        for part, (values,) in on_grid(mask[np.newaxis], held.shape, near):
+            held[part] = values > 0
+        crop = _crop(known, near)
+        shares, sums = lobes[crop][..., own], total[crop]
+        within = np.divide(shares, sums, out=np.zeros_like(shares), where=sums > 0)
+        within = within[tuple(_nearest(known[crop]))]
+        islands = _islands(within, held[crop])
         if islands.any():
-            within = within[tuple(_nearest(~islands & (held | ~_beside(islands))))]
-        out[side] = within
+            within = within[tuple(_nearest(~islands & (held[crop] | ~_beside(islands))))]
+        out[side] = np.zeros(lobes[..., own].shape, np.float32)
+        out[side][crop] = within
     return out
 
 
@@ -113,17 +122,17 @@ def label_lobes(within: dict[int, np.ndarray], sides: np.ndarray) -> np.ndarray:
     """
     labels = np.zeros(sides.shape, np.uint8)
     for side, probability in within.items():
-        box = _box(sides, side)
         # Interpolation is linear, so that differences to the first lobe say the same with one field
         # less.
-        differences = probability[..., 1:] - probability[..., :1]
-        for part, planes in _on_grid(differences, sides.shape, box):
-            best = np.zeros(planes[:, 0].shape, np.uint8)
-            highest: np.ndarray = np.zeros_like(planes[:, 0])
-            for position in range(planes.shape[1]):
-                better = planes[:, position] > highest
-                best[better] = position + 1
-                np.maximum(highest, planes[:, position], out=highest)
+        differences = np.moveaxis(probability[..., 1:] - probability[..., :1], -1, 0)
+        for part, fields in on_grid(
+            np.ascontiguousarray(differences), sides.shape, box_of(sides == side)
+        ):
+            best = np.zeros(fields[0].shape, np.uint8)
+            highest: np.ndarray = np.zeros_like(fields[0])
+            for position, values in enumerate(fields, start=1):
+                best[values > highest] = position
+                np.maximum(highest, values, out=highest)
             own = sides[part] == side
             labels[part][own] = best[own] + (LOBES_OF[side].start + 1)
     return labels
@@ -142,8 +151,8 @@ def read_lobes(
     """
     count = len(severity.LOBES) + 1
     voxels, cells, amount = (np.zeros(count) for _ in range(3))
-    for plane in labels:
-        voxels += np.bincount(plane.ravel(), minlength=count)
+    for label in range(1, count):
+        voxels[label] = sum(int(np.count_nonzero(plane == label)) for plane in labels)
     for plane, values in zip(cell_labels, involved, strict=True):
         cells += np.bincount(plane.ravel(), minlength=count)
         amount += np.bincount(plane.ravel(), weights=values.ravel(), minlength=count)
@@ -176,8 +185,11 @@ def effusion_ml(
         cell_mm: Edges of a cell of `lungs` in mm.
     """
     count = 0
-    for part, planes in _on_grid(effusion[..., None], lungs.shape):
-        count += int(np.count_nonzero((planes[:, 0] > FLUID) & ~lungs[part]))
+    # What is interpolated exceeds a limit only beside a cell that does: the rest is passed over.
+    near = wider(box_of(effusion > FLUID), effusion.shape)
+    box = box_on(near, effusion.shape, lungs.shape)
+    for part, (values,) in on_grid(effusion[np.newaxis], lungs.shape, box):
+        count += int(np.count_nonzero((values > FLUID) & ~lungs[part]))
     return float(count * np.prod(cell_mm) / 1000.0)
 
 
@@ -189,18 +201,11 @@ def lesions_on_scan(disease: np.ndarray, sides: np.ndarray) -> np.ndarray:
         sides: uint8 (D, H, W), the lungs on the scan's grid.
     """
     lesions = np.zeros(sides.shape, np.uint8)
-    diseased = disease > 0.5
-    if not diseased.any():
-        return lesions
-    # What is interpolated exceeds a half within a cell of one that does: the rest is passed over.
-    box = []
-    for axis, size in enumerate(sides.shape):
-        cells = np.flatnonzero(diseased.any(axis=tuple({0, 1, 2} - {axis})))
-        voxels = size / disease.shape[axis]
-        low, high = (cells[0] - 1) * voxels, (cells[-1] + 2) * voxels
-        box.append(slice(max(int(low), 0), min(int(np.ceil(high)), size)))
-    for part, planes in _on_grid(disease[..., None], sides.shape, tuple(box)):
-        lesions[part] = (planes[:, 0] > 0.5) & (sides[part] > 0)
+    # As for the effusion.
+    near = wider(box_of(disease > 0.5), disease.shape)
+    box = box_on(near, disease.shape, sides.shape)
+    for part, (values,) in on_grid(disease[np.newaxis], sides.shape, box):
+        lesions[part] = (values > 0.5) & (sides[part] > 0)
     return lesions
 
 
@@ -226,58 +231,20 @@ def _beside(islands: np.ndarray) -> np.ndarray:
     return near
 
 
+def _crop(known: np.ndarray, near: Box) -> Box:
+    """The part of a coarse grid that is worked on: a box with a margin, or all of it.
+
+    Args:
+        known: Cells that say something, bool (D', h', w').
+        near: Box whose cells are asked for.
+    """
+    crop = wider(near, known.shape, _MARGIN)
+    return crop if known[crop].any() else whole(known.shape)
+
+
 def _nearest(known: np.ndarray) -> np.ndarray:
     """Indices, (3, D', h', w'), of the nearest cell that is known."""
     indices: np.ndarray = ndimage.distance_transform_edt(
         ~known, return_distances=False, return_indices=True
     )
     return indices
-
-
-def _box(sides: np.ndarray, side: int) -> tuple[slice, ...]:
-    """The smallest box of a lung; empty where there is none."""
-    rows, columns = np.zeros(sides.shape[1], bool), np.zeros(sides.shape[2], bool)
-    depth = np.zeros(len(sides), bool)
-    for index, plane in enumerate(sides):
-        mask = plane == side
-        rows |= mask.any(axis=1)
-        columns |= mask.any(axis=0)
-        depth[index] = mask.any()
-    axes = [np.flatnonzero(axis) for axis in (depth, rows, columns)]
-    return tuple(slice(int(axis[0]), int(axis[-1]) + 1) if len(axis) else slice(0) for axis in axes)
-
-
-def _on_grid(
-    fields: np.ndarray, shape: tuple[int, ...], box: tuple[slice, ...] | None = None
-) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
-    """Fields of a coarse grid on a finer one over the same scan, a few slices at a time.
-
-    By the layers' own matrices: linear where it enlarges, averaged where it reduces.
-
-    Args:
-        fields: (D', h', w', k), numbers or bool.
-        shape: The other grid, (D, H, W).
-        box: Part of it that is asked for.
-
-    Yields:
-        (part of the other grid, float32 (slices, k, rows, columns) in it).
-    """
-    import tensorflow as tf
-
-    from tf_covid.layers.resample import full_axis_matrix, in_plane
-
-    box = box or tuple(slice(0, size) for size in shape)
-    depth, rows, columns = (
-        full_axis_matrix(new, old)[0, part.start : part.stop]
-        for new, old, part in zip(shape, fields.shape[:3], box, strict=True)
-    )
-    count = fields.shape[3]
-    for first in range(box[0].start, box[0].stop, _CHUNK):
-        last = min(first + _CHUNK, box[0].stop)
-        weights = depth.numpy()[first - box[0].start : last - box[0].start]
-        used = np.flatnonzero(weights.any(axis=0))
-        near = slice(int(used[0]), int(used[-1]) + 1)
-        slices = np.tensordot(weights[:, near], fields[near].astype(np.float32), axes=1)
-        planes = np.moveaxis(slices, -1, 1).reshape(-1, *fields.shape[1:3])
-        fine: Any = in_plane(rows[tf.newaxis], tf.constant(planes), columns[tf.newaxis]).numpy()
-        yield (slice(first, last), *box[1:]), fine.reshape(last - first, count, *fine.shape[1:])

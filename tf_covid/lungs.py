@@ -7,11 +7,11 @@ computes is final for classification, so that Keras, SavedModel and server agree
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
+from tf_covid.grids import Box, box_of, box_on, hu_on_grid, on_grid, whole, wider
 from tf_covid.lobes import (
     LEFT,
     RIGHT,
@@ -110,16 +110,18 @@ def read_lungs(
         spacing_mm[1] * hu.shape[1] / grid[0],
         spacing_mm[2] * hu.shape[2] / grid[1],
     )
-    coarse_hu = _planes(hu, grid)
-    right_half = None if lobes is None else more_right(lobes, inside.shape)
+    right_half = None if lobes is None else more_right(lobes, inside)
     if right_half is None:
-        right_half = np.broadcast_to(np.arange(grid[1]) < _middle(coarse_hu), inside.shape)
+        middle = _middle(hu_on_grid(hu, grid))
+        right_half = np.broadcast_to(np.arange(grid[1]) < middle, inside.shape)
     sides = _sides(inside if mask is not None else _clean(inside), right_half, cell_mm)
     if mask is None:
         sides = _filled(sides)
     # No rule on density on top of a learned mask: the lung model was shown vessels and pleura, too.
     involved = (
-        _dense(coarse_hu, sides > 0, cell_mm) if disease is None else (disease > 0.5) & (sides > 0)
+        _dense(hu_on_grid(hu, grid), sides > 0, cell_mm)
+        if disease is None
+        else (disease > 0.5) & (sides > 0)
     )
     labels = (
         _onto_scan(probability, sides, hu.shape) if mask is None else _sided(mask, sides, cell_mm)
@@ -177,10 +179,18 @@ def _filled(sides: np.ndarray) -> np.ndarray:
     Between two lungs that touch lies the heart, which is no hole.
     """
     out = sides.copy()
-    for plane in out:
-        for side in (RIGHT, LEFT):
-            holes = ndimage.binary_fill_holes(plane == side) & (plane == 0)
-            plane[holes] = side
+    # Neighbours within a slice only.
+    in_slice = ndimage.generate_binary_structure(3, 1)
+    in_slice[0], in_slice[2] = False, False
+    for side in (RIGHT, LEFT):
+        box = wider(box_of(sides == side), sides.shape)
+        outside, _ = ndimage.label(
+            np.pad(sides[box] != side, ((0, 0), (1, 1), (1, 1)), constant_values=True), in_slice
+        )
+        # All that is joined to the edge of its slice has the number of the slice's first cell.
+        holes = (outside != 0) & (outside != outside[:, :1, :1])
+        part = out[box]
+        part[holes[:, 1:-1, 1:-1] & (part == 0)] = side
     return out
 
 
@@ -286,45 +296,32 @@ def _onto_scan(probability: np.ndarray, sides: np.ndarray, shape: tuple[int, ...
     smooth = np.where(
         near > 0, np.maximum(probability, np.float32(0.6) * (sides > 0)), np.float32(0)
     )
-    inside = _planes(smooth, shape[1:], 0.5)
-    return _labelled(inside, np.where(sides > 0, sides, near))
+    box = box_on(wider(box_of(near > 0), near.shape), near.shape, shape)
+    inside = np.zeros(shape, bool)
+    for part, (values,) in on_grid(smooth[np.newaxis], shape, box):
+        inside[part] = values > 0.5
+    return _labelled(inside, np.where(sides > 0, sides, near), box)
 
 
 def _sided(mask: np.ndarray, sides: np.ndarray, cell_mm: tuple[float, float, float]) -> np.ndarray:
     """uint8 (D, H, W): a user's mask with the side of the nearest cell."""
-    return _labelled(mask, _nearest(sides, cell_mm))
+    return _labelled(mask, _nearest(sides, cell_mm), whole(mask.shape))
 
 
-def _labelled(inside: np.ndarray, sides: np.ndarray) -> np.ndarray:
-    """uint8 (D, H, W): where `inside`, the side of the coarse cell that holds the voxel."""
+def _labelled(inside: np.ndarray, sides: np.ndarray, box: Box) -> np.ndarray:
+    """uint8 (D, H, W): where `inside`, the side of the coarse cell that holds the voxel.
+
+    Args:
+        inside: bool (D, H, W).
+        sides: uint8 (D, h, w).
+        box: Part of the scan that holds all of `inside`.
+    """
     rows, columns = (
-        np.minimum((np.arange(size) + 0.5) * cells / size, cells - 1).astype(int)
-        for size, cells in zip(inside.shape[1:], sides.shape[1:], strict=True)
+        np.minimum((np.arange(part.start, part.stop) + 0.5) * cells / size, cells - 1).astype(int)
+        for part, size, cells in zip(box[1:], inside.shape[1:], sides.shape[1:], strict=True)
     )
     labels = np.zeros(inside.shape, np.uint8)
-    for label, plane, coarse in zip(labels, inside, sides, strict=True):
-        label[plane] = coarse[rows][:, columns][plane]
+    parts = labels[box], inside[box], sides[box[0]]
+    for label, plane, coarse in zip(*parts, strict=True):
+        np.multiply(coarse[rows][:, columns], plane, out=label)
     return labels
-
-
-def _planes(
-    volume: np.ndarray, size: tuple[int, ...], threshold: float | None = None
-) -> np.ndarray:
-    """Planes (D, H, W) resampled onto (D, *size) by the layers' own matrices, a few at a time.
-
-    Returns float32, or bool where a `threshold` is given: the comparison keeps memory small.
-    """
-    import tensorflow as tf
-
-    from tf_covid.layers.resample import clipped_hu, full_axis_matrix, in_plane
-
-    rows, columns = (
-        full_axis_matrix(new, old) for new, old in zip(size, volume.shape[1:], strict=True)
-    )
-    out = np.empty((len(volume), *size), np.float32 if threshold is None else bool)
-    for first in range(0, len(volume), 16):
-        planes: Any = in_plane(
-            rows, clipped_hu(tf.constant(volume[first : first + 16])), columns
-        ).numpy()
-        out[first : first + 16] = planes if threshold is None else planes > threshold
-    return out

@@ -11,11 +11,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_covid.grids import HIGHEST_HU, LOWEST_HU
 from tf_covid.tensor import Tensor
-
-# Air and the top of a 12-bit scanner. Padding outside the field of view (−2000, −3024) and metal
-# are clipped before any averaging, so that they do not bleed into their neighbours.
-LOWEST_HU, HIGHEST_HU = -1024.0, 3071.0
 
 
 def clipped_hu(hu: Tensor) -> Tensor:
