@@ -12,6 +12,7 @@ The map of the house, in the order of imports; a room may use those above it, ne
     weights/                    what ships, with origin and sha256; reading a model file safely
     preprocessor.py             the layers and the U-Net: int16 HU → clip, once for all rooms
     stratifier_model.py         a preprocessor and a network as one Keras model
+    grids.py                    after the graph: volumes of one grid on another, and boxes
     lobes.py, lungs.py          after the graph: left and right, five lobes, volumes, involvement
     attention/                  LOGITS → MAP: Grad-CAM, brought onto the source grid
     answer.py                   what networks answer about a scan, on any backend
