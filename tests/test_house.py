@@ -63,6 +63,7 @@ ROAD = (
     ),
     *(
         "infer",
+        "parallel",
         "experiment",
         "export",
         "client",

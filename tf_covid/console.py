@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -38,17 +38,23 @@ def note(message: str) -> None:
     click.echo(message, err=True)
 
 
-def progress(items: Sequence[Item], label: str, name: str = "case") -> Iterator[Item]:
+def progress(
+    items: Iterable[Item], label: str, name: str = "case", total: int | None = None
+) -> Iterator[Item]:
     """The items one after the other, with a bar on a terminal, or a line each on standard error.
 
     Args:
         items: What is worked through.
         label: What is being done, e.g. "infer".
         name: Attribute of an item that is shown, if it has it.
+        total: Number of items, where `items` does not know it.
     """
+    if total is None:
+        items = list(items)
+        total = len(items)
     if not sys.stderr.isatty():
         for index, item in enumerate(items, 1):
-            click.echo(f"{label} {index}/{len(items)} {getattr(item, name, item)}", err=True)
+            click.echo(f"{label} {index}/{total} {getattr(item, name, item)}", err=True)
             yield item
         return
     from rich.markup import escape
@@ -65,7 +71,7 @@ def progress(items: Sequence[Item], label: str, name: str = "case") -> Iterator[
     with Progress(
         *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=_terminal()
     ) as bars:
-        task = bars.add_task(label, total=len(items))
+        task = bars.add_task(label, total=total)
         for item in items:
             bars.update(task, description=f"{label} {escape(str(getattr(item, name, item)))}")
             yield item

@@ -425,14 +425,20 @@ class Summary:
         if time.monotonic() - self._written > self.every_s:
             self.write()
 
-    def write(self) -> None:
+    def write(self, order: Sequence[str] = ()) -> None:
         """Write the table, with the answers of other processes; one process writes at a time.
+
+        Args:
+            order: Names of cases whose rows come last, and in this order.
 
         Raises:
             OutputError: If it cannot be written.
         """
         with _locked(self.path.parent):
             self._read_new()
+            for name in order:
+                if name in self.rows:
+                    self.rows[name] = self.rows.pop(name)
             write_summary(self.rows.values(), self.path)
         self._written = time.monotonic()
 

@@ -19,6 +19,7 @@ from tf_covid.cli.guard import (
     lung_model_options,
     model_option,
 )
+from tf_covid.errors import OptionError
 
 if TYPE_CHECKING:
     from tf_covid.client.remote import RemoteModels
@@ -95,11 +96,19 @@ class ScanInput(click.ParamType):
 )
 @click.option(
     "--server",
+    "servers",
+    multiple=True,
     metavar="URL",
     help=(
         "Let a server answer, ours or TF Serving: http://HOST:8501 or grpc://HOST:8500. --model is"
-        " its name there; a token is read from the variable TFCOVID_TOKEN."
+        " its name there; a token is read from the variable TFCOVID_TOKEN. Several share the scans,"
+        " and one that fails is left out until it answers again."
     ),
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    help="Scans that are being answered at a time by --server; two for each if there are several.",
 )
 @guarded
 def infer(
@@ -124,7 +133,8 @@ def infer(
     ca_file: Path | None,
     client_cert: Path | None,
     one_case: bool,
-    server: str | None,
+    servers: tuple[str, ...],
+    workers: int | None,
 ) -> bool:
     """Answer chest CTs: severity class, CT score, lungs, attention map, report.
 
@@ -144,6 +154,7 @@ def infer(
         from tf_covid.cohort.cases import cases_of
         from tf_covid.dicom_results.options import DicomOptions
         from tf_covid.infer import Options, Run, run_cases
+        from tf_covid.parallel import run_in_threads
 
         options = Options(
             models,
@@ -169,16 +180,28 @@ def infer(
         cases = list(cases_of(paths, reader.find))
         cases = [_single(cases)] if one_case else cases
         options.check_cases(len(cases))
-        remote = None if server is None else _remote(server, options)
-        run = Run(
-            out,
-            options,
-            overwrite=overwrite,
-            before_models=console.import_tensorflow,
-            remote=remote,
-            reader=reader,
+        if workers is not None and not servers:
+            raise OptionError("--workers are scans that a --server is asked about at a time.")
+        count = min(workers or (2 * len(servers) if len(servers) > 1 else 1), len(cases)) or 1
+        remotes = _remotes(servers, options, count, stack) if servers else [None]
+        readers = [reader, *(stack.enter_context(Reader()) for _ in remotes[1:])]
+        runs = [
+            Run(
+                out,
+                options,
+                overwrite=overwrite,
+                before_models=console.import_tensorflow,
+                remote=remote,
+                reader=own,
+            )
+            for remote, own in zip(remotes, readers, strict=True)
+        ]
+        outcomes = (
+            run_cases(runs[0], console.progress(cases, "infer", "name"))
+            if len(runs) == 1
+            else console.progress(run_in_threads(runs, cases), "infer", "case", len(cases))
         )
-        for outcome in run_cases(run, console.progress(cases, "infer", "name")):
+        for outcome in outcomes:
             problems += outcome.problem is not None
             console.outcome(outcome)
             if into is not None and outcome.problem is None:
@@ -197,17 +220,29 @@ def _single(cases: list[Case]) -> Case:
     return case
 
 
-def _remote(server: str, options: Options) -> RemoteModels:
+def _remotes(
+    servers: tuple[str, ...], options: Options, count: int, stack: contextlib.ExitStack
+) -> list[RemoteModels]:
+    """Models of the servers, once for each scan that is asked about at a time."""
     from tf_covid import console
 
     options.check_server()
+    if len({url.rstrip("/") for url in servers}) < len(servers):
+        raise OptionError("--server: the same server is named twice.")
     console.import_tensorflow()
+    from tf_covid.client.pool import ServerPool
     from tf_covid.client.remote import RemoteModels
-    from tf_covid.client.transport import connect
+    from tf_covid.client.transport import AskedServer, connect
 
-    return RemoteModels(
-        connect(server, os.environ.get("TFCOVID_TOKEN")), options.models, console.note
-    )
+    connected = [connect(url, os.environ.get("TFCOVID_TOKEN")) for url in servers]
+    for each in connected:
+        stack.callback(each.close)
+    asked: AskedServer = connected[0]
+    if len(connected) > 1:
+        pool = ServerPool(connected, options.models, console.note)
+        stack.callback(pool.close)
+        asked = pool
+    return [RemoteModels(asked, options.models, console.note) for _ in range(count)]
 
 
 @click.command()

@@ -18,13 +18,19 @@ from pydantic import ValidationError
 from tf_covid import attention
 from tf_covid.answer import Answer, Segmentation, finite_probabilities, mean_known, mean_map
 from tf_covid.attention import Axis
-from tf_covid.client.transport import GrpcServer, Rejected, RestServer, ServerUnavailable
+from tf_covid.client.transport import AskedServer, Inputs, Rejected, ServerUnavailable
 from tf_covid.errors import ModelError, ScanRefused, ServingError
 from tf_covid.export.signatures import METHOD, TARGET
 from tf_covid.result import QualityFlag
 from tf_covid.tasks import TASKS
 from tf_covid.weights import Contract
 from tf_covid.weights.contract import check_trained
+
+#: What a scan is asked with: all that `infer` needs, in one call.
+SIGNATURE = "infer_bytes"
+
+#: A scan of air, to ask for a model's card with: every answer brings it.
+AIR = np.full((1, 8, 8), -1000, np.int16)
 
 #: How often a busy or restarting server is asked again.
 TRIES = 6
@@ -66,7 +72,7 @@ class RemoteModels:
     """One or more models of one task that a server has; the counterpart of `local.LocalModels`.
 
     Args:
-        server: Server, from `connect`.
+        server: Server, from `connect`; or several, from `client.pool`.
         names: Names of the models on the server.
         on_message: Called with a line when the server has to be asked again.
 
@@ -77,16 +83,14 @@ class RemoteModels:
 
     def __init__(
         self,
-        server: RestServer | GrpcServer,
+        server: AskedServer,
         names: Sequence[str],
         on_message: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._server, self._on_message = server, on_message
         #: The scan that was sent last, and what came back for it.
         self._last: tuple[np.ndarray, list[dict[str, Any]]] | None = None
-        # A scan of air: every answer brings the model's card.
-        air = np.full((1, 8, 8), -1000, np.int16)
-        self.models = [self._described(name, self._ask(name, air)) for name in names]
+        self.models = [self._described(name, self._ask(name, AIR)) for name in names]
         for model in self.models:
             check_trained(model.name, model.contract)
         tasks = {model.contract.task for model in self.models}
@@ -237,13 +241,10 @@ class RemoteModels:
         return answer
 
     def _ask(self, name: str, hu: np.ndarray) -> dict[str, Any]:
-        inputs = {
-            "hu_bytes": np.array([np.ascontiguousarray(hu, "<i2").tobytes()], object),
-            "shape": np.array([hu.shape], np.int32),
-        }
+        inputs = one_scan(hu)
         for index in range(1, TRIES + 1):
             try:
-                return self._server.predict(name, "infer_bytes", inputs)
+                return self._server.predict(name, SIGNATURE, inputs)
             except ServerUnavailable as error:
                 if index == TRIES:
                     raise
@@ -297,6 +298,14 @@ class RemoteModels:
             keep=keep,
             evidence=RemoteEvidence(cells, (depth, height, width), _array(answer, "box", (4,))),
         )
+
+
+def one_scan(hu: np.ndarray) -> Inputs:
+    """Inputs of `SIGNATURE` for one scan, int16 (D, H, W)."""
+    return {
+        "hu_bytes": np.array([np.ascontiguousarray(hu, "<i2").tobytes()], object),
+        "shape": np.array([hu.shape], np.int32),
+    }
 
 
 def _array(answer: dict[str, Any], name: str, shape: tuple[int | None, ...]) -> np.ndarray:

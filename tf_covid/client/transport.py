@@ -6,7 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -24,8 +24,27 @@ _LARGEST = 2**31 - 1  # of a gRPC message, in bytes
 Inputs = Mapping[str, np.ndarray]
 
 
+class AskedServer(Protocol):
+    """What can be asked like a server: one of them, or several behind one front."""
+
+    url: str
+
+    def predict(
+        self, model: str, signature: str, inputs: Inputs, version: int | None = None
+    ) -> dict[str, Any]:
+        """Named outputs for named inputs; see `RestServer.predict`."""
+
+
 class ServerUnavailable(ServingError):
     """The server is not there, is starting, or has no room now: worth another try."""
+
+
+class ServerBusy(ServerUnavailable):
+    """The server works, and has no room for another request now."""
+
+
+class ServerLost(ServerUnavailable):
+    """The server took the request, and went away without an answer."""
 
 
 class Rejected(ServingError):
@@ -45,9 +64,8 @@ class RestServer:
     """
 
     def __init__(self, url: str, token: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
-        httpx = optional_import("httpx")
+        self._httpx = httpx = optional_import("httpx")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._errors = httpx.HTTPError
         # trust_env: a scan must not go through a proxy that some environment variable names.
         self._client = httpx.Client(
             base_url=url, headers=headers, timeout=timeout_s, trust_env=False
@@ -86,10 +104,10 @@ class RestServer:
                 content=text.encode(),
                 headers={"Content-Type": "application/json"},
             )
-        except self._errors as error:
-            raise ServerUnavailable(
-                f"{self.url} does not answer ({type(error).__name__})"
-            ) from error
+        except self._httpx.HTTPError as error:
+            never = (self._httpx.ConnectError, self._httpx.ConnectTimeout)
+            how = ServerUnavailable if isinstance(error, never) else ServerLost
+            raise how(f"{self.url} does not answer ({type(error).__name__})") from error
         try:
             values = response.json()
         except ValueError as error:
@@ -101,7 +119,7 @@ class RestServer:
             # What is wrong with the scan refuses the scan; what is wrong with the server ends the
             # run.
             kinds = {
-                429: ServerUnavailable,
+                429: ServerBusy,
                 503: ServerUnavailable,
                 400: Rejected,
                 413: Rejected,
@@ -175,7 +193,7 @@ class GrpcServer:
             code, codes = error.code(), self._grpc.StatusCode
             kinds = {
                 codes.UNAVAILABLE: ServerUnavailable,
-                codes.RESOURCE_EXHAUSTED: ServerUnavailable,
+                codes.RESOURCE_EXHAUSTED: ServerBusy,
                 codes.INVALID_ARGUMENT: Rejected,
             }
             # A scan above the server's message size is the same code as a full queue; it does not
@@ -184,6 +202,9 @@ class GrpcServer:
                 error.details() or ""
             )
             kind = Rejected if too_large else kinds.get(code, ServingError)
+            # gRPC has one code for a server that is not there and one that went away.
+            if code is codes.UNAVAILABLE and "connect" not in (error.details() or "").lower():
+                kind = ServerLost
             raise kind(
                 f"{self.url} answered {code.name}: {(error.details() or '')[:500]}"
             ) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
@@ -18,6 +19,9 @@ Format = Literal["png", "svg"]
 
 _Arguments = ParamSpec("_Arguments")
 _Value = TypeVar("_Value")
+
+#: A style is set for the whole process: two threads draw one after the other.
+_DRAWING = threading.RLock()
 
 #: The style files beside this one, as matplotlib names them.
 FIGURE = ("tf_covid.page.figure",)
@@ -38,7 +42,7 @@ def styled(
         def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Value:
             import matplotlib.style
 
-            with matplotlib.style.context(list(style), after_reset=True):
+            with _DRAWING, matplotlib.style.context(list(style), after_reset=True):
                 return draw(*args, **kwargs)
 
         return wrapped
