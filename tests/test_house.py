@@ -49,6 +49,7 @@ ROAD = (
         "lungs",
         "attention",
         "answer",
+        "exported",
     ),
     *(
         "local",

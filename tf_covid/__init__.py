@@ -16,6 +16,7 @@ The map of the house, in the order of imports; a room may use those above it, ne
     lobes.py, lungs.py          after the graph: left and right, five lobes, volumes, involvement
     attention/                  LOGITS → MAP: Grad-CAM, brought onto the source grid
     answer.py                   what networks answer about a scan, on any backend
+    exported.py                 models that answer all about a scan in one call: an export
     local.py                    the models of this process, asked one scan at a time
     page/                       what report and study share: colours, formats, base page
     report/                     RESULT → FILES: montage, report, maps

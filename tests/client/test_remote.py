@@ -207,7 +207,7 @@ def test_a_trouble_of_the_server_ends_the_run_and_is_no_property_of_the_scan():
 
 def test_what_an_export_does_not_hold_is_refused(server):
     there = RemoteModels(connect(server.rest_url, "a-token-for-tests"), ["small"])
-    with pytest.raises(ModelError, match="a server finds the lungs itself"):
+    with pytest.raises(ModelError, match="the server finds the lungs itself"):
         stratify(made_scan(), there, lungs=warmup.chest() == -850)
     with pytest.raises(ModelError, match="exports explain by gradcam"):
         stratify(made_scan(), there, attention="layercam")

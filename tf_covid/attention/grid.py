@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
+
+if TYPE_CHECKING:
+    import keras
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ def feature_axes(network: keras.Model, endpoint: str) -> tuple[Axis, Axis, Axis]
         ValueError: If the strides do not explain the size of the features (a network with strided
             branches).
     """
+    import keras  # here: who brings a map onto a scan needs none
+
     sizes = list(network.input_shape[1:4])
     axes = [Axis(1.0, 0.0)] * 3
     target = network.get_layer(endpoint)

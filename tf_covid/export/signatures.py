@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from tf_covid import attention
 from tf_covid.attention.grid import centre_weights
+from tf_covid.exported import MASKS, METHOD, TARGET
 from tf_covid.local import EnsembleMember, LocalModels
 from tf_covid.pipeline import versions
 from tf_covid.tensor import Tensor
@@ -25,9 +26,6 @@ from tf_covid.tensor import Tensor
 #: few bytes must not be able to ask for hours. 4,000 slices of 512×512 are what a message of gRPC
 #: holds.
 MAX_SLICES, MAX_PIXELS, MAX_CLIPS = 4096, 4096, 64
-
-#: The Grad-CAM of the graph explains this, as `tfcovid infer` does by default.
-METHOD, TARGET = "gradcam", "severity"
 
 
 @dataclass(frozen=True)
@@ -141,15 +139,26 @@ class ServingModule:
             model this is.
         """
         hu, depth = _from_bytes(hu_bytes, shape)
-        probabilities = self._segment(hu, depth)
-        answers = self._explained(hu, probabilities["lungs"])
-        del answers["attention"]
-        masks = {f"{name}_bytes": _serialized(values) for name, values in probabilities.items()}
+        answers = self.infer(hu, depth)
+        masks = {
+            f"{name}_bytes": _serialized(answers.pop(name)) for name in MASKS if name in answers
+        }
         return (
             answers
             | masks
             | {"card_bytes": tf.repeat(tf.constant([self.model_card]), tf.shape(hu)[0])}
         )
+
+    def infer(self, hu: Tensor, depth: Tensor) -> dict[str, Any]:
+        """All that `tfcovid infer` needs, as tensors: what a runtime of this machine gives.
+
+        Returns:
+            What `explain` gives but its `attention`, and what `segment` gives but its `mask`.
+        """
+        probabilities = self._segment(hu, depth)
+        answers = self._explained(hu, probabilities["lungs"])
+        del answers["attention"]
+        return answers | probabilities
 
     def classify_clip(self, clip: Tensor) -> dict[str, Any]:
         """`classify_clip`: a clip that was windowed, masked and scaled by the caller.
