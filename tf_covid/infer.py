@@ -7,8 +7,10 @@ import hashlib
 import itertools
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,6 +55,7 @@ class Options:
             gates only where the models were trained behind it.
         allow_other_lungs: Answer behind other lung models than the networks were trained behind.
         dicom: DICOM objects to write as well; None for none. They need the extra [dicom].
+        runtime: "tensorflow" or "openvino", which computes in this process.
     """
 
     models: tuple[str, ...] = ("severity-i3d",)
@@ -66,6 +69,7 @@ class Options:
     lobes_model: str | None = None
     allow_other_lungs: bool = False
     dicom: DicomOptions | None = None
+    runtime: str = "tensorflow"
 
     def __post_init__(self) -> None:
         if self.lungs_labels and self.lungs is None:
@@ -82,12 +86,29 @@ class Options:
                 f"--lungs is the mask of one scan, but the input holds {count} cases."
             )
 
+    def check_runtime(self) -> None:
+        """Check that the runtime can answer with these options.
+
+        Raises:
+            OptionError: If they need the models of Keras.
+        """
+        if self.runtime == "tensorflow":
+            return
+        if self.lungs is not None:
+            raise OptionError("--lungs needs --runtime tensorflow.")
+        if self.attention_target != "severity" or self.attention not in ("none", "gradcam"):
+            raise OptionError(
+                "--runtime openvino explains by gradcam what raises severity, or nothing (none)."
+            )
+
     def check_server(self) -> None:
         """Check that a server can answer with these options.
 
         Raises:
             OptionError: If they need the models in this process.
         """
+        if self.runtime != "tensorflow":
+            raise OptionError("--runtime is of this process, not of a --server.")
         if self.lungs is not None or self.precision != "float32":
             raise OptionError(
                 "--lungs and --precision need the models in this process, not a --server."
@@ -155,6 +176,7 @@ class Run:
         overwrite: Replace an answer of the same name to another question.
         before_models: Called once before TensorFlow is needed.
         remote: Models of a server, which answer instead of those of this process.
+        load_models: Loads the models of this process; None: those of Keras.
         reader: The process that reads the scans; they are read in this one without it.
 
     Raises:
@@ -170,10 +192,12 @@ class Run:
         overwrite: bool = False,
         before_models: Callable[[], None] | None = None,
         remote: Models[Any] | None = None,
+        load_models: Callable[[], Models[Any]] | None = None,
         reader: Reader | None = None,
     ) -> None:
         self.out, self.options, self.overwrite = out, options, overwrite
         self._before_models, self._remote, self._reader = before_models, remote, reader
+        self._load_models = load_models
         files = (
             remote.files_sha256
             if remote
@@ -181,8 +205,10 @@ class Run:
         )
         mask, version = _own_mask(options), versions()["tf-covid"]
         how = [options.precision, options.attention, options.attention_target]
+        if options.runtime != "tensorflow":
+            how.append(options.runtime)
         # The shipped lobe model gates where it is named, and only beside its own otherwise.
-        gate = [options.lobes_model is None, options.lobes_model == "none"]
+        gate = [options.lobes_model is None, options.lobes_model == catalog.NO_LOBES]
         gate.append(options.allow_other_lungs)
         #: What decides the answer beside the scan, and what tells one request from another.
         self._decides = [files, mask, how, gate, version]
@@ -198,6 +224,8 @@ class Run:
         """The networks, loaded at first use: keeping finished cases needs no TensorFlow."""
         if self._remote is not None:
             return self._remote
+        if self._load_models is not None:
+            return self._load_models()
         if self._before_models is not None:
             self._before_models()
         from tf_covid.local import LocalModels
@@ -235,10 +263,8 @@ class Run:
         try:
             if case.refused:
                 raise ScanRefused(case.quality_flags)  # for which nobody need wait for TensorFlow
-            models = self.models  # before the scan is read: a wrong model is no matter of one scan
-            start = time.perf_counter()
-            scan = self._reader.read(case) if self._reader else case.read()
-            read = time.perf_counter() - start
+            models, scan, read = self._models_and_scan(case)
+            start = time.perf_counter() - read
             result = self._stratify(scan, models)
             request = self._request(case.name, scan.fingerprint)
             result = dataclasses.replace(
@@ -259,9 +285,27 @@ class Run:
         values = written.as_dict()
         return CaseOutcome(case.name, values, folder, problem=_problem(values, case.path))
 
-    def _stratify(self, scan: Scan, models: Models[Any]) -> Result:
-        import tensorflow as tf
+    def _models_and_scan(self, case: Case) -> tuple[Models[Any], Scan, float]:
+        """The models, the scan, and the seconds that it took to read.
 
+        A reader of its own reads while the models are loaded here; and a wrong model is no matter
+        of one scan, so its error is the one that is raised.
+        """
+
+        def read(reader: Reader | None) -> tuple[Scan, float]:
+            start = time.perf_counter()
+            scan = reader.read(case) if reader else case.read()
+            return scan, time.perf_counter() - start
+
+        if self._reader is None or "models" in self.__dict__:
+            models = self.models
+            return models, *read(self._reader)
+        with ThreadPoolExecutor(1) as thread:
+            reading = thread.submit(read, self._reader)
+            models = self.models
+            return models, *reading.result()
+
+    def _stratify(self, scan: Scan, models: Models[Any]) -> Result:
         options = self.options
         try:
             return stratify(
@@ -273,7 +317,9 @@ class Run:
                 attention_target=options.attention_target,
                 identifiers=options.identifiers,
             )
-        except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        except Exception as error:
+            if not _out_of_memory(error):
+                raise
             message = "There is not enough memory for this scan."
             raise ScanRefused([QualityFlag("too_large", "error", message)]) from error
 
@@ -321,6 +367,13 @@ class Run:
         return before.get("answered_at") if same else None
 
 
+def _out_of_memory(error: Exception) -> bool:
+    """Whether an error is want of memory, of Python or of TensorFlow, if that is there."""
+    tensorflow = sys.modules.get("tensorflow")
+    kinds = (MemoryError, *([tensorflow.errors.ResourceExhaustedError] if tensorflow else ()))
+    return isinstance(error, kinds)
+
+
 def _weights(result: Result, sha256s: Sequence[str]) -> dict[str, str]:
     """`Models.weights_sha256` by what they are: networks, then the lung models."""
     names: list[str] = []
@@ -333,11 +386,11 @@ def _weights(result: Result, sha256s: Sequence[str]) -> dict[str, str]:
 
 def _model_files(options: Options) -> list[str]:
     """Names and files of all models that may decide the answer."""
-    names = [*options.models, options.lungs_model or "lungs-unet"]
+    names = [*options.models, options.lungs_model or catalog.LUNGS]
     if options.lobes_model:
-        return names if options.lobes_model == "none" else [*names, options.lobes_model]
+        return names if options.lobes_model == catalog.NO_LOBES else [*names, options.lobes_model]
     # Whether the networks were trained behind it, only reading them would tell.
-    return [*names, *({"lobes-unet3d"} & catalog.shipped().keys())]
+    return [*names, *({catalog.LOBES} & catalog.shipped().keys())]
 
 
 def _own_mask(options: Options) -> list[Any] | None:

@@ -15,17 +15,11 @@ from tf_covid.attention import Axis, Split
 from tf_covid.errors import ModelError
 from tf_covid.layers.resample import full_axis_matrix, in_plane
 from tf_covid.models import NETWORKS
-from tf_covid.preprocessor import (
-    LOBES,
-    LUNGS,
-    NO_LOBES,
-    LungModels,
-    Preprocessor,
-    default_lobes,
-)
+from tf_covid.preprocessor import LungModels, Preprocessor, default_lobes
 from tf_covid.tasks import TASKS
 from tf_covid.tensor import Tensor
 from tf_covid.weights import LoadedModel, catalog, load
+from tf_covid.weights.catalog import LOBES, LUNGS, NO_LOBES
 from tf_covid.weights.contract import check_trained
 
 _HU = tf.TensorSpec([None] * 4, tf.int16)

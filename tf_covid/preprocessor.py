@@ -25,16 +25,11 @@ from tf_covid.layers import (
 )
 from tf_covid.tensor import Tensor
 from tf_covid.weights import Contract, LoadedModel, Preprocessing, contract_of, load
+from tf_covid.weights.catalog import LOBES, LUNGS, NO_LOBES
 from tf_covid.weights.contract import check_trained
 
 #: What the outputs of the lung U-Net are, in order.
 OUTPUTS = ("lungs", "disease")
-
-#: Name of the 2D lung model, and of the 3D lobe model, that ship.
-LUNGS, LOBES = "lungs-unet", "lobes-unet3d"
-
-#: Instead of a lobe model: the 2D U-Net's mask is taken as it is, and no lobes are found.
-NO_LOBES = "none"
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ import keras
 import tensorflow as tf
 
 from tf_covid.errors import ModelError
-from tf_covid.preprocessor import LUNGS, NO_LOBES, Preprocessor, default_lobes
+from tf_covid.preprocessor import Preprocessor, default_lobes
 from tf_covid.tensor import Tensor
 from tf_covid.weights import Preprocessing, contract_of, load
+from tf_covid.weights.catalog import LUNGS, NO_LOBES
 from tf_covid.weights.contract import check_trained
 
 

@@ -13,7 +13,7 @@ from tf_covid.errors import CohortError, ModelError, OutputError
 from tf_covid.experiment.predict import as_predictions
 from tf_covid.local import check_ensemble
 from tf_covid.pipeline import now, versions
-from tf_covid.preprocessor import LUNGS, NO_LOBES, LungModels, default_lobes
+from tf_covid.preprocessor import LungModels, default_lobes
 from tf_covid.study.combine import ensemble
 from tf_covid.study.predictions import write_predictions
 from tf_covid.study.records import AnyPredictions
@@ -24,6 +24,7 @@ from tf_covid.training.network_spec import NetworkSpec
 from tf_covid.training.settings import Settings
 from tf_covid.training.tasks import labels_of, objective_for
 from tf_covid.weights import LoadedModel, load, quarantine, seen
+from tf_covid.weights.catalog import LUNGS, NO_LOBES
 from tf_covid.weights.contract import check_trained
 
 

@@ -14,9 +14,9 @@ from tf_covid.cohort import cache
 from tf_covid.cohort.manifest import ManifestRow
 from tf_covid.errors import TrainingError
 from tf_covid.experiment.run_folder import FitRequest
-from tf_covid.preprocessor import NO_LOBES
 from tf_covid.tasks import TASKS
 from tf_covid.weights import Preprocessing, catalog, quarantine
+from tf_covid.weights.catalog import NO_LOBES
 
 
 def cache_spec(

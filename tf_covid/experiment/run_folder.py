@@ -16,11 +16,11 @@ from tf_covid.errors import OutputError, TrainingError
 from tf_covid.experiment.phantom_source import chests_asked
 from tf_covid.phantom.mark import phantom_mark
 from tf_covid.pipeline import versions
-from tf_covid.preprocessor import LOBES, LUNGS, NO_LOBES
 from tf_covid.tasks import TASKS
 from tf_covid.training import checkpoint
 from tf_covid.training.settings import Settings, current_names
 from tf_covid.weights import catalog, quarantine
+from tf_covid.weights.catalog import LOBES, LUNGS, NO_LOBES
 
 #: Stands in the file of every network of a run, unless told otherwise.
 NOTE = "Trained by tfcovid fit on a cohort of its user. Not validated for clinical use."

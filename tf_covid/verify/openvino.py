@@ -1,23 +1,19 @@
 """The same SavedModel in a runtime that shares no kernel with TensorFlow.
 
 OpenVINO, the extra `[openvino]`.
-
-It is read by OpenVINO's frontend itself, not by its converter tool, which would report its use to
-its makers.
 """
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tf_covid.errors import ServingError
 from tf_covid.extras import optional_import
-from tf_covid.tensor import Tensor
+from tf_covid.runtime.frontend import read_saved_model
 
 #: Signatures without strings, which OpenVINO's tensors do not carry.
 SIGNATURES = ("serving_default", "explain", "segment", "classify_clip")
@@ -36,13 +32,6 @@ class OpenVino:
 
     def __init__(self, export: Path, signature: str) -> None:
         runtime = optional_import("openvino", "openvino")
-        frontend = (
-            optional_import("openvino.frontend", "openvino")
-            .FrontEndManager()
-            .load_by_framework("tf")
-        )
-        for extension in _gradients():
-            frontend.add_extension(extension)
         with tempfile.TemporaryDirectory() as folder:
             # It sees only `serving_default`.
             loaded = tf.saved_model.load(str(export))
@@ -50,9 +39,8 @@ class OpenVino:
                 loaded, folder, signatures={"serving_default": loaded.signatures[signature]}
             )
             try:
-                model = frontend.convert(frontend.load(folder))
                 self._run = runtime.Core().compile_model(
-                    model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+                    read_saved_model(Path(folder)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
                 )
             except RuntimeError as error:
                 raise ServingError(
@@ -68,67 +56,3 @@ class OpenVino:
         return {
             next(iter(output.get_names())): np.array(values) for output, values in results.items()
         }
-
-
-def _gradients() -> list[Any]:
-    """What OpenVINO's frontend does not know of Grad-CAM's way back through the network."""
-    extension = optional_import("openvino.frontend.tensorflow", "openvino").ConversionExtension
-    return [
-        extension("ReluGrad", _relu_grad),
-        extension("ConcatOffset", _concat_offset),
-        extension("StridedSliceGrad", _strided_slice_grad),
-    ]
-
-
-def _relu_grad(node: Tensor) -> list[Any]:
-    from openvino import opset14 as ops
-
-    gradient, features = node.get_input(0), node.get_input(1)
-    zero = ops.convert_like(ops.constant(0.0, dtype=np.float32), features)
-    return [
-        ops.multiply(gradient, ops.convert_like(ops.greater(features, zero), gradient)).output(0)
-    ]
-
-
-def _concat_offset(node: Tensor) -> list[Any]:
-    """Where each of several concatenated tensors begins."""
-    from openvino import opset14 as ops
-
-    axis, shapes = (
-        node.get_input(0),
-        [node.get_input(index) for index in range(1, node.get_input_size())],
-    )
-    rank = ops.squeeze(
-        ops.shape_of(shapes[0], output_type="i32"), ops.constant([0], dtype=np.int64)
-    )
-    one, nothing = ops.constant(1, dtype=np.int32), ops.constant(0, dtype=np.int32)
-    along = ops.equal(ops.range(nothing, rank, one, output_type="i32"), ops.convert(axis, "i32"))
-    along = ops.convert_like(along, shapes[0])
-    start, starts = ops.multiply(along, ops.convert_like(nothing, along)), []
-    for shape in shapes:
-        starts.append(start.output(0))
-        start = ops.add(start, ops.multiply(along, shape))
-    return starts
-
-
-def _strided_slice_grad(node: Tensor) -> list[Any]:
-    """The gradient of a slice stands where the slice was taken, and 0 everywhere else."""
-    from openvino import opset15 as ops
-
-    shape, begin, end, strides, gradient = (node.get_input(index) for index in range(5))
-    if any(
-        node.get_attribute(f"{name}_mask", default_value=0, dtype=int)
-        for name in ("ellipsis", "new_axis", "shrink_axis")
-    ):
-        raise ServingError(
-            "a gradient of a slice that adds or drops an axis is not known to OpenVINO"
-        )
-    size = begin.get_partial_shape()[0].get_length()
-    # Where the mask has a bit the slice took the whole axis.
-    full = node.get_attribute("end_mask", default_value=0, dtype=int)
-    open_end = ops.constant([full >> axis & 1 for axis in range(size)], dtype=bool)
-    end = ops.select(open_end, ops.convert_like(ops.constant(2**31 - 1, dtype=np.int32), end), end)
-    nothing = ops.convert_like(ops.constant(0.0, dtype=np.float32), gradient)
-    return [
-        ops.slice_scatter(ops.broadcast(nothing, shape), gradient, begin, end, strides).output(0)
-    ]

@@ -10,6 +10,12 @@ from tf_covid.errors import ModelError
 #: File names inside a shipped model's folder.
 MODEL, CARD = "model.keras", "README.md"
 
+#: Name of the 2D lung model, and of the 3D lobe model, that ship.
+LUNGS, LOBES = "lungs-unet", "lobes-unet3d"
+
+#: Instead of a lobe model: the 2D U-Net's mask is taken as it is, and no lobes are found.
+NO_LOBES = "none"
+
 
 def folder() -> Path:
     """The folder of the shipped models.

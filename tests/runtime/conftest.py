@@ -1,0 +1,3 @@
+"""Small real models."""
+
+from tests.servers import small_files  # fixtures

@@ -1,0 +1,94 @@
+"""A SavedModel as OpenVINO's own frontend reads it.
+
+Not as its converter tool does, which would report its use to its makers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tf_covid.errors import ServingError
+from tf_covid.extras import optional_import
+from tf_covid.tensor import Tensor
+
+
+def read_saved_model(folder: Path) -> Any:  # noqa: ANN401  # a model of OpenVINO
+    """The signature `serving_default` of a SavedModel, the only one that OpenVINO sees.
+
+    Raises:
+        ServingError: If OpenVINO is not installed.
+        RuntimeError: If it cannot read the graph.
+    """
+    frontend = (
+        optional_import("openvino.frontend", "openvino").FrontEndManager().load_by_framework("tf")
+    )
+    for extension in _gradients():
+        frontend.add_extension(extension)
+    return frontend.convert(frontend.load(str(folder)))
+
+
+def _gradients() -> list[Any]:
+    """What OpenVINO's frontend does not know of Grad-CAM's way back through the network."""
+    extension = optional_import("openvino.frontend.tensorflow", "openvino").ConversionExtension
+    return [
+        extension("ReluGrad", _relu_grad),
+        extension("ConcatOffset", _concat_offset),
+        extension("StridedSliceGrad", _strided_slice_grad),
+    ]
+
+
+def _relu_grad(node: Tensor) -> list[Any]:
+    from openvino import opset14 as ops
+
+    gradient, features = node.get_input(0), node.get_input(1)
+    zero = ops.convert_like(ops.constant(0.0, dtype=np.float32), features)
+    return [
+        ops.multiply(gradient, ops.convert_like(ops.greater(features, zero), gradient)).output(0)
+    ]
+
+
+def _concat_offset(node: Tensor) -> list[Any]:
+    """Where each of several concatenated tensors begins."""
+    from openvino import opset14 as ops
+
+    axis, shapes = (
+        node.get_input(0),
+        [node.get_input(index) for index in range(1, node.get_input_size())],
+    )
+    rank = ops.squeeze(
+        ops.shape_of(shapes[0], output_type="i32"), ops.constant([0], dtype=np.int64)
+    )
+    one, nothing = ops.constant(1, dtype=np.int32), ops.constant(0, dtype=np.int32)
+    along = ops.equal(ops.range(nothing, rank, one, output_type="i32"), ops.convert(axis, "i32"))
+    along = ops.convert_like(along, shapes[0])
+    start, starts = ops.multiply(along, ops.convert_like(nothing, along)), []
+    for shape in shapes:
+        starts.append(start.output(0))
+        start = ops.add(start, ops.multiply(along, shape))
+    return starts
+
+
+def _strided_slice_grad(node: Tensor) -> list[Any]:
+    """The gradient of a slice stands where the slice was taken, and 0 everywhere else."""
+    from openvino import opset15 as ops
+
+    shape, begin, end, strides, gradient = (node.get_input(index) for index in range(5))
+    if any(
+        node.get_attribute(f"{name}_mask", default_value=0, dtype=int)
+        for name in ("ellipsis", "new_axis", "shrink_axis")
+    ):
+        raise ServingError(
+            "a gradient of a slice that adds or drops an axis is not known to OpenVINO"
+        )
+    size = begin.get_partial_shape()[0].get_length()
+    # Where the mask has a bit the slice took the whole axis.
+    full = node.get_attribute("end_mask", default_value=0, dtype=int)
+    open_end = ops.constant([full >> axis & 1 for axis in range(size)], dtype=bool)
+    end = ops.select(open_end, ops.convert_like(ops.constant(2**31 - 1, dtype=np.int32), end), end)
+    nothing = ops.convert_like(ops.constant(0.0, dtype=np.float32), gradient)
+    return [
+        ops.slice_scatter(ops.broadcast(nothing, shape), gradient, begin, end, strides).output(0)
+    ]
