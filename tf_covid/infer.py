@@ -94,8 +94,8 @@ class Options:
         """
         if self.runtime == "tensorflow":
             return
-        if self.lungs is not None:
-            raise OptionError("--lungs needs --runtime tensorflow.")
+        if self.lungs is not None or self.precision != "float32":
+            raise OptionError("--lungs and --precision bfloat16 need --runtime tensorflow.")
         if self.attention_target != "severity" or self.attention not in ("none", "gradcam"):
             raise OptionError(
                 "--runtime openvino explains by gradcam what raises severity, or nothing (none)."

@@ -247,7 +247,7 @@ def _openvino(options: Options) -> OpenVinoModels:
         console.import_tensorflow()
 
     behind = Behind(options.lungs_model, options.lobes_model, options.allow_other_lungs)
-    return OpenVinoModels(options.models, behind, precision=options.precision, on_message=note)
+    return OpenVinoModels(options.models, behind, on_message=note)
 
 
 def _remotes(
