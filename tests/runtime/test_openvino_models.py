@@ -123,6 +123,7 @@ def test_a_scan_without_lungs_is_refused_by_the_gate(behind, small_files, in_fol
     assert "few_lung_slices" in {flag.code for flag in result.quality_flags} or result.quality_flags
 
 
+@pytest.mark.slow
 def test_several_models_answer_with_their_mean(behind, small_files, in_folder):
     sources = [small_files.network, small_files.other]
     here = LocalModels(sources, lungs=behind.lungs, lobes=behind.lobes)
@@ -137,8 +138,9 @@ def converted_folder(in_folder: Path, small_files: Any, behind: Behind) -> Path:
     return convert.converted(small_files.network, behind)
 
 
-@pytest.mark.parametrize("name", [BLOB, CARD, cache.SUMS])
-@pytest.mark.parametrize("how", ["flipped", "cut", "gone", "empty"])
+@pytest.mark.parametrize(
+    ("name", "how"), [(BLOB, "flipped"), (BLOB, "cut"), (CARD, "gone"), (cache.SUMS, "empty")]
+)
 def test_what_is_damaged_is_converted_again(name, how, behind, small_files, in_folder):
     place = converted_folder(in_folder, small_files, behind)
     path = place / name
@@ -175,6 +177,7 @@ def test_the_same_weights_and_options_are_converted_once(behind, small_files, in
     assert len({place.name, *different}) == 6
 
 
+@pytest.mark.slow
 def test_two_at_once_both_answer(behind, small_files, tmp_path, monkeypatch):
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "new"))
     answers: list[Any] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -37,6 +38,8 @@ COMPILING = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
 TOLERANCE = 1e-4
 
 _CAPABLE = ("OPTIMIZATION_CAPABILITIES",)
+
+_CONVERTING = threading.Lock()
 
 #: Changes with what is written into the folder of a converted model.
 _FORMAT = 1
@@ -78,15 +81,17 @@ def converted(
     """
     optional_import("openvino", "openvino")
     folder = cache.cache_folder() / "openvino" / _key(source, behind)
-    if cache.intact(folder) >= {BLOB, CARD}:
-        return folder
-    on_message(
-        f"{catalog.name_of(source)} is converted for OpenVINO, once, into {folder}"
-        + (": what was there is damaged" if folder.exists() else "")
-    )
-    make_folder(folder.parent)
-    with replacing_folder(folder) as made:
-        _convert(source, behind, made)
+    # Another thread that asks for the same finds it; another process makes its own, and one stays.
+    with _CONVERTING:
+        if cache.intact(folder) >= {BLOB, CARD}:
+            return folder
+        on_message(
+            f"{catalog.name_of(source)} is converted for OpenVINO, once, into {folder}"
+            + (": what was there is damaged" if folder.exists() else "")
+        )
+        make_folder(folder.parent)
+        with replacing_folder(folder) as made:
+            _convert(source, behind, made)
     return folder
 
 
