@@ -69,7 +69,8 @@ def assert_near(one: Any, two: Any) -> None:
         for left, right in zip(one, two, strict=True):
             assert_near(left, right)
     elif isinstance(one, float):
-        assert one == pytest.approx(two, abs=2e-3)
+        # A voxel on the border of a lung is 0.03 ml.
+        assert one == pytest.approx(two, abs=2e-3, rel=1e-4)
     else:
         assert one == two
 
@@ -95,7 +96,7 @@ def test_a_result_is_that_of_keras(here, behind, small_files, in_folder, attenti
             one["severity"]["probabilities"], two["severity"]["probabilities"], atol=1e-4
         )
         left, right = (result.maps for result in results)
-        np.testing.assert_array_equal(left.lungs, right.lungs)
+        assert np.count_nonzero(left.lungs != right.lungs) <= 3
         if attention == "gradcam":
             np.testing.assert_allclose(
                 left.attention.astype(int), right.attention.astype(int), atol=1
