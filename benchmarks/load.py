@@ -21,8 +21,9 @@ from processes import Direct, ServerProcess
 from tensorflow_serving.apis import predict_pb2
 
 from tf_covid.export import warmup
+from tf_covid.exported import TOLERANCE
 from tf_covid.tensor import Tensor
-from tf_covid.verify.reference import TOLERANCE, largest_difference
+from tf_covid.verify.reference import largest_difference
 
 #: Code of a request that nobody answered.
 LOST = "lost"

@@ -197,7 +197,8 @@ def overhead(models: Path, load: Load, direct: Direct) -> list[str]:
     from load import chest, message, scan_inputs
 
     from tf_covid.client.transport import GrpcServer, Rejected
-    from tf_covid.verify.reference import TOLERANCE, largest_difference
+    from tf_covid.exported import TOLERANCE
+    from tf_covid.verify.reference import largest_difference
 
     shape = (load.slices, load.size, load.size)
     inputs = scan_inputs(chest(shape, load.seed))

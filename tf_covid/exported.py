@@ -6,7 +6,8 @@ Which models they are, an export's card says, and it comes with every answer.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,11 @@ METHOD, TARGET = "gradcam", "severity"
 
 #: What an export finds slice by slice, and over the whole scan, where its lung models do.
 MASKS = ("lungs", "disease", "lobes", "effusion", "orientation")
+
+
+#: An export agrees where no value differs by more. Probabilities and masks as they are, logits
+#: against the largest of the scan, the CT score against 25, attention against its maximum.
+TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class ExportedEvidence:
     box: np.ndarray
 
 
-class ExportedModels:
+class ExportedModels(ABC):
     """One or more models of one task; the counterpart of `local.LocalModels`.
 
     Who inherits asks them: `asked` gives the named values of a scan. N is 1 throughout.
@@ -96,6 +102,7 @@ class ExportedModels:
                 "models with different lung models or slice rules do not answer together"
             )
 
+    @abstractmethod
     def asked(self, index: int, hu: np.ndarray) -> dict[str, Any]:
         """What a model answers about a scan: the values of `infer`, and those of `MASKS`.
 
@@ -103,7 +110,6 @@ class ExportedModels:
             index: Position of the model.
             hu: int16 (D, H, W).
         """
-        raise NotImplementedError
 
     @property
     def task(self) -> str:
@@ -131,9 +137,9 @@ class ExportedModels:
         return " + ".join(dict.fromkeys(model.endpoint for model in self.models))
 
     @property
+    @abstractmethod
     def versions(self) -> dict[str, str]:
         """Versions beside those of this process."""
-        raise NotImplementedError
 
     @property
     def weights_sha256(self) -> list[str]:
@@ -297,6 +303,33 @@ def described(text: bytes | str, source: str, name: str) -> ExportedModel:
         )
     except (KeyError, TypeError, ValueError, AttributeError, ValidationError) as error:
         raise ServingError(f"{source}: {name} is no export of `tfcovid export`") from error
+
+
+def largest_difference(
+    right: Mapping[str, np.ndarray], answer: Mapping[str, np.ndarray | None]
+) -> tuple[float, str]:
+    """The value that differs most, in the units of `TOLERANCE`, and its name.
+
+    Args:
+        right: Right values of one scan.
+        answer: Answered values in the same shapes; names that are not in `right` do not count.
+
+    A missing name, another shape or what is not a number differs infinitely.
+    """
+    worst, where = 0.0, ""
+    for name, expected in right.items():
+        values, required = answer.get(name), np.asarray(expected, np.float64)
+        if values is None or values.shape != required.shape:
+            return float("inf"), name
+        scale = {"ct_score": 25.0}.get(name, 1.0)
+        if name in ("logits", "attention", "attention_cells", "orientation"):
+            scale = max(float(np.abs(required).max(initial=0.0)), 1e-12)
+        difference = float(np.abs(values - required).max(initial=0.0)) / scale
+        # NaN compares as nothing: it must not pass for a small difference.
+        difference = difference if np.isfinite(difference) else float("inf")
+        if difference >= worst:
+            worst, where = difference, name
+    return worst, where
 
 
 def lungs_sha256s(facts: dict[str, Any]) -> tuple[str, ...]:

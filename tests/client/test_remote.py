@@ -13,6 +13,7 @@ import threading
 import numpy as np
 import pytest
 
+from tests.small_scans import assert_near, made_scan
 from tf_covid.client import remote as client
 from tf_covid.client.remote import RemoteModels
 from tf_covid.client.transport import connect
@@ -20,18 +21,8 @@ from tf_covid.errors import ModelError, ScanRefused, ServingError
 from tf_covid.export import warmup
 from tf_covid.export.savedmodel import export
 from tf_covid.pipeline import stratify
-from tf_covid.scan import Scan, SourceGrid
 from tf_covid.server.server import Server
 from tf_covid.server.settings import ServerSettings
-
-
-def made_scan(seed=0):
-    hu = warmup.chest().copy()
-    hu[8:16, 50:70, 30:40] = -300
-    hu = (hu + np.random.default_rng(seed).integers(-60, 60, hu.shape)).astype(np.int16)
-    # All air is lung to the threshold: so small that it is no more than a chest has.
-    affine = np.diag([7.0, 2.2, 2.2, 1.0])
-    return Scan("made", hu, affine, SourceGrid(hu.shape, affine, (0, 1, 2), (False,) * 3), "0" * 64)
 
 
 @pytest.fixture(scope="module")
@@ -63,28 +54,12 @@ def test_a_result_from_a_server_is_the_result_from_here(url, small_models):
             del values["timings_s"], values["answered_at"]
         assert two["versions"].pop("server").startswith("small: keras ")
         assert json.dumps(two, sort_keys=True)[:200]
-        _assert_near(one, two)
+        assert_near(one, two)
         np.testing.assert_array_equal(here.maps.lungs, remote.maps.lungs)
         np.testing.assert_allclose(
             here.maps.attention.astype(int), remote.maps.attention.astype(int), atol=1
         )
         assert here.maps.attention.any()
-
-
-def _assert_near(one, two):
-    assert type(one) is type(two)
-    if isinstance(one, dict):
-        assert one.keys() == two.keys()
-        for key in one:
-            _assert_near(one[key], two[key])
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(two)
-        for left, right in zip(one, two, strict=True):
-            _assert_near(left, right)
-    elif isinstance(one, float):
-        assert one == pytest.approx(two, abs=2e-3)
-    else:
-        assert one == two
 
 
 def test_one_scan_is_asked_about_once_and_never_gets_the_answer_to_another(server):

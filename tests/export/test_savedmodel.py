@@ -16,7 +16,8 @@ from tf_covid import severity
 from tf_covid.errors import ModelError, OutputError
 from tf_covid.export import warmup
 from tf_covid.export.savedmodel import export
-from tf_covid.verify.reference import TOLERANCE, largest_difference, reference
+from tf_covid.exported import TOLERANCE
+from tf_covid.verify.reference import largest_difference, reference
 
 
 def call(loaded, signature, **inputs):

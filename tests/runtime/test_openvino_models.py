@@ -16,25 +16,15 @@ from click.testing import CliRunner
 
 pytest.importorskip("openvino", reason="needs the extra [openvino]")
 
+from tests.small_scans import assert_near, made_scan
 from tf_covid.cli import main
 from tf_covid.errors import ModelError, OutputError, ScanRefused, ServingError
-from tf_covid.export import warmup
 from tf_covid.local import LocalModels
 from tf_covid.phantom.files import write_nifti_volume
 from tf_covid.pipeline import stratify
 from tf_covid.runtime import cache, convert
 from tf_covid.runtime.convert import BLOB, CARD, Behind
 from tf_covid.runtime.models import OpenVinoModels
-from tf_covid.scan import Scan, SourceGrid
-
-
-def made_scan(seed: int = 0, slices: int | None = None) -> Scan:
-    hu = warmup.chest().copy()
-    hu[8:16, 50:70, 30:40] = -300
-    hu = (hu + np.random.default_rng(seed).integers(-60, 60, hu.shape)).astype(np.int16)
-    hu = hu if slices is None else hu[:slices]
-    affine = np.diag([7.0, 2.2, 2.2, 1.0])
-    return Scan("made", hu, affine, SourceGrid(hu.shape, affine, (0, 1, 2), (False,) * 3), "0" * 64)
 
 
 @pytest.fixture(scope="module")
@@ -56,23 +46,6 @@ def behind(small_files: Any) -> Behind:
 @pytest.fixture(scope="module")
 def here(small_files: Any) -> LocalModels:
     return LocalModels([small_files.network], lungs=small_files.lungs, lobes=small_files.lobes)
-
-
-def assert_near(one: Any, two: Any) -> None:
-    assert type(one) is type(two)
-    if isinstance(one, dict):
-        assert one.keys() == two.keys()
-        for key in one:
-            assert_near(one[key], two[key])
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(two)
-        for left, right in zip(one, two, strict=True):
-            assert_near(left, right)
-    elif isinstance(one, float):
-        # A voxel on the border of a lung is 0.03 ml.
-        assert one == pytest.approx(two, abs=2e-3, rel=1e-4)
-    else:
-        assert one == two
 
 
 @pytest.mark.parametrize("attention", ["gradcam", "none"])
@@ -121,7 +94,9 @@ def test_a_scan_without_lungs_is_refused_by_the_gate(behind, small_files, in_fol
     scan.hu[:] = 40
     result = stratify(scan, there)
     assert result.status == "refused"
-    assert "few_lung_slices" in {flag.code for flag in result.quality_flags} or result.quality_flags
+    assert [flag.code for flag in result.quality_flags if flag.level == "error"] == [
+        "no_lung"
+    ]
 
 
 @pytest.mark.slow
@@ -135,15 +110,11 @@ def test_several_models_answer_with_their_mean(behind, small_files, in_folder):
     assert [model.name for model in left.models] == [model.name for model in right.models]
 
 
-def converted_folder(in_folder: Path, small_files: Any, behind: Behind) -> Path:
-    return convert.converted(small_files.network, behind)
-
-
 @pytest.mark.parametrize(
     ("name", "how"), [(BLOB, "flipped"), (BLOB, "cut"), (CARD, "gone"), (cache.SUMS, "empty")]
 )
 def test_what_is_damaged_is_converted_again(name, how, behind, small_files, in_folder):
-    place = converted_folder(in_folder, small_files, behind)
+    place = convert.converted(small_files.network, behind)
     path = place / name
     data = path.read_bytes()
     if how == "flipped":

@@ -185,6 +185,7 @@ def infer(
             runtime,
         )
         options.check_runtime()
+        _check_servers(servers, workers, options)
         archives = Archives(ca_file, client_cert, stack)
         into = None if store is None else archives.at(store)
         paths, lost = archives.fetched(inputs)
@@ -194,8 +195,6 @@ def infer(
         cases = list(cases_of(paths, reader.find))
         cases = [_single(cases)] if one_case else cases
         options.check_cases(len(cases))
-        if workers is not None and not servers:
-            raise OptionError("--workers are scans that a --server is asked about at a time.")
         count = min(workers or (2 * len(servers) if len(servers) > 1 else 1), len(cases)) or 1
         remotes = _remotes(servers, options, count, stack) if servers else [None]
         readers = [reader, *(stack.enter_context(Reader()) for _ in remotes[1:])]
@@ -250,15 +249,22 @@ def _openvino(options: Options) -> OpenVinoModels:
     return OpenVinoModels(options.models, behind, on_message=note)
 
 
+def _check_servers(servers: tuple[str, ...], workers: int | None, options: Options) -> None:
+    """See that what is asked for is something that servers can do, before any work."""
+    if servers:
+        options.check_server()
+    elif workers is not None:
+        raise OptionError("--workers are scans that a --server is asked about at a time.")
+    if len({url.rstrip("/") for url in servers}) < len(servers):
+        raise OptionError("--server: the same server is named twice.")
+
+
 def _remotes(
     servers: tuple[str, ...], options: Options, count: int, stack: contextlib.ExitStack
 ) -> list[RemoteModels]:
     """Models of the servers, once for each scan that is asked about at a time."""
     from tf_covid import console
 
-    options.check_server()
-    if len({url.rstrip("/") for url in servers}) < len(servers):
-        raise OptionError("--server: the same server is named twice.")
     console.import_tensorflow()
     from tf_covid.client.pool import ServerPool
     from tf_covid.client.remote import RemoteModels

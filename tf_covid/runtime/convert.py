@@ -19,8 +19,10 @@ import numpy as np
 
 from tf_covid.atomic import make_folder, output_errors, replacing_folder
 from tf_covid.errors import ServingError
+from tf_covid.exported import TOLERANCE, largest_difference
 from tf_covid.extras import optional_import
 from tf_covid.runtime import cache
+from tf_covid.runtime.frontend import named, read_saved_model
 from tf_covid.weights import catalog, quarantine
 from tf_covid.weights.catalog import LOBES, LUNGS, NO_LOBES
 
@@ -32,12 +34,6 @@ BLOB, CARD = "infer.blob", "card.json"
 
 #: How OpenVINO computes: as exactly as Keras does, one scan at a time.
 COMPILING = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-
-#: The largest difference to TensorFlow's answer that is taken: of probabilities and masks as they
-#: are, of the CT score against 25, of logits and maps against the largest of the scan.
-TOLERANCE = 1e-4
-
-_CAPABLE = ("OPTIMIZATION_CAPABILITIES",)
 
 _CONVERTING = threading.Lock()
 
@@ -110,7 +106,10 @@ def _key(source: str | Path, behind: Behind) -> str:
             [behind.lobes is None, behind.allow_other_lungs],
             [metadata.version(name) for name in ("tf-covid", "openvino")],
             # What is compiled for one processor is not for another.
-            [core.get_property("CPU", name) for name in ("FULL_DEVICE_NAME", *_CAPABLE)],
+            [
+                core.get_property("CPU", name)
+                for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")
+            ],
         ]
     )
 
@@ -120,7 +119,6 @@ def _convert(source: str | Path, behind: Behind, folder: Path) -> None:
 
     from tf_covid.export.signatures import ServingModule
     from tf_covid.local import LocalModels
-    from tf_covid.runtime.frontend import read_saved_model
 
     core = optional_import("openvino", "openvino").Core()
     models = LocalModels(
@@ -182,11 +180,7 @@ class Compiled:
             RuntimeError: If OpenVINO fails.
         """
         inputs = {"hu": hu[np.newaxis], "depth": np.array([len(hu)], np.int32)}
-        # Copies: OpenVINO may write the next answer into the same memory.
-        return {
-            next(iter(output.get_names())): np.array(values)
-            for output, values in self._model(inputs).to_dict().items()
-        }
+        return named(self._model(inputs))
 
 
 def _compare(compiled: Compiled, serving: ServingModule) -> None:
@@ -205,15 +199,11 @@ def _compare(compiled: Compiled, serving: ServingModule) -> None:
     diseased[len(chest) // 3 : len(chest) // 2, ::2] += 300
     for hu in (chest, (diseased + noise).astype(np.int16)):
         right = serving.infer(tf.constant(hu[np.newaxis]), tf.constant([len(hu)]))
-        answer = compiled(hu)
-        for name, values in right.items():
-            expected = np.asarray(values, np.float64)
-            scale = {"ct_score": 25.0}.get(name, 1.0)
-            if name in ("logits", "attention_cells", "orientation"):
-                scale = max(float(np.abs(expected).max(initial=0.0)), 1e-12)
-            difference = float(np.abs(answer[name] - expected).max(initial=0.0)) / scale
-            if not difference <= TOLERANCE:
-                raise ServingError(
-                    f"OpenVINO's {name} differs from TensorFlow's by {difference:.1e}; nothing of"
-                    " it is used: --runtime tensorflow"
-                )
+        difference, where = largest_difference(
+            {name: values.numpy() for name, values in right.items()}, compiled(hu)
+        )
+        if difference > TOLERANCE:
+            raise ServingError(
+                f"OpenVINO's {where} differs from TensorFlow's by {difference:.1e}; nothing of it"
+                " is used: --runtime tensorflow"
+            )

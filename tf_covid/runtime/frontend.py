@@ -30,6 +30,14 @@ def read_saved_model(folder: Path) -> Any:  # noqa: ANN401  # a model of OpenVIN
     return frontend.convert(frontend.load(str(folder)))
 
 
+def named(results: Any) -> dict[str, np.ndarray]:  # noqa: ANN401  # OpenVINO's own
+    """Named outputs of a compiled model; copies, since the next call may use the same memory."""
+    return {
+        next(iter(output.get_names())): np.array(values)
+        for output, values in results.to_dict().items()
+    }
+
+
 def _gradients() -> list[Any]:
     """What OpenVINO's frontend does not know of Grad-CAM's way back through the network."""
     extension = optional_import("openvino.frontend.tensorflow", "openvino").ConversionExtension

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tf_covid.errors import ServingError
 from tf_covid.extras import optional_import
-from tf_covid.runtime.frontend import read_saved_model
+from tf_covid.runtime.frontend import named, read_saved_model
 
 #: Signatures without strings, which OpenVINO's tensors do not carry.
 SIGNATURES = ("serving_default", "explain", "segment", "classify_clip")
@@ -50,9 +50,6 @@ class OpenVino:
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Named outputs for named inputs."""
         try:
-            results = self._run(inputs).to_dict()
+            return named(self._run(inputs))
         except RuntimeError as error:
             raise ServingError(f"OpenVINO failed: {str(error)[:500]}") from error
-        return {
-            next(iter(output.get_names())): np.array(values) for output, values in results.items()
-        }

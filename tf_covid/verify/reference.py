@@ -11,13 +11,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_covid import attention
+from tf_covid import attention, exported
 from tf_covid.attention.grid import centre_weights
 from tf_covid.local import EnsembleMember, LocalModels
-
-#: An export agrees where no value differs by more. Probabilities and masks as they are, logits
-#: against the largest of the scan, the CT score against 25, attention against its maximum.
-TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -103,21 +99,7 @@ def largest_difference(right: dict[str, np.ndarray], answer: dict[str, Any]) -> 
 
     A missing name, another shape or what is not a number differs infinitely.
     """
-    worst, where = 0.0, ""
-    for name, expected in right.items():
-        results = _of_reference(answer, name)
-        required = np.asarray(expected, np.float64)
-        if results is None or results.shape != required.shape:
-            return float("inf"), name
-        scale = {"ct_score": 25.0}.get(name, 1.0)
-        if name in ("logits", "attention", "attention_cells", "orientation"):
-            scale = max(float(np.abs(required).max(initial=0.0)), 1e-12)
-        difference = float(np.abs(results - required).max(initial=0.0)) / scale
-        # NaN compares as nothing: it must not pass for a small difference.
-        difference = difference if np.isfinite(difference) else float("inf")
-        if difference >= worst:
-            worst, where = difference, name
-    return worst, where
+    return exported.largest_difference(right, {name: _of_reference(answer, name) for name in right})
 
 
 def _of_reference(answer: dict[str, Any], name: str) -> np.ndarray | None:

@@ -20,6 +20,7 @@ from tf_covid.client.transport import GrpcServer, RestServer, connect
 from tf_covid.errors import ServingError
 from tf_covid.export import graph_ops
 from tf_covid.export.savedmodel import CLIP_SUFFIX
+from tf_covid.exported import TOLERANCE
 from tf_covid.local import LocalModels
 from tf_covid.phantom.cohort import write_cohort
 from tf_covid.scan import find_cases
@@ -27,7 +28,7 @@ from tf_covid.server.server import Server
 from tf_covid.server.settings import ServerSettings
 from tf_covid.verify import replay
 from tf_covid.verify.openvino import SIGNATURES, OpenVino
-from tf_covid.verify.reference import TOLERANCE, Reference, largest_difference, reference
+from tf_covid.verify.reference import Reference, largest_difference, reference
 
 #: REST writes numbers as text: only the signatures that are made for it are asked that way.
 REST_SIGNATURES = ("serving_bytes", "infer_bytes", "classify_clip")
@@ -46,7 +47,7 @@ class Check:
         route: "SavedModel", "OpenVINO", "REST", "gRPC", or "NIfTI against DICOM".
         scan: Name of the scan.
         signature: Which was asked.
-        difference: The largest, see `reference.TOLERANCE`; None where it was not checked.
+        difference: The largest, see `exported.TOLERANCE`; None where it was not checked.
         where: The value that differs most; or why it was not checked.
     """
 
