@@ -1,11 +1,17 @@
-"""What a server needs for a scan: seconds and memory of an export, by the number of slices.
+"""Seconds and memory of one scan, by the number of slices: of an export, and of `tfcovid infer`.
 
-    python benchmarks/memory.py [--model severity-i3d] [--export DIR] [--slices 100 --slices 300
-    --slices 800]
+    python benchmarks/memory.py [--of export] [--of infer] [--model severity-i3d] [--export DIR]
+    [--slices 100 --slices 300 --slices 800] [--runtime tensorflow]
 
-Each line is a process of its own that holds nothing but TensorFlow and the SavedModel, and asks the
-signature `explain` twice, about 512×512 slices; the peak is the kernel's (`ru_maxrss`), the input
-included. Prints a Markdown table.
+Export: what a server needs. Each line is a process of its own that holds nothing but TensorFlow and
+the SavedModel, and asks the signature `explain` twice, about 512×512 slices; the peak is the
+kernel's (`ru_maxrss`), the input included.
+
+infer: from a DICOM folder of a drawn chest of 512×512 slices to the report, from the shell. The
+peak is of the command and its reading process together: every page once (`Pss`), looked at some
+five times a second. Beside it what NumPy's own copy of the scan takes.
+
+Prints a Markdown table each.
 """
 
 from __future__ import annotations
@@ -18,10 +24,16 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
+import psutil
 from tables import table
+
+#: Seconds between two looks at a command's memory: each look stops the command for a moment.
+_TICK_S = 0.2
 
 _CHILD = """
 import json, resource, sys, time
@@ -47,20 +59,8 @@ print(json.dumps(found | {"mib": hu.nbytes / 2**20}))
 """
 
 
-@click.command()
-@click.option("--model", default="severity-i3d", show_default=True)
-@click.option(
-    "--export", "folder", type=click.Path(path_type=Path, exists=True), help="A version's folder."
-)
-@click.option(
-    "--slices",
-    multiple=True,
-    type=click.IntRange(1, 2000),
-    default=(100, 300, 800),
-    show_default=True,
-)
-def main(model: str, folder: Path | None, slices: tuple[int, ...]) -> None:
-    """Seconds and memory of one scan, by its slices."""
+def export_table(model: str, folder: Path | None, slices: Sequence[int]) -> str:
+    """Seconds and memory of an export."""
     with tempfile.TemporaryDirectory() as temporary:
         if folder is None:
             from tf_covid.export.savedmodel import export
@@ -69,21 +69,117 @@ def main(model: str, folder: Path | None, slices: tuple[int, ...]) -> None:
         rows = []
         for number in slices:
             command = [sys.executable, "-c", _CHILD, str(folder), str(number)]
-            found = json.loads(
+            measured = json.loads(
                 subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             )
             rows.append(
                 [
                     str(number),
-                    f"{found['mib']:.0f} MiB",
-                    f"{found['seconds']:.1f} s",
-                    f"{found['before']:.2f} GiB",
-                    f"{found['peak']:.2f} GiB",
-                    str(found["kept"]),
+                    f"{measured['mib']:.0f} MiB",
+                    f"{measured['seconds']:.1f} s",
+                    f"{measured['before']:.2f} GiB",
+                    f"{measured['peak']:.2f} GiB",
+                    str(measured["kept"]),
                 ]
             )
-        head = ["slices of 512×512", "input", "seconds", "resident before", "peak", "slices kept"]
-        click.echo(table(head, rows))
+    head = ["slices of 512×512", "input", "seconds", "resident before", "peak", "slices kept"]
+    return table(head, rows)
+
+
+def infer_table(model: str, runtime: str, slices: Sequence[int]) -> str:
+    """Seconds and memory of `tfcovid infer` from the shell."""
+    from tf_covid.phantom import draw_chest
+    from tf_covid.phantom.files import write_dicom
+
+    rows = []
+    for number in slices:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder, out = Path(temporary) / "scan", Path(temporary) / "out"
+            chest = draw_chest(3, (number, 512, 512), severity=2)
+            write_dicom(chest.hu, chest.affine, folder, seed=3)
+            del chest
+            command = ["-m", "tf_covid.cli", "infer", str(folder), "--out", str(out)]
+            command += ["--model", model, "--runtime", runtime]
+            start = time.perf_counter()
+            peak = peak_bytes([sys.executable, *command])
+            seconds = time.perf_counter() - start
+            answer = json.loads((out / "scan" / "result.json").read_text("utf-8"))
+            rows.append(
+                [
+                    str(number),
+                    f"{number / 2:.0f} MiB",
+                    f"{seconds:.1f} s",
+                    f"{answer['timings_s']['total']:.1f} s",
+                    f"{peak / 1e9:.2f} GB",
+                ]
+            )
+    head = ["slices of 512×512", "one int16 volume", "seconds", "of them read to report", "peak"]
+    return table(head, rows)
+
+
+def peak_bytes(command: Sequence[str]) -> int:
+    """The highest memory of a command and its children, every page once, that was seen.
+
+    Raises:
+        SystemExit: If the command fails.
+    """
+    with psutil.Popen(list(command), stdout=subprocess.DEVNULL) as process:
+        highest = 0
+        while process.poll() is None:
+            try:
+                family = [process, *process.children(recursive=True)]
+            except psutil.Error:  # it has just ended
+                break
+            highest = max(highest, sum(_own_bytes(one.pid) for one in family))
+            time.sleep(_TICK_S)
+        if process.wait() != 0:
+            raise SystemExit(f"{' '.join(command)} failed")
+    return highest
+
+
+def _own_bytes(pid: int) -> int:
+    """Proportional set size: a page that two processes hold counts half in each."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines()
+    except OSError:  # it has just ended
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+@click.command()
+@click.option(
+    "--of",
+    "parts",
+    multiple=True,
+    type=click.Choice(["export", "infer"]),
+    help="Both, if not given.",
+)
+@click.option("--model", default="severity-i3d", show_default=True)
+@click.option(
+    "--export", "folder", type=click.Path(path_type=Path, exists=True), help="A version's folder."
+)
+@click.option(
+    "--runtime",
+    type=click.Choice(["tensorflow", "openvino"]),
+    default="tensorflow",
+    show_default=True,
+    help="Of infer; openvino converts the models first if the cache lacks them: run it twice.",
+)
+@click.option(
+    "--slices",
+    multiple=True,
+    type=click.IntRange(1, 2000),
+    default=(100, 300, 800),
+    show_default=True,
+)
+def main(
+    parts: tuple[str, ...], model: str, folder: Path | None, runtime: str, slices: tuple[int, ...]
+) -> None:
+    """Seconds and memory of one scan, by its slices."""
+    if "export" in parts or not parts:
+        click.echo(export_table(model, folder, slices))
+    if "infer" in parts or not parts:
+        click.echo(infer_table(model, runtime, slices))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,9 @@ _HU = tf.TensorSpec([None] * 4, tf.int16)
 _DEPTH = tf.TensorSpec([None], tf.int32)
 _PROBABILITY = tf.TensorSpec([None] * 4, tf.float32)
 
+#: Bytes that a tensor's first value is aligned to.
+_ALIGNMENT = 64
+
 
 @dataclass(frozen=True)
 class LocalEvidence:
@@ -70,7 +73,7 @@ class EnsembleMember:
 
     def answer(self, hu: np.ndarray, probability: np.ndarray) -> Answer[LocalEvidence]:
         """Classify one scan, int16 (D, H, W), behind its lung mask, float32 (D, h, w)."""
-        prepared = self.prepare(hu[np.newaxis], probability[np.newaxis])
+        prepared = self.prepare(_shared(hu[np.newaxis]), probability[np.newaxis])
         features, outputs = self.classify(prepared["clip"])
         score = float(outputs["ct_score"].numpy()[0, 0]) if "ct_score" in outputs else None
         return Answer(
@@ -175,7 +178,7 @@ class LocalModels:
 
     def segment(self, hu: np.ndarray) -> Segmentation:
         """Lung, and what else the lung models find, of one scan, int16 (D, H, W)."""
-        outputs = self.segment_graph(hu[np.newaxis], np.array([len(hu)], np.int32))
+        outputs = self.segment_graph(_shared(hu[np.newaxis]), np.array([len(hu)], np.int32))
         values = {name: value.numpy()[0] for name, value in outputs.items()}
         return Segmentation(values.pop("lungs"), **values)
 
@@ -239,6 +242,21 @@ class LocalModels:
     def endpoint(self) -> str:
         """Where the networks were cut, e.g. "Mixed_5c"."""
         return " + ".join(dict.fromkeys(member.split.endpoint for member in self.members))
+
+
+def _shared(hu: np.ndarray) -> Tensor:
+    """A tensor on the memory of an array, int16 of any shape, which nobody may write to meanwhile.
+
+    TensorFlow copies an array twice. Memory that its kernels cannot read as it lies is copied once.
+    """
+    flags = hu.flags
+    if not (flags.c_contiguous and flags.writeable and hu.ctypes.data % _ALIGNMENT == 0):
+        memory = np.empty(hu.nbytes + _ALIGNMENT, np.uint8)
+        first = -memory.ctypes.data % _ALIGNMENT
+        copy = memory[first : first + hu.nbytes].view(np.int16).reshape(hu.shape)
+        copy[...] = hu
+        hu = copy
+    return tf.experimental.dlpack.from_dlpack(hu.__dlpack__())
 
 
 def check_ensemble(models: Sequence[LoadedModel]) -> None:

@@ -86,23 +86,22 @@ class LungSegmenter(keras.layers.Layer):
         columns = full_axis_matrix(grid[1], shape[3])
         count = tf.shape(valid)[0]
 
+        row = valid[:, 0] * tf.cast(shape[1], valid.dtype) + valid[:, 1]
+
         def body(indices: Tensor, written: Tensor) -> Tensor:
-            planes = tf.gather_nd(hu, tf.gather(valid, tf.maximum(indices, 0)))
+            numbers = tf.maximum(indices, 0)
+            planes = tf.gather_nd(hu, tf.gather(valid, numbers))
             small = in_plane(rows, clipped_hu(planes), columns)
             logits = self.unet(self.window(small)[..., tf.newaxis], training=False)["logits"]
             keep = tf.cast(indices >= 0, tf.float32)[:, tf.newaxis, tf.newaxis, tf.newaxis]
             probability = tf.sigmoid(tf.cast(logits, tf.float32) * scale + offset)
             values = tf.concat([probability, small[..., tf.newaxis]], axis=-1) * keep
-            return tf.tensor_scatter_nd_add(written, tf.maximum(indices, 0)[:, tf.newaxis], values)
+            return tf.tensor_scatter_nd_add(written, tf.gather(row, numbers)[:, tf.newaxis], values)
 
-        channels = outputs + 1
-        flat = over_chunks(
-            count, self.chunk, body, tf.zeros(tf.stack([tf.maximum(count, 1), *grid, channels]))
-        )
-        # An empty batch of slices has one row that belongs to no slice.
-        results = tf.scatter_nd(
-            valid, flat[:count], tf.cast(tf.concat([shape[:2], [*grid, channels]], 0), valid.dtype)
-        )
+        # Written where they stay: a second volume of results would be held beside the first.
+        shapes = tf.stack([shape[0] * shape[1], *grid, outputs + 1])
+        results = over_chunks(count, self.chunk, body, tf.zeros(shapes))
+        results = tf.reshape(results, tf.stack([shape[0], shape[1], *grid, outputs + 1]))
         return results[..., :outputs], results[..., outputs]
 
     def compute_output_spec(self, hu: Tensor, depth: Tensor) -> keras.KerasTensor:

@@ -294,6 +294,7 @@ def serve(line: int, ended: int) -> None:
             with contextlib.ExitStack() as stack:
                 file = None if voxels is None else stack.enter_context(_shared(voxels))
                 _send(there, answer, file)
+            del answer, voxels  # not held until the next job: the other side has them now
 
 
 def _work(job: str, about: Json) -> tuple[Any, np.ndarray | None]:
