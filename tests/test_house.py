@@ -69,6 +69,7 @@ ROAD = (
         "export",
         "client",
         "runtime",
+        "cluster",
         "pacs",
         "watch",
         "server",
@@ -210,7 +211,7 @@ def test_every_library_that_is_imported_is_declared() -> None:
             **{"cohort": ["tfio"], "weights": ["torch"], "verify": ["serve", "openvino"]},
             **{"export": ["serve"], "client": ["serve"], "server": ["serve"]},
             **{"dicom_results": ["dicom"], "pacs": ["dicom"], "watch": ["dicom"]},
-            **{"runtime": ["openvino"]},
+            **{"runtime": ["openvino"], "cluster": ["ray"]},
         }
         declared = {
             canonicalize_name(requirement.name)

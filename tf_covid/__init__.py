@@ -31,6 +31,7 @@ The map of the house, in the order of imports; a room may use those above it, ne
     export/                     MODEL → SAVEDMODEL for TF Serving
     client/                     a server, ours or TF Serving, instead of the models here
     runtime/                    ANSWERS WITHOUT TENSORFLOW: OpenVINO, converted once
+    cluster/                    MANY SCANS → MANY MACHINES: workers of a Ray
     pacs/                       ARCHIVE ↔ FILES: a study out of one, results into one
     watch/                      ARCHIVES → ANSWERS: every new chest CT once
     server/                     SAVEDMODEL → ANSWERS: TF Serving's REST (http/) and gRPC API

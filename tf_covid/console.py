@@ -47,14 +47,15 @@ def progress(
         items: What is worked through.
         label: What is being done, e.g. "infer".
         name: Attribute of an item that is shown, if it has it.
-        total: Number of items, where `items` does not know it.
+        total: Number of items, where `items` does not know it; 0 if nobody does.
     """
     if total is None:
         items = list(items)
         total = len(items)
     if not sys.stderr.isatty():
         for index, item in enumerate(items, 1):
-            click.echo(f"{label} {index}/{total} {getattr(item, name, item)}", err=True)
+            of = f"/{total}" if total else ""
+            click.echo(f"{label} {index}{of} {getattr(item, name, item)}", err=True)
             yield item
         return
     from rich.markup import escape
@@ -71,7 +72,7 @@ def progress(
     with Progress(
         *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=_terminal()
     ) as bars:
-        task = bars.add_task(label, total=total)
+        task = bars.add_task(label, total=total or None)
         for item in items:
             bars.update(task, description=f"{label} {escape(str(getattr(item, name, item)))}")
             yield item

@@ -83,5 +83,9 @@ class WatchError(TfCovidError):
     """A watch whose journal or sources cannot be used, or a series that is not as it was seen."""
 
 
+class ClusterError(TfCovidError):
+    """A cluster that is not there, or whose nodes cannot do the work together."""
+
+
 class PacsUnavailable(PacsError):
     """An archive that is not there, too slow, or broke off: worth another try."""

@@ -134,6 +134,7 @@ class CaseOutcome:
         folder: Folder of the answer.
         kept: A finished answer to the same question was there and stays.
         problem: Why there is no answer, in one line; None where there is one.
+        url: Where the answer is, if it is in no folder.
     """
 
     case: str
@@ -141,6 +142,7 @@ class CaseOutcome:
     folder: Path
     kept: bool = False
     problem: str | None = None
+    url: str | None = None
 
     def line(self) -> str:
         """One line for a person."""
@@ -164,7 +166,8 @@ class CaseOutcome:
         warnings = (
             f"; {len(codes)} warning{'s' * (len(codes) > 1)}: {', '.join(codes)}" if codes else ""
         )
-        return f"{self.case}: {answer}, {involved}{warnings} ({done}) {self.folder / 'report.html'}"
+        report = self.folder / "report.html" if self.url is None else f"{self.url}/report.html"
+        return f"{self.case}: {answer}, {involved}{warnings} ({done}) {report}"
 
 
 class Run:
@@ -218,6 +221,13 @@ class Run:
         make_folder(out)
         if not os.access(out, os.W_OK | os.X_OK):
             raise OutputError(f"{out}: cannot be written to")
+
+    @property
+    def identity(self) -> str:
+        """What is asked of every scan, as a hash: models, masks, options."""
+        objects = [] if self.options.dicom is None else [dataclasses.astuple(self.options.dicom)]
+        text = json.dumps([*self._identity, *objects], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @cached_property
     def models(self) -> Models[Any]:
@@ -281,7 +291,7 @@ class Run:
             written = write_case(result, scan, folder, since=start, further=further)
         except (OutputError, MemoryError) as error:
             text = str(error) or "there is not enough memory to write it"
-            return _lost(folder, "not_written", text)
+            return lost(folder, "not_written", text)
         values = written.as_dict()
         return CaseOutcome(case.name, values, folder, problem=_problem(values, case.path))
 
@@ -437,10 +447,10 @@ def answer_one(run: Run, case: Case) -> tuple[CaseOutcome, Exception | None]:
         raise
     except Exception as error:  # no error of ours has a name for it
         text = " ".join(f"{type(error).__name__}: {error}".split())
-        return _lost(run.out / case.name, "internal_error", text), error
+        return lost(run.out / case.name, "internal_error", text), error
 
 
-def _lost(folder: Path, code: str, text: str) -> CaseOutcome:
+def lost(folder: Path, code: str, text: str) -> CaseOutcome:
     """The outcome of a case without a new answer; an earlier one in its folder stays.
 
     Args:

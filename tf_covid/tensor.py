@@ -15,3 +15,6 @@ Message: TypeAlias = Any
 
 #: A value of JSON, or a cell of a table, that somebody else wrote: whoever uses it checks it.
 Json: TypeAlias = Any
+
+#: The module `ray`, one of its actors or references: where it is not installed, nothing has a type.
+Ray: TypeAlias = Any

@@ -23,7 +23,7 @@ GENERAL = {
     # While a cohort is prepared or read in the graph: there is no report.
     *("no_lobes", "no_lungs", "lesions_outside", "tfio_unsupported", "tfio_differs"),
     # Not the fault of the scan: of the caller, the disk, the server or the model file.
-    *("scan_type", "not_written", "internal_error", "server_refused", "not_finite"),
+    *("scan_type", "not_written", "internal_error", "server_refused", "worker_lost", "not_finite"),
 }
 
 

@@ -94,9 +94,7 @@ def test_a_scan_without_lungs_is_refused_by_the_gate(behind, small_files, in_fol
     scan.hu[:] = 40
     result = stratify(scan, there)
     assert result.status == "refused"
-    assert [flag.code for flag in result.quality_flags if flag.level == "error"] == [
-        "no_lung"
-    ]
+    assert [flag.code for flag in result.quality_flags if flag.level == "error"] == ["no_lung"]
 
 
 @pytest.mark.slow

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from tf_covid import console
 from tf_covid.errors import PacsError
+from tf_covid.infer import CaseOutcome
 from tf_covid.pacs.address import Access, archive_url, study_address
 from tf_covid.pacs.dicomweb import DicomWeb
 from tf_covid.pacs.retrieve import retrieve_study
@@ -70,6 +71,21 @@ class Archives:
             console.error(f"{case.name}: {error}")
             return False
         return True
+
+    def shown(self, outcomes: Iterable[CaseOutcome], into: DicomWeb | None) -> int:
+        """Show outcomes, store their DICOM objects, and count what went wrong.
+
+        Args:
+            outcomes: As they become known.
+            into: Archive that the objects go into; None: they stay in their folders.
+        """
+        problems = 0
+        for outcome in outcomes:
+            problems += outcome.problem is not None
+            console.outcome(outcome)
+            if into is not None and outcome.problem is None:
+                problems += not self.stored(into, outcome.folder)
+        return problems
 
     def _folder(self, study_uid: str) -> Path:
         """An empty folder for a study, named without its UID: the case is named after it."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tf_covid.cli.clusters import check_cluster, cluster_options, outcomes_on_cluster
 from tf_covid.cli.guard import (
     FOLDER,
     archive_options,
@@ -42,13 +43,30 @@ class ScanInput(click.ParamType):
         return click.Path(path_type=Path).convert(str(value), param, ctx)
 
 
+class AnswersOutput(click.ParamType):
+    """A folder, or a URL, which stays text."""
+
+    name = "directory"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> object:
+        """The folder; a URL would lose one of its slashes as such."""
+        if isinstance(value, str) and "://" in value:
+            return value
+        return FOLDER.convert(str(value), param, ctx)
+
+
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, type=ScanInput(), metavar="INPUT...")
 @click.option(
     "--out",
     required=True,
-    type=FOLDER,
-    help="Folder of the answers: OUT/<case>/ and OUT/summary.csv.",
+    type=AnswersOutput(),
+    help=(
+        "Folder of the answers: OUT/<case>/ and OUT/summary.csv. With --engine ray a URL of fsspec,"
+        " too: s3://bucket/answers."
+    ),
 )
 @model_option
 @click.option(
@@ -117,14 +135,41 @@ class ScanInput(click.ParamType):
     ),
 )
 @click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help=(
+        "What the work is shared by. ray (an extra): workers with models of their own, on this"
+        " machine or on the nodes of a cluster; a run that ended goes on where it was."
+    ),
+)
+@click.option(
+    "--address",
+    metavar="A",
+    help=(
+        "The Ray to ask: auto, HOST:6379 or ray://HOST:10001. RAY_ADDRESS counts if it is not"
+        " given; without either, Ray is started on this machine."
+    ),
+)
+@click.option(
     "--workers",
-    type=click.IntRange(1, 64),
-    help="Scans that are being answered at a time by --server; two for each if there are several.",
+    type=click.IntRange(1, 10_000),
+    help=(
+        "Scans that are being answered at a time: by --server, two for each if there are several;"
+        " by --engine ray, as many as the nodes have room for."
+    ),
+)
+@click.option("--worker-cpus", type=click.IntRange(1, 1024), help="Cores of each worker of ray; 1.")
+@click.option(
+    "--worker-gpus",
+    type=click.FloatRange(0, 64),
+    help="GPUs of each worker of ray; 0.25 lets four share one.",
 )
 @guarded
 def infer(
     inputs: tuple[Path | str, ...],
-    out: Path,
+    out: Path | str,
     models: tuple[str, ...],
     lungs: Path | None,
     lungs_labels: tuple[int, ...],
@@ -146,7 +191,11 @@ def infer(
     client_cert: Path | None,
     one_case: bool,
     servers: tuple[str, ...],
+    engine: str,
+    address: str | None,
     workers: int | None,
+    worker_cpus: int | None,
+    worker_gpus: float | None,
 ) -> bool:
     """Answer chest CTs: severity class, CT score, lungs, attention map, report.
 
@@ -185,23 +234,33 @@ def infer(
             runtime,
         )
         options.check_runtime()
-        _check_servers(servers, workers, options)
+        cluster = cluster_options(engine, address, workers, worker_cpus, worker_gpus)
+        _check_servers(servers, workers if cluster is None else None, options)
+        check_cluster(cluster, inputs, out, servers=servers, stores=store is not None)
         archives = Archives(ca_file, client_cert, stack)
         into = None if store is None else archives.at(store)
         paths, lost = archives.fetched(inputs)
         problems += lost
         if not paths:
             return False
-        cases = list(cases_of(paths, reader.find))
+        coming = cases_of(paths, reader.find)
+        if cluster is not None and not (one_case or options.lungs):
+            outcomes = outcomes_on_cluster(coming, out, options, cluster, overwrite)
+            return archives.shown(outcomes, into) + problems == 0
+        cases = list(coming)
         cases = [_single(cases)] if one_case else cases
         options.check_cases(len(cases))
+        if cluster is not None:
+            outcomes = outcomes_on_cluster(cases, out, options, cluster, overwrite)
+            return archives.shown(outcomes, into) + problems == 0
+        folder = Path(out)
         count = min(workers or (2 * len(servers) if len(servers) > 1 else 1), len(cases)) or 1
         remotes = _remotes(servers, options, count, stack) if servers else [None]
         readers = [reader, *(stack.enter_context(Reader()) for _ in remotes[1:])]
         load = functools.partial(_openvino, options) if runtime == "openvino" else None
         runs = [
             Run(
-                out,
+                folder,
                 options,
                 overwrite=overwrite,
                 before_models=console.import_tensorflow,
@@ -216,11 +275,7 @@ def infer(
             if len(runs) == 1
             else console.progress(run_in_threads(runs, cases), "infer", "case", len(cases))
         )
-        for outcome in outcomes:
-            problems += outcome.problem is not None
-            console.outcome(outcome)
-            if into is not None and outcome.problem is None:
-                problems += not archives.stored(into, outcome.folder)
+        problems += archives.shown(outcomes, into)
     return problems == 0
 
 

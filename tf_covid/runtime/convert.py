@@ -158,16 +158,18 @@ class Compiled:
 
     Args:
         folder: Folder of the converted model.
+        threads: Threads that compute; None: one for each core.
 
     Raises:
         ServingError: If OpenVINO cannot read it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, threads: int | None = None) -> None:
         core = optional_import("openvino", "openvino").Core()
         try:
             blob = io.BytesIO((folder / BLOB).read_bytes())
-            self._model = core.import_model(blob, "CPU", COMPILING)
+            bound = {"INFERENCE_NUM_THREADS": threads} if threads else {}
+            self._model = core.import_model(blob, "CPU", {**COMPILING, **bound})
         except (OSError, RuntimeError) as error:
             raise ServingError(
                 f"OpenVINO cannot read {folder}: {str(error)[:300]}; remove it"

@@ -25,6 +25,7 @@ class OpenVinoModels(ExportedModels):
         sources: Shipped names or `.keras` files.
         behind: Lung models.
         on_message: Called with a line where a model is converted.
+        threads: Threads that compute; None: one for each core.
 
     Raises:
         ModelError: If a model is missing, damaged, foreign or untrained, or if the models do not go
@@ -39,9 +40,10 @@ class OpenVinoModels(ExportedModels):
         behind: Behind | None = None,
         *,
         on_message: Callable[[str], None] = lambda text: None,
+        threads: int | None = None,
     ) -> None:
         folders = [converted(source, behind or Behind(), on_message) for source in sources]
-        self._compiled = [Compiled(folder) for folder in folders]
+        self._compiled = [Compiled(folder, threads) for folder in folders]
         cards = [(folder / CARD).read_text("utf-8") for folder in folders]
         super().__init__(
             [

@@ -1,0 +1,121 @@
+"""`deploy/` for a cluster: parsed, and the Slurm script run with a Slurm of one machine."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray", reason="needs the extra [ray]")
+
+import ray
+import yaml
+
+from tests.small_scans import made_scan
+from tf_covid.cli.scans import infer
+from tf_covid.phantom.files import write_nifti_volume
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+SLURM = DEPLOY / "infer.sbatch"
+
+#: What Slurm would do, on one machine: both nodes are this one, and a task is a process.
+SCONTROL = "#!/bin/bash\nprintf '{node}\\n{node}\\n'\n"
+SRUN = '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n'
+
+
+def options_of(line: str) -> set[str]:
+    """Long options in a call of `tfcovid infer`, without those of a variable."""
+    return {part for part in shlex.split(line) if part.startswith("--")}
+
+
+KNOWN = {option for one in infer.params for option in getattr(one, "opts", [])}
+
+
+def test_the_slurm_script_is_one() -> None:
+    subprocess.run(["bash", "-n", str(SLURM)], check=True)
+    lines = SLURM.read_text("utf-8").splitlines()
+    asked = [line.split()[1] for line in lines if line.startswith("#SBATCH")]
+    assert {option.partition("=")[0] for option in asked} >= {"--nodes", "--cpus-per-task"}
+    # Slurm stops reading its options at the first line that is no comment.
+    first = next(index for index, line in enumerate(lines) if line and not line.startswith("#"))
+    assert all(index < first for index, line in enumerate(lines) if line.startswith("#SBATCH"))
+    (call,) = (line for line in lines if line.startswith("tfcovid infer"))
+    assert options_of(call) <= KNOWN
+
+
+def test_without_arguments_it_says_how_it_is_called() -> None:
+    done = subprocess.run(["bash", str(SLURM)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "usage: sbatch" in done.stderr
+
+
+def test_the_kuberay_file_is_one() -> None:
+    job: dict[str, Any] = yaml.safe_load((DEPLOY / "kuberay.yaml").read_text("utf-8"))
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    assert options_of(job["spec"]["entrypoint"]) <= KNOWN
+    cluster = job["spec"]["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    seen = []
+    for group in groups:
+        (container,) = group["template"]["spec"]["containers"]
+        mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert mounted == {"scans": "/scans", "answers": "/answers"}
+        assert {one["name"] for one in group["template"]["spec"]["volumes"]} == set(mounted)
+        assert {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"} in container["env"]
+        seen.append(container["image"])
+    assert len(set(seen)) == 1
+    words = job["spec"]["entrypoint"].split()
+    assert words[2].startswith("/scans/")
+    assert words[words.index("--out") + 1] == "/answers"
+    # The head does no work: it holds what the workers need to go on.
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    workers = [group for group in cluster["workerGroupSpecs"] if group["minReplicas"]]
+    cores = int(words[words.index("--worker-cpus") + 1])
+    for group in workers:
+        (container,) = group["template"]["spec"]["containers"]
+        assert int(container["resources"]["limits"]["cpu"]) >= cores
+
+
+@pytest.mark.slow
+def test_the_slurm_script_answers(small_files: Any, tmp_path: Path) -> None:
+    shims = tmp_path / "bin"
+    shims.mkdir()
+    node = ray.util.get_node_ip_address()
+    for name, text in (("scontrol", SCONTROL.format(node=node)), ("srun", SRUN)):
+        (shims / name).write_text(text)
+        (shims / name).chmod(0o755)
+    scans = tmp_path / "in"
+    scans.mkdir()
+    for number in range(3):
+        scan = made_scan(number)
+        write_nifti_volume(scan.hu, scan.affine, scans / f"s{number}.nii.gz")
+    own = Path(sys.executable).parent
+    environment = os.environ | {
+        "PATH": f"{shims}:{own}:{os.environ['PATH']}",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_CPUS_PER_TASK": "1",
+        "WORKER_CPUS": "1",
+    }
+    names = {"model": "network", "lungs-model": "lungs", "lobes-model": "lobes"}
+    options = [
+        text
+        for option, name in names.items()
+        for text in (f"--{option}", getattr(small_files, name))
+    ]
+    done = subprocess.run(
+        ["bash", str(SLURM), str(scans), str(tmp_path / "out"), *map(str, options)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("report.html") == 3
+    assert len(list((tmp_path / "out").glob("*/result.json"))) == 3

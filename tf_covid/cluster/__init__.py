@@ -1,0 +1,16 @@
+"""MANY SCANS → MANY MACHINES: `tfcovid infer --engine ray`, on a Ray of this machine or a cluster.
+
+engine.py      the driver: cases out, outcomes in, each once
+pool.py        the workers: started, given a case at a time, replaced when they die
+worker.py      what runs on a node: readers and models of its own, the same `infer.Run`
+connection.py  the Ray that is asked, and what it has
+storage.py     where the answers go: a folder that all nodes share, or a URL of fsspec
+done.py        a row for each case that is done, by which a second run goes on
+
+Ray and fsspec are an extra, [ray].
+"""
+
+from tf_covid.cluster.connection import ClusterOptions
+from tf_covid.cluster.engine import infer_on_cluster
+
+__all__ = ["ClusterOptions", "infer_on_cluster"]

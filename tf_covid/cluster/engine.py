@@ -1,0 +1,205 @@
+"""The driver of a run on a cluster: cases out, outcomes in, each once."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tf_covid.cluster.connection import ClusterOptions, connected, described, room_for
+from tf_covid.cluster.done import Done
+from tf_covid.cluster.pool import Ended, Pool
+from tf_covid.cluster.storage import FolderStorage, Storage, storage_at
+from tf_covid.cluster.worker import WorkerTask, deciding_versions
+from tf_covid.cohort.cases import SUMMARY
+from tf_covid.errors import ClusterError, ModelError
+from tf_covid.infer import CaseOutcome, Options, Run, Summary, lost
+from tf_covid.report import summary_row
+from tf_covid.scan import Case
+from tf_covid.tensor import Ray
+
+#: A summary at a URL is sent so often, in seconds, and at the end.
+_SUMMARY_S = 30.0
+
+
+def infer_on_cluster(
+    cases: Iterable[Case],
+    out: str,
+    options: Options,
+    cluster: ClusterOptions,
+    *,
+    overwrite: bool = False,
+    on_message: Callable[[str], None] = lambda _: None,
+) -> Iterator[CaseOutcome]:
+    """Answer cases on the workers of a Ray, in the order in which they end; see `Run.answer`.
+
+    Each case is answered once. What was done when an earlier run ended, by whatever, is not done
+    again, and not yielded. A case whose worker dies three times is one without an answer.
+
+    Args:
+        cases: What is answered, taken as workers become free; every node sees their files at the
+            same paths.
+        out: A folder that every node sees, or a URL of fsspec.
+        options: What decides the answer.
+        cluster: Where the workers are, and what each is given.
+        overwrite: Replace an answer of the same name to another question.
+        on_message: Hears what happens to workers, in lines.
+
+    Raises:
+        ClusterError: If Ray is not there, another run holds `out`, or no worker can work.
+        ModelError: If a named model does not exist.
+        OutputError: If `out` cannot be written to.
+    """
+    options = _everywhere(options)
+    with ExitStack() as stack:
+        storage = storage_at(out)
+        staging = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tfcovid-")))
+        identity = Run(
+            staging, options
+        ).identity  # names a model that is not there, before any work
+        stack.enter_context(storage.held())
+        todo = _Todo(cases, Done(storage, identity))
+        table = _Table(storage, staging, todo.done)
+        fault: str | None = None
+        first = next(iter(todo), None)
+        if first is not None:
+            token = stack.enter_context(storage.prepared())
+            ray = stack.enter_context(connected(cluster))
+            count = _count(ray, cluster, on_message)
+            task = WorkerTask(
+                storage.out,
+                options,
+                overwrite,
+                cluster.cpus,
+                token,
+                identity,
+                deciding_versions(options),
+            )
+            pool = Pool(ray, task, count, gpus=cluster.gpus, on_message=on_message)
+            try:
+                for ended in pool.answer(itertools.chain([first], todo)):
+                    outcome, trace = _outcome(ended, storage)
+                    fault = fault or trace
+                    todo.end(ended, outcome)
+                    table.add(outcome)
+                    yield outcome
+            finally:
+                todo.done.write()
+        table.write(todo.names)
+        if todo.before:
+            on_message(f"{todo.before} of {len(todo.names)} cases were done before")
+        if fault is not None:
+            raise RuntimeError(f"on a worker:\n{fault}")
+
+
+class _Todo:
+    """The cases that are not done yet, as they are found."""
+
+    def __init__(self, cases: Iterable[Case], done: Done) -> None:
+        self.done, self._cases = done, iter(cases)
+        #: Names of all cases so far, and how many of them were done before.
+        self.names, self.before = list[str](), 0
+        self._asked: dict[str, str] = {}
+
+    def __iter__(self) -> Iterator[Case]:
+        for one in self._cases:
+            case = dataclasses.replace(one, path=one.path.absolute())
+            self.names.append(case.name)
+            asked = self.done.asked(case)
+            if self.done.holds(case.name, asked):
+                self.before += 1
+            else:
+                self._asked[case.name] = asked
+                yield case
+
+    def end(self, ended: Ended, outcome: CaseOutcome) -> None:
+        """Take down what became of a case."""
+        name = ended.case.name
+        self.done.add(name, _row(outcome, ended), asked=self._asked.pop(name))
+
+
+def _everywhere(options: Options) -> Options:
+    """The options, with files by their whole paths: a worker works in another folder."""
+
+    def whole(name: str | None) -> str | None:
+        return str(Path(name).absolute()) if name and Path(name).is_file() else name
+
+    models = tuple(str(whole(name)) for name in options.models)
+    return dataclasses.replace(
+        options,
+        models=models,
+        lungs=options.lungs.absolute() if options.lungs else None,
+        lungs_model=whole(options.lungs_model),
+        lobes_model=whole(options.lobes_model),
+    )
+
+
+def _count(ray: Ray, cluster: ClusterOptions, on_message: Callable[[str], None]) -> int:
+    """How many workers are started: as many as are asked for, or have room."""
+    room = room_for(ray, cluster)
+    needs = f"{cluster.cpus} cores" + (f" and {cluster.gpus:g} GPUs" if cluster.gpus else "")
+    if not room and cluster.asked is None:
+        raise ClusterError(f"no_room: this machine has no {needs} for a worker: {described(ray)}")
+    if not room:
+        on_message(f"no node has {needs} for a worker yet: {described(ray)}; waiting for one")
+    elif cluster.workers is not None and cluster.workers > room:
+        on_message(f"room for {room} workers of {needs}: {described(ray)}")
+    return max(1, cluster.workers or room)
+
+
+def _outcome(ended: Ended, storage: Storage) -> tuple[CaseOutcome, str | None]:
+    """What became of a case, at the place of its answer, and the fault of ours if there was one.
+
+    Raises:
+        ModelError: If the models can answer nothing.
+    """
+    folder, url = Path(storage.out) / ended.case.name, None
+    if not isinstance(storage, FolderStorage):
+        url = f"{storage.shown.rstrip('/')}/{ended.case.name}"
+    if ended.answered is None:
+        text = f"No worker could answer this scan, {ended.tries} tried; the last: {ended.why}."
+        return dataclasses.replace(lost(folder, "worker_lost", text), url=url), None
+    if ended.answered.outcome is None:
+        raise ModelError(str(ended.answered.error))
+    outcome = dataclasses.replace(ended.answered.outcome, folder=folder, url=url)
+    return outcome, ended.answered.fault
+
+
+def _row(outcome: CaseOutcome, ended: Ended) -> dict[str, Any]:
+    return {
+        "status": outcome.values["status"],
+        "problem": outcome.problem,
+        "kept": outcome.kept,
+        "node": ended.node,
+        "tries": ended.tries,
+        "ended_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "row": summary_row(outcome.values),
+    }
+
+
+class _Table:
+    """`summary.csv`, in the folder, or made here and sent to a URL."""
+
+    def __init__(self, storage: Storage, staging: Path, done: Done) -> None:
+        self._storage = storage
+        self._url = not isinstance(storage, FolderStorage)
+        self._summary = Summary(staging if self._url else Path(storage.out))
+        if self._url:
+            self._summary.rows.update(done.summary_rows())
+        self._sent = time.monotonic()
+
+    def add(self, outcome: CaseOutcome) -> None:
+        self._summary.add(outcome)
+        if self._url and time.monotonic() - self._sent > _SUMMARY_S:
+            self.write([])
+
+    def write(self, order: Sequence[str]) -> None:
+        self._summary.write(order)
+        if self._url:
+            self._storage.write(SUMMARY, self._summary.path.read_text("utf-8"))
+            self._sent = time.monotonic()

@@ -1,0 +1,172 @@
+"""What runs on a node: models and a reader of its own, and the same `Run` as in one process."""
+
+from __future__ import annotations
+
+import os
+import platform
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tf_covid.cluster.storage import storage_at
+from tf_covid.errors import OutputError, TfCovidError
+from tf_covid.infer import CaseOutcome, Options, Run, answer_one, lost
+from tf_covid.pipeline import Models, versions
+from tf_covid.scan import Case
+from tf_covid.scan.reader import Reader
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """What every worker is to do.
+
+    Args:
+        out: Folder or URL of the answers.
+        options: What decides the answer.
+        overwrite: Replace an answer of the same name to another question.
+        cpus: Threads of each worker.
+        token: What a worker has to see at `out`.
+        identity: Hash of models and options, as the driver has it.
+        versions: What decides the answer, as the driver has it.
+    """
+
+    out: str
+    options: Options
+    overwrite: bool
+    cpus: int
+    token: str
+    identity: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a worker says when it has started.
+
+    Args:
+        node: Name of its machine.
+        pid: Number of its process.
+        problem: Why it cannot work; None if it can.
+        fatal: Whether it would be the same on any machine.
+    """
+
+    node: str
+    pid: int
+    problem: str | None = None
+    fatal: bool = False
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What became of a case on a worker.
+
+    Args:
+        outcome: None where there is none; then one of the last two says why.
+        fault: Traceback of a fault of ours, which cost this case its answer.
+        error: Nothing can be answered by these models at all: a message.
+        unseen: This node does not see the files of the case: the name of its machine.
+    """
+
+    outcome: CaseOutcome | None
+    fault: str | None = None
+    error: str | None = None
+    unseen: str | None = None
+
+
+class Worker:
+    """An actor of Ray. Its process is its own: threads and memory are set for it alone."""
+
+    def __init__(self, task: WorkerTask) -> None:
+        self._task = task
+        self._storage = storage_at(task.out)
+        self._reader: Reader | None = None
+        self._models: Models[Any] | None = None
+
+    def prepare(self) -> Ready:
+        """See that this node would answer as the driver's does, and load the models."""
+        node, pid = platform.node(), os.getpid()
+        task, own = self._task, deciding_versions(self._task.options)
+        try:
+            if own != task.versions:
+                differ = sorted(name for name in own if own[name] != task.versions.get(name))
+                there = ", ".join(f"{name} {own[name]}" for name in differ)
+                here = ", ".join(task.versions.get(name, "none") for name in differ)
+                return Ready(node, pid, f"node_differs: {node} has {there}, not {here}")
+            if problem := self._storage.check(task.token):
+                return Ready(node, pid, f"node_out: {node}: {problem}")
+            self._reader = Reader()
+            with self._storage.folder(".none") as folder:
+                run = self._run(folder)
+                if run.identity != task.identity:
+                    problem = f"node_differs: {node} has other weights, or another mask (sha256)"
+                    return Ready(node, pid, problem)
+                self._models = run.models
+        except TfCovidError as error:
+            return Ready(node, pid, str(error), fatal=True)
+        return Ready(node, pid)
+
+    def answer(self, case: Case) -> Answered:
+        """Answer one case; its folder is in the storage when this returns."""
+        if not case.path.exists() and not case.refused:
+            return Answered(None, unseen=platform.node())
+        try:
+            with self._storage.folder(case.name) as folder:
+                outcome, fault = answer_one(self._run(folder), case)
+        except OutputError as error:
+            return Answered(lost(Path(case.name), "not_written", str(error)))
+        except TfCovidError as error:
+            return Answered(None, error=str(error))
+        if fault is None:
+            return Answered(outcome)
+        return Answered(outcome, fault="".join(traceback.format_exception(fault)))
+
+    def _run(self, folder: Path) -> Run:
+        loaded = self._models
+        load = _loader(self._task) if loaded is None else lambda: loaded
+        return Run(
+            folder,
+            self._task.options,
+            overwrite=self._task.overwrite,
+            load_models=load,
+            reader=self._reader,
+        )
+
+
+def deciding_versions(options: Options) -> dict[str, str]:
+    """Versions of what decides an answer on this machine; OpenVINO's too where it computes."""
+    own = {"openvino": metadata.version("openvino")} if options.runtime == "openvino" else {}
+    return versions() | own
+
+
+def _loader(task: WorkerTask) -> Callable[[], Models[Any]]:
+    """Loads the models, with as many threads as the worker has cores."""
+    options = task.options
+
+    def of_openvino() -> Models[Any]:
+        from tf_covid.runtime.convert import Behind
+        from tf_covid.runtime.models import OpenVinoModels
+
+        behind = Behind(options.lungs_model, options.lobes_model, options.allow_other_lungs)
+        return OpenVinoModels(options.models, behind, threads=task.cpus)
+
+    def of_tensorflow() -> Models[Any]:
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(task.cpus)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+        for device in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(device, True)  # others may share it
+        from tf_covid.local import LocalModels
+
+        return LocalModels(
+            options.models,
+            lungs=options.lungs_model,
+            lobes=options.lobes_model,
+            precision=options.precision,
+            allow_other_lungs=options.allow_other_lungs,
+        )
+
+    return of_openvino if options.runtime == "openvino" else of_tensorflow
