@@ -145,12 +145,19 @@ def import_tensorflow() -> None:
         return
     sys.stderr.flush()
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    # Keras imports scikit-learn where it finds it, more than a second, for wrappers that nothing
+    # here uses; who needs it imports it afterwards.
+    hidden = "sklearn" not in sys.modules
     try:
         os.dup2(nothing, 2)
+        if hidden:
+            sys.modules["sklearn"] = None  # type: ignore[assignment]
         import tensorflow as tf
 
         tf.constant(0) + 1
     finally:
+        if hidden:
+            del sys.modules["sklearn"]
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nothing)

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from tf_covid.cohort.cases import SUMMARY
 from tf_covid.dicom_results.options import DicomOptions
 from tf_covid.errors import OptionError, OutputError, ScanRefused, TfCovidError
 from tf_covid.extras import optional_import
+from tf_covid.page.figure_style import get_ready
 from tf_covid.pipeline import Models, refused, stratify, versions
 from tf_covid.report import summary_row, write_case, write_summary
 from tf_covid.result import QualityFlag, Result
@@ -200,7 +202,7 @@ class Run:
     ) -> None:
         self.out, self.options, self.overwrite = out, options, overwrite
         self._before_models, self._remote, self._reader = before_models, remote, reader
-        self._load_models = load_models
+        self._load_models, self._drawing = load_models, False
         files = (
             remote.files_sha256
             if remote
@@ -274,6 +276,9 @@ class Run:
             if case.refused:
                 raise ScanRefused(case.quality_flags)  # for which nobody need wait for TensorFlow
             models, scan, read = self._models_and_scan(case)
+            if not self._drawing:
+                self._drawing = True
+                threading.Thread(target=get_ready, daemon=True).start()  # beside the networks
             start = time.perf_counter() - read
             result = self._stratify(scan, models)
             request = self._request(case.name, scan.fingerprint)
@@ -458,10 +463,22 @@ def lost(folder: Path, code: str, text: str) -> CaseOutcome:
         code: Code of the quality flag that says why.
         text: Why, in a line.
     """
+    return without_answer(finished(folder), folder, code, text)
+
+
+def without_answer(
+    before: dict[str, Any] | None, folder: Path, code: str, text: str
+) -> CaseOutcome:
+    """The outcome of a case without a new answer.
+
+    Args:
+        before: What an earlier run answered, which stays; None where there is nothing.
+        folder: Folder of the answer, named after the case.
+        code: Code of the quality flag that says why.
+        text: Why, in a line.
+    """
     none = refused(folder.name, [QualityFlag(code, "error", text)])
-    return CaseOutcome(
-        folder.name, finished(folder) or none.as_dict(), folder, problem=f"{code}: {text}"
-    )
+    return CaseOutcome(folder.name, before or none.as_dict(), folder, problem=f"{code}: {text}")
 
 
 class Summary:
@@ -542,7 +559,15 @@ def _locked(folder: Path) -> Iterator[None]:
 def finished(folder: Path) -> dict[str, Any] | None:
     """What an earlier run answered; a folder without a readable result of ours is no answer."""
     try:
-        values = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        return parsed((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def parsed(text: str) -> dict[str, Any] | None:
+    """What a `result.json` says; None if it is not one of ours."""
+    try:
+        values = json.loads(text)
         if "findings" in values and "quality_flags" not in values:
             # An answer of an earlier version, under the name of that time; it answers no question
             # of today.
@@ -551,7 +576,7 @@ def finished(folder: Path) -> dict[str, Any] | None:
         # All that is read of it later, so that a foreign file of this name is no answer either.
         summary_row(values)
         return values if isinstance(values["versions"], dict) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

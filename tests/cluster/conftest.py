@@ -15,10 +15,11 @@ __all__ = ["small_files"]
 @pytest.fixture(scope="package")
 def ray() -> Iterator[Any]:
     """Ray on this machine, with four cores to promise whatever it has."""
-    pytest.importorskip("ray", reason="needs the extra [ray]")
-    from tf_covid.cluster.connection import ClusterOptions, connected
-
+    module = pytest.importorskip("ray", reason="needs the extra [ray]")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.cpu_count", lambda: 4)
-        with connected(ClusterOptions()) as module:
-            yield module
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        module.init(
+            "local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+        )
+        yield module
+        module.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 
 from tf_covid.cluster.done import NAME, Done
 from tf_covid.cluster.storage import FolderStorage
+from tf_covid.pipeline import refused
+from tf_covid.result import QualityFlag
 from tf_covid.scan import Case
 
 
@@ -20,7 +23,14 @@ def storage(tmp_path: Path) -> FolderStorage:
 
 
 def row(problem: str | None = None) -> dict[str, Any]:
-    return {"problem": problem, "status": "pass", "row": {"case": "a"}}
+    return {"problem": problem, "request": "r", "status": "pass", "row": {"case": "a"}}
+
+
+def write_answer(storage: FolderStorage, case: str, request: str = "r") -> None:
+    values = refused(case, [QualityFlag("no_lung", "error", "None.")]).as_dict()
+    values["versions"]["request"] = request
+    (storage.path / case).mkdir(exist_ok=True)
+    (storage.path / case / "result.json").write_text(json.dumps(values))
 
 
 @pytest.fixture
@@ -34,13 +44,12 @@ def finish(storage: FolderStorage, case: Case, identity: str = "q", **changed: A
     done = Done(storage, identity)
     done.add(case.name, row(**changed), asked=done.asked(case))
     done.write()
-    (storage.path / case.name).mkdir(exist_ok=True)
-    (storage.path / case.name / "result.json").write_text("{}")
+    write_answer(storage, case.name)
 
 
 def holds(storage: FolderStorage, case: Case, identity: str = "q") -> bool:
     done = Done(storage, identity)
-    return done.holds(case.name, done.asked(case))
+    return done.answer(case.name, done.asked(case)) is not None
 
 
 def test_a_case_that_is_done_is_held(storage, case):
@@ -106,6 +115,15 @@ def test_an_answer_that_somebody_removed_is_made_again(storage, case):
     finish(storage, case)
     (storage.path / "a" / "result.json").unlink()
     assert not holds(storage, case)
+
+
+def test_what_another_run_has_put_there_is_no_answer_of_ours(storage, case):
+    finish(storage, case)
+    write_answer(storage, case.name, "of another model")
+    assert not holds(storage, case)
+    for text in ("", "{}", '{"versions": {}}', "null"):
+        (storage.path / "a" / "result.json").write_text(text)
+        assert not holds(storage, case)
 
 
 def test_the_last_row_of_a_case_counts(storage, case):

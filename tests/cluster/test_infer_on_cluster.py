@@ -188,6 +188,7 @@ def test_another_question_under_the_same_name_is_refused(scans, models, small_fi
         (["--engine", "ray", "--out", "nothing://bucket/x"], "out_url: nothing://bucket/x"),
         (["--engine", "ray", "--model", "no-such-model"], "no-such-model"),
         (["--engine", "ray", "--worker-gpus", "99"], "Invalid value"),
+        (["--server", "http://127.0.0.1:1", "--workers", "65"], "about 64 scans at a time"),
     ],
 )
 def test_what_cannot_be_is_said_before_any_work(scans, tmp_path, arguments, message):

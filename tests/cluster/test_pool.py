@@ -58,7 +58,7 @@ def scripted(folder: Path) -> type:
             if case.name.startswith("raises"):
                 raise ValueError("no such thing")
             if case.name.startswith("unseen"):
-                return Answered(None, unseen="blind")
+                return Answered(None, unseen="this node does not see its files")
             kill = case.name.startswith("kills")
             if case.name.startswith("once"):
                 kill = len((folder / f"tries-{case.name}").read_text().split()) == 1
@@ -76,10 +76,10 @@ def run(ray, tmp_path, monkeypatch):
     said: list[str] = []
 
     def answered(
-        names: list[str], count: int = 2, path: Path = Path("x"), **options: Any
+        names: list[str], count: int | None = 2, path: Path = Path("x"), **options: Any
     ) -> tuple[list[Any], list[str]]:
         task = WorkerTask(str(tmp_path), Options(), False, 1, "token", "question", {})
-        pool = Pool(ray, task, count, on_message=said.append, **options)
+        pool = Pool(ray, task, count, lambda: 4, on_message=said.append, **options)
         return list(pool.answer(Case(name, path) for name in names)), said
 
     answered.folder = tmp_path  # type: ignore[attr-defined]
@@ -95,6 +95,11 @@ def test_every_case_ends_once(run):
     assert {end.node for end in ends} == {"here"}
     assert not said
     assert len(list(run.folder.glob("pid-*"))) == 2
+
+
+def test_as_many_workers_as_there_is_room_for(run):
+    run([f"slow{index}" for index in range(12)], count=None)
+    assert len(list(run.folder.glob("pid-*"))) == 4
 
 
 def test_no_more_workers_than_cases(run):
@@ -128,21 +133,27 @@ def test_a_case_that_kills_its_workers_is_given_up(run):
 def test_what_the_code_of_a_node_cannot_do_is_told(run):
     ends, _ = run(["raises", "a"])
     (lost,) = (end for end in ends if end.answered is None)
-    assert "no such thing" in lost.why
+    # Not the message: it may hold what is in a path.
+    assert lost.why == "its node cannot run our code (ValueError)"
     assert len(ends) == 2
 
 
-def test_a_node_that_does_not_see_a_scan_refuses_none(run):
+def test_a_scan_that_nobody_sees_costs_no_other(run):
     (run.folder / "scan").touch()
-    ends, said = run(["a", "unseen"], path=run.folder / "scan")
+    names = ["unseen", *(f"slow{number}" for number in range(6))]
+    ends, said = run(names, path=run.folder / "scan")
+    assert {end.case.name for end in ends} == set(names)
     (lost,) = (end for end in ends if end.answered is None)
-    assert (lost.case.name, lost.tries, lost.why) == (
-        "unseen",
-        TRIES,
-        "blind does not see its files",
-    )
-    assert said[0] == "unseen: blind does not see its files; it is tried again"
-    assert len(said) == TRIES
+    assert (lost.case.name, lost.tries) == ("unseen", TRIES)
+    assert lost.why == "this node does not see its files"
+    assert said[0] == "unseen: this node does not see its files; it is tried again"
+
+
+def test_nodes_that_see_no_scan_at_all_end_the_run(run):
+    (run.folder / "scan").touch()
+    with pytest.raises(ClusterError, match=r"^no_worker: unseen\d: this node does not see"):
+        run(["unseen1", "unseen2"], path=run.folder / "scan")
+    assert len(list(run.folder.glob("pid-*"))) == 4
 
 
 def test_a_scan_that_is_gone_is_no_fault_of_nodes(run):
@@ -163,6 +174,8 @@ def test_nodes_that_are_all_unfit_end_the_run(run):
     (run.folder / "unfit").write_text("always")
     with pytest.raises(ClusterError, match=r"^no_worker: node_unfit: no$"):
         run(["a", "b"])
+    # Each room was tried once: what is unfit stays there, for the next would be as unfit.
+    assert run.said == ["node_unfit: no"] * 4
 
 
 def test_what_would_be_wrong_on_every_node_ends_the_run_at_once(run):
@@ -207,7 +220,7 @@ def test_cases_are_taken_as_workers_become_free(ray, run, tmp_path):
             yield Case(f"c{index}", Path("x"))
 
     task = WorkerTask(str(tmp_path), Options(), False, 1, "token", "question", {})
-    for count, _ in enumerate(Pool(ray, task, 2).answer(cases()), 1):
+    for count, _ in enumerate(Pool(ray, task, 2, lambda: 4).answer(cases()), 1):
         assert len(taken) <= count + 4
     assert len(taken) == 30
 

@@ -27,6 +27,11 @@ def out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "out") if request.param == "folder" else f"file://{tmp_path}/out"
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(module, "_SETTLE_S", 0.05)
+
+
 def answer(storage: Any, case: str, files: dict[str, str]) -> None:
     with storage.folder(case) as folder:
         target = folder / case
@@ -88,9 +93,9 @@ def test_a_torn_line_spoils_no_other(tmp_path):
 
 def test_an_answer_takes_the_place_of_another(out):
     storage = storage_at(out)
-    assert not storage.has("a")
+    assert storage.read("a/result.json") is None
     answer(storage, "a", {"result.json": "1", "old.txt": "x", "deep/old.txt": "x"})
-    assert storage.has("a")
+    assert storage.read("a/result.json") is not None
     answer(storage, "b", {"result.json": "b"})
     if isinstance(storage, FolderStorage):
         return  # `Run` itself replaces the folder
@@ -127,11 +132,11 @@ def test_what_could_not_be_sent_whole_is_no_answer(tmp_path, monkeypatch):
     monkeypatch.setattr(storage.files, "put_file", full)
     with pytest.raises(OutputError, match=r"cannot be used \(No space left on device\)"):
         answer(storage, "a", {"result.json": "2", "x": "y", "z": "z"})
-    assert not storage.has("a")
+    assert storage.read("a/result.json") is None
     assert len(sent) == 2
     monkeypatch.undo()
     answer(storage, "a", {"result.json": "2", "x": "y", "z": "z"})
-    assert storage.has("a")
+    assert storage.read("a/result.json") is not None
 
 
 def test_the_result_comes_last(tmp_path, monkeypatch):
@@ -154,6 +159,54 @@ def test_one_run_at_a_time(out):
             pass
     with two.held():
         pass
+
+
+def test_of_two_that_begin_at_once_the_last_one_has_it(tmp_path, monkeypatch):
+    one, two = (UrlStorage(f"file://{tmp_path}/out") for _ in range(2))
+    monkeypatch.setattr(module, "_BEAT_S", 0.02)
+
+    def second(_: float) -> None:
+        monkeypatch.setattr(module.time, "sleep", lambda _: None)
+        two._beat("second")
+
+    monkeypatch.setattr(module.time, "sleep", second)
+    with pytest.raises(ClusterError, match=r"^run_runs"), one.held():
+        pass
+    assert two._holder()[0] == "second"  # what it said is not taken away
+
+
+def test_a_run_whose_place_was_taken_writes_no_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_BEAT_S", 0.02)
+    one, two = (UrlStorage(f"file://{tmp_path}/out") for _ in range(2))
+    with one.held():
+        one.append("rows", "1\n")
+        two._beat("second")
+        until = time.monotonic() + 10
+        while not one._taken:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        with pytest.raises(ClusterError, match=r"^run_runs"):
+            one.append("rows", "2\n")
+    assert two._holder()[0] == "second"
+
+
+def test_lines_that_do_not_fit_are_taken_back(tmp_path, monkeypatch):
+    storage = FolderStorage(str(tmp_path))
+    storage.append("rows", "1\n")
+    write = module.os.write
+    monkeypatch.setattr(module.os, "write", lambda file, data: write(file, data[:1]))
+    with pytest.raises(OutputError, match=r"No space left"):
+        storage.append("rows", "22\n")
+    monkeypatch.undo()
+    storage.append("rows", "3\n")
+    assert storage.appended("rows") == "1\n3\n"
+
+
+def test_a_folder_whose_mount_is_gone_is_not_seen(tmp_path):
+    storage = FolderStorage(str(tmp_path))
+    with storage.prepared() as token:
+        assert storage.sees(token)
+    assert not storage.sees(token)
 
 
 def test_a_dead_run_holds_nothing(tmp_path):
@@ -209,7 +262,16 @@ def _raise(path: Path) -> None:
     raise OutputError(f"{path}: cannot be written (Read-only file system)")
 
 
-@pytest.mark.parametrize("out", ["nothing-of-this-kind://x/y", "adl://user:secret@x/y"])
+@pytest.mark.parametrize(
+    "out",
+    [
+        "nothing-of-this-kind://x/y",
+        "adl://user:secret@x/y",
+        "ftp://me:pa@secret@127.0.0.1:1/x",
+        "ftp://me:pa/secret@127.0.0.1:1/x",
+        "simplecache::ftp://me:secret@127.0.0.1:1/x",
+    ],
+)
 def test_a_url_that_nothing_can_write_is_named(out):
     with pytest.raises((ClusterError, OutputError)) as raised:
         storage_at(out)

@@ -64,13 +64,21 @@ def outcomes_on_cluster(
     out: Path | str,
     options: Options,
     cluster: ClusterOptions,
+    *,
     overwrite: bool,
+    stores: bool,
 ) -> Iterator[CaseOutcome]:
     """What becomes of the cases on the workers of a Ray, as it becomes known."""
     from tf_covid import console
     from tf_covid.cluster import infer_on_cluster
 
     outcomes = infer_on_cluster(
-        cases, str(out), options, cluster, overwrite=overwrite, on_message=console.note
+        cases,
+        str(out),
+        options,
+        cluster,
+        overwrite=overwrite,
+        yield_kept=stores,
+        on_message=console.note,
     )
     return console.progress(outcomes, "infer", "case", 0)

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from tf_covid.scan import Case
 
 
+#: Scans that servers are asked about at a time, each by a thread and a reader of its own.
+_MOST_ASKED = 64
+
+
 class ScanInput(click.ParamType):
     """A path, or the address of a study in an archive, which stays text."""
 
@@ -245,13 +249,17 @@ def infer(
             return False
         coming = cases_of(paths, reader.find)
         if cluster is not None and not (one_case or options.lungs):
-            outcomes = outcomes_on_cluster(coming, out, options, cluster, overwrite)
+            outcomes = outcomes_on_cluster(
+                coming, out, options, cluster, overwrite=overwrite, stores=into is not None
+            )
             return archives.shown(outcomes, into) + problems == 0
         cases = list(coming)
         cases = [_single(cases)] if one_case else cases
         options.check_cases(len(cases))
         if cluster is not None:
-            outcomes = outcomes_on_cluster(cases, out, options, cluster, overwrite)
+            outcomes = outcomes_on_cluster(
+                cases, out, options, cluster, overwrite=overwrite, stores=into is not None
+            )
             return archives.shown(outcomes, into) + problems == 0
         folder = Path(out)
         count = min(workers or (2 * len(servers) if len(servers) > 1 else 1), len(cases)) or 1
@@ -310,6 +318,8 @@ def _check_servers(servers: tuple[str, ...], workers: int | None, options: Optio
         options.check_server()
     elif workers is not None:
         raise OptionError("--workers are scans that a --server is asked about at a time.")
+    if servers and (workers or 0) > _MOST_ASKED:
+        raise OptionError(f"--workers: servers are asked about {_MOST_ASKED} scans at a time.")
     if len({url.rstrip("/") for url in servers}) < len(servers):
         raise OptionError("--server: the same server is named twice.")
 

@@ -54,7 +54,7 @@ def connected(options: ClusterOptions) -> Iterator[Ray]:
     address = options.asked
     if address is not None and address != "auto":
         _check_reachable(address)
-    local = {} if address else {"include_dashboard": False, "num_cpus": os.cpu_count()}
+    local = {} if address else {"include_dashboard": False}
     try:
         ray.init(
             address=address or "local",

@@ -51,17 +51,23 @@ class Done:
         text = json.dumps([case.name, str(case.path), self._identity, files])
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def holds(self, name: str, asked: str) -> bool:
-        """Whether a case is done: answered, not refused, to this question, and still there.
+    def answer(self, name: str, asked: str) -> dict[str, Any] | None:
+        """The answer of a case that is done: to this question, not refused, and still there.
 
         Args:
             name: Name of the case.
             asked: From `asked`.
+
+        Raises:
+            OutputError: If the storage cannot be asked.
         """
         row = self.rows.get(name)
-        if row is None or row["problem"] is not None or not asked:
-            return False
-        return bool(row["asked"] == asked) and self._storage.has(name)
+        if row is None or row["problem"] is not None or not asked or row["asked"] != asked:
+            return None
+        # Whoever else has answered into this folder meanwhile: what is there is what counts.
+        values = self._storage.answer(name)
+        request = None if values is None else values["versions"].get("request")
+        return values if request and request == row.get("request") else None
 
     def add(self, name: str, row: dict[str, Any], *, asked: str) -> None:
         """Take in what became of a case, and write if it is time.

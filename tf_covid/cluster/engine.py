@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import itertools
 import tempfile
 import time
@@ -15,10 +17,10 @@ from tf_covid.cluster.connection import ClusterOptions, connected, described, ro
 from tf_covid.cluster.done import Done
 from tf_covid.cluster.pool import Ended, Pool
 from tf_covid.cluster.storage import FolderStorage, Storage, storage_at
-from tf_covid.cluster.worker import WorkerTask, deciding_versions
+from tf_covid.cluster.worker import WorkerTask, deciding_versions, not_stored
 from tf_covid.cohort.cases import SUMMARY
-from tf_covid.errors import ClusterError, ModelError
-from tf_covid.infer import CaseOutcome, Options, Run, Summary, lost
+from tf_covid.errors import ClusterError, ModelError, OutputError, TfCovidError
+from tf_covid.infer import CaseOutcome, Options, Run, Summary
 from tf_covid.report import summary_row
 from tf_covid.scan import Case
 from tf_covid.tensor import Ray
@@ -34,6 +36,7 @@ def infer_on_cluster(
     cluster: ClusterOptions,
     *,
     overwrite: bool = False,
+    yield_kept: bool = False,
     on_message: Callable[[str], None] = lambda _: None,
 ) -> Iterator[CaseOutcome]:
     """Answer cases on the workers of a Ray, in the order in which they end; see `Run.answer`.
@@ -48,6 +51,7 @@ def infer_on_cluster(
         options: What decides the answer.
         cluster: Where the workers are, and what each is given.
         overwrite: Replace an answer of the same name to another question.
+        yield_kept: Yield what was done before as well.
         on_message: Hears what happens to workers, in lines.
 
     Raises:
@@ -59,66 +63,91 @@ def infer_on_cluster(
     with ExitStack() as stack:
         storage = storage_at(out)
         staging = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tfcovid-")))
-        identity = Run(
-            staging, options
-        ).identity  # names a model that is not there, before any work
+        # A model that is not there is named before any work.
+        identity = Run(staging, options).identity
+        own = deciding_versions(options)
         stack.enter_context(storage.held())
-        todo = _Todo(cases, Done(storage, identity))
+        todo = _Todo(cases, Done(storage, identity), storage)
         table = _Table(storage, staging, todo.done)
-        fault: str | None = None
+        faults, unwritten = list[str](), list[OutputError]()
         first = next(iter(todo), None)
         if first is not None:
             token = stack.enter_context(storage.prepared())
             ray = stack.enter_context(connected(cluster))
-            count = _count(ray, cluster, on_message)
-            task = WorkerTask(
-                storage.out,
-                options,
-                overwrite,
-                cluster.cpus,
-                token,
-                identity,
-                deciding_versions(options),
-            )
-            pool = Pool(ray, task, count, gpus=cluster.gpus, on_message=on_message)
+            _say_room(ray, cluster, on_message)
+            task = WorkerTask(storage.out, options, overwrite, cluster.cpus, token, identity, own)
+            room = functools.partial(room_for, ray, cluster)
+            pool = Pool(ray, task, cluster.workers, room, gpus=cluster.gpus, on_message=on_message)
             try:
                 for ended in pool.answer(itertools.chain([first], todo)):
                     outcome, trace = _outcome(ended, storage)
-                    fault = fault or trace
-                    todo.end(ended, outcome)
-                    table.add(outcome)
+                    faults += [trace] if trace else []
+                    try:
+                        todo.end(ended, outcome)
+                        table.add(outcome)
+                    except OutputError as error:  # the answers are there, the tables come later
+                        if not unwritten:
+                            on_message(str(error))
+                        unwritten.append(error)
                     yield outcome
-            finally:
-                todo.done.write()
+                    if yield_kept:
+                        yield from todo.kept()
+            except TfCovidError:
+                with contextlib.suppress(OutputError):
+                    todo.done.write()
+                    table.write(todo.names)
+                raise
+        if yield_kept:
+            yield from todo.kept()
+        todo.done.write()
         table.write(todo.names)
         if todo.before:
             on_message(f"{todo.before} of {len(todo.names)} cases were done before")
-        if fault is not None:
-            raise RuntimeError(f"on a worker:\n{fault}")
+        if faults:
+            fault = RuntimeError(f"on a worker: {faults[0].strip().splitlines()[-1]}")
+            fault.add_note(faults[0])
+            raise fault
 
 
 class _Todo:
-    """The cases that are not done yet, as they are found."""
+    """The cases that are not done yet, as they come."""
 
-    def __init__(self, cases: Iterable[Case], done: Done) -> None:
-        self.done, self._cases = done, iter(cases)
+    def __init__(self, cases: Iterable[Case], done: Done, storage: Storage) -> None:
+        self.done, self._cases, self._storage = done, iter(cases), storage
         #: Names of all cases so far, and how many of them were done before.
         self.names, self.before = list[str](), 0
         self._asked: dict[str, str] = {}
+        self._kept: list[CaseOutcome] = []
 
     def __iter__(self) -> Iterator[Case]:
         for one in self._cases:
             case = dataclasses.replace(one, path=one.path.absolute())
             self.names.append(case.name)
             asked = self.done.asked(case)
-            if self.done.holds(case.name, asked):
-                self.before += 1
-            else:
+            values = self.done.answer(case.name, asked)
+            if values is None:
                 self._asked[case.name] = asked
                 yield case
+                continue
+            self.before += 1
+            folder = Path(self._storage.out) / case.name
+            self._kept.append(
+                CaseOutcome(
+                    case.name, values, folder, kept=True, url=_url(self._storage, case.name)
+                )
+            )
+
+    def kept(self) -> Iterator[CaseOutcome]:
+        """What was done before, and was not yielded yet."""
+        while self._kept:
+            yield self._kept.pop(0)
 
     def end(self, ended: Ended, outcome: CaseOutcome) -> None:
-        """Take down what became of a case."""
+        """Take down what became of a case.
+
+        Raises:
+            OutputError: If it cannot be written; it waits to be.
+        """
         name = ended.case.name
         self.done.add(name, _row(outcome, ended), asked=self._asked.pop(name))
 
@@ -139,8 +168,12 @@ def _everywhere(options: Options) -> Options:
     )
 
 
-def _count(ray: Ray, cluster: ClusterOptions, on_message: Callable[[str], None]) -> int:
-    """How many workers are started: as many as are asked for, or have room."""
+def _say_room(ray: Ray, cluster: ClusterOptions, on_message: Callable[[str], None]) -> None:
+    """Say what the nodes have room for, where that is less than what is asked for.
+
+    Raises:
+        ClusterError: If this machine has no room for a worker, and no node can join.
+    """
     room = room_for(ray, cluster)
     needs = f"{cluster.cpus} cores" + (f" and {cluster.gpus:g} GPUs" if cluster.gpus else "")
     if not room and cluster.asked is None:
@@ -149,7 +182,11 @@ def _count(ray: Ray, cluster: ClusterOptions, on_message: Callable[[str], None])
         on_message(f"no node has {needs} for a worker yet: {described(ray)}; waiting for one")
     elif cluster.workers is not None and cluster.workers > room:
         on_message(f"room for {room} workers of {needs}: {described(ray)}")
-    return max(1, cluster.workers or room)
+
+
+def _url(storage: Storage, name: str) -> str | None:
+    """Where an answer is, if that is no folder."""
+    return None if isinstance(storage, FolderStorage) else f"{storage.shown.rstrip('/')}/{name}"
 
 
 def _outcome(ended: Ended, storage: Storage) -> tuple[CaseOutcome, str | None]:
@@ -158,22 +195,24 @@ def _outcome(ended: Ended, storage: Storage) -> tuple[CaseOutcome, str | None]:
     Raises:
         ModelError: If the models can answer nothing.
     """
-    folder, url = Path(storage.out) / ended.case.name, None
-    if not isinstance(storage, FolderStorage):
-        url = f"{storage.shown.rstrip('/')}/{ended.case.name}"
+    name, fault = ended.case.name, None
     if ended.answered is None:
         text = f"No worker could answer this scan, {ended.tries} tried; the last: {ended.why}."
-        return dataclasses.replace(lost(folder, "worker_lost", text), url=url), None
-    if ended.answered.outcome is None:
+        outcome = not_stored(storage, name, "worker_lost", text)
+    elif ended.answered.outcome is None:
         raise ModelError(str(ended.answered.error))
-    outcome = dataclasses.replace(ended.answered.outcome, folder=folder, url=url)
-    return outcome, ended.answered.fault
+    else:
+        outcome, fault = ended.answered.outcome, ended.answered.fault
+    folder = Path(storage.out) / name
+    return dataclasses.replace(outcome, folder=folder, url=_url(storage, name)), fault
 
 
 def _row(outcome: CaseOutcome, ended: Ended) -> dict[str, Any]:
     return {
         "status": outcome.values["status"],
-        "problem": outcome.problem,
+        # The code alone: messages for a terminal may hold paths.
+        "problem": outcome.problem and outcome.problem.partition(":")[0],
+        "request": outcome.values["versions"].get("request"),
         "kept": outcome.kept,
         "node": ended.node,
         "tries": ended.tries,

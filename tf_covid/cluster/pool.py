@@ -24,6 +24,10 @@ _WAIT_S, _CASE_S = 600.0, 3600.0
 _FAILURES = 4
 
 
+#: A worker that does not see so many cases between two answers, or its first one, sees none.
+_BLIND = 2
+
+
 @dataclass
 class _Job:
     """A case that a worker has, and since when."""
@@ -59,10 +63,15 @@ class Pool:
     another. A worker whose node is cut off may still write; it writes the same answer into the same
     folder, and is heard no more.
 
+    A worker that its node makes unfit is left where it is, without work: in its room there would be
+    the next one like it.
+
     Args:
         ray: The module, connected.
         task: What they do.
-        count: How many there are at a time.
+        count: How many there are at a time; None: as many as there is room for, nodes that join
+            included.
+        room: How many workers the nodes have room for.
         gpus: GPUs of each, or a fraction of one.
         on_message: Hears of workers that died or do not fit, in a line each.
         wait_s: Longest wait for a first worker, in seconds.
@@ -72,14 +81,15 @@ class Pool:
         self,
         ray: Ray,
         task: WorkerTask,
-        count: int,
+        count: int | None,
+        room: Callable[[], int],
         *,
         gpus: float = 0.0,
         on_message: Callable[[str], None] = lambda _: None,
         wait_s: float = _WAIT_S,
     ) -> None:
-        self._ray, self._task, self._count, self._note = ray, task, count, on_message
-        self._wait_s = wait_s
+        self._ray, self._task, self._note, self._wait_s = ray, task, on_message, wait_s
+        self._fixed, self._room = count, room
         self._actor = ray.remote(
             num_cpus=task.cpus,
             num_gpus=gpus,
@@ -91,7 +101,12 @@ class Pool:
         self._starting: dict[Ray, Ray] = {}
         self._idle: list[Ray] = []
         self._jobs: dict[Ray, _Job] = {}
+        self._unfit: list[Ray] = []
         self._nodes: dict[Ray, str] = {}
+        #: Cases that a worker did not see since it last answered, None before it ever did; and
+        #: workers that did not see a case.
+        self._unseen: dict[Ray, set[str] | None] = {}
+        self._avoided: dict[str, list[Ray]] = {}
         self._failures, self._reasons = 0, list[str]()
 
     def answer(self, cases: Iterable[Case]) -> Iterator[Ended]:
@@ -106,16 +121,17 @@ class Pool:
         """
         coming, waiting = iter(cases), deque[Case]()
         tries: dict[str, int] = {}
-        began = time.monotonic()
+        working = time.monotonic()
         try:
             while True:
+                count = self._fixed or max(1, self._room())
                 # No more cases than workers wait here: a cohort need not fit into memory.
-                waiting.extend(itertools.islice(coming, max(0, self._count - len(waiting))))
+                waiting.extend(itertools.islice(coming, max(0, count - len(waiting))))
                 if not (waiting or self._jobs):
                     break
-                self._start(min(self._count, len(waiting) + len(self._jobs)))
-                while waiting and self._idle:
-                    case, worker = waiting.popleft(), self._idle.pop()
+                self._start(min(count, len(waiting) + len(self._jobs)))
+                while pair := self._pair(waiting):
+                    case, worker = pair
                     tries[case.name] = tries.get(case.name, 0) + 1
                     job = _Job(case, worker, time.monotonic())
                     self._jobs[worker.answer.remote(case)] = job
@@ -126,39 +142,49 @@ class Pool:
                         self._started(reference)
                         continue
                     job = self._jobs.pop(reference)
-                    result = self._result(reference, job.worker)
-                    if isinstance(result, Answered) and result.unseen is not None:
-                        self._ray.kill(job.worker)
-                        there = job.case.path.exists()
-                        result = f"{result.unseen} does not see its files"
-                        if not there:  # no node's fault
-                            tries[job.case.name], result = TRIES, "its files are not there any more"
-                    if isinstance(result, Answered):
-                        self._failures = 0
+                    name, result = job.case.name, self._result(reference, job.worker)
+                    if isinstance(result, Answered) and result.unseen is None:
+                        self._failures, self._unseen[job.worker] = 0, set()
                         self._idle.append(job.worker)
-                        node, count = self._nodes[job.worker], tries.pop(job.case.name)
-                        yield Ended(job.case, result, count, node=node)
-                    elif tries[job.case.name] < TRIES:
-                        waiting.appendleft(job.case)
-                        self._failed(f"{job.case.name}: {result}; it is tried again")
+                        self._avoided.pop(name, None)
+                        node = self._nodes[job.worker]
+                        yield Ended(job.case, result, tries.pop(name), node=node)
+                        continue
+                    why = str(result)
+                    if isinstance(result, Answered):
+                        why = str(result.unseen)
+                        if self._blind(job):
+                            tries[name] -= 1  # the node's fault, not the scan's
+                        if not job.case.path.exists():
+                            tries[name], why = TRIES, "its files are not there any more"
+                    if tries[name] < TRIES:
+                        waiting.append(job.case)  # others first: the fault may be its own
+                        self._failed(f"{name}: {why}; it is tried again")
                     else:
-                        count = tries.pop(job.case.name)
-                        self._failed(f"{job.case.name}: {result}")
-                        yield Ended(job.case, None, count, why=str(result))
+                        self._failed(f"{name}: {why}")
+                        self._avoided.pop(name, None)
+                        yield Ended(job.case, None, tries.pop(name), why=why)
                 self._end_stuck()
-                if not (self._idle or self._jobs) and time.monotonic() - began > self._wait_s:
-                    raise ClusterError(
-                        f"no_worker: none of {len(self._starting)} workers has started within"
-                        f" {self._wait_s:.0f} s; the cluster has no room for one, or its nodes are"
-                        " not there"
-                    )
                 if self._idle or self._jobs:
-                    began = time.monotonic()
+                    working = time.monotonic()
+                else:
+                    self._check_hope(time.monotonic() - working)
         finally:
-            for worker in [*self._idle, *self._starting.values()]:
+            for worker in [*self._idle, *self._starting.values(), *self._unfit]:
                 self._ray.kill(worker)
             for job in self._jobs.values():
                 self._ray.kill(job.worker)
+
+    def _pair(self, waiting: deque[Case]) -> tuple[Case, Ray] | None:
+        """A case and an idle worker for it, taken out of both; None where there is no pair."""
+        for index, case in enumerate(waiting):
+            for worker in self._idle:
+                # Where nobody else may come free, one that did not see it is asked again.
+                if worker not in self._avoided.get(case.name, ()) or not self._jobs:
+                    del waiting[index]
+                    self._idle.remove(worker)
+                    return case, worker
+        return None
 
     def _start(self, count: int) -> None:
         there = len(self._starting) + len(self._idle) + len(self._jobs)
@@ -172,13 +198,26 @@ class Pool:
         if not isinstance(ready, Ready):
             self._failed(f"a worker did not start: {ready}")
         elif ready.problem is None:
-            self._nodes[worker] = ready.node
+            self._nodes[worker], self._unseen[worker] = ready.node, None
             self._idle.append(worker)
-        else:
+        elif ready.fatal:
             self._ray.kill(worker)
-            if ready.fatal:
-                raise ClusterError(ready.problem)
+            raise ClusterError(ready.problem)
+        else:
+            self._unfit.append(worker)
             self._failed(ready.problem)
+
+    def _blind(self, job: _Job) -> bool:
+        """Whether a worker that did not see a case sees none; else it gets others."""
+        self._avoided.setdefault(job.case.name, []).append(job.worker)
+        unseen = self._unseen[job.worker]
+        if unseen is not None:
+            unseen.add(job.case.name)
+            if len(unseen) < _BLIND:
+                self._idle.append(job.worker)
+                return False
+        self._unfit.append(job.worker)
+        return True
 
     def _failed(self, reason: str) -> None:
         """Note it; and give up where nothing but that happens."""
@@ -186,8 +225,20 @@ class Pool:
         self._failures += 1
         if reason not in self._reasons:
             self._reasons.append(reason)
-        if self._failures >= _FAILURES * self._count:
+        if self._failures >= _FAILURES * (self._fixed or max(1, self._room())):
             raise ClusterError(f"no_worker: {'; '.join(self._reasons[-4:])}")
+
+    def _check_hope(self, idle_s: float) -> None:
+        """Give up where no worker works, and none will."""
+        reasons = "; ".join(self._reasons[-4:])
+        if self._unfit and len(self._unfit) >= self._room():
+            raise ClusterError(f"no_worker: {reasons}")
+        if idle_s > self._wait_s:
+            raise ClusterError(
+                f"no_worker: none of {len(self._starting)} workers has started within"
+                f" {self._wait_s:.0f} s; the cluster has no room for one, or its nodes are not"
+                f" there{reasons and '; ' + reasons}"
+            )
 
     def _result(self, reference: Ray, worker: Ray) -> Answered | Ready | str:
         """What a call returned, or what its worker died of, in a line."""
@@ -197,7 +248,7 @@ class Pool:
         except self._ray.exceptions.RayTaskError as error:
             # Not of the scan: the code of this node could not even be called.
             self._ray.kill(worker)
-            return " ".join(str(error).split())[-300:]
+            return f"its node cannot run our code ({type(error.cause).__name__})"
         except self._ray.exceptions.RayError as error:
             return _shortened(error)
 

@@ -5,6 +5,7 @@ A URL's files come one after the other, `result.json` last: where it is, the ans
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -22,12 +23,16 @@ from typing import Any
 from tf_covid.atomic import make_folder, remove_leftovers, write_text
 from tf_covid.errors import ClusterError, OutputError
 from tf_covid.extras import optional_import
+from tf_covid.infer import parsed
 
 #: The file that makes an answer whole.
 RESULT = "result.json"
 
 #: A run at a URL says so often that it is there, and is taken for dead after so long, in seconds.
 _BEAT_S, _DEAD_S = 20.0, 120.0
+
+#: What says so, and how long is waited for another one that began at the same time, in seconds.
+_RUNNING, _SETTLE_S = ".running.json", 1.0
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(?:::[A-Za-z0-9+.-]+)*://")
 
@@ -81,10 +86,6 @@ class Storage(ABC):
         yield
 
     @abstractmethod
-    def has(self, case: str) -> bool:
-        """Whether there is a whole answer."""
-
-    @abstractmethod
     def append(self, name: str, text: str) -> None:
         """Add lines to a text, whole or not at all."""
 
@@ -103,6 +104,19 @@ class Storage(ABC):
     @abstractmethod
     def remove(self, name: str) -> None:
         """Remove a text, if it is there."""
+
+    def answer(self, case: str) -> dict[str, Any] | None:
+        """What the `result.json` of a case says; None where there is no whole answer of ours.
+
+        Raises:
+            OutputError: If the storage cannot be asked.
+        """
+        text = self.read(f"{case}/{RESULT}")
+        return None if text is None else parsed(text)
+
+    def sees(self, token: str) -> bool:
+        """Whether what another machine has prepared is seen from here, where that costs nothing."""
+        return True
 
     def check(self, token: str) -> str | None:
         """Why this machine cannot use what another one has prepared; None if it can.
@@ -153,36 +167,41 @@ class FolderStorage(Storage):
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove_leftovers(self.path)
+                for left in self.path.glob(".run-*"):
+                    left.unlink(missing_ok=True)
             except BlockingIOError as error:
                 raise _taken(self.out) from error
             except OSError:  # a file system without locks holds nothing
                 pass
-            remove_leftovers(self.path)
-            for left in self.path.glob(".run-*"):
-                left.unlink(missing_ok=True)
             yield
         finally:
             os.close(lock)
 
-    def has(self, case: str) -> bool:
-        """Whether there is a whole answer."""
-        return (self.path / case / RESULT).is_file()
+    def sees(self, token: str) -> bool:
+        """Whether the folder is still that of the run, and not what lay under its mount."""
+        return (self.path / f".run-{token}").is_file()
 
     def append(self, name: str, text: str) -> None:
-        """One write at the end of the file; one that was torn stands in a line of its own."""
-        with _errors(self.out), (self.path / name).open("ab") as file:
-            before = file.tell()
-            if before:
-                with (self.path / name).open("rb") as there:
-                    there.seek(before - 1)
-                    text = text if there.read(1) == b"\n" else "\n" + text
+        """One write at the end of the file, taken back if it is not whole.
+
+        A line that an earlier process has torn stands for itself.
+        """
+        path = self.path / name
+        with _errors(self.out):
+            file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                file.write(text.encode())
-                file.flush()
-            except OSError:
-                with suppress(OSError):
-                    os.truncate(self.path / name, before)
-                raise
+                before = os.fstat(file).st_size
+                torn = before > 0 and os.pread(file, 1, before - 1) != b"\n"
+                data = (("\n" if torn else "") + text).encode()
+                try:
+                    if os.write(file, data) != len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                except OSError:
+                    os.ftruncate(file, before)
+                    raise
+            finally:
+                os.close(file)
 
     def appended(self, name: str) -> str:
         """The file."""
@@ -213,15 +232,18 @@ class UrlStorage(Storage):
     def __init__(self, out: str) -> None:
         super().__init__(out)
         core = optional_import("fsspec", "ray").core
-        self.shown = re.sub(r"//[^/@]*@", "//", out.partition("?")[0])
+        self.shown = re.sub(r"//\S*@", "//", out).partition("?")[0]
         try:
-            self.files, self.root = core.url_to_fs(out.rstrip("/"))
-        except (ImportError, ValueError) as error:
+            self.files, self.root = core.url_to_fs(out)
+        except ImportError as error:
             text = " ".join(str(error).split())
+            raise ClusterError(f"out_url: {self.shown} cannot be used ({text})") from error
+        except ValueError as error:  # whose text may hold parts of the URL
+            text = "no protocol that fsspec knows, or no URL of it"
             raise ClusterError(f"out_url: {self.shown} cannot be used ({text})") from error
         except Exception as error:  # each file system has errors of its own
             raise self._error(error) from error
-        self._parts: dict[str, int] = {}
+        self._taken = False
 
     @contextmanager
     def folder(self, case: str) -> Iterator[Path]:
@@ -257,50 +279,53 @@ class UrlStorage(Storage):
     @contextmanager
     def held(self) -> Iterator[None]:
         """A note that says again and again that this run is there."""
-        name, own = ".running.json", secrets.token_hex(16)
-        text = self.read(name)
-        if text:
-            with suppress(ValueError, TypeError, AttributeError):
-                if time.time() - float(json.loads(text)["at"]) < _DEAD_S:
-                    raise _taken(
-                        self.shown, f"; if it was killed, wait for {_DEAD_S / 60:.0f} minutes"
-                    )
-
-        def beat() -> None:
-            self.write(name, json.dumps({"run": own, "at": time.time()}))
-
-        beat()
+        own = secrets.token_hex(16)
+        holder = self._holder()
+        if holder is not None and time.time() - holder[1] < _DEAD_S:
+            minutes = f"; if it was killed, wait for {_DEAD_S / 60:.0f} minutes"
+            raise _taken(self.shown, minutes)
+        self._beat(own)
+        # Of two that begin at once, the one that wrote last has it, and the other sees that.
+        time.sleep(_SETTLE_S)
         stop = threading.Event()
-
-        def beats() -> None:
-            while not stop.wait(_BEAT_S):
-                with suppress(OutputError):
-                    beat()
-
-        thread = threading.Thread(target=beats, daemon=True)
-        thread.start()
+        thread = threading.Thread(target=self._beats, args=(own, stop), daemon=True)
         try:
-            # Two that began at once: the one that wrote last has it.
-            if json.loads(self.read(name) or "{}").get("run") != own:
+            if (self._holder() or ("",))[0] != own:
                 raise _taken(self.shown)
+            thread.start()
             yield
         finally:
             stop.set()
-            thread.join()
+            if thread.is_alive():
+                thread.join()
             with suppress(OutputError):
-                self.remove(name)
+                if (self._holder() or ("",))[0] == own:
+                    self.remove(_RUNNING)
 
-    def has(self, case: str) -> bool:
-        """Whether there is a whole answer."""
-        with self._errors():
-            return bool(self.files.exists(self._at(f"{case}/{RESULT}")))
+    def _beats(self, own: str, stop: threading.Event) -> None:
+        while not stop.wait(_BEAT_S):
+            with suppress(OutputError):
+                if (self._holder() or (own,))[0] != own:
+                    self._taken = True  # the next row is not written
+                    return
+                self._beat(own)
+
+    def _beat(self, own: str) -> None:
+        self.write(_RUNNING, json.dumps({"run": own, "at": time.time()}))
+
+    def _holder(self) -> tuple[str, float] | None:
+        """Who says to be there, and when it said so."""
+        try:
+            values = json.loads(self.read(_RUNNING) or "")
+            return str(values["run"]), float(values["at"])
+        except (ValueError, TypeError, KeyError):
+            return None
 
     def append(self, name: str, text: str) -> None:
-        """A new part: an object store has no end to write at."""
-        if name not in self._parts:
-            self._parts[name] = len(self._part_names(name))
-        self.write(f"{name}.{self._parts[name]:06d}", text)
-        self._parts[name] += 1
+        """A new part, of a name of its own: an object store has no end to write at."""
+        if self._taken:
+            raise _taken(self.shown)
+        self.write(f"{name}.{time.time_ns():020d}-{secrets.token_hex(4)}", text)
 
     def appended(self, name: str) -> str:
         """All parts."""
@@ -312,7 +337,9 @@ class UrlStorage(Storage):
                 return []
             self.files.invalidate_cache()
             names = [path.rpartition("/")[2] for path in self.files.ls(self.root, detail=False)]
-        return sorted(one for one in names if re.fullmatch(re.escape(name) + r"\.\d{6,}", one))
+        return sorted(
+            one for one in names if re.fullmatch(re.escape(name) + r"\.\d{20}-[0-9a-f]{8}", one)
+        )
 
     def write(self, name: str, text: str) -> None:
         """One object."""

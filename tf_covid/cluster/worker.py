@@ -11,9 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tf_covid.cluster.storage import storage_at
+from tf_covid.cluster.storage import Storage, storage_at
 from tf_covid.errors import OutputError, TfCovidError
-from tf_covid.infer import CaseOutcome, Options, Run, answer_one, lost
+from tf_covid.extras import optional_import
+from tf_covid.infer import CaseOutcome, Options, Run, answer_one, without_answer
 from tf_covid.pipeline import Models, versions
 from tf_covid.scan import Case
 from tf_covid.scan.reader import Reader
@@ -67,7 +68,7 @@ class Answered:
         outcome: None where there is none; then one of the last two says why.
         fault: Traceback of a fault of ours, which cost this case its answer.
         error: Nothing can be answered by these models at all: a message.
-        unseen: This node does not see the files of the case: the name of its machine.
+        unseen: What this node does not see, and the driver's does.
     """
 
     outcome: CaseOutcome | None
@@ -81,64 +82,90 @@ class Worker:
 
     def __init__(self, task: WorkerTask) -> None:
         self._task = task
-        self._storage = storage_at(task.out)
-        self._reader: Reader | None = None
-        self._models: Models[Any] | None = None
+        self._storage: Storage | None = None
+        self._run: Run | None = None
 
     def prepare(self) -> Ready:
         """See that this node would answer as the driver's does, and load the models."""
-        node, pid = platform.node(), os.getpid()
-        task, own = self._task, deciding_versions(self._task.options)
+        node, pid, task = platform.node(), os.getpid(), self._task
         try:
+            own = deciding_versions(task.options)
             if own != task.versions:
                 differ = sorted(name for name in own if own[name] != task.versions.get(name))
                 there = ", ".join(f"{name} {own[name]}" for name in differ)
                 here = ", ".join(task.versions.get(name, "none") for name in differ)
                 return Ready(node, pid, f"node_differs: {node} has {there}, not {here}")
+            self._storage = storage_at(task.out)
             if problem := self._storage.check(task.token):
                 return Ready(node, pid, f"node_out: {node}: {problem}")
-            self._reader = Reader()
             with self._storage.folder(".none") as folder:
-                run = self._run(folder)
-                if run.identity != task.identity:
-                    problem = f"node_differs: {node} has other weights, or another mask (sha256)"
-                    return Ready(node, pid, problem)
-                self._models = run.models
+                # Once: what is answered later is answered by the weights of now, and says so.
+                self._run = Run(
+                    folder,
+                    task.options,
+                    overwrite=task.overwrite,
+                    load_models=_loader(task),
+                    reader=Reader(),
+                )
+            if self._run.identity != task.identity:
+                problem = f"node_differs: {node} has other weights, or another mask (sha256)"
+                return Ready(node, pid, problem)
+        except TfCovidError as error:  # files or extras that are here, and not there
+            return Ready(node, pid, f"node_unfit: {node}: {error}")
+        try:
+            _ = self._run.models
         except TfCovidError as error:
             return Ready(node, pid, str(error), fatal=True)
         return Ready(node, pid)
 
     def answer(self, case: Case) -> Answered:
         """Answer one case; its folder is in the storage when this returns."""
-        if not case.path.exists() and not case.refused:
-            return Answered(None, unseen=platform.node())
+        node, storage, run = platform.node(), self._storage, self._run
+        if storage is None or run is None:
+            raise RuntimeError("an answer was asked for before `prepare`")
+        if not storage.sees(self._task.token):
+            return Answered(None, unseen=f"{node} does not see the folder of the answers any more")
+        if not (case.refused or _seen(case.path)):
+            return Answered(None, unseen=f"{node} does not see its files")
         try:
-            with self._storage.folder(case.name) as folder:
-                outcome, fault = answer_one(self._run(folder), case)
+            with storage.folder(case.name) as folder:
+                run.out = folder
+                outcome, fault = answer_one(run, case)
         except OutputError as error:
-            return Answered(lost(Path(case.name), "not_written", str(error)))
+            return Answered(not_stored(storage, case.name, "not_written", str(error)))
         except TfCovidError as error:
             return Answered(None, error=str(error))
         if fault is None:
             return Answered(outcome)
         return Answered(outcome, fault="".join(traceback.format_exception(fault)))
 
-    def _run(self, folder: Path) -> Run:
-        loaded = self._models
-        load = _loader(self._task) if loaded is None else lambda: loaded
-        return Run(
-            folder,
-            self._task.options,
-            overwrite=self._task.overwrite,
-            load_models=load,
-            reader=self._reader,
-        )
+
+def not_stored(storage: Storage, name: str, code: str, text: str) -> CaseOutcome:
+    """The outcome of a case without a new answer; an earlier one in the storage stays."""
+    try:
+        before = storage.answer(name)
+    except OutputError:
+        before = None
+    return without_answer(before, Path(storage.out) / name, code, text)
+
+
+def _seen(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def deciding_versions(options: Options) -> dict[str, str]:
-    """Versions of what decides an answer on this machine; OpenVINO's too where it computes."""
-    own = {"openvino": metadata.version("openvino")} if options.runtime == "openvino" else {}
-    return versions() | own
+    """Versions of what decides an answer on this machine; OpenVINO's too where it computes.
+
+    Raises:
+        ServingError: If OpenVINO is to compute and is not installed.
+    """
+    if options.runtime != "openvino":
+        return versions()
+    optional_import("openvino", "openvino")
+    return versions() | {"openvino": metadata.version("openvino")}
 
 
 def _loader(task: WorkerTask) -> Callable[[], Models[Any]]:

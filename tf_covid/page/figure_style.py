@@ -6,7 +6,9 @@ is set for the time that it is drawn in.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import io
 import threading
 from collections.abc import Callable
@@ -65,6 +67,19 @@ def new_figure(width_in: float, height_in: float, dpi: int, layout: str | None =
     figure = Figure(figsize=(width_in, height_in), dpi=dpi, layout=layout)  # type: ignore[arg-type]
     FigureCanvasAgg(figure)
     return figure
+
+
+def get_ready() -> None:
+    """Import what draws, and draw nothing once: a first figure takes a second longer than others.
+
+    For a thread beside the work that comes before the drawing; what fails here fails again there.
+    """
+    with contextlib.suppress(Exception):
+        importlib.import_module("matplotlib.style")
+        figure = new_figure(1, 1, 10)
+        figure.add_axes((0, 0, 1, 1)).text(0, 0, "0")
+        to_bytes(figure)
+        _known_characters()
 
 
 def to_bytes(figure: Figure, form: Format = "png") -> bytes:

@@ -131,8 +131,11 @@ def _write_evidence(result: Result, scan: Scan | None, folder: Path) -> dict[str
     maps = result.maps
     if scan is None or maps is None:
         raise ValueError("an answered case needs its scan and its maps to be written")
-    # Compressing releases the interpreter lock, so the volumes are written beside the drawing.
-    with ThreadPoolExecutor(1) as pool:
+    # Compressing and drawing release the interpreter lock: the volumes are written beside the
+    # drawing, and the report's pictures are drawn beside the montage.
+    with ThreadPoolExecutor(2) as pool:
+        views = choose(result, scan)
+        drawing = pool.submit(html.draw, result, scan, views)
         jobs = [
             pool.submit(write_nifti, volume, scan, folder / f"{name}.nii.gz", slope=slope)
             for name, volume, slope in (
@@ -143,12 +146,10 @@ def _write_evidence(result: Result, scan: Scan | None, folder: Path) -> dict[str
             )
             if volume is not None
         ]
-        views = choose(result, scan)
         (folder / "montage.png").write_bytes(montage(result, scan, views))
-        drawn = html.draw(result, scan, views)
         for job in jobs:
             job.result()
-    return drawn
+        return drawing.result()
 
 
 def _refuse_foreign(folder: Path) -> None:
