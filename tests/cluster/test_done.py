@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tf_covid.cluster.done import NAME, Done
-from tf_covid.cluster.storage import FolderStorage
+from tf_covid.cluster.folder_storage import FolderStorage
 from tf_covid.pipeline import refused
 from tf_covid.result import QualityFlag
 from tf_covid.scan import Case

@@ -26,7 +26,7 @@ pytest.importorskip("ray", reason="needs the extra [ray]")
 from tests.small_scans import assert_near, made_scan
 from tf_covid.cli import main
 from tf_covid.cluster.connection import ClusterOptions, connected
-from tf_covid.cluster.storage import FolderStorage
+from tf_covid.cluster.folder_storage import FolderStorage
 from tf_covid.errors import ClusterError
 from tf_covid.phantom.files import write_nifti_volume
 
@@ -222,6 +222,14 @@ def test_what_ray_itself_cannot_do_is_one_line(monkeypatch):
         connected(ClusterOptions("auto")),
     ):
         pass
+
+
+def test_without_the_extra_it_says_so(scans, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    out = str(tmp_path / "out")
+    done = CliRunner().invoke(main, ["infer", str(scans), "--out", out, "--engine", "ray"])
+    assert done.exit_code == 1
+    assert 'ray is not installed; pip install -e ".[ray]"' in done.stderr
 
 
 def test_a_folder_that_another_run_holds_is_left_alone(scans, models, tmp_path):

@@ -43,8 +43,8 @@ def scripted(folder: Path) -> type:
                         script.unlink()
                     if how == "dies":
                         os.kill(os.getpid(), signal.SIGKILL)
-                    return Ready("here", os.getpid(), f"node_{how}: no", how == "fatal")
-            return Ready("here", os.getpid())
+                    return Ready("here", f"node_{how}: no", how == "fatal")
+            return Ready("here")
 
         def answer(self, case: Any) -> Any:
             from tf_covid.cluster.worker import Answered

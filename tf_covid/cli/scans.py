@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,40 +34,36 @@ if TYPE_CHECKING:
 _MOST_ASKED = 64
 
 
-class ScanInput(click.ParamType):
-    """A path, or the address of a study in an archive, which stays text."""
+class PathOrUrl(click.ParamType):
+    """A path, or a URL, which stays text: it would lose one of its slashes as a path.
 
-    name = "path"
+    Args:
+        path: What a path has to be.
+        url: Regular expression that every URL begins with.
+    """
 
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> object:
-        """The path; a URL would lose one of its slashes as such."""
-        if isinstance(value, str) and value.startswith("dicomweb:"):
-            return value
-        return click.Path(path_type=Path).convert(str(value), param, ctx)
-
-
-class AnswersOutput(click.ParamType):
-    """A folder, or a URL, which stays text."""
-
-    name = "directory"
+    def __init__(self, path: click.Path, url: str) -> None:
+        self._path, self._url, self.name = path, re.compile(url), path.name
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> object:
-        """The folder; a URL would lose one of its slashes as such."""
-        if isinstance(value, str) and "://" in value:
+        """The path, or the text."""
+        if isinstance(value, str) and self._url.match(value):
             return value
-        return FOLDER.convert(str(value), param, ctx)
+        return self._path.convert(str(value), param, ctx)
+
+
+_INPUT = PathOrUrl(click.Path(path_type=Path), "dicomweb:")
+_OUTPUT = PathOrUrl(FOLDER, ".*://")
 
 
 @click.command()
-@click.argument("inputs", nargs=-1, required=True, type=ScanInput(), metavar="INPUT...")
+@click.argument("inputs", nargs=-1, required=True, type=_INPUT, metavar="INPUT...")
 @click.option(
     "--out",
     required=True,
-    type=AnswersOutput(),
+    type=_OUTPUT,
     help=(
         "Folder of the answers: OUT/<case>/ and OUT/summary.csv. With --engine ray a URL of fsspec,"
         " too: s3://bucket/answers."
@@ -248,17 +245,14 @@ def infer(
         if not paths:
             return False
         coming = cases_of(paths, reader.find)
-        if cluster is not None and not (one_case or options.lungs):
-            outcomes = outcomes_on_cluster(
-                coming, out, options, cluster, overwrite=overwrite, stores=into is not None
-            )
-            return archives.shown(outcomes, into) + problems == 0
-        cases = list(coming)
-        cases = [_single(cases)] if one_case else cases
-        options.check_cases(len(cases))
+        if cluster is None or one_case or options.lungs is not None:
+            cases = list(coming)
+            cases = [_single(cases)] if one_case else cases
+            options.check_cases(len(cases))
+            coming = iter(cases)
         if cluster is not None:
             outcomes = outcomes_on_cluster(
-                cases, out, options, cluster, overwrite=overwrite, stores=into is not None
+                coming, out, options, cluster, overwrite=overwrite, stores=into is not None
             )
             return archives.shown(outcomes, into) + problems == 0
         folder = Path(out)
@@ -301,15 +295,13 @@ def _single(cases: list[Case]) -> Case:
 def _openvino(options: Options) -> OpenVinoModels:
     """The models in OpenVINO; TensorFlow is imported where one has to be converted."""
     from tf_covid import console
-    from tf_covid.runtime.convert import Behind
-    from tf_covid.runtime.models import OpenVinoModels
+    from tf_covid.runtime.models import of_options
 
     def note(message: str) -> None:
         console.note(message)
         console.import_tensorflow()
 
-    behind = Behind(options.lungs_model, options.lobes_model, options.allow_other_lungs)
-    return OpenVinoModels(options.models, behind, on_message=note)
+    return of_options(options, on_message=note)
 
 
 def _check_servers(servers: tuple[str, ...], workers: int | None, options: Options) -> None:

@@ -4,7 +4,8 @@ engine.py      the driver: cases out, outcomes in, each once
 pool.py        the workers: started, given a case at a time, replaced when they die
 worker.py      what runs on a node: readers and models of its own, the same `infer.Run`
 connection.py  the Ray that is asked, and what it has
-storage.py     where the answers go: a folder that all nodes share, or a URL of fsspec
+storages.py    where the answers go: folder_storage.py (a folder that all nodes share) or
+               url_storage.py (a URL of fsspec), alike in storage.py
 done.py        a row for each case that is done, by which a second run goes on
 
 Ray and fsspec are an extra, [ray].

@@ -46,7 +46,8 @@ def connected(options: ClusterOptions) -> Iterator[Ray]:
     """The module `ray`, connected while the block runs.
 
     Raises:
-        ClusterError: If Ray is not installed, not reachable, or of another version there.
+        ClusterError: If Ray is not reachable, of another version there, or goes away.
+        ServingError: If it is not installed.
     """
     # Nothing is told to anybody outside.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -69,6 +70,9 @@ def connected(options: ClusterOptions) -> Iterator[Ray]:
         raise ClusterError(f"ray_failed: {address or 'a Ray of this machine'}: {text}") from error
     try:
         yield ray
+    except ray.exceptions.RayError as error:
+        text = " ".join(str(error).split())[:300]
+        raise ClusterError(f"ray_lost: {text}; the same command goes on where it was") from error
     finally:
         ray.shutdown()
 

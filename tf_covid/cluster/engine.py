@@ -15,8 +15,10 @@ from typing import Any
 
 from tf_covid.cluster.connection import ClusterOptions, connected, described, room_for
 from tf_covid.cluster.done import Done
+from tf_covid.cluster.folder_storage import FolderStorage
 from tf_covid.cluster.pool import Ended, Pool
-from tf_covid.cluster.storage import FolderStorage, Storage, storage_at
+from tf_covid.cluster.storage import Storage
+from tf_covid.cluster.storages import storage_at
 from tf_covid.cluster.worker import WorkerTask, deciding_versions, not_stored
 from tf_covid.cohort.cases import SUMMARY
 from tf_covid.errors import ClusterError, ModelError, OutputError, TfCovidError
@@ -55,7 +57,9 @@ def infer_on_cluster(
         on_message: Hears what happens to workers, in lines.
 
     Raises:
-        ClusterError: If Ray is not there, another run holds `out`, or no worker can work.
+        ClusterError: If Ray is not there or goes away, another run holds `out`, or no worker can
+            work.
+        ServingError: If Ray or another extra that is asked for is not installed.
         ModelError: If a named model does not exist.
         OutputError: If `out` cannot be written to.
     """
@@ -69,7 +73,7 @@ def infer_on_cluster(
         stack.enter_context(storage.held())
         todo = _Todo(cases, Done(storage, identity), storage)
         table = _Table(storage, staging, todo.done)
-        faults, unwritten = list[str](), list[OutputError]()
+        faults, spoken = list[str](), False
         first = next(iter(todo), None)
         if first is not None:
             token = stack.enter_context(storage.prepared())
@@ -86,9 +90,9 @@ def infer_on_cluster(
                         todo.end(ended, outcome)
                         table.add(outcome)
                     except OutputError as error:  # the answers are there, the tables come later
-                        if not unwritten:
+                        if not spoken:
                             on_message(str(error))
-                        unwritten.append(error)
+                        spoken = True
                     yield outcome
                     if yield_kept:
                         yield from todo.kept()

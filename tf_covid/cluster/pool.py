@@ -23,7 +23,6 @@ _WAIT_S, _CASE_S = 600.0, 3600.0
 #: worker that is wanted.
 _FAILURES = 4
 
-
 #: A worker that does not see so many cases between two answers, or its first one, sees none.
 _BLIND = 2
 
@@ -103,9 +102,9 @@ class Pool:
         self._jobs: dict[Ray, _Job] = {}
         self._unfit: list[Ray] = []
         self._nodes: dict[Ray, str] = {}
-        #: Cases that a worker did not see since it last answered, None before it ever did; and
-        #: workers that did not see a case.
+        #: Cases that a worker did not see since it last answered; None before it ever did.
         self._unseen: dict[Ray, set[str] | None] = {}
+        #: Workers that did not see a case.
         self._avoided: dict[str, list[Ray]] = {}
         self._failures, self._reasons = 0, list[str]()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import functools
 import platform
 import traceback
 from collections.abc import Callable
@@ -11,7 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tf_covid.cluster.storage import Storage, storage_at
+from tf_covid.cluster.storage import Storage
+from tf_covid.cluster.storages import storage_at
 from tf_covid.errors import OutputError, TfCovidError
 from tf_covid.extras import optional_import
 from tf_covid.infer import CaseOutcome, Options, Run, answer_one, without_answer
@@ -49,13 +50,11 @@ class Ready:
 
     Args:
         node: Name of its machine.
-        pid: Number of its process.
         problem: Why it cannot work; None if it can.
         fatal: Whether it would be the same on any machine.
     """
 
     node: str
-    pid: int
     problem: str | None = None
     fatal: bool = False
 
@@ -87,36 +86,37 @@ class Worker:
 
     def prepare(self) -> Ready:
         """See that this node would answer as the driver's does, and load the models."""
-        node, pid, task = platform.node(), os.getpid(), self._task
+        node, task = platform.node(), self._task
         try:
             own = deciding_versions(task.options)
             if own != task.versions:
                 differ = sorted(name for name in own if own[name] != task.versions.get(name))
                 there = ", ".join(f"{name} {own[name]}" for name in differ)
                 here = ", ".join(task.versions.get(name, "none") for name in differ)
-                return Ready(node, pid, f"node_differs: {node} has {there}, not {here}")
+                return Ready(node, f"node_differs: {node} has {there}, not {here}")
             self._storage = storage_at(task.out)
             if problem := self._storage.check(task.token):
-                return Ready(node, pid, f"node_out: {node}: {problem}")
+                return Ready(node, f"node_out: {node}: {problem}")
             with self._storage.folder(".none") as folder:
                 # Once: what is answered later is answered by the weights of now, and says so.
                 self._run = Run(
                     folder,
                     task.options,
                     overwrite=task.overwrite,
-                    load_models=_loader(task),
+                    before_models=functools.partial(_bind_tensorflow, task),
+                    load_models=_openvino(task),
                     reader=Reader(),
                 )
             if self._run.identity != task.identity:
                 problem = f"node_differs: {node} has other weights, or another mask (sha256)"
-                return Ready(node, pid, problem)
+                return Ready(node, problem)
         except TfCovidError as error:  # files or extras that are here, and not there
-            return Ready(node, pid, f"node_unfit: {node}: {error}")
+            return Ready(node, f"node_unfit: {node}: {error}")
         try:
             _ = self._run.models
         except TfCovidError as error:
-            return Ready(node, pid, str(error), fatal=True)
-        return Ready(node, pid)
+            return Ready(node, str(error), fatal=True)
+        return Ready(node)
 
     def answer(self, case: Case) -> Answered:
         """Answer one case; its folder is in the storage when this returns."""
@@ -168,32 +168,24 @@ def deciding_versions(options: Options) -> dict[str, str]:
     return versions() | {"openvino": metadata.version("openvino")}
 
 
-def _loader(task: WorkerTask) -> Callable[[], Models[Any]]:
-    """Loads the models, with as many threads as the worker has cores."""
-    options = task.options
+def _openvino(task: WorkerTask) -> Callable[[], Models[Any]] | None:
+    """Loads the models in OpenVINO; None where TensorFlow computes."""
+    if task.options.runtime != "openvino":
+        return None
 
-    def of_openvino() -> Models[Any]:
-        from tf_covid.runtime.convert import Behind
-        from tf_covid.runtime.models import OpenVinoModels
+    def load() -> Models[Any]:
+        from tf_covid.runtime.models import of_options
 
-        behind = Behind(options.lungs_model, options.lobes_model, options.allow_other_lungs)
-        return OpenVinoModels(options.models, behind, threads=task.cpus)
+        return of_options(task.options, threads=task.cpus)
 
-    def of_tensorflow() -> Models[Any]:
-        import tensorflow as tf
+    return load
 
-        tf.config.threading.set_intra_op_parallelism_threads(task.cpus)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
-        for device in tf.config.list_physical_devices("GPU"):
-            tf.config.experimental.set_memory_growth(device, True)  # others may share it
-        from tf_covid.local import LocalModels
 
-        return LocalModels(
-            options.models,
-            lungs=options.lungs_model,
-            lobes=options.lobes_model,
-            precision=options.precision,
-            allow_other_lungs=options.allow_other_lungs,
-        )
+def _bind_tensorflow(task: WorkerTask) -> None:
+    """Give TensorFlow as many threads as the worker has cores, and no more memory than it needs."""
+    import tensorflow as tf
 
-    return of_openvino if options.runtime == "openvino" else of_tensorflow
+    tf.config.threading.set_intra_op_parallelism_threads(task.cpus)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    for device in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(device, True)  # others may share it

@@ -11,6 +11,7 @@ import numpy as np
 
 from tf_covid.errors import ScanRefused, ServingError
 from tf_covid.exported import ExportedModels, described
+from tf_covid.infer import Options
 from tf_covid.result import QualityFlag
 from tf_covid.runtime.convert import CARD, Behind, Compiled, converted
 
@@ -73,3 +74,20 @@ class OpenVinoModels(ExportedModels):
                 message = "There is not enough memory for this scan."
                 raise ScanRefused([QualityFlag("too_large", "error", message)]) from error
             raise ServingError(f"OpenVINO failed: {text[-300:]}") from error
+
+
+def of_options(
+    options: Options,
+    *,
+    on_message: Callable[[str], None] = lambda text: None,
+    threads: int | None = None,
+) -> OpenVinoModels:
+    """The models that `infer` asks for; raises what `OpenVinoModels` does.
+
+    Args:
+        options: What decides the answer.
+        on_message: Called with a line where a model is converted.
+        threads: Threads that compute; None: one for each core.
+    """
+    behind = Behind(options.lungs_model, options.lobes_model, options.allow_other_lungs)
+    return OpenVinoModels(options.models, behind, on_message=on_message, threads=threads)
