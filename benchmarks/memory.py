@@ -9,7 +9,8 @@ kernel's (`ru_maxrss`), the input included.
 
 infer: from a DICOM folder of a drawn chest of 512×512 slices to the report, from the shell. The
 peak is of the command and its reading process together: every page once (`Pss`), looked at some
-five times a second. Beside it what NumPy's own copy of the scan takes.
+five times a second. Beside it what NumPy's own copy of the scan takes. It is refused while another
+process has TensorFlow open: pages of its libraries would count in part for that one.
 
 Prints a Markdown table each.
 """
@@ -91,6 +92,8 @@ def infer_table(model: str, runtime: str, slices: Sequence[int]) -> str:
     from tf_covid.phantom import draw_chest
     from tf_covid.phantom.files import write_dicom
 
+    if others := [pid for pid in psutil.pids() if "libtensorflow" in _mapped(pid)]:
+        raise SystemExit(f"process {others[0]} has TensorFlow open: pages are shared with it")
     rows = []
     for number in slices:
         with tempfile.TemporaryDirectory() as temporary:
@@ -135,6 +138,14 @@ def peak_bytes(command: Sequence[str]) -> int:
         if process.wait() != 0:
             raise SystemExit(f"{' '.join(command)} failed")
     return highest
+
+
+def _mapped(pid: int) -> str:
+    """The files that a process has mapped; none where we may not look."""
+    try:
+        return Path(f"/proc/{pid}/maps").read_text("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def _own_bytes(pid: int) -> int:

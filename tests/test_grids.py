@@ -12,6 +12,7 @@ from tf_covid.grids import (
     CHUNK,
     axis_weights,
     box_of,
+    box_of_label,
     box_on,
     hu_on_grid,
     on_grid,
@@ -69,6 +70,10 @@ def test_a_box_is_the_smallest_that_holds_a_mask():
     mask[2, 3, 4] = mask[4, 3, 7] = True
     assert box_of(mask) == (slice(2, 5), slice(3, 4), slice(4, 8))
     assert wider(box_of(mask), mask.shape) == (slice(1, 6), slice(2, 5), slice(3, 8))
+    labels = np.where(mask, 2, 1).astype(np.uint8)
+    assert box_of_label(labels, 2) == box_of(mask)
+    assert box_of_label(labels, 1) == box_of(~mask)
+    assert box_of_label(labels, 3) == box_of(np.zeros(mask.shape, bool))
     empty = box_of(np.zeros((6, 7, 8), bool))
     assert wider(empty, mask.shape, 3) == empty == (slice(0, 0),) * 3
 

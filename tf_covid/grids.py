@@ -51,6 +51,26 @@ def box_of(mask: np.ndarray) -> Box:
     return tuple(box)
 
 
+def box_of_label(labels: np.ndarray, label: int) -> Box:
+    """The smallest box that holds all of a label, a slice at a time: no second volume is made.
+
+    Args:
+        labels: Integers (D, H, W).
+        label: The one that is looked for.
+    """
+    inside = [np.zeros(size, bool) for size in labels.shape]
+    for position, plane in enumerate(labels):
+        held = plane == label
+        rows, columns = held.any(axis=1), held.any(axis=0)
+        inside[0][position] = rows.any()
+        inside[1] |= rows
+        inside[2] |= columns
+    return tuple(
+        slice(int(cells[0]), int(cells[-1]) + 1) if len(cells) else slice(0, 0)
+        for cells in map(np.flatnonzero, inside)
+    )
+
+
 def wider(box: Box, shape: tuple[int, ...], cells: int = 1) -> Box:
     """A box with so many cells more on each side, within the grid; an empty one stays empty."""
     return tuple(

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from tf_covid import severity
-from tf_covid.grids import Box, box_of, box_on, on_grid, whole, wider
+from tf_covid.grids import Box, box_of, box_of_label, box_on, on_grid, whole, wider
 from tf_covid.result import Lobe
 
 #: Label of each lung in `lungs.nii.gz`.
@@ -126,7 +126,7 @@ def label_lobes(within: dict[int, np.ndarray], sides: np.ndarray) -> np.ndarray:
         # less.
         differences = np.moveaxis(probability[..., 1:] - probability[..., :1], -1, 0)
         for part, fields in on_grid(
-            np.ascontiguousarray(differences), sides.shape, box_of(sides == side)
+            np.ascontiguousarray(differences), sides.shape, box_of_label(sides, side)
         ):
             best = np.zeros(fields[0].shape, np.uint8)
             highest: np.ndarray = np.zeros_like(fields[0])
