@@ -135,29 +135,42 @@ def _terminal() -> Console:
     return Console(stderr=True)
 
 
-def import_tensorflow() -> None:
+def import_tensorflow(*, starts: bool = True) -> None:
     """Import TensorFlow and find its devices without its start-up lines about missing GPUs.
 
-    They are written by C++ code before any log level is read, so standard error itself is closed
-    for that moment; an error that Python raises comes through.
+    Args:
+        starts: Whether it computes something, too; not where workers have to be connected first.
     """
     if "tensorflow" in sys.modules:
         return
-    sys.stderr.flush()
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     # Keras imports scikit-learn where it finds it, more than a second, for wrappers that nothing
     # here uses; who needs it imports it afterwards.
     hidden = "sklearn" not in sys.modules
+    with start_up_hidden():
+        try:
+            if hidden:
+                sys.modules["sklearn"] = None  # type: ignore[assignment]
+            import tensorflow as tf
+
+            if starts:
+                tf.constant(0) + 1
+        finally:
+            if hidden:
+                del sys.modules["sklearn"]
+
+
+@contextmanager
+def start_up_hidden() -> Iterator[None]:
+    """Nothing reaches standard error meanwhile; an error that Python raises comes through.
+
+    TensorFlow's start-up lines are written by C++ code before any log level is read.
+    """
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nothing, 2)
-        if hidden:
-            sys.modules["sklearn"] = None  # type: ignore[assignment]
-        import tensorflow as tf
-
-        tf.constant(0) + 1
+        yield
     finally:
-        if hidden:
-            del sys.modules["sklearn"]
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nothing)

@@ -16,16 +16,28 @@ pytest.importorskip("ray", reason="needs the extra [ray]")
 import ray
 import yaml
 
+from tests.small_fits import curves_of, fit_command
 from tests.small_scans import made_scan
 from tf_covid.cli.scans import infer
+from tf_covid.cli.training import fit
 from tf_covid.phantom.files import write_nifti_volume
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 SLURM = DEPLOY / "infer.sbatch"
+FIT = DEPLOY / "fit.sbatch"
 
 #: What Slurm would do, on one machine: both nodes are this one, and a task is a process.
 SCONTROL = "#!/bin/bash\nprintf '{node}\\n{node}\\n'\n"
 SRUN = '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n'
+
+
+#: The same with a task a worker, both on this machine.
+SRUN_TASKS = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+SLURM_PROCID=1 "$@" & other=$!
+SLURM_PROCID=0 "$@"; code=$?
+wait $other && exit $code
+"""
 
 
 def options_of(line: str) -> set[str]:
@@ -33,23 +45,30 @@ def options_of(line: str) -> set[str]:
     return {part for part in shlex.split(line) if part.startswith("--")}
 
 
+KNOWN_TO_FIT = {option for one in fit.params for option in getattr(one, "opts", [])}
 KNOWN = {option for one in infer.params for option in getattr(one, "opts", [])}
 
 
-def test_the_slurm_script_is_one() -> None:
-    subprocess.run(["bash", "-n", str(SLURM)], check=True)
-    lines = SLURM.read_text("utf-8").splitlines()
+@pytest.mark.parametrize(("script", "command"), [(SLURM, "infer"), (FIT, "fit")])
+def test_the_slurm_scripts_are_some(script: Path, command: str) -> None:
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    lines = script.read_text("utf-8").splitlines()
     asked = [line.split()[1] for line in lines if line.startswith("#SBATCH")]
     assert {option.partition("=")[0] for option in asked} >= {"--nodes", "--cpus-per-task"}
     # Slurm stops reading its options at the first line that is no comment.
     first = next(index for index, line in enumerate(lines) if line and not line.startswith("#"))
     assert all(index < first for index, line in enumerate(lines) if line.startswith("#SBATCH"))
-    (call,) = (line for line in lines if line.startswith("tfcovid infer"))
-    assert options_of(call) <= KNOWN
+    if command == "infer":
+        (call,) = (line for line in lines if line.startswith("tfcovid infer"))
+        assert options_of(call) <= KNOWN
+    else:
+        call = lines[-1].removeprefix("' ")
+        assert options_of(call) == {"--out", "--strategy"} <= KNOWN_TO_FIT
 
 
-def test_without_arguments_it_says_how_it_is_called() -> None:
-    done = subprocess.run(["bash", str(SLURM)], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("script", [SLURM, FIT])
+def test_without_arguments_they_say_how_they_are_called(script: Path) -> None:
+    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "usage: sbatch" in done.stderr
 
@@ -119,3 +138,34 @@ def test_the_slurm_script_answers(small_files: Any, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("report.html") == 3
     assert len(list((tmp_path / "out").glob("*/result.json"))) == 3
+
+
+@pytest.mark.slow
+def test_the_slurm_script_trains(small_cohort: Path, tmp_path: Path) -> None:
+    shims, run = tmp_path / "bin", tmp_path / "run"
+    shims.mkdir()
+    for name, text in (("scontrol", "#!/bin/bash\necho 127.0.0.1\n"), ("srun", SRUN_TASKS)):
+        (shims / name).write_text(text)
+        (shims / name).chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{shims}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "SLURM_JOB_NODELIST": "node1",
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_CPUS_PER_TASK": "1",
+        "SLURM_NTASKS": "2",
+    }
+    words = fit_command(small_cohort, run)
+    options = words[words.index("--task") :]
+    for _ in range(2):  # submitted again it finds all done
+        done = subprocess.run(
+            ["bash", str(FIT), str(small_cohort), str(run), *options],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=500,
+            env=environment,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count("study.html") == 2
+    assert "fold 1: done" in done.stderr
+    assert {len(one["loss"]) for one in curves_of(run)} == {4}

@@ -1,16 +1,19 @@
-"""What `infer` does with a cluster: its options, checked, and the outcomes of its workers."""
+"""What `infer` and `fit` do with a cluster: options, checked, and what its workers did."""
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tf_covid.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from tf_covid.cluster import ClusterOptions
+    from tf_covid.experiment.fit import FoldsPlan
+    from tf_covid.experiment.run_folder import FitRequest
     from tf_covid.infer import CaseOutcome, Options
     from tf_covid.scan import Case
 
@@ -22,14 +25,17 @@ def cluster_options(
     cpus: int | None,
     gpus: float | None,
 ) -> ClusterOptions | None:
-    """What is asked of Ray; None for this process alone."""
+    """What is asked of Ray; None for this process alone.
+
+    Cores are 1 where they are not given, and up to the cores there are where 0 is.
+    """
     if engine == "local":
-        if address is not None or cpus is not None or gpus is not None:
+        if address is not None or cpus or gpus is not None:
             raise OptionError("--address, --worker-cpus and --worker-gpus are of --engine ray.")
         return None
     from tf_covid.cluster import ClusterOptions
 
-    return ClusterOptions(address, workers, cpus or 1, gpus or 0.0)
+    return ClusterOptions(address, workers, 1 if cpus is None else cpus, gpus or 0.0)
 
 
 def check_cluster(
@@ -82,3 +88,15 @@ def outcomes_on_cluster(
         on_message=console.note,
     )
     return console.progress(outcomes, "infer", "case", 0)
+
+
+def folds_elsewhere(
+    request: FitRequest, cluster: ClusterOptions
+) -> tuple[FitRequest, Callable[[FoldsPlan, Sequence[int]], None]]:
+    """The request as a node understands it, and what trains folds on the workers of a Ray."""
+    from tf_covid import console
+    from tf_covid.cluster.folds import everywhere, folds_on_cluster
+
+    return everywhere(request), functools.partial(
+        folds_on_cluster, options=cluster, on_message=console.note
+    )

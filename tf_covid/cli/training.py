@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import re
@@ -154,10 +155,11 @@ def import_(
 )
 @click.option(
     "--strategy",
-    type=click.Choice(["one", "mirrored"]),
+    type=click.Choice(["one", "mirrored", "multiworker"]),
     default="one",
     show_default=True,
-    help="Train on one device, or on all GPUs of this machine.",
+    help="Train on one device, on all GPUs of this machine, or with the workers of TF_CONFIG, on"
+    " several machines: docs/scale.md.",
 )
 @click.option("--cache", type=FOLDER, help="Folder of the prepared scans; OUT/cache if not given.")
 @click.option(
@@ -180,6 +182,30 @@ def import_(
     metavar="NAME|FILE|none",
     help="3D lobe model that gates the lung mask; without, the shipped one, if there is one.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="What trains the folds. ray (an extra): several at a time, on this machine or on the nodes"
+    " of a cluster that share --out and --cache.",
+)
+@click.option(
+    "--address",
+    metavar="A",
+    help="The Ray to ask: auto, HOST:6379 or ray://HOST:10001. RAY_ADDRESS counts if it is not"
+    " given; without either, Ray is started on this machine.",
+)
+@click.option(
+    "--worker-cpus",
+    type=click.IntRange(1, 1024),
+    help="Cores of each fold of ray; all that there are, shared out, if not given.",
+)
+@click.option(
+    "--worker-gpus",
+    type=click.FloatRange(0, 64),
+    help="GPUs of each fold of ray; 0.5 lets two share one.",
+)
 @guarded
 def fit(
     manifest: Path,
@@ -198,6 +224,10 @@ def fit(
     patient_fingerprints: bool,
     lungs_model: str | None,
     lobes_model: str | None,
+    engine: str,
+    address: str | None,
+    worker_cpus: int | None,
+    worker_gpus: float | None,
 ) -> bool:
     """Train a network on a cohort by cross-validation, and measure it on its test cases.
 
@@ -207,8 +237,16 @@ def fit(
     --resume and ends with the same weights.
     """
     from tf_covid import console
+    from tf_covid.cli.clusters import cluster_options, folds_elsewhere
 
-    console.import_tensorflow()
+    # Ray knows how many cores a fold may have.
+    cluster = cluster_options(engine, address, None, worker_cpus or 0, worker_gpus)
+    if cluster is not None and (folds == "none" or strategy == "multiworker"):
+        raise click.UsageError(
+            "--engine ray trains folds beside each other, a process each: with --folds none there"
+            " is one network, and --strategy multiworker has processes of its own."
+        )
+    console.import_tensorflow(starts=strategy != "multiworker")
     from tf_covid.experiment.fit import fit as run
     from tf_covid.experiment.run_folder import FitRequest
     from tf_covid.preprocessor import LUNGS
@@ -244,8 +282,22 @@ def fit(
         lobes=lobes_model,
     )
 
+    elsewhere = None
+    if cluster is not None:
+        request, elsewhere = folds_elsewhere(request, cluster)
+    group = None
+    if strategy == "multiworker":
+        from tf_covid.experiment.group import meet_workers
+        from tf_covid.training.worker_group import WorkerGroup
+
+        met = meet_workers(request, on_message=console.note)
+        with console.start_up_hidden():
+            group = WorkerGroup(met)
+        request = dataclasses.replace(request, training_workers=group.count)
     page = run(
         request,
+        group=group,
+        elsewhere=elsewhere,
         resume=resume,
         workers=workers or (1 if request.chests is None else os.cpu_count() or 1),
         on_message=console.note,

@@ -1,4 +1,4 @@
-"""MANY SCANS → MANY MACHINES: `tfcovid infer --engine ray`, on a Ray of this machine or a cluster.
+"""MANY SCANS → MANY MACHINES: `--engine ray` of infer and fit, on this machine or a cluster.
 
 engine.py      the driver: cases out, outcomes in, each once
 pool.py        the workers: started, given a case at a time, replaced when they die
@@ -6,6 +6,7 @@ worker.py      what runs on a node: readers and models of its own, the same `inf
 connection.py  the Ray that is asked, and what it has
 storages.py    where the answers go: folder_storage.py (a folder that all nodes share) or
                url_storage.py (a URL of fsspec), alike in storage.py
+folds.py       `fit`: the folds of a run, a worker each
 done.py        a row for each case that is done, by which a second run goes on
 
 Ray and fsspec are an extra, [ray].

@@ -156,19 +156,19 @@ class _Todo:
         self.done.add(name, _row(outcome, ended), asked=self._asked.pop(name))
 
 
+def whole_path(name: str | None) -> str | None:
+    """A file by its whole path: a worker works in another folder. Other names stay."""
+    return str(Path(name).absolute()) if name and Path(name).is_file() else name
+
+
 def _everywhere(options: Options) -> Options:
-    """The options, with files by their whole paths: a worker works in another folder."""
-
-    def whole(name: str | None) -> str | None:
-        return str(Path(name).absolute()) if name and Path(name).is_file() else name
-
-    models = tuple(str(whole(name)) for name in options.models)
+    models = tuple(str(whole_path(name)) for name in options.models)
     return dataclasses.replace(
         options,
         models=models,
         lungs=options.lungs.absolute() if options.lungs else None,
-        lungs_model=whole(options.lungs_model),
-        lobes_model=whole(options.lobes_model),
+        lungs_model=whole_path(options.lungs_model),
+        lobes_model=whole_path(options.lobes_model),
     )
 
 

@@ -249,7 +249,7 @@ class Pool:
             self._ray.kill(worker)
             return f"its node cannot run our code ({type(error.cause).__name__})"
         except self._ray.exceptions.RayError as error:
-            return _shortened(error)
+            return death_of(error)
 
     def _end_stuck(self) -> None:
         for job in self._jobs.values():
@@ -257,7 +257,7 @@ class Pool:
                 self._ray.kill(job.worker)  # seen as dead at the next look
 
 
-def _shortened(error: Exception) -> str:
+def death_of(error: Exception) -> str:
     """Ray's paragraph about a death, in a line."""
     name, text = type(error).__name__, " ".join(str(error).split()).lower()
     if name == "OutOfMemoryError":

@@ -24,12 +24,14 @@ RUN/fresh/            of `phantom:N`: records of chests that came later, as long
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tf_covid.atomic import write_text
 from tf_covid.attention import feature_axes, split
@@ -73,6 +75,7 @@ from tf_covid.training.tasks import (
     labels_of,
     objective_for,
 )
+from tf_covid.training.worker_group import WorkerGroup
 from tf_covid.weights import (
     Contract,
     Preprocessing,
@@ -84,6 +87,8 @@ from tf_covid.weights import (
 )
 from tf_covid.weights.contract import TrainedOn
 from tf_covid.weights.files import build
+
+Prepared = TypeVar("Prepared")
 
 #: (label, number of steps) → a context whose value is called after each step with its number, from
 #: 0, and a text.
@@ -98,6 +103,8 @@ def fit(
     on_message: Callable[[str], None],
     epoch_progress: EpochProgress,
     progress: cache.Progress | None = None,
+    group: WorkerGroup | None = None,
+    elsewhere: Callable[[FoldsPlan, Sequence[int]], None] | None = None,
 ) -> Path:
     """Train a network for each fold and write the study; what is done already is kept.
 
@@ -108,9 +115,14 @@ def fit(
         on_message: Hears of each step, in a line.
         epoch_progress: Shows the epochs.
         progress: Shows the scans that are read.
+        group: Workers that train each network together; all of them call this, with the same
+            request. The chief alone writes the run's folder; each reads the scans that its cache
+            lacks.
+        elsewhere: Has the given folds trained by `train_fold` in other processes, and returns when
+            they are done.
 
     Returns:
-        `study.html`.
+        `study.html`; for a worker that is not the chief, where the chief writes it.
 
     Raises:
         ManifestError, CohortError: If the cohort is not usable.
@@ -118,8 +130,34 @@ def fit(
         ModelError: If `init` or the lung model is missing or damaged.
         OutputError: If something cannot be written.
     """
+    if group is not None:
+        with group.together():
+            if group.is_chief:
+                return _fit(
+                    request, resume, workers, on_message, epoch_progress, progress, group=group
+                )
+            # Of the cache there may be one for all, or one on each machine.
+            own = request.cache or (None if request.chests else request.out / "cache")
+            with tempfile.TemporaryDirectory(prefix="tfcovid-") as folder:
+                scratch = dataclasses.replace(request, out=Path(folder), cache=own)
+                _fit(scratch, False, workers, on_message, epoch_progress, progress, group=group)
+            return request.out / "study.html"
+    return _fit(request, resume, workers, on_message, epoch_progress, progress, elsewhere=elsewhere)
+
+
+def _fit(
+    request: FitRequest,
+    resume: bool,
+    workers: int,
+    on_message: Callable[[str], None],
+    epoch_progress: EpochProgress,
+    progress: cache.Progress | None,
+    *,
+    group: WorkerGroup | None = None,
+    elsewhere: Callable[[FoldsPlan, Sequence[int]], None] | None = None,
+) -> Path:
     if request.chests is not None:
-        return _fit_phantom(request, resume, workers, on_message, epoch_progress)
+        return _fit_phantom(request, resume, workers, on_message, epoch_progress, group)
     rows = read_manifest(request.manifest)
     network = NetworkSpec.of(request.task, request.model, rows, request.settings, request.init)
     labels = labels_of(rows, request.task)
@@ -129,20 +167,41 @@ def fit(
         spec = cache_spec(request, rows, network.preprocessing)
         objective = objective_for(request.task, network, rows, labels, request.settings, spec.grid)
         _check_network(request, network)
-        records = fill_cache(
-            request, rows, spec, workers=workers, on_message=on_message, progress=progress
+        records = _in_turn(
+            group,
+            request,
+            functools.partial(
+                fill_cache,
+                request,
+                rows,
+                spec,
+                workers=workers,
+                on_message=on_message,
+                progress=progress,
+            ),
         )
         rows = [row for row in rows if row.case in records]
         if request.single:
             return _fit_single(
-                request, network, objective, rows, labels, records, on_message, epoch_progress
+                request,
+                network,
+                objective,
+                rows,
+                labels,
+                records,
+                on_message,
+                epoch_progress,
+                group,
             )
         folds = _folds(request, rows, labels, on_message)
         audit(identities(rows, records, on_message), folds)
         seen_in_training = _seen_by_init(request, rows, records, on_message)
         cohort = _Cohort(rows, labels, records, folds)
+        if elsewhere is not None:
+            plan = FoldsPlan(request, network, cohort, spec.grid)
+            elsewhere(plan, [fold for fold in plan.folds if not plan.done(fold)])
         parts = [
-            _run_fold(request, network, objective, cohort, fold, on_message, epoch_progress)
+            _run_fold(request, network, objective, cohort, fold, on_message, epoch_progress, group)
             for fold in range(len(folds.names))
         ]
         return _finish(request, parts, len(rows), seen_in_training)
@@ -157,6 +216,7 @@ def _fit_single(
     records: Mapping[str, cache.CacheRecord],
     on_message: Callable[[str], None],
     epoch_progress: EpochProgress,
+    group: WorkerGroup | None,
 ) -> Path:
     """One network, trained on all scans but the validation cases, which it answers in the end."""
     train_cases, validation_cases = split_validation(
@@ -198,6 +258,7 @@ def _fit_single(
         ),
         on_message,
         epoch_progress,
+        group,
     )
     return _finish(request, [part], len(rows), seen_in_training)
 
@@ -208,6 +269,7 @@ def _fit_phantom(
     workers: int,
     on_message: Callable[[str], None],
     epoch_progress: EpochProgress,
+    group: WorkerGroup | None,
 ) -> Path:
     """One network, trained on synthetic chests that are drawn for it."""
     examples = phantom_source.example_rows()
@@ -237,7 +299,7 @@ def _fit_phantom(
                 f"phantom {phantom_mark()}: {request.chests} chests,"
                 f" {chests.fresh} of them new in each epoch"
             )
-            validation = chests.start()
+            validation = _in_turn(group, request, chests.start)
             rows = [chests.rows[record.case] for record in validation]
             records = {record.case: record for record in validation}
             seen_in_training = _seen_by_init(request, rows, records, on_message)
@@ -261,6 +323,7 @@ def _fit_phantom(
                 ),
                 on_message,
                 epoch_progress,
+                group,
             )
         return _finish(request, [part], request.chests or 0, seen_in_training)
 
@@ -309,6 +372,78 @@ class _Cohort:
     labels: Mapping[str, int]
     records: Mapping[str, cache.CacheRecord]
     folds: Folds
+
+
+@dataclass(frozen=True)
+class FoldsPlan:
+    """All that the folds of a run are trained from; it can be pickled.
+
+    Args:
+        request: What is to be trained; its paths are seen by whoever trains.
+        network: The network, complete.
+        cohort: The scans of the run.
+        grid: Frames, height and width of their records.
+    """
+
+    request: FitRequest
+    network: NetworkSpec
+    cohort: _Cohort
+    grid: tuple[int, int, int]
+
+    @property
+    def folds(self) -> range:
+        """Indices of the folds."""
+        return range(len(self.cohort.folds.names))
+
+    def name(self, fold: int) -> str:
+        """What a fold is called at the terminal."""
+        return f"fold {self.cohort.folds.names[fold]}"
+
+    def done(self, fold: int) -> bool:
+        """Whether a fold is trained and tested."""
+        return (self.request.out / f"fold-{fold}" / "predictions.csv").exists()
+
+    def files(self) -> list[Path]:
+        """What has to be there for whoever trains."""
+        return [
+            self.request.out / "run.json",
+            *(record.path for record in self.cohort.records.values()),
+        ]
+
+
+def train_fold(
+    plan: FoldsPlan,
+    fold: int,
+    *,
+    on_message: Callable[[str], None],
+    epoch_progress: EpochProgress,
+) -> None:
+    """Train and test one fold of a run whose folder another process holds, or go on with it.
+
+    Args:
+        plan: What the folds are trained from.
+        fold: Index of the fold; no other process may train it.
+        on_message: Hears of each step, in a line.
+        epoch_progress: Shows the epochs.
+
+    Raises:
+        TrainingError: If the network cannot be trained.
+        OutputError: If something cannot be written.
+    """
+    request, cohort = plan.request, plan.cohort
+    objective = objective_for(
+        request.task, plan.network, cohort.rows, cohort.labels, request.settings, plan.grid
+    )
+    _run_fold(request, plan.network, objective, cohort, fold, on_message, epoch_progress, None)
+
+
+def _in_turn(
+    group: WorkerGroup | None, request: FitRequest, work: Callable[[], Prepared]
+) -> Prepared:
+    """Read or draw what a run learns from: the chief of a group first, and the others the same."""
+    if group is None:
+        return work()
+    return group.after_chief(request.out, ("records.json", "folds.json", "chests.json"), work)
 
 
 def _lung_models(request: FitRequest) -> LungModels | None:
@@ -442,7 +577,8 @@ def _run_fold(
     fold: int,
     on_message: Callable[[str], None],
     epoch_progress: EpochProgress,
-) -> AnyPredictions:
+    group: WorkerGroup | None,
+) -> AnyPredictions | None:
     """Train and test one fold, unless it is done."""
     folder, name = request.out / f"fold-{fold}", f"fold {cohort.folds.names[fold]}"
     training_side, test_cases = cohort.folds.split(fold)
@@ -473,6 +609,7 @@ def _run_fold(
         ),
         on_message,
         epoch_progress,
+        group,
     )
 
 
@@ -483,14 +620,18 @@ def _train_and_test(
     sides: _Sides,
     on_message: Callable[[str], None],
     epoch_progress: EpochProgress,
-) -> AnyPredictions:
-    """Train a network, write its file, and ask it; unless that is done."""
+    group: WorkerGroup | None,
+) -> AnyPredictions | None:
+    """Train a network, write its file, and ask it; unless that is done.
+
+    None for a worker that is not the chief of its group.
+    """
     folder, done = sides.folder, sides.folder / "predictions.csv"
-    if done.exists():
+    if done.exists() if group is None else group.decides(done.exists()):
         on_message(f"{sides.name}: done")
-        return read_predictions(done)
+        return read_predictions(done) if group is None or group.is_chief else None
     folder.mkdir(parents=True, exist_ok=True)
-    plan = FoldPlan(network, objective, request.settings, sides.fold, request.mirrored)
+    plan = FoldPlan(network, objective, request.settings, sides.fold, request.mirrored, group)
     tested = "" if sides.tested is sides.validation else f", test {len(sides.tested)}"
     on_message(
         f"{sides.name}: train {sides.training_set.size}, validation {len(sides.validation)}{tested}"
@@ -506,6 +647,8 @@ def _train_and_test(
             ),
             board=folder / "board",
         )
+    if trained is None:
+        return None
     calibration = None
     if isinstance(objective, MaskObjective) and sides.validation:
         calibration = calibrate_disease(trained.network, objective, sides.validation)
@@ -604,6 +747,8 @@ def _finish(
     scans: int,
     seen_in_training: dict[str, Any] | None,
 ) -> Path:
+    if None in parts:  # the chief's are whole
+        return request.out / "study.html"
     joined: AnyPredictions = join(parts)
     files = [
         folder / "curves.json"

@@ -48,6 +48,7 @@ class FitRequest:
         note: What the model files say of their training data.
         patient_fingerprints: Whether they keep salted fingerprints of the patients' ids beside
             those of the scans.
+        training_workers: Processes that train each network together.
     """
 
     manifest: Path
@@ -66,6 +67,7 @@ class FitRequest:
     mirrored: bool = False
     note: str = NOTE
     patient_fingerprints: bool = False
+    training_workers: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself.
@@ -198,7 +200,8 @@ def _same_request(
     resume: bool,
     on_message: Callable[[str], None],
 ) -> None:
-    known, here = request.out / "run.json", checkpoint.environment()
+    known = request.out / "run.json"
+    here = checkpoint.environment() | {"training_workers": request.training_workers}
     if not there:
         # A record is the same whoever made it, so that a run may go on with another number of
         # workers.

@@ -9,6 +9,7 @@ the run's seed and the epoch.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -16,7 +17,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import keras
 import numpy as np
@@ -53,15 +54,30 @@ def save(path: Path, variables: Sequence[Any], progress: TrainingState) -> None:
     Raises:
         OutputError: If it cannot be written; the one before stays.
     """
-    arrays = {f"v{index}": np.asarray(variable) for index, variable in enumerate(variables)}
     with replacing(path) as partial, partial.open("wb") as file:
-        np.savez(file, progress=np.array(json.dumps(asdict(progress))), **arrays)  # type: ignore[arg-type]
+        _write(file, variables, progress)
         file.flush()
         os.fsync(file.fileno())
 
 
-def restore(path: Path, variables: Sequence[Any]) -> TrainingState:
+def packed(variables: Sequence[Any], progress: TrainingState) -> bytes:
+    """A state, for another process: what `restore` reads from a file of it."""
+    file = io.BytesIO()
+    _write(file, variables, progress)
+    return file.getvalue()
+
+
+def _write(file: IO[bytes], variables: Sequence[Any], progress: TrainingState) -> None:
+    arrays = {f"v{index}": np.asarray(variable) for index, variable in enumerate(variables)}
+    np.savez(file, progress=np.array(json.dumps(asdict(progress))), **arrays)  # type: ignore[arg-type]
+
+
+def restore(path: Path | IO[bytes], variables: Sequence[Any]) -> TrainingState:
     """Put a state into the variables.
+
+    Args:
+        path: What `save` has written, or a file of what `packed` has.
+        variables: Those of the same network and optimizer.
 
     Raises:
         TrainingError: If the file is damaged, or of another network.

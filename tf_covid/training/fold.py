@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import math
 import time
@@ -31,6 +32,7 @@ from tf_covid.training.norms import Census, Judged, copy_weights, give, learning
 from tf_covid.training.settings import Settings, Stage
 from tf_covid.training.tasks import ClipObjective, LobesObjective, Objective
 from tf_covid.training.trainer_model import TrainerModel
+from tf_covid.training.worker_group import WorkerGroup, with_parts_dropped
 from tf_covid.weights import load
 from tf_covid.weights.files import POLICIES
 
@@ -54,6 +56,7 @@ class FoldPlan:
         settings: Settings of the training.
         fold: Index of the fold, which the seed follows from.
         mirrored: Whether all devices are used.
+        group: Workers that train it together; None: this process alone.
     """
 
     network: NetworkSpec
@@ -61,6 +64,7 @@ class FoldPlan:
     settings: Settings
     fold: int
     mirrored: bool = False
+    group: WorkerGroup | None = None
 
     @property
     def seed(self) -> int:
@@ -140,7 +144,7 @@ def train(
     *,
     on_epoch_end: OnEpochEnd | None = None,
     board: Path | None = None,
-) -> Trained:
+) -> Trained | None:
     """Train a network, or go on with it.
 
     Args:
@@ -150,6 +154,9 @@ def train(
         folder: Folder of the training's state.
         on_epoch_end: Hears of each epoch.
         board: Folder for TensorBoard.
+
+    Returns:
+        What came of it; None for a worker that is not the chief of its group.
 
     Raises:
         TrainingError: If the loss is no longer a finite number, or the state is damaged.
@@ -164,9 +171,14 @@ def train(
     if plan.mirrored:
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
-        validation_records = _for_replicas(
-            settings, training_set.size, validation_records, len(devices)
-        )
+        _check_shared_evenly(settings, training_set.size, len(devices), "devices")
+        # An empty share of a batch is no batch.
+        validation_records = validation_records[
+            : len(validation_records) // len(devices) * len(devices)
+        ]
+    group = plan.group
+    if group is not None:
+        _check_shared_evenly(settings, training_set.size, group.count, "workers")
     epoch_visits = len(visits(training_set.size, 0, plan.seed, settings.batch))
     steps = plan.objective.steps(epoch_visits)
     with strategy.scope():
@@ -188,9 +200,19 @@ def train(
         if state_file.exists()
         else checkpoint.TrainingState()
     )
-    keep_state = CheckpointCallback(
-        settings, folder, weights, variables, state, on_epoch_end, board
-    )
+    callbacks: list[keras.callbacks.Callback] = [FiniteLoss(state)]
+    keeps = [
+        Judged(trainer.network, census),
+        CheckpointCallback(settings, folder, weights, variables, state, on_epoch_end, board),
+    ]
+    if group is None:
+        callbacks += keeps
+    else:
+        shared = SharedState(group, variables, state)
+        shared.share()
+        callbacks += [SharedCurves(group), *(keeps if group.is_chief else []), shared]
+        if not group.is_chief:
+            validation_records = []
     for stage, last in _stages(settings):
         if state.stopped or state.epoch >= last:
             continue
@@ -218,8 +240,10 @@ def train(
                 validation_records,
                 state,
                 until,
-                [Judged(trainer.network, census), keep_state],
+                callbacks,
             )
+    if group is not None and not group.is_chief:
+        return None
     kept = state.epoch - 1
     if settings.keep == "best" and state.best_epoch >= 0:
         checkpoint.restore(folder / "best.npz", weights)
@@ -264,19 +288,17 @@ def _weights_of_start(plan: FoldPlan, network: keras.Model, plain: keras.Model) 
     return start
 
 
-def _for_replicas(
-    settings: Settings,
-    count: int,
-    validation_records: Sequence[CacheRecord],
-    replicas: int,
-) -> Sequence[CacheRecord]:
-    """The held-out records that all devices get alike: an empty share of a batch is no batch."""
-    if settings.batch % replicas or count < settings.batch:
+def _check_shared_evenly(settings: Settings, count: int, sharers: int, name: str) -> None:
+    """Refuse a batch that cannot be shared by all alike.
+
+    Raises:
+        TrainingError: If it cannot.
+    """
+    if settings.batch % sharers or count < settings.batch:
         raise TrainingError(
-            f"{replicas} devices need a batch that they share evenly, and as many records; the"
+            f"{sharers} {name} need a batch that they share evenly, and as many records; the"
             f" batch is {settings.batch}, and {count} records teach"
         )
-    return validation_records[: len(validation_records) // replicas * replicas]
 
 
 def _first_clips(plan: FoldPlan, train_records: Sequence[CacheRecord]) -> np.ndarray:
@@ -316,8 +338,10 @@ def _build(plan: FoldPlan) -> tuple[keras.Model, TrainerModel, Objective, str]:
         objective = dataclasses.replace(objective, cells=cells)
     if not tf.config.list_logical_devices("GPU"):
         network = cpu_optimised(network)
+    if plan.group is not None:
+        network = with_parts_dropped(network, plan.group)
     network = _in_training(objective, network)
-    trainer = TrainerModel(network, objective.prepare, name=f"{model}_trainer")
+    trainer = TrainerModel(network, objective.prepare, group=plan.group, name=f"{model}_trainer")
     return network, trainer, objective, origin
 
 
@@ -423,6 +447,19 @@ def _not_finite(what: str, epoch: int) -> str:
     )
 
 
+class FiniteLoss(keras.callbacks.Callback):
+    """Ends a training whose loss is no number any more: nothing good would come after it."""
+
+    def __init__(self, state: checkpoint.TrainingState) -> None:
+        super().__init__()
+        self._state = state
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """Look at the loss."""
+        if not math.isfinite((logs or {}).get("loss", 0.0)):
+            raise TrainingError(_not_finite("the loss", self._state.epoch + 1))
+
+
 class CheckpointCallback(keras.callbacks.Callback):
     """Keeps the state at the end of each epoch, and knows when to stop."""
 
@@ -446,11 +483,6 @@ class CheckpointCallback(keras.callbacks.Callback):
         self.state, self._after_epoch = state, on_epoch_end
         self.board = tf.summary.create_file_writer(str(board)) if board else None
         self.since = time.monotonic()
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """Stop where the loss is not a number any more: nothing good would come after it."""
-        if not math.isfinite((logs or {}).get("loss", 0.0)):
-            raise TrainingError(_not_finite("the loss", self.state.epoch + 1))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Keep the state."""
@@ -482,3 +514,51 @@ class CheckpointCallback(keras.callbacks.Callback):
             self.board.flush()
         if self._after_epoch:
             self._after_epoch(epoch, values)
+
+
+class SharedCurves(keras.callbacks.Callback):
+    """Makes the values of an epoch those of the whole batches, of which each worker had a part.
+
+    What the chief alone has validated stays.
+    """
+
+    def __init__(self, group: WorkerGroup) -> None:
+        super().__init__()
+        self._group = group
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Put the means over all workers in place of this one's values."""
+        if logs is not None:
+            own = {name: float(logs[name]) for name in logs if not name.startswith("val_")}
+            logs.update(self._group.means(own))
+
+
+class SharedState(keras.callbacks.Callback):
+    """Gives all workers the chief's state: where they differ in a last digit, it would grow.
+
+    Args:
+        group: The workers.
+        variables: Weights and the optimizer's variables.
+        state: How far the training is.
+    """
+
+    def __init__(
+        self, group: WorkerGroup, variables: Sequence[Any], state: checkpoint.TrainingState
+    ) -> None:
+        super().__init__()
+        self._group, self._variables, self._state = group, variables, state
+
+    def share(self) -> None:
+        """Make it the chief's."""
+        if self._group.is_chief:
+            self._group.from_chief(checkpoint.packed(self._variables, self._state))
+            return
+        chiefs = checkpoint.restore(io.BytesIO(self._group.from_chief(b"")), self._variables)
+        for one in dataclasses.fields(chiefs):
+            setattr(self._state, one.name, getattr(chiefs, one.name))
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Share it, and with it the decision to stop."""
+        self.share()
+        if self._state.stopped:
+            self.model.stop_training = True

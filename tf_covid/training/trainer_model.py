@@ -6,12 +6,15 @@ What comes from the pipeline is made into its input on the device, step by step.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 
 from tf_covid.tensor import Tensor
+
+if TYPE_CHECKING:
+    from tf_covid.training.worker_group import WorkerGroup
 
 Prepare = Callable[[dict[str, Any], dict[str, Any], bool], tuple[Any, dict[str, Any]]]
 
@@ -23,11 +26,19 @@ class TrainerModel(keras.Model):
         network: Network from clips or slices to a dict of outputs.
         prepare: (inputs, targets, training) of a batch → the network's input and the truth of each
             of its outputs.
+        group: The workers that train it together; None: this process alone.
     """
 
-    def __init__(self, network: keras.Model, prepare: Prepare, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        network: keras.Model,
+        prepare: Prepare,
+        *,
+        group: WorkerGroup | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        self.network, self._prepare = network, prepare
+        self.network, self._prepare, self._group = network, prepare, group
         self.built = True  # the network is
 
     def call(self, inputs: Tensor, training: bool = False) -> Tensor:
@@ -37,7 +48,30 @@ class TrainerModel(keras.Model):
     def train_step(self, data: Tensor) -> dict[str, Any]:
         """One step on a batch as it leaves the pipeline."""
         inputs, targets = data
-        return dict(super().train_step(self._prepare(inputs, targets, True)))
+        prepared = self._prepare(inputs, targets, True)
+        if self._group is None:
+            return dict(super().train_step(prepared))
+        return self._step_together(self._group, prepared)
+
+    def _step_together(self, group: WorkerGroup, prepared: Tensor) -> dict[str, Any]:
+        """Keras' own step on a part of the batch, with the gradients and the loss of all of it.
+
+        What is changed at random is drawn for the whole batch, which each worker has therefore made
+        ready. The loss is everybody's, so that all notice at once where it is no number any more.
+        """
+        x, y = group.part(prepared)
+        with tf.GradientTape() as tape:
+            outputs = self(x, training=True)
+            loss = self.compute_loss(x=x, y=y, y_pred=outputs)
+            scaled = self.optimizer.scale_loss(loss)
+        weights = self.trainable_weights
+        gradients = tape.gradient(scaled, weights)
+        sums, loss = group.total(([tf.convert_to_tensor(one) for one in gradients], loss))
+        self.optimizer.apply_gradients(
+            zip([one / group.count for one in sums], weights, strict=True)
+        )
+        self._loss_tracker.update_state(loss / group.count, sample_weight=tf.shape(x)[0])
+        return dict(self.compute_metrics(x, y, outputs))
 
     def test_step(self, data: Tensor) -> dict[str, Any]:
         """Measure a batch as it leaves the pipeline."""
