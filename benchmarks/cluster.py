@@ -1,7 +1,7 @@
 """How much faster several workers of `tfcovid infer --engine ray` are than one, a core each.
 
     python benchmarks/cluster.py [--scans 24] [--workers 1 --workers 2] [--model severity-ltc]
-    [--address A] [--worker-cpus 1]
+    [--address A] [--worker-cpus 1] [--slices 64] [--side 128]
 
 Drawn chests of 64 slices of 128×128, four of them, under as many names as there are scans. The rate
 is that of the scans after each worker's first one, which loads models and traces graphs; the whole
@@ -21,14 +21,14 @@ import click
 from tables import table
 
 
-def make_scans(folder: Path, count: int) -> None:
+def make_scans(folder: Path, count: int, slices: int, side: int) -> None:
     """So many files of four chests."""
     from tf_covid.phantom import draw_chest
     from tf_covid.phantom.files import write_nifti_volume
 
     drawn = []
     for seed in range(min(4, count)):
-        chest = draw_chest(seed, (64, 128, 128), severity=seed)
+        chest = draw_chest(seed, (slices, side, side), severity=seed)
         drawn.append(folder / f"chest-{seed:04d}.nii.gz")
         write_nifti_volume(chest.hu, chest.affine, drawn[-1])
     for number in range(len(drawn), count):
@@ -58,9 +58,17 @@ def measured(command: list[str], workers: int) -> tuple[float, float, int]:
 @click.option("--workers", multiple=True, type=click.IntRange(1, 1000), default=(1, 2))
 @click.option("--worker-cpus", default=1, show_default=True)
 @click.option("--model", default="severity-ltc", show_default=True)
+@click.option("--slices", default=64, show_default=True, type=click.IntRange(32, 2000))
+@click.option("--side", default=128, show_default=True, type=click.IntRange(64, 1024))
 @click.option("--address", help="Of a cluster whose nodes see this machine's temporary folder.")
 def main(
-    scans: int, workers: tuple[int, ...], worker_cpus: int, model: str, address: str | None
+    scans: int,
+    workers: tuple[int, ...],
+    worker_cpus: int,
+    model: str,
+    slices: int,
+    side: int,
+    address: str | None,
 ) -> None:
     """Scans a minute, by workers."""
     rows: list[list[str]] = []
@@ -68,7 +76,7 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "in"
         folder.mkdir()
-        make_scans(folder, scans)
+        make_scans(folder, scans, slices, side)
         for count in workers:
             out = Path(temporary) / f"out-{count}-{len(rows)}"
             command = [sys.executable, "-m", "tf_covid.cli", "infer", str(folder)]

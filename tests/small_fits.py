@@ -12,7 +12,7 @@ clip = [16, 32, 32]
 working_grid = [24, 48, 48]
 batch = 2
 learning_rate = 1e-4
-epochs = 4
+epochs = 3
 network = { dense = 16 }
 [[stages]]
 epochs = 1

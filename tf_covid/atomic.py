@@ -184,10 +184,11 @@ def _leftovers(folder: Path, *, own: bool = False) -> list[tuple[str, str, Path]
     if not folder.is_dir():
         return []
     left = []
-    for path in sorted(folder.iterdir()):
-        match = _SIBLING.fullmatch(path.name)
-        if not match:
-            continue
+    # Names first: a folder of answers may hold very many, hardly any of them left behind.
+    with os.scandir(folder) as listed:
+        matches = [match for entry in listed if (match := _SIBLING.fullmatch(entry.name))]
+    for match in sorted(matches, key=lambda match: match[0]):
+        path = folder / match[0]
         with suppress(FileNotFoundError):  # another process has removed it meanwhile
             status = path.lstat()
             # Setting a folder aside changes the time of its entry only, not that of its content.

@@ -150,13 +150,20 @@ def import_tensorflow(*, starts: bool = True) -> None:
         try:
             if hidden:
                 sys.modules["sklearn"] = None  # type: ignore[assignment]
-            import tensorflow as tf
+            import tensorflow  # noqa: F401
 
             if starts:
-                tf.constant(0) + 1
+                start_tensorflow()
         finally:
             if hidden:
                 del sys.modules["sklearn"]
+
+
+def start_tensorflow() -> None:
+    """Let it find its devices, if it has not yet."""
+    import tensorflow as tf
+
+    tf.constant(0) + 1
 
 
 @contextmanager

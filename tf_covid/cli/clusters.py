@@ -24,10 +24,12 @@ def cluster_options(
     workers: int | None,
     cpus: int | None,
     gpus: float | None,
+    *,
+    own_gpus: float = 0.0,
 ) -> ClusterOptions | None:
     """What is asked of Ray; None for this process alone.
 
-    Cores are 1 where they are not given, and up to the cores there are where 0 is.
+    Cores are 1 where they are not given, GPUs `own_gpus`.
     """
     if engine == "local":
         if address is not None or cpus or gpus is not None:
@@ -35,7 +37,9 @@ def cluster_options(
         return None
     from tf_covid.cluster import ClusterOptions
 
-    return ClusterOptions(address, workers, 1 if cpus is None else cpus, gpus or 0.0)
+    return ClusterOptions(
+        address, workers, 1 if cpus is None else cpus, own_gpus if gpus is None else gpus
+    )
 
 
 def check_cluster(
@@ -96,7 +100,11 @@ def folds_elsewhere(
     """The request as a node understands it, and what trains folds on the workers of a Ray."""
     from tf_covid import console
     from tf_covid.cluster.folds import everywhere, folds_on_cluster
+    from tf_covid.cluster.worker import share_gpus
 
-    return everywhere(request), functools.partial(
+    with console.start_up_hidden():
+        share_gpus()
+        console.start_tensorflow()
+    return everywhere(request, cluster), functools.partial(
         folds_on_cluster, options=cluster, on_message=console.note
     )

@@ -204,7 +204,7 @@ def import_(
 @click.option(
     "--worker-gpus",
     type=click.FloatRange(0, 64),
-    help="GPUs of each fold of ray; 0.5 lets two share one.",
+    help="GPUs of each fold of ray; 0.5 lets two share one. 1 if not given, where there are any.",
 )
 @guarded
 def fit(
@@ -240,13 +240,13 @@ def fit(
     from tf_covid.cli.clusters import cluster_options, folds_elsewhere
 
     # Ray knows how many cores a fold may have.
-    cluster = cluster_options(engine, address, None, worker_cpus or 0, worker_gpus)
+    cluster = cluster_options(engine, address, None, worker_cpus or 0, worker_gpus, own_gpus=-1.0)
     if cluster is not None and (folds == "none" or strategy == "multiworker"):
         raise click.UsageError(
             "--engine ray trains folds beside each other, a process each: with --folds none there"
             " is one network, and --strategy multiworker has processes of its own."
         )
-    console.import_tensorflow(starts=strategy != "multiworker")
+    console.import_tensorflow(starts=cluster is None and strategy != "multiworker")
     from tf_covid.experiment.fit import fit as run
     from tf_covid.experiment.run_folder import FitRequest
     from tf_covid.preprocessor import LUNGS

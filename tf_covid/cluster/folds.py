@@ -12,13 +12,15 @@ import json
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 
 from tf_covid.cluster.connection import ClusterOptions, connected, described, room_for
 from tf_covid.cluster.engine import whole_path
 from tf_covid.cluster.pool import TRIES, death_of
+from tf_covid.cluster.worker import share_gpus
 from tf_covid.errors import ClusterError, TfCovidError, TrainingError
 from tf_covid.experiment.fit import FoldsPlan, train_fold
 from tf_covid.experiment.run_folder import FitRequest
@@ -28,6 +30,9 @@ from tf_covid.training.checkpoint import deterministic, environment
 #: Seconds between two looks at what the workers say.
 _LOOK_S = 0.5
 
+#: Longest wait for a first worker to start, and for the files of one that is done, in seconds.
+_START_S, _LATE_S = 600.0, 60
+
 
 def deciding_environment() -> dict[str, str]:
     """Versions that decide what a network learns, on this machine."""
@@ -35,8 +40,8 @@ def deciding_environment() -> dict[str, str]:
     return {name: str(here[name]) for name in ("tensorflow", "keras", "numpy")}
 
 
-def everywhere(request: FitRequest) -> FitRequest:
-    """The same request with paths that do not depend on where a process was started."""
+def everywhere(request: FitRequest, options: ClusterOptions) -> FitRequest:
+    """The same request for workers: with paths that do not depend on where one was started."""
     return dataclasses.replace(
         request,
         manifest=request.manifest.absolute(),
@@ -46,6 +51,7 @@ def everywhere(request: FitRequest) -> FitRequest:
         init=whole_path(str(request.init)) if request.init else None,
         lungs=str(whole_path(request.lungs)),
         lobes=whole_path(request.lobes),
+        trained_by=f"Ray, {options.cpus or 'shared'} cores",
     )
 
 
@@ -83,15 +89,18 @@ class FoldWorker:
 
         tf.config.threading.set_intra_op_parallelism_threads(task.cpus)
         tf.config.threading.set_inter_op_parallelism_threads(1)
-        for device in tf.config.list_physical_devices("GPU"):
-            tf.config.experimental.set_memory_growth(device, True)  # others may share it
+        share_gpus()
         deterministic()
+
+        def put(line: str) -> None:
+            # Nobody may listen any more; the fold is none the worse for it.
+            with suppress(Exception):
+                lines.put(line)
+
         try:
             if problem := _unfit(task):
                 return problem
-            train_fold(
-                task.plan, task.fold, on_message=lines.put, epoch_progress=_reported_to(lines)
-            )
+            train_fold(task.plan, task.fold, on_message=put, epoch_progress=_reported_to(put))
         except TfCovidError as error:
             return str(error)
         return None
@@ -109,7 +118,8 @@ def folds_on_cluster(
     Args:
         plan: What they are trained from; every node sees its files at the same paths.
         folds: Indices of those that are to be trained.
-        options: Where the workers are, and what each is given; cores of 0 are shared out.
+        options: Where the workers are, and what each is given; see `_shared_out` for cores of 0 and
+            GPUs below 0.
         on_message: Hears of each step, in a line.
 
     Raises:
@@ -120,7 +130,7 @@ def folds_on_cluster(
     if not folds:
         return
     with connected(options) as ray:
-        options = _with_cores(ray, options, len(folds))
+        options = _shared_out(ray, options, len(plan.folds))
         if not room_for(ray, options):
             raise ClusterError(
                 f"no_room: {described(ray)}, none with {options.cpus} cores"
@@ -137,8 +147,18 @@ def folds_on_cluster(
             scheduling_strategy="SPREAD",
             runtime_env={"env_vars": {"TF_CPP_MIN_LOG_LEVEL": "3"}},
         )(FoldWorker)
-        on_message(f"{len(folds)} folds on {described(ray)}, {options.cpus} cores each")
+        on_message(
+            f"{len(folds)} folds on {described(ray)}; for each {options.cpus} cores"
+            f"{f', {options.gpus:g} GPUs' if options.gpus else ''}"
+        )
         problems = _train(ray, actor, plan, folds, options, lines, on_message)
+    # A file system of a network may show a file late.
+    for _ in range(_LATE_S):
+        if problems or all(map(plan.done, folds)):
+            break
+        time.sleep(1.0)
+    else:
+        problems = [f"{plan.name(fold)}: not done" for fold in folds if not plan.done(fold)]
     if problems:
         text = "; ".join(problems)
         raise TrainingError(f"{text}; --resume goes on where each fold is")
@@ -163,12 +183,25 @@ def _train(
         task = FoldTask(plan, fold, options.cpus, known)
         jobs[worker.train.remote(task, lines)] = fold, worker
 
+    def listen() -> int:
+        with suppress(ray.exceptions.RayError):  # the folds go on without
+            waiting = lines.qsize()
+            for line in lines.get_nowait_batch(waiting):
+                on_message(line)
+            return int(waiting)
+        return 0
+
     for fold in folds:
         start(fold)
+    heard, since = False, time.monotonic()
     while jobs:
         ended, _ = ray.wait(list(jobs), num_returns=1, timeout=_LOOK_S)
-        while not lines.empty():
-            on_message(lines.get())
+        heard = bool(listen()) or bool(ended) or heard
+        if not heard and time.monotonic() - since > _START_S:
+            raise ClusterError(
+                f"no_worker: no fold has started within {_START_S:.0f} s; {described(ray)}, which"
+                " others may use"
+            )
         for reference in ended:
             fold, worker = jobs.pop(reference)
             name = plan.name(fold)
@@ -178,6 +211,7 @@ def _train(
                 problem = f"a fault of its worker ({type(error.cause).__name__}: {error.cause})"
             except ray.exceptions.RayError as error:
                 why = death_of(error)
+                ray.kill(worker)  # it may live where nothing is heard of it
                 if tries[fold] < TRIES:
                     on_message(f"{name}: {why}; it goes on in another worker")
                     start(fold)
@@ -187,17 +221,23 @@ def _train(
             if problem is not None:
                 problems.append(f"{name}: {problem}")
                 on_message(problems[-1])
-    while not lines.empty():
-        on_message(lines.get())
+    listen()
     return problems
 
 
-def _with_cores(ray: Ray, options: ClusterOptions, folds: int) -> ClusterOptions:
-    """Cores for each fold where none were asked for: all there are, shared out."""
-    if options.cpus:
-        return options
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    return dataclasses.replace(options, cpus=max(1, min(max(nodes), sum(nodes) // folds)))
+def _shared_out(ray: Ray, options: ClusterOptions, folds: int) -> ClusterOptions:
+    """Cores and GPUs for each fold where none were asked for.
+
+    Cores are shared out by all folds of a run, so that one that goes on has as many as before; of
+    GPUs a fold has one, where there is any.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cores = [int(node.get("CPU", 0)) for node in nodes]
+    cpus = options.cpus or max(1, min(max(cores), sum(cores) // folds))
+    gpus = options.gpus
+    if gpus < 0:
+        gpus = float(any(node.get("GPU", 0) for node in nodes))
+    return dataclasses.replace(options, cpus=cpus, gpus=gpus)
 
 
 def _unfit(task: FoldTask) -> str | None:
@@ -211,7 +251,7 @@ def _unfit(task: FoldTask) -> str | None:
         return f"node_out: {node} does not see {missing[0].name} at its path"
     asked = (request.out / "run.json").read_text("utf-8")
     if not _same_weights(request, asked):
-        return f"node_differs: {node} has other weights, or another manifest (sha256)"
+        return f"node_differs: {node} has other weights (sha256)"
     folder = request.out / f"fold-{task.fold}"
     try:
         folder.mkdir(exist_ok=True)
@@ -225,16 +265,14 @@ def _unfit(task: FoldTask) -> str | None:
 def _same_weights(request: FitRequest, asked: str) -> bool:
     """Whether files of the same names hold here what the run began with."""
     began = json.loads(asked)["question"]
-    own = json.loads(json.dumps(request.identity()))
-    hashes = [name for name in own if name == "init" or name.endswith("sha256")]
-    return all(own[name] == began.get(name) for name in hashes)
+    return all(value == began.get(name) for name, value in request.weights().items())
 
 
 def _reported_to(
-    lines: Ray,
+    put: Callable[[str], None],
 ) -> Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]:
     @contextmanager
     def progress(label: str, steps: int) -> Iterator[Callable[[int, str], None]]:
-        yield lambda _, text: lines.put(f"{label}: {text}")
+        yield lambda _, text: put(f"{label}: {text}")
 
     return progress

@@ -187,5 +187,12 @@ def _bind_tensorflow(task: WorkerTask) -> None:
 
     tf.config.threading.set_intra_op_parallelism_threads(task.cpus)
     tf.config.threading.set_inter_op_parallelism_threads(1)
+    share_gpus()
+
+
+def share_gpus() -> None:
+    """Let TensorFlow take memory of GPUs as it needs it, before it computes anything."""
+    import tensorflow as tf
+
     for device in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(device, True)  # others may share it

@@ -53,7 +53,7 @@ from tf_covid.experiment import phantom_source
 from tf_covid.experiment.phantom_source import SYNTHETIC_NOTE
 from tf_covid.experiment.predict import as_predictions
 from tf_covid.experiment.records import cache_spec, fill_cache, identities
-from tf_covid.experiment.run_folder import NOTE, FitRequest, exclusive_run_folder
+from tf_covid.experiment.run_folder import NOTE, FitRequest, exclusive_fold, exclusive_run_folder
 from tf_covid.models import NETWORKS
 from tf_covid.phantom.mark import phantom_mark
 from tf_covid.pipeline import now, utc, versions
@@ -137,7 +137,8 @@ def fit(
                     request, resume, workers, on_message, epoch_progress, progress, group=group
                 )
             # Of the cache there may be one for all, or one on each machine.
-            own = request.cache or (None if request.chests else request.out / "cache")
+            shared = request.chests is None and request.out.absolute().parent.is_dir()
+            own = request.cache or (request.out / "cache" if shared else None)
             with tempfile.TemporaryDirectory(prefix="tfcovid-") as folder:
                 scratch = dataclasses.replace(request, out=Path(folder), cache=own)
                 _fit(scratch, False, workers, on_message, epoch_progress, progress, group=group)
@@ -299,7 +300,9 @@ def _fit_phantom(
                 f"phantom {phantom_mark()}: {request.chests} chests,"
                 f" {chests.fresh} of them new in each epoch"
             )
-            validation = _in_turn(group, request, chests.start)
+            # Each draws its own, all at once; where a run goes on, of the same first chests.
+            _in_turn(group, request, lambda: None)
+            validation = chests.start()
             rows = [chests.rows[record.case] for record in validation]
             records = {record.case: record for record in validation}
             seen_in_training = _seen_by_init(request, rows, records, on_message)
@@ -422,19 +425,20 @@ def train_fold(
 
     Args:
         plan: What the folds are trained from.
-        fold: Index of the fold; no other process may train it.
+        fold: Index of the fold.
         on_message: Hears of each step, in a line.
         epoch_progress: Shows the epochs.
 
     Raises:
-        TrainingError: If the network cannot be trained.
+        TrainingError: If the network cannot be trained, or another process trains it.
         OutputError: If something cannot be written.
     """
     request, cohort = plan.request, plan.cohort
     objective = objective_for(
         request.task, plan.network, cohort.rows, cohort.labels, request.settings, plan.grid
     )
-    _run_fold(request, plan.network, objective, cohort, fold, on_message, epoch_progress, None)
+    with exclusive_fold(request, fold):
+        _run_fold(request, plan.network, objective, cohort, fold, on_message, epoch_progress, None)
 
 
 def _in_turn(

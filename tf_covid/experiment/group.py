@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import tensorflow as tf
+
 from tf_covid.experiment.run_folder import FitRequest
 from tf_covid.training import checkpoint
 from tf_covid.training.meeting import WAIT_S, meet
@@ -32,6 +34,7 @@ def meet_workers(
         for name, value in checkpoint.environment().items()
         if name in ("tensorflow", "keras", "numpy")
     }
+    asked["device"] = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     meet(config, asked, on_message=on_message, wait_s=wait_s)
     on_message(
         f"worker {config.index} of {len(config.addresses)}: all are there and connect; should one"

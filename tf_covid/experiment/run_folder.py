@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class FitRequest:
         patient_fingerprints: Whether they keep salted fingerprints of the patients' ids beside
             those of the scans.
         training_workers: Processes that train each network together.
+        trained_by: Who trains, and with how many threads; "this process" or "Ray, 4 cores".
     """
 
     manifest: Path
@@ -68,6 +70,7 @@ class FitRequest:
     note: str = NOTE
     patient_fingerprints: bool = False
     training_workers: int = 1
+    trained_by: str = "this process"
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself.
@@ -119,6 +122,16 @@ class FitRequest:
         )
         return {"name": self.manifest.name, **fingerprint, "scans": scans}
 
+    def weights(self) -> dict[str, str]:
+        """Hashes of the weights that the run begins with, and that it is trained behind."""
+        hashes = {
+            "init": quarantine.sha256(catalog.find(self.init)) if self.init else "scratch",
+            "lungs_sha256": quarantine.sha256(catalog.find(self.lungs)),
+        }
+        if self.lobes_model != NO_LOBES:
+            hashes["lobes_sha256"] = quarantine.sha256(catalog.find(self.lobes_model))
+        return hashes
+
     def identity(self) -> dict[str, Any]:
         """What decides the run's weights."""
         cohort = (
@@ -130,19 +143,13 @@ class FitRequest:
             **cohort,
             "task": self.task,
             "model": self.model,
-            "init": quarantine.sha256(catalog.find(self.init)) if self.init else "scratch",
+            **self.weights(),
             "folds": (
                 quarantine.sha256(self.folds_file)
                 if self.folds_file
                 else "site"
                 if self.by_site
                 else self.folds or "none"
-            ),
-            "lungs_sha256": quarantine.sha256(catalog.find(self.lungs)),
-            **(
-                {"lobes_sha256": quarantine.sha256(catalog.find(self.lobes_model))}
-                if self.lobes_model != NO_LOBES
-                else {}
             ),
             "mirrored": self.mirrored,
             "settings": self.settings.model_dump(mode="json"),
@@ -191,6 +198,41 @@ def exclusive_run_folder(
             os.close(lock)
 
 
+@contextmanager
+def exclusive_fold(request: FitRequest, fold: int, *, wait_s: float = 60.0) -> Iterator[None]:
+    """Hold one fold of a run whose folder another process holds.
+
+    Args:
+        request: What is being trained.
+        fold: Index of the fold.
+        wait_s: Longest wait for a process that ends, in seconds.
+
+    Raises:
+        TrainingError: If another process trains it.
+        OutputError: If the folder cannot be written to.
+    """
+    try:
+        lock = os.open(request.out / f".lock-fold-{fold}", os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError as error:
+        raise OutputError(f"{request.out}: cannot be written to ({error.strerror})") from error
+    try:
+        until = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() > until:
+                    raise TrainingError(
+                        f"fold_runs: another process trains fold {fold} of {request.out}"
+                    ) from error
+                time.sleep(1.0)
+        yield
+    finally:
+        with suppress(OSError):
+            os.close(lock)
+
+
 def _same_request(
     request: FitRequest,
     identity: dict[str, Any],
@@ -201,7 +243,10 @@ def _same_request(
     on_message: Callable[[str], None],
 ) -> None:
     known = request.out / "run.json"
-    here = checkpoint.environment() | {"training_workers": request.training_workers}
+    here = checkpoint.environment() | {
+        "training_workers": request.training_workers,
+        "trained_by": request.trained_by,
+    }
     if not there:
         # A record is the same whoever made it, so that a run may go on with another number of
         # workers.

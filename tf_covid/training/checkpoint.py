@@ -82,17 +82,18 @@ def restore(path: Path | IO[bytes], variables: Sequence[Any]) -> TrainingState:
     Raises:
         TrainingError: If the file is damaged, or of another network.
     """
+    name = path if isinstance(path, Path) else "what the chief sent"
     try:
         with np.load(path, allow_pickle=False) as file:
             progress = TrainingState(**json.loads(str(file["progress"])))
             values = [file[f"v{index}"] for index in range(len(file.files) - 1)]
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise TrainingError(
-            f"{path}: the state is damaged; remove its folder to train this fold anew"
+            f"{name}: the state is damaged; remove its folder to train this fold anew"
         ) from error
     shapes = [tuple(variable.shape) for variable in variables]
     if [value.shape for value in values] != shapes:
-        raise TrainingError(f"{path}: the state is of another network or optimizer")
+        raise TrainingError(f"{name}: the state is of another network or optimizer")
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
     return progress

@@ -191,7 +191,9 @@ def train(
     start = _weights_of_start(plan, trainer.network, plain)
     census = Census(_in_training(objective, plain), objective, [])
     state_file = folder / "state.npz"
-    if _centred(plan.network) and not state_file.exists():
+    # Those of the others come from the chief.
+    begins = not state_file.exists() and (group is None or group.is_chief)
+    if _centred(plan.network) and begins:
         data_dependent_init(network, _first_clips(plan, training_set.of_epoch(0)))
     weights = list(trainer.variables)
     variables = [*weights, *optimizer.variables]
@@ -200,7 +202,7 @@ def train(
         if state_file.exists()
         else checkpoint.TrainingState()
     )
-    callbacks: list[keras.callbacks.Callback] = [FiniteLoss(state)]
+    callbacks: list[keras.callbacks.Callback] = [Finite(state, weights)]
     keeps = [
         Judged(trainer.network, census),
         CheckpointCallback(settings, folder, weights, variables, state, on_epoch_end, board),
@@ -209,8 +211,8 @@ def train(
         callbacks += keeps
     else:
         shared = SharedState(group, variables, state)
-        shared.share()
-        callbacks += [SharedCurves(group), *(keeps if group.is_chief else []), shared]
+        shared.synchronise()
+        callbacks += [*(keeps if group.is_chief else []), shared]
         if not group.is_chief:
             validation_records = []
     for stage, last in _stages(settings):
@@ -447,17 +449,22 @@ def _not_finite(what: str, epoch: int) -> str:
     )
 
 
-class FiniteLoss(keras.callbacks.Callback):
-    """Ends a training whose loss is no number any more: nothing good would come after it."""
+class Finite(keras.callbacks.Callback):
+    """Ends a training whose loss or weights are no numbers any more: no good would come of it."""
 
-    def __init__(self, state: checkpoint.TrainingState) -> None:
+    def __init__(self, state: checkpoint.TrainingState, weights: Sequence[Any]) -> None:
         super().__init__()
-        self._state = state
+        self._state, self._weights = state, weights
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         """Look at the loss."""
         if not math.isfinite((logs or {}).get("loss", 0.0)):
             raise TrainingError(_not_finite("the loss", self._state.epoch + 1))
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Look at the weights: the last step's update is in no loss yet."""
+        if not all(np.isfinite(variable.numpy()).all() for variable in self._weights):
+            raise TrainingError(_not_finite("a weight", self._state.epoch + 1))
 
 
 class CheckpointCallback(keras.callbacks.Callback):
@@ -487,9 +494,6 @@ class CheckpointCallback(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Keep the state."""
         now, state = time.monotonic(), self.state
-        # The last step's update is in no loss yet.
-        if not all(np.isfinite(variable.numpy()).all() for variable in self.weights):
-            raise TrainingError(_not_finite("a weight", state.epoch + 1))
         values = {key: float(value) for key, value in (logs or {}).items()}
         state.epoch = epoch + 1
         state.seconds += now - self.since
@@ -516,23 +520,6 @@ class CheckpointCallback(keras.callbacks.Callback):
             self._after_epoch(epoch, values)
 
 
-class SharedCurves(keras.callbacks.Callback):
-    """Makes the values of an epoch those of the whole batches, of which each worker had a part.
-
-    What the chief alone has validated stays.
-    """
-
-    def __init__(self, group: WorkerGroup) -> None:
-        super().__init__()
-        self._group = group
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Put the means over all workers in place of this one's values."""
-        if logs is not None:
-            own = {name: float(logs[name]) for name in logs if not name.startswith("val_")}
-            logs.update(self._group.means(own))
-
-
 class SharedState(keras.callbacks.Callback):
     """Gives all workers the chief's state: where they differ in a last digit, it would grow.
 
@@ -548,7 +535,7 @@ class SharedState(keras.callbacks.Callback):
         super().__init__()
         self._group, self._variables, self._state = group, variables, state
 
-    def share(self) -> None:
+    def synchronise(self) -> None:
         """Make it the chief's."""
         if self._group.is_chief:
             self._group.from_chief(checkpoint.packed(self._variables, self._state))
@@ -559,6 +546,6 @@ class SharedState(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Share it, and with it the decision to stop."""
-        self.share()
+        self.synchronise()
         if self._state.stopped:
             self.model.stop_training = True

@@ -24,6 +24,9 @@ WAIT_S = 600.0
 #: Seconds that a connection may take to say what it is, and bytes that it may take.
 _HELLO_S, _MOST_BYTES = 10.0, 1 << 20
 
+#: Seconds that workers which are on their way may take, once others are known to differ.
+_LATE_S = 60.0
+
 _AGREED = "agreed"
 
 
@@ -59,7 +62,7 @@ def _receive(
     """The chief's side."""
     missing = set(range(1, len(config.addresses)))
     lines: dict[int, socket.socket] = {}
-    problems: list[str] = []
+    problems: dict[int, str] = {}
     on_message(f"worker 0 of {len(config.addresses)}: waiting for the others")
     with ExitStack() as open_until_the_end, _listening(config.addresses[0]) as listener:
         while missing:
@@ -67,29 +70,33 @@ def _receive(
             try:
                 line, _ = listener.accept()
             except TimeoutError:
-                absent = ", ".join(f"{one} ({config.addresses[one]})" for one in sorted(missing))
-                text = f"workers_missing: worker {absent} did not come in time"
-                for line in lines.values():
-                    _say(line, text)
-                raise TrainingError(text) from None
+                break
             open_until_the_end.enter_context(line)
             heard = _hear(line)
             index = heard.get("index") if heard else None
-            if type(index) is not int or index not in range(1, len(config.addresses)):
+            if heard is None or type(index) is not int or not isinstance(heard.get("asked"), dict):
                 continue  # nobody of ours
             # One that was started again comes again.
             lines[index] = line
             missing.discard(index)
-            if differing := _differing(own, heard or {}):
-                problems.append(
-                    f"worker {index} ({config.addresses[index]}) and worker 0 differ in"
-                    f" {', '.join(differing)}"
+            if differing := _differing(own, heard):
+                at = (
+                    f" ({config.addresses[index]})" if index in range(len(config.addresses)) else ""
                 )
-                break
-        verdict = f"workers_differ: {'; '.join(problems)}" if problems else _AGREED
+                problems[index] = (
+                    f"worker {index}{at} and worker 0 differ in {', '.join(differing)}"
+                )
+                # Those that are on their way hear of it, too.
+                until = min(until, time.monotonic() + _LATE_S)
+        absent = ", ".join(f"{one} ({config.addresses[one]})" for one in sorted(missing))
+        verdict = _AGREED
+        if problems:
+            verdict = f"workers_differ: {'; '.join(problems.values())}"
+        elif missing:
+            verdict = f"workers_missing: worker {absent} did not come in time"
         for line in lines.values():
-            _say(line, verdict)
-    if problems:
+            _send(line, verdict)
+    if verdict != _AGREED:
         raise TrainingError(verdict)
 
 
@@ -97,13 +104,14 @@ def _report(
     config: TfConfig, own: dict[str, Any], until: float, on_message: Callable[[str], None]
 ) -> None:
     """The side of the others."""
+    _listening(config.addresses[config.index], config.index).close()  # TensorFlow's, soon
     host, _, port = config.addresses[0].rpartition(":")
     on_message(f"worker {config.index} of {len(config.addresses)}: reporting to worker 0")
     why = "does not answer"
     while time.monotonic() < until:
         try:
             with socket.create_connection((host.strip("[]"), int(port)), 10.0) as line:
-                _say(line, own)
+                _send(line, own)
                 line.settimeout(max(until - time.monotonic() + _HELLO_S, 0.01))
                 verdict = _read(line)
         except OSError as error:
@@ -119,7 +127,7 @@ def _report(
     )
 
 
-def _listening(address: str) -> socket.socket:
+def _listening(address: str, index: int = 0) -> socket.socket:
     """A socket at the port of an address.
 
     Raises:
@@ -131,7 +139,7 @@ def _listening(address: str) -> socket.socket:
         return socket.create_server(("", int(port)), family=kind, backlog=64)
     except OSError as error:
         raise TrainingError(
-            f"tf_config: worker 0 cannot listen at port {port} ({error.strerror or error})"
+            f"tf_config: worker {index} cannot listen at port {port} ({error.strerror or error})"
         ) from error
 
 
@@ -158,7 +166,7 @@ def _read(line: socket.socket) -> Json:
     return None
 
 
-def _say(line: socket.socket, value: Json) -> None:
+def _send(line: socket.socket, value: Json) -> None:
     with suppress(OSError):
         line.sendall(json.dumps(value).encode() + b"\n")
 

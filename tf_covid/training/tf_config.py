@@ -69,9 +69,9 @@ def _is_address(value: object) -> bool:
     return bool(host) and port.isascii() and port.isdigit() and 0 < int(port) < 65536
 
 
-def _wrong(found: str) -> TrainingError:
+def _wrong(what: str) -> TrainingError:
     return TrainingError(
-        f"tf_config: --strategy multiworker needs TF_CONFIG, and {found}; it is"
+        f"tf_config: --strategy multiworker needs TF_CONFIG, and {what}; it is"
         ' {"cluster": {"worker": ["HOST:PORT", "HOST:PORT"]}, "task": {"type": "worker",'
         ' "index": 0}}, with the index of each worker'
     )

@@ -54,23 +54,22 @@ class TrainerModel(keras.Model):
         return self._step_together(self._group, prepared)
 
     def _step_together(self, group: WorkerGroup, prepared: Tensor) -> dict[str, Any]:
-        """Keras' own step on a part of the batch, with the gradients and the loss of all of it.
+        """Keras' own step, with the network's work shared by the workers.
 
-        What is changed at random is drawn for the whole batch, which each worker has therefore made
-        ready. The loss is everybody's, so that all notice at once where it is no number any more.
+        Each answers its part of the batch, and all compute the loss of all answers: some losses are
+        no means over rows. What is changed at random is drawn for the whole batch, which each
+        worker has therefore made ready.
         """
-        x, y = group.part(prepared)
+        x, y = prepared
         with tf.GradientTape() as tape:
-            outputs = self(x, training=True)
+            outputs = group.gathered(self(group.part(x), training=True))
             loss = self.compute_loss(x=x, y=y, y_pred=outputs)
             scaled = self.optimizer.scale_loss(loss)
         weights = self.trainable_weights
-        gradients = tape.gradient(scaled, weights)
-        sums, loss = group.total(([tf.convert_to_tensor(one) for one in gradients], loss))
-        self.optimizer.apply_gradients(
-            zip([one / group.count for one in sums], weights, strict=True)
-        )
-        self._loss_tracker.update_state(loss / group.count, sample_weight=tf.shape(x)[0])
+        # Each has the gradient by its own rows.
+        gradients = [tf.convert_to_tensor(one) for one in tape.gradient(scaled, weights)]
+        self.optimizer.apply_gradients(zip(group.total(gradients), weights, strict=True))
+        self._loss_tracker.update_state(loss, sample_weight=tf.shape(x)[0])
         return dict(self.compute_metrics(x, y, outputs))
 
     def test_step(self, data: Tensor) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Several processes that train one network: TensorFlow's collectives, and what is ours about them.
 
-Each worker takes its part of every batch; gradients are added up over all of them, so that all have
-the same weights. The chief alone validates, decides and writes: whatever it knows at the end of an
-epoch goes to the others. Keras 3 cannot `fit` within `MultiWorkerMirroredStrategy`; here the
-variables are each worker's own, and the strategy is used for its collectives only.
+Each worker's network answers its part of every batch; answers are put together and gradients added
+up over all of them, so that all have the same weights. The chief alone validates,
+decides and writes: whatever it knows at the end of an epoch goes to the others. Keras 3 cannot
+`fit` within `MultiWorkerMirroredStrategy`; here the variables are each worker's own, and the
+strategy is used for its collectives only.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -28,6 +29,14 @@ from tf_covid.tensor import Tensor
 from tf_covid.training.tf_config import TfConfig
 
 Value = TypeVar("Value")
+
+#: What TensorFlow raises where another process is gone.
+_GONE = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
 
 #: Bytes of a message that are sent at a time.
 _PIECE_BYTES = 32 << 20
@@ -55,16 +64,20 @@ class WorkerGroup:
         with Path(os.devnull).open("w") as nowhere:
             # TensorFlow waits without an end, and holds the interpreter meanwhile.
             faulthandler.dump_traceback_later(CONNECT_S, exit=True, file=nowhere)
-            self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
-            faulthandler.cancel_dump_traceback_later()
+            try:
+                self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
+            except (tf.errors.OpError, RuntimeError, ValueError) as error:
+                raise TrainingError(
+                    f"workers_unconnected: worker {self.index} ({config.addresses[self.index]}):"
+                    f" {_line(error)}"
+                ) from error
+            finally:
+                faulthandler.cancel_dump_traceback_later()
         # TensorFlow has taken it to hear of machines that are withdrawn, and does nothing with it.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
         self._sum_bytes = tf.function(
             self.total, input_signature=[tf.TensorSpec([None], tf.int32)], autograph=False
-        )
-        self._sum_numbers = tf.function(
-            self.total, input_signature=[tf.TensorSpec([None], tf.float32)], autograph=False
         )
 
     def total(self, values: Tensor) -> Tensor:
@@ -86,14 +99,20 @@ class WorkerGroup:
 
         return tf.nest.map_structure(rows, batch)
 
-    def means(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The means over all workers of numbers with the same names."""
-        names = sorted(values)
-        if not names:
-            return {}
-        own = tf.constant([values[name] for name in names], tf.float32)
-        sums = self._sum_numbers(own).numpy() / self.count
-        return {name: float(value) for name, value in zip(names, sums, strict=True)}
+    def gathered(self, outputs: Tensor) -> Tensor:
+        """The rows of all workers in their order, of a nest of tensors; each learns by its own."""
+
+        def whole(own: Tensor) -> Tensor:
+            each = tf.shape(own)[0]
+            before, after = self.index * each, (self.count - 1 - self.index) * each
+            pads = [[before, after], *([[0, 0]] * (len(own.shape) - 1))]
+            return tf.pad(own, pads)
+
+        own = tf.nest.map_structure(whole, outputs)
+        total = self.total(tf.nest.map_structure(tf.stop_gradient, own))
+        return tf.nest.map_structure(
+            lambda rows, sums: sums + (rows - tf.stop_gradient(rows)), own, total
+        )
 
     def from_chief(self, message: bytes) -> bytes:
         """The chief's message, for all workers; what others give is not looked at.
@@ -105,10 +124,10 @@ class WorkerGroup:
         results = bytearray()
         for first in range(0, length, _PIECE_BYTES):
             size = min(_PIECE_BYTES, length - first)
-            words = np.zeros(-(-size // 4), np.int32)
+            numbers = np.zeros(-(-size // 4), np.int32)
             if self.is_chief:
-                words.view(np.uint8)[:size] = np.frombuffer(own, np.uint8, size, first)
-            results += self._sum_bytes(words).numpy().tobytes()[:size]
+                numbers.view(np.uint8)[:size] = np.frombuffer(own, np.uint8, size, first)
+            results += self._sum_bytes(numbers).numpy().tobytes()[:size]
         return bytes(results)
 
     def decides(self, answer: bool) -> bool:
@@ -143,14 +162,9 @@ class WorkerGroup:
         try:
             yield
             self.from_chief(b"done")
-        except (
-            tf.errors.UnavailableError,
-            tf.errors.AbortedError,
-            tf.errors.InternalError,
-            tf.errors.CancelledError,
-            tf.errors.DeadlineExceededError,
-            tf.errors.FailedPreconditionError,
-        ) as error:
+        except tf.errors.OpError as error:
+            if not isinstance(error, _GONE) and "collective" not in str(error).lower():
+                raise
             raise TrainingError(
                 f"worker_lost: worker {self.index} does not reach another worker any more, whose"
                 " own lines may say why; start all workers again, with --resume: the run goes on"
@@ -195,3 +209,7 @@ class PartDropout(keras.layers.Dropout):
         shape = tf.shape(inputs)
         whole = tf.ones(tf.concat([shape[:1] * self.group.count, shape[1:]], 0), inputs.dtype)
         return inputs * self.group.part(super().call(whole, training=True))
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(getattr(error, "message", None) or error).split())[:200]
