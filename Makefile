@@ -3,6 +3,7 @@
 # make test-all         every test; ARGS="-m slow" for the slow ones alone
 # make coverage         every test, with the branch coverage of each file; takes half as long again
 # make test-system      as root: Debian packages that tests use where they are there
+# make bench            what a scan takes, beside other libraries in an environment of their own (6 GB, half an hour)
 # make lint             ruff and mypy, as pre-commit runs them
 # make changelog        CHANGELOG.md as the next release would have it, from changelog.d/
 # make clean
@@ -10,6 +11,7 @@
 PYTHON ?= $(firstword $(foreach python,python3.11 python3 python,$(shell \
 	$(python) -c 'import sys; sys.version_info >= (3, 11) and print("$(python)")' 2>/dev/null)))
 VENV ?= .venv
+PEERS ?= .venv-peers
 BIN := $(VENV)/bin
 CT ?=
 DEMO ?= demo
@@ -21,7 +23,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # Tests run in several processes: threads of each would wait for each other.
 test test-all coverage: export TF_NUM_INTRAOP_THREADS ?= 1
 
-.PHONY: demo test test-all coverage test-system lint changelog clean
+.PHONY: demo test test-all coverage test-system bench lint changelog clean
 
 demo: $(VENV)/.installed $(DEMO)/phantom/manifest.csv
 	$(BIN)/tfcovid infer $(DEMO)/phantom/manifest.csv $(if $(CT),"$(CT)") --out $(DEMO)/results --overwrite
@@ -44,6 +46,10 @@ test-system:
 	apt-get update
 	DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium poppler-utils orthanc orthanc-dicomweb
 
+bench: $(VENV)/.installed-test $(PEERS)/.installed
+	$(BIN)/python benchmarks/peers.py --peers $(PEERS)/bin/python $(ARGS)
+	$(BIN)/python benchmarks/memory.py --of infer
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -53,7 +59,7 @@ changelog: $(VENV)/.installed-test
 	$(BIN)/towncrier build --draft
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .coverage*
+	rm -rf $(VENV) $(PEERS) $(DEMO) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .coverage*
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -66,4 +72,9 @@ $(VENV)/.installed: setup.cfg pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	@touch $@
+
+$(PEERS)/.installed: benchmarks/peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --requirement benchmarks/peers.txt
 	@touch $@
