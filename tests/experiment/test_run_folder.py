@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tf_covid.errors import OutputError, TrainingError
-from tf_covid.experiment.run_folder import FitRequest, exclusive_run_folder
+from tf_covid.experiment.run_folder import FitRequest, exclusive_fold, exclusive_run_folder
 from tf_covid.training import checkpoint
 from tf_covid.training.settings import Settings
 
@@ -41,13 +42,36 @@ def test_a_run_says_what_it_ran_on(fit_request: FitRequest) -> None:
     assert said_by(fit_request, workers=3, resume=False) == []
     facts = json.loads((fit_request.out / "run.json").read_text())
     assert facts["workers"] == 3
-    assert facts["environment"] == checkpoint.environment()
+    own = {"training_workers": 1, "trained_by": "this process"}
+    assert facts["environment"] == checkpoint.environment() | own
     assert facts["environment"]["cpus"] == len(os.sched_getaffinity(0))
     assert facts["environment"]["device"]
     assert isinstance(facts["environment"]["device"], str)
     assert {"inter_op_threads", "intra_op_threads", "onednn", "tensorflow"} <= facts[
         "environment"
     ].keys()
+
+
+def test_a_run_that_goes_on_with_other_workers_is_warned(fit_request: FitRequest) -> None:
+    said_by(fit_request, workers=1, resume=False)
+    other = dataclasses.replace(fit_request, training_workers=2, trained_by="Ray, 4 cores")
+    (warning,) = said_by(other, workers=1, resume=True)
+    assert "the run began with other trained_by, training_workers" in warning
+
+
+@pytest.mark.parametrize("fold", [0, 3])
+def test_a_fold_is_trained_by_one_process(fit_request: FitRequest, fold: int) -> None:
+    fit_request.out.mkdir(parents=True, exist_ok=True)
+    with exclusive_fold(fit_request, fold):
+        with exclusive_fold(fit_request, fold + 1):
+            pass
+        with (
+            pytest.raises(TrainingError, match=f"fold_runs: another process trains fold {fold}"),
+            exclusive_fold(fit_request, fold, wait_s=0.0),
+        ):
+            pass
+    with exclusive_fold(fit_request, fold, wait_s=0.0):
+        pass
 
 
 def test_fewer_processors_are_another_environment() -> None:
