@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pynetdicom.association import Association
+    from pynetdicom.events import Event
+    from pynetdicom.pdu import A_ASSOCIATE_RJ
 
 PREFIX = "dimse:"
 #: Up to 16 characters without a backslash or control character (PS3.5 6.2, AE).
@@ -29,6 +31,8 @@ _ADDRESS = re.compile(
     r"(?P<aet>[^@]+)@(\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[^:@/]+)):(?P<port>\d{1,5})"
 )
 _VERIFICATION = "1.2.840.10008.1.1"
+#: Result of an A-ASSOCIATE-RJ: the same request may be let in later.
+_TRANSIENT = 2
 #: Seconds to connect, to agree, and for each answer.
 _CONNECT_S, _AGREE_S, _ANSWER_S = 5.0, 30.0, 120.0
 
@@ -92,7 +96,7 @@ class DimseNode:
         """Ask it whether it is there (C-ECHO).
 
         Raises:
-            PacsUnavailable: If nobody answers.
+            PacsUnavailable: If nobody answers, or it lets nobody in for now.
             PacsError: If it does not let us in.
         """
         with self._association({(_VERIFICATION, "1.2.840.10008.1.2")}) as association:
@@ -153,18 +157,33 @@ class DimseNode:
         node.dimse_timeout = node.network_timeout = _ANSWER_S
         for storage_class, syntax in sorted(contexts):
             node.add_requested_context(storage_class, syntax)
+        # The library says "rejected" only if it looks before the connection is closed again.
+        refusals: list[A_ASSOCIATE_RJ] = []
+
+        def heard(event: Event) -> None:
+            if isinstance(event.pdu, self._library.pdu.A_ASSOCIATE_RJ):
+                refusals.append(event.pdu)
+
         address = self._address
         tls: dict[str, Any] = {} if self._tls is None else {"tls_args": (self._tls, address.host)}
         try:
-            association = node.associate(address.host, address.port, ae_title=address.aet, **tls)
+            association = node.associate(
+                address.host,
+                address.port,
+                ae_title=address.aet,
+                evt_handlers=[(self._library.evt.EVT_PDU_RECV, heard)],
+                **tls,
+            )
         except (OSError, ValueError) as error:  # its name is not known, for one
             raise PacsUnavailable(
                 f"pacs_unreachable: {self.shown} cannot be reached ({type(error).__name__})"
             ) from None
-        if association.is_rejected:
+        if refusals:
+            raise self._refused(refusals[0])
+        if not association.is_established and association.rejected_contexts:
+            names = {pydicom.uid.UID(one).name for one, _ in contexts}
             raise PacsError(
-                f"pacs_denied: {self.shown} does not let {self._own_aet} in: see the AE titles that"
-                " it knows"
+                f"pacs_not_stored: {self.shown} takes no {' and no '.join(sorted(names))}"
             )
         if not association.is_established:
             raise PacsUnavailable(
@@ -176,6 +195,18 @@ class DimseNode:
         finally:
             if association.is_established:
                 association.release()
+
+    def _refused(self, refusal: A_ASSOCIATE_RJ) -> PacsError:
+        """What a refusal says (PS3.8 9.3.4)."""
+        reason = refusal.reason_str
+        if refusal.result == _TRANSIENT:
+            return PacsUnavailable(
+                f"pacs_unreachable: {self.shown} lets nobody in for now ({reason})"
+            )
+        return PacsError(
+            f"pacs_denied: {self.shown} does not let {self._own_aet} in ({reason}): see the AE"
+            " titles that it knows"
+        )
 
 
 def silence() -> None:
