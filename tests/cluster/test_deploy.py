@@ -26,8 +26,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 SLURM = DEPLOY / "infer.sbatch"
 FIT = DEPLOY / "fit.sbatch"
 
-#: What Slurm would do, on one machine: both nodes are this one, and a task is a process.
-SCONTROL = "#!/bin/bash\nprintf '{node}\\n{node}\\n'\n"
+#: What Slurm would do, on one machine: a task is a process.
 SRUN = '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n'
 
 
@@ -100,40 +99,59 @@ def test_the_kuberay_file_is_one() -> None:
         assert int(container["resources"]["limits"]["cpu"]) >= cores
 
 
-@pytest.mark.slow
-def test_the_slurm_script_answers(small_files: Any, tmp_path: Path) -> None:
-    shims = tmp_path / "bin"
-    shims.mkdir()
-    node = ray.util.get_node_ip_address()
-    for name, text in (("scontrol", SCONTROL.format(node=node)), ("srun", SRUN)):
+def submitted(
+    folder: Path, script: Path, *arguments: str, nodes: str, srun: str, **slurm: str
+) -> subprocess.CompletedProcess[str]:
+    """A script as a Slurm would run it whose nodes, a line each, are all this machine."""
+    shims = folder / "bin"
+    shims.mkdir(exist_ok=True)
+    for name, text in (("scontrol", f"#!/bin/bash\nprintf '{nodes}'\n"), ("srun", srun)):
         (shims / name).write_text(text)
         (shims / name).chmod(0o755)
+    facts = {"SLURM_JOB_NODELIST": "nodes", "SLURM_JOB_ID": str(os.getpid())}
+    path = f"{shims}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", str(script), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+        env=os.environ | facts | {"PATH": path, "SLURM_CPUS_PER_TASK": "1"} | slurm,
+    )
+
+
+@pytest.mark.parametrize("tasks", ["3", "34"])
+def test_nodes_with_other_numbers_of_tasks_are_refused(tasks: str, tmp_path: Path) -> None:
+    done = submitted(
+        tmp_path, FIT, "m.csv", "run", nodes="a\\nb\\n", srun=SRUN_TASKS, SLURM_NTASKS=tasks
+    )
+    assert done.returncode == 2
+    assert "the same number of tasks on each node, 16 at most" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_slurm_script_answers(small_files: Any, tmp_path: Path) -> None:
+    node = ray.util.get_node_ip_address()
     scans = tmp_path / "in"
     scans.mkdir()
     for number in range(3):
         scan = made_scan(number)
         write_nifti_volume(scan.hu, scan.affine, scans / f"s{number}.nii.gz")
-    own = Path(sys.executable).parent
-    environment = os.environ | {
-        "PATH": f"{shims}:{own}:{os.environ['PATH']}",
-        "SLURM_JOB_NODELIST": "node[1-2]",
-        "SLURM_JOB_ID": str(os.getpid()),
-        "SLURM_CPUS_PER_TASK": "1",
-        "WORKER_CPUS": "1",
-    }
     names = {"model": "network", "lungs-model": "lungs", "lobes-model": "lobes"}
     options = [
         text
         for option, name in names.items()
-        for text in (f"--{option}", getattr(small_files, name))
+        for text in (f"--{option}", str(getattr(small_files, name)))
     ]
-    done = subprocess.run(
-        ["bash", str(SLURM), str(scans), str(tmp_path / "out"), *map(str, options)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=500,
-        env=environment,
+    done = submitted(
+        tmp_path,
+        SLURM,
+        str(scans),
+        str(tmp_path / "out"),
+        *options,
+        nodes=f"{node}\\n{node}\\n",
+        srun=SRUN,
+        WORKER_CPUS="1",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("report.html") == 3
@@ -142,28 +160,12 @@ def test_the_slurm_script_answers(small_files: Any, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_slurm_script_trains(small_cohort: Path, tmp_path: Path) -> None:
-    shims, run = tmp_path / "bin", tmp_path / "run"
-    shims.mkdir()
-    for name, text in (("scontrol", "#!/bin/bash\necho 127.0.0.1\n"), ("srun", SRUN_TASKS)):
-        (shims / name).write_text(text)
-        (shims / name).chmod(0o755)
-    environment = os.environ | {
-        "PATH": f"{shims}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "SLURM_JOB_NODELIST": "node1",
-        "SLURM_JOB_ID": str(os.getpid()),
-        "SLURM_CPUS_PER_TASK": "1",
-        "SLURM_NTASKS": "2",
-    }
+    run = tmp_path / "run"
     words = fit_command(small_cohort, run, config=CONFIG.replace("epochs = 3", "epochs = 2"))
-    options = words[words.index("--task") :]
+    asked = [str(small_cohort), str(run), *words[words.index("--task") :]]
     for _ in range(2):  # submitted again it finds all done
-        done = subprocess.run(
-            ["bash", str(FIT), str(small_cohort), str(run), *options],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=500,
-            env=environment,
+        done = submitted(
+            tmp_path, FIT, *asked, nodes="127.0.0.1\\n", srun=SRUN_TASKS, SLURM_NTASKS="2"
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.count("study.html") == 2

@@ -19,9 +19,9 @@ pytest.importorskip("ray", reason="needs the extra [ray]")
 
 from tests.small_fits import curves_of, fit_command
 from tf_covid.cli import main
-from tf_covid.cluster import ClusterOptions
-from tf_covid.cluster.folds import FoldTask, _unfit, deciding_environment, everywhere
+from tf_covid.cluster.folds import FoldTask, _unfit, everywhere
 from tf_covid.experiment.run_folder import FitRequest
+from tf_covid.training.checkpoint import library_versions
 from tf_covid.training.settings import Settings
 
 
@@ -69,7 +69,7 @@ def task(tmp_path: Path) -> FoldTask:
     record = tmp_path / "a.tfrecord"
     record.write_bytes(b"")
     plan: Any = Planned(request, (record,))
-    return FoldTask(plan, 1, 1, deciding_environment())
+    return FoldTask(plan, 1, 1, library_versions())
 
 
 def test_a_node_like_the_drivers_is_fit(task: FoldTask) -> None:
@@ -78,9 +78,9 @@ def test_a_node_like_the_drivers_is_fit(task: FoldTask) -> None:
 
 
 def test_a_node_with_another_keras_is_not(task: FoldTask) -> None:
-    problem = _unfit(replace(task, environment={**task.environment, "keras": "2"})) or ""
+    problem = _unfit(replace(task, versions={**task.versions, "keras": "2"})) or ""
     assert problem.startswith("node_differs: ")
-    assert f"keras {task.environment['keras']}" in problem
+    assert f"keras {task.versions['keras']}" in problem
 
 
 @pytest.mark.parametrize("gone", ["run/run.json", "a.tfrecord"])
@@ -113,7 +113,7 @@ def test_paths_do_not_depend_on_where_a_process_was_started(
     given = FitRequest(
         Path("m.csv"), "severity", "ltc", Path("run"), Settings(), init="mine.keras", lobes="none"
     )
-    there = everywhere(given, ClusterOptions(cpus=3))
+    there = everywhere(given, 3)
     assert there.manifest == tmp_path / "m.csv"
     assert there.out == tmp_path / "run"
     assert there.cache is None

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -115,3 +116,21 @@ def test_a_batch_that_cannot_be_shared_evenly_ends_all_workers(
         assert workers.wait() == [1, 1]
         assert "error: 2 workers need a batch that they share evenly" in workers.said()[0]
         assert "Traceback" not in "".join(workers.said())
+
+
+def test_a_worker_that_is_left_alone_while_it_connects_ends() -> None:
+    # TensorFlow itself would wait for ever, and hear no signal.
+    with socket.socket() as line:
+        line.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{line.getsockname()[1]}"
+    code = f"""
+from tf_covid.training import worker_group
+from tf_covid.training.tf_config import TfConfig
+worker_group.CONNECT_S = 2.0
+worker_group.WorkerGroup(TfConfig(("{address}", "127.0.0.1:9"), 0))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr

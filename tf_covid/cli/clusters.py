@@ -24,22 +24,15 @@ def cluster_options(
     workers: int | None,
     cpus: int | None,
     gpus: float | None,
-    *,
-    own_gpus: float = 0.0,
 ) -> ClusterOptions | None:
-    """What is asked of Ray; None for this process alone.
-
-    Cores are 1 where they are not given, GPUs `own_gpus`.
-    """
+    """What is asked of Ray; None for this process alone."""
     if engine == "local":
-        if address is not None or cpus or gpus is not None:
+        if address is not None or cpus is not None or gpus is not None:
             raise OptionError("--address, --worker-cpus and --worker-gpus are of --engine ray.")
         return None
     from tf_covid.cluster import ClusterOptions
 
-    return ClusterOptions(
-        address, workers, 1 if cpus is None else cpus, own_gpus if gpus is None else gpus
-    )
+    return ClusterOptions(address, workers, cpus or 1, gpus or 0.0)
 
 
 def check_cluster(
@@ -95,7 +88,7 @@ def outcomes_on_cluster(
 
 
 def folds_elsewhere(
-    request: FitRequest, cluster: ClusterOptions
+    request: FitRequest, cluster: ClusterOptions, cpus: int | None, gpus: float | None
 ) -> tuple[FitRequest, Callable[[FoldsPlan, Sequence[int]], None]]:
     """The request as a node understands it, and what trains folds on the workers of a Ray."""
     from tf_covid import console
@@ -105,6 +98,10 @@ def folds_elsewhere(
     with console.start_up_hidden():
         share_gpus()
         console.start_tensorflow()
-    return everywhere(request, cluster), functools.partial(
-        folds_on_cluster, options=cluster, on_message=console.note
+    return everywhere(request, cpus), functools.partial(
+        folds_on_cluster,
+        address=cluster.address,
+        cpus=cpus,
+        gpus=gpus,
+        on_message=console.note,
     )

@@ -239,8 +239,7 @@ def fit(
     from tf_covid import console
     from tf_covid.cli.clusters import cluster_options, folds_elsewhere
 
-    # Ray knows how many cores a fold may have.
-    cluster = cluster_options(engine, address, None, worker_cpus or 0, worker_gpus, own_gpus=-1.0)
+    cluster = cluster_options(engine, address, None, worker_cpus, worker_gpus)
     if cluster is not None and (folds == "none" or strategy == "multiworker"):
         raise click.UsageError(
             "--engine ray trains folds beside each other, a process each: with --folds none there"
@@ -284,7 +283,7 @@ def fit(
 
     elsewhere = None
     if cluster is not None:
-        request, elsewhere = folds_elsewhere(request, cluster)
+        request, elsewhere = folds_elsewhere(request, cluster, worker_cpus, worker_gpus)
     group = None
     if strategy == "multiworker":
         from tf_covid.experiment.group import meet_workers

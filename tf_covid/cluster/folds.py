@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from tf_covid.cluster.connection import ClusterOptions, connected, described, room_for
 from tf_covid.cluster.engine import whole_path
 from tf_covid.cluster.pool import TRIES, death_of
-from tf_covid.cluster.worker import share_gpus
+from tf_covid.cluster.worker import bind_tensorflow
 from tf_covid.errors import ClusterError, TfCovidError, TrainingError
 from tf_covid.experiment.fit import FoldsPlan, train_fold
 from tf_covid.experiment.run_folder import FitRequest
 from tf_covid.tensor import Ray
-from tf_covid.training.checkpoint import deterministic, environment
+from tf_covid.training.checkpoint import deterministic, library_versions
 
 #: Seconds between two looks at what the workers say.
 _LOOK_S = 0.5
@@ -34,14 +34,13 @@ _LOOK_S = 0.5
 _START_S, _LATE_S = 600.0, 60
 
 
-def deciding_environment() -> dict[str, str]:
-    """Versions that decide what a network learns, on this machine."""
-    here = environment()
-    return {name: str(here[name]) for name in ("tensorflow", "keras", "numpy")}
+def everywhere(request: FitRequest, cpus: int | None) -> FitRequest:
+    """The same request for workers: with paths that do not depend on where one was started.
 
-
-def everywhere(request: FitRequest, options: ClusterOptions) -> FitRequest:
-    """The same request for workers: with paths that do not depend on where one was started."""
+    Args:
+        request: What is to be trained.
+        cpus: Cores of each fold; None: all that there are, shared out.
+    """
     return dataclasses.replace(
         request,
         manifest=request.manifest.absolute(),
@@ -51,7 +50,7 @@ def everywhere(request: FitRequest, options: ClusterOptions) -> FitRequest:
         init=whole_path(str(request.init)) if request.init else None,
         lungs=str(whole_path(request.lungs)),
         lobes=whole_path(request.lobes),
-        trained_by=f"Ray, {options.cpus or 'shared'} cores",
+        trained_by=f"Ray, {cpus or 'shared'} cores",
     )
 
 
@@ -63,13 +62,13 @@ class FoldTask:
         plan: What the folds are trained from.
         fold: Index of the fold.
         cpus: Threads of TensorFlow.
-        environment: Versions that the driver has.
+        versions: Those of the driver's libraries.
     """
 
     plan: FoldsPlan
     fold: int
     cpus: int
-    environment: dict[str, str]
+    versions: dict[str, str]
 
 
 class FoldWorker:
@@ -85,11 +84,7 @@ class FoldWorker:
         Returns:
             Why it is not trained; None if it is.
         """
-        import tensorflow as tf
-
-        tf.config.threading.set_intra_op_parallelism_threads(task.cpus)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
-        share_gpus()
+        bind_tensorflow(task.cpus)
         deterministic()
 
         def put(line: str) -> None:
@@ -109,8 +104,10 @@ class FoldWorker:
 def folds_on_cluster(
     plan: FoldsPlan,
     folds: Sequence[int],
-    options: ClusterOptions,
     *,
+    address: str | None,
+    cpus: int | None,
+    gpus: float | None,
     on_message: Callable[[str], None],
 ) -> None:
     """Train folds on the workers of a Ray; returns when all of them are done.
@@ -118,8 +115,10 @@ def folds_on_cluster(
     Args:
         plan: What they are trained from; every node sees its files at the same paths.
         folds: Indices of those that are to be trained.
-        options: Where the workers are, and what each is given; see `_shared_out` for cores of 0 and
-            GPUs below 0.
+        address: The Ray that is asked; see `ClusterOptions`.
+        cpus: Cores of each fold; None: all that there are, shared out by all folds of the run, so
+            that one that goes on has as many as before.
+        gpus: GPUs of each fold; None: one, where there are any.
         on_message: Hears of each step, in a line.
 
     Raises:
@@ -129,8 +128,8 @@ def folds_on_cluster(
     """
     if not folds:
         return
-    with connected(options) as ray:
-        options = _shared_out(ray, options, len(plan.folds))
+    with connected(ClusterOptions(address)) as ray:
+        options = _room_of_a_fold(ray, address, cpus, gpus, len(plan.folds))
         if not room_for(ray, options):
             raise ClusterError(
                 f"no_room: {described(ray)}, none with {options.cpus} cores"
@@ -174,7 +173,7 @@ def _train(
     on_message: Callable[[str], None],
 ) -> list[str]:
     """Start the workers, and start them again where they die; what is wrong with folds."""
-    known, tries, problems = deciding_environment(), dict.fromkeys(folds, 0), list[str]()
+    known, tries, problems = library_versions(), dict.fromkeys(folds, 0), list[str]()
     jobs: dict[Ray, tuple[int, Ray]] = {}
 
     def start(fold: int) -> None:
@@ -216,7 +215,7 @@ def _train(
                     on_message(f"{name}: {why}; it goes on in another worker")
                     start(fold)
                     continue
-                problem = f"worker_lost: {why}, for the {TRIES}rd time"
+                problem = f"worker_lost: {TRIES} workers were lost with it; of the last one {why}"
             ray.kill(worker)
             if problem is not None:
                 problems.append(f"{name}: {problem}")
@@ -225,26 +224,23 @@ def _train(
     return problems
 
 
-def _shared_out(ray: Ray, options: ClusterOptions, folds: int) -> ClusterOptions:
-    """Cores and GPUs for each fold where none were asked for.
-
-    Cores are shared out by all folds of a run, so that one that goes on has as many as before; of
-    GPUs a fold has one, where there is any.
-    """
+def _room_of_a_fold(
+    ray: Ray, address: str | None, cpus: int | None, gpus: float | None, folds: int
+) -> ClusterOptions:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cores = [int(node.get("CPU", 0)) for node in nodes]
-    cpus = options.cpus or max(1, min(max(cores), sum(cores) // folds))
-    gpus = options.gpus
-    if gpus < 0:
+    if cpus is None:
+        cpus = max(1, min(max(cores), sum(cores) // folds))
+    if gpus is None:
         gpus = float(any(node.get("GPU", 0) for node in nodes))
-    return dataclasses.replace(options, cpus=cpus, gpus=gpus)
+    return ClusterOptions(address, cpus=cpus, gpus=gpus)
 
 
 def _unfit(task: FoldTask) -> str | None:
     """Why this node would not train what the driver's would; None if it would."""
     node, request = platform.node(), task.plan.request
-    own = deciding_environment()
-    if differ := sorted(name for name in own if own[name] != task.environment.get(name)):
+    own = library_versions()
+    if differ := sorted(name for name in own if own[name] != task.versions.get(name)):
         there = ", ".join(f"{name} {own[name]}" for name in differ)
         return f"node_differs: {node} has {there}"
     if missing := [path for path in task.plan.files() if not path.exists()]:

@@ -103,7 +103,7 @@ class Worker:
                     folder,
                     task.options,
                     overwrite=task.overwrite,
-                    before_models=functools.partial(_bind_tensorflow, task),
+                    before_models=functools.partial(bind_tensorflow, task.cpus),
                     load_models=_openvino(task),
                     reader=Reader(),
                 )
@@ -181,11 +181,11 @@ def _openvino(task: WorkerTask) -> Callable[[], Models[Any]] | None:
     return load
 
 
-def _bind_tensorflow(task: WorkerTask) -> None:
+def bind_tensorflow(cpus: int) -> None:
     """Give TensorFlow as many threads as the worker has cores, and no more memory than it needs."""
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(task.cpus)
+    tf.config.threading.set_intra_op_parallelism_threads(cpus)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     share_gpus()
 

@@ -29,11 +29,7 @@ def meet_workers(
             else.
     """
     config = TfConfig.read()
-    asked = request.identity() | {
-        name: value
-        for name, value in checkpoint.environment().items()
-        if name in ("tensorflow", "keras", "numpy")
-    }
+    asked = request.identity() | checkpoint.library_versions()
     asked["device"] = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     meet(config, asked, on_message=on_message, wait_s=wait_s)
     on_message(

@@ -179,23 +179,15 @@ def exclusive_run_folder(
     try:
         request.out.mkdir(parents=True, exist_ok=True)
         there = [path for path in request.out.iterdir() if path.name != ".lock"]
-        lock = os.open(request.out / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
     except OSError as error:
         raise OutputError(f"{request.out}: cannot be written to ({error.strerror})") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise TrainingError(f"{request.out}: another process is working there") from error
+    with _locked(request.out / ".lock", f"{request.out}: another process is working there"):
         _same_request(
             request, identity, there, workers=workers, resume=resume, on_message=on_message
         )
         for folder in (request.out, request.out / "figures", *request.out.glob("fold-*")):
             remove_leftovers(folder)
         yield
-    finally:
-        with suppress(OSError):
-            os.close(lock)
 
 
 @contextmanager
@@ -211,21 +203,27 @@ def exclusive_fold(request: FitRequest, fold: int, *, wait_s: float = 60.0) -> I
         TrainingError: If another process trains it.
         OutputError: If the folder cannot be written to.
     """
+    busy = f"fold_runs: another process trains fold {fold} of {request.out}"
+    with _locked(request.out / f".lock-fold-{fold}", busy, wait_s):
+        yield
+
+
+@contextmanager
+def _locked(path: Path, busy: str, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold the lock of a file; `busy` is said where another process has it for too long."""
     try:
-        lock = os.open(request.out / f".lock-fold-{fold}", os.O_CREAT | os.O_RDWR, 0o644)
+        lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
     except OSError as error:
-        raise OutputError(f"{request.out}: cannot be written to ({error.strerror})") from error
+        raise OutputError(f"{path.parent}: cannot be written to ({error.strerror})") from error
+    until = time.monotonic() + wait_s
     try:
-        until = time.monotonic() + wait_s
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except OSError as error:
-                if time.monotonic() > until:
-                    raise TrainingError(
-                        f"fold_runs: another process trains fold {fold} of {request.out}"
-                    ) from error
+                if time.monotonic() >= until:
+                    raise TrainingError(busy) from error
                 time.sleep(1.0)
         yield
     finally:

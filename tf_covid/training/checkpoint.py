@@ -107,15 +107,22 @@ def deterministic() -> None:
     tf.config.experimental.enable_op_determinism()
 
 
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that decide what a network learns."""
+    return {
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+    }
+
+
 def environment() -> dict[str, Any]:
     """What else decides the bits of a training.
 
     Versions, threads, kernels, and what they run on.
     """
     return {
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "numpy": np.__version__,
+        **library_versions(),
         "intra_op_threads": (
             tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count()
         ),

@@ -1,10 +1,10 @@
 """Several processes that train one network: TensorFlow's collectives, and what is ours about them.
 
 Each worker's network answers its part of every batch; answers are put together and gradients added
-up over all of them, so that all have the same weights. The chief alone validates,
-decides and writes: whatever it knows at the end of an epoch goes to the others. Keras 3 cannot
-`fit` within `MultiWorkerMirroredStrategy`; here the variables are each worker's own, and the
-strategy is used for its collectives only.
+up over all of them, so that all have the same weights. The chief alone validates, decides and
+writes: whatever it knows at the end of an epoch goes to the others. Keras 3 cannot `fit` within
+`MultiWorkerMirroredStrategy`; here the variables are each worker's own, and the strategy is used
+for its collectives only.
 """
 
 from __future__ import annotations
@@ -65,7 +65,14 @@ class WorkerGroup:
             # TensorFlow waits without an end, and holds the interpreter meanwhile.
             faulthandler.dump_traceback_later(CONNECT_S, exit=True, file=nowhere)
             try:
-                self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
+                self._strategy = tf.distribute.MultiWorkerMirroredStrategy(
+                    tf.distribute.cluster_resolver.SimpleClusterResolver(
+                        tf.train.ClusterSpec({"worker": list(config.addresses)}),
+                        task_type="worker",
+                        task_id=config.index,
+                        rpc_layer="grpc",
+                    )
+                )
             except (tf.errors.OpError, RuntimeError, ValueError) as error:
                 raise TrainingError(
                     f"workers_unconnected: worker {self.index} ({config.addresses[self.index]}):"
