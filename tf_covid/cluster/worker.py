@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -103,8 +103,7 @@ class Worker:
                     folder,
                     task.options,
                     overwrite=task.overwrite,
-                    before_models=functools.partial(bind_tensorflow, task.cpus),
-                    load_models=_openvino(task),
+                    load_models=functools.partial(_load, task),
                     reader=Reader(),
                 )
             if self._run.identity != task.identity:
@@ -168,21 +167,21 @@ def deciding_versions(options: Options) -> dict[str, str]:
     return versions() | {"openvino": metadata.version("openvino")}
 
 
-def _openvino(task: WorkerTask) -> Callable[[], Models[Any]] | None:
-    """Loads the models in OpenVINO; None where TensorFlow computes."""
-    if task.options.runtime != "openvino":
-        return None
+def _load(task: WorkerTask) -> Models[Any]:
+    """The models, in the runtime that is asked for."""
+    if task.options.runtime == "openvino":
+        from tf_covid.runtime import models
 
-    def load() -> Models[Any]:
-        from tf_covid.runtime.models import of_options
+        return models.of_options(task.options, threads=task.cpus)
+    bind_tensorflow(task.cpus)
+    from tf_covid.runtime import graphs
 
-        return of_options(task.options, threads=task.cpus)
-
-    return load
+    return graphs.of_options(task.options)
 
 
 def bind_tensorflow(cpus: int) -> None:
     """Give TensorFlow as many threads as the worker has cores, and no more memory than it needs."""
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as in the command line's own process
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(cpus)
