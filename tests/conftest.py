@@ -40,6 +40,17 @@ def pytest_runtest_makereport() -> Iterator[None]:
     return report
 
 
+@pytest.fixture(scope="session", autouse=True)
+def kept_graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What `infer` keeps for its next start lies with what tests made, and helps all of them."""
+    folder = tmp_path_factory.getbasetemp()
+    # Several processes of one run share it; alone, a run has its own folder.
+    folder = folder.parent if os.environ.get("PYTEST_XDIST_WORKER") else folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFCOVID_CACHE", str(folder / "tfcovid-cache"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def real_ct() -> Path:
     """The folder of real scans named in `TF_COVID_REAL_CT`; the test is skipped without it."""

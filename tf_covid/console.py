@@ -143,20 +143,19 @@ def import_tensorflow(*, starts: bool = True) -> None:
     """
     if "tensorflow" in sys.modules:
         return
-    # Keras imports scikit-learn where it finds it, more than a second, for wrappers that nothing
-    # here uses; who needs it imports it afterwards.
-    hidden = "sklearn" not in sys.modules
+    # Keras imports these where it finds them, two seconds or more, for wrappers and pictures that
+    # nothing here uses; who needs them imports them afterwards.
+    hidden = {"sklearn", "matplotlib"} - sys.modules.keys()
     with start_up_hidden():
         try:
-            if hidden:
-                sys.modules["sklearn"] = None  # type: ignore[assignment]
+            sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
             import tensorflow  # noqa: F401
 
             if starts:
                 start_tensorflow()
         finally:
-            if hidden:
-                del sys.modules["sklearn"]
+            for name in hidden:
+                del sys.modules[name]
 
 
 def start_tensorflow() -> None:

@@ -179,9 +179,8 @@ class Run:
         out: Folder of the answers; made if needed.
         options: What decides the answer.
         overwrite: Replace an answer of the same name to another question.
-        before_models: Called once before TensorFlow is needed.
         remote: Models of a server, which answer instead of those of this process.
-        load_models: Loads the models of this process; None: those of Keras.
+        load_models: Loads the models of this process; None: those of Keras are built.
         reader: The process that reads the scans; they are read in this one without it.
 
     Raises:
@@ -195,14 +194,13 @@ class Run:
         options: Options,
         *,
         overwrite: bool = False,
-        before_models: Callable[[], None] | None = None,
         remote: Models[Any] | None = None,
         load_models: Callable[[], Models[Any]] | None = None,
         reader: Reader | None = None,
     ) -> None:
         self.out, self.options, self.overwrite = out, options, overwrite
-        self._before_models, self._remote, self._reader = before_models, remote, reader
-        self._load_models, self._drawing = load_models, False
+        self._remote, self._load_models, self._reader = remote, load_models, reader
+        self._drawing = False
         files = (
             remote.files_sha256
             if remote
@@ -238,8 +236,6 @@ class Run:
             return self._remote
         if self._load_models is not None:
             return self._load_models()
-        if self._before_models is not None:
-            self._before_models()
         from tf_covid.local import LocalModels
 
         return LocalModels(

@@ -351,8 +351,7 @@ def test_a_target_is_traced_once_and_asks_for_no_gradient_by_a_kernel(i3d, clip)
     features = cut.backbone(clip)
     for number in (1, 1, 3, 1):
         attention.attention_map(cut, features, attention.class_logit(number))
-    compiled = cut.explained(attention.class_logit(1)).layers[-1]
-    step = compiled._value_and_gradient
+    step = cut.step(attention.class_logit(1))
     assert step.experimental_get_tracing_count() == 1
     (traced,) = step._list_all_concrete_functions()
     needed, waiting = set(), [output.op for output in traced.outputs]

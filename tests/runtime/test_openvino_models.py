@@ -23,7 +23,8 @@ from tf_covid.local import LocalModels
 from tf_covid.phantom.files import write_nifti_volume
 from tf_covid.pipeline import stratify
 from tf_covid.runtime import cache, convert
-from tf_covid.runtime.convert import BLOB, CARD, Behind
+from tf_covid.runtime.behind import Behind
+from tf_covid.runtime.convert import BLOB, CARD
 from tf_covid.runtime.models import OpenVinoModels
 
 

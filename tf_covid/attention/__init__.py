@@ -8,11 +8,13 @@ from tf_covid.attention.grid import Axis, feature_axes, onto_scan
 
 __all__ = [
     "Axis",
+    "Cut",
     "Split",
     "TieSharingMaxPool3D",
     "attention_map",
     "class_logit",
     "expected_class",
+    "explained_by",
     "feature_axes",
     "onto_scan",
     "split",

@@ -7,9 +7,9 @@ Polarity, everywhere: larger means that more of the feature there raises the tar
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import keras
 import numpy as np
@@ -23,8 +23,37 @@ Method = Literal["gradcam", "gradcam++", "layercam"]
 #: What is explained: logits (N, classes) → score (N,).
 Target = Callable[[Any], Any]
 
+#: Features (N, d, h, w, C), float32 → the target (N, 1) and its gradient by the features.
+Step = Callable[[Any], tuple[Any, Any]]
+
 #: Name of the head's first layer, which tf-keras-vis explains.
 _FIRST = "features"
+
+
+class Cut(Protocol):
+    """What can be explained: a `Split`, or what stands for one."""
+
+    @property
+    def endpoint(self) -> str:
+        """Name of the layer at the cut."""
+
+    def explained(self, target: Target) -> keras.Model:
+        """Features → the target, from `explained_by`."""
+
+
+def explained_by(step: Step, features: Sequence[int]) -> keras.Model:
+    """The model that tf-keras-vis explains: features → the target (N, 1).
+
+    Args:
+        step: Computes the target and its gradient.
+        features: Shape (d, h, w, C) of the features.
+    """
+    # float32 under any policy: tf-keras-vis multiplies and sums over the channels in the features'
+    # type.
+    inputs = keras.Input(tuple(features), dtype="float32", name="seed")
+    # tf-keras-vis differentiates by the output of a layer, and an input is none.
+    first = keras.layers.Activation("linear", dtype="float32", name=_FIRST)(inputs)
+    return keras.Model(inputs, CompiledTarget(step, dtype="float32")(first), name="explained")
 
 
 @dataclass(frozen=True)
@@ -44,6 +73,7 @@ class Split:
     tie_sharing_head: keras.Model
     endpoint: str
     _explained: dict[Target, keras.Model] = field(default_factory=dict, repr=False, compare=False)
+    _steps: dict[Target, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def explained(self, target: Target) -> keras.Model:
         """Features (1, d, h, w, C), float32 → the target (1, 1); the first layer is "features".
@@ -51,15 +81,24 @@ class Split:
         It is made once for each target, and traced when it is first explained.
         """
         if target not in self._explained:
-            # float32 under any policy: tf-keras-vis multiplies and sums over the channels in the
-            # features' type.
             shape = self.tie_sharing_head.input_shape[1:]
-            inputs = keras.Input(shape, dtype="float32", name="seed")
-            # tf-keras-vis differentiates by the output of a layer, and an input is none.
-            features = keras.layers.Activation("linear", dtype="float32", name=_FIRST)(inputs)
-            score = CompiledTarget(self.tie_sharing_head, target, dtype="float32")(features)
-            self._explained[target] = keras.Model(inputs, score, name="explained")
+            self._explained[target] = explained_by(self.step(target), shape)
         return self._explained[target]
+
+    def step(self, target: Target) -> Any:  # noqa: ANN401  # a tf.function
+        """The target and its gradient as one compiled step, made once for each target."""
+        if target in self._steps:
+            return self._steps[target]
+
+        def differentiated(features: Tensor) -> tuple[Tensor, Tensor]:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(features)
+                value = target(self.tie_sharing_head(features, training=False)["logits"])
+            # Each scan's score depends on its own features alone.
+            return value[:, tf.newaxis], tape.gradient(value, features)
+
+        step = tf.function(differentiated, autograph=False, reduce_retracing=True)
+        return self._steps.setdefault(target, step)
 
 
 def split(network: keras.Model, endpoint: str) -> Split:
@@ -93,19 +132,17 @@ class CompiledTarget(keras.layers.Layer):
     and each convolution's gradient by its kernel is computed, which nobody asks for.
 
     Args:
-        head: Features → `{"logits": …}`.
-        target: Logits (N, classes) → score (N,).
+        step: Computes both.
     """
 
-    def __init__(self, head: keras.Model, target: Target, **kwargs: Any) -> None:
+    def __init__(self, step: Step, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._head, self._target = head, target
-        self._value_and_gradient = tf.function(self._differentiated, reduce_retracing=True)
+        self._step = step
 
     def call(self, features: Tensor) -> Tensor:
         """Features (N, d, h, w, C) → scores (N, 1)."""
         # A tape outside must not differentiate the step once more.
-        value, gradient = self._value_and_gradient(tf.stop_gradient(features))
+        value, gradient = self._step(tf.stop_gradient(features))
 
         def scaled(upstream: Tensor) -> Tensor:
             return gradient * tf.reshape(upstream, [-1, *[1] * (len(gradient.shape) - 1)])
@@ -119,13 +156,6 @@ class CompiledTarget(keras.layers.Layer):
     def compute_output_spec(self, features: keras.KerasTensor) -> keras.KerasTensor:
         """Likewise."""
         return keras.KerasTensor(self.compute_output_shape(features.shape), dtype="float32")
-
-    def _differentiated(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(features)
-            value = self._target(self._head(features, training=False)["logits"])
-        # Each scan's score depends on its own features alone.
-        return value[:, tf.newaxis], tape.gradient(value, features)
 
 
 class TieSharingMaxPool3D(keras.layers.MaxPooling3D):
@@ -189,7 +219,7 @@ def class_logit(class_index: int) -> Callable[[Any], Any]:
 
 
 def attention_map(
-    cut: Split,
+    cut: Cut,
     features: Tensor,
     target: Target,
     method: Method = "gradcam",

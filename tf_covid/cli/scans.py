@@ -26,7 +26,6 @@ from tf_covid.errors import OptionError
 if TYPE_CHECKING:
     from tf_covid.client.remote import RemoteModels
     from tf_covid.infer import Options
-    from tf_covid.runtime.models import OpenVinoModels
     from tf_covid.scan import Case
 
 
@@ -213,6 +212,7 @@ def infer(
         reader = stack.enter_context(Reader())  # starts while this process imports the rest
         from tf_covid import console
         from tf_covid.cli.archives import Archives
+        from tf_covid.cli.models import loader
         from tf_covid.cohort.cases import cases_of
         from tf_covid.dicom_results.options import DicomOptions
         from tf_covid.infer import Options, Run, run_cases
@@ -259,15 +259,13 @@ def infer(
         count = min(workers or (2 * len(servers) if len(servers) > 1 else 1), len(cases)) or 1
         remotes = _remotes(servers, options, count, stack) if servers else [None]
         readers = [reader, *(stack.enter_context(Reader()) for _ in remotes[1:])]
-        load = functools.partial(_openvino, options) if runtime == "openvino" else None
         runs = [
             Run(
                 folder,
                 options,
                 overwrite=overwrite,
-                before_models=console.import_tensorflow,
                 remote=remote,
-                load_models=load,
+                load_models=loader(options),
                 reader=own,
             )
             for remote, own in zip(remotes, readers, strict=True)
@@ -290,18 +288,6 @@ def _single(cases: list[Case]) -> Case:
             f"several_cases: the upload holds {len(cases)} cases; send each for itself"
         )
     return case
-
-
-def _openvino(options: Options) -> OpenVinoModels:
-    """The models in OpenVINO; TensorFlow is imported where one has to be converted."""
-    from tf_covid import console
-    from tf_covid.runtime.models import of_options
-
-    def note(message: str) -> None:
-        console.note(message)
-        console.import_tensorflow()
-
-    return of_options(options, on_message=note)
 
 
 def _check_servers(servers: tuple[str, ...], workers: int | None, options: Options) -> None:

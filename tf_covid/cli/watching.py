@@ -105,6 +105,7 @@ def watch(
     for module in ("highdicom", "httpx", "prometheus_client", "pynetdicom"):
         optional_import(module, "dicom")  # before any work
     from tf_covid import console
+    from tf_covid.cli.models import loader
     from tf_covid.dicom_results.options import DicomOptions
     from tf_covid.infer import Options
     from tf_covid.pacs.address import Access
@@ -128,5 +129,5 @@ def watch(
         health_port=health_port,
         retry_failed=retry_failed,
     )
-    run_watch(settings, options, console.note, console.import_tensorflow)
+    run_watch(settings, options, console.note, loader(options))
     return True

@@ -1,1 +1,1 @@
-"""ANSWERS WITHOUT TENSORFLOW: the models of an export in OpenVINO, an extra; converted once."""
+"""ANSWERS FROM WHAT WAS MADE ONCE: graphs of TensorFlow, kept; or models in OpenVINO, an extra."""

@@ -10,7 +10,6 @@ import io
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,9 +21,9 @@ from tf_covid.errors import ServingError
 from tf_covid.exported import TOLERANCE, largest_difference
 from tf_covid.extras import optional_import
 from tf_covid.runtime import cache
+from tf_covid.runtime.behind import Behind
 from tf_covid.runtime.frontend import named, read_saved_model
-from tf_covid.weights import catalog, quarantine
-from tf_covid.weights.catalog import LOBES, LUNGS, NO_LOBES
+from tf_covid.weights import catalog
 
 if TYPE_CHECKING:
     from tf_covid.export.signatures import ServingModule
@@ -39,22 +38,6 @@ _CONVERTING = threading.Lock()
 
 #: Changes with what is written into the folder of a converted model.
 _FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Behind:
-    """The lung models that a network answers behind.
-
-    Args:
-        lungs: 2D lung model, by name or file; None: the one that ships.
-        lobes: 3D lobe model, likewise, or "none"; None: the shipped one, which gates only where the
-            network was trained behind it.
-        allow_other_lungs: Answer behind other lung models than the network was trained behind.
-    """
-
-    lungs: str | Path | None = None
-    lobes: str | Path | None = None
-    allow_other_lungs: bool = False
 
 
 def converted(
@@ -94,17 +77,11 @@ def converted(
 def _key(source: str | Path, behind: Behind) -> str:
     """What decides a converted model: all weights, how they go together, and who did it."""
     core = optional_import("openvino", "openvino").Core()
-    lobes = behind.lobes
-    if lobes is None:
-        lobes = LOBES if LOBES in catalog.shipped() else NO_LOBES
-    files = [source, behind.lungs or LUNGS, *([] if lobes == NO_LOBES else [lobes])]
     return cache.key_of(
         [
             _FORMAT,
-            [quarantine.sha256(catalog.find(file)) for file in files],
-            [catalog.name_of(file) for file in files],
-            [behind.lobes is None, behind.allow_other_lungs],
-            [metadata.version(name) for name in ("tf-covid", "openvino")],
+            behind.decides([source]),
+            metadata.version("openvino"),
             # What is compiled for one processor is not for another.
             [
                 core.get_property("CPU", name)

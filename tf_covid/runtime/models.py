@@ -13,7 +13,8 @@ from tf_covid.errors import ScanRefused, ServingError
 from tf_covid.exported import ExportedModels, described
 from tf_covid.infer import Options
 from tf_covid.result import QualityFlag
-from tf_covid.runtime.convert import CARD, Behind, Compiled, converted
+from tf_covid.runtime.behind import Behind
+from tf_covid.runtime.convert import CARD, Compiled, converted
 
 
 class OpenVinoModels(ExportedModels):

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from tf_covid.errors import OptionError
 from tf_covid.infer import Options, Run
@@ -21,6 +22,7 @@ from tf_covid.pacs.dicomweb import DicomWeb
 from tf_covid.pacs.dimse import DimseNode, dimse_address, is_aet, silence
 from tf_covid.pacs.store import StowNode
 from tf_covid.pacs.tls import client_context, server_context
+from tf_covid.pipeline import Models
 from tf_covid.scan.reader import Reader
 from tf_covid.watch.archive_source import ArchiveSource
 from tf_covid.watch.folder_source import FolderSource
@@ -80,7 +82,7 @@ def run_watch(
     settings: WatchSettings,
     options: Options,
     on_message: Callable[[str], None],
-    before_models: Callable[[], None],
+    load_models: Callable[[], Models[Any]],
 ) -> None:
     """Watch until a signal ends it.
 
@@ -88,7 +90,7 @@ def run_watch(
         settings: What to look at.
         options: What decides the answers.
         on_message: Called with a line about what is done.
-        before_models: Called once before TensorFlow is needed.
+        load_models: Loads the models, before the first scan.
 
     Raises:
         PacsError, WatchError: If the journal, a source or the destination cannot be used.
@@ -100,7 +102,7 @@ def run_watch(
 
     with _ended_by_signals(), ExitStack() as stack:
         try:
-            _watch(settings, options, note, before_models, stack)
+            _watch(settings, options, note, load_models, stack)
         except KeyboardInterrupt:
             note("ended by a signal; what was begun goes on at the next start")
 
@@ -109,12 +111,12 @@ def _watch(
     settings: WatchSettings,
     options: Options,
     on_message: Callable[[str], None],
-    before_models: Callable[[], None],
+    load_models: Callable[[], Models[Any]],
     stack: ExitStack,
 ) -> None:
     journal = stack.enter_context(Journal(settings.out))
     reader = stack.enter_context(Reader())  # starts while this process imports the rest
-    run = Run(settings.out, options, overwrite=True, before_models=before_models, reader=reader)
+    run = Run(settings.out, options, overwrite=True, load_models=load_models, reader=reader)
     health = Health()
     destination = _destination(settings, stack)
     if destination is not None:
