@@ -20,7 +20,7 @@ WORKERS ?= 2
 
 # TensorFlow's start-up chatter; 0 shows it.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
-# As in the command line: TensorFlow itself leaves oneDNN out on processors without AVX-512.
+# As in the command line: TensorFlow itself leaves oneDNN out on older processors.
 export TF_ENABLE_ONEDNN_OPTS ?= 1
 # Tests run in several processes: threads of each would wait for each other.
 test test-all coverage: export TF_NUM_INTRAOP_THREADS ?= 1

@@ -194,35 +194,38 @@ def test_what_is_damaged_is_made_again(there, options, loaded_before, in_folder)
     assert_same(stratify(made_scan(), of_options(options)), stratify(made_scan(), there))
 
 
+def key_of(sources: Any, behind: asked.Behind, precision: str = "float32") -> str:
+    return graphs._key(sources, behind, precision, behind.files_sha256(sources))
+
+
 def _places(cached: Path, options: Options) -> list[Path]:
-    behind = asked.Behind(options.lungs_model, options.lobes_model)
-    key = graphs._key(options.models, behind, options.precision)
+    key = key_of(options.models, asked.Behind(options.lungs_model, options.lobes_model))
     return [path for path in (cached / "graphs").iterdir() if path.name == key]
 
 
 def test_what_decides_the_graphs_decides_the_folder(options, small_files, tmp_path, monkeypatch):
     behind = asked.Behind(options.lungs_model, options.lobes_model)
     copy = shutil.copy(small_files.network, tmp_path / small_files.network.name)
-    name = graphs._key(options.models, behind, "float32")
-    assert graphs._key((str(copy),), behind, "float32") == name
+    name = key_of(options.models, behind)
+    assert key_of((str(copy),), behind) == name
     names = [
         name,
-        graphs._key((str(small_files.other),), behind, "float32"),
-        graphs._key((*options.models, str(small_files.other)), behind, "float32"),
-        graphs._key(options.models, behind, "bfloat16"),
-        graphs._key(options.models, asked.Behind(options.lungs_model, "none"), "float32"),
-        graphs._key(options.models, asked.Behind(None, options.lobes_model), "float32"),
-        graphs._key(options.models, replace(behind, allow_other_lungs=True), "float32"),
-        graphs._key(options.models, asked.Behind(options.lungs_model), "float32"),
+        key_of((str(small_files.other),), behind),
+        key_of((*options.models, str(small_files.other)), behind),
+        key_of(options.models, behind, "bfloat16"),
+        key_of(options.models, asked.Behind(options.lungs_model, "none")),
+        key_of(options.models, asked.Behind(None, options.lobes_model)),
+        key_of(options.models, replace(behind, allow_other_lungs=True)),
+        key_of(options.models, asked.Behind(options.lungs_model)),
     ]
     project = tmp_path / "tf_covid"
     for room in asked._ROOMS:
         (project / room).mkdir(parents=True)
     (project / "layers" / "window.py").write_text("a = 1\n", "utf-8")
     monkeypatch.setattr(asked, "_PROJECT", project)
-    names.append(graphs._key(options.models, behind, "float32"))
+    names.append(key_of(options.models, behind))
     (project / "layers" / "window.py").write_text("a = 2\n", "utf-8")
-    names.append(graphs._key(options.models, behind, "float32"))
+    names.append(key_of(options.models, behind))
     assert len(set(names)) == len(names)
 
 
@@ -271,6 +274,15 @@ def test_a_full_disk_keeps_nothing(options, loaded_before, tmp_path, monkeypatch
     assert isinstance(of_options(options, on_message=lines.append), LocalModels)
     assert ["No space left" in line for line in lines] == [True]
     assert list((tmp_path / "graphs").iterdir()) == []
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_kept(
+    options, small_files, loaded_before, tmp_path, monkeypatch
+):
+    """What was loaded is not what the name of the folder says."""
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
+    of_options(replace(options, models=(str(small_files.other),)))
+    assert not (tmp_path / "graphs").exists()
 
 
 def test_those_used_last_stay(there, options, folder, tmp_path, monkeypatch):

@@ -137,13 +137,13 @@ def test_the_same_weights_and_options_are_converted_once(behind, small_files, in
     place = convert.converted(small_files.network, behind, said.append)
     copy = tmp_path / small_files.network.name
     copy.write_bytes(small_files.network.read_bytes())
-    assert convert._key(copy, behind) == place.name
+    assert key_of(copy, behind) == place.name
     different = [
-        convert._key(small_files.other, behind),
-        convert._key(small_files.network, Behind(behind.lungs, "none")),
-        convert._key(small_files.network, Behind(None, behind.lobes)),
-        convert._key(small_files.network, Behind(behind.lungs, behind.lobes, True)),
-        convert._key(small_files.network, Behind(behind.lungs)),
+        key_of(small_files.other, behind),
+        key_of(small_files.network, Behind(behind.lungs, "none")),
+        key_of(small_files.network, Behind(None, behind.lobes)),
+        key_of(small_files.network, Behind(behind.lungs, behind.lobes, True)),
+        key_of(small_files.network, Behind(behind.lungs)),
     ]
     assert len({place.name, *different}) == 6
 
@@ -165,8 +165,22 @@ def test_two_at_once_both_answer(behind, small_files, tmp_path, monkeypatch):
     assert len(answers) == 2
     np.testing.assert_array_equal(*answers)
     assert [path.name for path in (tmp_path / "new" / "openvino").iterdir()] == [
-        convert._key(small_files.network, behind)
+        key_of(small_files.network, behind)
     ]
+
+
+def key_of(source: Path, behind: Behind) -> str:
+    return convert._key(source, behind, behind.files_sha256([source]))
+
+
+def test_a_file_that_changes_while_it_is_converted_is_not_kept(
+    behind, here, small_files, tmp_path, monkeypatch
+):
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
+    monkeypatch.setattr("tf_covid.local.LocalModels", lambda *args, **named: here)
+    with pytest.raises(ModelError, match="changed while it was read"):
+        convert.converted(small_files.other, behind)
+    assert list((tmp_path / "openvino").iterdir()) == []
 
 
 def test_a_cache_that_cannot_be_written_is_named(behind, small_files, tmp_path, monkeypatch):

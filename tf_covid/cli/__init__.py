@@ -22,8 +22,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # NumPy's products here are small: on a busy machine the threads of its BLAS wait for each other,
 # many times over.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# TensorFlow leaves oneDNN out on processors without AVX-512, where it is as good: networks take
-# half the time with it.
+# TensorFlow leaves oneDNN out on older processors (without VNNI), where it is as good: networks
+# take half the time with it.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 

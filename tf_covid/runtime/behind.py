@@ -32,23 +32,34 @@ class Behind:
     lobes: str | Path | None = None
     allow_other_lungs: bool = False
 
-    def decides(self, sources: Sequence[str | Path]) -> list[Any]:
-        """What decides the graphs of networks behind these, as JSON has it: weights, options, code.
+    def files_sha256(self, sources: Sequence[str | Path]) -> list[str]:
+        """sha256 of the files of networks and these, in the order of `Models.files_sha256`.
 
         Raises:
             ModelError: If a file is missing or cannot be read.
         """
-        lobes = self.lobes
-        if lobes is None:
-            lobes = LOBES if LOBES in catalog.shipped() else NO_LOBES
-        files = [*sources, self.lungs or LUNGS, *([] if lobes == NO_LOBES else [lobes])]
+        return [quarantine.sha256(catalog.find(file)) for file in self._files(sources)]
+
+    def decides(self, sources: Sequence[str | Path], files_sha256: Sequence[str]) -> list[Any]:
+        """What decides the graphs of networks behind these, as JSON has it: weights, options, code.
+
+        Args:
+            sources: Networks.
+            files_sha256: What `files_sha256` gave.
+        """
         return [
-            [quarantine.sha256(catalog.find(file)) for file in files],
-            [catalog.name_of(file) for file in files],
+            list(files_sha256),
+            [catalog.name_of(file) for file in self._files(sources)],
             [self.lobes is None, self.allow_other_lungs],
             metadata.version("tf-covid"),
             _code(),
         ]
+
+    def _files(self, sources: Sequence[str | Path]) -> list[str | Path]:
+        lobes = self.lobes
+        if lobes is None:
+            lobes = LOBES if LOBES in catalog.shipped() else NO_LOBES
+        return [*sources, self.lungs or LUNGS, *([] if lobes == NO_LOBES else [lobes])]
 
 
 def _code() -> str:

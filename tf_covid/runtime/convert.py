@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tf_covid.atomic import make_folder, output_errors, replacing_folder
-from tf_covid.errors import ServingError
+from tf_covid.errors import ModelError, ServingError
 from tf_covid.exported import TOLERANCE, largest_difference
 from tf_covid.extras import optional_import
 from tf_covid.runtime import cache
@@ -59,7 +59,8 @@ def converted(
         OutputError: If the folder cannot be written.
     """
     optional_import("openvino", "openvino")
-    folder = cache.cache_folder() / "openvino" / _key(source, behind)
+    files = behind.files_sha256([source])
+    folder = cache.cache_folder() / "openvino" / _key(source, behind, files)
     # Another thread that asks for the same finds it; another process makes its own, and one stays.
     with _CONVERTING:
         if cache.intact(folder) >= {BLOB, CARD}:
@@ -70,17 +71,17 @@ def converted(
         )
         make_folder(folder.parent)
         with replacing_folder(folder) as made:
-            _convert(source, behind, made)
+            _convert(source, behind, files, made)
     return folder
 
 
-def _key(source: str | Path, behind: Behind) -> str:
+def _key(source: str | Path, behind: Behind, files: Sequence[str]) -> str:
     """What decides a converted model: all weights, how they go together, and who did it."""
     core = optional_import("openvino", "openvino").Core()
     return cache.key_of(
         [
             _FORMAT,
-            behind.decides([source]),
+            behind.decides([source], files),
             metadata.version("openvino"),
             # What is compiled for one processor is not for another.
             [
@@ -91,7 +92,7 @@ def _key(source: str | Path, behind: Behind) -> str:
     )
 
 
-def _convert(source: str | Path, behind: Behind, folder: Path) -> None:
+def _convert(source: str | Path, behind: Behind, files: Sequence[str], folder: Path) -> None:
     import tensorflow as tf
 
     from tf_covid.export.signatures import ServingModule
@@ -104,6 +105,10 @@ def _convert(source: str | Path, behind: Behind, folder: Path) -> None:
         lobes=behind.lobes,
         allow_other_lungs=behind.allow_other_lungs,
     )
+    if models.files_sha256 != list(files):
+        raise ModelError(
+            f"{catalog.name_of(source)}: its file, or a lung model's, changed while it was read"
+        )
     serving = ServingModule(models)
     module = tf.Module()
     module.weights = serving.weights

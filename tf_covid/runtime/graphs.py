@@ -117,15 +117,19 @@ def of_options(
             allow_other_lungs=behind.allow_other_lungs,
         )
 
+    files = behind.files_sha256(options.models)
+    key = _key(options.models, behind, options.precision, files)
     try:
-        folder = cache.cache_folder() / "graphs" / _key(options.models, behind, options.precision)
+        folder = cache.cache_folder() / "graphs" / key
     except OutputError:  # no home: nothing is kept
         return load()
     if (kept := _kept(folder, load)) is not None:
         return kept
     models = load()
-    # Tracing what explains would cost those who ask for no map as much as it saves the others.
-    if options.attention != "none" and options.attention_target == "severity":
+    # A file may have changed meanwhile. And tracing what explains would cost those who ask for no
+    # map as much as it saves the others.
+    same, explained = models.files_sha256 == files, options.attention != "none"
+    if same and explained and options.attention_target == "severity":
         with suppress(_NotKept):
             _keep(models, folder, on_message)
     return models
@@ -274,14 +278,14 @@ class GraphModels(StagedModels):
         return split
 
 
-def _key(sources: Sequence[str], behind: Behind, precision: str) -> str:
+def _key(sources: Sequence[str], behind: Behind, precision: str, files: Sequence[str]) -> str:
     """What decides the graphs: weights, options, code, libraries, and the kinds of devices."""
     libraries = ("tensorflow", "keras", "numpy")
     devices = sorted({device.device_type for device in tf.config.list_physical_devices()})
     return cache.key_of(
         [
             _FORMAT,
-            behind.decides(sources),
+            behind.decides(sources, files),
             precision,
             [metadata.version(name) for name in libraries],
             devices,
