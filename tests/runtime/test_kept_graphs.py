@@ -156,6 +156,8 @@ def test_nothing_is_built_and_nothing_traced(there, options, in_folder, monkeypa
     ("name", "how"),
     [
         *((name, "flipped") for name in ("segment.pb", "explain-0.pb", WEIGHTS, FACTS)),
+        # It reads as the same graph.
+        ("prepare-0.pb", "grown"),
         ("classify-0.pb", "cut"),
         ("prepare-0.pb", "gone"),
         (WEIGHTS, "gone"),
@@ -175,6 +177,8 @@ def test_what_is_damaged_is_not_used(name, how, there, options, folder, tmp_path
     if how == "flipped":
         middle = len(data) // 2
         path.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+    elif how == "grown":
+        path.write_bytes(data + b"\xa2\x06\x01x")  # a field of a message that nobody knows
     elif how == "gone":
         path.unlink()
     elif how == "another's":

@@ -296,7 +296,8 @@ def _key(sources: Sequence[str], behind: Behind, precision: str, files: Sequence
 def _kept(folder: Path, load: Callable[[], LocalModels]) -> GraphModels | None:
     """The models of a folder; None if it is not there, or is not what was written."""
     with suppress(*_UNREADABLE, ValidationError):
-        if cache.intact(folder) >= {FACTS, WEIGHTS}:
+        graphs = {path.name for path in folder.glob("*.pb")}
+        if cache.intact(folder) >= {FACTS, WEIGHTS, *graphs}:
             models = GraphModels(folder, load)
             with suppress(OSError):
                 os.utime(folder)  # for `_remove_unused`
