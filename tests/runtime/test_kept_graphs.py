@@ -298,11 +298,12 @@ def test_those_used_last_stay(there, options, folder, tmp_path, monkeypatch):
         shutil.copytree(place, tmp_path / "graphs" / name)
         os.utime(tmp_path / "graphs" / name, (second, second))
     (tmp_path / "graphs" / "not ours").mkdir()
+    shutil.copytree(place, tmp_path / "graphs" / ".written just now")
     # It is used, so it is not the oldest any more.
     assert isinstance(of_options(options), GraphModels)
     graphs._remove_unused(tmp_path / "graphs")
     left = {path.name for path in (tmp_path / "graphs").iterdir()}
-    assert left == {place.name, "third", "not ours"}
+    assert left == {place.name, "third", "not ours", ".written just now"}
 
 
 def test_models_that_cannot_answer_are_named_and_not_kept(there, options, in_folder, tmp_path):

@@ -454,7 +454,8 @@ def _remove_unused(folder: Path) -> None:
     """Remove all kept graphs but those that were used last."""
     with suppress(OSError):
         folders = sorted(
-            (path for path in folder.iterdir() if (path / FACTS).exists()),
+            # Not what another process is just writing, whose name is hidden.
+            (path for path in folder.glob("[!.]*") if (path / FACTS).exists()),
             key=lambda path: path.stat().st_mtime,
         )
         for path in folders[:-KEPT]:
