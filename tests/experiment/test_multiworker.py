@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -63,6 +64,14 @@ class Workers:
 def _end(process: psutil.Popen) -> None:
     with suppress(psutil.NoSuchProcess):
         process.kill()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_onednn() -> Iterator[None]:
+    """It rounds by the shape of what it is given: half a batch otherwise than the whole."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+        yield
 
 
 @pytest.fixture(scope="module")
