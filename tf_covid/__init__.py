@@ -30,7 +30,7 @@ The map of the house, in the order of imports; a room may use those above it, ne
     experiment/                 MANIFEST → RUN: `tfcovid fit` and `tfcovid evaluate`
     export/                     MODEL → SAVEDMODEL for TF Serving
     client/                     a server, ours or TF Serving, instead of the models here
-    runtime/                    ANSWERS WITHOUT TENSORFLOW: OpenVINO, converted once
+    runtime/                    ANSWERS FROM WHAT WAS MADE ONCE: kept graphs; OpenVINO
     cluster/                    MANY SCANS → MANY MACHINES: workers of a Ray
     pacs/                       ARCHIVE ↔ FILES: a study out of one, results into one
     watch/                      ARCHIVES → ANSWERS: every new chest CT once
