@@ -31,17 +31,6 @@ from tf_covid.runtime.graphs import FACTS, WEIGHTS, GraphModels, of_options
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(cache.VARIABLE, str(folder))
-    return folder
-
-
-@pytest.fixture(scope="module")
 def options(small_files: Any) -> Options:
     return Options(
         models=(str(small_files.network),),
@@ -182,7 +171,7 @@ def test_what_is_damaged_is_not_used(name, how, there, options, folder, tmp_path
     elif how == "gone":
         path.unlink()
     elif how == "another's":
-        path.write_bytes(b'{"task": "severity"}')
+        path.write_bytes(b'PK\x03\x04{"task": "severity"}')
         cache.seal(place, [path.name for path in place.iterdir() if path.name != cache.SUMS])
     else:
         path.write_bytes(data[: len(data) // 3] if how == "cut" else b"")

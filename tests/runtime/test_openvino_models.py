@@ -29,17 +29,6 @@ from tf_covid.runtime.models import OpenVinoModels
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(cache.VARIABLE, str(folder))
-    return folder
-
-
-@pytest.fixture(scope="module")
 def behind(small_files: Any) -> Behind:
     return Behind(small_files.lungs, small_files.lobes)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any, Literal, cast
 import keras
 import numpy as np
 import tensorflow as tf
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from tf_covid import attention
 from tf_covid.atomic import make_folder, output_errors, replacing_folder
@@ -45,7 +46,10 @@ _FORMAT = 1
 _KEEPING = threading.Lock()
 
 #: What reading a folder can end with, whatever became of it.
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, tf.errors.OpError)
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, EOFError),
+    *(zipfile.BadZipFile, tf.errors.OpError),
+)
 
 
 class _Strict(BaseModel):
@@ -130,13 +134,8 @@ def of_options(
     # map as much as it saves the others.
     same, explained = models.files_sha256 == files, options.attention != "none"
     if same and explained and options.attention_target == "severity":
-        with suppress(_NotKept):
-            _keep(models, folder, on_message)
+        _keep(models, folder, on_message)
     return models
-
-
-class _NotKept(Exception):
-    """The graphs cannot be kept; the models answer all the same."""
 
 
 @dataclass(frozen=True)
@@ -207,9 +206,12 @@ class GraphModels(StagedModels):
 
     def __init__(self, folder: Path, load: Callable[[], LocalModels]) -> None:
         facts = KeptModels.model_validate_json((folder / FACTS).read_bytes())
-        self._facts, self._load = facts, load
+        self._load = load
         self._loaded: LocalModels | None = None
-        self.lungs_grid = facts.lungs_grid
+        self.task: str = facts.task
+        self.finds_disease, self.finds_lobes = facts.finds_disease, facts.finds_lobes
+        self.other_lungs, self.lungs_grid = facts.other_lungs, facts.lungs_grid
+        self.weights_sha256, self.files_sha256 = facts.weights_sha256, facts.files_sha256
         with np.load(folder / WEIGHTS, allow_pickle=False) as arrays:
             values = dict(arrays)
         #: TensorFlow holds variables by their handles alone, which do not keep them.
@@ -239,36 +241,6 @@ class GraphModels(StagedModels):
         """See `StagedModels.find_lungs`."""
         return cast(dict[str, Tensor], self._segment(hu, depth))
 
-    @property
-    def task(self) -> str:
-        """Severity or covid."""
-        return self._facts.task
-
-    @property
-    def finds_disease(self) -> bool:
-        """Whether the lung model has a second output, diseased lung."""
-        return self._facts.finds_disease
-
-    @property
-    def finds_lobes(self) -> bool:
-        """Whether there is a lobe model."""
-        return self._facts.finds_lobes
-
-    @property
-    def other_lungs(self) -> bool:
-        """Whether a network answers behind other lung models than it was trained behind."""
-        return self._facts.other_lungs
-
-    @property
-    def weights_sha256(self) -> list[str]:
-        """Identities of all weights that decide the answer: networks', then lung models'."""
-        return list(self._facts.weights_sha256)
-
-    @property
-    def files_sha256(self) -> list[str]:
-        """Hashes of the files of all models, in the same order."""
-        return list(self._facts.files_sha256)
-
     def _split(self, index: int) -> Callable[[], attention.Cut]:
         def split() -> attention.Cut:
             if self._loaded is None:
@@ -295,7 +267,7 @@ def _key(sources: Sequence[str], behind: Behind, precision: str, files: Sequence
 
 def _kept(folder: Path, load: Callable[[], LocalModels]) -> GraphModels | None:
     """The models of a folder; None if it is not there, or is not what was written."""
-    with suppress(*_UNREADABLE, ValidationError):
+    with suppress(*_UNREADABLE):
         graphs = {path.name for path in folder.glob("*.pb")}
         if cache.intact(folder) >= {FACTS, WEIGHTS, *graphs}:
             models = GraphModels(folder, load)
@@ -306,11 +278,7 @@ def _kept(folder: Path, load: Callable[[], LocalModels]) -> GraphModels | None:
 
 
 def _keep(models: LocalModels, folder: Path, on_message: Callable[[str], None]) -> None:
-    """Write the graphs of models into a folder, as a whole or not at all.
-
-    Raises:
-        _NotKept: If they cannot be kept; a line said why.
-    """
+    """Write the graphs of models into a folder, as a whole or not at all; a line says which."""
     arrays: dict[str, np.ndarray] = {}
     names: dict[int, str] = {}
     traced = {name: _described(function, arrays, names) for name, function in _traced(models)}
@@ -336,7 +304,7 @@ def _keep(models: LocalModels, folder: Path, on_message: Callable[[str], None]) 
                 cache.seal(made, sorted(path.name for path in made.iterdir()))
     except OutputError as error:
         on_message(f"the next start will take as long: no graphs can be kept ({error})")
-        raise _NotKept from error
+        return
     on_message(f"graphs are kept for the next start: {folder}")
     _remove_unused(folder.parent)
 
