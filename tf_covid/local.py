@@ -173,7 +173,7 @@ class StagedModels(ABC):
     def segment(self, hu: np.ndarray) -> Segmentation:
         """Lung, and what else the lung models find, of one scan, int16 (D, H, W)."""
         outputs = self.find_lungs(_shared(hu[np.newaxis]), tf.constant([len(hu)], tf.int32))
-        values = {name: value.numpy()[0] for name, value in outputs.items()}
+        values = {name: _seen(value)[0] for name, value in outputs.items()}
         return Segmentation(values.pop("lungs"), **values)
 
     def from_mask(self, mask: np.ndarray) -> Segmentation:
@@ -334,6 +334,11 @@ def _shared(hu: np.ndarray) -> Tensor:
         copy[...] = hu
         hu = copy
     return tf.experimental.dlpack.from_dlpack(hu.__dlpack__())
+
+
+def _seen(value: Tensor) -> np.ndarray:
+    """A tensor's values where they lie, to be read: `.numpy()` copies them."""
+    return np.asarray(memoryview(value))
 
 
 def check_ensemble(models: Sequence[LoadedModel]) -> None:

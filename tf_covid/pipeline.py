@@ -195,6 +195,10 @@ def stratify(
             return refused(scan.case, refusal.quality_flags)
         with timings.timed("lungs"):
             reading = _read_lungs(scan, results, answers[0].keep, mask)
+            orientation = results.orientation
+            # Volumes of a large scan, which nothing reads any more.
+            del results
+            _give_back_memory()
         if impossible := volume_flags(reading.lungs.volume_ml):
             return refused(scan.case, [*scan.quality_flags, *impossible])
         prediction = _prediction(answers)
@@ -202,7 +206,7 @@ def stratify(
             volume, looked = _explain(models, answers, reading, prediction, attention, target)
     _give_back_memory()
     flags = _flags(scan, models, reading, prediction, volume, looked) + _model_flags(
-        models, results, reading
+        models, orientation, reading
     )
     return Result(
         case=scan.case,
@@ -361,7 +365,7 @@ def _read_lungs(
 
 
 def _model_flags(
-    models: Models[Any], segmentation: Segmentation, reading: LungReading
+    models: Models[Any], orientation: np.ndarray | None, reading: LungReading
 ) -> list[QualityFlag]:
     """Quality flags of what the models are, and of which way round they find the scan."""
     flags = []
@@ -373,8 +377,8 @@ def _model_flags(
         flags.append(QualityFlag("other_lungs", "warning", message))
     # A few slices of a lung's base among bowels do not tell head from feet.
     whole = min(reading.lungs.left_ml, reading.lungs.right_ml) >= LEAST_LUNG_ML
-    if segmentation.orientation is not None and whole:
-        flags += orientation_flags(segmentation.orientation)
+    if orientation is not None and whole:
+        flags += orientation_flags(orientation)
     return flags
 
 

@@ -169,7 +169,7 @@ class Preprocessor:
         self.segmenter = LungSegmenter(
             lungs, level_hu, width_hu, chunk, calibration, name="segmenter"
         )
-        self.lobe_segmenter, self.gate = None, ContextGate(name="gate")
+        self.lobe_segmenter, self.gate = None, ContextGate(chunk=chunk, name="gate")
         if lobes is not None:
             seen = contract_of(lobes)
             window = (seen.preprocessing.level_hu, seen.preprocessing.width_hu) if seen else ()
@@ -211,9 +211,8 @@ class Preprocessor:
         if self.lobe_segmenter is not None:
             coarse = self.lobe_segmenter(planes, depth)
             if self.gated:
-                probabilities = self.gate(coarse["lobes"], probabilities, depth)
-        names = OUTPUTS[: self.segmenter.outputs]
-        return {name: probabilities[..., output] for output, name in enumerate(names)} | coarse
+                probabilities = self.gate.each(coarse["lobes"], probabilities, depth)
+        return dict(zip(OUTPUTS, probabilities, strict=False)) | coarse
 
     def locate(self, probability: Tensor) -> tuple[Tensor, Tensor]:
         """Which slices are kept, and the box of the lungs within them.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tf_covid.layers import ContextGate, LobeSegmenter
 from tf_covid.models import UNet3D
@@ -136,6 +137,21 @@ def test_the_coarse_grid_covers_the_true_slices_from_edge_to_edge():
     assert abs(float(both[1].mean()) - float(np.mean(halves[1]))) < 0.5 / 15
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 30, 64])
+def test_how_many_slices_go_at_a_time_has_no_say_in_the_gate(chunk):
+    rng = np.random.default_rng(0)
+    masks = tf.constant(rng.random((2, 15, 16, 32, 2), np.float32))
+    lobes, depth = rng.dirichlet(np.ones(7), (2, *GRID))[..., :5].astype(np.float32), [15, 11]
+    before, depth = masks.numpy().copy(), np.array(depth, np.int32)
+    gated = ContextGate(chunk=chunk)(lobes, masks, depth).numpy()
+    np.testing.assert_allclose(gated, ContextGate()(lobes, masks, depth), atol=1e-6)
+    assert len(np.unique(gated)) > 1000
+    one_by_one = tf.function(ContextGate(chunk=chunk).each)
+    lungs, disease = one_by_one(lobes, tf.unstack(masks, axis=-1), depth)
+    np.testing.assert_allclose(np.stack([lungs, disease], axis=-1), gated, atol=1e-6)
+    np.testing.assert_array_equal(masks, before)  # what was given is not written to
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -152,6 +168,11 @@ def test_impossible_gates_are_refused(arguments):
         ContextGate(*arguments)
 
 
+def test_a_gate_takes_a_slice_at_a_time_at_least():
+    with pytest.raises(ValueError, match="positive, not 0"):
+        ContextGate(chunk=0)
+
+
 def test_layers_are_rebuilt_from_their_config(network):
     segmenter = LobeSegmenter(network, level_hu=-200.0)
     again = LobeSegmenter.from_config(segmenter.get_config())
@@ -159,5 +180,6 @@ def test_layers_are_rebuilt_from_their_config(network):
     depth = np.array([20], np.int32)
     for name, value in segmenter(planes(), depth).items():
         np.testing.assert_allclose(again(planes(), depth)[name], value, atol=1e-6)
-    gate = ContextGate.from_config(ContextGate(0.2, 0.4, (0.6, 0.8), 2.0).get_config())
+    gate = ContextGate.from_config(ContextGate(0.2, 0.4, (0.6, 0.8), 2.0, 5).get_config())
     assert (gate.low, gate.high, gate.sure, gate.gain) == (0.2, 0.4, (0.6, 0.8), 2.0)
+    assert gate.chunk == 5

@@ -134,9 +134,12 @@ def onto_scan(
         highest = max(highest, float(inside.max(initial=0.0)))
     out = np.zeros(lungs.shape, np.uint8)
     if highest > 0:
+        # Rows outside of the box are 0 and stay untouched: memory that is never used.
+        held = np.flatnonzero(rows.any(axis=1))
+        part = slice(int(held[0]), int(held[-1]) + 1)
         for slice_index, plane in slices():
-            out[slice_index] = np.rint(
-                np.where(lungs[slice_index] > 0, plane, 0.0) * (255.0 / highest)
+            out[slice_index, part] = np.rint(
+                np.where(lungs[slice_index, part] > 0, plane[part], 0.0) * (255.0 / highest)
             )
     return out, within / total if total > 0 else None
 

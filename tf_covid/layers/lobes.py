@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tf_covid.layers.resample import full_axis_matrix, in_plane, triangle_matrix
+from tf_covid.layers.resample import full_axis_matrix, in_plane, over_chunks, triangle_matrix
 from tf_covid.layers.window import HUWindow
 from tf_covid.tensor import Tensor
 from tf_covid.tissues import EFFUSION_CLASS, LOBE_CLASSES
@@ -145,13 +146,15 @@ class ContextGate(keras.layers.Layer):
         high: Share from which it is open.
         sure: Shares between which the factor of the odds rises from 1 to exp(`gain`).
         gain: Logarithm of that factor.
+        chunk: Slices at a time; what is held beside the masks grows with it only.
 
     Input: `lobes` float32 (N, d, f, g, 5), probabilities `masks` (N, D, h, w, outputs) of lung and,
     if there is a second output, disease, and `depth` int32 (N,), the true slices, which the coarse
     grid covers from edge to edge. Output: the masks behind the gate, in their shape.
 
     Raises:
-        ValueError: If not 0 ≤ low < high ≤ 1, or the same of `sure`, or `gain` is negative.
+        ValueError: If not 0 ≤ low < high ≤ 1, or the same of `sure`, or `gain` is negative, or
+            `chunk` is not positive.
     """
 
     def __init__(
@@ -160,6 +163,7 @@ class ContextGate(keras.layers.Layer):
         high: float = 0.2,
         sure: tuple[float, float] = (0.7, 0.9),
         gain: float = 3.0,
+        chunk: int = 16,
         **kwargs: Any,
     ) -> None:
         super().__init__(autocast=False, **kwargs)
@@ -169,27 +173,51 @@ class ContextGate(keras.layers.Layer):
             raise ValueError(
                 f"the odds need 0 ≤ sure ≤ 1, rising, and gain ≥ 0, not {sure}, {gain}"
             )
+        if chunk < 1:
+            raise ValueError(f"slices at a time must be positive, not {chunk}")
         self.low, self.high, self.gain = float(low), float(high), float(gain)
+        self.chunk = int(chunk)
         self.sure = float(sure[0]), float(sure[1])
 
     def call(self, lobes: Tensor, masks: Tensor, depth: Tensor) -> Tensor:
         """Lobes and masks → masks behind the gate."""
+        return tf.stack(self.each(lobes, tf.unstack(masks, axis=-1), depth), axis=-1)
+
+    def each(self, lobes: Tensor, masks: Sequence[Tensor], depth: Tensor) -> tuple[Tensor, ...]:
+        """`call` for masks (N, D, h, w) that are held one by one, and so stay: lung comes first."""
         total = tf.reduce_sum(lobes, axis=-1)
-        shape, cells = tf.shape(masks), tf.shape(total)
+        shape, cells = tf.shape(masks[0]), tf.shape(total)
         # Cell i of a slice lies at (i + ½) · d / depth of the coarse grid.
         centres = tf.range(shape[1], dtype=tf.float32)[tf.newaxis] + 0.5
         step = tf.cast(cells[1], tf.float32) / tf.maximum(tf.cast(depth, tf.float32), 1.0)
         along = _linear(centres * step[:, tf.newaxis], cells[1])
         flat = tf.reshape(total, [cells[0], cells[1], cells[2] * cells[3]])
-        slices = tf.reshape(tf.matmul(along, flat), [cells[0] * shape[1], cells[2], cells[3]])
-        planes = in_plane(
-            full_axis_matrix(shape[2], cells[2]), slices, full_axis_matrix(shape[3], cells[3])
-        )
-        fraction = tf.reshape(planes, shape[:4])[..., tf.newaxis]
+        count = shape[0] * shape[1]
+        slices = tf.reshape(tf.matmul(along, flat), [count, cells[2], cells[3]])
+        rows, columns = full_axis_matrix(shape[2], cells[2]), full_axis_matrix(shape[3], cells[3])
+
+        def body(numbers: Tensor, volumes: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            # Padding repeats the chunk's first slice, which is then written twice alike.
+            own = tf.where(numbers < 0, numbers[0], numbers)
+            fraction = in_plane(rows, tf.gather(slices, own), columns)
+            gated = self._gated(fraction, [tf.gather(volume, own) for volume in volumes])
+            return tuple(
+                tf.tensor_scatter_nd_update(volume, own[:, tf.newaxis], values)
+                for volume, values in zip(volumes, gated, strict=True)
+            )
+
+        # Each is written where it lies: memory grows with the slices at a time only.
+        volumes = tuple(tf.reshape(mask, [count, shape[2], shape[3]]) for mask in masks)
+        gated = over_chunks(count, self.chunk, body, volumes)
+        return tuple(tf.reshape(volume, shape) for volume in gated)
+
+    def _gated(self, fraction: Tensor, masks: Sequence[Tensor]) -> list[Tensor]:
+        """Masks (n, h, w) behind the gate, where the lobes have this share of a cell."""
         factor = tf.exp(self.gain * _ramp(fraction, self.sure))
-        lungs = masks[..., :1]
+        lungs, *others = masks
         lungs = lungs * factor / (1.0 + lungs * (factor - 1.0))
-        return tf.concat([lungs, masks[..., 1:]], axis=-1) * _ramp(fraction, (self.low, self.high))
+        opened = _ramp(fraction, (self.low, self.high))
+        return [mask * opened for mask in (lungs, *others)]
 
     def compute_output_spec(self, lobes: Tensor, masks: Tensor, depth: Tensor) -> keras.KerasTensor:
         """The masks' shape, float32."""
@@ -198,7 +226,7 @@ class ContextGate(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Arguments that rebuild the layer."""
         own = {"low": self.low, "high": self.high, "sure": list(self.sure), "gain": self.gain}
-        return {**super().get_config(), **own}
+        return {**super().get_config(), **own, "chunk": self.chunk}
 
 
 def _ramp(fraction: Tensor, limits: tuple[float, float]) -> Tensor:

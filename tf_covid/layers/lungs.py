@@ -63,10 +63,10 @@ class LungSegmenter(keras.layers.Layer):
 
     def call(self, hu: Tensor, depth: Tensor) -> Tensor:
         """HU → probabilities."""
-        return self.with_planes(hu, depth)[0]
+        return tf.stack(self.with_planes(hu, depth)[0], axis=-1)
 
-    def with_planes(self, hu: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
-        """HU → probabilities (N, D, h, w, outputs), and the HU of the cells (N, D, h, w)."""
+    def with_planes(self, hu: Tensor, depth: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """HU → the probabilities of each output, and the HU of the cells: (N, D, h, w) each."""
         shape, grid, outputs = tf.shape(hu), self.grid, self.outputs
         scale, offset = (
             tf.constant([first, value][:outputs])
@@ -88,21 +88,28 @@ class LungSegmenter(keras.layers.Layer):
 
         row = valid[:, 0] * tf.cast(shape[1], valid.dtype) + valid[:, 1]
 
-        def body(indices: Tensor, written: Tensor) -> Tensor:
+        def body(indices: Tensor, written: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             numbers = tf.maximum(indices, 0)
             planes = tf.gather_nd(hu, tf.gather(valid, numbers))
             small = in_plane(rows, clipped_hu(planes), columns)
             logits = self.unet(self.window(small)[..., tf.newaxis], training=False)["logits"]
-            keep = tf.cast(indices >= 0, tf.float32)[:, tf.newaxis, tf.newaxis, tf.newaxis]
+            keep = tf.cast(indices >= 0, tf.float32)[:, tf.newaxis, tf.newaxis]
             probability = tf.sigmoid(tf.cast(logits, tf.float32) * scale + offset)
-            values = tf.concat([probability, small[..., tf.newaxis]], axis=-1) * keep
-            return tf.tensor_scatter_nd_add(written, tf.gather(row, numbers)[:, tf.newaxis], values)
+            where = tf.gather(row, numbers)[:, tf.newaxis]
+            return tuple(
+                tf.tensor_scatter_nd_add(volume, where, values * keep)
+                for volume, values in zip(
+                    written, (*tf.unstack(probability, axis=-1), small), strict=True
+                )
+            )
 
-        # Written where they stay: a second volume of results would be held beside the first.
-        shapes = tf.stack([shape[0] * shape[1], *grid, outputs + 1])
-        results = over_chunks(count, self.chunk, body, tf.zeros(shapes))
-        results = tf.reshape(results, tf.stack([shape[0], shape[1], *grid, outputs + 1]))
-        return results[..., :outputs], results[..., outputs]
+        # Each written where it stays: a second volume of results would be held beside the first.
+        empty = tuple(tf.zeros([shape[0] * shape[1], *grid]) for _ in range(outputs + 1))
+        *results, planes = (
+            tf.reshape(volume, [shape[0], shape[1], *grid])
+            for volume in over_chunks(count, self.chunk, body, empty)
+        )
+        return tuple(results), planes
 
     def compute_output_spec(self, hu: Tensor, depth: Tensor) -> keras.KerasTensor:
         """(N, D, h, w, outputs), float32."""

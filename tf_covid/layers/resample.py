@@ -71,8 +71,11 @@ def in_plane(rows: Tensor, planes: Tensor, columns: Tensor) -> Tensor:
 
 
 def over_chunks(
-    count: Tensor, chunk: int, body: Callable[[Any, Any], Any], state: Tensor
-) -> Tensor:
+    count: Tensor,
+    chunk: int,
+    body: Callable[[Any, Any], Any],
+    state: Any,  # noqa: ANN401
+) -> Any:  # noqa: ANN401  # as `state`: a tensor, or several
     """`state = body(numbers, state)` for `chunk` numbers of 0 … count − 1 at a time.
 
     The last chunk repeats number 0 as −1-marked padding: `numbers` always has `chunk` entries,
