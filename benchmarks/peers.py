@@ -45,12 +45,16 @@ from tf_covid.phantom.files import write_dicom
 from tf_covid.pipeline import versions
 from tf_covid.runtime import cache
 from tf_covid.weights import load
+from tf_covid.weights.files import POLICIES
 
 #: JPEG lossless, first-order prediction: what many scanners and archives send.
 JPEG_LOSSLESS = "1.2.840.10008.1.2.4.70"
 
 #: Frames, height and width of the I3D that is compared: those of its paper.
 CLIP = (64, 224, 224)
+
+#: What a processor that computes in bfloat16 has, one or the other.
+BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
 
 #: Side of the slices that lungmask works on, and slices that ours is given at a time.
 SIDE, BATCH = 256, 16
@@ -103,7 +107,17 @@ def reading(bench: Bench) -> list[Row]:
 
 def lung_network(bench: Bench) -> list[Row]:
     """The network alone, all slices, each at the size that it works on."""
-    network = load("lungs-unet").network
+    peer, rows = bench.peer("lungmask_network"), []
+    for precision in precisions():
+        network = load("lungs-unet", precision=precision).network
+        _, height, width, _ = network.input_shape
+        name = f"lung network ({height}×{width}; lungmask {SIDE}×{SIDE}){_in(precision)}"
+        rows.append(_row(name, _segment_s(bench, network), [peer]))
+    return rows
+
+
+def _segment_s(bench: Bench, network: keras.Model) -> float:
+    """Seconds of our lung network for all slices."""
     _, height, width, _ = network.input_shape
     slices = np.load(bench.folder / "slices.npy")[
         :, :: SIDE // height, :: SIDE // width, np.newaxis
@@ -114,13 +128,7 @@ def lung_network(bench: Bench) -> list[Row]:
         for first in range(0, len(slices), BATCH):
             run(tf.constant(slices[first : first + BATCH]))
 
-    return [
-        _row(
-            f"lung network ({height}×{width}; lungmask {SIDE}×{SIDE})",
-            bench.ours(segment),
-            [bench.peer("lungmask_network")],
-        )
-    ]
+    return bench.ours(segment)
 
 
 def classifier(bench: Bench) -> list[Row]:
@@ -132,6 +140,8 @@ def classifier(bench: Bench) -> list[Row]:
     network.export(bench.folder / "i3d", verbose=False)
     peers = [bench.peer("openvino_i3d"), bench.peer("torch_i3d")]
     rows = [_row("I3D, 64×224×224", bench.ours(lambda: answer(clip)), peers)]
+    if "bfloat16" in precisions():
+        rows.append(_bfloat16_row(bench, network.get_weights(), clip))
     monai = bench.peer("monai_gradcam")
     for endpoint in ("Mixed_5c", "Mixed_3c"):
         network_s, map_s = _explained(bench, network, endpoint, clip)
@@ -156,6 +166,15 @@ def classifier(bench: Bench) -> list[Row]:
         ]
     )
     return rows
+
+
+def _bfloat16_row(bench: Bench, weights: list[np.ndarray], clip: tf.Tensor) -> Row:
+    """The same I3D in bfloat16."""
+    network = NETWORKS["i3d"].build(input_shape=[*CLIP, 1], dtype=POLICIES["bfloat16"])
+    network.set_weights(weights)
+    answer = tf.function(lambda x: network(x, training=False)["logits"], jit_compile=False)
+    own = bench.ours(lambda: answer(clip))
+    return _row(f"I3D, 64×224×224{_in('bfloat16')}", own, [bench.peer("openvino_i3d_bfloat16")])
 
 
 def attention_endpoint(model: Any) -> str:  # noqa: ANN401  # a LoadedModel
@@ -185,17 +204,10 @@ def _explained(
 
 def road(bench: Bench) -> list[Row]:
     """A DICOM folder to its report."""
-    out = bench.folder / "out"
-    run = Run(out, Options(), overwrite=True)
-
-    def answer() -> None:
-        (out / "scan" / "result.json").unlink(missing_ok=True)
-        (case,) = cases_of([bench.folder / "scan"])
-        outcome = run.answer(case)
-        if outcome.problem:
-            raise SystemExit(outcome.problem)
-
-    rows = [["DICOM folder to report, warm", _s(bench.ours(answer)), NONE]]
+    rows = [
+        [f"DICOM folder to report, warm{_in(precision)}", _s(_road_s(bench, precision)), NONE]
+        for precision in precisions()
+    ]
     # The graphs and the conversion are made here, whatever this user has.
     environment = {**os.environ, cache.VARIABLE: str(bench.folder / "cache")}
     for runtime in ("tensorflow", "openvino"):
@@ -214,6 +226,21 @@ def road(bench: Bench) -> list[Row]:
             name = f"the same from the shell, the {start} start, `--runtime {runtime}`"
             rows.append([name, _s(seconds), NONE])
     return rows
+
+
+def _road_s(bench: Bench, precision: str) -> float:
+    """Seconds of a DICOM folder to its report, in this process."""
+    out = bench.folder / "out"
+    run = Run(out, Options(precision=precision), overwrite=True)
+
+    def answer() -> None:
+        (out / "scan" / "result.json").unlink(missing_ok=True)
+        (case,) = cases_of([bench.folder / "scan"])
+        outcome = run.answer(case)
+        if outcome.problem:
+            raise SystemExit(outcome.problem)
+
+    return bench.ours(answer)
 
 
 WORKS = {
@@ -246,14 +273,31 @@ def _row(work: str, own: float, peers: Sequence[dict[str, Any]]) -> Row:
     return [work, _s(own), others]
 
 
+def precisions() -> list[str]:
+    """Those that this processor computes in: elsewhere bfloat16 is made of other operations."""
+    return ["float32", *(["bfloat16"] if BFLOAT16 & set(_kinds()) else [])]
+
+
+def _in(precision: str) -> str:
+    return "" if precision == "float32" else f", {precision}"
+
+
+def _facts() -> str:
+    return Path("/proc/cpuinfo").read_text("utf-8") if Path("/proc/cpuinfo").exists() else ""
+
+
+def _kinds() -> list[str]:
+    """Kinds of operations that this processor has, of those that decide here."""
+    known = _facts().partition("flags")[2].partition("\n")[0].split()
+    return [kind for kind in ("avx2", "avx512f", *sorted(BFLOAT16)) if kind in known]
+
+
 def _machine() -> str:
-    facts = Path("/proc/cpuinfo").read_text("utf-8") if Path("/proc/cpuinfo").exists() else ""
     name = next(
-        (line.split(":")[1].strip() for line in facts.splitlines() if "model name" in line), ""
+        (line.split(":")[1].strip() for line in _facts().splitlines() if "model name" in line), ""
     )
-    known = facts.partition("flags")[2].partition("\n")[0].split()
-    kinds = [kind for kind in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if kind in known]
-    return f"{name or platform.machine()}, {os.cpu_count()} cores, {', '.join(kinds) or 'no AVX'}"
+    kinds = ", ".join(_kinds()) or "no AVX"
+    return f"{name or platform.machine()}, {os.cpu_count()} cores, {kinds}"
 
 
 @click.command()
@@ -279,9 +323,11 @@ def main(peers: str, slices: int, repeats: int, names: tuple[str, ...], write: b
             rows += WORKS[name](bench)
     own = versions()
     facts = f"{_machine()}; TensorFlow {own['tensorflow']}, Keras {own['keras']}."
+    lacking = "" if "bfloat16" in precisions() else " It does not compute in bfloat16: no such row."
     Page(DOCS / "benchmarks.md", write).put(
         "peers",
-        f"{slices} slices of 512×512, float32, medians of {repeats}. {facts}",
+        f"{slices} slices of 512×512, float32 unless it says otherwise, medians of {repeats}."
+        f" {facts}{lacking}",
         table(["work", "ours", "peers"], rows),
     )
 
