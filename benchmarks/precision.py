@@ -6,7 +6,7 @@ The chests are those of `severity.py` (seeds 1000000 and following), and so is t
 gate, slice rule, class, all of it in one precision as `tfcovid infer --precision` does it. A class
 may change where float32 itself hardly decides: its margin, the difference of its two largest
 probabilities, stands beside each change. A processor that does not compute in bfloat16 rounds the
-same, by other operations, and takes twenty times as long for it.
+same, by other operations, and takes many times as long for it.
 
 Prints a Markdown table; --write puts it into docs/benchmarks.md.
 """
@@ -83,6 +83,8 @@ def main(cases: int, folder: Path, chosen: tuple[str, ...], write: bool) -> None
     models = [LocalModels(sources, precision=name) for name in ("float32", "bfloat16")]
     chests = unseen(folder, range(UNSEEN, UNSEEN + cases))
     pairs = [both(models, case) for case in chests]
+    if not any(one is not None and other is not None for one, other in pairs):
+        raise SystemExit("no chest was answered in both: is this lung model trained?")
     names = [member.model.name for member in models[0].members]
     found, torn = precision_table(names, pairs)
     refused = sum(one is None and other is None for one, other in pairs)
