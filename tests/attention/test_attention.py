@@ -296,6 +296,27 @@ def test_ties_share_the_gradient_of_their_window():
     np.testing.assert_allclose(tape.gradient(score, x), np.full(x.shape, 1 / 8), atol=1e-6)
 
 
+@pytest.mark.parametrize("wide", [1, 3])
+@pytest.mark.parametrize(("scale", "offset"), [(10.0, 0.0), (-0.5, 2.0), ([2.0, 3.0, 4.0], 1.0)])
+def test_sums_and_scalings_of_a_head_keep_their_gradient(scale, offset, wide):
+    inputs = keras.Input((4, 6, 8, 1))
+    features = keras.layers.Conv3D(3, 1, name="end")(inputs)
+    x = keras.layers.Rescaling(scale, offset)(features)
+    x = keras.layers.Add()([x, keras.layers.Conv3D(wide, 1)(features)])
+    logits = keras.layers.Dense(5)(keras.layers.GlobalMaxPooling3D()(keras.activations.tanh(x)))
+    cut = attention.split(keras.Model(inputs, {"logits": logits}), "end")
+    given = cut.backbone(keras.random.normal((2, 4, 6, 8, 1), seed=1))
+    answers, gradients = [], []
+    for head in (cut.head, cut.tie_sharing_head):
+        with tf.GradientTape() as tape:
+            tape.watch(given)
+            answers.append(head(given)["logits"])
+            score = attention.expected_class(answers[-1])
+        gradients.append(tape.gradient(score, given))
+    np.testing.assert_array_equal(*answers)
+    np.testing.assert_allclose(*gradients, atol=1e-6 * np.abs(gradients[0]).max())
+
+
 def test_a_map_is_the_same_in_a_graph_and_outside(i3d, clip):
     """What tf-keras-vis computes outside a graph is what an export computes inside, on a clip that
     is mostly empty."""

@@ -98,6 +98,32 @@ def test_several_models_answer_with_their_mean(behind, small_files, in_folder):
     assert [model.name for model in left.models] == [model.name for model in right.models]
 
 
+@pytest.mark.slow
+def test_a_network_that_pools_disease_is_converted(behind, small_files, in_folder, tmp_path):
+    import keras
+
+    from tf_covid.models import NETWORKS
+    from tf_covid.weights.files import read_contract, save_model
+
+    contract = read_contract(small_files.network)
+    arguments = contract.arguments | {"disease_pooling": "conv3"}
+    keras.utils.set_random_seed(5)
+    network = NETWORKS["ltc"].build(**arguments)
+    # It begins nearly silent.
+    network.get_layer("disease_logits").kernel.assign(keras.random.normal((64, 5), stddev=0.1))
+    path = tmp_path / "pools.keras"
+    save_model(network, contract.model_copy(update={"arguments": arguments}), path)
+    here = LocalModels([path], lungs=behind.lungs, lobes=behind.lobes)
+    left, right = (
+        stratify(made_scan(), models) for models in (here, OpenVinoModels([path], behind))
+    )
+    np.testing.assert_allclose(left.severity.probabilities, right.severity.probabilities, atol=1e-4)
+    np.testing.assert_allclose(
+        left.maps.attention.astype(int), right.maps.attention.astype(int), atol=1
+    )
+    assert left.maps.attention.any()
+
+
 @pytest.mark.parametrize(
     ("name", "how"), [(BLOB, "flipped"), (BLOB, "cut"), (CARD, "gone"), (cache.SUMS, "empty")]
 )

@@ -64,7 +64,7 @@ class Split:
         backbone: Clip → features.
         head: Features → `{"logits": …}` and `ct_score` where the network has one.
         tie_sharing_head: `head` with the same answers and weights, with pools whose gradient is
-            right (`TieSharingMaxPool3D`).
+            right (`TieSharingMaxPool3D`), and sums and scalings whose gradient OpenVINO knows.
         endpoint: Name of the layer at the cut.
     """
 
@@ -196,11 +196,43 @@ def _shared_maximum(*taps: Tensor) -> tuple[Tensor, Callable[[Tensor], list[Tens
     return highest, gradient
 
 
+# Of `a + b` and `a * b` TensorFlow asks in the graph along which axes one was broadcast
+# (`BroadcastGradientArgs`), which OpenVINO cannot tell. Nothing is broadcast in these two.
+
+
+class _SumOfEquals(keras.layers.Add):
+    """The sum of tensors of one shape."""
+
+    def call(self, inputs: list[Tensor]) -> Tensor:
+        """The same as `keras.layers.Add` gives."""
+        return tf.add_n(inputs)
+
+
+class _ScalarRescaling(keras.layers.Rescaling):
+    """The product with one number, and the sum with another."""
+
+    def call(self, inputs: Tensor) -> Tensor:
+        """The same as `keras.layers.Rescaling` gives."""
+
+        @tf.custom_gradient
+        def rescaled(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+            return x * self.scale + self.offset, lambda upstream: upstream * self.scale
+
+        return rescaled(tf.cast(inputs, self.compute_dtype))
+
+
 def _with_shared_ties(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """The layer itself, weights and all, or a tie-sharing pool in the place of a pool."""
+    """The layer itself, weights and all, or what takes the place of a pool, a sum or a scaling."""
+    kind: type[keras.layers.Layer] | None = None
     if isinstance(layer, keras.layers.MaxPooling3D):
-        return TieSharingMaxPool3D.from_config(layer.get_config())
-    return layer
+        kind = TieSharingMaxPool3D
+    elif type(layer) is keras.layers.Add and len({one.shape for one in layer.input}) == 1:
+        kind = _SumOfEquals
+    elif type(layer) is keras.layers.Rescaling and not np.shape(layer.scale) + np.shape(
+        layer.offset
+    ):
+        kind = _ScalarRescaling
+    return kind.from_config(layer.get_config()) if kind else layer
 
 
 def expected_class(logits: Tensor) -> Tensor:
