@@ -296,6 +296,19 @@ def test_a_deflated_bomb_is_bounded(
         one.read()
 
 
+@pytest.mark.parametrize("which", [0, 4, -1])
+def test_the_file_that_ends_early_is_named_by_its_number(series: Path, which: int) -> None:
+    file = sorted(series.iterdir())[which]
+    number = int(pydicom.dcmread(file).InstanceNumber)
+    file.write_bytes(file.read_bytes()[:-100])
+    (one,) = find_cases(series)
+    slices = len(list(series.iterdir()))
+    with pytest.raises(
+        ScanRefused, match=rf"InstanceNumber {number}\) ends early .* has {slices} slices"
+    ):
+        one.read()
+
+
 def test_a_broken_file_in_a_whole_series(series: Path, quality_flags) -> None:
     put(series / "broken", sorted(series.iterdir())[0].read_bytes()[:250])
     scan = read(series)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -193,16 +194,16 @@ def _fill(
         view[:, :, slice_index] = hu_of(slice_frame, data, notes).T
         filled[slice_index] += 1
 
-    done = 0
     try:
         for _ in _each(required.values(), sources, put, notes):
-            done += 1
-    except Truncated:
+            pass
+    except _Torn as torn:
+        # How many others are torn nobody looks: the first one ends the work.
+        which = f" (InstanceNumber {torn.instance.number})" if torn.instance.number > 0 else ""
         message = (
-            f"A file of the series ends early or is damaged: {done} of {total} slices could be"
-            " read."
+            f"A file of the series{which} ends early or is damaged; the series has {total} slices."
         )
-        raise refusal("truncated_file", message, done) from None
+        raise refusal("truncated_file", message, torn.instance.number) from None
     except Undecodable as error:
         text = undecodable_text(error)
         message = (
@@ -231,7 +232,7 @@ def _fill(
             [slice_frame for _, slice_frame in doubled.values()], sources, compare, notes
         ):
             pass
-    except (Truncated, Undecodable, ScanRefused):
+    except (_Torn, Undecodable, ScanRefused):
         pass
     same = {slice_index for key, (slice_index, _) in doubled.items() if equal.get(key)}
     different = {slice_index for key, (slice_index, _) in doubled.items() if not equal.get(key)}
@@ -256,15 +257,26 @@ def _each(
     work: Callable[[SliceFrame, bytes], None],
     notes: Notes,
 ) -> Iterator[None]:
-    """Run `work` on every frame in a pool, with a bounded number of frames in flight."""
+    """Run `work` on every frame in a pool, with a bounded number of frames in flight.
+
+    Raises:
+        _Torn: If a file ends early; the first one ends the work.
+        Undecodable: If a frame is; likewise.
+        ScanRefused: Likewise.
+    """
     files: dict[str, dict[int, SliceFrame]] = {}
     for slice_frame in slice_frames:
         files.setdefault(slice_frame.instance.name, {})[slice_frame.frame.index] = slice_frame
 
     def whole_file(required: dict[int, SliceFrame]) -> None:
         instance = next(iter(required.values())).instance
-        for data in raw_frames(instance, sources[instance.name], notes):
-            work(required[0], data)
+        with _torn(instance):
+            for data in raw_frames(instance, sources[instance.name], notes):
+                work(required[0], data)
+
+    def one_frame(slice_frame: SliceFrame, data: bytes) -> None:
+        with _torn(slice_frame.instance):
+            work(slice_frame, data)
 
     pool = ThreadPoolExecutor(workers())
     waiting: deque[Future[None]] = deque()
@@ -274,17 +286,43 @@ def _each(
             if len(instance.frames) == 1:
                 waiting.append(pool.submit(whole_file, required))
             else:
-                for index, data in enumerate(raw_frames(instance, sources[name], notes)):
-                    if index in required:
-                        waiting.append(pool.submit(work, required[index], data))
-                    while len(waiting) > 4 * workers():
-                        yield waiting.popleft().result()
+                with _torn(instance):
+                    for index, data in enumerate(raw_frames(instance, sources[name], notes)):
+                        if index in required:
+                            waiting.append(pool.submit(one_frame, required[index], data))
+                        while len(waiting) > 4 * workers():
+                            yield waiting.popleft().result()
             while len(waiting) > 4 * workers():
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)  # the first broken frame ends the work
+
+
+class _Torn(Exception):
+    """A file ends early.
+
+    Args:
+        instance: What its header says.
+    """
+
+    def __init__(self, instance: Instance) -> None:
+        super().__init__(instance.name)
+        self.instance = instance
+
+
+@contextmanager
+def _torn(instance: Instance) -> Iterator[None]:
+    """Say of which instance a file ends early.
+
+    Raises:
+        _Torn: If it does.
+    """
+    try:
+        yield
+    except Truncated:
+        raise _Torn(instance) from None
 
 
 def hu_of(slice_frame: SliceFrame, data: bytes, notes: Notes | None = None) -> np.ndarray:
