@@ -122,7 +122,7 @@ class Explainer:
         probability = self.models.segment(hu).probability
         prepared = self.member.prepare(hu[np.newaxis], probability[np.newaxis])
         keep, box = prepared["keep"].numpy()[0], prepared["box"].numpy()[0]
-        lungs = read_lungs(hu, probability, keep, spacing_mm).labels
+        lungs = read_lungs(hu, probability, keep, spacing_mm).voxels.sides
         if refuses(gate(self.models, probability, spacing_mm)) or not lungs.any():
             return None
         answer = self.network(prepared["clip"], training=False)

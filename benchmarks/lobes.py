@@ -118,7 +118,7 @@ def measure(gated: LocalModels, alone: LocalModels, case: DrawnCase) -> Measured
             key: np.zeros_like(far) if value is None else _onto(value, case.hu.shape)
             for key, value in marked.items()
         }
-        dices[name] = dice(reading.labels > 0, case.lungs)
+        dices[name] = dice(reading.voxels.sides > 0, case.lungs)
         lungs_far[name] = np.count_nonzero(on_scan["lungs"] & far) * voxel_ml
         both = on_scan["disease"] & on_scan["lungs"]
         disease_far[name] = np.count_nonzero(both & far) * voxel_ml
@@ -134,7 +134,7 @@ def measure(gated: LocalModels, alone: LocalModels, case: DrawnCase) -> Measured
         share=case.lesions.sum() / max(case.lungs.sum(), 1),
         belly=_belly_ml(case.tissues, voxel_ml) > BELLY_ML,
         lobe_dice=tuple(
-            dice(reading.lobe_labels == index, lobe) if seen else float("nan")
+            dice(reading.voxels.lobes == index, lobe) if seen else float("nan")
             for index, (lobe, seen) in enumerate(zip(true_lobes, shown, strict=True), 1)
         ),
         lungs_dice=dices,

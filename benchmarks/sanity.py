@@ -53,7 +53,7 @@ def kept(models: LocalModels, probability: np.ndarray) -> np.ndarray:
 def lungs_of(models: LocalModels, hu: np.ndarray, spacing_mm: Spacing) -> np.ndarray:
     """uint8 (D, H, W): the cleaned mask, 1 right and 2 left."""
     probability = models.segment(hu).probability
-    return read_lungs(hu, probability, kept(models, probability), spacing_mm).labels
+    return read_lungs(hu, probability, kept(models, probability), spacing_mm).voxels.sides
 
 
 def sanity_table(models: LocalModels, scans: Iterable[tuple[str, np.ndarray, Spacing]]) -> str:

@@ -34,6 +34,7 @@ ROAD = (
         "extras",
         "severity",
         "tissues",
+        "lung_voxels",
         "tasks",
         "result",
         "grids",

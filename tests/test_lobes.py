@@ -73,12 +73,12 @@ def read(lobes=None, lungs=(R, L), **more):
 
 def test_lobes_fill_the_lungs_exactly_and_their_volumes_add_up():
     reading = read()
-    labels, lobes = reading.lobe_labels, reading.lobes
+    labels, lobes = reading.voxels.lobes, reading.lobes
     assert labels.dtype == np.uint8
     assert labels.shape == SHAPE
-    np.testing.assert_array_equal(labels > 0, reading.labels > 0)
-    assert set(np.unique(labels[reading.labels == RIGHT])) <= {1, 2, 3}
-    assert set(np.unique(labels[reading.labels == LEFT])) <= {4, 5}
+    np.testing.assert_array_equal(labels > 0, reading.voxels.sides > 0)
+    assert set(np.unique(labels[reading.voxels.sides == RIGHT])) <= {1, 2, 3}
+    assert set(np.unique(labels[reading.voxels.sides == LEFT])) <= {4, 5}
     assert [lobe.name for lobe in lobes] == list(LOBES)
     assert sum(lobe.volume_ml for lobe in lobes[:3]) == pytest.approx(reading.lungs.right_ml)
     assert sum(lobe.volume_ml for lobe in lobes[3:]) == pytest.approx(reading.lungs.left_ml)
@@ -86,7 +86,7 @@ def test_lobes_fill_the_lungs_exactly_and_their_volumes_add_up():
 
 @pytest.mark.parametrize("border", [6.0, 9.0, 11.0, 17.0])
 def test_two_lobes_part_at_the_plane_where_they_are_equally_probable(border):
-    labels = read(ramps(left_border=border)).lobe_labels[..., 70:110][:, 25:75, 5:-5]
+    labels = read(ramps(left_border=border)).voxels.lobes[..., 70:110][:, 25:75, 5:-5]
     middles = np.arange(SHAPE[0]) + 0.5
     inside = (middles > 2) & (middles < 22)
     for depth in np.flatnonzero(inside):
@@ -104,10 +104,10 @@ def test_a_slanted_plane_is_smooth_and_not_made_of_coarse_cells():
     field[..., :3] *= right[:, None]
     field[..., 3:] *= ~right[:, None]
     reading = read(field)
-    depth, rows, _ = np.nonzero(reading.labels)
+    depth, rows, _ = np.nonzero(reading.voxels.sides)
     ahead = (rows + 0.5) < (depth + 0.5) * 4.0
     far = np.abs((rows + 0.5) - (depth + 0.5) * 4.0) > 0.25
-    upper = np.isin(reading.lobe_labels[reading.labels > 0], (1, 4))
+    upper = np.isin(reading.voxels.lobes[reading.voxels.sides > 0], (1, 4))
     np.testing.assert_array_equal(upper[far], ahead[far])
 
 
@@ -115,15 +115,15 @@ def test_the_lobe_network_tells_right_from_left_where_the_middle_of_the_body_doe
     # Both lungs lie on the right of the body's middle: a shifted chest, one large effusion.
     shifted = (R[0], R[1], slice(2, 28)), (R[0], R[1], slice(32, 56))
     by_network = read(ramps(middle=30.0), shifted)
-    assert (by_network.labels[5:15, 25:75, 4:26] == RIGHT).all()
-    assert (by_network.labels[5:15, 25:75, 34:54] == LEFT).all()
+    assert (by_network.voxels.sides[5:15, 25:75, 4:26] == RIGHT).all()
+    assert (by_network.voxels.sides[5:15, 25:75, 34:54] == LEFT).all()
     hu, probability = body(*shifted)
     assert read_lungs(hu, probability, KEEP, SPACING).lungs.left_ml == 0
 
 
 def test_touching_lungs_stay_apart_with_a_lobe_network():
     bridge = (slice(9, 11), slice(20, 24), slice(48, 72))
-    labels = read(lungs=(R, L, bridge)).labels
+    labels = read(lungs=(R, L, bridge)).voxels.sides
     assert (labels[:, 30:70, 12:48][2:22] == RIGHT).all()
     assert (labels[:, 30:70, 72:108][2:22] == LEFT).all()
 
@@ -131,7 +131,7 @@ def test_touching_lungs_stay_apart_with_a_lobe_network():
 def test_a_lobe_of_the_other_lung_is_never_given():
     wrong = ramps()
     wrong[5:7, 6:8, 3:5] = (0.05, 0.1, 0.05, 0.8, 0)  # "left upper" within the right lung
-    labels = read(wrong).lobe_labels
+    labels = read(wrong).voxels.lobes
     assert set(np.unique(labels[..., :60])) == {0, 1, 2, 3}
 
 
@@ -140,15 +140,15 @@ def test_a_small_island_belongs_to_the_lobe_around_it():
     field[8, 8, 5, :3] = (0.9, 0.05, 0.05)  # one cell of upper lobe deep in the lower one
     assert (ramps(borders=(4.0, 10.0))[8, 8, 5].argmax()) == 2
     reading = read(field)
-    assert not (reading.lobe_labels[14:] == 1).any()
-    np.testing.assert_array_equal(reading.lobe_labels, read(clean).lobe_labels)
+    assert not (reading.voxels.lobes[14:] == 1).any()
+    np.testing.assert_array_equal(reading.voxels.lobes, read(clean).voxels.lobes)
 
 
 def test_where_the_network_sees_no_lung_the_nearest_cell_speaks():
     field = ramps()
     field[:, :, :4] = 0  # the outer half of the right lung
     reading = read(field)
-    np.testing.assert_array_equal(reading.lobe_labels, read().lobe_labels)
+    np.testing.assert_array_equal(reading.voxels.lobes, read().voxels.lobes)
 
 
 def test_a_cell_that_speaks_is_found_however_far_it_is():
@@ -170,7 +170,7 @@ def test_a_lung_that_the_network_does_not_see_at_all_gives_no_lobes():
     sides[:, :, 5:20] = LEFT
     assert lobes_within(field, sides) is None
     reading = read(np.zeros_like(field))
-    assert reading.lobe_labels is reading.lobes is None
+    assert reading.voxels.lobes is reading.lobes is None
     assert reading.lungs.right_ml == pytest.approx(reading.lungs.left_ml, rel=0.05)
 
 
@@ -182,7 +182,7 @@ def test_lobes_are_cut_to_a_users_mask():
     hu, _ = body(R, L)
     probability = mask[:, ::2, ::2].astype(np.float32)
     reading = read_lungs(hu, probability, KEEP, SPACING, mask, lobes=ramps())
-    np.testing.assert_array_equal(reading.lobe_labels > 0, mask)
+    np.testing.assert_array_equal(reading.voxels.lobes > 0, mask)
     voxel_ml = float(np.prod(SPACING)) / 1000
     assert sum(lobe.volume_ml for lobe in reading.lobes) == pytest.approx(mask.sum() * voxel_ml)
 
@@ -258,7 +258,7 @@ def test_no_lung_at_all_has_five_lobes_without_anything():
     reading = read_lungs(hu, probability, ~KEEP, SPACING, lobes=ramps(), effusion=np.zeros(COARSE))
     assert [lobe.volume_ml for lobe in reading.lobes] == [0] * 5
     assert ct_score_read(reading.lobes) is None
-    assert not reading.lobe_labels.any()
+    assert not reading.voxels.lobes.any()
 
 
 def test_labels_on_a_coarser_grid_than_the_networks():

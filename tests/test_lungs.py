@@ -30,8 +30,8 @@ L = (slice(2, 18), slice(20, 80), slice(70, 110))
 def test_right_is_on_the_patients_right_and_volumes_are_those_of_the_voxels():
     hu, probability = body(R, (slice(2, 18), slice(20, 80), slice(70, 90)))
     reading = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0))
-    assert set(np.unique(reading.labels[..., :60])) == {0, RIGHT}
-    assert set(np.unique(reading.labels[..., 60:])) == {0, LEFT}
+    assert set(np.unique(reading.voxels.sides[..., :60])) == {0, RIGHT}
+    assert set(np.unique(reading.voxels.sides[..., 60:])) == {0, LEFT}
     assert reading.lungs.right_ml == pytest.approx(16 * 60 * 40 * 5 / 1000, rel=0.03)
     assert reading.lungs.left_ml == pytest.approx(16 * 60 * 20 * 5 / 1000, rel=0.05)
     assert reading.lungs.volume_ml == reading.lungs.right_ml + reading.lungs.left_ml
@@ -40,7 +40,7 @@ def test_right_is_on_the_patients_right_and_volumes_are_those_of_the_voxels():
 def test_touching_lungs_are_told_apart():
     bridge = (slice(9, 11), slice(20, 24), slice(48, 72))
     hu, probability = body(R, L, bridge)
-    labels = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).labels
+    labels = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).voxels.sides
     assert (labels[:, 30:70, 12:48][2:18] == RIGHT).all()
     assert (labels[:, 30:70, 72:108][2:18] == LEFT).all()
 
@@ -48,7 +48,7 @@ def test_touching_lungs_are_told_apart():
 def test_a_lung_in_two_pieces_keeps_its_side():
     apex, base = (slice(2, 7), *R[1:]), (slice(9, 18), *R[1:])
     hu, probability = body(apex, base, L)
-    labels = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).labels
+    labels = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).voxels.sides
     assert set(np.unique(labels[..., :60])) == {0, RIGHT}
 
 
@@ -56,7 +56,7 @@ def test_small_pieces_go_and_holes_are_filled():
     gas = (slice(3, 5), slice(88, 92), slice(56, 62))
     hu, probability = body(R, L, gas)
     probability[8:10, 20:24, 10:14] = 0  # a hole in the right lung's mask
-    labels = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).labels
+    labels = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).voxels.sides
     assert not labels[3:5, 86:94, 54:64].any()
     assert (labels[8:10, 40:48, 20:28] == RIGHT).all()
 
@@ -68,7 +68,7 @@ def test_a_separate_lobe_beside_touching_lungs_keeps_its_side():
     """
     upper, lower = (slice(2, 9), *L[1:]), (slice(11, 18), *L[1:])
     hu, probability = body(R, upper, lower, (slice(4, 6), slice(20, 24), slice(48, 72)))
-    labels = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).labels
+    labels = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).voxels.sides
     assert (labels[2:18, 30:70, 12:46] == RIGHT).all()
     assert (labels[2:9, 30:70, 74:108] == LEFT).all()
     assert (labels[11:18, 30:70, 74:108] == LEFT).all()
@@ -77,7 +77,7 @@ def test_a_separate_lobe_beside_touching_lungs_keeps_its_side():
 def test_the_heart_between_lungs_that_touch_is_no_hole():
     front, back = ((slice(6, 12), rows, slice(48, 72)) for rows in (slice(20, 24), slice(76, 80)))
     hu, probability = body(R, L, front, back)
-    labels = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).labels
+    labels = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).voxels.sides
     assert not labels[:, 30:70, 54:66].any()
 
 
@@ -87,7 +87,7 @@ def test_a_users_mask_is_taken_voxel_by_voxel():
     mask[R] = mask[L] = True
     mask[5, 40, 30] = False
     reading = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0), mask)
-    np.testing.assert_array_equal(reading.labels > 0, mask)
+    np.testing.assert_array_equal(reading.voxels.sides > 0, mask)
     assert reading.lungs.volume_ml == pytest.approx(mask.sum() * 5 / 1000)
 
 
@@ -151,14 +151,14 @@ def test_lesions_lie_in_the_lungs_where_disease_is_more_probable_than_not():
     disease[6:9, 4:20, :] = 0.9  # over the lungs' front border, across both and the middle
     disease[12, 20:30, 10:20] = 0.5
     reading = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0), disease=disease)
-    lesions = reading.lesions
+    lesions = reading.voxels.lesions
     assert lesions.dtype == np.uint8
     assert lesions.shape == SHAPE
     assert lesions[6:9, 21:39, 12:48].all()
-    assert not lesions[reading.labels == 0].any()
+    assert not lesions[reading.voxels.sides == 0].any()
     assert not lesions[[*range(6), *range(9, 20)]].any()
     assert not lesions[:, 42:].any()
-    assert read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).lesions is None
+    assert read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0)).voxels.lesions is None
 
 
 def test_lesions_are_those_of_the_whole_field_interpolated():
@@ -168,9 +168,9 @@ def test_lesions_are_those_of_the_whole_field_interpolated():
     disease[5:9, 12:20, 8:22] = rng.random((4, 8, 14), np.float32)
     reading = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0), disease=disease)
     field = ndimage.zoom(disease, (1, 2, 2), order=1, mode="nearest", grid_mode=True)
-    expected = (field > 0.5) & (reading.labels > 0)
+    expected = (field > 0.5) & (reading.voxels.sides > 0)
     clear = np.abs(field - 0.5) > 1e-5
-    np.testing.assert_array_equal(reading.lesions[clear], expected[clear])
+    np.testing.assert_array_equal(reading.voxels.lesions[clear], expected[clear])
 
 
 def test_disease_is_cut_to_a_users_mask():
@@ -180,7 +180,7 @@ def test_disease_is_cut_to_a_users_mask():
     probability = mask[:, ::2, ::2].astype(np.float32)
     reading = read_lungs(hu, probability, KEEP, (5.0, 1.0, 1.0), mask, np.ones_like(probability))
     np.testing.assert_array_equal(reading.involved, probability > 0)
-    np.testing.assert_array_equal(reading.lesions, mask)
+    np.testing.assert_array_equal(reading.voxels.lesions, mask)
     assert reading.lungs.involvement_percent == 100
     assert reading.lungs.left_ml == 0
 
@@ -214,7 +214,7 @@ def test_no_lung_at_all_is_zeros_not_a_crash():
     reading = read_lungs(hu, probability, ~KEEP, (5.0, 1.0, 1.0))
     assert reading.lungs.volume_ml == 0
     assert reading.lungs.slices_kept == 0
-    assert not reading.labels.any()
+    assert not reading.voxels.sides.any()
     ill = read_lungs(hu, probability, ~KEEP, (5.0, 1.0, 1.0), disease=np.ones_like(probability))
     assert ill.lungs.involvement_percent == 0
     assert not ill.involved.any()

@@ -5,6 +5,7 @@ The map of the house, in the order of imports; a room may use those above it, ne
     errors, tensor              what can go wrong; types of what TensorFlow and Keras hand over
     atomic, extras              files that are whole or not there; libraries that an extra brings
     severity, tissues           the study's scales; the numbered tissues around the lungs
+    lung_voxels.py              side, lobe and disease of each voxel of the lungs, in one byte
     tasks, result               a row a task; what we say about one scan
     scan/                       BYTES → SCAN: int16 HU in one canonical order, its quality flags
     layers/                     SCAN → CLIP: window, lung mask and box, slice rule, resampling

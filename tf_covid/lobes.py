@@ -7,17 +7,15 @@ side's lobes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from scipy import ndimage
 
 from tf_covid import severity
 from tf_covid.grids import Box, box_of, box_of_label, box_on, on_grid, whole, wider
+from tf_covid.lung_voxels import LEFT, RIGHT, codes_of, side_of
 from tf_covid.result import Lobe
-
-#: Label of each lung in `lungs.nii.gz`.
-RIGHT, LEFT = 1, 2
 
 #: The lobes of each lung, as positions in `severity.LOBES`.
 LOBES_OF = {RIGHT: slice(0, 3), LEFT: slice(3, 5)}
@@ -121,38 +119,56 @@ def label_lobes(within: dict[int, np.ndarray], sides: np.ndarray) -> np.ndarray:
         uint8 (D, H, W); 0 outside the lungs, 1–5 in the order of `severity.LOBES`.
     """
     labels = np.zeros(sides.shape, np.uint8)
+    for part, own, lobes in _by_part(within, sides):
+        labels[part][own] = lobes[own]
+    return labels
+
+
+def add_lobes(within: dict[int, np.ndarray], codes: np.ndarray) -> None:
+    """Write the lobes into the codes of a scan's lungs, in place.
+
+    Args:
+        within: What `lobes_within` gives.
+        codes: uint8 (D, H, W), of `lung_voxels`, with their sides.
+    """
+    for part, own, lobes in _by_part(within, codes):
+        codes[part] |= codes_of(0, lobes * own)
+
+
+def _by_part(
+    within: dict[int, np.ndarray], sides: np.ndarray
+) -> Iterator[tuple[Box, np.ndarray, np.ndarray]]:
+    """Part of the scan, where it is of the lung in question, and the lobe of that lung, uint8."""
+    # Codes may change behind the part that was given.
+    boxes = {side: box_of_label(sides, side) for side in within}
     for side, probability in within.items():
         # Interpolation is linear, so that differences to the first lobe say the same with one field
         # less.
         differences = np.moveaxis(probability[..., 1:] - probability[..., :1], -1, 0)
-        for part, fields in on_grid(
-            np.ascontiguousarray(differences), sides.shape, box_of_label(sides, side)
-        ):
-            best = np.zeros(fields[0].shape, np.uint8)
+        for part, fields in on_grid(np.ascontiguousarray(differences), sides.shape, boxes[side]):
+            best = np.full(fields[0].shape, LOBES_OF[side].start + 1, np.uint8)
             highest: np.ndarray = np.zeros_like(fields[0])
-            for position, values in enumerate(fields, start=1):
+            for position, values in enumerate(fields, start=LOBES_OF[side].start + 2):
                 best[values > highest] = position
                 np.maximum(highest, values, out=highest)
-            own = sides[part] == side
-            labels[part][own] = best[own] + (LOBES_OF[side].start + 1)
-    return labels
+            yield part, side_of(sides[part]) == side, best
 
 
 def read_lobes(
-    labels: np.ndarray, cell_labels: np.ndarray, involved: np.ndarray, voxel_ml: float
+    planes: Iterable[np.ndarray], cell_labels: np.ndarray, involved: np.ndarray, voxel_ml: float
 ) -> tuple[Lobe, ...]:
     """Volume, involvement and score of the five lobes.
 
     Args:
-        labels: uint8 (D, H, W), lobes 1–5 on the scan's grid.
+        planes: uint8 (H, W) of each slice, lobes 1–5 on the scan's grid.
         cell_labels: uint8 (D, h, w), lobes 1–5 on the grid of `involved`.
         involved: Probability that a cell is diseased, (D, h, w); bool is as good.
-        voxel_ml: Volume of a voxel of `labels` in ml.
+        voxel_ml: Volume of a voxel of `planes` in ml.
     """
     count = len(severity.LOBES) + 1
     voxels, cells, amount = (np.zeros(count) for _ in range(3))
-    for label in range(1, count):
-        voxels[label] = sum(int(np.count_nonzero(plane == label)) for plane in labels)
+    for plane in planes:
+        voxels += np.bincount(plane.ravel(), minlength=count)
     for plane, values in zip(cell_labels, involved, strict=True):
         cells += np.bincount(plane.ravel(), minlength=count)
         amount += np.bincount(plane.ravel(), weights=values.ravel(), minlength=count)
@@ -193,20 +209,19 @@ def effusion_ml(
     return float(count * np.prod(cell_mm) / 1000.0)
 
 
-def lesions_on_scan(disease: np.ndarray, sides: np.ndarray) -> np.ndarray:
-    """uint8 (D, H, W): 1 in the lung that is more probably diseased than not.
+def add_lesions(disease: np.ndarray, codes: np.ndarray) -> None:
+    """Mark the lung that is more probably diseased than not in the codes of a scan, in place.
 
     Args:
         disease: Probability of diseased lung, float32 (D, h, w).
-        sides: uint8 (D, H, W), the lungs on the scan's grid.
+        codes: uint8 (D, H, W), of `lung_voxels`, with their sides.
     """
-    lesions = np.zeros(sides.shape, np.uint8)
     # As for the effusion.
     near = wider(box_of(disease > 0.5), disease.shape)
-    box = box_on(near, disease.shape, sides.shape)
-    for part, (values,) in on_grid(disease[np.newaxis], sides.shape, box):
-        lesions[part] = (values > 0.5) & (sides[part] > 0)
-    return lesions
+    box = box_on(near, disease.shape, codes.shape)
+    for part, (values,) in on_grid(disease[np.newaxis], codes.shape, box):
+        here = codes[part]
+        here |= codes_of(0, lesions=(values > 0.5) & (side_of(here) > 0))
 
 
 def _islands(within: np.ndarray, held: np.ndarray) -> np.ndarray:

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from tf_covid.grids import Box, box_of, box_on, hu_on_grid, on_grid, whole, wider
+from tf_covid.grids import CHUNK, Box, box_of, box_on, hu_on_grid, on_grid, whole, wider
 from tf_covid.lobes import (
-    LEFT,
-    RIGHT,
+    add_lesions,
+    add_lobes,
     effusion_ml,
     label_lobes,
-    lesions_on_scan,
     lobes_within,
     more_right,
     read_lobes,
 )
+from tf_covid.lung_voxels import LEFT, RIGHT, LungVoxels, lobe_of
 from tf_covid.result import Lobe, Lungs
 from tf_covid.severity import LOBES
 
@@ -48,24 +48,20 @@ class LungReading:
     """What was read off the lung mask.
 
     Args:
-        labels: uint8 (D, H, W) on the scan's grid; 0 outside, 1 right, 2 left.
+        voxels: Side, lobe and disease on the scan's grid, (D, H, W); a voxel has a lobe exactly
+            where it has a side, and disease is None where density decided.
         lungs: Volumes and involvement.
         lung_fraction: (D,) fraction of each slice that is lung, on the U-Net's grid, after
             cleaning.
         involved: bool (D, h, w), diseased lung on the U-Net's grid, for pictures and comparisons.
-        lobe_labels: uint8 (D, H, W) on the scan's grid; 0 outside, 1–5 in the order of
-            `severity.LOBES`; above 0 exactly where `labels` is. None without a lobe network.
         lobes: Volume, involvement and score of the five lobes. None without a lobe network.
-        lesions: uint8 (D, H, W) on the scan's grid; 1 in diseased lung. None where density decided.
     """
 
-    labels: np.ndarray
+    voxels: LungVoxels
     lungs: Lungs
     lung_fraction: np.ndarray
     involved: np.ndarray
-    lobe_labels: np.ndarray | None = None
     lobes: tuple[Lobe, ...] | None = None
-    lesions: np.ndarray | None = None
 
 
 def read_lungs(
@@ -123,17 +119,27 @@ def read_lungs(
         if disease is None
         else (disease > 0.5) & (sides > 0)
     )
-    labels = (
+    del inside, right_half
+    codes = (
         _onto_scan(probability, sides, hu.shape) if mask is None else _sided(mask, sides, cell_mm)
     )
     voxel_ml = float(np.prod(spacing_mm)) / 1000.0
     right, left = (
-        sum(int(np.count_nonzero(plane == side)) for plane in labels) for side in (RIGHT, LEFT)
+        sum(int(np.count_nonzero(plane == side)) for plane in codes) for side in (RIGHT, LEFT)
     )
-    amount = involved if disease is None else np.where(sides > 0, disease, np.float32(0))
-    cells, diseased = (volume.sum(axis=(1, 2), dtype=np.float64) for volume in (sides > 0, amount))
+    amount = involved if disease is None else disease
+    cells = np.count_nonzero(sides, axis=(1, 2)).astype(np.float64)
+    diseased = np.array(
+        [
+            np.where(plane > 0, values, np.float32(0)).sum(dtype=np.float64)
+            for plane, values in zip(sides, amount, strict=True)
+        ]
+    )
     within = None if lobes is None else lobes_within(lobes, sides)
-    lobe_labels = None if within is None else label_lobes(within, labels)
+    if within is not None:
+        add_lobes(within, codes)
+    if disease is not None:
+        add_lesions(disease, codes)
     lungs = Lungs(
         volume_ml=(right + left) * voxel_ml,
         left_ml=left * voxel_ml,
@@ -151,15 +157,13 @@ def read_lungs(
         else effusion_ml(effusion, sides > 0, cell_mm),
     )
     return LungReading(
-        labels,
+        LungVoxels(codes, has_lobes=within is not None, has_lesions=disease is not None),
         lungs,
         cells / float(np.prod(grid)),
         involved,
-        lobe_labels,
         None
-        if within is None or lobe_labels is None
-        else read_lobes(lobe_labels, label_lobes(within, sides), amount, voxel_ml),
-        None if disease is None else lesions_on_scan(disease, labels),
+        if within is None
+        else read_lobes(map(lobe_of, codes), label_lobes(within, sides), amount, voxel_ml),
     )
 
 
@@ -293,35 +297,42 @@ def _onto_scan(probability: np.ndarray, sides: np.ndarray, shape: tuple[int, ...
     """uint8 (D, H, W): the smooth border of the probability, the sides of the cleaned mask."""
     # One cell around the cleaned mask keeps the border's partial cells; other pieces vanish.
     near = ndimage.maximum_filter(sides, size=(1, 3, 3))
-    smooth = np.where(
-        near > 0, np.maximum(probability, np.float32(0.6) * (sides > 0)), np.float32(0)
-    )
     box = box_on(wider(box_of(near > 0), near.shape), near.shape, shape)
     inside = np.zeros(shape, bool)
-    for part, (values,) in on_grid(smooth[np.newaxis], shape, box):
-        inside[part] = values > 0.5
-    return _labelled(inside, np.where(sides > 0, sides, near), box)
+    for first in range(box[0].start, box[0].stop, CHUNK):
+        part = slice(first, min(first + CHUNK, box[0].stop))
+        smooth = np.where(
+            near[part] > 0,
+            np.maximum(probability[part], np.float32(0.6) * (sides[part] > 0)),
+            np.float32(0),
+        )
+        few = (len(smooth), *shape[1:])
+        for here, (values,) in on_grid(smooth[np.newaxis], few, (whole(few)[0], *box[1:])):
+            inside[part][here] = values > 0.5
+    return _labelled(inside, np.where(sides > 0, sides, near), box, out=inside.view(np.uint8))
 
 
 def _sided(mask: np.ndarray, sides: np.ndarray, cell_mm: tuple[float, float, float]) -> np.ndarray:
     """uint8 (D, H, W): a user's mask with the side of the nearest cell."""
-    return _labelled(mask, _nearest(sides, cell_mm), whole(mask.shape))
+    return _labelled(
+        mask, _nearest(sides, cell_mm), whole(mask.shape), out=np.zeros(mask.shape, np.uint8)
+    )
 
 
-def _labelled(inside: np.ndarray, sides: np.ndarray, box: Box) -> np.ndarray:
+def _labelled(inside: np.ndarray, sides: np.ndarray, box: Box, out: np.ndarray) -> np.ndarray:
     """uint8 (D, H, W): where `inside`, the side of the coarse cell that holds the voxel.
 
     Args:
         inside: bool (D, H, W).
         sides: uint8 (D, h, w).
         box: Part of the scan that holds all of `inside`.
+        out: uint8 (D, H, W), 0 outside of the box: what is returned. It may be `inside` itself.
     """
     rows, columns = (
         np.minimum((np.arange(part.start, part.stop) + 0.5) * cells / size, cells - 1).astype(int)
         for part, size, cells in zip(box[1:], inside.shape[1:], sides.shape[1:], strict=True)
     )
-    labels = np.zeros(inside.shape, np.uint8)
-    parts = labels[box], inside[box], sides[box[0]]
+    parts = out[box], inside[box], sides[box[0]]
     for label, plane, coarse in zip(*parts, strict=True):
         np.multiply(coarse[rows][:, columns], plane, out=label)
-    return labels
+    return out

@@ -222,7 +222,7 @@ def stratify(
         models=tuple(_model_answer(answer) for answer in answers),
         answered_at=now(),
         timings_s=timings.seconds,
-        maps=Maps(reading.labels, volume, answers[0].keep, reading.lobe_labels, reading.lesions),
+        maps=Maps(reading.voxels, volume, answers[0].keep),
     )
 
 
@@ -419,13 +419,13 @@ def _explain(
         return None, None
     volume, fraction = models.explain(
         answers,
-        reading.labels,
+        reading.voxels.codes,  # not 0 within the lungs
         method=method,
         target=target,
         predicted_class=prediction.predicted_class,
     )
     sums = [int(plane.sum(dtype=np.int64)) for plane in volume]
-    areas = [max(int(np.count_nonzero(plane)), 1) for plane in reading.labels]
+    areas = [max(int(np.count_nonzero(plane)), 1) for plane in reading.voxels.codes]
     per_slice = tuple(total / 255.0 / area for total, area in zip(sums, areas, strict=True))
     return volume, Attention(method, target, models.endpoint, fraction, per_slice)
 

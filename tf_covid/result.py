@@ -13,6 +13,8 @@ from tf_covid.tensor import Json
 if TYPE_CHECKING:
     import numpy as np
 
+    from tf_covid.lung_voxels import LungVoxels
+
 Level = Literal["info", "warning", "error"]
 
 DISCLAIMER = "Research software, not a medical device. Not for diagnosis or treatment decisions."
@@ -152,18 +154,29 @@ class Maps:
     """Volumes behind a result, on the canonical grid (D, H, W) of the scan.
 
     Args:
-        lungs: uint8; 0 outside, 1 right, 2 left.
+        voxels: Side, lobe and disease of each voxel, one byte each.
         attention: uint8; 255 is the maximum within this scan. None with `--attention none`.
         kept: bool (D,); the slices that hold at least the required share of lung.
-        lobes: uint8; 0 outside, 1–5 in the order of `severity.LOBES`. None without a lobe network.
-        lesions: uint8; 1 in diseased lung. None where nothing looked for disease.
     """
 
-    lungs: np.ndarray
+    voxels: LungVoxels
     attention: np.ndarray | None
     kept: np.ndarray
-    lobes: np.ndarray | None = None
-    lesions: np.ndarray | None = None
+
+    @property
+    def lungs(self) -> np.ndarray:
+        """uint8, made anew at each call; 0 outside, 1 right, 2 left."""
+        return self.voxels.sides
+
+    @property
+    def lobes(self) -> np.ndarray | None:
+        """uint8, likewise; 1–5 in the order of `severity.LOBES`. None without a lobe network."""
+        return self.voxels.lobes
+
+    @property
+    def lesions(self) -> np.ndarray | None:
+        """uint8, likewise; 1 in diseased lung. None where nothing looked for disease."""
+        return self.voxels.lesions
 
 
 @dataclass(frozen=True)

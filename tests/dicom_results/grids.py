@@ -22,6 +22,7 @@ import SimpleITK
 from pydicom.dataset import Dataset
 
 from tests.scan.conftest import _enhanced
+from tf_covid.lung_voxels import LungVoxels
 from tf_covid.phantom.files import ORIENTATIONS, write_dicom
 from tf_covid.result import (
     Attention,
@@ -71,7 +72,7 @@ def masks() -> Maps:
         150,
         255,
     )
-    return Maps(lungs, attention, np.ones(SHAPE[0], bool), lobes, lesions)
+    return Maps(LungVoxels.of(lungs, lobes, lesions), attention, np.ones(SHAPE[0], bool))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from tests.dicom_results.grids import (
     stored_on,
 )
 from tf_covid.dicom_results.options import DicomOptions
+from tf_covid.lung_voxels import LungVoxels
 
 MAPS = masks()
 LUNGS = {
@@ -110,7 +111,9 @@ def test_a_segment_without_a_voxel_is_left_out(
     scan = read(series)
     right_only = np.where(MAPS.lungs == 1, MAPS.lungs, 0)
     maps = dataclasses.replace(
-        MAPS, lungs=right_only, lesions=np.zeros_like(MAPS.lungs), lobes=None, attention=None
+        MAPS,
+        voxels=LungVoxels.of(right_only, lesions=np.zeros_like(MAPS.lungs)),
+        attention=None,
     )
     folder = write(answer(scan, maps))
     assert sorted(path.name for path in folder.glob("*.dcm")) == [
@@ -132,7 +135,14 @@ def test_a_segment_in_slices_that_have_no_image_is_left_out(
     made_up = np.zeros_like(MAPS.attention)
     made_up[scan.interpolated[0]] = MAPS.lungs[scan.interpolated[0]] * 255
     peak = np.maximum(MAPS.attention // 4, made_up)
-    folder = write(answer(scan, dataclasses.replace(MAPS, attention=made_up, lesions=made_up)))
+    folder = write(
+        answer(
+            scan,
+            dataclasses.replace(
+                MAPS, attention=made_up, voxels=LungVoxels.of(MAPS.lungs, MAPS.lobes, made_up)
+            ),
+        )
+    )
     assert not (folder / "attention.dcm").exists()
     assert "Diseased lung" not in of_highdicom(folder / "lungs.dcm")
     low = np.where(MAPS.attention > 0, 70, 0).astype(np.uint8)
@@ -151,7 +161,7 @@ def test_without_any_lung_there_is_a_report_all_the_same(
     from tf_covid.scan import read
 
     none = np.zeros_like(MAPS.lungs)
-    maps = dataclasses.replace(MAPS, lungs=none, lesions=None, lobes=None, attention=none)
+    maps = dataclasses.replace(MAPS, voxels=LungVoxels.of(none), attention=none)
     folder = write(answer(read(series), maps))
     assert sorted(path.name for path in folder.glob("*.dcm")) == ["report.dcm", "summary.dcm"]
     assert not any(map(errors_of, folder.glob("*.dcm")))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tf_covid.lung_voxels import LungVoxels
 from tf_covid.result import (
     Attention,
     Covid,
@@ -96,7 +97,7 @@ def lobe_case(make_case: MakeCase) -> MakeCase:
             ),
             severity=dataclasses.replace(result.severity, ct_score_read=read),
             maps=dataclasses.replace(
-                result.maps, lobes=lobes, lesions=(scan.hu == -350).astype(np.uint8)
+                result.maps, voxels=LungVoxels.of(result.maps.lungs, lobes, scan.hu == -350)
             ),
         ), scan
 
@@ -172,7 +173,7 @@ def _answer(
         ),
         "answered_at": "2026-01-31T09:30:12Z",
         "timings_s": {"read": 0.4, "total": 5.9},
-        "maps": Maps(lungs, heat, kept),
+        "maps": Maps(LungVoxels.of(lungs), heat, kept),
     }
     return Result(**(defaults | fields))
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.browser import browse, measured, phone_widths, printed
+from tf_covid.lung_voxels import LungVoxels
 from tf_covid.report.html import render
 from tf_covid.report.views import choose
 from tf_covid.result import DISCLAIMER, QualityFlag, Result, Severity
@@ -141,7 +142,13 @@ def test_the_page_explains_the_outline_of_disease(lobe_case: Any, make_case: Any
     assert text.count("diseased lung (more probable than not)") == 2, "above both kinds of pictures"
     assert "lesions.nii.gz" in text
     healthy = dataclasses.replace(
-        result, maps=dataclasses.replace(result.maps, lesions=np.zeros_like(result.maps.lungs))
+        result,
+        maps=dataclasses.replace(
+            result.maps,
+            voxels=LungVoxels.of(
+                result.maps.lungs, result.maps.lobes, np.zeros_like(result.maps.lungs)
+            ),
+        ),
     )
     assert "none marked in this scan" in Page(render(healthy, scan)).text
     assert "diseased lung (" not in Page(render(*make_case())).text

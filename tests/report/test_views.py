@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tf_covid.lung_voxels import LungVoxels
 from tf_covid.report import headfeet, html, text
 from tf_covid.report.views import choose, choose_slices, lung_box
 from tf_covid.result import Severity
@@ -109,7 +110,9 @@ def test_slices_without_colour_are_not_called_attention(make_case: Any) -> None:
 def test_the_middle_row_is_that_of_the_lungs(make_case: Any) -> None:
     result, scan = make_case()
     assert choose(result, scan).middle_row == 30
-    nothing = dataclasses.replace(result.maps, lungs=np.zeros_like(result.maps.lungs))
+    nothing = dataclasses.replace(
+        result.maps, voxels=LungVoxels.of(np.zeros_like(result.maps.lungs))
+    )
     assert choose(dataclasses.replace(result, maps=nothing), scan).middle_row == 30
 
 

@@ -79,15 +79,16 @@ def lung_segments(maps: Maps) -> list[Segment]:
     """Right lung, left lung, diseased lung, and the five lobes, as far as they were looked for."""
     anatomy, abnormal = codes.SCT.AnatomicalStructure, codes.SCT.MorphologicallyAbnormalStructure
     right, left = codes.SCT.Right, codes.SCT.Left
+    lungs, lesions, lobes = maps.lungs, maps.lesions, maps.lobes
     segments = [
-        Segment("Right lung", maps.lungs, 1, 1, anatomy, codes.SCT.Lung, (77, 163, 255), right),
-        Segment("Left lung", maps.lungs, 2, 2, anatomy, codes.SCT.Lung, (255, 170, 77), left),
+        Segment("Right lung", lungs, 1, 1, anatomy, codes.SCT.Lung, (77, 163, 255), right),
+        Segment("Left lung", lungs, 2, 2, anatomy, codes.SCT.Lung, (255, 170, 77), left),
     ]
-    if maps.lesions is not None:
+    if lesions is not None:
         segments.append(
             Segment(
                 "Diseased lung",
-                maps.lesions,
+                lesions,
                 1,
                 255,
                 abnormal,
@@ -96,12 +97,12 @@ def lung_segments(maps: Maps) -> list[Segment]:
                 site=codes.SCT.Lung,
             )
         )
-    if maps.lobes is not None:
+    if lobes is not None:
         for index, (name, color) in enumerate(zip(LOBES, own.LOBE_COLORS, strict=True), 1):
             lobe = own.LOBES[name]
             label = f"{name.capitalize()} lobe"
             segments.append(
-                Segment(label, maps.lobes, index, index, anatomy, lobe.code, color, lobe.laterality)
+                Segment(label, lobes, index, index, anatomy, lobe.code, color, lobe.laterality)
             )
     return segments
 

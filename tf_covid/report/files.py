@@ -125,6 +125,7 @@ def _timed(result: Result, start: float, since: float) -> Result:
 
 def _write_evidence(result: Result, scan: Scan | None, folder: Path) -> dict[str, Any]:
     """Write volumes and montage; return what the report shows of them."""
+    from tf_covid.lung_voxels import lesion_of, lobe_of, side_of
     from tf_covid.report.views import choose
     from tf_covid.scan import write_nifti
 
@@ -136,16 +137,19 @@ def _write_evidence(result: Result, scan: Scan | None, folder: Path) -> dict[str
     with ThreadPoolExecutor(2) as pool:
         views = choose(result, scan)
         drawing = pool.submit(html.draw, result, scan, views)
+        voxels = maps.voxels
         jobs = [
-            pool.submit(write_nifti, volume, scan, folder / f"{name}.nii.gz", slope=slope)
-            for name, volume, slope in (
-                ("lungs", maps.lungs, 1.0),
-                ("lobes", maps.lobes, 1.0),
-                ("lesions", maps.lesions, 1.0),
-                ("attention", maps.attention, _ATTENTION_SLOPE),
+            pool.submit(write_nifti, voxels.codes, scan, folder / f"{name}.nii.gz", read=read)
+            for name, read, there in (
+                ("lungs", side_of, True),
+                ("lobes", lobe_of, voxels.has_lobes),
+                ("lesions", lesion_of, voxels.has_lesions),
             )
-            if volume is not None
+            if there
         ]
+        if maps.attention is not None:
+            path = folder / "attention.nii.gz"
+            jobs.append(pool.submit(write_nifti, maps.attention, scan, path, _ATTENTION_SLOPE))
         (folder / "montage.png").write_bytes(montage(result, scan, views))
         for job in jobs:
             job.result()

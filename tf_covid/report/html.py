@@ -70,7 +70,7 @@ def draw(result: Result, scan: Scan, views: Views | None = None) -> dict[str, An
         "score_ranges": text.score_ranges(),
         "notes": text.notes(result),
         "has_attention": has_attention,
-        "has_lesions": result.maps is not None and result.maps.lesions is not None,
+        "has_lesions": result.maps is not None and result.maps.voxels.has_lesions,
         "scale": pictures.attention_scale(),
         "window": (
             f"level {pictures.WINDOW_LEVEL_HU} HU, width {pictures.WINDOW_WIDTH_HU} HU".replace(

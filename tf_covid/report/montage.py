@@ -365,7 +365,7 @@ def _legend(page: Axes, result: Result) -> None:
     page.plot((40, 64), (y - 5, y - 5), color=palette.CONTOUR, linewidth=1.6, zorder=3)
     write(page, 70, y, "lungs", 13, palette.SLIDE.soft)
     left = 124.0
-    if result.maps is not None and result.maps.lesions is not None:
+    if result.maps is not None and result.maps.voxels.has_lesions:
         page.plot(
             (left, left + 26),
             (y - 5, y - 5),

@@ -8,6 +8,7 @@ left.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -91,9 +92,10 @@ def cut(scan: Scan, maps: Maps, axis: int, index: int, box: Box) -> Plane:
     key = tuple(where)
     rows, columns = (scan.spacing_mm[other] for other in range(3) if other != axis)
     attention = None if maps.attention is None else maps.attention[key]
-    lobes = None if maps.lobes is None else maps.lobes[key]
-    lesions = None if maps.lesions is None else maps.lesions[key]
-    return Plane(scan.hu[key], maps.lungs[key], attention, (rows, columns), lobes, lesions)
+    voxels = dataclasses.replace(maps.voxels, codes=maps.voxels.codes[key])
+    return Plane(
+        scan.hu[key], voxels.sides, attention, (rows, columns), voxels.lobes, voxels.lesions
+    )
 
 
 def plain(plane: Plane, px_per_mm: float) -> Image.Image:

@@ -327,8 +327,7 @@ def involvement_meaning(lungs: Lungs) -> str:
 
 def lesion_legend(result: Result) -> str:
     """What the dashed line is, for beside it; that there is none where no voxel is marked."""
-    maps = result.maps
-    if maps is not None and maps.lesions is not None and not maps.lesions.any():
+    if result.maps is not None and result.maps.voxels.finds_no_lesion:
         return "diseased lung: none marked in this scan"
     return "diseased lung (more probable than not)"
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tf_covid.lobes import HEALTHY_PERCENT
+from tf_covid.lung_voxels import side_of
 
 if TYPE_CHECKING:
     from tf_covid.result import Maps, Result
@@ -79,11 +80,10 @@ def choose(result: Result, scan: Scan, count: int = 8) -> Views:
     maps = result_maps(result)
     depth = scan.shape[0]
     spacing = scan.spacing_mm
+    # A voxel of the lungs is any whose code is not 0.
+    lungs = maps.voxels.codes
     lung_area_cm2 = (
-        np.array([np.count_nonzero(plane) for plane in maps.lungs])
-        * spacing[1]
-        * spacing[2]
-        / 100.0
+        np.array([np.count_nonzero(plane) for plane in lungs]) * spacing[1] * spacing[2] / 100.0
     )
     percent = _per_slice(result.lungs.involvement_per_slice if result.lungs else (), depth)
     # Area, not percent: at the apex a few voxels of lung are easily "80 % involved" and tell
@@ -108,8 +108,8 @@ def choose(result: Result, scan: Scan, count: int = 8) -> Views:
         slices=choose_slices(looked_at, diseased, kept, count, by_attention=1 if clean else count),
         position=position,
         position_reason=reason,
-        middle_row=_middle_row(maps.lungs),
-        box=lung_box(maps.lungs, spacing),
+        middle_row=_middle_row(lungs),
+        box=lung_box(lungs, spacing),
         involved=involved,
         attention=attention,
     )
@@ -211,10 +211,10 @@ def _per_slice(values: tuple[float, ...], depth: int) -> np.ndarray:
 def _coloured_slices(maps: Maps) -> np.ndarray:
     """Slices with attention that is high enough within the lungs to be coloured, bool (D,)."""
     if maps.attention is None:
-        return np.zeros(len(maps.lungs), bool)
-    least = COLOURED_FROM * 255.0
-    planes = zip(maps.lungs, maps.attention, strict=True)
-    return np.array([bool(((values >= least) & (lungs > 0)).any()) for lungs, values in planes])
+        return np.zeros(len(maps.kept), bool)
+    lungs, least = maps.voxels.codes, COLOURED_FROM * 255.0
+    planes = zip(lungs, maps.attention, strict=True)
+    return np.array([bool(((values >= least) & (inside > 0)).any()) for inside, values in planes])
 
 
 def _answers_disease(result: Result) -> bool:
@@ -245,15 +245,16 @@ def _position(
     maps: Maps, attention: np.ndarray, involved: np.ndarray, lung_area: np.ndarray
 ) -> tuple[tuple[int, int, int], str]:
     """The voxel to cut through, and why: the highest attention, else the most involved slice."""
+    lungs = maps.voxels.codes
     if maps.attention is not None and attention.max() > 0:
         # Slice by slice: a masked copy of the whole volume would cost as much memory as the map
         # itself.
-        planes = zip(maps.lungs, maps.attention, strict=True)
-        peaks = [int(np.where(lungs, values, 0).max()) for lungs, values in planes]
+        planes = zip(lungs, maps.attention, strict=True)
+        peaks = [int(np.where(inside, values, 0).max()) for inside, values in planes]
         if max(peaks) > 0:
             d = int(np.argmax(peaks))
             h, w = np.unravel_index(
-                np.argmax(np.where(maps.lungs[d], maps.attention[d], 0)), maps.lungs[d].shape
+                np.argmax(np.where(lungs[d], maps.attention[d], 0)), lungs[d].shape
             )
             return (d, int(h), int(w)), "the highest attention within the lungs"
     use_involved = involved.max() > 0
@@ -261,9 +262,9 @@ def _position(
     reason = (
         "the slice with the most involved lung" if use_involved else "the middle of the larger lung"
     )
-    sides = [np.argwhere(maps.lungs[d] == side) for side in (1, 2)]
+    sides = [np.argwhere(side_of(lungs[d]) == side) for side in (1, 2)]
     inside = max(sides, key=len)
     if not len(inside):
-        return (d, maps.lungs.shape[1] // 2, maps.lungs.shape[2] // 2), "the middle of the scan"
+        return (d, lungs.shape[1] // 2, lungs.shape[2] // 2), "the middle of the scan"
     h, w = np.round(inside.mean(axis=0)).astype(int)
     return (d, int(h), int(w)), reason

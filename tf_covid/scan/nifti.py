@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
@@ -145,7 +145,11 @@ def _skip_to(stream: Unpacked, header: NiftiHeader, offset: int) -> None:
 
 
 def write_nifti(
-    volume: np.ndarray, scan: Scan, path: str | os.PathLike[str], slope: float = 1.0
+    volume: np.ndarray,
+    scan: Scan,
+    path: str | os.PathLike[str],
+    slope: float = 1.0,
+    read: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> None:
     """Write a canonical volume on the grid of the scan's source file.
 
@@ -154,6 +158,7 @@ def write_nifti(
         scan: Whose source grid it goes to.
         path: `.nii` or `.nii.gz`; written under another name in the same folder, then renamed.
         slope: What one unit stands for; stored as the NIfTI slope.
+        read: What to write of each slice, an array of the same type and shape; None: itself.
 
     Raises:
         ValueError: If the volume does not have the scan's shape or an unsigned type.
@@ -163,10 +168,17 @@ def write_nifti(
         raise ValueError(
             f"expected uint8 or uint16 of shape {scan.shape}, got {volume.dtype} of {volume.shape}"
         )
-    save_stored(Path(path), scan.source.from_canonical(volume), scan.source.affine_ras, slope)
+    stored = scan.source.from_canonical(volume)
+    save_stored(Path(path), stored, scan.source.affine_ras, slope, read)
 
 
-def save_stored(path: Path, stored: np.ndarray, affine_ras: np.ndarray, slope: float = 1.0) -> None:
+def save_stored(
+    path: Path,
+    stored: np.ndarray,
+    affine_ras: np.ndarray,
+    slope: float = 1.0,
+    read: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> None:
     """Write an array in the order of the file, with sform and qform in mm, as one step.
 
     The same array gives the same bytes: no name and no time go into the gzip header.
@@ -176,6 +188,7 @@ def save_stored(path: Path, stored: np.ndarray, affine_ras: np.ndarray, slope: f
         stored: (i, j, k), an integer type.
         affine_ras: (4, 4), its index → RAS mm.
         slope: What one unit stands for.
+        read: What to write of each slice (i, j); None: itself.
 
     Raises:
         OutputError: If the file cannot be written.
@@ -183,12 +196,18 @@ def save_stored(path: Path, stored: np.ndarray, affine_ras: np.ndarray, slope: f
     with replacing(path) as partial, partial.open("xb") as raw:
         if path.name.endswith(".gz"):
             with gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as packed:
-                _write(cast(BinaryIO, packed), stored, affine_ras, slope)
+                _write(cast(BinaryIO, packed), stored, affine_ras, slope, read)
         else:
-            _write(raw, stored, affine_ras, slope)
+            _write(raw, stored, affine_ras, slope, read)
 
 
-def _write(stream: BinaryIO, stored: np.ndarray, affine_ras: np.ndarray, slope: float) -> None:
+def _write(
+    stream: BinaryIO,
+    stored: np.ndarray,
+    affine_ras: np.ndarray,
+    slope: float,
+    read: Callable[[np.ndarray], np.ndarray] | None,
+) -> None:
     header = nib.Nifti1Header()
     header.set_data_dtype(stored.dtype)
     header.set_data_shape(stored.shape)
@@ -200,4 +219,5 @@ def _write(stream: BinaryIO, stored: np.ndarray, affine_ras: np.ndarray, slope: 
     header["magic"] = b"n+1"
     stream.write(header.binaryblock + b"\0" * 4)
     for index in range(stored.shape[2]):
-        stream.write(stored[:, :, index].tobytes(order="F"))
+        plane = stored[:, :, index]
+        stream.write((read(plane) if read else plane).tobytes(order="F"))
