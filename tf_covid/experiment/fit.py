@@ -28,13 +28,11 @@ import functools
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tf_covid.atomic import write_text
-from tf_covid.attention import feature_axes, split
 from tf_covid.cohort import cache
 from tf_covid.cohort.folds import (
     Folds,
@@ -48,51 +46,32 @@ from tf_covid.cohort.folds import (
     write_folds,
 )
 from tf_covid.cohort.manifest import ManifestRow, read_manifest
-from tf_covid.errors import ModelError, TrainingError
 from tf_covid.experiment import phantom_source
-from tf_covid.experiment.phantom_source import SYNTHETIC_NOTE
-from tf_covid.experiment.predict import as_predictions
+from tf_covid.experiment.checks import check_network, check_splits, report_window, seen_by_init
+from tf_covid.experiment.one_network import (
+    EpochProgress,
+    Sides,
+    note_of,
+    train_and_test,
+    trained_on_scans,
+    with_ancestors,
+)
 from tf_covid.experiment.records import cache_spec, fill_cache, identities
-from tf_covid.experiment.run_folder import NOTE, FitRequest, exclusive_fold, exclusive_run_folder
-from tf_covid.models import NETWORKS
+from tf_covid.experiment.run_folder import FitRequest, exclusive_fold, exclusive_run_folder
 from tf_covid.phantom.mark import phantom_mark
-from tf_covid.pipeline import now, utc, versions
-from tf_covid.preprocessor import LungModels
+from tf_covid.pipeline import utc, versions
 from tf_covid.study.combine import join
-from tf_covid.study.predictions import read_predictions, write_predictions
+from tf_covid.study.predictions import write_predictions
 from tf_covid.study.records import AnyPredictions
-from tf_covid.study.seen import START, as_seen, seen_sentences
 from tf_covid.study.study import build_study, write_study
-from tf_covid.tasks import TASKS
 from tf_covid.training import checkpoint
-from tf_covid.training.calibration import calibrate_disease
-from tf_covid.training.fold import FoldPlan, SameRecords, TrainingSet, train
+from tf_covid.training.fold import SameRecords
 from tf_covid.training.network_spec import NetworkSpec
-from tf_covid.training.tasks import (
-    ClipObjective,
-    MaskObjective,
-    Objective,
-    labels_of,
-    objective_for,
-)
+from tf_covid.training.tasks import ClipObjective, Objective, labels_of, objective_for
 from tf_covid.training.worker_group import WorkerGroup
-from tf_covid.weights import (
-    Contract,
-    Preprocessing,
-    catalog,
-    load,
-    read_contract,
-    save_model,
-    seen,
-)
 from tf_covid.weights.contract import TrainedOn
-from tf_covid.weights.files import build
 
 Prepared = TypeVar("Prepared")
-
-#: (label, number of steps) → a context whose value is called after each step with its number, from
-#: 0, and a text.
-EpochProgress = Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]
 
 
 def fit(
@@ -162,12 +141,12 @@ def _fit(
     rows = read_manifest(request.manifest)
     network = NetworkSpec.of(request.task, request.model, rows, request.settings, request.init)
     labels = labels_of(rows, request.task)
-    _check_splits(request, rows, labels)
+    check_splits(request, rows, labels)
     with exclusive_run_folder(request, workers=workers, resume=resume, on_message=on_message):
-        _report_window(network, on_message)
+        report_window(network, on_message)
         spec = cache_spec(request, rows, network.preprocessing)
         objective = objective_for(request.task, network, rows, labels, request.settings, spec.grid)
-        _check_network(request, network)
+        check_network(request, network)
         records = _in_turn(
             group,
             request,
@@ -196,7 +175,7 @@ def _fit(
             )
         folds = _folds(request, rows, labels, on_message)
         audit(identities(rows, records, on_message), folds)
-        seen_in_training = _seen_by_init(request, rows, records, on_message)
+        seen_in_training = seen_by_init(request, rows, records, on_message)
         cohort = _Cohort(rows, labels, records, folds)
         if elsewhere is not None:
             plan = FoldsPlan(request, network, cohort, spec.grid)
@@ -239,12 +218,12 @@ def _fit_single(
     )
     write_text(json.dumps(sides, indent=1), request.out / "split.json")
     validation_rows = [row for row in rows if row.case in set(validation_cases)]
-    seen_in_training = _seen_by_init(request, validation_rows, records, on_message)
-    part = _train_and_test(
+    seen_in_training = seen_by_init(request, validation_rows, records, on_message)
+    part = train_and_test(
         request,
         network,
         objective,
-        _Sides(
+        Sides(
             name="training",
             folder=request.out,
             fold=0,
@@ -253,7 +232,7 @@ def _fit_single(
             tested=[records[case] for case in validation_cases],
             rows={row.case: row for row in rows},
             labels=labels,
-            trained_on=lambda _: _trained_on(
+            trained_on=lambda _: trained_on_scans(
                 request, [*train_cases, *validation_cases], rows, records
             ),
         ),
@@ -276,9 +255,9 @@ def _fit_phantom(
     examples = phantom_source.example_rows()
     network = NetworkSpec.of(request.task, request.model, examples, request.settings, request.init)
     with exclusive_run_folder(request, workers=workers, resume=resume, on_message=on_message):
-        _report_window(network, on_message)
+        report_window(network, on_message)
         spec = cache_spec(request, examples, network.preprocessing)
-        _check_network(request, network)
+        check_network(request, network)
         with phantom_source.PhantomCohort(
             request.task,
             request.settings,
@@ -305,12 +284,12 @@ def _fit_phantom(
             validation = chests.start()
             rows = [chests.rows[record.case] for record in validation]
             records = {record.case: record for record in validation}
-            seen_in_training = _seen_by_init(request, rows, records, on_message)
-            part = _train_and_test(
+            seen_in_training = seen_by_init(request, rows, records, on_message)
+            part = train_and_test(
                 request,
                 network,
                 objective,
-                _Sides(
+                Sides(
                     name="training",
                     folder=request.out,
                     fold=0,
@@ -319,7 +298,7 @@ def _fit_phantom(
                     tested=validation,
                     rows=chests.rows,
                     labels=chests.labels,
-                    trained_on=lambda epochs: _with_ancestors(
+                    trained_on=lambda epochs: with_ancestors(
                         request, TrainedOn(unchecked=chests.describe(epochs))
                     ),
                     origin=f", phantom {phantom_mark()}",
@@ -329,35 +308,6 @@ def _fit_phantom(
                 group,
             )
         return _finish(request, [part], request.chests or 0, seen_in_training)
-
-
-@dataclass(frozen=True)
-class _Sides:
-    """Who teaches a network, and who is asked afterwards.
-
-    Args:
-        name: What the training is called at the terminal.
-        folder: Where the model file goes.
-        fold: Index of the fold.
-        training_set: What it learns from.
-        validation: Records that the loss is validated on.
-        tested: Records that the finished network answers.
-        rows: Case → row of the manifest.
-        labels: Case → class.
-        trained_on: Number of trained epochs → what the model file says of the scans that it knows.
-        origin: What its origin says besides.
-    """
-
-    name: str
-    folder: Path
-    fold: int
-    training_set: TrainingSet
-    validation: Sequence[cache.CacheRecord]
-    tested: Sequence[cache.CacheRecord]
-    rows: Mapping[str, ManifestRow]
-    labels: Mapping[str, int]
-    trained_on: Callable[[int], tuple[TrainedOn, ...]]
-    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -450,104 +400,6 @@ def _in_turn(
     return group.after_chief(request.out, ("records.json", "folds.json", "chests.json"), work)
 
 
-def _lung_models(request: FitRequest) -> LungModels | None:
-    """The models that a classifier is trained behind; None for a task without them.
-
-    Raises:
-        ModelError: If one is missing, damaged, untrained or a model of another task.
-    """
-    if TASKS[request.task].cache_kind != "clips":
-        return None
-    return LungModels.read(request.lungs, request.lobes_model)
-
-
-def _check_network(request: FitRequest, network: NetworkSpec) -> None:
-    """A network that cannot be built, or read back, is an error now, not after hours of reading.
-
-    Raises:
-        ModelError: If the settings name arguments that the network does not have.
-        TrainingError: If it cannot be built with these settings, or lacks the layer to be
-            explained.
-    """
-    _lung_models(request)
-    try:
-        built = build(network.model, dict(network.arguments), request.out)
-    except ModelError as error:
-        if not isinstance(error.__cause__, ValueError):
-            raise
-        # No file is at fault, as the message of `build` has it, but what was asked for.
-        own = request.settings.network
-        given = f"clip = {list(request.settings.clip)}" + (f", network = {own}" if own else "")
-        facts = str(error.__cause__).partition("\n")[0]
-        raise TrainingError(f"{given}: {facts}") from error
-    endpoint = request.settings.endpoint
-    if endpoint is not None and endpoint not in {layer.name for layer in built.layers}:
-        raise TrainingError(f"endpoint: {network.model} has no layer {endpoint}")
-    usual = NETWORKS[network.model].endpoint
-    if TASKS[request.task].classifies_scans and usual is not None:
-        explained = endpoint or usual(dict(network.arguments))
-        try:
-            split(built, explained)
-            feature_axes(built, explained)
-        except (ValueError, TypeError) as error:
-            raise TrainingError(f"endpoint: {explained} cannot be explained: {error}") from error
-
-
-def _check_splits(
-    request: FitRequest, rows: Sequence[ManifestRow], labels: Mapping[str, int]
-) -> None:
-    """Refuse folds and validation sets that cannot be made, before hours of reading scans."""
-    if (
-        request.settings.validation_fraction
-        and not split_validation(
-            list(labels), rows, labels, request.settings.validation_fraction, 0
-        )[1]
-    ):
-        raise TrainingError(
-            "validation_fraction: no class has two patients, so none can be left for validation"
-        )
-    if request.single:
-        return
-    if request.folds_file:
-        check_classes(read_folds(request.folds_file), labels)
-    elif not (request.out / "folds.json").exists():
-        make_folds(rows, labels, request.folds, request.settings.seed, by_site=request.by_site)
-
-
-def _seen_by_init(
-    request: FitRequest,
-    rows: Sequence[ManifestRow],
-    records: Mapping[str, cache.CacheRecord],
-    on_message: Callable[[str], None],
-) -> dict[str, Any] | None:
-    """How many scans the file of `init` was trained on, ready for JSON; None without `init`.
-
-    Its scans are tested in some fold: their answers say nothing about new patients, and the study
-    says so.
-    """
-    if request.init is None:
-        return None
-    contract = read_contract(catalog.find(request.init))
-    patients = {row.case: row.patient for row in rows}
-    pixels = {row.case: records[row.case].fingerprints["pixels"] for row in rows}
-    results = as_seen(
-        [seen.look(catalog.name_of(request.init), contract, pixels, patients)], len(rows)
-    )
-    for sentence in seen_sentences(results, START):
-        on_message(f"warning: {sentence}")
-    return results
-
-
-def _report_window(network: NetworkSpec, on_message: Callable[[str], None]) -> None:
-    preprocessing = network.preprocessing
-    level, width = preprocessing.level_hu, preprocessing.width_hu
-    if network.init and (level, width) != (Preprocessing().level_hu, Preprocessing().width_hu):
-        on_message(
-            f"window: {level - width / 2:g} to {level + width / 2:g} HU, as {network.init} was"
-            " trained with"
-        )
-
-
 def _folds(
     request: FitRequest,
     rows: Sequence[ManifestRow],
@@ -593,11 +445,11 @@ def _run_fold(
         request.settings.validation_fraction,
         request.settings.seed,
     )
-    return _train_and_test(
+    return train_and_test(
         request,
         network,
         objective,
-        _Sides(
+        Sides(
             name=name,
             folder=folder,
             fold=fold,
@@ -607,7 +459,7 @@ def _run_fold(
             rows={row.case: row for row in cohort.rows},
             labels=cohort.labels,
             # The validation cases had a say in when to stop.
-            trained_on=lambda _: _trained_on(
+            trained_on=lambda _: trained_on_scans(
                 request, [*train_cases, *validation_cases], cohort.rows, cohort.records
             ),
         ),
@@ -615,134 +467,6 @@ def _run_fold(
         epoch_progress,
         group,
     )
-
-
-def _train_and_test(
-    request: FitRequest,
-    network: NetworkSpec,
-    objective: Objective,
-    sides: _Sides,
-    on_message: Callable[[str], None],
-    epoch_progress: EpochProgress,
-    group: WorkerGroup | None,
-) -> AnyPredictions | None:
-    """Train a network, write its file, and ask it; unless that is done.
-
-    None for a worker that is not the chief of its group.
-    """
-    folder, done = sides.folder, sides.folder / "predictions.csv"
-    if done.exists() if group is None else group.decides(done.exists()):
-        on_message(f"{sides.name}: done")
-        return read_predictions(done) if group is None or group.is_chief else None
-    folder.mkdir(parents=True, exist_ok=True)
-    plan = FoldPlan(network, objective, request.settings, sides.fold, request.mirrored, group)
-    tested = "" if sides.tested is sides.validation else f", test {len(sides.tested)}"
-    on_message(
-        f"{sides.name}: train {sides.training_set.size}, validation {len(sides.validation)}{tested}"
-    )
-    with epoch_progress(sides.name, request.settings.epochs) as step:
-        trained = train(
-            plan,
-            sides.training_set,
-            sides.validation,
-            folder,
-            on_epoch_end=lambda epoch, values: step(
-                epoch, _line(epoch, request.settings.epochs, values)
-            ),
-            board=folder / "board",
-        )
-    if trained is None:
-        return None
-    calibration = None
-    if isinstance(objective, MaskObjective) and sides.validation:
-        calibration = calibrate_disease(trained.network, objective, sides.validation)
-    part = "" if request.single else f", {sides.name}"
-    origin = (
-        f"tfcovid fit {request.task}, {request.model}, seed {request.settings.seed}"
-        f"{part}{sides.origin}{trained.origin}"
-    )
-    save_model(
-        trained.network,
-        _contract(request, network, origin, sides.trained_on(trained.epochs), calibration),
-        folder / "model.keras",
-    )
-    # Tested on the file: what it answers is what its user gets.
-    answers = objective.answers(load(folder / "model.keras").network, sides.tested)
-    facts = {"curves": trained.curves, "seconds": trained.seconds, "measured_at": now()}
-    write_text(json.dumps(facts), folder / "curves.json")
-    rows = [sides.rows[record.case] for record in sides.tested]
-    results = as_predictions(request.task, rows, sides.labels, answers, sides.fold, sides.tested)
-    write_predictions(results, done)
-    for state in ("state.npz", "best.npz"):
-        (folder / state).unlink(missing_ok=True)
-    return results
-
-
-def _contract(
-    request: FitRequest,
-    network: NetworkSpec,
-    origin: str,
-    trained_on: tuple[TrainedOn, ...],
-    disease_calibration: tuple[float, float] | None,
-) -> Contract:
-    task: Any = request.task
-    pair = _lung_models(request)
-    return Contract(
-        model=network.model,
-        arguments=dict(network.arguments),
-        task=task,
-        preprocessing=network.preprocessing,
-        classes=TASKS[task].labels,
-        endpoint=request.settings.endpoint,
-        lungs_sha256=pair.lungs.sha256 if pair else None,
-        lobes_sha256=pair.lobes.sha256 if pair and pair.lobes else None,
-        disease_calibration=disease_calibration,
-        note=_note(request),
-        origin=origin,
-        trained_on=trained_on,
-    )
-
-
-def _note(request: FitRequest) -> str:
-    """What the model file says first; “on no patient” where that holds for all its ancestors."""
-    if request.chests is None or request.note != NOTE:
-        return request.note
-    ancestor = read_contract(catalog.find(request.init)).note if request.init else SYNTHETIC_NOTE
-    return SYNTHETIC_NOTE if ancestor == SYNTHETIC_NOTE else NOTE
-
-
-def _trained_on(
-    request: FitRequest,
-    cases: Sequence[str],
-    rows: Sequence[ManifestRow],
-    records: Mapping[str, cache.CacheRecord],
-) -> tuple[TrainedOn, ...]:
-    """Fingerprints of what a network, and the weights that it started from, learned from."""
-    pixels = [records[case].fingerprints["pixels"] for case in cases]
-    patients = (
-        {row.patient for row in rows if row.case in set(cases)}
-        if request.patient_fingerprints
-        else ()
-    )
-    return _with_ancestors(request, seen.fingerprints(pixels, patients, seed=request.settings.seed))
-
-
-def _with_ancestors(request: FitRequest, own: TrainedOn) -> tuple[TrainedOn, ...]:
-    """What a network learned from, and what the weights did that it started from."""
-    if request.init is None:
-        return (own,)
-    return (
-        own,
-        *seen.ancestors(catalog.name_of(request.init), read_contract(catalog.find(request.init))),
-    )
-
-
-def _line(epoch: int, epochs: int, values: Mapping[str, float]) -> str:
-    shown = ", ".join(
-        f"{name} {value:.4g}" for name, value in values.items() if not name.endswith("_loss")
-    )
-    validated = f", val_loss {values['val_loss']:.4g}" if "val_loss" in values else ""
-    return f"epoch {epoch + 1}/{epochs}: {shown}{validated}"
 
 
 def _finish(
@@ -771,7 +495,7 @@ def _finish(
         config=request.settings.model_dump(mode="json"),
         seconds=sum(one["seconds"] for one in kept),
         versions=versions() | checkpoint.environment(),
-        note=_note(request),
+        note=note_of(request),
         seen_in_training=seen_in_training,
         measured_on="validation cases" if request.single else "test cases",
         cohort=request.cohort(scans),
