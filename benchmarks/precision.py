@@ -8,6 +8,9 @@ may change where float32 itself hardly decides: its margin, the difference of it
 probabilities, stands beside each change. A processor that does not compute in bfloat16 rounds the
 same, by other operations, and takes many times as long for it.
 
+What was answered is kept beside the chests, in a file for these models and versions: a run that was
+killed goes on where it was.
+
 Prints a Markdown table; --write puts it into docs/benchmarks.md.
 """
 
@@ -19,6 +22,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the command line does
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import hashlib
+import json
 from pathlib import Path
 
 import click
@@ -27,8 +32,10 @@ from answers import answer
 from cases import DrawnCase
 from tables import DOCS, Page, number, shipped, table, unseen
 
+from tf_covid.atomic import write_text
 from tf_covid.local import LocalModels
 from tf_covid.phantom.mark import UNSEEN
+from tf_covid.pipeline import versions
 
 #: Below this margin of float32 a class may be another one in bfloat16.
 DOUBTFUL = 0.04
@@ -42,6 +49,34 @@ def both(models: list[LocalModels], case: DrawnCase) -> list[Told]:
     return [
         answer(one, case.hu, one.segment(case.hu).probability, case.spacing_mm) for one in models
     ]
+
+
+class Kept:
+    """What was answered before, a seed each, in a file of the folder of the chests.
+
+    Args:
+        folder: Of the chests.
+        models: The models in both precisions, which the file's name follows from.
+    """
+
+    def __init__(self, folder: Path, models: list[LocalModels]) -> None:
+        decides = [models[0].weights_sha256, versions()]
+        key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+        self._path = folder / f"precision-{key}.json"
+        there = self._path.read_text("utf-8") if self._path.exists() else "{}"
+        self._told = json.loads(there)
+
+    def ask(self, models: list[LocalModels], case: DrawnCase) -> list[Told]:
+        """What each precision says about a chest, now or before."""
+        seed = str(case.seed)
+        if seed not in self._told:
+            pair = both(models, case)
+            self._told[seed] = [one and [values.tolist() for values in one] for one in pair]
+            write_text(json.dumps(self._told), self._path)
+        return [
+            None if one is None else (np.array(one[0]), np.array(one[1]))
+            for one in self._told[seed]
+        ]
 
 
 def precision_table(names: list[str], pairs: list[list[Told]]) -> tuple[str, int]:
@@ -82,7 +117,8 @@ def main(cases: int, folder: Path, chosen: tuple[str, ...], write: bool) -> None
     sources = list(chosen) or shipped()
     models = [LocalModels(sources, precision=name) for name in ("float32", "bfloat16")]
     chests = unseen(folder, range(UNSEEN, UNSEEN + cases))
-    pairs = [both(models, case) for case in chests]
+    kept = Kept(folder, models)
+    pairs = [kept.ask(models, case) for case in chests]
     if not any(one is not None and other is not None for one, other in pairs):
         raise SystemExit("no chest was answered in both: is this lung model trained?")
     names = [member.model.name for member in models[0].members]

@@ -64,6 +64,7 @@ ROAD = (
         "training",
     ),
     *(
+        "outcomes",
         "infer",
         "parallel",
         "experiment",

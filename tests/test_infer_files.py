@@ -19,7 +19,8 @@ from click.testing import CliRunner
 from tf_covid.cli import main
 from tf_covid.cohort.cases import cases_of
 from tf_covid.errors import ModelError
-from tf_covid.infer import CaseOutcome, Options, Run, Summary, finished, run_cases
+from tf_covid.infer import Options, Run, run_cases
+from tf_covid.outcomes import CaseOutcome, Summary, finished
 from tf_covid.phantom import draw_chest
 from tf_covid.phantom.files import write_nifti_volume
 from tf_covid.result import QualityFlag
@@ -73,7 +74,7 @@ def test_two_runs_into_one_folder_lose_no_row(tmp_path: Path) -> None:
 def test_many_processes_into_one_folder(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\n"
-        "from tf_covid.infer import CaseOutcome, Summary, finished\n"
+        "from tf_covid.outcomes import CaseOutcome, Summary, finished\n"
         "out = Path(sys.argv[1]); summary = Summary(out, every_s=0)\n"
         "for number in range(20):\n"
         "    folder = out / f'{sys.argv[2]}{number}'; folder.mkdir()\n"

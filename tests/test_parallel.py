@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tf_covid.errors import ServingError
-from tf_covid.infer import CaseOutcome
+from tf_covid.outcomes import CaseOutcome
 from tf_covid.parallel import run_in_threads
 from tf_covid.pipeline import refused
 from tf_covid.report import write_case

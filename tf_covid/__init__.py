@@ -27,6 +27,7 @@ The map of the house, in the order of imports; a room may use those above it, ne
     phantom/                    a synthetic chest that we know everything about
     study/                      PREDICTIONS → PAPER: its tables and figures, without TensorFlow
     training/                   one network of a fold, and how the shipped weights were made
+    outcomes.py                 what became of each case: in its folder, in summary.csv
     infer.py                    many inputs, one answer each; parallel.py: several at a time
     experiment/                 MANIFEST → RUN: `tfcovid fit` and `tfcovid evaluate`
     export/                     MODEL → SAVEDMODEL for TF Serving

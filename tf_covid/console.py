@@ -14,7 +14,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tf_covid.infer import CaseOutcome
+    from tf_covid.outcomes import CaseOutcome
 
 Item = TypeVar("Item")
 

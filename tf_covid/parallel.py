@@ -10,7 +10,8 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 
-from tf_covid.infer import CaseOutcome, Run, Summary, answer_one
+from tf_covid.infer import Run, answer_one
+from tf_covid.outcomes import CaseOutcome, Summary
 from tf_covid.scan import Case
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tf_covid import console
 from tf_covid.errors import PacsError
-from tf_covid.infer import CaseOutcome
+from tf_covid.outcomes import CaseOutcome
 from tf_covid.pacs.address import Access, archive_url, study_address
 from tf_covid.pacs.dicomweb import DicomWeb
 from tf_covid.pacs.retrieve import retrieve_study

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from tf_covid.cluster import ClusterOptions
     from tf_covid.experiment.fit import FoldsPlan
     from tf_covid.experiment.run_folder import FitRequest
-    from tf_covid.infer import CaseOutcome, Options
+    from tf_covid.infer import Options
+    from tf_covid.outcomes import CaseOutcome
     from tf_covid.scan import Case
 
 

@@ -22,7 +22,8 @@ from tf_covid.cluster.storages import storage_at
 from tf_covid.cluster.worker import WorkerTask, deciding_versions, not_stored
 from tf_covid.cohort.cases import SUMMARY
 from tf_covid.errors import ClusterError, ModelError, OutputError, TfCovidError
-from tf_covid.infer import CaseOutcome, Options, Run, Summary
+from tf_covid.infer import Options, Run
+from tf_covid.outcomes import CaseOutcome, Summary
 from tf_covid.report import summary_row
 from tf_covid.scan import Case
 from tf_covid.tensor import Ray

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tf_covid.errors import ClusterError, OutputError
-from tf_covid.infer import parsed
+from tf_covid.outcomes import parsed
 
 #: The file that makes an answer whole.
 RESULT = "result.json"

@@ -15,7 +15,8 @@ from tf_covid.cluster.storage import Storage
 from tf_covid.cluster.storages import storage_at
 from tf_covid.errors import OutputError, TfCovidError
 from tf_covid.extras import optional_import
-from tf_covid.infer import CaseOutcome, Options, Run, answer_one, without_answer
+from tf_covid.infer import Options, Run, answer_one
+from tf_covid.outcomes import CaseOutcome, without_answer
 from tf_covid.pipeline import Models, versions
 from tf_covid.scan import Case
 from tf_covid.scan.reader import Reader

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from tf_covid.errors import ModelError, OutputError, PacsError, ServingError, WatchError
-from tf_covid.infer import CaseOutcome, Run, Summary, answer_one
+from tf_covid.infer import Run, answer_one
+from tf_covid.outcomes import CaseOutcome, Summary
 from tf_covid.report.files import objects_in
 from tf_covid.watch.health import Health
 from tf_covid.watch.journal import DONE, FAILED, REFUSED, REPLACED, Journal, JournalRow
