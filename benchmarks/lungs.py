@@ -106,7 +106,7 @@ def measure(models: LocalModels, case: DrawnCase) -> Measured:
     return Measured(
         severity=case.severity,
         mimics=any(case.settings.get(name) for name in MIMICS),
-        dice=dice(read[RULE].labels > 0, case.lungs),
+        dice=dice(read[RULE].voxels.sides > 0, case.lungs),
         threshold_dice=dice(lungs_by_threshold(case.hu, case.spacing_mm), case.lungs),
         involvement=100.0 * lesions.sum() / max(lungs.sum(), 1),
         diseased=(lesions >= DISEASED_SLICE * np.maximum(lungs, 1))[keep],
@@ -201,7 +201,11 @@ def real_table(models: LocalModels, scans: Sequence[RealScan]) -> str:
             for way in (LEARNED, RULE)
         ]
         rows.append(
-            [f"{one.name}: lungs-unet", *_overlap(read[RULE].labels > 0, one.lungs), *involvement]
+            [
+                f"{one.name}: lungs-unet",
+                *_overlap(read[RULE].voxels.sides > 0, one.lungs),
+                *involvement,
+            ]
         )
         rows.append(
             [

@@ -29,13 +29,14 @@ from pathlib import Path
 import click
 import numpy as np
 from answers import answer
-from cases import DrawnCase
+from cases import DrawnCase, cases_folder
 from tables import DOCS, Page, number, shipped, table, unseen
 
 from tf_covid.atomic import write_text
 from tf_covid.local import LocalModels
 from tf_covid.phantom.mark import UNSEEN
 from tf_covid.pipeline import versions
+from tf_covid.runtime.behind import Behind
 
 #: Below this margin of float32 a class may be another one in bfloat16.
 DOUBTFUL = 0.04
@@ -56,13 +57,15 @@ class Kept:
 
     Args:
         folder: Of the chests.
-        models: The models in both precisions, which the file's name follows from.
+        sources: Names or files of the models.
+        models: The same, loaded in both precisions.
     """
 
-    def __init__(self, folder: Path, models: list[LocalModels]) -> None:
-        decides = [models[0].weights_sha256, versions()]
+    def __init__(self, folder: Path, sources: list[str], models: list[LocalModels]) -> None:
+        # The files' hashes count what stands beside the weights, too; `decides` has our own code.
+        decides = [Behind().decides(sources, models[0].files_sha256), versions()]
         key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
-        self._path = folder / f"precision-{key}.json"
+        self._path = cases_folder(folder) / f"precision-{key}.json"
         there = self._path.read_text("utf-8") if self._path.exists() else "{}"
         self._told = json.loads(there)
 
@@ -117,7 +120,7 @@ def main(cases: int, folder: Path, chosen: tuple[str, ...], write: bool) -> None
     sources = list(chosen) or shipped()
     models = [LocalModels(sources, precision=name) for name in ("float32", "bfloat16")]
     chests = unseen(folder, range(UNSEEN, UNSEEN + cases))
-    kept = Kept(folder, models)
+    kept = Kept(folder, sources, models)
     pairs = [kept.ask(models, case) for case in chests]
     if not any(one is not None and other is not None for one, other in pairs):
         raise SystemExit("no chest was answered in both: is this lung model trained?")

@@ -55,10 +55,7 @@ def metrics_table(found: Mapping[str, Any]) -> str:
         row = [name, NONE]
         if published is not None:
             row = [name, f"{published['value'] * factor:.{digits}f}{unit}"]
-        for run in runs:
-            metric = run["metrics"][key]
-            low, high = (f"{bound * factor:.{digits}f}" for bound in metric["ci95"])
-            row.append(f"{metric['value'] * factor:.{digits}f}{unit} ({low}–{high})")
+        row += [_figure(run["metrics"][key], factor, digits, unit) for run in runs]
         rows.append(row)
     for index, pair in enumerate(paper["mann_whitney"]):
         low, high = pair["groups"]
@@ -75,12 +72,9 @@ def differences_table(found: Mapping[str, Any]) -> str:
     rows = []
     for key, (name, factor, digits, unit) in METRICS.items():
         row = [f"{name}, points" if unit else name]
-        for metrics in pairs:
-            low, high = (bound * factor for bound in metrics[key]["ci95"])
-            text = f"{metrics[key]['value'] * factor:+.{digits if key != 'mae' else 2}f}"
-            text = f"**{text}**" if low > 0 or high < 0 else text
-            bounds = [f"{bound:.{digits if key != 'mae' else 2}f}" for bound in (low, high)]
-            row.append(f"{text} ({bounds[0]} to {bounds[1]})".translate(_MINUS))
+        # Differences of a mean error of one digit would be told apart by none.
+        digits = 2 if key == "mae" else digits
+        row += [_difference(metrics[key], factor, digits) for metrics in pairs]
         rows.append(row)
     header = ["on **synthetic** patients", "pre-trained − scratch, I3D", "LTC − I3D, scratch"]
     return table(header, rows)
@@ -101,8 +95,33 @@ def confusion_table(found: Mapping[str, Any]) -> str:
     return table(header, rows)
 
 
-def _p(value: float) -> str:
-    """A p-value to one digit, or to two where the paper has two."""
+def _figure(metric: Mapping[str, Any] | None, factor: float, digits: int, unit: str) -> str:
+    """A value with its interval; a dash where it is undefined."""
+    if metric is None:
+        return NONE
+    text = f"{metric['value'] * factor:.{digits}f}{unit}"
+    if metric["ci95"] is None:
+        return text
+    low, high = (f"{bound * factor:.{digits}f}" for bound in metric["ci95"])
+    return f"{text} ({low}–{high})"
+
+
+def _difference(metric: Mapping[str, Any] | None, factor: float, digits: int) -> str:
+    """A difference with its interval, bold where 0 lies outside; a dash where it is undefined."""
+    if metric is None:
+        return NONE
+    text = f"{metric['value'] * factor:+.{digits}f}"
+    if metric["ci95"] is not None:
+        low, high = (bound * factor for bound in metric["ci95"])
+        text = f"**{text}**" if low > 0 or high < 0 else text
+        text += f" ({low:.{digits}f} to {high:.{digits}f})"
+    return text.translate(_MINUS)
+
+
+def _p(value: float | None) -> str:
+    """A p-value to one digit, or to two where it is small; a dash where a group was empty."""
+    if value is None:
+        return NONE
     if value >= 0.001:
         return f"{value:.1g}"
     mantissa, exponent = f"{value:.1e}".split("e")

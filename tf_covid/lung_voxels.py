@@ -56,7 +56,8 @@ class LungVoxels:
     """The lungs of a scan.
 
     Args:
-        codes: uint8 (D, H, W), canonical, as `codes_of` makes them.
+        codes: uint8 (D, H, W), canonical, as `codes_of` makes them; not 0 exactly where there is a
+            side.
         has_lobes: Whether a lobe network told the lobes.
         has_lesions: Whether disease was looked for.
     """
@@ -69,8 +70,9 @@ class LungVoxels:
     def of(
         cls, sides: np.ndarray, lobes: np.ndarray | None = None, lesions: np.ndarray | None = None
     ) -> LungVoxels:
-        """Of volumes (D, H, W), as the properties give them."""
+        """Of volumes (D, H, W), as the properties give them; beside the lungs nothing is taken."""
         codes = codes_of(sides, 0 if lobes is None else lobes, 0 if lesions is None else lesions)
+        codes[np.asarray(sides) == 0] = 0
         return cls(codes, lobes is not None, lesions is not None)
 
     @property

@@ -199,11 +199,12 @@ def _fill(
             pass
     except _Torn as torn:
         # How many others are torn nobody looks: the first one ends the work.
-        which = f" (InstanceNumber {torn.instance.number})" if torn.instance.number > 0 else ""
+        number = torn.instance.number if torn.instance.number > 0 else None
+        which = "" if number is None else f" (InstanceNumber {number})"
         message = (
             f"A file of the series{which} ends early or is damaged; the series has {total} slices."
         )
-        raise refusal("truncated_file", message, torn.instance.number) from None
+        raise refusal("truncated_file", message, number) from None
     except Undecodable as error:
         text = undecodable_text(error)
         message = (
