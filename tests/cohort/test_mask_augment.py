@@ -37,3 +37,14 @@ def test_a_lung_mask_gets_worse_as_often_as_asked() -> None:
     lost = (bitten >= 0.5).sum(axis=(1, 2, 3)) < lungs[0].sum()
     assert 0 < lost.sum() < 48
     assert (bitten <= lungs).all(), "a bite adds nothing"
+
+
+def test_a_lung_mask_grows_and_shrinks_no_further_than_its_reach() -> None:
+    lungs = np.zeros((64, 4, 48, 48), np.float32)
+    lungs[:, :, 16:32, 16:32] = 1.0
+    for reach in (1, 3, 5):
+        how = Augmentation(mask_change=1.0, mask_reach=reach)
+        other = worse_mask(draws(2), tf.constant(lungs), how).numpy() >= 0.5
+        widths = other[:, 0, 24, :].sum(axis=1)  # through the middle, where its edge is straight
+        assert widths.max() == 16 + 2 * reach, reach
+        assert 16 - 2 * reach <= widths.min() < 16, reach

@@ -42,6 +42,7 @@ class Augmentation(BaseModel):
             eighths of the side at least.
         mask_change: Share of the clips whose lung mask is made larger or smaller, as that of
             another lung model might be.
+        mask_reach: How many voxels of the clip such a mask grows at most.
         mask_bites: Share of the clips whose lung mask loses pieces.
         hu_shift: Largest error of the scanner's calibration, in HU.
         hu_scale: The same as a share of the HU above air.
@@ -68,6 +69,7 @@ class Augmentation(BaseModel):
     shift_along: Annotated[float, Field(ge=0, lt=0.5)] | None = None
     coarse: _Share = 0.0
     mask_change: _Share = 0.0
+    mask_reach: Annotated[int, Field(ge=1, le=8)] = 1
     mask_bites: _Share = 0.0
     hu_shift: Annotated[float, Field(ge=0, le=1000)] = 20.0
     hu_scale: Annotated[float, Field(ge=0, lt=0.5)] = 0.03

@@ -54,15 +54,18 @@ def worse_mask(draws: Draws, lungs: Tensor, how: Augmentation) -> Tensor:
     Args:
         draws: Source of the random numbers.
         lungs: float32 (N, T, H, W), 0 to 1, all but N static; lung is where it is 0.5 or more.
-        how: Shares of the clips that are changed.
+        how: Shares of the clips that are changed, and how far.
     """
     count = tf.shape(lungs)[0]
     shape = [count, 1, 1, 1]
-    pooled = tf.nn.avg_pool2d(tf.transpose(lungs, [0, 2, 3, 1]), 3, 1, "SAME")
+    side = 2 * how.mask_reach + 1
+    pooled = tf.nn.avg_pool2d(tf.transpose(lungs, [0, 2, 3, 1]), side, 1, "SAME")
     soft = tf.transpose(pooled, [0, 3, 1, 2])
     changed = tf.where(
         draws.uniform(shape, 0, 1) < how.mask_change,
-        soft + draws.uniform(shape, -0.3, 0.3),
+        # A straight edge grows by all of the reach at most, and shrinks by about two thirds of it:
+        # more would take away the disease that the answer speaks of.
+        soft + draws.uniform(shape, -0.3, 0.5 - 0.2 / how.mask_reach),
         lungs,
     )
     noise = draws.normal([count, *(size // _BITE for size in lungs.shape[1:])])
