@@ -20,13 +20,32 @@ from tf_covid.weights import Contract, load, save_model
 @pytest.mark.slow
 @pytest.mark.parametrize("stem", ["same", "symmetric"])
 @pytest.mark.parametrize("clip", [(9, 40, 36, 1), (16, 33, 47, 3)])
-def test_what_trains_faster_answers_the_same(clip, stem):
+@pytest.mark.parametrize("onednn", ["0", "1"])
+def test_what_trains_faster_answers_the_same(clip, stem, onednn, monkeypatch):
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", onednn)
     network = I3D(clip, classes=3, stem=stem)
     copy = cpu_optimised(network)
     clips = np.random.default_rng(0).random((2, *clip), np.float32)
     np.testing.assert_allclose(copy(clips)["logits"], network(clips)["logits"], atol=1e-5)
     stems = [model.get_layer("Conv3d_1a_7x7_conv").get_weights()[0] for model in (network, copy)]
     np.testing.assert_array_equal(*stems)
+
+
+def test_pools_are_ours_where_onednn_has_none(monkeypatch):
+    def ours(machine, asked):
+        monkeypatch.setattr("platform.machine", lambda: machine)
+        monkeypatch.setattr("sys.platform", "linux")
+        monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", asked)
+        return [
+            layer.name
+            for layer in cpu_optimised(network).layers
+            if type(layer).__name__ == "CpuMaxPool3D"
+        ]
+
+    network = I3D((8, 32, 32, 1), classes=3)
+    pools = [layer for layer in network.layers if type(layer).__name__ == "MaxPooling3D"]
+    assert len(ours("x86_64", "0")) == len(ours("aarch64", "1")) == len(pools) > 10
+    assert ours("x86_64", "1") == []
 
 
 def test_the_disease_is_asked_for_on_the_cells_of_the_endpoints():

@@ -234,7 +234,7 @@ def _prepare(path: SeriesPath) -> DicomSeriesFiles:
     )
     if short:
         message = f"{short} file(s) of the series end early, of {len(slice_frames)}."
-        raise refusal("truncated_file", message, len(slice_frames) - short)
+        raise refusal("truncated_file", message, short)
     grid, _ = orient(stack.affine_ras, (first.columns, first.rows, len(slice_frames)))
     series = DicomSeriesFiles(
         files=tuple(str(paths[slice_frame.instance.name]) for slice_frame in slice_frames),

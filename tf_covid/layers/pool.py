@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
@@ -21,27 +22,28 @@ def max_pool_by_axis(
     """Max pooling as one pass along each axis; the answer is that of `MaxPooling3D`.
 
     Args:
-        x: Features (N, D, H, W, C) of a known size.
+        x: Features (N, D, H, W, C), all but N of a known size.
         pool_size: Window along D, H, W.
         strides: Stride along D, H, W.
         padding: "same" or "valid", placed as Keras does.
         fill: Value of the padding, no larger than any feature.
         maximum: Elementwise maximum of tensors of one shape; the gradient at ties is its own.
     """
+    shape = list(x.shape)
     for axis, (size, stride) in enumerate(zip(pool_size, strides, strict=True), 1):
         if size == stride == 1:
             continue
-        length = x.shape[axis]
+        length = shape[axis]
         count = -(-length // stride) if padding == "same" else (length - size) // stride + 1
         reach = (count - 1) * stride + size
         before = max(reach - length, 0) // 2 if padding == "same" else 0
-        edges = [[0, 0]] * len(x.shape)
-        edges[axis] = [before, max(reach - length - before, 0)]
-        padded = tf.pad(x, edges, constant_values=fill)
-        taps = []
-        for first in range(size):
-            window = [slice(None)] * len(x.shape)
-            window[axis] = slice(first, first + (count - 1) * stride + 1, stride)
-            taps.append(padded[tuple(window)])
-        x = maximum(taps)
+        after = max(reach - length - before, 0)
+        # TensorFlow cuts three axes up to twice as fast as five.
+        rows = tf.reshape(x, [-1, length, math.prod(shape[axis + 1 :])])
+        padded = tf.pad(rows, [[0, 0], [before, after], [0, 0]], constant_values=fill)
+        taps = [
+            padded[:, first : first + (count - 1) * stride + 1 : stride] for first in range(size)
+        ]
+        shape[axis] = count
+        x = tf.reshape(maximum(taps), [-1, *shape[1:]])
     return x
