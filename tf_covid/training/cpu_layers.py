@@ -111,8 +111,8 @@ def has_onednn() -> bool:
 def cpu_optimised(network: keras.Model) -> keras.Model:
     """The network with `CpuStem` and, without oneDNN, `CpuMaxPool3D` in place.
 
-    The weights are in the same order. A step of I3D, eight clips of 24×80×80, takes 2.1 s on 2
-    cores with oneDNN's pools and 3.7 s with ours.
+    The weights are in the same order. With oneDNN's pools a step of I3D takes two thirds of the
+    time that it takes with ours (`benchmarks/pools.py`).
     """
     by_axis = not has_onednn()
 
