@@ -48,5 +48,5 @@ def test_every_published_patient_is_synthetic_and_tested_once() -> None:
     for run in RUNS:
         rows = (FOLDER / run / "predictions.csv").read_text("utf-8").splitlines()[1:]
         patients = [row.split(",")[1] for row in rows]
-        assert len(set(patients)) == len(patients) == 201
+        assert len(set(patients)) == len(patients) == 202
         assert all(patient.startswith("PHANTOM") for patient in patients)
